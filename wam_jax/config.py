@@ -74,8 +74,8 @@ class ModelConfig:
     actions_per_chunk: A, action tokens of one chunk, padded over embodiments.
     max_chunks: Q, chunks of a training window, and chunks until the policy re-anchors.
     predict_first_frame: also denoise frame 0, isolated from everything else, as the reference does.
-    state_rule: what a state token sees, in training and in control: 'self' (the reference's training) or 'chunk'
-      (what the chunk's action tokens see: the reference's inference).
+    state_rule: what a state token sees: 'self', 'chunk' (what its chunk's action tokens see), or 'reference'
+      ('self' in training and 'chunk' in control: a mismatch that released weights need).
     prompt_in_modulation: add the mean prompt embedding to the noise-level embedding (reference: no).
     eps: of every norm.
     dtype: of activations, 'float32' or 'bfloat16'.
@@ -109,7 +109,7 @@ class ModelConfig:
   text: TextConfig = TextConfig()
 
   def __post_init__(self):
-    _check_choice('model.state_rule', self.state_rule, ('self', 'chunk'))
+    _check_choice('model.state_rule', self.state_rule, ('self', 'chunk', 'reference'))
     _check_choice('model.dtype', self.dtype, ('float32', 'bfloat16'))
     _check_choice('model.remat', self.remat, ('none', 'block'))
     _check_choice('model.tokenizer.kind', self.tokenizer.kind, ('patch',))

@@ -5,6 +5,7 @@ Owns no I/O and no statistics. A record says how the arrays of an RLDS step beco
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,44 @@ class Embodiment:
   prompt: str = '{}'
   language: tuple[str, ...] = ('language_instruction',)
 
+  def __post_init__(self):
+    problems = [*self._timing_problems(), *self._view_problems(),
+                *(f'relative_to={s.relative_to!r} of action {s.key!r} lies in no state slice, or has another width'
+                  for s in self.action if s.relative_to and self._state_column(s) is None)]
+    if problems:
+      raise ValueError(f'Embodiment {self.name!r}: {"; ".join(problems[:10])}.')
+
+  def _timing_problems(self):
+    if self.control_hz <= 0 or self.video_fps <= 0 or abs(self.control_hz / self.video_fps - self.stride) > 1e-6:
+      yield f'video_fps={self.video_fps} must divide control_hz={self.control_hz}'
+    elif abs(self.control_hz * self.chunk_s - self.steps_per_chunk) > 1e-6 or not self.steps_per_chunk:
+      yield f'chunk_s={self.chunk_s} must be a whole number of steps at control_hz={self.control_hz}'
+    elif self.steps_per_chunk % self.stride:
+      yield f'{self.steps_per_chunk} steps a chunk must be a multiple of {self.stride} steps a camera frame'
+
+  def _view_problems(self):
+    if not self.views:
+      yield 'needs at least one view'
+    for view in self.views:
+      if view.row + view.height > self.composite[0] or view.column + view.width > self.composite[1]:
+        yield f'view {view.key!r} ends outside the composite {self.composite}'
+
+  def _state_column(self, action: Slice) -> int | None:
+    """Where `action.relative_to` begins in the model's state vector; None if it is not inside one state slice."""
+    key, start, stop = action.relative_to.rsplit(':', 2)
+    offset = 0
+    for s in self.state:
+      if s.key == key and s.start <= int(start) and int(stop) <= s.stop:
+        return offset + int(start) - s.start if int(stop) - int(start) == action.stop - action.start else None
+      offset += s.stop - s.start
+    return None
+
+  @property
+  def reference_columns(self) -> tuple[int, ...]:
+    """Per action dimension, the state dimension subtracted at the chunk's first step; -1 where absolute."""
+    return tuple(self._state_column(s) + i if s.relative_to else -1
+                 for s in self.action for i in range(s.stop - s.start))
+
   @property
   def stride(self) -> int:
     """Control steps between two camera frames that the model sees."""
@@ -110,4 +149,29 @@ EMBODIMENTS = {e.name: e for e in (
     _tabletop('tabletop_cart',
               (Slice('proprio', 0, 5, 'm'),), (Slice('action', 0, 4, 'normalized'),), control_hz=5.0),
     _tabletop('tabletop_human', (), (), control_hz=10.0),
+    # BridgeData V2 as published in RLDS. Most of its episodes have only the fixed camera image_0; the others are blank
+    # there. Actions are end-effector deltas already, the gripper (1 open, 0 closed) is absolute.
+    Embodiment(
+        name='bridge_widowx', views=(View('image_0', 0, 0, 64, 64),), composite=(64, 64),
+        state=(Slice('state', 0, 6, 'm, rad'), Slice('state', 6, 7, 'normalized')),
+        action=(Slice('action', 0, 6, 'm, rad'), Slice('action', 6, 7, 'normalized')),
+        control_hz=5.0, video_fps=2.5, chunk_s=0.8),
 )}
+
+
+def get(name: str) -> Embodiment:
+  """The record called `name`.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name not in EMBODIMENTS:
+    raise ValueError(f'There is no embodiment {name!r}; wam_jax/data/embodiments.py has {sorted(EMBODIMENTS)}.')
+  return EMBODIMENTS[name]
+
+
+def from_dict(record: Mapping[str, Any]) -> Embodiment:
+  """Inverse of `dataclasses.asdict`, also after a trip through JSON."""
+  slices = {part: tuple(Slice(**s) for s in record[part]) for part in ('state', 'action')}
+  return Embodiment(**{**record, **slices, 'views': tuple(View(**v) for v in record['views']),
+                       'composite': tuple(record['composite']), 'language': tuple(record['language'])})

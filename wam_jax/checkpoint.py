@@ -1,0 +1,315 @@
+"""Checkpoints of a run (Orbax). Owns their layout on disk; knows nothing of flags, datasets or the model.
+
+WORKDIR/checkpoints/STEP/ holds, each readable without the others:
+  params, ema_params   the model; ema_params is absent when no average is kept
+  frozen               constants of the frozen encoders
+  optimizer            step and optimizer state
+  iterator             JSON, the data iterator of each host after exactly STEP batches
+  metadata             JSON, config and what the dataset says: statistics, embodiments
+
+Orbax writes STEP under another name and renames it when all of it is on disk, so what is listed is complete. A disk may still
+lose files later; such a checkpoint is moved to WORKDIR/unreadable/ and the one before is used.
+"""
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+
+from wam_jax import config as cfg
+from wam_jax import workdir as workdir_lib
+
+PyTree = Any
+
+
+class CheckpointError(ValueError):
+  """A checkpoint could not be written or none can be read; the message says what to do."""
+
+
+class Checkpoints:
+  """Writes and restores the checkpoints of one training run. Saves in the background; use as a context manager."""
+
+  def __init__(self, workdir: pathlib.Path, keep: int):
+    logging.get_absl_handler().addFilter(_hide_orbax)
+    self._workdir = workdir
+    self._manager = ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True))
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, error_type, error, traceback) -> None:
+    if error_type is None:
+      self.wait()
+    else:
+      self._wait_quietly()
+    self._manager.close()
+
+  def save(self, step: int, state: Any, iterator_state: Any, metadata: Mapping[str, Any]) -> None:
+    """Copies `state` off the devices, then writes in the background. At most one save is under way.
+
+    Args:
+      step: number of batches consumed; not yet saved.
+      state: TrainState; may be donated as soon as this returns.
+      iterator_state: of this host: JSON-able or bytes.
+      metadata: JSON-able: 'config', the nested dict of the config, and 'data', what the dataset says.
+    Raises:
+      CheckpointError: this save, or the one before, cannot be written.
+    """
+    self.wait()
+    items = {
+        'params': ocp.args.StandardSave(state.params),
+        'optimizer': ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
+        'iterator': ocp.args.JsonSave({'hosts': _gather(_encode(iterator_state))}),
+    }
+    if jax.tree.leaves(state.ema_params):
+      items['ema_params'] = ocp.args.StandardSave(state.ema_params)
+    if jax.tree.leaves(state.frozen):
+      items['frozen'] = ocp.args.StandardSave(state.frozen)
+    items['metadata'] = ocp.args.JsonSave({'items': sorted(items)} | metadata)
+    self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step)
+
+  def check(self) -> None:
+    """Raises CheckpointError if the background save has failed; does not wait for it."""
+    self._guard(self._manager.check_for_errors)
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk; raises CheckpointError if it failed."""
+    self._guard(self._manager.wait_until_finished)
+    self._guard(self._manager.check_for_errors)
+
+  def newest(self) -> int | None:
+    """Step of the newest complete checkpoint."""
+    return max(self._manager.all_steps(), default=None)
+
+  def restore(self, abstract_state: Callable[[PyTree], Any], say: Callable[[str], None]) -> Restored | None:
+    """The newest checkpoint that can be read, or None where there is none at all.
+
+    Args:
+      abstract_state: from the frozen constants to a TrainState of ShapeDtypeStruct with shardings.
+      say: told of each checkpoint that had to be skipped.
+    Raises:
+      CheckpointError: there are checkpoints, and none can be read.
+    """
+    problems: dict[int, str] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._restore_step(step, abstract_state)
+      except Exception as e:  # Orbax reports a missing or cut file by many types.
+        problems[step] = _first_line(e)
+        say(f'checkpoint {step} is incomplete and will not be used: {problems[step]}')
+        continue
+      self._set_aside(list(problems))
+      return restored
+    if problems:
+      listed = '\n  '.join(f'{step}: {problem}' for step, problem in problems.items())
+      raise CheckpointError(f'No checkpoint in {_directory(self._workdir)} can be read:\n  {listed}\n'
+                            'Restore one from a copy, or start again in another --workdir.')
+    return None
+
+  def _restore_step(self, step: int, abstract_state: Callable[[PyTree], Any]) -> Restored:
+    place = _directory(self._workdir) / str(step)
+    metadata = _load_metadata(place)
+    abstract = abstract_state(_load_tree(place / 'frozen'))
+    items = {
+        'params': ocp.args.StandardRestore(abstract.params),
+        'optimizer': ocp.args.StandardRestore({'step': abstract.step, 'opt_state': abstract.opt_state}),
+        'iterator': ocp.args.JsonRestore(),
+    }
+    for name in ('ema_params', 'frozen'):
+      if jax.tree.leaves(getattr(abstract, name)):
+        items[name] = ocp.args.StandardRestore(getattr(abstract, name))
+    got = self._manager.restore(step, args=ocp.args.Composite(**items))
+    state = abstract.replace(
+        step=got['optimizer']['step'], opt_state=got['optimizer']['opt_state'], params=got['params'],
+        ema_params=got.get('ema_params', abstract.ema_params), frozen=got.get('frozen', abstract.frozen))
+    return Restored(step, state, metadata, got['iterator']['hosts'])
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Moves unreadable checkpoints out of the way of the steps that will be saved again."""
+    if not steps:
+      return
+    aside = self._workdir / 'unreadable'
+    if jax.process_index() == 0:
+      aside.mkdir(exist_ok=True)
+      for step in steps:
+        (_directory(self._workdir) / str(step)).rename(_unused(aside / str(step)))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices('wam_jax:set_aside')
+    self._manager.reload()
+
+  def _guard(self, call: Callable[[], Any], step: int | None = None) -> None:
+    try:
+      call()
+    except Exception as e:  # The writers raise OSError, ValueError or RuntimeError for the same full disk.
+      self._wait_quietly()
+      self._manager.reload()
+      directory = _directory(self._workdir)
+      newest = self.newest()
+      kept = (f'The newest complete checkpoint is {directory / str(newest)}' if newest is not None
+              else f'There is no complete checkpoint in {directory} yet')
+      raise CheckpointError(
+          f'A checkpoint{f" of step {step}" if step else ""} could not be written to {directory} '
+          f'({shutil.disk_usage(directory).free / 2**20:.0f} MiB free): {_first_line(e)}\n{kept}; '
+          'make room and run the same command again to continue from it.') from e
+
+  def _wait_quietly(self) -> None:
+    try:
+      self._manager.wait_until_finished()
+    except Exception as e:
+      logging.debug('Save abandoned: %s', e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """What `Checkpoints.restore` found.
+
+  Attributes:
+    step: of the checkpoint.
+    state: TrainState on the devices.
+    metadata: as given to `save`.
+    hosts: encoded data-iterator state of each process.
+  """
+
+  step: int
+  state: Any
+  metadata: dict[str, Any]
+  hosts: list[str]
+
+  def iterator_state(self) -> Any:
+    """This host's data iterator, as given to `save`."""
+    if len(self.hosts) != jax.process_count():
+      raise CheckpointError(
+          f'Checkpoint {self.step} was written by {len(self.hosts)} processes and holds the data order of each; now there are '
+          f'{jax.process_count()}. Resume with {len(self.hosts)}, or start a new run from it with --config.init_from.')
+    return _decode(self.hosts[jax.process_index()])
+
+
+def load_for_inference(
+    workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[cfg.TrainConfig, PyTree, PyTree, dict[str, Any], int]:
+  """What serving and evaluation need of a run, as NumPy arrays on the host; needs no dataset.
+
+  Args:
+    workdir: of the training run; it may still be training.
+    step: of the checkpoint; None for the newest that can be read.
+  Returns:
+    config, params (the averaged ones where the run keeps an average), frozen, metadata of the dataset, step.
+  Raises:
+    CheckpointError: no such directory, checkpoint or step, or it is incomplete.
+  """
+  workdir = workdir_lib.make_path(str(workdir))
+  directory = _directory(workdir)
+  steps = list_steps(workdir)
+  if not workdir.is_dir():
+    raise CheckpointError(f'{workdir} does not exist; pass the --workdir of a training run.')
+  if not steps:
+    raise CheckpointError(
+        f'{workdir} has no checkpoint yet; the first comes after config.save_every steps.' if directory.is_dir() else
+        f'{workdir} is not the workdir of a training run: it has no checkpoints/ directory.')
+  if step is not None and step not in steps:
+    raise CheckpointError(f'{directory} has no step {step}; it has {", ".join(map(str, steps))}.')
+  problems = []
+  for candidate in [step] if step is not None else reversed(steps):
+    try:
+      place = directory / str(candidate)
+      metadata = _load_metadata(place)
+      params = _load_tree(place / ('ema_params' if 'ema_params' in metadata['items'] else 'params'))
+      frozen = _load_tree(place / 'frozen')
+    except Exception as e:  # Orbax reports a missing or cut file by many types.
+      problems.append(f'{candidate}: {_first_line(e)}')
+      continue
+    if problems:
+      logging.warning('Unreadable checkpoints skipped in %s: %s', directory, '; '.join(problems))
+    config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
+    return config, params, frozen, metadata['data'], candidate
+  raise CheckpointError(f'No checkpoint in {directory} can be read:\n  ' + '\n  '.join(problems))
+
+
+def list_steps(workdir: pathlib.Path) -> list[int]:
+  """Steps of the complete checkpoints, oldest first."""
+  directory = _directory(workdir)
+  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []
+
+
+def list_mismatches(wanted: PyTree, given: PyTree) -> list[str]:
+  """One line per array of `given` that is missing, unknown or of another shape than in `wanted`."""
+  want, have = _shapes(wanted), _shapes(given)
+  return [f'{name}: {want.get(name, "absent")} here, {have.get(name, "absent")} there'
+          for name in sorted(want.keys() | have.keys()) if want.get(name) != have.get(name)]
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _load_metadata(place: pathlib.Path) -> dict[str, Any]:
+  """The metadata of one checkpoint, once all its items are known to be there."""
+  metadata = json.loads((place / 'metadata' / 'metadata').read_text())
+  missing = [name for name in metadata['items'] if not (place / name).is_dir()]
+  if missing:
+    raise FileNotFoundError(f'{", ".join(missing)} missing in {place}')
+  return metadata
+
+
+def _load_tree(path: pathlib.Path) -> PyTree:
+  """Nested dict of NumPy arrays of one item, whatever devices wrote it; {} where it was not saved."""
+  if not path.exists():
+    return {}
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
+    return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def _directory(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / 'checkpoints'
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+  taken = 1
+  while path.exists():
+    taken += 1
+    path = path.with_name(f'{path.name.split("_")[0]}_{taken}')
+  return path
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
+
+
+def _encode(state: Any) -> str:
+  if isinstance(state, bytes):
+    return json.dumps({'base64': base64.b64encode(state).decode()})
+  return json.dumps({'json': state})
+
+
+def _decode(text: str) -> Any:
+  stored = json.loads(text)
+  return base64.b64decode(stored['base64']) if 'base64' in stored else stored['json']
+
+
+def _gather(text: str) -> list[str]:
+  """`text` of every process, in their order."""
+  if jax.process_count() == 1:
+    return [text]
+  mine = np.frombuffer(text.encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(mine.size))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[:mine.size] = mine
+  return [row[:size].tobytes().decode() for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)]
+
+
+def _hide_orbax(record) -> bool:
+  """Orbax logs each failure with its traceback before it raises; we report it once, in our words."""
+  return 'orbax' not in record.pathname or logging.get_verbosity() >= logging.INFO

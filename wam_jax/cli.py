@@ -1,0 +1,63 @@
+"""Start of every `python -m wam_jax.NAME`: a user's mistake ends as one message, a bug as a traceback."""
+from __future__ import annotations
+
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+_PACKAGE = pathlib.Path(__file__).parent
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs an absl program; exits with status 1 and `error: ...` on stderr where the user can fix the cause.
+
+  That is each ValueError, FloatingPointError or OSError that this package raises. The same types raised inside a
+  library are bugs and keep their traceback. `--verbosity=1` shows the traceback always.
+  """
+  app.run(lambda argv: _call(main, argv), flags_parser=_parse_flags)
+
+
+def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+  try:
+    main(argv)
+  except (ValueError, FloatingPointError, OSError) as e:
+    if not _raised_here(e):
+      raise
+    if logging.get_verbosity() >= logging.DEBUG:
+      traceback.print_exc()
+    _stop(str(e))
+
+
+def _raised_here(error: BaseException) -> bool:
+  frames = traceback.extract_tb(error.__traceback__)
+  return isinstance(error, OSError) or _PACKAGE in pathlib.Path(frames[-1].filename).resolve().parents
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError) as e:  # What a locked ConfigDict raises on --config.wrong.key=...
+    given = [arg for arg in argv[1:] if arg.lstrip('-').startswith('config.')]
+    _stop(f'a key of {" ".join(given)} does not exist: {_plain(e)}. '
+          'Every key is declared in wam_jax/config.py; datasets are named in the config file.')
+  except OSError as e:
+    _stop(f'--config cannot be loaded: {_plain(e)}')
+  except flags.Error as e:
+    # A ValueError inside the config file arrives with its whole traceback; its last line says what is wrong.
+    _stop(_plain(e) + '\n--help lists the flags.')
+
+
+def _plain(error: BaseException) -> str:
+  text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+  if 'Traceback (most recent call last)' in text:
+    text = text.strip().splitlines()[-1].strip()
+  return text.strip('\'"')
+
+
+def _stop(message: str) -> None:
+  sys.stdout.flush()
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  sys.exit(1)

@@ -1,0 +1,354 @@
+"""Random access to the episodes of a TFDS/RLDS directory in ArrayRecord format, without TensorFlow.
+
+Owns files, decoding and the memory cache. What the arrays of a step mean is the embodiment record's business; which
+steps make a sample is `windows.py`'s.
+"""
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import os
+import pathlib
+import sys
+import threading
+import time
+from typing import Any, Callable, Hashable, Iterable, Iterator, Sequence
+import uuid
+
+from array_record.python import array_record_data_source
+import cv2
+from etils import epath
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from wam_jax.data import embodiments
+
+FALLBACK_CACHE = pathlib.Path('~/.cache/wam_jax')
+
+
+class Cache:
+  """Least recently used values, at most `gib` of them; safe under threads.
+
+  `get` may call `make` twice for one key when two threads miss together: cheaper than holding the lock meanwhile.
+  """
+
+  def __init__(self, gib: float):
+    self._limit = int(gib * 2**30)
+    self._clear()
+
+  def _clear(self):
+    self._lock, self._used = threading.Lock(), 0
+    self._values: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
+
+  @property
+  def used(self) -> int:
+    """Bytes held."""
+    return self._used
+
+  def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    """The value of `key`, made now if it is not held. Values have `nbytes`."""
+    with self._lock:
+      if key in self._values:
+        self._values.move_to_end(key)
+        return self._values[key][0]
+    value = make()
+    with self._lock:
+      if key not in self._values:
+        self._values[key] = value, value.nbytes
+        self._used += value.nbytes
+      while self._used > self._limit and self._values:
+        self._used -= self._values.popitem(last=False)[1][1]
+    return value
+
+  def __getstate__(self):  # A worker process starts with an empty cache.
+    return self._limit
+
+  def __setstate__(self, limit):
+    self._limit = limit
+    self._clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Consecutive steps `start` ... `stop - 1` under the same instructions, one text per language key."""
+
+  start: int
+  stop: int
+  texts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """One parsed episode; images stay encoded until `decode`.
+
+  Attributes:
+    where: shard file and record, for messages.
+    length: steps.
+    state_TX: [length, X] float32, raw units, the record's state slices side by side.
+    action_TU: [length, U] float32, raw units, absolute as stored.
+    spans: language spans in order.
+    encoded: per view key, the JPEG or PNG bytes of every step.
+    image_shape: per view key, what features.json promises; None where it is free.
+  """
+
+  where: str
+  length: int
+  state_TX: np.ndarray
+  action_TU: np.ndarray
+  spans: tuple[Span, ...]
+  encoded: dict[str, Sequence[bytes]]
+  image_shape: dict[str, tuple[int | None, ...]]
+
+  @property
+  def nbytes(self) -> int:
+    """Memory held, about."""
+    images = sum(len(image) + 48 for steps in self.encoded.values() for image in steps)
+    return self.state_TX.nbytes + self.action_TU.nbytes + images + 1000
+
+  def decode(self, key: str, step: int) -> np.ndarray:
+    """The image of view `key` at `step`: [rows, columns, 3] uint8, RGB.
+
+    Raises:
+      ValueError: not a readable 8-bit RGB image, or of another size than features.json says.
+    """
+    where = f'Image {key!r} of step {step} of {self.where}'
+    encoded = np.frombuffer(self.encoded[key][step], np.uint8)
+    image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
+    if image is None:
+      raise ValueError(f'{where} is not a readable JPEG or PNG ({encoded.size} bytes); rebuild the dataset.')
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+      raise ValueError(f'{where} decodes to {image.dtype} {image.shape}; expected uint8 (rows, columns, 3).')
+    want = self.image_shape[key]
+    if any(w not in (None, got) for w, got in zip(want, image.shape)):
+      raise ValueError(f'{where} has shape {image.shape}; features.json says {want}.')
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+  def texts(self, step: int) -> tuple[str, ...]:
+    """The instructions at `step`, one per language key."""
+    return next(span.texts for span in self.spans if step < span.stop)
+
+
+class Episodes:
+  """The episodes of one split, as an `embodiments.Embodiment` sees them.
+
+  `episodes[i]` parses episode i, or takes it from the cache. Pickles to a few paths, so that grain workers can
+  have it.
+
+  Args:
+    path: TFDS directory with dataset_info.json; `~` is expanded.
+    split: TFDS split, slices allowed.
+    record: which arrays are needed.
+    cache: shared by the datasets of a mixture; None keeps nothing.
+  Raises:
+    ValueError: the directory, its format, the split or a key the record needs is not there.
+  """
+
+  def __init__(self, path: str, split: str, record: embodiments.Embodiment, cache: Cache | None = None):
+    self.path, self.split, self.record = epath.Path(path).expanduser(), split, record
+    self._cache = cache or Cache(0)
+    builder = _open_builder(self.path)
+    self._specs = _step_specs(builder)
+    _check_keys(self.path, self._specs, record)
+    self._shards = _file_instructions(builder, self.path, split)
+    self._records = array_record_data_source.ArrayRecordDataSource(self._shards)
+    self._first_record = np.cumsum([0] + [s.take for s in self._shards])
+    self.fingerprint = _fingerprint(self.path, self._shards)
+
+  def __len__(self) -> int:
+    return int(self._first_record[-1])
+
+  def __getitem__(self, index: int) -> Episode:
+    return self._cache.get((str(self.path), self.record.name, self.split, index), lambda: self._parse(index))
+
+  def where(self, index: int) -> str:
+    """Shard file and record of an episode, for messages."""
+    shard = int(np.searchsorted(self._first_record, index, 'right')) - 1
+    record = index - int(self._first_record[shard]) + self._shards[shard].skip
+    return f'record {record} of {self._shards[shard].filename}'
+
+  def spans(self, index: int) -> tuple[Span, ...]:
+    """The language spans of an episode, without touching its arrays and images."""
+    features = self._read(index)
+    return _spans(self._language(features, index), self._length(features, index))
+
+  def numeric(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """(state_TX, action_TU) of an episode, without touching its images."""
+    features = self._read(index)
+    return self._arrays(features, self._length(features, index), index)
+
+  def _read(self, index: int):
+    try:
+      record = self._records[index]
+    except Exception as e:  # array_record raises several types, with messages that name no file.
+      raise ValueError(f'Cannot read {self.where(index)}: the shard is missing, truncated or corrupt '
+                       f'({type(e).__name__}: {e}). Restore the file or rebuild the dataset.') from e
+    try:
+      return tf_example_pb2.Example.FromString(record).features.feature
+    except Exception as e:  # DecodeError of whichever protobuf implementation is installed.
+      raise ValueError(f'{self.where(index)} is not a tf.train.Example ({len(record)} bytes): {e}. '
+                       'Rebuild the dataset.') from e
+
+  def _parse(self, index: int) -> Episode:
+    features = self._read(index)
+    length = self._length(features, index)
+    state_TX, action_TU = self._arrays(features, length, index)
+    encoded = {v.key: self._bytes(features, f'observation/{v.key}', length, index) for v in self.record.views}
+    return Episode(
+        self.where(index), length, state_TX, action_TU, _spans(self._language(features, index), length),
+        encoded, {v.key: tuple(self._specs[f'observation/{v.key}'].shape) for v in self.record.views})
+
+  def _length(self, features, index: int) -> int:
+    key = f'steps/observation/{self.record.views[0].key}'
+    length = len(features[key].bytes_list.value) if key in features else 0
+    if not length:
+      raise ValueError(f'{self.where(index)} has no image under {key!r}; it holds {sorted(features)}.')
+    return length
+
+  def _language(self, features, index: int) -> list[list[bytes]]:
+    length = self._length(features, index)
+    return [self._bytes(features, key, length, index) for key in self.record.language]
+
+  def _bytes(self, features, key: str, length: int, index: int) -> list[bytes]:
+    values = list(features[f'steps/{key}'].bytes_list.value) if f'steps/{key}' in features else []
+    if len(values) != length:
+      raise ValueError(f'{self.where(index)} has {len(values)} values of {key!r} for its {length} steps.')
+    return values
+
+  def _arrays(self, features, length: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    state = [(f'observation/{s.key}', s) for s in self.record.state]
+    action = [(s.key, s) for s in self.record.action]
+    columns = {key: self._column(features, key, length, index) for key in dict(state + action)}
+    empty = [np.zeros((length, 0), np.float32)]
+    return tuple(np.concatenate(empty + [columns[key][:, s.start:s.stop] for key, s in part], axis=1)
+                 for part in (state, action))
+
+  def _column(self, features, key: str, length: int, index: int) -> np.ndarray:
+    feature = features.get(f'steps/{key}')
+    kind = feature.WhichOneof('kind') if feature is not None else 'nothing'
+    if kind not in ('float_list', 'int64_list'):
+      raise ValueError(f'{self.where(index)} stores {key!r} as {kind}; expected numbers.')
+    values = np.asarray(getattr(feature, kind).value, np.float32)
+    width = int(np.prod(self._specs[key].shape, dtype=int))
+    if values.size != length * width:
+      raise ValueError(f'{self.where(index)} has {values.size} numbers of {key!r}; expected {length} steps '
+                       f'x {width}.')
+    if not np.isfinite(values).all():
+      step = int(np.flatnonzero(~np.isfinite(values))[0]) // width
+      raise ValueError(f'{self.where(index)} has NaN or infinity in {key!r} at step {step}; repair or drop the '
+                       'episode.')
+    return values.reshape(length, width)
+
+
+def _open_builder(path: epath.Path):
+  if not path.exists():
+    raise ValueError(f'There is no dataset directory {path}; build it, or correct the path.')
+  if not (path / 'dataset_info.json').exists():
+    raise ValueError(f'{path} has no dataset_info.json; give the version directory of a TFDS dataset, such as '
+                     'NAME/1.0.0.')
+  builder = tfds.builder_from_directory(path)
+  if builder.info.file_format.value != 'array_record':
+    raise ValueError(
+        f'{path} is in {builder.info.file_format.value} format, which has no random access. Convert it once: '
+        f'python -m data.convert --source={path} --output=DIR')
+  return builder
+
+
+def _step_specs(builder) -> dict[str, Any]:
+  """Feature path under `steps/` to its per-step shape and dtype."""
+  flat = {}
+  def visit(prefix, node):
+    for key, value in node.items():
+      visit(f'{prefix}{key}/', value) if isinstance(value, dict) else flat.update({f'{prefix}{key}': value})
+  visit('', builder.info.features.get_tensor_info())
+  return {key.removeprefix('steps/'): spec for key, spec in flat.items() if key.startswith('steps/')}
+
+
+def _check_keys(path: epath.Path, specs: dict[str, Any], record: embodiments.Embodiment) -> None:
+  slices = [(f'observation/{s.key}', s.stop) for s in record.state] + [(s.key, s.stop) for s in record.action]
+  needed = [(f'observation/{v.key}', 0) for v in record.views] + slices + [(key, 0) for key in record.language]
+  problems = [f'no {key!r}' for key, _ in needed if key not in specs]
+  problems += [f'{key!r} has {int(np.prod(specs[key].shape, dtype=int))} columns, the record takes up to {stop}'
+               for key, stop in slices if key in specs and np.prod(specs[key].shape, dtype=int) < stop]
+  if problems:
+    raise ValueError(f'{path} does not fit embodiment {record.name!r}: {"; ".join(problems[:10])}. Its steps have '
+                     f'{sorted(specs)}. Correct the record in wam_jax/data/embodiments.py.')
+
+
+def _file_instructions(builder, path: epath.Path, split: str):
+  try:
+    instructions = builder.info.splits[split].file_instructions
+  except Exception as e:  # TFDS raises KeyError, ValueError or AssertionError here.
+    raise ValueError(f'{path} has no split {split!r}; it has {sorted(builder.info.splits)}.') from e
+  if not instructions:
+    raise ValueError(f'Split {split!r} of {path} holds no episodes.')
+  missing = [i.filename for i in instructions if not epath.Path(i.filename).exists()]
+  if missing:
+    raise ValueError(f'Shards of {path} are missing: {", ".join(map(str, missing[:10]))}. Restore them.')
+  return instructions
+
+
+def _spans(texts_KL: list[list[bytes]], length: int) -> tuple[Span, ...]:
+  steps = list(zip(*texts_KL)) or [()] * length
+  starts = [0] + [t for t in range(1, length) if steps[t] != steps[t - 1]]
+  return tuple(Span(a, b, tuple(text.decode('utf-8', 'replace') for text in steps[a]))
+               for a, b in zip(starts, starts[1:] + [length]))
+
+
+def _fingerprint(path: epath.Path, shards) -> str:
+  """Changes whenever the dataset does: its description, and size and last 4 KiB of every shard."""
+  digest = hashlib.sha256()
+  for name in ('dataset_info.json', 'features.json'):
+    digest.update((path / name).read_bytes())
+  for shard in shards:
+    with epath.Path(shard.filename).open('rb') as f:
+      size = f.seek(0, os.SEEK_END)
+      f.seek(max(0, size - 4096))
+      digest.update(f'{epath.Path(shard.filename).name}:{size}'.encode() + f.read())
+  return digest.hexdigest()[:16]
+
+
+def read_beside(path: epath.Path, name: str) -> bytes | None:
+  """What `write_beside` left for the dataset at `path`, or None."""
+  found = [p for p in _beside(path, name) if p.exists()]
+  return found[0].read_bytes() if found else None
+
+
+def write_beside(path: epath.Path, name: str, content: bytes) -> epath.Path:
+  """Writes a small derived file into the dataset's directory, or under ~/.cache/wam_jax where that is read-only.
+
+  A reader sees the old file or the whole new one. Returns where it went.
+  """
+  beside, fallback = _beside(path, name)
+  try:
+    return _write_atomic(beside, content)
+  except OSError:
+    fallback.parent.mkdir(parents=True, exist_ok=True)
+    return _write_atomic(fallback, content)
+
+
+def _beside(path: epath.Path, name: str) -> tuple[epath.Path, epath.Path]:
+  home = epath.Path(FALLBACK_CACHE).expanduser()
+  return path / name, home / hashlib.sha256(str(path).encode()).hexdigest()[:16] / name
+
+
+def _write_atomic(target: epath.Path, content: bytes) -> epath.Path:
+  partial = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}'
+  try:
+    partial.write_bytes(content)
+    partial.replace(target)
+  finally:
+    partial.unlink(missing_ok=True)
+  return target
+
+
+def progress(items: Iterable[Any], total: int, what: str, every_s: float = 5.0) -> Iterator[Any]:
+  """Yields `items`, telling stderr rate and time left every few seconds."""
+  start = last = time.monotonic()
+  for done, item in enumerate(items):
+    if time.monotonic() - last > every_s:
+      last = time.monotonic()
+      rate = done / (last - start)
+      print(f'{what}: {done}/{total}, {rate:.0f}/s, {(total - done) / max(rate, 1e-9):.0f} s left', file=sys.stderr)
+    yield item

@@ -1,0 +1,149 @@
+"""`TabletopEnv`: the closed-loop interface to one tabletop episode at a time."""
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import numpy as np
+
+from wam_jax.envs.tabletop import render as render_lib
+from wam_jax.envs.tabletop import robots as robots_lib
+from wam_jax.envs.tabletop import tasks as tasks_lib
+from wam_jax.envs.tabletop import world as world_lib
+
+# About 2.5 times the 90th percentile of the expert's time over all embodiments.
+TIME_LIMIT_S = {'reach': 4.0, 'reach_shape': 4.0, 'reach_any': 2.4, 'push': 9.0, 'place': 8.0, 'gather': 9.0,
+                'sort': 14.0}
+
+
+class TabletopEnv:
+  """One table, one robot, one instruction per episode; deterministic by the seed of `reset`.
+
+  Attributes:
+    embodiment: key of `ROBOTS`.
+    task, instruction: of this episode.
+    scenario: what the seed decided: start, goal and words.
+    robot, world, joints: the true state, for experts and tests.
+    control_hz: control steps per second.
+    success: whether the goal held for 0.4 s at some time of this episode.
+  """
+
+  def __init__(self, embodiment: str, tasks: Sequence[str], split: str = 'train', view_size: int = 32,
+               max_distractors: int = 2):
+    """Checks the choices; call `reset` before anything else.
+
+    Args:
+      embodiment: 'disc', 'arm', 'cart' or 'human'.
+      tasks: names of `TASKS`; each episode draws one.
+      split: 'train', 'unseen_task' (held-out combinations) or 'unseen_look' (held-out appearances).
+      view_size: pixels of the square views in observations.
+      max_distractors: one up to this many objects beside the task's own (none if 0; `push` has one at most).
+    Raises:
+      ValueError: an unknown name or a number out of range; all of them.
+    """
+    tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    problems = [f'{what}={value!r} must be one of {tuple(known)}' for what, value, known in (
+        ('embodiment', embodiment, robots_lib.ROBOTS), ('split', split, tasks_lib.SPLITS),
+        *(('task', task, tasks_lib.TASKS) for task in tasks)) if value not in known]
+    if not tasks:
+      problems.append(f'tasks is empty; choose from {tasks_lib.TASKS}')
+    if not 8 <= view_size <= 2048:
+      problems.append(f'view_size={view_size} must be 8 ... 2048 pixels')
+    if not 0 <= max_distractors <= 3:
+      problems.append(f'max_distractors={max_distractors} must be 0 ... 3')
+    if problems:
+      raise ValueError('; '.join(problems) + '.')
+    self.embodiment, self.tasks, self.split = embodiment, tasks, split
+    self.robot = robots_lib.ROBOTS[embodiment]
+    self.control_hz = self.robot.control_hz
+    self._view_size, self._max_distractors = view_size, max_distractors
+    self._looks = render_lib.looks(split)
+    self.scenario: tasks_lib.Scenario | None = None
+
+  def reset(self, seed: int) -> dict[str, np.ndarray]:
+    """Starts the episode of `seed`; the first observation.
+
+    Returns:
+      'top', 'wrist': uint8 [s, s, 3] RGB; 'proprio': float32 [X], see `proprio`.
+    """
+    rng = np.random.default_rng(seed)
+    task = self.tasks[int(rng.integers(len(self.tasks)))]
+    self.scenario = tasks_lib.sample(task, rng, self.split, self._max_distractors)
+    self.joints = self.robot.limit(self.robot.inverse(*self.scenario.tip))
+    self.world = world_lib.World(self.scenario.items, self.robot.forward(self.joints), self.robot.tip_radius)
+    look = self._looks[int(rng.integers(len(self._looks)))]
+    self._renderer = render_lib.Renderer(self.scenario, self.robot, look)
+    self._steps = self._satisfied_steps = 0
+    self.success = False
+    return self._observe()
+
+  def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
+    """Applies one action and returns the observation after it.
+
+    Args:
+      action: [U] joint velocities and grip (above 0 closes), clipped to [-1, 1].
+    Raises:
+      ValueError: wrong shape, or not finite.
+      RuntimeError: `reset` was not called.
+    """
+    if self.scenario is None:
+      raise RuntimeError('Call reset(seed) before step(action).')
+    action = np.asarray(action, np.float64)
+    if action.shape != (self.robot.action_dim,):
+      raise ValueError(f'action has shape {action.shape}; {self.embodiment} takes ({self.robot.action_dim},).')
+    values = action.tolist()
+    if not all(map(math.isfinite, values)):
+      raise ValueError(f'action={values} has entries that are not finite.')
+    *deltas, grip = (min(max(a, -1.0), 1.0) for a in values)
+    self.joints = self.robot.move(self.joints, tuple(deltas))
+    self.world.step(self.robot.forward(self.joints), grip > 0, 1 / self.control_hz)
+    self._steps += 1
+    satisfied = tasks_lib.satisfied(self.scenario, self.world)
+    self._satisfied_steps = self._satisfied_steps + 1 if satisfied else 0
+    self.success |= self._satisfied_steps >= math.ceil(tasks_lib.DWELL_S * self.control_hz)
+    return self._observe()
+
+  @property
+  def instruction(self) -> str:
+    """Lower-case words of this episode's goal."""
+    return self.scenario.instruction
+
+  @property
+  def task(self) -> str:
+    """Name of this episode's task."""
+    return self.scenario.task
+
+  @property
+  def time_s(self) -> float:
+    """Simulated time since reset."""
+    return self._steps / self.control_hz
+
+  @property
+  def max_steps(self) -> int:
+    """Time limit of this episode in control steps; before the first reset, of the longest task."""
+    tasks = self.tasks if self.scenario is None else (self.task,)
+    return math.ceil(max(TIME_LIMIT_S[task] for task in tasks) * self.control_hz)
+
+  @property
+  def action_dim(self) -> int:
+    """U."""
+    return self.robot.action_dim
+
+  @property
+  def proprio(self) -> np.ndarray:
+    """float32 [X]: joints (metres, radians), for the arm also the tip, then grip in [0, 1] and holding, 0 or 1."""
+    tip = self.world.tip if self.robot.proprio_tip else ()
+    return np.array((*self.joints, *tip, self.world.grip, self.world.holding is not None), np.float32)
+
+  def render(self, size: int, view: str = 'top') -> np.ndarray:
+    """uint8 [size, size, 3] RGB, drawn at that resolution.
+
+    Raises:
+      ValueError: unknown view.
+    """
+    if view not in render_lib.VIEWS:
+      raise ValueError(f'view={view!r} must be one of {render_lib.VIEWS}.')
+    return self._renderer.image(view, size, self.world, self.joints)
+
+  def _observe(self) -> dict[str, np.ndarray]:
+    return {**{view: self.render(self._view_size, view) for view in render_lib.VIEWS}, 'proprio': self.proprio}

@@ -1,0 +1,230 @@
+"""Fast software drawing of the tabletop with OpenCV, straight at the asked resolution.
+
+Owns colours, looks, textures and cameras; reads the world and changes nothing. Points are given to OpenCV in
+sixteenths of a pixel and edges are anti-aliased, so slow motion shows even at 32x32.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import cv2
+import numpy as np
+
+from wam_jax.envs.tabletop import robots as robots_lib
+from wam_jax.envs.tabletop import tasks as tasks_lib
+from wam_jax.envs.tabletop import world as world_lib
+
+COLORS = {
+    'red': (215, 35, 40), 'green': (35, 150, 50), 'blue': (40, 70, 225),
+    'yellow': (245, 215, 35), 'purple': (165, 50, 190), 'cyan': (50, 210, 225),
+}
+VIEWS = ('top', 'wrist')
+WRIST_SPAN = 0.4
+_MARGIN = 0.25
+_FLOOR = (58, 60, 66)
+_DARK, _LIGHT = (25, 25, 28), (250, 250, 250)
+_STEEL, _BROWN, _SKIN, _SLEEVE = (112, 118, 128), (105, 62, 35), (240, 190, 155), (60, 75, 70)
+_SHIFT = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """Appearance that carries no meaning.
+
+  Attributes:
+    table: RGB of the table top.
+    texture: 'plain', 'grain', 'planks' (training) or 'checker', 'stripes', 'speckle' (unseen).
+    finish: of items: 'flat', 'rim' (training) or 'dot', 'band' (unseen).
+    shade: factor on the items' colours.
+  """
+
+  table: tuple[int, int, int]
+  texture: str
+  finish: str
+  shade: float
+
+
+_TABLES = {'train': ((214, 206, 192), (198, 203, 210), (188, 198, 184), (222, 214, 214)),
+           'unseen_look': ((96, 100, 112), (238, 238, 242), (158, 128, 100))}
+_TEXTURES = {'train': ('plain', 'grain', 'planks'), 'unseen_look': ('checker', 'stripes', 'speckle')}
+_FINISHES = {'train': ('flat', 'rim'), 'unseen_look': ('dot', 'band')}
+_SHADES = {'train': (0.94, 1.0), 'unseen_look': (0.82,)}
+
+
+def looks(split: str) -> tuple[Look, ...]:
+  """All looks of a split; those of `unseen_look` share no table colour, texture or finish with the others."""
+  key = split if split == 'unseen_look' else 'train'
+  return tuple(Look(table, texture, finish, shade) for table in _TABLES[key] for texture in _TEXTURES[key]
+               for finish in _FINISHES[key] for shade in _SHADES[key])
+
+
+@functools.lru_cache(maxsize=256)
+def _surface(table: tuple[int, int, int], texture: str, scale: float, margin: float) -> np.ndarray:
+  """Table top and floor around it as uint8 [n, n, 3], `scale` pixels a metre, `margin` metres of floor."""
+  n = round((1 + 2 * margin) * scale)
+  axis = (np.arange(n) + 0.5) / scale - margin
+  x, y = np.meshgrid(axis, axis)
+  patterns = {
+      'plain': lambda: 0 * x,
+      'grain': lambda: 7 * np.sin(2 * np.pi * (2.2 * y + 0.25 * np.sin(2 * np.pi * 0.8 * x))),
+      'planks': lambda: 9 * (np.floor(4 * x) % 2) - 4.5,
+      'checker': lambda: 34 * ((np.floor(4 * x) + np.floor(4 * y)) % 2) - 17,
+      'stripes': lambda: 20 * np.sign(np.sin(2 * np.pi * 3 * (x + y))),
+      'speckle': lambda: np.random.default_rng(0).normal(0, 16, (24, 24))[
+          np.clip((24 * y).astype(int), 0, 23), np.clip((24 * x).astype(int), 0, 23)],
+  }
+  image = np.clip(np.array(table)[None, None] + patterns[texture]()[..., None], 0, 255)
+  outside = (x < 0) | (x > 1) | (y < 0) | (y > 1)
+  image[outside] = _FLOOR
+  return image.astype(np.uint8)
+
+
+class _Canvas:
+  """Draws in metres on `image`, whose pixel (0, 0) begins at `origin`."""
+
+  def __init__(self, image: np.ndarray, scale: float, origin: tuple[float, float]):
+    self.image, self._scale, self._origin = image, scale, origin
+    self._unit = scale * (1 << _SHIFT)
+
+  def _point(self, x, y):
+    half = 1 << (_SHIFT - 1)
+    return (round((x - self._origin[0]) * self._unit) - half, round((y - self._origin[1]) * self._unit) - half)
+
+  def disc(self, x, y, radius, color):
+    cv2.circle(self.image, self._point(x, y), round(radius * self._unit), color, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+
+  def ring(self, x, y, radius, width, color):
+    cv2.circle(self.image, self._point(x, y), round(radius * self._unit), color, max(1, round(width * self._scale)),
+               cv2.LINE_AA, _SHIFT)
+
+  def polygon(self, points, color):
+    outline = np.array([self._point(*p) for p in points], np.int32)
+    cv2.fillConvexPoly(self.image, outline, color, cv2.LINE_AA, _SHIFT)
+
+  def rod(self, start, stop, width, color):
+    dx, dy = stop[0] - start[0], stop[1] - start[1]
+    length = max(math.hypot(dx, dy), 1e-9)
+    nx, ny = -dy / length * width / 2, dx / length * width / 2
+    self.polygon(((start[0] + nx, start[1] + ny), (stop[0] + nx, stop[1] + ny),
+                  (stop[0] - nx, stop[1] - ny), (start[0] - nx, start[1] - ny)), color)
+
+
+class Renderer:
+  """Images of one episode. What never moves (table, zones) is drawn once per view and size."""
+
+  def __init__(self, scenario: tasks_lib.Scenario, robot: robots_lib.Robot, look: Look):
+    self._scenario, self._robot, self._look = scenario, robot, look
+    self._still: dict[tuple[str, int], np.ndarray] = {}
+    self._colors = [tuple(int(c * look.shade) for c in COLORS[item.color]) for item in scenario.items]
+
+  def image(self, view: str, size: int, world: world_lib.World, joints: robots_lib.Vector) -> np.ndarray:
+    """uint8 [size, size, 3] RGB of the whole table ('top') or of 0.4 m around the tip ('wrist')."""
+    still = self._still.get((view, size))
+    if still is None:
+      still = self._still[view, size] = self._draw_still(view, size)
+    if view == 'top':
+      canvas = _Canvas(still.copy(), float(size), (0.0, 0.0))
+    else:
+      # The camera moves by whole pixels, so the table's texture stays as sharp as everything on it.
+      scale = size / WRIST_SPAN
+      column, row = (round((t - WRIST_SPAN / 2 + _MARGIN) * scale) for t in world.tip)
+      crop = np.ascontiguousarray(still[row:row + size, column:column + size])
+      canvas = _Canvas(crop, scale, (column / scale - _MARGIN, row / scale - _MARGIN))
+    for index in range(len(self._scenario.items)):
+      if index != world.holding:
+        self._draw_item(canvas, index, world)
+    if world.holding is not None:
+      self._draw_item(canvas, world.holding, world)
+    _ROBOT_DRAWERS[self._robot.name](canvas, world, joints)
+    return canvas.image
+
+  def _draw_still(self, view, size):
+    scale, margin = (float(size), 0.0) if view == 'top' else (size / WRIST_SPAN, _MARGIN)
+    image = _surface(self._look.table, self._look.texture, scale, margin).copy()
+    canvas = _Canvas(image, scale, (-margin, -margin))
+    for zone in self._scenario.zones:
+      color = COLORS[zone.color]
+      tint = tuple(int(0.65 * t + 0.35 * c) for t, c in zip(self._look.table, color))
+      canvas.disc(zone.x, zone.y, tasks_lib.ZONE_RADIUS, color)
+      canvas.disc(zone.x, zone.y, tasks_lib.ZONE_RADIUS - 0.032, tint)
+    return image
+
+  def _draw_item(self, canvas, index, world):
+    shape, finish, color = self._scenario.items[index].shape, self._look.finish, self._colors[index]
+    x, y, angle = world.pose(index)
+    # A lifted item is nearer to the camera.
+    grow = 1.12 if index == world.holding else 1.0
+    if finish == 'rim':
+      _draw_shape(canvas, shape, x, y, angle, grow, tuple(int(0.55 * c) for c in color))
+      _draw_shape(canvas, shape, x, y, angle, 0.82 * grow, color)
+    else:
+      _draw_shape(canvas, shape, x, y, angle, grow, color)
+    if finish == 'dot':
+      canvas.disc(x, y, 0.018, _LIGHT)
+    elif finish == 'band':
+      dx, dy = 0.045 * math.cos(angle), 0.045 * math.sin(angle)
+      canvas.rod((x - dx, y - dy), (x + dx, y + dy), 0.02, tuple(int(0.45 * c) for c in color))
+
+
+def _draw_shape(canvas, shape, x, y, angle, grow, color):
+  outline = world_lib.SHAPES[shape]
+  if outline is None:
+    canvas.disc(x, y, world_lib.DISC_RADIUS * grow, color)
+    return
+  c, s = grow * math.cos(angle), grow * math.sin(angle)
+  canvas.polygon([(x + c * px - s * py, y + s * px + c * py) for px, py in outline], color)
+
+
+def _draw_disc(canvas, world, joints):
+  x, y = world.tip
+  canvas.disc(x, y, 0.05, _DARK)
+  canvas.disc(x, y, 0.034 * (1 - world.grip) + 0.012, _LIGHT)
+
+
+def _draw_arm(canvas, world, joints):
+  elbow = robots_lib.arm_elbow(joints)
+  canvas.rod(robots_lib.ARM_BASE, elbow, 0.07, _STEEL)
+  canvas.rod(elbow, world.tip, 0.05, _STEEL)
+  canvas.disc(*robots_lib.ARM_BASE, 0.13, _DARK)
+  canvas.disc(*elbow, 0.042, _DARK)
+  angle = joints[0] + joints[1]
+  ahead, side = (math.sin(angle), -math.cos(angle)), (math.cos(angle), math.sin(angle))
+  spread = 0.042 - 0.026 * world.grip
+  canvas.disc(*world.tip, 0.026, _DARK)
+  for sign in (-1, 1):
+    root = world.tip[0] + sign * spread * side[0], world.tip[1] + sign * spread * side[1]
+    canvas.rod(world.tip, root, 0.022, _DARK)
+    canvas.rod(root, (root[0] + 0.05 * ahead[0], root[1] + 0.05 * ahead[1]), 0.022, _DARK)
+
+
+def _draw_cart(canvas, world, joints):
+  cart = joints[0], robots_lib.RAIL_Y
+  canvas.rod((-0.3, robots_lib.RAIL_Y), (1.3, robots_lib.RAIL_Y), 0.018, _DARK)
+  canvas.rod(cart, world.tip, 0.03, _BROWN)
+  canvas.rod((cart[0] - 0.08, cart[1]), (cart[0] + 0.08, cart[1]), 0.075, _BROWN)
+  canvas.disc(*world.tip, 0.042, _BROWN)
+  canvas.disc(*world.tip, 0.03 * (1 - world.grip) + 0.004, _LIGHT)
+
+
+def _draw_human(canvas, world, joints):
+  # The forearm comes in from the right, from wherever a person standing there would reach.
+  x, y = world.tip
+  shoulder = 1.35, 0.5 + 0.6 * (y - 0.5)
+  angle = math.atan2(y - shoulder[1], x - shoulder[0])
+  ahead, side = (math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))
+  wrist = x - 0.05 * ahead[0], y - 0.05 * ahead[1]
+  cuff = x - 0.17 * ahead[0], y - 0.17 * ahead[1]
+  canvas.rod(wrist, shoulder, 0.06, _SKIN)
+  canvas.rod(cuff, shoulder, 0.085, _SLEEVE)
+  canvas.disc(x - 0.02 * ahead[0], y - 0.02 * ahead[1], 0.046, _SKIN)
+  length = 0.075 - 0.035 * world.grip
+  for offset, lean in ((-0.034, -0.5), (-0.012, -0.15), (0.012, 0.15), (0.034, 0.6)):
+    root = x + offset * side[0], y + offset * side[1]
+    lean *= 1 - world.grip
+    canvas.rod(root, (root[0] + length * (ahead[0] + lean * side[0]), root[1] + length * (ahead[1] + lean * side[1])),
+               0.018, _SKIN)
+
+
+_ROBOT_DRAWERS = {'disc': _draw_disc, 'arm': _draw_arm, 'cart': _draw_cart, 'human': _draw_human}

@@ -1,0 +1,127 @@
+"""Flow matching: noise levels, interpolation, velocity targets, loss weights. No network, no I/O.
+
+`sigma` is 0 for clean and 1 for noise; the reference's timestep is 1000 * sigma, the paper's time is 1 - sigma, and
+the velocity here, noise - clean, is minus the paper's.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wam_jax import config as cfg
+
+
+class NoiseLevels(NamedTuple):
+  """Per-chunk levels. first_B: of frame 0, video_BQ and action_BQ: of each chunk; all float32 in [0, 1]."""
+
+  first_B: jax.Array
+  video_BQ: jax.Array
+  action_BQ: jax.Array
+
+
+def warp(sigma, shift: float):
+  """Levels moved towards noise: shift * s / (1 + (shift - 1) * s). Works on numpy and JAX arrays."""
+  return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def schedule(levels: int, shift: float) -> np.ndarray:
+  """[levels] float32 discrete sigmas, from pure noise (index 0) downwards.
+
+  Source: DreamZero `FlowMatchScheduler.set_timesteps` with sigma_min 0 and the extra step.
+  """
+  return warp(1 - np.arange(levels) / levels, shift).astype(np.float32)
+
+
+def level_weights(sigmas: np.ndarray) -> np.ndarray:
+  """The reference's bell-shaped loss weight of each level of a schedule, mean 1.
+
+  Source: DreamZero `FlowMatchScheduler.set_timesteps(training=True)`.
+  """
+  bell = np.exp(-2 * (sigmas.astype(np.float64) - 0.5) ** 2)
+  bell = bell - bell.min()
+  return (bell * len(sigmas) / bell.sum()).astype(np.float32)
+
+
+def sample_levels(key: jax.Array, batch: int, chunks: int, config: cfg.FlowConfig) -> NoiseLevels:
+  """One draw of noise levels per sample and chunk.
+
+  coupled: one uniform index of the shifted schedule, shared by a chunk's video and actions (paper, section on the
+  coupled schedule). flash: video eta ~ Beta(beta, 1), drawn as U^(1/beta), action ~ U(0, 1), independent (paper,
+  DreamZero-Flash). Frame 0 has its own level of the video's law.
+  """
+  key_video, key_action, key_first = jax.random.split(key, 3)
+  if config.schedule == 'coupled':
+    table = jnp.asarray(schedule(config.levels, config.shift))
+    draw = lambda k, shape: table[jax.random.randint(k, shape, 0, config.levels)]
+    video_BQ = draw(key_video, (batch, chunks))
+    return NoiseLevels(draw(key_first, (batch,)), video_BQ, video_BQ)
+  beta = lambda k, shape: warp(jax.random.uniform(k, shape) ** (1 / config.video_beta), config.flash_shift)
+  action_BQ = warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift)
+  return NoiseLevels(beta(key_first, (batch,)), beta(key_video, (batch, chunks)), action_BQ)
+
+
+def interpolate(clean, noise, sigma):
+  """Point on the straight path from `clean` (sigma 0) to `noise` (sigma 1).
+
+  Args:
+    clean, noise: [B, F, H, W, C] or [B, A, U], float32.
+    sigma: noise level in [0, 1], broadcast from the left: [B, F] or [B, A].
+  Raises:
+    ValueError: `sigma` has more axes than `clean`.
+  Source: DreamZero `FlowMatchScheduler.add_noise`; its timestep is 1000 * sigma.
+  """
+  sigma = _from_left(sigma, clean)
+  return (1 - sigma) * clean + sigma * noise
+
+
+def velocity(clean, noise):
+  """The regression target, constant along the path. Source: `FlowMatchScheduler.training_target`."""
+  return noise - clean
+
+
+def loss_weight(sigma, config: cfg.FlowConfig):
+  """Weight of the squared error at each level, same shape as `sigma`; looked up at the nearest schedule level.
+
+  Source: `FlowMatchScheduler.training_weight`.
+  """
+  if config.weighting == 'uniform':
+    return jnp.ones_like(sigma)
+  sigmas = schedule(config.levels, config.shift)
+  ascending = jnp.asarray(sigmas[::-1])
+  middle = (ascending[1:] + ascending[:-1]) / 2
+  return jnp.asarray(level_weights(sigmas)[::-1])[jnp.searchsorted(middle, sigma)]
+
+
+def video_loss(prediction, target, weight_BF, mask_BF) -> jax.Array:
+  """Weighted squared error of the video velocity, mean over latents and over the frames in `mask_BF`.
+
+  Args:
+    prediction, target: [B, F, H, W, C]. weight_BF: float32. mask_BF: bool.
+  """
+  error_BF = jnp.mean(jnp.square(prediction.astype(jnp.float32) - target), axis=(2, 3, 4))
+  return _masked_mean(weight_BF * error_BF, mask_BF)
+
+
+def action_loss(prediction_BAU, target_BAU, weight_BA, mask_BAU, mean: str) -> jax.Array:
+  """Weighted squared error of the action velocity over real dimensions of real steps.
+
+  With `mean` 'real' the sum is divided by the number of such entries, with 'padded' by the number of all, as the
+  reference does. Video-only samples have no real entry and add nothing.
+  """
+  error_BAU = weight_BA[..., None] * jnp.square(prediction_BAU.astype(jnp.float32) - target_BAU)
+  if mean == 'padded':
+    return jnp.mean(error_BAU * mask_BAU)
+  return _masked_mean(error_BAU, mask_BAU)
+
+
+def _masked_mean(x, mask):
+  return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _from_left(sigma, like):
+  if jnp.ndim(sigma) > jnp.ndim(like):
+    raise ValueError(f'sigma of shape {jnp.shape(sigma)} has more axes than the array of shape {jnp.shape(like)}.')
+  return jnp.reshape(sigma, jnp.shape(sigma) + (1,) * (jnp.ndim(like) - jnp.ndim(sigma)))

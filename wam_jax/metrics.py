@@ -1,0 +1,123 @@
+"""Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard and the progress line.
+
+metrics.jsonl holds only what the config determines, so that a run that was killed and resumed writes the same file as one
+that was not; everything that depends on the clock goes elsewhere.
+"""
+from __future__ import annotations
+
+import collections
+import datetime
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+import tensorboardX
+
+from wam_jax import workdir as workdir_lib
+
+
+class MetricsWriter:
+  """Appends one line per call to WORKDIR/metrics.jsonl and timing.jsonl, and the same scalars to TensorBoard."""
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    """Continues after `step` (0 for a new run): what a killed run wrote later is dropped, it will be written again."""
+    drop_after(workdir / 'metrics.jsonl', step)
+    drop_after(workdir / 'timing.jsonl', step)
+    self._metrics = (workdir / 'metrics.jsonl').open('a')
+    self._timing = (workdir / 'timing.jsonl').open('a')
+    self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+
+  def write(self, step: int, scalars: Mapping[str, float], timing: Mapping[str, float]) -> None:
+    """`scalars` are determined by config and step; `timing` is not. Non-finite values become null."""
+    _append(self._metrics, step, scalars)
+    _append(self._timing, step, timing)
+    for name, value in (*scalars.items(), *timing.items()):
+      self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._metrics.close()
+    self._timing.close()
+    self._board.close()
+
+
+def drop_after(path: pathlib.Path, step: int) -> None:
+  """Removes the lines of a .jsonl file with a later `step`, and a last line cut short by a kill."""
+  if not path.exists():
+    return
+  text = path.read_text()
+  kept = ''.join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
+  if kept != text:
+    workdir_lib.save_text(path, kept)
+
+
+def _step_of(line: str) -> float:
+  try:
+    return json.loads(line)['step'] if line.endswith('\n') else math.inf
+  except (ValueError, KeyError, TypeError):
+    return math.inf
+
+
+def _append(f: TextIO, step: int, scalars: Mapping[str, float]) -> None:
+  finite = {name: float(value) if math.isfinite(value) else None for name, value in sorted(scalars.items())}
+  f.write(json.dumps({'step': step} | finite) + '\n')
+  f.flush()
+
+
+class Progress:
+  """Progress with rate and time left: rewritten in place on a terminal, else a line every ten seconds."""
+
+  def __init__(self, steps: int, batch_size: int, stream: TextIO | None = None, clock=time.monotonic):
+    self._steps, self._batch_size, self._clock = steps, batch_size, clock
+    self._stream = stream or sys.stdout
+    self._in_place = self._stream.isatty()
+    self._period_s = 0.5 if self._in_place else 10.0
+    self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=16)
+    self._first: tuple[float, int] | None = None
+    self._last: tuple[float, int] | None = None
+    self._width = 0
+
+  def update(self, step: int, loss: float) -> None:
+    """Call when `step` is complete. The first call starts the clock: compilation does not count as training."""
+    now = (self._clock(), step)
+    self._first, self._last = self._first or now, now
+    if not self._marks:
+      self._marks.append(now)
+    elif now[0] - self._marks[-1][0] >= self._period_s or (self._in_place and step == self._steps):
+      rate = _rate(self._marks[0], now)
+      self._marks.append(now)
+      left = datetime.timedelta(seconds=round((self._steps - step) / rate)) if rate else '?'
+      self._show(f'step {step}/{self._steps} ({100 * step // self._steps}%)  loss {loss:.4f}  '
+                 f'{rate * self._batch_size:.1f} samples/s  ETA {left}')
+
+  @property
+  def samples_per_s(self) -> float:
+    """Average over this process's steps, the first (compilation) excluded; 0 before the second."""
+    return _rate(self._first, self._last) * self._batch_size if self._first else 0.0
+
+  def say(self, message: str) -> None:
+    """Prints `message` on lines of its own."""
+    self._clear()
+    print(message, file=self._stream, flush=True)
+
+  def _show(self, line: str) -> None:
+    if self._in_place:
+      self._clear()
+      self._stream.write(line)
+      self._stream.flush()
+      self._width = len(line)
+    else:
+      self.say(line)
+
+  def _clear(self) -> None:
+    if self._width:
+      self._stream.write('\r' + ' ' * self._width + '\r')
+      self._width = 0
+
+
+def _rate(start: tuple[float, int], end: tuple[float, int]) -> float:
+  """Steps per second."""
+  return (end[1] - start[1]) / (end[0] - start[0]) if end[0] > start[0] else 0.0

@@ -1,0 +1,141 @@
+"""Every `self.param` of the transformer: einsum layers, norms, modulation, embeddings of numbers."""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Init = Callable[..., jax.Array]
+
+
+def boxed(init: Init, axes: tuple[str, ...]) -> Init:
+  """`init` whose result carries logical axis names for `sharding.state_shardings`."""
+  return nn.with_partitioning(init, axes)
+
+
+class Einsum(nn.Module):
+  """Linear layer as an einsum, with bias over the kernel's output letters.
+
+  Attributes:
+    equation: activation, kernel -> output, as 'BTD,DNK->BNTK'.
+    shape, axes: of the kernel, sizes and logical names, one per letter.
+    dtype: of the computation; parameters are float32.
+    kernel_init: default Xavier uniform over the contracted and kept letters.
+  """
+
+  equation: str
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  dtype: Any = jnp.float32
+  kernel_init: Init | None = None
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    _, kernel, out = self.equation.replace('->', ',').split(',')
+    kept = [i for i, letter in enumerate(kernel) if letter in out]
+    contracted = [i for i in range(len(kernel)) if i not in kept]
+    init = self.kernel_init or nn.initializers.variance_scaling(
+        1.0, 'fan_avg', 'uniform', in_axis=contracted, out_axis=kept)
+    w = self.param('w', boxed(init, self.axes), self.shape, jnp.float32)
+    y = jnp.einsum(self.equation, x.astype(self.dtype), w.astype(self.dtype))
+    if not self.use_bias:
+      return y
+    b = self.param('b', boxed(nn.initializers.zeros, tuple(self.axes[i] for i in kept)),
+                   tuple(self.shape[i] for i in kept), jnp.float32)
+    aligned = [self.shape[kernel.index(letter)] if letter in kernel else 1 for letter in out]
+    return y + b.astype(self.dtype).reshape(aligned)
+
+
+class LayerNorm(nn.Module):
+  """Layer norm over the last axis in float32; with `affine`, scale and bias."""
+
+  eps: float = 1e-6
+  affine: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+    if self.affine:
+      y = y * self.param('scale', boxed(nn.initializers.ones, ('norm',)), x.shape[-1:], jnp.float32)
+      y = y + self.param('bias', boxed(nn.initializers.zeros, ('norm',)), x.shape[-1:], jnp.float32)
+    return y.astype(x.dtype)
+
+
+class HeadsRMSNorm(nn.Module):
+  """RMS norm of [B, N, T, K] over all heads together, before they part ways.
+
+  Source: DreamZero `WanRMSNorm` on the full width: float32 inside, cast back, then the scale.
+  """
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x_BNTK: jax.Array) -> jax.Array:
+    _, N, _, K = x_BNTK.shape
+    scale_NK = self.param('scale', boxed(nn.initializers.ones, ('heads', 'head_dim')), (N, K), jnp.float32)
+    y = x_BNTK.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.eps)
+    return y.astype(x_BNTK.dtype) * scale_NK[:, None].astype(x_BNTK.dtype)
+
+
+class CategoryDense(nn.Module):
+  """Linear layer with one kernel per embodiment. Source: DreamZero `CategorySpecificLinear` (it has one category)."""
+
+  num_embodiments: int
+  features: int
+  dtype: Any = jnp.float32
+  out_axis: str = 'embed_out'
+
+  @nn.compact
+  def __call__(self, x_BTI: jax.Array, embodiment_B: jax.Array) -> jax.Array:
+    E, I, O = self.num_embodiments, x_BTI.shape[-1], self.features
+    init = nn.initializers.normal(0.02)
+    w_EIO = self.param('w', boxed(init, ('embodiment', 'channels', self.out_axis)), (E, I, O), jnp.float32)
+    b_EO = self.param('b', boxed(nn.initializers.zeros, ('embodiment', self.out_axis)), (E, O), jnp.float32)
+    w_BIO, b_BO = w_EIO.astype(self.dtype)[embodiment_B], b_EO.astype(self.dtype)[embodiment_B]
+    return jnp.einsum('BTI,BIO->BTO', x_BTI.astype(self.dtype), w_BIO) + b_BO[:, None]
+
+
+class MLP(nn.Module):
+  """Two linear layers with a nonlinearity between. Axis names: hidden over 'mlp'."""
+
+  hidden: int
+  out: int
+  activation: Callable[[jax.Array], jax.Array]
+  dtype: Any = jnp.float32
+  kernel_init: Init | None = None
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    D = x_BTD.shape[-1]
+    h_BTM = Einsum('BTD,DM->BTM', (D, self.hidden), ('embed', 'mlp'), self.dtype, self.kernel_init, name='in')(x_BTD)
+    return Einsum('BTM,MD->BTD', (self.hidden, self.out), ('mlp', 'embed'), self.dtype, self.kernel_init,
+                  name='out')(self.activation(h_BTM))
+
+
+def gelu_tanh(x):
+  return jax.nn.gelu(x, approximate=True)
+
+
+def gelu_erf(x):
+  return jax.nn.gelu(x, approximate=False)
+
+
+def sinusoid(position, width: int, order: str):
+  """[..., width] float32 sinusoid of `position` with frequencies 10000^(-i / (width/2)).
+
+  Args:
+    order: 'cos_sin' (the time embedding) or 'sin_cos' (the action encoder): which half comes first.
+  Source: DreamZero `sinusoidal_embedding_1d` and `SinusoidalPositionalEncoding`.
+  """
+  half = width // 2
+  frequency = (10000.0 ** (-np.arange(half, dtype=np.float64) / half)).astype(np.float32)
+  angle = jnp.asarray(position, jnp.float32)[..., None] * frequency
+  parts = (jnp.cos(angle), jnp.sin(angle))
+  return jnp.concatenate(parts if order == 'cos_sin' else parts[::-1], -1)

@@ -1,0 +1,101 @@
+"""Meshes and logical axis rules: the only file that builds a PartitionSpec.
+
+A parameter names its axes where it is made; the rules of the config say which mesh axes each name is split over.
+Unknown names raise, so nothing is replicated by a typing error.
+"""
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import math
+from typing import Any, Iterator, Mapping
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+Rules = Mapping[str, tuple[str, ...]]
+
+_ACTIVE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar('active_mesh', default=None)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+  """Mesh over all devices with the named axes; one size may be -1, what is left.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  given = math.prod(n for n in sizes.values() if n != -1)
+  free = [name for name, n in sizes.items() if n == -1]
+  if len(free) > 1 or len(devices) % given or (not free and given != len(devices)):
+    raise ValueError(
+        f'mesh={dict(sizes)} does not fit {len(devices)} devices: fixed sizes multiply to {given}; '
+        f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}.')
+  shape = [len(devices) // given if n == -1 else n for n in sizes.values()]
+  return Mesh(np.asarray(devices).reshape(shape), tuple(sizes))
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
+  """While active, `shard` constrains activations to this mesh by these rules."""
+  token = _ACTIVE.set((mesh, rules))
+  try:
+    yield
+  finally:
+    _ACTIVE.reset(token)
+
+
+def shard(x: jax.Array, *names: str) -> jax.Array:
+  """`x` constrained to the rules' split of its axes; `x` itself when no mesh is active."""
+  active = _ACTIVE.get()
+  if active is None:
+    return x
+  mesh, rules = active
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(names, rules, mesh)))
+
+
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+  """Sharding of host batches: leading axis split over the axes of 'batch'."""
+  return NamedSharding(mesh, _spec(('batch',), rules, mesh))
+
+
+def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
+  """NamedSharding of each leaf of an abstract tree with logical boxes, same structure as the unboxed tree.
+
+  Raises:
+    ValueError: an axis name without a rule, or an axis that its mesh axes do not divide.
+  """
+  problems: list[str] = []
+
+  def one(path: Any, leaf: Any) -> NamedSharding:
+    names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
+    shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
+    spec = _spec(names, rules, mesh)
+    for size, axes in zip(shape, spec):
+      parts = math.prod(mesh.shape[a] for a in _axes(axes))
+      if size % parts:
+        problems.append(f'{jax.tree_util.keystr(path)} {shape}: axis of {size} over {axes} = {parts}')
+    return NamedSharding(mesh, spec)
+
+  shardings = jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+  if problems:
+    raise ValueError(f'mesh {dict(mesh.shape)} does not divide:\n  ' + '\n  '.join(problems[:10])
+                     + '\nChoose mesh sizes that divide these, or change `rules`.')
+  return shardings
+
+
+def _spec(names: tuple[str | None, ...], rules: Rules, mesh: Mesh) -> PartitionSpec:
+  unknown = [n for n in names if n is not None and n not in rules]
+  if unknown:
+    raise ValueError(f'No rule for the axis names {unknown}; config.rules has {sorted(rules)}.')
+  absent = sorted({a for n in names if n for a in rules[n] if a not in mesh.shape})
+  if absent:
+    raise ValueError(f'config.rules name mesh axes {absent}, but the mesh has {list(mesh.shape)}; add them to '
+                     'config.mesh (size 1 if unused) or change the rules.')
+  return PartitionSpec(*(rules[n] or None if n else None for n in names))
+
+
+def _axes(entry: Any) -> tuple[str, ...]:
+  return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

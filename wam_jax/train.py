@@ -1,0 +1,305 @@
+"""Trains a World Action Model.
+
+  python -m wam_jax.train --config=configs/tiny.py --workdir=~/wam/tiny
+  python -m wam_jax.train --config=configs/tiny.py:smoke --workdir=/tmp/smoke --config.steps=20
+
+A dataset that is not there yet is made first. Run the same command again to continue from the newest checkpoint: the
+result is the same as that of a run that was never stopped. Ctrl-C or SIGTERM saves and stops.
+
+WORKDIR gets config.json, metrics.jsonl (one line per config.log_every steps), timing.jsonl, tensorboard/ and checkpoints/.
+Any key of the config can be set from here, as in --config.optimizer.learning_rate=3e-4; wam_jax/config.py declares all.
+
+This module owns the wiring and the loop; the step itself is in train_step.py.
+"""
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import config_flags
+
+from wam_jax import checkpoint, cli, metrics, sharding, train_step, types
+from wam_jax import config as cfg
+from wam_jax import workdir as workdir_lib
+from wam_jax.data import pipeline
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, as configs/tiny.py or configs/tiny.py:smoke.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of this run; made if missing, continued if not.')
+_CACHE = flags.DEFINE_string(
+    'compilation_cache', '', 'Directory where compiled programs are kept, for faster restarts; empty for none.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Several processes, found from the TPU or SLURM environment; same command on each host.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT of process 0, for several processes started by hand.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many, with --coordinator_address.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator_address.')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
+  config = cfg.from_config_dict(_CONFIG.value)
+  workdir = workdir_lib.make_path(_WORKDIR.value)
+  _start_processes()
+  if _CACHE.value:
+    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(_CACHE.value).expanduser()))
+  train(config, workdir)
+
+
+def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
+  """Runs `config` in `workdir` from the newest checkpoint there, or from the start, to `config.steps`."""
+  first = jax.process_index() == 0
+  mesh = sharding.make_mesh(config.mesh)
+  batch_sharding = sharding.batch_sharding(mesh, config.rules)
+  _check_schedule(config, mesh)
+
+  with contextlib.ExitStack() as stack:
+    if first:
+      stack.enter_context(workdir_lib.claim(workdir, config))
+    _prepare_datasets(config)
+    metadata = {'config': cfg.to_dict(config), 'data': _as_json(pipeline.load_metadata(config))}
+    batches = pipeline.make_train_iterator(config, jax.process_index(), jax.process_count())
+    stack.enter_context(sharding.activate(mesh, config.rules))
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep))
+    progress = metrics.Progress(config.steps, config.batch_size)
+    say = progress.say if first else lambda message: None
+
+    restored = checkpoints.restore(lambda frozen: train_step.abstract_state(config, mesh, frozen), say)
+    if restored:
+      _check_same_data(restored.metadata['data'], metadata['data'], workdir)
+      batches.set_state(restored.iterator_state())
+      state, start = restored.state, restored.step
+      shardings = jax.tree.map(lambda x: x.sharding, state)
+      say(f'continuing after step {start} of {config.steps} in {workdir}')
+    else:
+      (state, shardings), start = _init_state(config, mesh, say), 0
+    del restored  # Its arrays are donated by the first step.
+
+    run_step = train_step.make_train_step(config, mesh, shardings)
+    run_eval = train_step.make_eval_step(config, mesh, shardings) if config.eval_every else None
+    writer = stack.enter_context(contextlib.closing(metrics.MetricsWriter(workdir, start))) if first else None
+    watch = _FiniteWatch()
+    stop = stack.enter_context(_StopSignal())
+
+    step = start
+    while step < config.steps and not stop.requested(step):
+      batch = next(batches)
+      step += 1
+      state, step_metrics = run_step(state, _to_devices(batch, batch_sharding))
+      watch.add(step, batch.sample_B2, step_metrics)
+      progress.update(*watch.check(lag=2))
+
+      line = {}
+      if step % config.log_every == 0 or step == config.steps:
+        watch.check(lag=0)
+        checkpoints.check()
+        line.update({name: float(value) for name, value in jax.device_get(step_metrics).items()})
+      if run_eval and (step % config.eval_every == 0 or step == config.steps):
+        line.update(_evaluate(run_eval, state, config, batch_sharding))
+      if line and writer:
+        writer.write(step, line, {'samples_per_s': progress.samples_per_s})
+      if step % config.save_every == 0 or step == config.steps:
+        watch.check(lag=0)
+        checkpoints.save(step, state, batches.get_state(), metadata)
+
+    watch.check(lag=0)
+    if step > start and checkpoints.newest() != step:
+      checkpoints.save(step, state, batches.get_state(), metadata)
+    checkpoints.wait()
+
+  if step < config.steps:
+    say(f'stopped at step {step} of {config.steps}; run the same command again to continue.')
+  else:
+    say(f'done: step {step}, {(step - start) * config.batch_size} samples, {progress.samples_per_s:.1f} samples/s\n'
+        f'checkpoint: {workdir / "checkpoints" / str(step)}\n'
+        f'next: python -m wam_jax.evaluate --workdir={shlex.quote(str(workdir))}')
+
+
+def _start_processes() -> None:
+  by_hand = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if any(value is not None for value in by_hand):
+    if any(value is None for value in by_hand):
+      raise ValueError('--coordinator_address, --num_processes and --process_id go together; '
+                       f'given: {by_hand}. On a TPU pod or under SLURM pass --distributed instead.')
+    jax.distributed.initialize(*by_hand)
+  elif _DISTRIBUTED.value:
+    jax.distributed.initialize()
+
+
+def _check_schedule(config: cfg.TrainConfig, mesh: Mesh) -> None:
+  low = [f'config.{key}={getattr(config, key)}' for key in ('steps', 'batch_size', 'log_every', 'save_every', 'keep')
+         if getattr(config, key) < 1]
+  if low:
+    raise ValueError(f'{", ".join(low)}: must be at least 1.')
+  axes = config.rules['batch']
+  parts = math.lcm(math.prod(mesh.shape[axis] for axis in axes), jax.process_count())
+  if config.batch_size % parts:
+    raise ValueError(
+        f'config.batch_size={config.batch_size} must be divisible by {parts}, the devices that {" * ".join(axes)} of config.mesh '
+        f'spreads it over; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
+
+
+def _prepare_datasets(config: cfg.TrainConfig) -> None:
+  """Makes each dataset of the mixture that is not there; process 0 first, in case the disk is shared."""
+  if jax.process_index() == 0:
+    _prepare_missing(config)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('wam_jax:prepare')
+    _prepare_missing(config)
+
+
+def _prepare_missing(config: cfg.TrainConfig) -> None:
+  missing = {name: dataset for name, dataset in config.data.mixture.items()
+             if not pathlib.Path(dataset.path).expanduser().exists()}
+  lost = [f'config.data.mixture.{name}.path={dataset.path}' for name, dataset in missing.items() if not dataset.prepare]
+  if lost:
+    raise ValueError('No dataset at ' + ', '.join(lost) + '; correct the path, or set .prepare to the arguments of '
+                     '`python -m` that make it.')
+  made: set[str] = set()
+  for name, dataset in missing.items():
+    command = [sys.executable, '-m', *shlex.split(dataset.prepare)]
+    if dataset.prepare not in made:  # One command may make several datasets.
+      print(f'making dataset {name}: {shlex.join(command)}', flush=True)
+      status = subprocess.run(command, check=False).returncode
+      if status:
+        raise ValueError(f'Making the dataset {name} failed with status {status}: {shlex.join(command)}')
+      made.add(dataset.prepare)
+    if not pathlib.Path(dataset.path).expanduser().exists():
+      raise ValueError(f'config.data.mixture.{name}.prepare ran, but there is still nothing at {dataset.path}; '
+                       f'make both name the same directory: {shlex.join(command)}')
+
+
+def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
+  return json.loads(json.dumps(metadata))
+
+
+def _check_same_data(stored: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  differing = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
+  if differing:
+    raise ValueError(f'The dataset has changed since {workdir} was last saved: {", ".join(differing)} differ. '
+                     'Put the old dataset back, or start in another --workdir with --config.init_from.')
+
+
+def _init_state(config: cfg.TrainConfig, mesh: Mesh, say) -> tuple[train_step.TrainState, Any]:
+  """A fresh TrainState and its shardings; weights and tokenizer come from `config.init_from` if given."""
+  if not config.init_from:
+    # Every process fits on the same windows, those of the first host.
+    frozen = train_step.fit_frozen(config, pipeline.make_train_iterator(config, 0, 1))
+    return train_step.init_state(config, mesh, frozen)
+  source, params, frozen, _, step = checkpoint.load_for_inference(config.init_from)
+  if source.model.tokenizer != config.model.tokenizer:
+    raise ValueError(f'config.init_from={config.init_from} was trained with {source.model.tokenizer}, '
+                     f'but config.model.tokenizer is {config.model.tokenizer}; make them equal.')
+  mismatches = checkpoint.list_mismatches(train_step.abstract_state(config, mesh, frozen).params, params)
+  if mismatches:
+    raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays differ:\n  '
+                     + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
+  state, shardings = train_step.init_state(config, mesh, frozen)
+  say(f'weights from step {step} of {config.init_from}')
+  return state.replace(params=_placed(params, state.params), ema_params=_placed(params, state.ema_params)), shardings
+
+
+def _placed(values: Any, like: Any) -> Any:
+  """`values` with the dtype and sharding of `like`, which is empty where no average is kept."""
+  if not jax.tree.leaves(like):
+    return like
+  return jax.tree.map(lambda x, y: jax.device_put(np.array(x, y.dtype), y.sharding), values, like)
+
+
+def _to_devices(batch: types.Batch, batch_sharding: NamedSharding) -> types.Batch:
+  """Global arrays from this host's part of the batch."""
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x), batch)
+
+
+def _evaluate(run_eval, state: train_step.TrainState, config: cfg.TrainConfig,
+              batch_sharding: NamedSharding) -> dict[str, float]:
+  """Held-out metrics, averaged over the evaluation batches."""
+  results = []
+  for batch in pipeline.make_eval_batches(config):  # The same on every host.
+    whole = jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x, x.shape), batch)
+    results.append(jax.device_get(run_eval(state, whole)))
+  return {f'eval_{name}': float(np.mean([result[name] for result in results])) for name in results[0]}
+
+
+class _FiniteWatch:
+  """Stops the run at the first step whose loss or gradient is not finite.
+
+  Looks two steps behind the one being dispatched, so the devices never wait for the host, nor the host run far ahead.
+  """
+
+  def __init__(self):
+    self._pending: collections.deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = collections.deque()
+    self._last = (0, math.nan)
+
+  def add(self, step: int, sample_B2: np.ndarray, step_metrics: Mapping[str, jax.Array]) -> None:
+    watched = {name: step_metrics[name] for name in ('loss', 'grad_norm') if name in step_metrics}
+    self._pending.append((step, sample_B2, watched))
+
+  def check(self, lag: int) -> tuple[int, float]:
+    """Checks all but the newest `lag` steps; the last complete step and its loss."""
+    while len(self._pending) > lag:
+      step, sample_B2, watched = self._pending.popleft()
+      values = jax.device_get(watched)
+      if not all(np.isfinite(value) for value in values.values()):
+        found = ', '.join(f'{name} {float(value)}' for name, value in values.items())
+        samples = ' '.join(f'{dataset}:{sample}' for dataset, sample in np.asarray(sample_B2).tolist())
+        raise FloatingPointError(
+            f'Step {step} is not finite: {found}. Its samples on host {jax.process_index()}, as dataset:sample: {samples}. '
+            'Nothing of this step was saved. Check these samples (python -m data.validate), or lower '
+            'config.optimizer.learning_rate and run again from the last checkpoint.')
+      self._last = (step, float(values['loss']))
+    return self._last
+
+
+class _StopSignal:
+  """Turns the first SIGTERM or Ctrl-C into a stop at the next step; the second one ends the process at once."""
+
+  def __init__(self):
+    self._event, self._previous = threading.Event(), {}
+
+  def __enter__(self) -> Self:
+    # With several processes JAX itself catches SIGTERM, and all agree on the step.
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *unused_error) -> None:
+    self._restore()
+
+  def requested(self, step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._event.is_set()
+
+  def _handle(self, number: int, unused_frame) -> None:
+    self._restore()
+    self._event.set()
+    # Not print: it may be what the signal interrupted.
+    os.write(2, f'\n{signal.Signals(number).name}: saving at the next step, then stopping\n'.encode())
+
+  def _restore(self) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    self._previous = {}
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  cli.run(main)

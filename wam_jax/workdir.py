@@ -1,0 +1,128 @@
+"""The directory of a run: who owns it and which config it belongs to. Owns no checkpoints and no metrics."""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from wam_jax import config as cfg
+
+_ABSENT = object()
+
+# Keys that may change between restarts: how long and how fast, never what is computed.
+_MAY_CHANGE = frozenset({
+    'steps', 'log_every', 'save_every', 'eval_every', 'keep',
+    'data.workers', 'data.threads', 'data.prefetch', 'data.cache_gib',
+})
+_MAY_CHANGE_GROUPS = ('mesh.', 'rules.')
+
+
+def make_path(workdir: str) -> pathlib.Path:
+  """Absolute local path of `workdir`, `~` expanded."""
+  if '://' in workdir:
+    raise ValueError(f'--workdir={workdir!r} is an object store; metrics.jsonl and config.json need a file system. '
+                     'Mount the bucket (gcsfuse, s3fs) and pass the mounted path.')
+  return pathlib.Path(workdir).expanduser().absolute()
+
+
+def save_text(path: pathlib.Path, text: str) -> None:
+  """Replaces `path` by `text`, or leaves it as it was: a reader never sees half a file."""
+  partial = path.with_name(path.name + '.partial')
+  with partial.open('w') as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  partial.replace(path)
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[None]:
+  """Makes `workdir`, holds it against a second training process, and records `config` in its config.json.
+
+  Call on process 0 only.
+
+  Raises:
+    ValueError: no permission, in use by another process, or made by another config.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / '.lock').open('w')
+  except OSError as e:
+    raise ValueError(f'--workdir={workdir} cannot be written: {e.strerror}. Pass a directory you may write to.') from e
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Released by the kernel, however the process ends.
+    except OSError as e:
+      raise ValueError(f'--workdir={workdir} is in use by another training process; wait for it, stop it, '
+                       'or pass another directory.') from e
+    _record_config(workdir, config)
+    yield
+
+
+def load_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """The nested dict of WORKDIR/config.json, or None before the first start."""
+  path = workdir / 'config.json'
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return None
+  except ValueError as e:
+    raise ValueError(f'{path} is not JSON ({e}). Restore it from a copy, or start in another --workdir.') from e
+
+
+def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """`stored` plus today's default for each key that did not exist when it was written.
+
+  A new key's default always keeps the behaviour of before, so older runs stay readable.
+  """
+  return _fill(stored, cfg.base().to_dict())
+
+
+def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
+  now = json.loads(json.dumps(cfg.to_dict(config)))
+  stored = load_config(workdir)
+  if stored is not None:
+    differing = list_differences(fill_config(stored), now)
+    if differing:
+      more = f'\n  ... and {len(differing) - 10} more' if len(differing) > 10 else ''
+      raise ValueError(
+          f'--workdir={workdir} belongs to a run with another config:\n  ' + '\n  '.join(differing[:10]) + more
+          + '\nPass another --workdir, delete that one, or set these keys back.')
+  if stored != now:
+    save_text(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
+
+
+def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """One line per key whose change makes this another run."""
+  old, new = dict(_flatten(stored)), dict(_flatten(now))
+  return [f'config.{key}: {_show(old, key)} there, {_show(new, key)} now'
+          for key in sorted(old.keys() | new.keys())
+          if old.get(key, _ABSENT) != new.get(key, _ABSENT) and not _may_change(key)]
+
+
+def _may_change(key: str) -> bool:
+  dataset_place = key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare')
+  return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_GROUPS) or dataset_place
+
+
+def _show(flat: Mapping[str, Any], key: str) -> str:
+  return repr(flat[key]) if key in flat else 'absent'
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
+def _fill(stored: Any, default: Any) -> Any:
+  if not isinstance(stored, Mapping) or not isinstance(default, Mapping):
+    return stored
+  missing = {key: value for key, value in default.items() if key not in stored}
+  return {key: _fill(value, default.get(key)) for key, value in stored.items()} | missing
