@@ -1,8 +1,8 @@
-"""Checkpoints of a run (Orbax). Owns their layout on disk; knows nothing of flags, datasets or the model.
+"""Checkpoints of a run (Orbax). Owns their layout on disk; knows nothing of flags or datasets.
 
 WORKDIR/checkpoints/STEP/ holds, each readable without the others:
   params, ema_params   the model; ema_params is absent when no average is kept
-  frozen               constants of the frozen encoders
+  frozen               the fitted tokenizer
   optimizer            step and optimizer state
   iterator             JSON, the data iterator of each host after exactly STEP batches
   metadata             JSON, config and what the dataset says: statistics, embodiments
@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -28,6 +29,7 @@ from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax import workdir as workdir_lib
+from wam_jax.models import tokenizer
 
 PyTree = Any
 
@@ -69,13 +71,12 @@ class Checkpoints:
     self.wait()
     items = {
         'params': ocp.args.StandardSave(state.params),
+        'frozen': ocp.args.StandardSave(flax.serialization.to_state_dict(state.frozen)),
         'optimizer': ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
         'iterator': ocp.args.JsonSave({'hosts': _gather(_encode(iterator_state))}),
     }
-    if jax.tree.leaves(state.ema_params):
+    if state.ema_params is not None:
       items['ema_params'] = ocp.args.StandardSave(state.ema_params)
-    if jax.tree.leaves(state.frozen):
-      items['frozen'] = ocp.args.StandardSave(state.frozen)
     items['metadata'] = ocp.args.JsonSave({'items': sorted(items)} | metadata)
     self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step)
 
@@ -92,11 +93,13 @@ class Checkpoints:
     """Step of the newest complete checkpoint."""
     return max(self._manager.all_steps(), default=None)
 
-  def restore(self, abstract_state: Callable[[PyTree], Any], say: Callable[[str], None]) -> Restored | None:
+  def restore(self, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any],
+              say: Callable[[str], None]) -> Restored | None:
     """The newest checkpoint that can be read, or None where there is none at all.
 
     Args:
-      abstract_state: from the frozen constants to a TrainState of ShapeDtypeStruct with shardings.
+      config: of this run.
+      abstract_state: from the tokenizer to a TrainState of ShapeDtypeStruct with shardings.
       say: told of each checkpoint that had to be skipped.
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
@@ -104,7 +107,7 @@ class Checkpoints:
     problems: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        restored = self._restore_step(step, abstract_state)
+        restored = self._restore_step(step, config, abstract_state)
       except Exception as e:  # Orbax reports a missing or cut file by many types.
         problems[step] = _first_line(e)
         say(f'checkpoint {step} is incomplete and will not be used: {problems[step]}')
@@ -117,22 +120,23 @@ class Checkpoints:
                             'Restore one from a copy, or start again in another --workdir.')
     return None
 
-  def _restore_step(self, step: int, abstract_state: Callable[[PyTree], Any]) -> Restored:
+  def _restore_step(self, step: int, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any]) -> Restored:
     place = _directory(self._workdir) / str(step)
     metadata = _load_metadata(place)
-    abstract = abstract_state(_load_tree(place / 'frozen'))
+    abstract = abstract_state(_load_frozen(place, config))
+    abstract_frozen = flax.serialization.to_state_dict(abstract.frozen)
     items = {
         'params': ocp.args.StandardRestore(abstract.params),
+        'frozen': ocp.args.StandardRestore(abstract_frozen),
         'optimizer': ocp.args.StandardRestore({'step': abstract.step, 'opt_state': abstract.opt_state}),
         'iterator': ocp.args.JsonRestore(),
     }
-    for name in ('ema_params', 'frozen'):
-      if jax.tree.leaves(getattr(abstract, name)):
-        items[name] = ocp.args.StandardRestore(getattr(abstract, name))
+    if abstract.ema_params is not None:
+      items['ema_params'] = ocp.args.StandardRestore(abstract.ema_params)
     got = self._manager.restore(step, args=ocp.args.Composite(**items))
     state = abstract.replace(
         step=got['optimizer']['step'], opt_state=got['optimizer']['opt_state'], params=got['params'],
-        ema_params=got.get('ema_params', abstract.ema_params), frozen=got.get('frozen', abstract.frozen))
+        ema_params=got.get('ema_params'), frozen=abstract.frozen.replace(**got['frozen']))
     return Restored(step, state, metadata, got['iterator']['hosts'])
 
   def _set_aside(self, steps: list[int]) -> None:
@@ -197,7 +201,7 @@ class Restored:
 
 def load_for_inference(
     workdir: str | pathlib.Path, step: int | None = None
-) -> tuple[cfg.TrainConfig, PyTree, PyTree, dict[str, Any], int]:
+) -> tuple[cfg.TrainConfig, PyTree, tokenizer.PatchTokenizer, dict[str, Any], int]:
   """What serving and evaluation need of a run, as NumPy arrays on the host; needs no dataset.
 
   Args:
@@ -224,14 +228,14 @@ def load_for_inference(
     try:
       place = directory / str(candidate)
       metadata = _load_metadata(place)
+      config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
       params = _load_tree(place / ('ema_params' if 'ema_params' in metadata['items'] else 'params'))
-      frozen = _load_tree(place / 'frozen')
+      frozen = _load_frozen(place, config)
     except Exception as e:  # Orbax reports a missing or cut file by many types.
       problems.append(f'{candidate}: {_first_line(e)}')
       continue
     if problems:
       logging.warning('Unreadable checkpoints skipped in %s: %s', directory, '; '.join(problems))
-    config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
     return config, params, frozen, metadata['data'], candidate
   raise CheckpointError(f'No checkpoint in {directory} can be read:\n  ' + '\n  '.join(problems))
 
@@ -263,10 +267,13 @@ def _load_metadata(place: pathlib.Path) -> dict[str, Any]:
   return metadata
 
 
+def _load_frozen(place: pathlib.Path, config: cfg.TrainConfig) -> tokenizer.PatchTokenizer:
+  c = config.model.tokenizer
+  return tokenizer.PatchTokenizer(**_load_tree(place / 'frozen'), temporal=c.temporal, spatial=c.spatial)
+
+
 def _load_tree(path: pathlib.Path) -> PyTree:
-  """Nested dict of NumPy arrays of one item, whatever devices wrote it; {} where it was not saved."""
-  if not path.exists():
-    return {}
+  """Nested dict of NumPy arrays of one item, whatever devices wrote it."""
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
     return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
@@ -312,4 +319,4 @@ def _gather(text: str) -> list[str]:
 
 def _hide_orbax(record) -> bool:
   """Orbax logs each failure with its traceback before it raises; we report it once, in our words."""
-  return 'orbax' not in record.pathname or logging.get_verbosity() >= logging.INFO
+  return 'orbax' not in record.pathname or logging.get_verbosity() >= logging.DEBUG

@@ -21,6 +21,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # absl would show what each library logs for itself.
   try:
     main(argv)
   except (ValueError, FloatingPointError, OSError) as e:

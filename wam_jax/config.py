@@ -80,6 +80,7 @@ class ModelConfig:
     eps: of every norm.
     dtype: of activations, 'float32' or 'bfloat16'.
     remat: 'none' keeps every activation for the backward pass, 'block' recomputes each block.
+    scan_unroll: layers per iteration of the scan over layers; more is faster on CPU and compiles longer.
     tokenizer, text: the frozen or small encoders around the transformer.
   """
 
@@ -105,6 +106,7 @@ class ModelConfig:
   eps: float = 1e-6
   dtype: str = 'float32'
   remat: str = 'none'
+  scan_unroll: int = 1
   tokenizer: TokenizerConfig = TokenizerConfig()
   text: TextConfig = TextConfig()
 
@@ -178,7 +180,6 @@ class SampleConfig:
     steps: network evaluations per chunk and guidance branch.
     shift: warp of the sampling levels.
     video_final_sigma: where the video stops in `flash`.
-    guidance_scale: of the video velocity; 1 for none.
   """
 
   mode: str = 'joint'
@@ -186,7 +187,6 @@ class SampleConfig:
   steps: int = 4
   shift: float = 5.0
   video_final_sigma: float = 0.8
-  guidance_scale: float = 1.0
 
   def __post_init__(self):
     _check_choice('sample.mode', self.mode, ('joint', 'flash'))
@@ -264,6 +264,30 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """What `wam_jax.evaluate` does with a checkpoint of this run when its flags do not say otherwise.
+
+  Attributes:
+    env: 'tabletop' (closed loop in the simulator) or 'dataset' (open loop on recorded episodes of `split`).
+    tasks: of the tabletop.
+    max_distractors: objects beside those of the task, at most.
+    episodes: of each embodiment; of a dataset, windows.
+    batch: episodes run side by side; the batch size of the compiled control step.
+    split: of a dataset, 'val' or 'train'.
+  """
+
+  env: str = 'tabletop'
+  tasks: tuple[str, ...] = ('reach',)
+  max_distractors: int = 2
+  episodes: int = 100
+  batch: int = 20
+  split: str = 'val'
+
+  def __post_init__(self):
+    _check_choice('evaluation.env', self.env, ('tabletop', 'dataset'))
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The whole run.
 
@@ -297,6 +321,7 @@ class TrainConfig:
   sample: SampleConfig = SampleConfig()
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
+  evaluation: EvalConfig = EvalConfig()
 
   def __post_init__(self):
     if self.model.num_embodiments < len(self.data.embodiments):

@@ -21,10 +21,8 @@ import os
 import pathlib
 import shlex
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -51,6 +49,8 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many, with --coordinator_address.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator_address.')
 
+_EVAL_BATCHES = 8  # Held-out batches per evaluation.
+
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
@@ -75,13 +75,15 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
       stack.enter_context(workdir_lib.claim(workdir, config))
     _prepare_datasets(config)
     metadata = {'config': cfg.to_dict(config), 'data': _as_json(pipeline.load_metadata(config))}
-    batches = pipeline.make_train_iterator(config, jax.process_index(), jax.process_count())
+    host = (jax.process_index(), jax.process_count())
+    batches = stack.enter_context(contextlib.closing(pipeline.make_train_iterator(config, *host)))
+    held_out = list(pipeline.make_eval_batches(config, _EVAL_BATCHES, 'val', *host)) if config.eval_every else []
     stack.enter_context(sharding.activate(mesh, config.rules))
     checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep))
     progress = metrics.Progress(config.steps, config.batch_size)
     say = progress.say if first else lambda message: None
 
-    restored = checkpoints.restore(lambda frozen: train_step.abstract_state(config, mesh, frozen), say)
+    restored = checkpoints.restore(config, lambda frozen: train_step.abstract_state(config, mesh, frozen), say)
     if restored:
       _check_same_data(restored.metadata['data'], metadata['data'], workdir)
       batches.set_state(restored.iterator_state())
@@ -93,7 +95,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
     del restored  # Its arrays are donated by the first step.
 
     run_step = train_step.make_train_step(config, mesh, shardings)
-    run_eval = train_step.make_eval_step(config, mesh, shardings) if config.eval_every else None
+    run_eval = train_step.make_eval_step(config, mesh, shardings) if held_out else None
     writer = stack.enter_context(contextlib.closing(metrics.MetricsWriter(workdir, start))) if first else None
     watch = _FiniteWatch()
     stop = stack.enter_context(_StopSignal())
@@ -111,8 +113,8 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
         watch.check(lag=0)
         checkpoints.check()
         line.update({name: float(value) for name, value in jax.device_get(step_metrics).items()})
-      if run_eval and (step % config.eval_every == 0 or step == config.steps):
-        line.update(_evaluate(run_eval, state, config, batch_sharding))
+      if held_out and (step % config.eval_every == 0 or step == config.steps):
+        line.update(_evaluate(run_eval, state, held_out, batch_sharding))
       if line and writer:
         writer.write(step, line, {'samples_per_s': progress.samples_per_s})
       if step % config.save_every == 0 or step == config.steps:
@@ -159,31 +161,10 @@ def _check_schedule(config: cfg.TrainConfig, mesh: Mesh) -> None:
 def _prepare_datasets(config: cfg.TrainConfig) -> None:
   """Makes each dataset of the mixture that is not there; process 0 first, in case the disk is shared."""
   if jax.process_index() == 0:
-    _prepare_missing(config)
+    pipeline.prepare(config.data)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('wam_jax:prepare')
-    _prepare_missing(config)
-
-
-def _prepare_missing(config: cfg.TrainConfig) -> None:
-  missing = {name: dataset for name, dataset in config.data.mixture.items()
-             if not pathlib.Path(dataset.path).expanduser().exists()}
-  lost = [f'config.data.mixture.{name}.path={dataset.path}' for name, dataset in missing.items() if not dataset.prepare]
-  if lost:
-    raise ValueError('No dataset at ' + ', '.join(lost) + '; correct the path, or set .prepare to the arguments of '
-                     '`python -m` that make it.')
-  made: set[str] = set()
-  for name, dataset in missing.items():
-    command = [sys.executable, '-m', *shlex.split(dataset.prepare)]
-    if dataset.prepare not in made:  # One command may make several datasets.
-      print(f'making dataset {name}: {shlex.join(command)}', flush=True)
-      status = subprocess.run(command, check=False).returncode
-      if status:
-        raise ValueError(f'Making the dataset {name} failed with status {status}: {shlex.join(command)}')
-      made.add(dataset.prepare)
-    if not pathlib.Path(dataset.path).expanduser().exists():
-      raise ValueError(f'config.data.mixture.{name}.prepare ran, but there is still nothing at {dataset.path}; '
-                       f'make both name the same directory: {shlex.join(command)}')
+    pipeline.prepare(config.data)
 
 
 def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,11 +178,12 @@ def _check_same_data(stored: Mapping[str, Any], now: Mapping[str, Any], workdir:
                      'Put the old dataset back, or start in another --workdir with --config.init_from.')
 
 
-def _init_state(config: cfg.TrainConfig, mesh: Mesh, say) -> tuple[train_step.TrainState, Any]:
+def _init_state(config: cfg.TrainConfig, mesh: Mesh, say: Callable[[str], None]) -> tuple[train_step.TrainState, Any]:
   """A fresh TrainState and its shardings; weights and tokenizer come from `config.init_from` if given."""
   if not config.init_from:
     # Every process fits on the same windows, those of the first host.
-    frozen = train_step.fit_frozen(config, pipeline.make_train_iterator(config, 0, 1))
+    with contextlib.closing(pipeline.make_train_iterator(config, 0, 1)) as batches:
+      frozen = train_step.fit_frozen(config, batches)
     return train_step.init_state(config, mesh, frozen)
   source, params, frozen, _, step = checkpoint.load_for_inference(config.init_from)
   if source.model.tokenizer != config.model.tokenizer:
@@ -228,13 +210,10 @@ def _to_devices(batch: types.Batch, batch_sharding: NamedSharding) -> types.Batc
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x), batch)
 
 
-def _evaluate(run_eval, state: train_step.TrainState, config: cfg.TrainConfig,
+def _evaluate(run_eval, state: train_step.TrainState, held_out: Sequence[types.Batch],
               batch_sharding: NamedSharding) -> dict[str, float]:
   """Held-out metrics, averaged over the evaluation batches."""
-  results = []
-  for batch in pipeline.make_eval_batches(config):  # The same on every host.
-    whole = jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x, x.shape), batch)
-    results.append(jax.device_get(run_eval(state, whole)))
+  results = jax.device_get([run_eval(state, _to_devices(batch, batch_sharding)) for batch in held_out])
   return {f'eval_{name}': float(np.mean([result[name] for result in results])) for name in results[0]}
 
 

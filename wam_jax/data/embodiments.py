@@ -34,6 +34,7 @@ class Slice:
     unit: 'm', 'rad', 'normalized', ... one word for documentation and plots.
     relative_to: for actions, key and columns of the state slice subtracted at the chunk's first step, as
       'key:start:stop'; '' for an absolute action.
+    rest: for actions whose zero is not standing still, the state slice that changes nothing, written likewise.
   """
 
   key: str
@@ -41,6 +42,7 @@ class Slice:
   stop: int
   unit: str
   relative_to: str = ''
+  rest: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,9 @@ class Embodiment:
 
   def __post_init__(self):
     problems = [*self._timing_problems(), *self._view_problems(),
-                *(f'relative_to={s.relative_to!r} of action {s.key!r} lies in no state slice, or has another width'
-                  for s in self.action if s.relative_to and self._state_column(s) is None)]
+                *(f'{part}={text!r} of action {s.key!r} lies in no state slice, or has another width'
+                  for s in self.action for part, text in (('relative_to', s.relative_to), ('rest', s.rest))
+                  if text and self._state_column(text, s.stop - s.start) is None)]
     if problems:
       raise ValueError(f'Embodiment {self.name!r}: {"; ".join(problems[:10])}.')
 
@@ -92,21 +95,30 @@ class Embodiment:
       if view.row + view.height > self.composite[0] or view.column + view.width > self.composite[1]:
         yield f'view {view.key!r} ends outside the composite {self.composite}'
 
-  def _state_column(self, action: Slice) -> int | None:
-    """Where `action.relative_to` begins in the model's state vector; None if it is not inside one state slice."""
-    key, start, stop = action.relative_to.rsplit(':', 2)
+  def _state_column(self, text: str, width: int) -> int | None:
+    """Where 'key:start:stop' begins in the model's state vector; None if it is not inside one state slice."""
+    key, start, stop = text.rsplit(':', 2)
     offset = 0
     for s in self.state:
       if s.key == key and s.start <= int(start) and int(stop) <= s.stop:
-        return offset + int(start) - s.start if int(stop) - int(start) == action.stop - action.start else None
+        return offset + int(start) - s.start if int(stop) - int(start) == width else None
       offset += s.stop - s.start
     return None
 
   @property
   def reference_columns(self) -> tuple[int, ...]:
     """Per action dimension, the state dimension subtracted at the chunk's first step; -1 where absolute."""
-    return tuple(self._state_column(s) + i if s.relative_to else -1
-                 for s in self.action for i in range(s.stop - s.start))
+    return self._columns([s.relative_to for s in self.action])
+
+  @property
+  def rest_columns(self) -> tuple[int, ...]:
+    """Per action dimension, the state dimension that, sent as the action, changes nothing; -1 where zero does."""
+    return self._columns([s.rest for s in self.action])
+
+  def _columns(self, texts: list[str]) -> tuple[int, ...]:
+    widths = [s.stop - s.start for s in self.action]
+    return tuple(self._state_column(text, width) + i if text else -1
+                 for text, width in zip(texts, widths) for i in range(width))
 
   @property
   def stride(self) -> int:
@@ -153,8 +165,8 @@ EMBODIMENTS = {e.name: e for e in (
     # there. Actions are end-effector deltas already, the gripper (1 open, 0 closed) is absolute.
     Embodiment(
         name='bridge_widowx', views=(View('image_0', 0, 0, 64, 64),), composite=(64, 64),
-        state=(Slice('state', 0, 6, 'm, rad'), Slice('state', 6, 7, 'normalized')),
-        action=(Slice('action', 0, 6, 'm, rad'), Slice('action', 6, 7, 'normalized')),
+        state=(Slice('state', 0, 3, 'm'), Slice('state', 3, 6, 'rad'), Slice('state', 6, 7, 'normalized')),
+        action=(Slice('action', 0, 3, 'm'), Slice('action', 3, 6, 'rad'), Slice('action', 6, 7, 'normalized', rest='state:6:7')),
         control_hz=5.0, video_fps=2.5, chunk_s=0.8),
 )}
 

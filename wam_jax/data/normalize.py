@@ -1,22 +1,18 @@
-"""Statistics of states and actions, and the map between raw units and the model's [-1, 1].
+"""The map between raw units and the model's [-1, 1], both ways, for training and control alike.
 
-Owns the numbers and their file; never decodes an image.
+Owns the numbers; needs no dataset. `statistics.py` computes them, a checkpoint carries them.
 """
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from typing import Any, Mapping, Sequence
 
-from absl import logging
 import numpy as np
 
 from wam_jax.data import embodiments
-from wam_jax.data import sources
-from wam_jax.data import windows
 
 RANGE_FLOOR = 1e-3  # In raw units: a dimension that hardly moves must not be blown up to [-1, 1].
-ROWS = 1 << 20      # Rows kept per quantile; more are subsampled uniformly.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +22,12 @@ class Quantiles:
   q01: np.ndarray
   q99: np.ndarray
 
-  @property
+  @functools.cached_property
   def middle(self) -> np.ndarray:
     """What maps to 0."""
     return (self.q01 + self.q99) / 2
 
-  @property
+  @functools.cached_property
   def half_range(self) -> np.ndarray:
     """What maps to 1, counted from the middle; floored."""
     return np.maximum(self.q99 - self.q01, np.float32(RANGE_FLOOR)) / 2
@@ -82,97 +78,20 @@ def combine(statistics: Sequence[Statistics]) -> Statistics:
                     sum(s.steps for s in statistics))
 
 
-class QuantileSketch:
-  """Quantiles of a stream of rows: exact up to `rows`, then of a uniform subsample (fixed seed).
+def subtract_reference(record: embodiments.Embodiment, action_QSU: np.ndarray, proprio_QX: np.ndarray) -> np.ndarray:
+  """Actions minus the state at their chunk's first step, on the relative dimensions.
 
-  Every row draws a number in [0, 1) and stays while that is below a threshold, which halves whenever memory is full.
+  Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID` (spec 5.4 (5)).
   """
-
-  def __init__(self, rows: int = ROWS):
-    self._limit, self._threshold, self._rng = rows, 1.0, np.random.default_rng(0)
-    self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-    self._held = 0
-
-  def add(self, rows: np.ndarray) -> None:
-    """Adds [n, width] rows."""
-    draw = self._rng.random(len(rows))
-    self._append(rows[draw < self._threshold], draw[draw < self._threshold])
-    while self._held > self._limit:
-      self._threshold /= 2
-      values, draws = (np.concatenate(part) for part in zip(*self._parts))
-      self._parts, self._held = [], 0
-      self._append(values[draws < self._threshold], draws[draws < self._threshold])
-
-  def _append(self, rows, draw):
-    self._parts.append((rows, draw))
-    self._held += len(rows)
-
-  def quantiles(self) -> Quantiles:
-    """The 1% and 99% quantiles per column, linear between samples."""
-    rows = np.concatenate([rows for rows, _ in self._parts])
-    if not rows.shape[1]:
-      return Quantiles(*np.zeros((2, 0), np.float32))
-    return Quantiles(*np.quantile(rows, (0.01, 0.99), axis=0).astype(np.float32))
+  return action_QSU - reference(record, proprio_QX)[:, None, :]
 
 
-def compute(episodes: sources.Episodes) -> Statistics:
-  """Statistics of a dataset, streaming, no image decoded.
-
-  Relative actions pool the differences to the state of step i over all i where a chunk of actions fits and all steps of
-  that chunk, as the reference does (spec 5.1).
-  """
-  record = episodes.record
-  state, action, relative = QuantileSketch(), QuantileSketch(), QuantileSketch()
-  is_relative_U = np.asarray(record.reference_columns, np.int64) >= 0
-  total = 0
-  for i in sources.progress(range(len(episodes)), len(episodes), f'statistics of {episodes.path}'):
-    state_TX, action_TU = episodes.numeric(i)
-    total += len(state_TX)
-    state.add(state_TX)
-    action.add(action_TU)
-    starts = np.arange(len(state_TX) - record.steps_per_chunk + 1)
-    if is_relative_U.any() and starts.size:
-      action_QSU = action_TU[starts[:, None] + np.arange(record.steps_per_chunk)]
-      relative.add(windows.subtract_reference(record, action_QSU, state_TX[starts]).reshape(-1, is_relative_U.size))
-  quantiles = action.quantiles()
-  if is_relative_U.any():
-    other = relative.quantiles()
-    quantiles = Quantiles(np.where(is_relative_U, other.q01, quantiles.q01),
-                          np.where(is_relative_U, other.q99, quantiles.q99))
-  return Statistics(state.quantiles(), quantiles, total)
-
-
-def file_name(record: embodiments.Embodiment) -> str:
-  """Name of the statistics file beside a dataset."""
-  return f'wam_statistics_{record.name}.json'
-
-
-def load_or_compute(episodes: sources.Episodes) -> Statistics:
-  """The statistics kept beside a dataset, computed and kept now if absent or no longer true of it."""
-  key = _key(episodes)
-  content = sources.read_beside(episodes.path, file_name(episodes.record))
-  stored = json.loads(content) if content is not None else {}
-  if stored.get('of') != key:
-    stored = {**to_dict(compute(episodes)), 'of': key}
-    sources.write_beside(episodes.path, file_name(episodes.record), json.dumps(stored, indent=1).encode())
-  statistics = from_dict(stored)
-  _warn_constant(episodes, statistics)
-  return statistics
-
-
-def _key(episodes: sources.Episodes) -> dict[str, Any]:
-  """What the numbers depend on."""
-  record = json.loads(json.dumps(dataclasses.asdict(episodes.record)))
-  return {'dataset': episodes.fingerprint, 'split': episodes.split, 'steps_per_chunk': episodes.record.steps_per_chunk,
-          'state': record['state'], 'action': record['action']}
-
-
-def _warn_constant(episodes: sources.Episodes, statistics: Statistics) -> None:
-  for part, q in (('state', statistics.state), ('action', statistics.action)):
-    dimensions = np.flatnonzero(q.q99 - q.q01 < RANGE_FLOOR).tolist()
-    if dimensions:
-      logging.warning('%s: %s dimensions %s of %s hardly vary (q99 - q01 < %g); their range is floored there.',
-                      episodes.path, part, dimensions, episodes.record.name, RANGE_FLOOR)
+def reference(record: embodiments.Embodiment, proprio_QX: np.ndarray) -> np.ndarray:
+  """[Q, U] what relative actions count from; zero on absolute dimensions."""
+  columns_U = np.asarray(record.reference_columns, np.int64)
+  if not columns_U.size or columns_U.max() < 0:
+    return np.zeros((proprio_QX.shape[0], columns_U.size), np.float32)
+  return np.where(columns_U >= 0, proprio_QX[:, columns_U], np.float32(0))
 
 
 def normalize_proprio(statistics: Statistics, proprio: np.ndarray, proprio_dim: int) -> np.ndarray:
@@ -201,10 +120,47 @@ def unnormalize_action(statistics: Statistics, record: embodiments.Embodiment, a
   if proprio.shape != (record.proprio_dim,):
     raise ValueError(f'Proprio of {record.name!r} has shape {proprio.shape}; expected ({record.proprio_dim},).')
   action_SU = statistics.action.unnormalize(action_AU[:record.steps_per_chunk, :record.action_dim])
-  return action_SU + windows.reference(record, proprio[None])
+  return action_SU + reference(record, proprio[None])
 
 
 def _pad(x: np.ndarray, width: int) -> np.ndarray:
   padded = np.zeros(x.shape[:-1] + (width,), np.float32)
   padded[..., :x.shape[-1]] = x
   return padded
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownEmbodiment:
+  """What a checkpoint knows about one robot.
+
+  Attributes:
+    id: its category in the model.
+    record: its cameras, slices and rates.
+    statistics: None if no dataset of the training mixture had it.
+  """
+
+  id: int
+  record: embodiments.Embodiment
+  statistics: Statistics | None
+
+
+def to_metadata(known: Sequence[KnownEmbodiment]) -> dict[str, Any]:
+  """JSON-ready description of all embodiments of a model; `from_metadata` is the inverse."""
+  return {'embodiments': {
+      e.record.name: {'id': e.id, 'record': dataclasses.asdict(e.record),
+                      'statistics': e.statistics and to_dict(e.statistics)} for e in known}}
+
+
+def from_metadata(metadata: Mapping[str, Any]) -> dict[str, KnownEmbodiment]:
+  """Embodiments by name, from `to_metadata`'s result, also after a trip through JSON.
+
+  Raises:
+    ValueError: it is not such a description.
+  """
+  try:
+    return {name: KnownEmbodiment(int(e['id']), embodiments.from_dict(e['record']),
+                                  e['statistics'] and from_dict(e['statistics']))
+            for name, e in metadata['embodiments'].items()}
+  except (KeyError, TypeError, AttributeError) as e:
+    raise ValueError(f'The metadata of this checkpoint describes no embodiments as this version writes them '
+                     f'({type(e).__name__}: {e}); it holds {sorted(metadata)}.') from e

@@ -147,7 +147,7 @@ class Episodes:
 
   def __init__(self, path: str, split: str, record: embodiments.Embodiment, cache: Cache | None = None):
     self.path, self.split, self.record = epath.Path(path).expanduser(), split, record
-    self._cache = cache or Cache(0)
+    self._cache, self._key = cache or Cache(0), (str(self.path), record.name, split)
     builder = _open_builder(self.path)
     self._specs = _step_specs(builder)
     _check_keys(self.path, self._specs, record)
@@ -160,7 +160,7 @@ class Episodes:
     return int(self._first_record[-1])
 
   def __getitem__(self, index: int) -> Episode:
-    return self._cache.get((str(self.path), self.record.name, self.split, index), lambda: self._parse(index))
+    return self._cache.get((*self._key, index), lambda: self._parse(index))
 
   def where(self, index: int) -> str:
     """Shard file and record of an episode, for messages."""
@@ -311,8 +311,14 @@ def _fingerprint(path: epath.Path, shards) -> str:
 
 def read_beside(path: epath.Path, name: str) -> bytes | None:
   """What `write_beside` left for the dataset at `path`, or None."""
-  found = [p for p in _beside(path, name) if p.exists()]
-  return found[0].read_bytes() if found else None
+  found = find_beside(path, name)
+  return found.read_bytes() if found.exists() else None
+
+
+def find_beside(path: epath.Path, name: str) -> epath.Path:
+  """Where `read_beside` looks first: the file beside the dataset, or the fallback if only that exists."""
+  beside, fallback = _beside(path, name)
+  return fallback if fallback.exists() and not beside.exists() else beside
 
 
 def write_beside(path: epath.Path, name: str, content: bytes) -> epath.Path:

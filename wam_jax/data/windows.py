@@ -13,6 +13,7 @@ import re
 import numpy as np
 
 from wam_jax.data import embodiments
+from wam_jax.data import normalize
 from wam_jax.data import sources
 
 
@@ -46,23 +47,7 @@ def make_window(record: embodiments.Embodiment, chunks: int, anchor: int, stop: 
 def gather(episode: sources.Episode, record: embodiments.Embodiment, window: Window) -> tuple[np.ndarray, np.ndarray]:
   """(proprio_QX, action_QSU) of a window in raw units, relative where the record says so."""
   proprio_QX = episode.state_TX[window.state_steps_Q]
-  return proprio_QX, subtract_reference(record, episode.action_TU[window.action_steps_QS], proprio_QX)
-
-
-def subtract_reference(record: embodiments.Embodiment, action_QSU: np.ndarray, proprio_QX: np.ndarray) -> np.ndarray:
-  """Actions minus the state at their chunk's first step, on the relative dimensions.
-
-  Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID` (spec 5.4 (5)).
-  """
-  return action_QSU - reference(record, proprio_QX)[:, None, :]
-
-
-def reference(record: embodiments.Embodiment, proprio_QX: np.ndarray) -> np.ndarray:
-  """[Q, U] what relative actions count from; zero on absolute dimensions."""
-  columns_U = np.asarray(record.reference_columns, np.int64)
-  if not columns_U.size or columns_U.max() < 0:
-    return np.zeros((proprio_QX.shape[0], columns_U.size), np.float32)
-  return np.where(columns_U >= 0, proprio_QX[:, columns_U], np.float32(0))
+  return proprio_QX, normalize.subtract_reference(record, episode.action_TU[window.action_steps_QS], proprio_QX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +64,9 @@ class Anchors:
 
   def __len__(self) -> int:
     return self.episode_N.size
+
+  def __getitem__(self, sample: int) -> tuple[int, int, int]:
+    return int(self.episode_N[sample]), int(self.step_N[sample]), int(self.stop_N[sample])
 
 
 def make_anchors(episodes: sources.Episodes) -> Anchors:

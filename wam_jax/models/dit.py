@@ -126,7 +126,7 @@ def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
   """
   block = Block if config.remat == 'none' else nn.remat(Block, prevent_cse=False)
   common = dict(variable_axes={'params': 0}, split_rngs={'params': True}, length=config.num_layers,
-                metadata_params={nn.PARTITION_NAME: 'layers'})
+                unroll=config.scan_unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
   scanned = nn.scan(block, methods={
       '__call__': dict(common, in_axes=(0, 0, nn.broadcast, nn.broadcast), out_axes=0),
       'project_prompt': dict(common, in_axes=nn.broadcast, out_axes=0)})

@@ -17,7 +17,7 @@ from wam_jax.envs.tabletop import tasks as tasks_lib
 from wam_jax.envs.tabletop import world as world_lib
 
 COLORS = {
-    'red': (215, 35, 40), 'green': (35, 150, 50), 'blue': (40, 70, 225),
+    'red': (215, 35, 40), 'green': (40, 170, 60), 'blue': (40, 70, 225),
     'yellow': (245, 215, 35), 'purple': (165, 50, 190), 'cyan': (50, 210, 225),
 }
 VIEWS = ('top', 'wrist')
@@ -27,6 +27,7 @@ _FLOOR = (58, 60, 66)
 _DARK, _LIGHT = (25, 25, 28), (250, 250, 250)
 _STEEL, _BROWN, _SKIN, _SLEEVE = (112, 118, 128), (105, 62, 35), (240, 190, 155), (60, 75, 70)
 _SHIFT = 4
+_CIRCLE = np.stack([np.cos(np.arange(24) * math.pi / 12), np.sin(np.arange(24) * math.pi / 12)], 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +94,12 @@ class _Canvas:
     return (round((x - self._origin[0]) * self._unit) - half, round((y - self._origin[1]) * self._unit) - half)
 
   def disc(self, x, y, radius, color):
+    if radius * self._scale < 10:
+      # OpenCV's own small circles come out as diamonds.
+      outline = np.rint(radius * self._unit * _CIRCLE + self._point(x, y)).astype(np.int32)
+      cv2.fillConvexPoly(self.image, outline, color, cv2.LINE_AA, _SHIFT)
+      return
     cv2.circle(self.image, self._point(x, y), round(radius * self._unit), color, cv2.FILLED, cv2.LINE_AA, _SHIFT)
-
-  def ring(self, x, y, radius, width, color):
-    cv2.circle(self.image, self._point(x, y), round(radius * self._unit), color, max(1, round(width * self._scale)),
-               cv2.LINE_AA, _SHIFT)
 
   def polygon(self, points, color):
     outline = np.array([self._point(*p) for p in points], np.int32)
@@ -157,7 +159,7 @@ class Renderer:
     # A lifted item is nearer to the camera.
     grow = 1.12 if index == world.holding else 1.0
     if finish == 'rim':
-      _draw_shape(canvas, shape, x, y, angle, grow, tuple(int(0.55 * c) for c in color))
+      _draw_shape(canvas, shape, x, y, angle, grow, tuple(int(0.65 * c) for c in color))
       _draw_shape(canvas, shape, x, y, angle, 0.82 * grow, color)
     else:
       _draw_shape(canvas, shape, x, y, angle, grow, color)
@@ -179,8 +181,8 @@ def _draw_shape(canvas, shape, x, y, angle, grow, color):
 
 def _draw_disc(canvas, world, joints):
   x, y = world.tip
-  canvas.disc(x, y, 0.05, _DARK)
-  canvas.disc(x, y, 0.034 * (1 - world.grip) + 0.012, _LIGHT)
+  canvas.disc(x, y, 0.045, _DARK)
+  canvas.disc(x, y, 0.018 * (1 - world.grip) + 0.01, _LIGHT)
 
 
 def _draw_arm(canvas, world, joints):
@@ -205,7 +207,7 @@ def _draw_cart(canvas, world, joints):
   canvas.rod(cart, world.tip, 0.03, _BROWN)
   canvas.rod((cart[0] - 0.08, cart[1]), (cart[0] + 0.08, cart[1]), 0.075, _BROWN)
   canvas.disc(*world.tip, 0.042, _BROWN)
-  canvas.disc(*world.tip, 0.03 * (1 - world.grip) + 0.004, _LIGHT)
+  canvas.disc(*world.tip, 0.02 * (1 - world.grip) + 0.004, _LIGHT)
 
 
 def _draw_human(canvas, world, joints):

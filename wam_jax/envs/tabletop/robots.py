@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Callable
+from collections.abc import Callable
 
 Vector = tuple[float, ...]
 
@@ -103,9 +103,9 @@ def _point(joints):
 
 
 ROBOTS = {robot.name: robot for robot in (
-    Robot('disc', 10.0, 0.05, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)),
+    Robot('disc', 10.0, 0.045, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)),
     Robot('arm', 15.0, 0.04, (-3.0, 0.1), (1.7, 2.95), (0.06, 0.06), _arm_forward, _arm_inverse,
           proprio_tip=True),
-    Robot('cart', 5.0, 0.04, (0.05, -0.8, 0.02), (0.95, 0.8, 1.2), (0.1, 0.3, 0.1), _cart_forward, _cart_inverse),
+    Robot('cart', 5.0, 0.04, (0.05, -0.8, 0.02), (0.95, 0.8, 1.2), (0.1, 0.2, 0.1), _cart_forward, _cart_inverse),
     Robot('human', 10.0, 0.05, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)),
 )}

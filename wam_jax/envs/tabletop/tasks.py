@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -226,7 +226,7 @@ def _zone_places(goal, rng):
 
 def _mirrored_places(tip, rng):
   """Left and right of the tip at exactly the same distance: neither target is better than the other."""
-  reach, rise = float(rng.uniform(0.27, 0.30)), float(rng.uniform(-0.08, 0.08))
+  reach, rise = float(rng.uniform(0.28, 0.32)), float(rng.uniform(-0.08, 0.08))
   return [(tip[0] - reach, tip[1] + rise), (tip[0] + reach, tip[1] + rise)]
 
 

@@ -1,0 +1,298 @@
+"""Batches: alignment of frames, actions and states, masks, mixtures, sharding, resume, and build-time errors."""
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data import synthetic
+from wam_jax import types
+from wam_jax.data import normalize
+from wam_jax.data import pipeline
+from wam_jax.data import sources
+from wam_jax.data import transforms
+
+
+def take(config, n, *shard):
+  with contextlib.closing(pipeline.make_train_iterator(config, *shard)) as iterator:
+    return list(itertools.islice(iterator, n))
+
+
+def join(batches) -> types.Batch:
+  return jax.tree.map(lambda *x: np.concatenate(x), *batches)
+
+
+def make_clock(path, **data):
+  return synthetic.make_config({'clock': (path, 'clock', 1.0)}, **data)
+
+
+def raw_values(config, batch):
+  """(proprio [B, Q, 3], action [B, Q, A, 2]) in raw units."""
+  known = normalize.from_metadata(pipeline.load_metadata(config))['clock']
+  action_BQAU = batch.action_BAU.reshape(len(batch.action_BAU), 2, -1, batch.action_BAU.shape[-1])
+  return (known.statistics.state.unnormalize(batch.proprio_BQX[..., :3]),
+          known.statistics.action.unnormalize(action_BQAU[..., :2]))
+
+
+def test_shapes_and_types_are_those_of_batch(clock_path):
+  (batch,) = take(make_clock(clock_path), 1)
+  got = {k: (v.shape, v.dtype.name) for k, v in vars(batch).items()}
+  assert isinstance(batch, types.Batch) and got == {
+      'frames_BRIJ3': ((8, 5, 16, 24, 3), 'uint8'), 'action_BAU': ((8, 16, 3), 'float32'),
+      'action_mask_BAU': ((8, 16, 3), 'bool'), 'proprio_BQX': ((8, 2, 4), 'float32'),
+      'chunk_mask_BQ': ((8, 2), 'bool'), 'prompt_ids_BP': ((8, 16), 'int32'),
+      'embodiment_B': ((8,), 'int32'), 'sample_B2': ((8, 2), 'int32')}
+
+
+def test_frames_states_and_actions_tell_the_same_time(clock_path):
+  config = make_clock(clock_path)
+  batch = join(take(config, 12))
+  clock_BR = batch.frames_BRIJ3[:, :, 0, 0, 1].astype(int)
+  episode_BR = batch.frames_BRIJ3[:, :, 0, 0, 0].astype(int)
+  assert (episode_BR == episode_BR[:, :1]).all()
+  start_B, last_B = clock_BR[:, 0], 12 + 3 * episode_BR[:, 0] - 1  # Episode e has 12 + 3 e steps.
+  np.testing.assert_array_equal(clock_BR, np.minimum(start_B[:, None] + 4 * np.arange(5), last_B[:, None]))
+  np.testing.assert_array_equal(batch.chunk_mask_BQ, start_B[:, None] + (8, 16) <= last_B[:, None])
+  assert batch.chunk_mask_BQ[:, 0].all() and 0 < batch.chunk_mask_BQ[:, 1].sum() < len(start_B)
+  # Normalized values beyond the 1% and 99% quantiles are clipped: compare where they are not.
+  proprio_BQX, action_BQAU = raw_values(config, batch)
+  want_BQ = np.minimum(start_B[:, None] + (0, 8), last_B[:, None])
+  inside_BQ = np.abs(batch.proprio_BQX[..., 0]) < 1
+  np.testing.assert_allclose(proprio_BQX[..., 0][inside_BQ], want_BQ[inside_BQ], atol=1e-4)
+  want_BQA = start_B[:, None, None] + np.reshape([0, 8], (2, 1)) + np.arange(8)
+  real_BQA = batch.action_mask_BAU.reshape(-1, 2, 8, 3)[..., 0]
+  inside_BQA = real_BQA & (np.abs(batch.action_BAU.reshape(-1, 2, 8, 3)[..., 0]) < 1)
+  assert inside_BQA.sum() > 0.9 * real_BQA.sum()
+  np.testing.assert_allclose(action_BQAU[..., 0][inside_BQA], want_BQA[inside_BQA], atol=1e-4)
+  np.testing.assert_allclose(action_BQAU[..., 1][inside_BQA], want_BQA[inside_BQA] + 0.5, atol=1e-4)
+
+
+def test_both_views_are_in_place_and_the_prompt_is_the_episodes(clock_path):
+  config = make_clock(clock_path)
+  (batch,) = take(config, 1)
+  assert (batch.frames_BRIJ3[:, :, :, :16, 2] == 7).all() and (batch.frames_BRIJ3[:, :, :, 16:, 2] == 77).all()
+  for frames, ids in zip(batch.frames_BRIJ3, batch.prompt_ids_BP):
+    np.testing.assert_array_equal(ids, transforms.tokenize(f'task {frames[0, 0, 0, 0] % 3}', 16, 2048))
+
+
+def test_masked_actions_and_padded_dimensions_are_zero(clock_path):
+  batch = join(take(make_clock(clock_path), 4))
+  mask_BQAU = batch.action_mask_BAU.reshape(-1, 2, 8, 3)
+  np.testing.assert_array_equal(mask_BQAU[..., :2], np.broadcast_to(
+      batch.chunk_mask_BQ[..., None, None], mask_BQAU.shape[:-1] + (2,)))
+  assert not mask_BQAU[..., 2].any() and not batch.action_BAU[~batch.action_mask_BAU].any()
+  assert not batch.proprio_BQX[..., 3].any()
+
+
+def test_slower_robot_fills_the_first_rows_of_each_chunk(clock_path):
+  batch = join(take(synthetic.make_config({'slow': (clock_path, 'clock_slow', 1.0)}), 4))
+  clock_BR = batch.frames_BRIJ3[:, :, 0, 0, 1].astype(int)
+  both_B = batch.chunk_mask_BQ.all(1)
+  np.testing.assert_array_equal(clock_BR[both_B], clock_BR[both_B, :1] + 2 * np.arange(5))  # Stride 2, S 4.
+  mask_QA = batch.action_mask_BAU[both_B][0].reshape(2, 8, 3)[..., 0]
+  np.testing.assert_array_equal(mask_QA, [[True] * 4 + [False] * 4] * 2)
+
+
+def test_relative_actions_count_from_the_chunks_first_state(clock_path):
+  config = synthetic.make_config({'relative': (clock_path, 'clock_relative', 1.0)})
+  (batch,) = take(config, 1)
+  known = normalize.from_metadata(pipeline.load_metadata(config))['clock_relative']
+  raw_BQAU = known.statistics.action.unnormalize(batch.action_BAU.reshape(-1, 2, 8, 3)[..., :2])
+  for raw_QAU, mask_Q in zip(raw_BQAU, batch.chunk_mask_BQ):
+    np.testing.assert_allclose(raw_QAU[mask_Q, :, 0], [np.arange(8)] * mask_Q.sum(), atol=1e-4)
+
+
+def test_video_only_robot_has_no_action(clock_path):
+  config = synthetic.make_config({'video': (clock_path, 'clock_video', 1.0), 'clock': (clock_path, 'clock', 1.0)})
+  (batch,) = take(config, 1)
+  video_B = batch.embodiment_B == 0
+  assert 0 < video_B.sum() < 8
+  assert not batch.action_mask_BAU[video_B].any() and not batch.action_BAU[video_B].any()
+  assert not batch.proprio_BQX[video_B].any() and batch.action_mask_BAU[~video_B].any()
+  assert batch.chunk_mask_BQ[:, 0].all()
+
+
+def test_one_epoch_holds_every_sample_once_in_another_order_each_time(tmp_path):
+  config = make_clock(synthetic.make_dataset(tmp_path, [16, 24]))  # 8 + 16 samples: three batches.
+  batches = take(config, 6)
+  epochs = [join(part).sample_B2[:, 1].tolist() for part in (batches[:3], batches[3:])]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
+  assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+
+
+def test_mixture_has_its_weights(clock_path):
+  config = synthetic.make_config({'a': (clock_path, 'clock', 3.0), 'b': (clock_path, 'clock_slow', 1.0)})
+  batch = join(take(config, 20))
+  assert collections.Counter(batch.sample_B2[:, 0].tolist()) == {0: 120, 1: 40}
+  np.testing.assert_array_equal(batch.embodiment_B, batch.sample_B2[:, 0])
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_same_seed_same_batches_whatever_the_threads(clock_path):
+  first = take(make_clock(clock_path, augment=True), 3)
+  assert_same(first, take(make_clock(clock_path, augment=True, threads=1, prefetch=1, cache_gib=0.0), 3))
+  other = take(make_clock(clock_path, augment=True, seed=1), 3)
+  assert (join(first).sample_B2 != join(other).sample_B2).any()
+
+
+def test_hosts_share_the_batch_of_one_host(clock_path):
+  config = make_clock(clock_path, augment=True)
+  whole, hosts = take(config, 3), [take(config, 3, host, 2) for host in range(2)]
+  for t in range(3):
+    assert len(hosts[0][t].sample_B2) == 4
+    interleaved = jax.tree.map(lambda a, b: np.stack([a, b], 1).reshape((8,) + a.shape[1:]), hosts[0][t], hosts[1][t])
+    assert_same(whole[t], interleaved)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_resumed_equals_straight(clock_path, workers):
+  config = make_clock(clock_path, augment=True)
+  straight = take(config, 6)
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
+  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+    before = [next(iterator) for _ in range(3)]
+    state = json.loads(json.dumps(iterator.get_state()))
+  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+    iterator.set_state(state)
+    assert_same(straight, before + [next(iterator) for _ in range(3)])
+
+
+def test_augmentation_changes_pixels_but_not_the_rest(clock_path):
+  plain, augmented = (take(make_clock(clock_path, augment=a), 1)[0] for a in (False, True))
+  assert_same(plain.replace(frames_BRIJ3=0), augmented.replace(frames_BRIJ3=0))
+  assert (plain.frames_BRIJ3 != augmented.frames_BRIJ3).any()
+
+
+def test_instructions_are_drawn_in_training_and_the_first_in_evaluation(tmp_path, monkeypatch):
+  def edit(episodes):
+    for step in itertools.chain(*episodes):
+      step['language_2'] = step.pop('language_instruction') + ' again'
+      step['language_instruction'], step['language_3'] = 'first', ''
+  features = dict(synthetic.FEATURES['steps'].feature.items())
+  text = features['language_instruction']
+  features = synthetic.tfds.features.FeaturesDict({'steps': synthetic.tfds.features.Dataset(
+      {**features, 'language_2': text, 'language_3': text})})
+  splits = {name: [[synthetic.make_step(e, t) for t in range(20)] for e in range(3)] for name in ('train', 'val')}
+  for episodes in splits.values():
+    edit(episodes)
+  path = synthetic.write_dataset(tmp_path, splits, features)
+  record = dataclasses.replace(
+      synthetic.CLOCK, language=('language_instruction', 'language_2', 'language_3'))
+  monkeypatch.setitem(pipeline.embodiments.EMBODIMENTS, 'clock', record)
+  first = transforms.tokenize('first', 16, 2048)
+  is_first_B = (join(take(make_clock(path), 8)).prompt_ids_BP == first).all(1)
+  assert 0.3 < is_first_B.mean() < 0.7  # Never the empty one.
+  assert (join(take(make_clock(path), 8)).prompt_ids_BP != 0).any(1).all()
+  assert (join(pipeline.make_eval_batches(make_clock(path), 3)).prompt_ids_BP == first).all()
+
+
+def test_eval_batches_are_fixed_and_from_their_split(clock_path):
+  config = make_clock(clock_path)
+  batches = list(pipeline.make_eval_batches(config, 2))
+  assert_same(batches, list(pipeline.make_eval_batches(dataclasses.replace(config, data=dataclasses.replace(
+      config.data, seed=9)), 2)))
+  assert set(join(batches).frames_BRIJ3[:, 0, 0, 0, 0].tolist()) == {0, 1}  # `val` holds two episodes.
+
+
+def test_metadata_needs_no_dataset(clock_path):
+  config = synthetic.make_config({'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_video', 1.0)})
+  known = normalize.from_metadata(json.loads(json.dumps(pipeline.load_metadata(config))))
+  assert known['clock'].record == synthetic.CLOCK and known['clock_video'].id == 1
+  assert known['clock_video'].statistics.action.q01.shape == (0,)
+  np.testing.assert_allclose(known['clock'].statistics.state.q99[2], 0, atol=1e-6)
+
+
+def test_several_datasets_of_one_robot_share_the_widest_statistics(tmp_path):
+  paths = [synthetic.make_dataset(tmp_path / str(n), [n, n]) for n in (12, 30)]
+  config = synthetic.make_config({'a': (paths[0], 'clock', 1.0), 'b': (paths[1], 'clock', 1.0)})
+  stats = normalize.from_metadata(pipeline.load_metadata(config))['clock'].statistics
+  assert stats.steps == 84 and stats.action.q99[0] > 28
+
+
+def test_prepare_runs_the_command_of_a_missing_dataset(tmp_path, monkeypatch):
+  (tmp_path / 'maker.py').write_text('import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir()')
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  target = tmp_path / 'made'
+  def make_data(command):
+    config = synthetic.make_config({'a': (str(target), 'clock', 1.0)}).data
+    return dataclasses.replace(config, mixture={'a': dataclasses.replace(config.mixture['a'], prepare=command)})
+  with pytest.raises(ValueError, match=r'data.mixture.a.prepare: python -m maker elsewhere? ended|does not exist'):
+    pipeline.prepare(make_data(f'maker {tmp_path / "elsewhere"}'))
+  pipeline.prepare(make_data(f'maker {target}'))
+  assert target.exists()
+
+
+def test_bad_sample_reaches_the_loop_with_its_name(tmp_path):
+  def edit(episodes):
+    for step in episodes[0]:
+      step['observation']['top'].seek(0)
+      step['observation']['top'].write(b'broken')
+  path = synthetic.make_dataset(tmp_path, [16, 16], edit)
+  with pytest.raises(ValueError, match="Image 'top' of step .* of record 0 of .*train.* is not a readable JPEG"):
+    take(make_clock(path), 4)
+
+
+def test_truncated_shard_stops_before_training(tmp_path):
+  path = synthetic.make_dataset(tmp_path, [16, 16])
+  shard = next(pathlib.Path(path).glob('*train.*record-*'))
+  shard.write_bytes(shard.read_bytes()[:-70000])
+  with pytest.raises(ValueError, match=f'Cannot read record 0 of .*{shard.name}: the shard is missing, truncated'):
+    pipeline.make_train_iterator(make_clock(path))
+
+
+def with_model(config, **model):
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
+
+
+@pytest.mark.parametrize('model, message', [
+    (dict(frames_per_chunk=2), 'clock shows 2 camera frames a chunk, the model takes .* = 4; change either'),
+    (dict(actions_per_chunk=4), 'clock has 8 control steps a chunk; set model.actions_per_chunk to at least'),
+    (dict(action_dim=1, proprio_dim=1), r'(?s)2 action dimensions; set model.action_dim.*3 state dimensions; set'),
+    (dict(patch=3), r'composite of \(16, 24\); both must be multiples of .* = 12'),
+])
+def test_model_must_fit_the_robots(clock_path, model, message):
+  with pytest.raises(ValueError, match=message):
+    pipeline.make_train_iterator(with_model(make_clock(clock_path), **model))
+
+
+def test_config_errors(clock_path, tmp_path, monkeypatch):
+  with pytest.raises(ValueError, match='config.data.mixture is empty'):
+    pipeline.make_train_iterator(synthetic.make_config({}))
+  with pytest.raises(ValueError, match=r"weights {'a': 0.0}; every weight must be positive"):
+    pipeline.make_train_iterator(synthetic.make_config({'a': (clock_path, 'clock', 0.0)}))
+  with pytest.raises(ValueError, match='config.batch_size=8 must be divisible by the 3 hosts; nearest valid: 9'):
+    pipeline.make_train_iterator(make_clock(clock_path), 0, 3)
+  with pytest.raises(ValueError, match='none of its 2 language spans is longer than one chunk'):
+    pipeline.make_train_iterator(make_clock(synthetic.make_dataset(tmp_path, [5, 5])))
+  with pytest.raises(ValueError, match="has no split 'test'"):
+    pipeline.make_eval_batches(make_clock(clock_path), 1, 'test')
+  wide = dataclasses.replace(synthetic.SLOW, composite=(16, 32))
+  monkeypatch.setitem(pipeline.embodiments.EMBODIMENTS, 'clock_slow', wide)
+  with pytest.raises(ValueError, match='all embodiments need the same composite, got clock .*, clock_slow'):
+    pipeline.make_train_iterator(synthetic.make_config(
+        {'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_slow', 1.0)}))
+
+
+def test_warm_samples_cost_little(clock_path):
+  """Training on two cores must not wait: a warm sample costs well below a millisecond of one core."""
+  import time
+  config = make_clock(clock_path)
+  samplers = pipeline._load_mixture(config)
+  batches = pipeline._batches(config, samplers, 0, True, 0, 1)
+  for i in range(30):
+    batches[i]
+  start = time.process_time()
+  for i in range(30):
+    batches[i]
+  assert (time.process_time() - start) / 240 < 1e-3
+  assert samplers[0].cache.used <= config.data.cache_gib * 2**30 and isinstance(samplers[0].episodes, sources.Episodes)

@@ -1,0 +1,340 @@
+"""The tabletop world: determinism, what actions do, what counts as success, splits, pixels and errors."""
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from wam_jax.data import embodiments
+from wam_jax.envs import tabletop
+from wam_jax.envs.tabletop import render, robots, tasks, world
+
+PLAIN = render.Look((200, 200, 200), 'plain', 'flat', 1.0)
+
+
+def _run_expert(embodiment: str, task: str, seed: int, split: str = 'train') -> tabletop.TabletopEnv:
+  env = tabletop.TabletopEnv(embodiment, (task,), split, view_size=8)
+  env.reset(seed)
+  act = tabletop.make_expert(env, seed)
+  for _ in range(env.max_steps):
+    env.step(act())
+    if env.success:
+      break
+  return env
+
+
+def _scenario(items, zones=(), task='reach', tip=(0.5, 0.5), targets=1):
+  return tasks.Scenario(task, (), '', tuple(items), tuple(zones), targets, tip)
+
+
+@pytest.mark.parametrize('embodiment', tabletop.ROBOTS)
+def test_same_seed_gives_the_same_episode_and_another_seed_another(embodiment):
+  def record(seed):
+    env = tabletop.TabletopEnv(embodiment, tabletop.TASKS)
+    observations = [env.reset(seed)]
+    act = tabletop.make_expert(env, seed)
+    actions = []
+    for _ in range(15):
+      actions.append(act())
+      observations.append(env.step(actions[-1]))
+    return env.instruction, np.stack(actions), {k: np.stack([o[k] for o in observations]) for k in observations[0]}
+
+  words, actions, views = record(3)
+  again = record(3)
+  assert words == again[0]
+  np.testing.assert_array_equal(actions, again[1])
+  for key, value in views.items():
+    np.testing.assert_array_equal(value, again[2][key])
+  assert not np.array_equal(record(4)[2]['top'], views['top'])
+
+
+@pytest.mark.parametrize('embodiment', tabletop.ROBOTS)
+@pytest.mark.parametrize('task', tabletop.TASKS)
+def test_expert_succeeds_within_the_time_limit(embodiment, task):
+  results = [_run_expert(embodiment, task, seed).success for seed in range(4)]
+  assert all(results)
+
+
+def test_expert_succeeds_on_held_out_splits():
+  assert all(_run_expert('disc', task, 5, split).success
+             for task in tabletop.TASKS for split in ('unseen_task', 'unseen_look'))
+
+
+def test_expert_recovers_from_a_disturbance():
+  env = tabletop.TabletopEnv('disc', ('push',), view_size=8)
+  env.reset(0)
+  act, rng = tabletop.make_expert(env, 0), np.random.default_rng(0)
+  for step in range(env.max_steps):
+    env.step(rng.uniform(-1, 1, 3) if 15 <= step < 20 else act())
+  assert env.success
+
+
+@pytest.mark.parametrize('task', tabletop.TASKS)
+def test_holding_still_never_succeeds_and_random_rarely(task):
+  hold = random = 0
+  for seed in range(20):
+    env = tabletop.TabletopEnv('disc', (task,), view_size=8)
+    rng = np.random.default_rng(seed)
+    for policy in ('hold', 'random'):
+      env.reset(1000 + seed)
+      for _ in range(env.max_steps):
+        env.step(np.zeros(3) if policy == 'hold' else rng.uniform(-1, 1, 3))
+      hold += policy == 'hold' and env.success
+      random += policy == 'random' and env.success
+  assert hold == 0
+  assert random <= 2
+
+
+def test_success_needs_four_steps_in_a_row():
+  env = tabletop.TabletopEnv('disc', ('reach',), view_size=8, max_distractors=0)
+  env.reset(0)
+  env.scenario = _scenario([world.Item('red', 'disc', 0.5, 0.3)])
+  env.world = world.World(env.scenario.items, (0.5, 0.36), 0.045)
+  env.joints = (0.5, 0.36)
+  assert tasks.satisfied(env.scenario, env.world)
+  away, back, still = np.array([0, 1, -1.0]), np.array([0, -1, -1.0]), np.array([0, 0, -1.0])
+  for action in (still, still, still, away, back):
+    env.step(action)
+    assert not env.success
+  for _ in range(3):
+    env.step(still)
+  assert env.success
+  env.step(away)
+  assert env.success  # it was satisfied at some time
+
+
+def test_carried_item_does_not_count_until_released():
+  scenario = _scenario([world.Item('red', 'disc', 0.5, 0.5)], [tasks.Zone('blue', 0.5, 0.5)], 'place')
+  table = world.World(scenario.items, (0.5, 0.5), 0.045)
+  assert tasks.satisfied(scenario, table)
+  table.step((0.5, 0.5), True, 0.1)
+  assert table.holding == 0
+  assert not tasks.satisfied(scenario, table)
+
+
+def test_disc_moves_half_a_metre_a_second():
+  env = tabletop.TabletopEnv('disc', ('reach',), view_size=8)
+  start = env.reset(1)['proprio']
+  direction = 1.0 if start[0] < 0.5 else -1.0
+  moved = env.step(np.array([direction, 0.0, -1.0]))['proprio']
+  np.testing.assert_allclose(moved - start, [0.05 * direction, 0, 0, 0], atol=1e-6)
+  closing = env.step(np.array([0, 0, 1.0]))['proprio']
+  np.testing.assert_allclose(closing[2:], [0.5, 0.0], atol=1e-6)  # half closed after 0.1 s
+
+
+def test_actions_are_clipped():
+  env = tabletop.TabletopEnv('disc', ('reach',), view_size=8)
+  env.reset(1)
+  clipped = env.step(np.array([0.0, 1.0, -1.0]))['proprio']
+  env.reset(1)
+  np.testing.assert_array_equal(env.step(np.array([0.0, 9.0, -9.0]))['proprio'], clipped)
+
+
+def test_arm_and_cart_follow_their_joints():
+  arm = tabletop.TabletopEnv('arm', ('reach',), view_size=8)
+  start = arm.reset(2)['proprio']
+  moved = arm.step(np.array([0.5, -0.5, -1.0]))['proprio']
+  np.testing.assert_allclose(moved[:2] - start[:2], [0.03, -0.03], atol=1e-6)
+  shoulder, bend = moved[:2]
+  tip = (robots.ARM_BASE[0] + 0.58 * (math.sin(shoulder) + math.sin(shoulder + bend)),
+         robots.ARM_BASE[1] - 0.58 * (math.cos(shoulder) + math.cos(shoulder + bend)))
+  np.testing.assert_allclose(moved[2:4], tip, atol=1e-5)
+  cart = tabletop.TabletopEnv('cart', ('reach',), view_size=8)
+  start = cart.reset(2)['proprio']
+  moved = cart.step(np.array([0.5, -0.5, 0.1, -1.0]))['proprio']
+  np.testing.assert_allclose(moved[:3] - start[:3], [0.05, -0.1, 0.01], atol=1e-6)
+
+
+@pytest.mark.parametrize('name', tabletop.ROBOTS)
+def test_inverse_kinematics_inverts_over_the_whole_table(name):
+  robot = robots.ROBOTS[name]
+  for x in np.linspace(0.08, 0.92, 9):
+    for y in np.linspace(0.1, 0.92, 9):
+      joints = robot.limit(robot.inverse(x, y))
+      np.testing.assert_allclose(robot.forward(joints), (x, y), atol=1e-9, err_msg=f'{name} at {x, y}')
+
+
+def test_robots_match_their_embodiment_records():
+  for name, robot in robots.ROBOTS.items():
+    record = embodiments.EMBODIMENTS[f'tabletop_{name}']
+    assert record.control_hz == robot.control_hz
+    if name == 'human':
+      assert not record.action and not record.state
+    else:
+      assert (record.action_dim, record.proprio_dim) == (robot.action_dim, robot.proprio_dim)
+
+
+def test_closed_effector_pushes_and_open_one_passes_over():
+  for close in (True, False):
+    table = world.World((world.Item('red', 'disc', 0.5, 0.5),), (0.3, 0.5), 0.045)
+    table.step((0.3, 0.5), close, 0.2)
+    for i in range(4):
+      table.step((0.3 + 0.05 * (i + 1), 0.5), close, 0.1)
+    x, y = table.position(0)
+    # Contact begins at 0.115 m, so 0.2 m of travel to x = 0.5 leaves the item at about 0.615 m.
+    assert x == pytest.approx(0.615 if close else 0.5, abs=0.02)
+    assert y == pytest.approx(0.5, abs=0.01)
+
+
+def test_lifted_item_follows_the_tip_and_passes_over_others():
+  table = world.World((world.Item('red', 'disc', 0.3, 0.5), world.Item('blue', 'square', 0.5, 0.5)), (0.31, 0.5), 0.045)
+  table.step((0.31, 0.5), True, 0.2)
+  assert table.holding == 0
+  for x in (0.4, 0.5, 0.6, 0.7):
+    table.step((x, 0.5), True, 0.2)
+  np.testing.assert_allclose(table.position(0), (0.69, 0.5), atol=1e-6)
+  np.testing.assert_allclose(table.position(1), (0.5, 0.5), atol=1e-3)
+  table.step((0.7, 0.5), False, 0.2)
+  assert table.holding is None
+
+
+def test_walls_keep_items_on_the_table():
+  table = world.World((world.Item('red', 'disc', 0.85, 0.5),), (0.7, 0.5), 0.045)
+  table.step((0.7, 0.5), True, 0.2)
+  for i in range(10):
+    table.step((min(0.7 + 0.03 * i, 0.95), 0.5), True, 0.1)
+  assert 0 < table.position(0)[0] < 1 and 0 < table.position(0)[1] < 1
+
+
+def test_splits_hold_out_combinations_and_looks():
+  def combinations(task, split):
+    rng = np.random.default_rng(0)
+    return {tasks.sample(task, rng, split, 1).combination for _ in range(150)}
+
+  for task in tabletop.TASKS:
+    seen, unseen = combinations(task, 'train'), combinations(task, 'unseen_task')
+    assert seen and unseen and not seen & unseen
+    words = {word for c in seen for word in c}
+    assert {word for c in unseen for word in c} <= words  # only the combination is new, never the word
+  train, unseen = render.looks('train'), render.looks('unseen_look')
+  for field in ('table', 'texture', 'finish'):
+    assert not {getattr(a, field) for a in train} & {getattr(a, field) for a in unseen}
+  assert render.looks('unseen_task') == train
+
+
+def test_held_out_rule_by_hand():
+  assert tabletop.held_out(('reach', 'red', 'disc'))
+  assert tabletop.held_out(('reach', 'purple', 'square'))
+  assert not tabletop.held_out(('reach', 'red', 'square'))
+  assert tabletop.held_out(('sort', 'blue', 'yellow'))
+
+
+@pytest.mark.parametrize('task', tabletop.TASKS)
+def test_scenes_are_unambiguous_and_spaced(task):
+  rng = np.random.default_rng(1)
+  for _ in range(60):
+    scenario = tasks.sample(task, rng, 'train', 2)
+    targets, others = scenario.items[:scenario.targets], scenario.items[scenario.targets:]
+    for other in others:
+      clash = [t for t in targets if t.color == other.color]
+      assert not clash or (task == 'reach_shape' and clash[0].shape != other.shape
+                           and f'{clash[0].color} {clash[0].shape}' in scenario.instruction)
+    places = [(i.x, i.y) for i in scenario.items]
+    assert all(math.dist(a, b) >= 0.17 for i, a in enumerate(places) for b in places[:i])
+    assert all(math.dist(scenario.tip, p) > 0.249 for p in places[:scenario.targets])
+    assert scenario.instruction == scenario.instruction.lower()
+    assert all(word in scenario.instruction for word in {t.color for t in targets})
+    assert len(scenario.instruction.split()) <= 16
+
+
+def test_reach_any_offers_two_equal_choices_and_the_expert_takes_either():
+  sides = set()
+  for seed in range(12):
+    env = tabletop.TabletopEnv('disc', ('reach_any',), view_size=8)
+    env.reset(0)
+    left, right = (env.world.position(i) for i in range(2))
+    assert math.dist(env.world.tip, left) == pytest.approx(math.dist(env.world.tip, right), abs=1e-9)
+    assert left[0] < env.world.tip[0] < right[0]
+    action = tabletop.make_expert(env, seed)()
+    sides.add(bool(action[0] > 0))
+  assert sides == {True, False}
+
+
+@pytest.mark.parametrize('color', tabletop.COLORS)
+@pytest.mark.parametrize('shape', tabletop.SHAPES)
+def test_items_have_their_colour_in_both_views(color, shape):
+  scenario = _scenario([world.Item(color, shape, 0.6, 0.3, 0.4)], tip=(0.5, 0.42))
+  table = world.World(scenario.items, scenario.tip, 0.045)
+  draw = render.Renderer(scenario, robots.ROBOTS['disc'], PLAIN)
+  top = draw.image('top', 32, table, scenario.tip)
+  assert np.abs(top[9, 19].astype(int) - render.COLORS[color]).max() <= 12  # (0.6, 0.3) * 32 = column 19.2, row 9.6
+  wrist = draw.image('wrist', 32, table, scenario.tip)
+  # 80 pixels a metre: 0.1 m right and 0.12 m up of the centre.
+  np.testing.assert_array_equal(wrist[16 - 10, 16 + 8], render.COLORS[color])
+  np.testing.assert_array_equal(top[28, 4], (200, 200, 200))
+
+
+def test_colours_are_far_apart_from_each_other_and_from_tables():
+  colors = {name: np.array(rgb) for name, rgb in render.COLORS.items()}
+  names = list(colors)
+  assert min(np.abs(colors[a] - colors[b]).max() for i, a in enumerate(names) for b in names[:i]) > 90
+  for look in render.looks('train'):
+    assert min(np.abs(c - look.table).max() for c in colors.values()) > 90
+
+
+def test_zone_is_a_ring_of_its_colour():
+  scenario = _scenario([], [tasks.Zone('green', 0.5, 0.5)], tip=(0.1, 0.1))
+  image = render.Renderer(scenario, robots.ROBOTS['disc'], PLAIN).image(
+      'top', 200, world.World((), (0.1, 0.1), 0.045), (0.1, 0.1))
+  np.testing.assert_array_equal(image[100, 100 + 22], render.COLORS['green'])  # 0.11 m: inside the ring
+  np.testing.assert_array_equal(image[100, 100], [int(0.65 * 200 + 0.35 * c) for c in render.COLORS['green']])
+  np.testing.assert_array_equal(image[100, 100 + 30], (200, 200, 200))
+
+
+def test_robots_look_different():
+  images = []
+  for robot in robots.ROBOTS.values():
+    scenario = _scenario([], tip=(0.4, 0.6))
+    joints = robot.limit(robot.inverse(0.4, 0.6))
+    images.append(render.Renderer(scenario, robot, PLAIN).image('top', 32, world.World((), (0.4, 0.6), 0.04), joints))
+  for i, a in enumerate(images):
+    for b in images[:i]:
+      assert (np.abs(a.astype(int) - b).max(-1) > 40).sum() > 15
+
+
+def test_views_have_the_asked_size():
+  env = tabletop.TabletopEnv('cart', ('push',), view_size=48)
+  observation = env.reset(0)
+  assert observation['top'].shape == observation['wrist'].shape == (48, 48, 3)
+  assert observation['proprio'].dtype == np.float32
+  assert env.render(256).shape == (256, 256, 3) and env.render(96, 'wrist').shape == (96, 96, 3)
+  assert env.time_s == 0 and env.max_steps == 45 and env.control_hz == 5
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (('robot', ('reach',)), "embodiment='robot' must be one of"),
+    (('disc', ('reach', 'juggle')), "task='juggle' must be one of"),
+    (('disc', ()), 'tasks is empty'),
+    (('disc', ('reach',), 'test'), "split='test' must be one of"),
+    (('disc', ('reach',), 'train', 4), 'view_size=4'),
+    (('disc', ('reach',), 'train', 32, 9), 'max_distractors=9'),
+])
+def test_bad_choices_are_errors(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    tabletop.TabletopEnv(*arguments)
+
+
+def test_bad_actions_are_errors():
+  env = tabletop.TabletopEnv('disc', ('reach',))
+  with pytest.raises(RuntimeError, match='reset'):
+    env.step(np.zeros(3))
+  env.reset(0)
+  before = env.proprio
+  with pytest.raises(ValueError, match=r'shape \(4,\); disc takes \(3,\)'):
+    env.step(np.zeros(4))
+  with pytest.raises(ValueError, match='not finite'):
+    env.step(np.array([0, np.nan, 0]))
+  with pytest.raises(ValueError, match="view='side'"):
+    env.render(32, 'side')
+  np.testing.assert_array_equal(env.proprio, before)
+  assert env.time_s == 0
+
+
+def test_importing_the_world_needs_neither_jax_nor_tensorflow():
+  code = ('import sys; import wam_jax.envs.tabletop; '
+          'print([m for m in ("jax", "flax", "tensorflow") if m in sys.modules])')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == '[]'

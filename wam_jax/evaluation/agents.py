@@ -1,0 +1,126 @@
+"""Who acts in an evaluation: the model, or a baseline that shows what success is worth."""
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from wam_jax import config as cfg
+from wam_jax import types
+from wam_jax.control import policy as policy_lib
+from wam_jax.data import normalize
+from wam_jax.data import transforms
+
+
+class Agent(Protocol):
+  """Acts for a batch of robots of one kind, one chunk at a time."""
+
+  def reset(self, instructions: Sequence[str], composite_BIJ3: np.ndarray, seed: int) -> None:
+    """Starts an episode of each robot."""
+
+  def act(self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(raw actions [B, steps per chunk, action dim], imagined frames [B, r, I, J, 3] uint8 or None)."""
+
+
+class TimedStep:
+  """`policy.step` with its results on the host, timed.
+
+  Attributes:
+    latencies_s: wall time of each call after the first, which compiles.
+  """
+
+  def __init__(self, policy: policy_lib.Policy):
+    self._policy, self._compiled = policy, False
+    self.latencies_s: list[float] = []
+
+  def __call__(self, params, frozen, state, observation):
+    start = time.perf_counter()
+    action_BAU, latents, state = self._policy.step(params, frozen, state, observation)
+    action_BAU, latents = np.asarray(action_BAU), np.asarray(latents)
+    if self._compiled:
+      self.latencies_s.append(time.perf_counter() - start)
+    self._compiled = True
+    return action_BAU, latents, state
+
+
+class ModelAgent:
+  """The compiled policy between the transforms of training and their inverse.
+
+  Attributes:
+    latencies_s: wall time of each control step after the first.
+    traces: how often the control step was traced.
+  """
+
+  def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any, robot: normalize.KnownEmbodiment):
+    if robot.statistics is None:
+      raise ValueError(f'The checkpoint has no statistics of {robot.record.name!r}: no dataset of its training had '
+                       'this robot. Evaluate one that was trained.')
+    self._config, self._robot = config, robot
+    self._params, self._frozen = jax.device_put((params, frozen))
+    self._policy = policy_lib.Policy(config.model, config.sample, config.flow)
+    self._timed = TimedStep(self._policy)
+    self._decode = jax.jit(lambda latents: frozen.decode_next(latents))
+
+  @property
+  def latencies_s(self) -> list[float]:
+    return self._timed.latencies_s
+
+  @property
+  def traces(self) -> int:
+    return self._policy.traces
+
+  def reset(self, instructions, composite_BIJ3, seed):
+    m, record, B = self._config.model, self._robot.record, len(instructions)
+    ids_BP = np.stack([transforms.tokenize(transforms.prompt(record, text), m.text.length, m.text.vocab)
+                       for text in instructions])
+    mask_BAU = np.zeros((B, m.actions_per_chunk, m.action_dim), bool)
+    mask_BAU[:, :record.steps_per_chunk, :record.action_dim] = True
+    self._state = self._policy.reset(self._params, self._frozen, ids_BP, np.full(B, self._robot.id, np.int32),
+                                     mask_BAU, composite_BIJ3, jax.random.key(seed))
+
+  def act(self, frames_BRIJ3, proprio_BX):
+    proprio = normalize.normalize_proprio(self._robot.statistics, proprio_BX, self._config.model.proprio_dim)
+    action_BAU, latents, self._state = self._timed(
+        self._params, self._frozen, self._state, types.Observation(frames_BRIJ3, proprio))
+    raw = np.stack([normalize.unnormalize_action(self._robot.statistics, self._robot.record, a, p)
+                    for a, p in zip(action_BAU, proprio_BX)])
+    return raw, to_uint8(self._decode(latents))
+
+
+class HoldAgent:
+  """Does nothing: zero actions."""
+
+  def __init__(self, record):
+    self._shape = (record.steps_per_chunk, record.action_dim)
+
+  def reset(self, instructions, composite_BIJ3, seed):
+    self._batch = len(instructions)
+
+  def act(self, frames_BRIJ3, proprio_BX):
+    return np.zeros((self._batch, *self._shape)), None
+
+
+class RandomAgent(HoldAgent):
+  """Uniform actions in [-1, 1]."""
+
+  def reset(self, instructions, composite_BIJ3, seed):
+    super().reset(instructions, composite_BIJ3, seed)
+    self._rng = np.random.default_rng(seed)
+
+  def act(self, frames_BRIJ3, proprio_BX):
+    return self._rng.uniform(-1, 1, (self._batch, *self._shape)), None
+
+
+def to_uint8(frames) -> np.ndarray:
+  """Pixels in [-1, 1] to uint8."""
+  return np.round((np.asarray(frames) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
+def latency_summary(latencies_s: Sequence[float]) -> Mapping[str, float]:
+  """Milliseconds: p50_ms, p95_ms, and how many `calls` they are of."""
+  ms = 1e3 * np.asarray(latencies_s)
+  p50, p95 = np.percentile(ms, [50, 95]) if len(ms) else (np.nan, np.nan)
+  return {'p50_ms': round(float(p50), 2), 'p95_ms': round(float(p95), 2), 'calls': len(ms)}

@@ -1,0 +1,113 @@
+"""Predictions on recorded episodes: actions against what the robot did, imagined frames against what it saw."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from wam_jax import config as cfg
+from wam_jax import types
+from wam_jax.control import policy as policy_lib
+from wam_jax.data import normalize
+from wam_jax.evaluation import agents
+
+
+@dataclasses.dataclass
+class Forecast:
+  """Predictions of a batch of windows; every chunk is predicted from the real frames before it.
+
+  Attributes:
+    action_BAU, hold_BAU: normalized [B, Q*A, U]: predicted, and what would hold the robot still.
+    frames_BRIJ3: [B, Q*r, I, J, 3] uint8 imagined.
+    batch: what really happened.
+  """
+
+  action_BAU: np.ndarray
+  hold_BAU: np.ndarray
+  frames_BRIJ3: np.ndarray
+  batch: types.Batch
+
+
+class Forecaster:
+  """Compiled chunk-by-chunk prediction of recorded windows. `latencies_s`, `traces` as in `agents.ModelAgent`."""
+
+  def __init__(self, config: cfg.TrainConfig, params, frozen, robots: Sequence[normalize.KnownEmbodiment], seed: int):
+    self._config, self._robots, self._seed = config, {r.id: r for r in robots}, seed
+    self._params, self._frozen = jax.device_put((params, frozen))
+    self._policy = policy_lib.Policy(config.model, config.sample, config.flow)
+    self._timed = agents.TimedStep(self._policy)
+
+  @property
+  def latencies_s(self) -> list[float]:
+    return self._timed.latencies_s
+
+  @property
+  def traces(self) -> int:
+    return self._policy.traces
+
+  def __call__(self, batch: types.Batch) -> Forecast:
+    m, frames = self._config.model, batch.frames_BRIJ3
+    r, A = m.camera_frames_per_chunk, m.actions_per_chunk
+    state = self._policy.reset(self._params, self._frozen, batch.prompt_ids_BP, batch.embodiment_B,
+                               self._action_mask(batch.embodiment_B), frames[:, 0], jax.random.key(self._seed))
+    actions, imagined = [], []
+    for q in range(m.max_chunks):
+      seen = np.repeat(frames[:, :1], r, axis=1) if q == 0 else frames[:, 1 + (q - 1) * r:1 + q * r]
+      action_BAU, latents, state = self._timed(
+          self._params, self._frozen, state, types.Observation(seen, batch.proprio_BQX[:, q]))
+      actions.append(action_BAU)
+      imagined.append(agents.to_uint8(self._frozen.decode_next(latents)))
+    return Forecast(np.concatenate(actions, 1), np.repeat(self._hold(batch), A, axis=1),
+                    np.concatenate(imagined, 1), batch)
+
+  def _action_mask(self, embodiment_B):
+    m = self._config.model
+    mask_BAU = np.zeros((len(embodiment_B), m.actions_per_chunk, m.action_dim), bool)
+    for mask_AU, robot in zip(mask_BAU, embodiment_B):
+      record = self._robots[int(robot)].record
+      mask_AU[:record.steps_per_chunk, :record.action_dim] = True
+    return mask_BAU
+
+  def _hold(self, batch):
+    """[B, Q, U] normalized actions that change nothing."""
+    held = np.zeros((*batch.proprio_BQX.shape[:2], self._config.model.action_dim), np.float32)
+    for i, robot in enumerate(batch.embodiment_B):
+      known = self._robots[int(robot)]
+      columns_U = np.asarray(known.record.rest_columns, int)
+      state_QX = known.statistics.state.unnormalize(batch.proprio_BQX[i, :, :known.record.proprio_dim])
+      still_QU = np.where(columns_U >= 0, state_QX[:, columns_U], 0)
+      held[i, :, :len(columns_U)] = known.statistics.action.normalize(still_QU)
+    return held
+
+
+def summarize(forecasts: Sequence[Forecast]) -> dict[str, float]:
+  """Mean absolute action errors (normalized units, real dimensions) and video errors (dB), model against baselines.
+
+  `action_error` against `action_error_hold`; `video_psnr_db` of imagined frames against `video_psnr_db_still`, which
+  repeats the last frame that the model saw before the chunk.
+  """
+  count = sum(f.batch.action_mask_BAU.sum() for f in forecasts)
+  error = lambda pick: float(sum(
+      (np.abs(pick(f) - f.batch.action_BAU) * f.batch.action_mask_BAU).sum() for f in forecasts) / max(count, 1))
+  return {'windows': sum(len(f.action_BAU) for f in forecasts),
+          'action_error': error(lambda f: f.action_BAU), 'action_error_hold': error(lambda f: f.hold_BAU),
+          'video_psnr_db': _psnr(forecasts, lambda f: f.frames_BRIJ3),
+          'video_psnr_db_still': _psnr(forecasts, _still)}
+
+
+def _still(f: Forecast) -> np.ndarray:
+  """Frames that repeat the one before each chunk."""
+  r = f.frames_BRIJ3.shape[1] // f.batch.chunk_mask_BQ.shape[1]
+  return np.repeat(f.batch.frames_BRIJ3[:, :-1:r], r, axis=1)
+
+
+def _psnr(forecasts, pick):
+  squares = pixels = 0.0
+  for f in forecasts:
+    frame_mask = np.repeat(f.batch.chunk_mask_BQ, f.frames_BRIJ3.shape[1] // f.batch.chunk_mask_BQ.shape[1], axis=1)
+    difference = pick(f).astype(np.float32) - f.batch.frames_BRIJ3[:, 1:]
+    squares += float((np.square(difference).mean((2, 3, 4)) * frame_mask).sum())
+    pixels += float(frame_mask.sum())
+  return float(10 * np.log10(255 ** 2 / max(squares / max(pixels, 1), 1e-9)))
