@@ -11,7 +11,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import struct
-from typing import Iterator
+from collections.abc import Iterator
 import uuid
 
 from absl import app
@@ -21,7 +21,7 @@ from etils import epath
 import google_crc32c
 import tensorflow_datasets as tfds
 
-from wam_jax.data import sources
+from wam_jax.data import storage
 
 _SOURCE = flags.DEFINE_string('source', None, 'TFDS directory with dataset_info.json and TFRecord shards.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make; it must not exist.')
@@ -117,11 +117,11 @@ def _copy_description(source: epath.Path, target: epath.Path) -> None:
 def _run(jobs: list[tuple[epath.Path, epath.Path, int]], workers: int) -> None:
   if workers == 1:
     done = map(_convert_shard, jobs)
-    list(sources.progress(done, len(jobs), 'converting shards'))
+    list(storage.progress(done, len(jobs), 'converting shards'))
     return
   context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-    list(sources.progress(pool.map(_convert_shard, jobs), len(jobs), 'converting shards'))
+    list(storage.progress(pool.map(_convert_shard, jobs), len(jobs), 'converting shards'))
 
 
 def _convert_shard(job: tuple[epath.Path, epath.Path, int]) -> None:

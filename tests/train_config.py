@@ -1,4 +1,4 @@
-"""The smallest real run: 24 steps of a one-layer model on two dozen tabletop episodes. Tests set the paths."""
+"""The smallest real run: 60 steps of a one-layer model on two dozen tabletop episodes. Tests set the paths."""
 from wam_jax import config as cfg
 
 
@@ -7,7 +7,7 @@ def get_config(arg: str = ''):
     raise ValueError(f'This config takes no argument, got {arg!r}.')
   c = cfg.base()
   c.name = 'test'
-  c.steps, c.batch_size, c.log_every, c.save_every, c.eval_every, c.keep = 24, 8, 2, 8, 12, 2
+  c.steps, c.batch_size, c.log_every, c.save_every, c.eval_every, c.keep = 60, 8, 2, 10, 30, 2
   c.model.dim, c.model.mlp_dim, c.model.num_layers, c.model.action_hidden = 16, 32, 1, 16
   c.model.text.dim, c.model.text.layers = 16, 1
   c.model.tokenizer.fit_windows = 32

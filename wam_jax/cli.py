@@ -1,6 +1,7 @@
 """Start of every `python -m wam_jax.NAME`: a user's mistake ends as one message, a bug as a traceback."""
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 import traceback
@@ -8,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+_ALLOCATOR = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1', 'MALLOC_MMAP_THRESHOLD_': str(2 ** 32),
+              'MALLOC_TRIM_THRESHOLD_': str(2 ** 33)}
 _PACKAGE = pathlib.Path(__file__).parent
 
 
@@ -18,6 +21,17 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   library are bugs and keep their traceback. `--verbosity=1` shows the traceback always.
   """
   app.run(lambda argv: _call(main, argv), flags_parser=_parse_flags)
+
+
+def keep_memory() -> None:
+  """Starts this program again with an allocator that keeps and uses huge pages of what it has freed.
+
+  On CPU, a training step spends a quarter of its time on fresh pages otherwise. Nothing but speed changes. Does nothing
+  where the allocator is not glibc's or where somebody has set it up already.
+  """
+  if sys.platform == 'linux' and not ({'LD_PRELOAD', *_ALLOCATOR} & os.environ.keys()):
+    os.environ.update(_ALLOCATOR)
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:

@@ -6,9 +6,11 @@ and nothing deeper ever sees a ConfigDict.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 import ml_collections
 
@@ -355,9 +357,37 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType({
 })
 
 
+DATA_ROOT = '~/wam_jax_data'
+
+
 def base() -> ml_collections.ConfigDict:
   """Every key at its default, as a ConfigDict for a config file to change."""
   return ml_collections.ConfigDict(_plain(dataclasses.asdict(TrainConfig(rules=dict(DEFAULT_RULES)))))
+
+
+def tabletop_dataset(robot: str, tasks: str, episodes: int, weight: float = 1.0) -> dict[str, Any]:
+  """A tabletop dataset for `data.mixture`, below DATA_ROOT; `python -m data.tabletop` makes it when it is not there.
+
+  Args:
+    robot: 'disc', 'arm', 'cart' or 'human'. tasks: comma-separated.
+  """
+  return dict(
+      path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0', split='train',
+      embodiment=f'tabletop_{robot}', weight=weight,
+      prepare=f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} --episodes={episodes} --workers=2')
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest size that runs."""
+  config.name += '_smoke'
+  config.steps, config.batch_size, config.log_every, config.save_every = 4, 8, 1, 2
+  config.model.num_layers, config.model.dim, config.model.mlp_dim, config.model.scan_unroll = 2, 32, 64, 1
+  config.model.tokenizer.fit_windows = 16
+  config.evaluation.episodes = config.evaluation.batch = 2
+  for dataset in config.data.mixture.values():
+    dataset.path = dataset.path.replace(DATA_ROOT, f'{DATA_ROOT}/smoke')
+    dataset.prepare = re.sub(r'--episodes=\d+', '--episodes=20', dataset.prepare.replace(DATA_ROOT, f'{DATA_ROOT}/smoke'))
+  return config
 
 
 def from_config_dict(config: Mapping[str, Any]) -> TrainConfig:

@@ -72,7 +72,7 @@ def evaluate_tabletop(config: cfg.TrainConfig, params: Any, frozen: Any,
   """Closed-loop success of every acting tabletop robot of the checkpoint; prints the table, writes pictures."""
   from wam_jax.envs import tabletop  # Needs pymunk, of the extra [sim].
   e, rows, latencies, traces = config.evaluation, [], {}, {}
-  names = [n for n, r in robots.items() if n.startswith('tabletop_') and r.record.action]
+  names = [n for n, r in robots.items() if n.startswith('tabletop_') and r.record.action and r.statistics]
   if not names:
     raise ValueError(f'The checkpoint knows {sorted(robots)}, none of which acts on the tabletop; use --env=dataset.')
   for name in names:

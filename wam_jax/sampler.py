@@ -5,7 +5,8 @@ sample and the last three x0. The combinations are worked out in numpy float64, 
 """
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

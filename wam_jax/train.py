@@ -280,5 +280,6 @@ class _StopSignal:
 
 
 if __name__ == '__main__':
+  cli.keep_memory()
   flags.mark_flags_as_required(['config', 'workdir'])
   cli.run(main)

@@ -1,7 +1,7 @@
 """Synthetic RLDS datasets, written through TFDS with no TensorFlow, whose pixels and numbers tell their own time.
 
-At step t of episode e every pixel of view `top` is (e, t, 7), of `wrist` (e, t, 77), the state is (t, 100 e, -t) and the
-action (t, t + 0.5). Images are PNG, hence exact.
+At step t of episode e every pixel of view `top` is (e, t, 7), of `wrist` (e, t, 77), the state is (t, 100 e, -t) and
+the action (t, t + 0.5). Images are PNG, hence exact.
 """
 from __future__ import annotations
 

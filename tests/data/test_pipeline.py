@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -285,7 +286,6 @@ def test_config_errors(clock_path, tmp_path, monkeypatch):
 
 def test_warm_samples_cost_little(clock_path):
   """Training on two cores must not wait: a warm sample costs well below a millisecond of one core."""
-  import time
   config = make_clock(clock_path)
   samplers = pipeline._load_mixture(config)
   batches = pipeline._batches(config, samplers, 0, True, 0, 1)

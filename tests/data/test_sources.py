@@ -6,6 +6,7 @@ import io
 import pathlib
 import pickle
 import shutil
+import sys
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import tensorflow_datasets as tfds
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import sources
+from wam_jax.data import storage
 
 CLOCK = synthetic.CLOCK
 
@@ -57,18 +59,18 @@ def test_slices_pick_columns_in_the_order_of_the_record(clock_path):
 
 
 def test_split_slice_and_pickle(clock_path):
-  episodes = sources.Episodes(clock_path, 'train[2:4]', CLOCK, sources.Cache(1.0))
+  episodes = sources.Episodes(clock_path, 'train[2:4]', CLOCK, storage.Cache(1.0))
   assert len(episodes) == 2 and episodes.where(0).startswith('record 2 of ')
   copy = pickle.loads(pickle.dumps(episodes))
   np.testing.assert_array_equal(copy[1].state_TX, open_clock(clock_path)[3].state_TX)
 
 
 def test_cache_holds_episodes_within_its_bound(clock_path):
-  cache = sources.Cache(1.0)
+  cache = storage.Cache(1.0)
   episodes = open_clock(clock_path, cache=cache)
   assert episodes[0] is episodes[0]
   assert cache.used == episodes[0].nbytes
-  small = sources.Cache(2.5 * 100 / 2**30)
+  small = storage.Cache(2.5 * 100 / 2**30)
   made = [small.get(i, lambda: np.zeros(100, np.uint8)) for i in (0, 1, 0, 2)]
   assert small.used == 200 and small.get(0, lambda: None) is made[0]  # 1 was the least recently used.
 
@@ -171,22 +173,21 @@ def test_text_where_numbers_belong(tmp_path):
 
 
 def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
-  path = sources.epath.Path(tmp_path / 'data')
+  path = storage.epath.Path(tmp_path / 'data')
   path.mkdir()
-  assert sources.read_beside(path, 'x.json') is None
-  original = sources._write_atomic
+  assert storage.read_beside(path, 'x.json') is None
+  original = storage._write_atomic
   def refuse(target, content):
     if target.parent == path:
       raise PermissionError('read-only')
     return original(target, content)
-  monkeypatch.setattr(sources, '_write_atomic', refuse)
-  where = sources.write_beside(path, 'x.json', b'1')
-  assert where.parent != path and where == sources.find_beside(path, 'x.json')
-  assert sources.read_beside(path, 'x.json') == b'1' and not list(path.iterdir())
+  monkeypatch.setattr(storage, '_write_atomic', refuse)
+  where = storage.write_beside(path, 'x.json', b'1')
+  assert where.parent != path and where == storage.find_beside(path, 'x.json')
+  assert storage.read_beside(path, 'x.json') == b'1' and not list(path.iterdir())
 
 
 def test_no_tensorflow_is_imported():
-  import sys
   assert 'tensorflow' not in sys.modules and tfds.__version__
 
 

@@ -1,6 +1,7 @@
 """Tiling puts every quadrant in its place; augmentation is one for all views; the tokenizer's ids by hand."""
 from __future__ import annotations
 
+import dataclasses
 import zlib
 
 import cv2
@@ -64,7 +65,8 @@ def test_jitter_by_hand():
   np.testing.assert_allclose(darker[0, 0], (50, 25, 100), atol=1)  # uint8 rounding.
   gray = transforms.Augmentation(saturation=0.0).jitter(image)
   np.testing.assert_allclose(gray[0, 0], [0.299 * 100 + 0.587 * 50 + 0.114 * 200] * 3, atol=1)
-  flat = transforms.Augmentation(contrast=0.0).jitter(paint_quadrants(4, 4, [(0,) * 3, (0,) * 3, (200,) * 3, (200,) * 3]))
+  halves = paint_quadrants(4, 4, [(0,) * 3, (0,) * 3, (200,) * 3, (200,) * 3])
+  flat = transforms.Augmentation(contrast=0.0).jitter(halves)
   np.testing.assert_allclose(flat, 100, atol=1)
   turned = transforms.Augmentation(hue=1 / 3).jitter(np.full((4, 4, 3), (200, 0, 0), np.uint8))
   np.testing.assert_allclose(turned[0, 0], (0, 200, 0), atol=2)  # A third of a turn: red to green.
@@ -91,6 +93,5 @@ def test_tokenize_by_hand():
 
 
 def test_prompt_fills_every_brace():
-  import dataclasses
   record = dataclasses.replace(synthetic.CLOCK, prompt='A robot {} now. It should {}.')
   assert transforms.prompt(record, ' Push IT ') == 'A robot push it now. It should push it.'

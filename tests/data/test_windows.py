@@ -8,6 +8,7 @@ import pytest
 
 from tests.data import synthetic
 from wam_jax.data import sources
+from wam_jax.data import storage
 from wam_jax.data import windows
 
 CLOCK = synthetic.CLOCK  # 8 steps a chunk, a camera frame every 4.
@@ -40,7 +41,7 @@ def test_anchors_are_all_steps_where_a_chunk_fits(tmp_path):
 
 def test_no_span_is_long_enough(tmp_path):
   path = synthetic.make_dataset(tmp_path, [8, 8])
-  with pytest.raises(ValueError, match=r'none of its 2 language spans is longer than one chunk of 8 steps \(longest: 8'):
+  with pytest.raises(ValueError, match=r'none of its 2 language spans .* one chunk of 8 steps \(longest: 8'):
     windows.make_anchors(sources.Episodes(path, 'train', CLOCK))
 
 
@@ -51,9 +52,9 @@ def test_index_is_kept_and_forgotten_when_the_dataset_changes(tmp_path, monkeypa
   original = sources.Episodes.spans
   monkeypatch.setattr(sources.Episodes, 'spans', lambda self, i: reads.append(i) or original(self, i))
   assert len(windows.make_anchors(sources.Episodes(path, 'train', CLOCK))) == 8 and not reads
-  other = sources.epath.Path(synthetic.make_dataset(tmp_path / 'b', [12, 13]))
+  other = storage.epath.Path(synthetic.make_dataset(tmp_path / 'b', [12, 13]))
   for file in other.iterdir():
-    file.copy(sources.epath.Path(path) / file.name, overwrite=True)
+    file.copy(storage.epath.Path(path) / file.name, overwrite=True)
   assert len(windows.make_anchors(sources.Episodes(path, 'train', CLOCK))) == 9 and reads == [0, 1]
 
 

@@ -2,7 +2,6 @@
 
 Tolerances are those the files suggest for float32: 2e-4 for outputs, 1e-3 relative for gradients, masks exactly.
 """
-import dataclasses
 import json
 import pathlib
 

@@ -5,7 +5,8 @@ Owns no I/O and no statistics. A record says how the arrays of an RLDS step beco
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,8 @@ EMBODIMENTS = {e.name: e for e in (
     Embodiment(
         name='bridge_widowx', views=(View('image_0', 0, 0, 64, 64),), composite=(64, 64),
         state=(Slice('state', 0, 3, 'm'), Slice('state', 3, 6, 'rad'), Slice('state', 6, 7, 'normalized')),
-        action=(Slice('action', 0, 3, 'm'), Slice('action', 3, 6, 'rad'), Slice('action', 6, 7, 'normalized', rest='state:6:7')),
+        action=(Slice('action', 0, 3, 'm'), Slice('action', 3, 6, 'rad'),
+                Slice('action', 6, 7, 'normalized', rest='state:6:7')),
         control_hz=5.0, video_fps=2.5, chunk_s=0.8),
 )}
 

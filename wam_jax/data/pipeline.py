@@ -9,7 +9,8 @@ import dataclasses
 import shlex
 import subprocess
 import sys
-from typing import Any, Iterator, Sequence
+from typing import Any
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 import cv2
@@ -23,6 +24,7 @@ from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import statistics
+from wam_jax.data import storage
 from wam_jax.data import transforms
 from wam_jax.data import windows
 
@@ -70,7 +72,7 @@ def load_metadata(config: cfg.TrainConfig) -> dict[str, Any]:
   `normalize.from_metadata` turns it back into objects.
   """
   prepare(config.data)
-  known = _known_embodiments(config.data, sources.Cache(0))
+  known = _known_embodiments(config.data, storage.Cache(0))
   return normalize.to_metadata(list(known.values()))
 
 
@@ -115,7 +117,7 @@ class Sampler:
   model: cfg.ModelConfig
   train: bool
   augment: bool
-  cache: sources.Cache
+  cache: storage.Cache
 
   def __call__(self, sample: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     number, step, stop = self.anchors[sample]
@@ -167,7 +169,7 @@ def _load_mixture(config: cfg.TrainConfig, split: str = '') -> list[Sampler]:
   _check_records(config)
   prepare(config.data)
   cv2.setNumThreads(1)  # Images are small, and grain's threads work side by side.
-  cache = sources.Cache(config.data.cache_gib / max(1, config.data.workers))
+  cache = storage.Cache(config.data.cache_gib / max(1, config.data.workers))
   known = _known_embodiments(config.data, cache)
   samplers = []
   for index, (name, dataset) in enumerate(config.data.mixture.items()):
@@ -178,7 +180,7 @@ def _load_mixture(config: cfg.TrainConfig, split: str = '') -> list[Sampler]:
   return samplers
 
 
-def _known_embodiments(config: cfg.DataConfig, cache: sources.Cache) -> dict[str, normalize.KnownEmbodiment]:
+def _known_embodiments(config: cfg.DataConfig, cache: storage.Cache) -> dict[str, normalize.KnownEmbodiment]:
   found: dict[str, list[normalize.Statistics]] = {name: [] for name in config.embodiments}
   for dataset in config.mixture.values():
     whole_split = dataset.split.split('[')[0]
@@ -215,7 +217,7 @@ def _check_weights(config: cfg.DataConfig) -> None:
 
 def _check_records(config: cfg.TrainConfig) -> None:
   model, problems = config.model, []
-  records = [embodiments.get(name) for name in config.data.embodiments]
+  records = [embodiments.get(dataset.embodiment) for dataset in config.data.mixture.values()]
   cell = model.tokenizer.spatial * model.patch
   for r in records:
     if r.camera_frames_per_chunk != model.camera_frames_per_chunk:

@@ -1,20 +1,16 @@
 """Random access to the episodes of a TFDS/RLDS directory in ArrayRecord format, without TensorFlow.
 
-Owns files, decoding and the memory cache. What the arrays of a step mean is the embodiment record's business; which
-steps make a sample is `windows.py`'s.
+Owns shards and decoding. What the arrays of a step mean is the embodiment record's business; which steps make
+a sample is `windows.py`'s.
 """
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import hashlib
 import os
-import pathlib
-import sys
-import threading
-import time
-from typing import Any, Callable, Hashable, Iterable, Iterator, Sequence
-import uuid
+from typing import Any
+from collections.abc import Sequence
 
 from array_record.python import array_record_data_source
 import cv2
@@ -24,50 +20,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from wam_jax.data import embodiments
-
-FALLBACK_CACHE = pathlib.Path('~/.cache/wam_jax')
-
-
-class Cache:
-  """Least recently used values, at most `gib` of them; safe under threads.
-
-  `get` may call `make` twice for one key when two threads miss together: cheaper than holding the lock meanwhile.
-  """
-
-  def __init__(self, gib: float):
-    self._limit = int(gib * 2**30)
-    self._clear()
-
-  def _clear(self):
-    self._lock, self._used = threading.Lock(), 0
-    self._values: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
-
-  @property
-  def used(self) -> int:
-    """Bytes held."""
-    return self._used
-
-  def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-    """The value of `key`, made now if it is not held. Values have `nbytes`."""
-    with self._lock:
-      if key in self._values:
-        self._values.move_to_end(key)
-        return self._values[key][0]
-    value = make()
-    with self._lock:
-      if key not in self._values:
-        self._values[key] = value, value.nbytes
-        self._used += value.nbytes
-      while self._used > self._limit and self._values:
-        self._used -= self._values.popitem(last=False)[1][1]
-    return value
-
-  def __getstate__(self):  # A worker process starts with an empty cache.
-    return self._limit
-
-  def __setstate__(self, limit):
-    self._limit = limit
-    self._clear()
+from wam_jax.data import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,22 +98,26 @@ class Episodes:
     ValueError: the directory, its format, the split or a key the record needs is not there.
   """
 
-  def __init__(self, path: str, split: str, record: embodiments.Embodiment, cache: Cache | None = None):
+  def __init__(self, path: str, split: str, record: embodiments.Embodiment, cache: storage.Cache | None = None):
     self.path, self.split, self.record = epath.Path(path).expanduser(), split, record
-    self._cache, self._key = cache or Cache(0), (str(self.path), record.name, split)
+    self._cache, self._key = cache or storage.Cache(0), (str(self.path), record.name, split)
     builder = _open_builder(self.path)
     self._specs = _step_specs(builder)
     _check_keys(self.path, self._specs, record)
     self._shards = _file_instructions(builder, self.path, split)
     self._records = array_record_data_source.ArrayRecordDataSource(self._shards)
     self._first_record = np.cumsum([0] + [s.take for s in self._shards])
-    self.fingerprint = _fingerprint(self.path, self._shards)
 
   def __len__(self) -> int:
     return int(self._first_record[-1])
 
   def __getitem__(self, index: int) -> Episode:
     return self._cache.get((*self._key, index), lambda: self._parse(index))
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Changes whenever the dataset does: of its description, and size and last 4 KiB of every shard."""
+    return _fingerprint(self.path, self._shards)
 
   def where(self, index: int) -> str:
     """Shard file and record of an episode, for messages."""
@@ -171,7 +128,7 @@ class Episodes:
   def spans(self, index: int) -> tuple[Span, ...]:
     """The language spans of an episode, without touching its arrays and images."""
     features = self._read(index)
-    return _spans(self._language(features, index), self._length(features, index))
+    return self._spans(features, self._length(features, index), index)
 
   def numeric(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """(state_TX, action_TU) of an episode, without touching its images."""
@@ -196,8 +153,8 @@ class Episodes:
     state_TX, action_TU = self._arrays(features, length, index)
     encoded = {v.key: self._bytes(features, f'observation/{v.key}', length, index) for v in self.record.views}
     return Episode(
-        self.where(index), length, state_TX, action_TU, _spans(self._language(features, index), length),
-        encoded, {v.key: tuple(self._specs[f'observation/{v.key}'].shape) for v in self.record.views})
+        self.where(index), length, state_TX, action_TU, self._spans(features, length, index), encoded,
+        {v.key: tuple(self._specs[f'observation/{v.key}'].shape) for v in self.record.views})
 
   def _length(self, features, index: int) -> int:
     key = f'steps/observation/{self.record.views[0].key}'
@@ -206,9 +163,12 @@ class Episodes:
       raise ValueError(f'{self.where(index)} has no image under {key!r}; it holds {sorted(features)}.')
     return length
 
-  def _language(self, features, index: int) -> list[list[bytes]]:
-    length = self._length(features, index)
-    return [self._bytes(features, key, length, index) for key in self.record.language]
+  def _spans(self, features, length: int, index: int) -> tuple[Span, ...]:
+    texts = [self._bytes(features, key, length, index) for key in self.record.language]
+    steps = list(zip(*texts)) or [()] * length
+    starts = [0] + [t for t in range(1, length) if steps[t] != steps[t - 1]]
+    return tuple(Span(start, stop, tuple(text.decode('utf-8', 'replace') for text in steps[start]))
+                 for start, stop in zip(starts, starts[1:] + [length]))
 
   def _bytes(self, features, key: str, length: int, index: int) -> list[bytes]:
     values = list(features[f'steps/{key}'].bytes_list.value) if f'steps/{key}' in features else []
@@ -289,15 +249,7 @@ def _file_instructions(builder, path: epath.Path, split: str):
   return instructions
 
 
-def _spans(texts_KL: list[list[bytes]], length: int) -> tuple[Span, ...]:
-  steps = list(zip(*texts_KL)) or [()] * length
-  starts = [0] + [t for t in range(1, length) if steps[t] != steps[t - 1]]
-  return tuple(Span(a, b, tuple(text.decode('utf-8', 'replace') for text in steps[a]))
-               for a, b in zip(starts, starts[1:] + [length]))
-
-
 def _fingerprint(path: epath.Path, shards) -> str:
-  """Changes whenever the dataset does: its description, and size and last 4 KiB of every shard."""
   digest = hashlib.sha256()
   for name in ('dataset_info.json', 'features.json'):
     digest.update((path / name).read_bytes())
@@ -307,54 +259,3 @@ def _fingerprint(path: epath.Path, shards) -> str:
       f.seek(max(0, size - 4096))
       digest.update(f'{epath.Path(shard.filename).name}:{size}'.encode() + f.read())
   return digest.hexdigest()[:16]
-
-
-def read_beside(path: epath.Path, name: str) -> bytes | None:
-  """What `write_beside` left for the dataset at `path`, or None."""
-  found = find_beside(path, name)
-  return found.read_bytes() if found.exists() else None
-
-
-def find_beside(path: epath.Path, name: str) -> epath.Path:
-  """Where `read_beside` looks first: the file beside the dataset, or the fallback if only that exists."""
-  beside, fallback = _beside(path, name)
-  return fallback if fallback.exists() and not beside.exists() else beside
-
-
-def write_beside(path: epath.Path, name: str, content: bytes) -> epath.Path:
-  """Writes a small derived file into the dataset's directory, or under ~/.cache/wam_jax where that is read-only.
-
-  A reader sees the old file or the whole new one. Returns where it went.
-  """
-  beside, fallback = _beside(path, name)
-  try:
-    return _write_atomic(beside, content)
-  except OSError:
-    fallback.parent.mkdir(parents=True, exist_ok=True)
-    return _write_atomic(fallback, content)
-
-
-def _beside(path: epath.Path, name: str) -> tuple[epath.Path, epath.Path]:
-  home = epath.Path(FALLBACK_CACHE).expanduser()
-  return path / name, home / hashlib.sha256(str(path).encode()).hexdigest()[:16] / name
-
-
-def _write_atomic(target: epath.Path, content: bytes) -> epath.Path:
-  partial = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}'
-  try:
-    partial.write_bytes(content)
-    partial.replace(target)
-  finally:
-    partial.unlink(missing_ok=True)
-  return target
-
-
-def progress(items: Iterable[Any], total: int, what: str, every_s: float = 5.0) -> Iterator[Any]:
-  """Yields `items`, telling stderr rate and time left every few seconds."""
-  start = last = time.monotonic()
-  for done, item in enumerate(items):
-    if time.monotonic() - last > every_s:
-      last = time.monotonic()
-      rate = done / (last - start)
-      print(f'{what}: {done}/{total}, {rate:.0f}/s, {(total - done) / max(rate, 1e-9):.0f} s left', file=sys.stderr)
-    yield item

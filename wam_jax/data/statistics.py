@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
+from wam_jax.data import storage
 
 ROWS = 1 << 20  # Rows kept per quantile; more are subsampled uniformly.
 
@@ -59,7 +61,7 @@ def compute(episodes: sources.Episodes) -> normalize.Statistics:
   state, action, relative = QuantileSketch(), QuantileSketch(), QuantileSketch()
   is_relative_U = np.asarray(record.reference_columns, np.int64) >= 0
   total = 0
-  for i in sources.progress(range(len(episodes)), len(episodes), f'statistics of {episodes.path}'):
+  for i in storage.progress(range(len(episodes)), len(episodes), f'statistics of {episodes.path}'):
     state_TX, action_TU = episodes.numeric(i)
     total += len(state_TX)
     state.add(state_TX)
@@ -84,11 +86,11 @@ def file_name(record: embodiments.Embodiment) -> str:
 def load_or_compute(episodes: sources.Episodes) -> normalize.Statistics:
   """The statistics kept beside a dataset, computed and kept now if absent or no longer true of it."""
   key = _key(episodes)
-  content = sources.read_beside(episodes.path, file_name(episodes.record))
+  content = storage.read_beside(episodes.path, file_name(episodes.record))
   stored = json.loads(content) if content is not None else {}
   if stored.get('of') != key:
     stored = {**normalize.to_dict(compute(episodes)), 'of': key}
-    sources.write_beside(episodes.path, file_name(episodes.record), json.dumps(stored, indent=1).encode())
+    storage.write_beside(episodes.path, file_name(episodes.record), json.dumps(stored, indent=1).encode())
   statistics = normalize.from_dict(stored)
   _warn_constant(episodes, statistics)
   return statistics
@@ -96,7 +98,7 @@ def load_or_compute(episodes: sources.Episodes) -> normalize.Statistics:
 
 def find(episodes: sources.Episodes) -> epath.Path:
   """The file that `load_or_compute` keeps: beside the dataset, or in the cache where that is read-only."""
-  return sources.find_beside(episodes.path, file_name(episodes.record))
+  return storage.find_beside(episodes.path, file_name(episodes.record))
 
 
 def _key(episodes: sources.Episodes) -> dict[str, Any]:
@@ -110,5 +112,10 @@ def _warn_constant(episodes: sources.Episodes, statistics: normalize.Statistics)
   for part, q in (('state', statistics.state), ('action', statistics.action)):
     dimensions = np.flatnonzero(q.q99 - q.q01 < normalize.RANGE_FLOOR).tolist()
     if dimensions:
-      logging.warning('%s: %s dimensions %s of %s hardly vary (q99 - q01 < %g); their range is floored there.',
-                      episodes.path, part, dimensions, episodes.record.name, normalize.RANGE_FLOOR)
+      _warn_once(f'{episodes.path}: {part} dimensions {dimensions} of {episodes.record.name} hardly vary (q99 - q01 < '
+                 f'{normalize.RANGE_FLOOR:g}); their range is floored there.')
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+  logging.warning('%s', message)

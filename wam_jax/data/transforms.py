@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Mapping
+from collections.abc import Mapping
 import zlib
 
 import cv2

@@ -15,6 +15,7 @@ import numpy as np
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
+from wam_jax.data import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +94,14 @@ def _load_spans(episodes: sources.Episodes) -> np.ndarray:
   """[spans, 3] int64 episode, start, stop; from the file beside the dataset while that is still true."""
   name = re.sub(r'[^A-Za-z0-9]+', '_', f'wam_spans_{episodes.record.name}_{episodes.split}') + '.npz'
   key = f'{episodes.fingerprint} {episodes.split} {episodes.record.views[0].key} {episodes.record.language}'
-  content = sources.read_beside(episodes.path, name)
+  content = storage.read_beside(episodes.path, name)
   if content is not None:
     with np.load(io.BytesIO(content)) as stored:
       if str(stored['key']) == key:
         return stored['spans']
-  numbers = sources.progress(range(len(episodes)), len(episodes), f'indexing {episodes.path} {episodes.split}')
+  numbers = storage.progress(range(len(episodes)), len(episodes), f'indexing {episodes.path} {episodes.split}')
   spans = np.asarray([(i, s.start, s.stop) for i in numbers for s in episodes.spans(i)], np.int64)
   buffer = io.BytesIO()
   np.savez(buffer, key=key, spans=spans)
-  sources.write_beside(episodes.path, name, buffer.getvalue())
+  storage.write_beside(episodes.path, name, buffer.getvalue())
   return spans

@@ -4,7 +4,8 @@ A block row stands for all layers: `{}` is the layer in the PyTorch name and axi
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
 
 import numpy as np
 

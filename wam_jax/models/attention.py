@@ -26,11 +26,11 @@ class KVCache:
   frames: jax.Array
 
   @classmethod
-  def empty(cls, layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype) -> 'KVCache':
+  def empty(cls, layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype) -> KVCache:
     zeros = jnp.zeros((layers, batch, heads, slots, head_dim), dtype)
     return cls(zeros, zeros, jnp.int32(0))
 
-  def write(self, k_LBNTK: jax.Array, v_LBNTK: jax.Array, start_frame, frames: int) -> 'KVCache':
+  def write(self, k_LBNTK: jax.Array, v_LBNTK: jax.Array, start_frame, frames: int) -> KVCache:
     """Cache with whole frames written from `start_frame` on; later slots count as empty."""
     start = start_frame * (k_LBNTK.shape[3] // frames)
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=3)

@@ -1,7 +1,8 @@
 """Every `self.param` of the transformer: einsum layers, norms, modulation, embeddings of numbers."""
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax

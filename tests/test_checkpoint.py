@@ -1,0 +1,239 @@
+"""Checkpoints: what is saved comes back, and what is damaged or unwritable loses nothing."""
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wam_jax import checkpoint
+from wam_jax import config as cfg
+from wam_jax import train_step
+from wam_jax.models import tokenizer
+
+CONFIG = cfg.from_config_dict(cfg.base())
+METADATA = {'config': cfg.to_dict(CONFIG), 'data': {'embodiments': {'disc': {'id': 0}}}}
+
+
+def make_state(step: int, width: int = 8, ema: bool = True) -> train_step.TrainState:
+  """A state of the right structure whose numbers depend on `step`, spread over the devices."""
+  mesh = jax.make_mesh((jax.device_count(),), ('data',))
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  rng = np.random.default_rng(step)
+  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+  params = {'block': {'w': jax.device_put(draw(8, width), spread)}, 'scale': jnp.asarray(draw(3))}
+  frozen = tokenizer.PatchTokenizer(draw(6), draw(6, 2), draw(2, 6), CONFIG.model.tokenizer.temporal,
+                                    CONFIG.model.tokenizer.spatial)
+  return train_step.TrainState(
+      jnp.int32(step), params, jax.tree.map(lambda x: 2 * x, params) if ema else None,
+      optax.adamw(1e-3).init(params), jax.tree.map(jnp.asarray, frozen))
+
+
+def abstract(state):
+  return lambda frozen: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def save_steps(workdir, steps, keep=5, **kwargs):
+  with checkpoint.Checkpoints(workdir, keep) as checkpoints:
+    for step in steps:
+      checkpoints.save(step, make_state(step, **kwargs), {'next': step}, METADATA)
+
+
+def restore(workdir, like, said=None):
+  with checkpoint.Checkpoints(workdir, 5) as checkpoints:
+    return checkpoints.restore(CONFIG, abstract(like), (said if said is not None else []).append)
+
+
+@pytest.mark.parametrize('ema', [True, False])
+def test_all_of_the_state_comes_back(tmp_path, ema):
+  save_steps(tmp_path, [3], ema=ema)
+  want = make_state(3, ema=ema)
+  got = restore(tmp_path, make_state(9, ema=ema))
+  assert jax.tree.structure(got.state) == jax.tree.structure(want)
+  jax.tree.map(np.testing.assert_array_equal, got.state, want)
+  assert got.state.params['block']['w'].sharding == want.params['block']['w'].sharding
+  assert (got.step, got.iterator_state()) == (3, {'next': 3})
+  assert got.metadata['data'] == METADATA['data']
+
+
+def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
+  overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+  with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+    state = make_state(1, width=4096)
+    checkpoints.save(1, state, {}, METADATA)
+    jax.block_until_ready(overwrite(state))
+  got = restore(tmp_path, make_state(9, width=4096))
+  jax.tree.map(np.testing.assert_array_equal, got.state, make_state(1, width=4096))
+
+
+def test_iterator_state_may_be_bytes(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+    checkpoints.save(1, make_state(1), b'\x00\xff', METADATA)
+  assert restore(tmp_path, make_state(9)).iterator_state() == b'\x00\xff'
+
+
+def test_other_number_of_processes_is_refused():
+  restored = checkpoint.Restored(4, None, {}, ['{"json": 1}', '{"json": 2}'])
+  with pytest.raises(checkpoint.CheckpointError, match='written by 2 processes .* now there are 1'):
+    restored.iterator_state()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+  save_steps(tmp_path, [1, 2, 3, 4], keep=2)
+  assert checkpoint.list_steps(tmp_path) == [3, 4]
+
+
+def test_empty_workdir_restores_nothing(tmp_path):
+  assert restore(tmp_path, make_state(1)) is None
+
+
+def cut_arrays(step_path):
+  for path in (step_path / 'params').rglob('d/*'):
+    path.write_bytes(path.read_bytes()[:16])
+
+
+DAMAGE = {
+    'arrays cut': cut_arrays,
+    'item lost': lambda path: shutil.rmtree(path / 'ema_params'),
+    'optimizer lost': lambda path: shutil.rmtree(path / 'optimizer' / 'd'),
+    'iterator empty': lambda path: (path / 'iterator' / 'metadata').write_text(''),
+    'metadata lost': lambda path: (path / 'metadata' / 'metadata').unlink(),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_damaged_checkpoint_is_skipped_and_its_step_saved_again(tmp_path, damage):
+  save_steps(tmp_path, [1, 2])
+  DAMAGE[damage](tmp_path / 'checkpoints' / '2')
+  said = []
+  got = restore(tmp_path, make_state(9), said)
+  assert got.step == 1
+  jax.tree.map(np.testing.assert_array_equal, got.state, make_state(1))
+  assert len(said) == 1
+  assert said[0].startswith('checkpoint 2 is incomplete and will not be used: ')
+  assert (tmp_path / 'unreadable' / '2').is_dir()
+  save_steps(tmp_path, [2])
+  assert restore(tmp_path, make_state(9)).step == 2
+
+
+def test_no_readable_checkpoint_is_an_error_and_moves_nothing(tmp_path):
+  save_steps(tmp_path, [1, 2])
+  for step in (1, 2):
+    cut_arrays(tmp_path / 'checkpoints' / str(step))
+  with pytest.raises(checkpoint.CheckpointError, match=r'No checkpoint in .* can be read:\n  2: .*\n  1: '):
+    restore(tmp_path, make_state(9))
+  assert checkpoint.list_steps(tmp_path) == [1, 2]
+
+
+def test_unfinished_save_is_never_picked_up(tmp_path):
+  save_steps(tmp_path, [1])
+  directory = tmp_path / 'checkpoints'
+  shutil.copytree(directory / '1', directory / '2.orbax-checkpoint-tmp')
+  assert checkpoint.list_steps(tmp_path) == [1]
+  assert checkpoint.load_for_inference(tmp_path)[-1] == 1
+  assert (directory / '2.orbax-checkpoint-tmp').exists()  # A reader must not disturb a training run's save.
+  assert restore(tmp_path, make_state(9)).step == 1
+  save_steps(tmp_path, [2])
+  assert restore(tmp_path, make_state(9)).step == 2
+  assert sorted(p.name for p in directory.iterdir()) == ['1', '2']
+
+
+def fill_and_check(workdir):
+  """Saves until the disk refuses; the error says so, and the checkpoint before is whole."""
+  saved = 0
+  with (pytest.raises(checkpoint.CheckpointError) as error,
+        checkpoint.Checkpoints(workdir, 2) as checkpoints):
+    for step in range(1, 12):
+      checkpoints.save(step, make_state(step, width=400 * step), {'next': step}, METADATA)
+      checkpoints.wait()
+      saved = step
+  assert 1 <= saved < 11
+  assert f'The newest complete checkpoint is {workdir}/checkpoints/{saved}; make room' in str(error.value)
+  assert len(str(error.value)) < 1000
+  got = restore(workdir, make_state(9, width=400 * saved))
+  assert got.step == saved
+  jax.tree.map(np.testing.assert_array_equal, got.state, make_state(saved, width=400 * saved))
+
+
+def test_full_disk(tmp_path):
+  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(tmp_path)], check=False,
+                           capture_output=True)
+  if mounted.returncode:
+    pytest.skip('mounting a small disk needs root; test_unwritable_file covers the same path')
+  try:
+    fill_and_check(tmp_path)
+  finally:
+    subprocess.run(['umount', '--lazy', str(tmp_path)], check=True)
+
+
+def test_unwritable_file(tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # Python ignores SIGXFSZ: write() fails.
+  try:
+    fill_and_check(tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_failed_save_surfaces_without_waiting(tmp_path, monkeypatch):
+  with pytest.raises(checkpoint.CheckpointError, match='step 2 .*No space left'):
+    with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+      checkpoints.save(1, make_state(1), {}, METADATA)
+      checkpoints.wait()
+      def refuse(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+      monkeypatch.setattr(checkpoints._manager._checkpointer, 'save', refuse)
+      checkpoints.save(2, make_state(2), {}, METADATA)
+
+
+@pytest.mark.parametrize('ema', [True, False])
+def test_inference_gets_averaged_weights_and_no_optimizer(tmp_path, ema):
+  save_steps(tmp_path, [1, 2], ema=ema)
+  shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'optimizer' / 'd')
+  config, params, frozen, metadata, step = checkpoint.load_for_inference(tmp_path)
+  want = make_state(2, ema=ema)
+  jax.tree.map(np.testing.assert_array_equal, params, want.eval_params)
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
+  assert jax.tree.structure(frozen) == jax.tree.structure(want.frozen)
+  jax.tree.map(np.testing.assert_array_equal, frozen, want.frozen)
+  assert (config, metadata, step) == (CONFIG, METADATA['data'], 2)
+  assert checkpoint.load_for_inference(str(tmp_path), step=1)[-1] == 1
+
+
+def test_keys_added_since_get_their_default(tmp_path):
+  save_steps(tmp_path, [1])
+  path = tmp_path / 'checkpoints' / '1' / 'metadata' / 'metadata'
+  stored = json.loads(path.read_text())
+  del stored['config']['model']['remat'], stored['config']['keep']
+  path.write_text(json.dumps(stored))
+  assert checkpoint.load_for_inference(tmp_path)[0] == CONFIG
+
+
+def test_what_inference_cannot_load(tmp_path):
+  with pytest.raises(checkpoint.CheckpointError, match='does not exist'):
+    checkpoint.load_for_inference(tmp_path / 'nowhere')
+  with pytest.raises(checkpoint.CheckpointError, match='not the workdir of a training run'):
+    checkpoint.load_for_inference(tmp_path)
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(checkpoint.CheckpointError, match='no checkpoint yet'):
+    checkpoint.load_for_inference(tmp_path)
+  save_steps(tmp_path, [1, 2])
+  with pytest.raises(checkpoint.CheckpointError, match='has no step 7; it has 1, 2'):
+    checkpoint.load_for_inference(tmp_path, step=7)
+  cut_arrays(tmp_path / 'checkpoints' / '2')
+  shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'ema_params' / 'd')
+  assert checkpoint.load_for_inference(tmp_path)[-1] == 1
+  with pytest.raises(checkpoint.CheckpointError, match='can be read:\n  2: '):
+    checkpoint.load_for_inference(tmp_path, step=2)
+
+
+def test_mismatches_name_missing_unknown_and_reshaped_arrays():
+  x = np.zeros((2, 3))
+  assert checkpoint.list_mismatches({'a': {'w': x}, 'b': x, 'd': x}, {'a': {'w': x.T}, 'c': x, 'd': x}) == [
+      'a/w: (2, 3) here, (3, 2) there', 'b: (2, 3) here, absent there', 'c: absent here, (2, 3) there']

@@ -1,0 +1,72 @@
+"""What a run writes down, and what it shows."""
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from wam_jax import metrics
+
+
+def write_run(workdir, after, steps):
+  writer = metrics.MetricsWriter(workdir, after)
+  for step in steps:
+    writer.write(step, {'loss': 1 / step, 'grad_norm': float(step)}, {'samples_per_s': 3.0})
+  writer.close()
+
+
+def test_resumed_file_equals_straight_one(tmp_path):
+  straight, resumed = tmp_path / 'straight', tmp_path / 'resumed'
+  straight.mkdir()
+  resumed.mkdir()
+  write_run(straight, 0, [10, 20, 30, 40])
+  write_run(resumed, 0, [10, 20, 30])
+  with (resumed / 'metrics.jsonl').open('a') as f:
+    f.write('{"step": 40, "lo')  # Killed while writing.
+  write_run(resumed, 20, [30, 40])
+  assert (resumed / 'metrics.jsonl').read_bytes() == (straight / 'metrics.jsonl').read_bytes()
+  assert len((resumed / 'timing.jsonl').read_text().splitlines()) == 4
+
+
+def test_clock_values_stay_out_of_metrics(tmp_path):
+  write_run(tmp_path, 0, [4])
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 4, 'grad_norm': 4.0, 'loss': 0.25}
+  assert json.loads((tmp_path / 'timing.jsonl').read_text()) == {'step': 4, 'samples_per_s': 3.0}
+  assert list((tmp_path / 'tensorboard').glob('events.*'))
+
+
+def test_lines_are_json_even_when_a_value_is_not_finite(tmp_path):
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  writer.write(1, {'action_loss': float('nan'), 'loss': 2.0}, {})
+  writer.close()
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 1, 'action_loss': None, 'loss': 2.0}
+
+
+def test_nothing_is_rewritten_when_nothing_is_dropped(tmp_path):
+  write_run(tmp_path, 0, [1, 2])
+  before = (tmp_path / 'metrics.jsonl').stat().st_ino
+  metrics.drop_after(tmp_path / 'metrics.jsonl', 2)
+  assert (tmp_path / 'metrics.jsonl').stat().st_ino == before
+
+
+class Terminal(io.StringIO):
+  """A stream that says it is a terminal."""
+
+  def isatty(self):
+    return True
+
+
+@pytest.mark.parametrize(('stream', 'shown'), [(io.StringIO(), [11, 21, 31]), (Terminal(), list(range(2, 32)))])
+def test_progress_shows_rate_and_time_left(stream, shown):
+  now = iter(range(100))
+  progress = metrics.Progress(steps=50, batch_size=4, stream=stream, clock=lambda: float(next(now)))
+  for step in range(1, 32):  # One second each.
+    progress.update(step, 0.5)
+  progress.say('saved')
+  parts = stream.getvalue().replace('\r', '\n').splitlines()
+  lines = [line for line in parts if line.startswith('step')]
+  assert [int(line.split()[1].split('/')[0]) for line in lines] == shown
+  assert lines[0].endswith(f'loss 0.5000  4.0 samples/s  ETA 0:00:{50 - shown[0]}')
+  assert parts[-1] == 'saved'
+  assert progress.samples_per_s == 4.0
