@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, set before JAX starts, and programs compiled once for all tests and their subprocesses."""
+"""Eight simulated CPU devices, set before JAX starts; programs are compiled once for all tests and subprocesses."""
 import os
 import pathlib
 import tempfile

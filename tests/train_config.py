@@ -1,4 +1,6 @@
 """The smallest real run: 60 steps of a one-layer model on two dozen tabletop episodes. Tests set the paths."""
+import dataclasses
+
 from wam_jax import config as cfg
 
 
@@ -12,6 +14,6 @@ def get_config(arg: str = ''):
   c.model.text.dim, c.model.text.layers = 16, 1
   c.model.tokenizer.fit_windows = 32
   c.data.embodiments = ('tabletop_disc',)
-  c.data.mixture = {'disc': dict(path='', split='train', embodiment='tabletop_disc', weight=1.0, prepare='')}
+  c.data.mixture = {'disc': dataclasses.asdict(cfg.DatasetConfig(embodiment='tabletop_disc'))}
   c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.ema_decay = 1e-3, 4, 0.9
   return c

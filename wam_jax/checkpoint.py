@@ -7,8 +7,8 @@ WORKDIR/checkpoints/STEP/ holds, each readable without the others:
   iterator             JSON, the data iterator of each host after exactly STEP batches
   metadata             JSON, config and what the dataset says: statistics, embodiments
 
-Orbax writes STEP under another name and renames it when all of it is on disk, so what is listed is complete. A disk may still
-lose files later; such a checkpoint is moved to WORKDIR/unreadable/ and the one before is used.
+Orbax writes STEP under another name and renames it when all of it is on disk, so what is listed is complete. A disk
+may still lose files later; such a checkpoint is moved to WORKDIR/unreadable/ and the one before is used.
 """
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Checkpoints:
   """Writes and restores the checkpoints of one training run. Saves in the background; use as a context manager."""
 
   def __init__(self, workdir: pathlib.Path, keep: int):
-    logging.get_absl_handler().addFilter(_hide_orbax)
+    _quiet_orbax()
     self._workdir = workdir
     self._manager = ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True))
@@ -194,8 +194,9 @@ class Restored:
     """This host's data iterator, as given to `save`."""
     if len(self.hosts) != jax.process_count():
       raise CheckpointError(
-          f'Checkpoint {self.step} was written by {len(self.hosts)} processes and holds the data order of each; now there are '
-          f'{jax.process_count()}. Resume with {len(self.hosts)}, or start a new run from it with --config.init_from.')
+          f'Checkpoint {self.step} was written by {len(self.hosts)} processes and holds the data order of each; now '
+          f'there are {jax.process_count()}. Resume with {len(self.hosts)}, or start a new run from it with '
+          '--config.init_from.')
     return _decode(self.hosts[jax.process_index()])
 
 
@@ -212,6 +213,7 @@ def load_for_inference(
   Raises:
     CheckpointError: no such directory, checkpoint or step, or it is incomplete.
   """
+  _quiet_orbax()
   workdir = workdir_lib.make_path(str(workdir))
   directory = _directory(workdir)
   steps = list_steps(workdir)
@@ -275,7 +277,8 @@ def _load_frozen(place: pathlib.Path, config: cfg.TrainConfig) -> tokenizer.Patc
 def _load_tree(path: pathlib.Path) -> PyTree:
   """Nested dict of NumPy arrays of one item, whatever devices wrote it."""
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
+    stored = reader.metadata(path).item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
@@ -314,9 +317,14 @@ def _gather(text: str) -> list[str]:
   sizes = multihost_utils.process_allgather(np.int32(mine.size))
   padded = np.zeros(sizes.max(), np.uint8)
   padded[:mine.size] = mine
-  return [row[:size].tobytes().decode() for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)]
+  rows = multihost_utils.process_allgather(padded)
+  return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def _hide_orbax(record) -> bool:
+def _quiet_orbax() -> None:
   """Orbax logs each failure with its traceback before it raises; we report it once, in our words."""
+  logging.get_absl_handler().addFilter(_is_wanted)  # The same filter is added only once.
+
+
+def _is_wanted(record) -> bool:
   return 'orbax' not in record.pathname or logging.get_verbosity() >= logging.DEBUG

@@ -67,10 +67,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _plain(error: BaseException) -> str:
+  while error.args and isinstance(error.args[0], Exception):  # ConfigDict wraps its KeyError.
+    error = error.args[0]
   text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
   if 'Traceback (most recent call last)' in text:
     text = text.strip().splitlines()[-1].strip()
-  return text.strip('\'"')
+  return ' '.join(text.split()).replace('\'"', '').replace('"\'', '').rstrip('.?')
 
 
 def _stop(message: str) -> None:

@@ -206,7 +206,9 @@ class DatasetConfig:
     split: its split, TFDS slicing allowed ('train[:90%]').
     embodiment: record in `wam_jax/data/embodiments.py`.
     weight: share of the samples, relative to the other datasets.
-    prepare: `python -m` arguments that make the dataset when `path` does not exist; '' if it must be there.
+    prepare: `python -m` arguments that make the dataset when `path` does not exist; '' if it must be there. `{path}`
+      and `{source}` in it stand for those fields.
+    source: what `prepare` makes it from, for example the directory of a dataset as published.
   """
 
   path: str = ''
@@ -214,6 +216,7 @@ class DatasetConfig:
   embodiment: str = ''
   weight: float = 1.0
   prepare: str = ''
+  source: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,21 +375,23 @@ def tabletop_dataset(robot: str, tasks: str, episodes: int, weight: float = 1.0)
     robot: 'disc', 'arm', 'cart' or 'human'. tasks: comma-separated.
   """
   return dict(
-      path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0', split='train',
+      source='', path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0', split='train',
       embodiment=f'tabletop_{robot}', weight=weight,
-      prepare=f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} --episodes={episodes} --workers=2')
+      prepare=f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} --episodes={episodes} '
+              '--workers=2')
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest size that runs."""
   config.name += '_smoke'
   config.steps, config.batch_size, config.log_every, config.save_every = 4, 8, 1, 2
-  config.model.num_layers, config.model.dim, config.model.mlp_dim, config.model.scan_unroll = 2, 32, 64, 1
-  config.model.tokenizer.fit_windows = 16
+  m = config.model
+  m.num_layers, m.dim, m.mlp_dim, m.num_heads, m.scan_unroll = 2, 32, 64, 2, 1
+  m.tokenizer.fit_windows = 16
   config.evaluation.episodes = config.evaluation.batch = 2
   for dataset in config.data.mixture.values():
-    dataset.path = dataset.path.replace(DATA_ROOT, f'{DATA_ROOT}/smoke')
-    dataset.prepare = re.sub(r'--episodes=\d+', '--episodes=20', dataset.prepare.replace(DATA_ROOT, f'{DATA_ROOT}/smoke'))
+    moved = [text.replace(DATA_ROOT, f'{DATA_ROOT}/smoke') for text in (dataset.path, dataset.prepare)]
+    dataset.path, dataset.prepare = moved[0], re.sub(r'--episodes=\d+', '--episodes=20', moved[1])
   return config
 
 

@@ -1,7 +1,7 @@
 """Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard and the progress line.
 
-metrics.jsonl holds only what the config determines, so that a run that was killed and resumed writes the same file as one
-that was not; everything that depends on the clock goes elsewhere.
+metrics.jsonl holds only what the config determines, so that a run that was killed and resumed writes the same file as
+one that was not; everything that depends on the clock goes elsewhere.
 """
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 A dataset that is not there yet is made first. Run the same command again to continue from the newest checkpoint: the
 result is the same as that of a run that was never stopped. Ctrl-C or SIGTERM saves and stops.
 
-WORKDIR gets config.json, metrics.jsonl (one line per config.log_every steps), timing.jsonl, tensorboard/ and checkpoints/.
+WORKDIR gets config.json, metrics.jsonl (a line per config.log_every steps), timing.jsonl, tensorboard/, checkpoints/.
 Any key of the config can be set from here, as in --config.optimizer.learning_rate=3e-4; wam_jax/config.py declares all.
 
 This module owns the wiring and the loop; the step itself is in train_step.py.
@@ -55,7 +55,7 @@ _EVAL_BATCHES = 8  # Held-out batches per evaluation.
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
-  config = cfg.from_config_dict(_CONFIG.value)
+  config = cfg.from_config_dict(_CONFIG.value.to_dict())  # to_dict says so if the file could not be loaded.
   workdir = workdir_lib.make_path(_WORKDIR.value)
   _start_processes()
   if _CACHE.value:
@@ -106,7 +106,8 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
       step += 1
       state, step_metrics = run_step(state, _to_devices(batch, batch_sharding))
       watch.add(step, batch.sample_B2, step_metrics)
-      progress.update(*watch.check(lag=2))
+      if complete := watch.check(lag=2):
+        progress.update(*complete)
 
       line = {}
       if step % config.log_every == 0 or step == config.steps:
@@ -154,8 +155,8 @@ def _check_schedule(config: cfg.TrainConfig, mesh: Mesh) -> None:
   parts = math.lcm(math.prod(mesh.shape[axis] for axis in axes), jax.process_count())
   if config.batch_size % parts:
     raise ValueError(
-        f'config.batch_size={config.batch_size} must be divisible by {parts}, the devices that {" * ".join(axes)} of config.mesh '
-        f'spreads it over; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
+        f'config.batch_size={config.batch_size} must be divisible by {parts}, the devices that {" * ".join(axes)} of '
+        f'config.mesh spreads it over; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
 
 
 def _prepare_datasets(config: cfg.TrainConfig) -> None:
@@ -191,8 +192,8 @@ def _init_state(config: cfg.TrainConfig, mesh: Mesh, say: Callable[[str], None])
                      f'but config.model.tokenizer is {config.model.tokenizer}; make them equal.')
   mismatches = checkpoint.list_mismatches(train_step.abstract_state(config, mesh, frozen).params, params)
   if mismatches:
-    raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays differ:\n  '
-                     + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
+    raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays differ:'
+                     '\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
   state, shardings = train_step.init_state(config, mesh, frozen)
   say(f'weights from step {step} of {config.init_from}')
   return state.replace(params=_placed(params, state.params), ema_params=_placed(params, state.ema_params)), shardings
@@ -225,14 +226,14 @@ class _FiniteWatch:
 
   def __init__(self):
     self._pending: collections.deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = collections.deque()
-    self._last = (0, math.nan)
+    self._last: tuple[int, float] | None = None
 
   def add(self, step: int, sample_B2: np.ndarray, step_metrics: Mapping[str, jax.Array]) -> None:
     watched = {name: step_metrics[name] for name in ('loss', 'grad_norm') if name in step_metrics}
     self._pending.append((step, sample_B2, watched))
 
-  def check(self, lag: int) -> tuple[int, float]:
-    """Checks all but the newest `lag` steps; the last complete step and its loss."""
+  def check(self, lag: int) -> tuple[int, float] | None:
+    """Checks all but the newest `lag` steps; returns the last complete step and its loss, None before the first."""
     while len(self._pending) > lag:
       step, sample_B2, watched = self._pending.popleft()
       values = jax.device_get(watched)
@@ -240,8 +241,8 @@ class _FiniteWatch:
         found = ', '.join(f'{name} {float(value)}' for name, value in values.items())
         samples = ' '.join(f'{dataset}:{sample}' for dataset, sample in np.asarray(sample_B2).tolist())
         raise FloatingPointError(
-            f'Step {step} is not finite: {found}. Its samples on host {jax.process_index()}, as dataset:sample: {samples}. '
-            'Nothing of this step was saved. Check these samples (python -m data.validate), or lower '
+            f'Step {step} is not finite: {found}. Its samples on host {jax.process_index()}, as dataset:sample: '
+            f'{samples}. Nothing of this step was saved. Check these samples (python -m data.validate), or lower '
             'config.optimizer.learning_rate and run again from the last checkpoint.')
       self._last = (step, float(values['loss']))
     return self._last

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -79,7 +80,10 @@ def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
   A new key's default always keeps the behaviour of before, so older runs stay readable.
   """
-  return _fill(stored, cfg.base().to_dict())
+  default = cfg.base().to_dict()
+  dataset = dataclasses.asdict(cfg.DatasetConfig())
+  default['data']['mixture'] = {name: dataset for name in stored.get('data', {}).get('mixture', {})}
+  return _fill(stored, default)
 
 
 def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
@@ -105,7 +109,7 @@ def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def _may_change(key: str) -> bool:
-  dataset_place = key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare')
+  dataset_place = key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare', 'source')
   return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_GROUPS) or dataset_place
 
 

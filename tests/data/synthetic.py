@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pathlib
+import shutil
+import struct
 
 import cv2
+import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
 
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
+from wam_jax.data import sources
 
 Slice, View = embodiments.Slice, embodiments.View
 CLOCK = embodiments.Embodiment(
@@ -92,3 +97,49 @@ def make_config(datasets, **data) -> cfg.TrainConfig:
   model = cfg.ModelConfig(num_embodiments=len(names), action_dim=3, proprio_dim=4, actions_per_chunk=8, max_chunks=2)
   return cfg.TrainConfig(batch_size=8, model=model, data=cfg.DataConfig(
       mixture=mixture, embodiments=names, **data))
+
+
+def mask(crc: int) -> int:
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(record: bytes) -> bytes:
+  """A record in TFRecord framing."""
+  length = struct.pack('<Q', len(record))
+  return (length + struct.pack('<I', mask(google_crc32c.value(length))) + record
+          + struct.pack('<I', mask(google_crc32c.value(record))))
+
+
+def copy_as_tfrecord(path: str, target: pathlib.Path, record: embodiments.Embodiment) -> pathlib.Path:
+  """An ArrayRecord dataset as TFRecord, which TFDS itself writes only with TensorFlow."""
+  shutil.copytree(path, target)
+  description = target / 'dataset_info.json'
+  description.write_text(description.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"'))
+  for split in ('train', 'val'):
+    episodes = sources.Episodes(path, split, record)
+    shard = next(target.glob(f'*{split}.*record-*'))
+    shard.with_name(shard.name.replace('array_record', 'tfrecord')).write_bytes(
+        b''.join(frame(record) for record in episodes._records))
+    shard.unlink()
+  return target
+
+
+def write_bridge(root: pathlib.Path, episodes: int = 6, steps: int = 10) -> str:
+  """A dataset with the keys, shapes and format of published BridgeData V2, of random walks; its directory."""
+  rng = np.random.default_rng(0)
+  features = tfds.features.FeaturesDict({'steps': tfds.features.Dataset({
+      'observation': {'image_0': tfds.features.Image(shape=(64, 64, 3), encoding_format='jpeg'),
+                      'state': tfds.features.Tensor(shape=(7,), dtype=np.float32)},
+      'action': tfds.features.Tensor(shape=(7,), dtype=np.float32), 'language_instruction': tfds.features.Text(),
+      'is_first': tfds.features.Scalar(dtype=np.bool_)})})
+
+  def step(t):
+    image = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    return {'observation': {'image_0': io.BytesIO(cv2.imencode('.jpg', image)[1].tobytes()),
+                            'state': rng.normal(size=7).astype(np.float32)},
+            'action': rng.normal(size=7).astype(np.float32), 'language_instruction': 'put the spoon on the towel',
+            'is_first': t == 0}
+
+  made = [[step(t) for t in range(steps)] for _ in range(episodes)]
+  path = write_dataset(root / 'array_record', {'train': made, 'val': made[:2]}, features)
+  return str(copy_as_tfrecord(path, root / 'tfrecord', embodiments.get('bridge_widowx')))

@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
-import struct
 import subprocess
 import sys
 
@@ -21,36 +19,16 @@ from wam_jax.data import sources
 BRIDGE = pathlib.Path(__file__).parents[3] / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
 
 
-def mask(crc: int) -> int:
-  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def frame(record: bytes) -> bytes:
-  """A record in TFRecord framing."""
-  length = struct.pack('<Q', len(record))
-  return (length + struct.pack('<I', mask(google_crc32c.value(length))) + record
-          + struct.pack('<I', mask(google_crc32c.value(record))))
-
-
 @pytest.fixture
 def tfrecord_path(clock_path, tmp_path) -> pathlib.Path:
-  """The clock dataset as TFRecord, which TFDS writes only with TensorFlow."""
-  path = pathlib.Path(shutil.copytree(clock_path, tmp_path / 'tfrecord'))
-  description = path / 'dataset_info.json'
-  description.write_text(description.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"'))
-  for split in ('train', 'val'):
-    episodes = sources.Episodes(clock_path, split, synthetic.CLOCK)
-    shard = next(path.glob(f'*{split}.*record-*'))
-    shard.with_name(shard.name.replace('array_record', 'tfrecord')).write_bytes(
-        b''.join(frame(record) for record in episodes._records))
-    shard.unlink()
-  return path
+  """The clock dataset as TFRecord."""
+  return synthetic.copy_as_tfrecord(clock_path, tmp_path / 'tfrecord', synthetic.CLOCK)
 
 
 def test_framing_by_hand(tmp_path):
   # Length 3, its masked checksum, 'abc', its masked checksum; as TensorFlow's writer gives them.
   shard = tmp_path / 'shard'
-  shard.write_bytes(frame(b'abc') + frame(b''))
+  shard.write_bytes(synthetic.frame(b'abc') + synthetic.frame(b''))
   assert list(convert.read_tfrecord(shard)) == [b'abc', b'']
   assert google_crc32c.value(b'123456789') == 0xE3069283  # CRC-32C's check value.
 
@@ -70,7 +48,7 @@ def test_converted_episodes_equal_the_original(clock_path, tfrecord_path, tmp_pa
     (lambda b: b + b'12345', 'record 8 of .* is truncated: 5 of 12 bytes'),
     (lambda b: b[:100] + b'\x00' + b[101:], 'record 0 of .* is corrupt: its checksum does not match'),
     (lambda b: b'\x01' + b[1:], 'The length of record 0 of .* is corrupt'),
-    (lambda b: b + frame(b'more'), 'holds 9 records; dataset_info.json says 8'),
+    (lambda b: b + synthetic.frame(b'more'), 'holds 9 records; dataset_info.json says 8'),
     (lambda b: b'', 'holds 0 records; dataset_info.json says 8'),
 ])
 def test_broken_shards_leave_nothing_behind(tfrecord_path, tmp_path, damage, message):

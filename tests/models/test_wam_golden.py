@@ -116,7 +116,7 @@ def test_cached_chunks():
     s = 1 + q * r
     if q:
       cache = apply(model.commit, cache, clean[:, s - r:s], s - r, prompt, part(y, s - r, s))
-    get = lambda name: data[f'in/cached/chunk{q}/{name}']
+    get = lambda name, q=q: data[f'in/cached/chunk{q}/{name}']
     got_video, got_action = apply(
         model.denoise, cache, video(get('noisy_latents')), get('timestep') / 1000, get('noisy_action'),
         get('timestep_action') / 1000, data['in/state'][:, q * states:(q + 1) * states], s, prompt,

@@ -86,10 +86,14 @@ def prepare(config: cfg.DataConfig) -> None:
     path = epath.Path(dataset.path).expanduser()
     if path.exists() or not dataset.prepare:
       continue
-    print(f'{path} is not there; making it: python -m {dataset.prepare}', file=sys.stderr)
-    done = subprocess.run([sys.executable, '-m', *shlex.split(dataset.prepare)])
+    if '{source}' in dataset.prepare and not dataset.source:
+      raise ValueError(f'data.mixture.{name}.path={path} is not there, and data.mixture.{name}.source, from which it '
+                       'is made, is empty; set either, as --config.data.mixture.' + name + '.source=DIR.')
+    command = dataset.prepare.format(path=path, source=dataset.source)
+    print(f'{path} is not there; making it: python -m {command}', file=sys.stderr)
+    done = subprocess.run([sys.executable, '-m', *shlex.split(command)])
     if done.returncode or not path.exists():
-      raise ValueError(f'data.mixture.{name}.prepare: python -m {dataset.prepare} ended with code {done.returncode} '
+      raise ValueError(f'data.mixture.{name}.prepare: python -m {command} ended with code {done.returncode} '
                        f'and {path} {"exists" if path.exists() else "does not exist"}.')
 
 

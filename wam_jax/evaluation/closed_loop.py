@@ -80,7 +80,7 @@ def _run_batch(agent, record, envs, seeds, recorded, scene_size):
 
 
 def _execute(env, episode, action_SU, record, see, recorded, scene_size, observation, history):
-  """Runs one chunk of actions; (last observation, frames the model sees of it). An episode that is over stands still."""
+  """Runs one chunk of actions; (last observation, frames the model sees of it). Nothing moves once it is over."""
   if _over(env, episode):
     return observation, history
   frames = []

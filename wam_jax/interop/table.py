@@ -40,24 +40,27 @@ def rows(c: cfg.ModelConfig) -> list[Row]:
       Row('blocks.{}.norm3.weight', 'blocks/norm3/scale', same),
       Row('blocks.{}.norm3.bias', 'blocks/norm3/bias', same),
   ]
-  for ours, theirs, first, second in (('text_embedding', 'text_embedding', 0, 2), ('time_embedding', 'time_embedding', 0, 2),
-                                      ('blocks/ffn', 'blocks.{}.ffn', 0, 2)):
-    table += _linear(f'{theirs}.{first}', f'{ours}/in', transposed) + _linear(f'{theirs}.{second}', f'{ours}/out', transposed)
-  for attention, extra in (('self_attn', ''), ('cross_attn', '')) + ((('cross_attn', 'image'),) if c.image_dim else ()):
-    suffix, ours = ('_img', '_image') if extra else ('', '')
-    for name in ('k', 'v') if extra else ('q', 'k', 'v'):
-      table += _linear(f'blocks.{{}}.{attention}.{name}{suffix}', f'blocks/{attention}/{name}{ours}', heads_out, split_heads)
-    for name in ('k',) if extra else ('q', 'k'):
-      table.append(Row(f'blocks.{{}}.{attention}.norm_{name}{suffix}.weight', f'blocks/{attention}/norm_{name}{ours}/scale', split_heads))
-    if not extra:
-      table += _linear(f'blocks.{{}}.{attention}.o', f'blocks/{attention}/o', heads_in)
+  for ours, theirs in (('text_embedding', 'text_embedding'), ('time_embedding', 'time_embedding'),
+                       ('blocks/ffn', 'blocks.{}.ffn')):
+    table += _linear(f'{theirs}.0', f'{ours}/in', transposed) + _linear(f'{theirs}.2', f'{ours}/out', transposed)
+  projections = [('self_attn', n, n) for n in 'qkv'] + [('cross_attn', n, n) for n in 'qkv']
+  norms = [('self_attn', n, n) for n in 'qk'] + [('cross_attn', n, n) for n in 'qk']
+  if c.image_dim:
+    projections += [('cross_attn', 'k_img', 'k_image'), ('cross_attn', 'v_img', 'v_image')]
+    norms.append(('cross_attn', 'k_img', 'k_image'))
+  for module, theirs, ours in projections:
+    table += _linear(f'blocks.{{}}.{module}.{theirs}', f'blocks/{module}/{ours}', heads_out, split_heads)
+  table += [Row(f'blocks.{{}}.{module}.norm_{theirs}.weight', f'blocks/{module}/norm_{ours}/scale', split_heads)
+            for module, theirs, ours in norms]
+  for module in ('self_attn', 'cross_attn'):
+    table += _linear(f'blocks.{{}}.{module}.o', f'blocks/{module}/o', heads_in)
   for ours, theirs in (('action', 'action_encoder.W1'), ('mix', 'action_encoder.W2'), ('out', 'action_encoder.W3')):
     table += _category(theirs, f'action_encoder/{ours}')
   for module in ('state_encoder', 'action_decoder'):
     table += _category(f'{module}.layer1', f'{module}/in') + _category(f'{module}.layer2', f'{module}/out')
   if c.image_dim:
-    table += [Row(f'img_emb.proj.{i}.{theirs}', f'image_embedding/{name}/{ours}', same)
-              for i, name in ((0, 'norm_in'), (4, 'norm_out')) for theirs, ours in (('weight', 'scale'), ('bias', 'bias'))]
+    table += [Row(f'img_emb.proj.{i}.{theirs}', f'image_embedding/{name}/{ours}', same) for i, name in (
+        (0, 'norm_in'), (4, 'norm_out')) for theirs, ours in (('weight', 'scale'), ('bias', 'bias'))]
     table += _linear('img_emb.proj.1', 'image_embedding/in', transposed)
     table += _linear('img_emb.proj.3', 'image_embedding/out', transposed)
   return table

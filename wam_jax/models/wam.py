@@ -90,7 +90,8 @@ class WorldActionModel(nn.Module):
         video_angles[:Fc].reshape(-1, c.head_dim // 2), video_angles[first:first + Fn].reshape(-1, c.head_dim // 2),
         attention.sequence_angles(Q * c.actions_per_chunk, c.head_dim), attention.sequence_angles(states, c.head_dim)])
     sigma_state_BQ = sigma_action_BA[:, ::noisy_action_BAU.shape[1] // states]
-    levels_BG = jnp.concatenate([jnp.zeros_like(sigma_video_BF[:, :1]), sigma_video_BF, sigma_action_BA, sigma_state_BQ], 1)
+    levels_BG = jnp.concatenate(
+        [jnp.zeros_like(sigma_video_BF[:, :1]), sigma_video_BF, sigma_action_BA, sigma_state_BQ], 1)
     prompt = self._embed_prompt(text_BPC, image_BIC)
     time_BGD, modulation_BG6D = self._modulation(levels_BG, prompt)
     mask = mask_TT & _seen(action_valid_BA, states, clean_BTD.shape[1] + noisy_BTD.shape[1])[:, None, None, :]

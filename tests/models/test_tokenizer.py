@@ -1,0 +1,100 @@
+"""The patch tokenizer: causal in time, streaming, unit-variance latents, an exact inverse at full width."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wam_jax import config as cfg
+from wam_jax.models import tokenizer
+
+T, S = 2, 2
+FULL = T * S * S * 3
+# Away from black and white, where `decode` clips.
+FRAMES = np.random.default_rng(0).integers(60, 196, (3, 1 + 3 * T, 8, 12, 3)).astype(np.uint8)
+
+
+def fit(channels, frames=FRAMES):
+  return tokenizer.fit_patch_tokenizer(frames, cfg.TokenizerConfig(temporal=T, spatial=S, channels=channels))
+
+
+@pytest.fixture(scope='module')
+def fitted():
+  return fit(5)
+
+
+def pixels(frames):
+  return frames.astype(np.float32) / 127.5 - 1
+
+
+def test_frame_0_is_encoded_alone(fitted):
+  latents = fitted.encode(FRAMES)
+  assert latents.shape == (3, 4, 4, 6, 5)
+  np.testing.assert_array_equal(latents[:, :1], fitted.encode_first(FRAMES[:, :1]))
+
+
+def test_later_frames_do_not_change_earlier_latents(fitted):
+  """Frame k belongs to latent frame ceil(k / T): changing it changes that one and no other."""
+  latents = np.asarray(fitted.encode(FRAMES))
+  for frame in range(FRAMES.shape[1]):
+    changed = FRAMES.copy()
+    changed[:, frame] = 255 - changed[:, frame]
+    differs = np.any(np.asarray(fitted.encode(changed)) != latents, axis=(0, 2, 3, 4))
+    np.testing.assert_array_equal(differs, np.arange(4) == -(-frame // T), err_msg=f'frame {frame}')
+
+
+def test_streaming_equals_whole(fitted):
+  parts = [fitted.encode_first(FRAMES[:, :1])]
+  parts += [fitted.encode_next(FRAMES[:, 1 + k * T:1 + (k + 1) * T]) for k in range(3)]
+  # Float32 sums may run in another order when fewer patches are multiplied at once.
+  np.testing.assert_allclose(np.concatenate(parts, 1), fitted.encode(FRAMES), atol=1e-5)
+
+
+def test_streaming_decode_equals_whole(fitted):
+  latents = fitted.encode(FRAMES)
+  np.testing.assert_allclose(
+      np.concatenate([fitted.decode_next(latents[:, 1:2]), fitted.decode_next(latents[:, 2:])], 1),
+      fitted.decode(latents)[:, 1:], atol=1e-5)
+
+
+def test_full_width_is_an_exact_inverse():
+  full = fit(FULL)
+  decoded = full.decode(full.encode(FRAMES))
+  np.testing.assert_allclose(decoded, pixels(FRAMES), atol=1e-4)  # Float32 through two matrices.
+  # Pixels that no fit has seen, too.
+  unseen = np.random.default_rng(1).integers(0, 256, FRAMES.shape).astype(np.uint8)
+  np.testing.assert_allclose(full.decode(full.encode(unseen)), pixels(unseen), atol=1e-4)
+
+
+def test_latents_of_the_fit_have_mean_0_and_unit_covariance(fitted):
+  latents_NC = np.asarray(fitted.encode(FRAMES), np.float64).reshape(-1, 5)
+  np.testing.assert_allclose(latents_NC.mean(0), 0, atol=1e-5)
+  np.testing.assert_allclose(np.cov(latents_NC, rowvar=False), np.eye(5), atol=1e-4)
+
+
+def test_lost_detail_is_the_variance_of_the_dropped_components():
+  """No linear map of that width loses less (Eckart-Young)."""
+  still = np.concatenate([np.repeat(FRAMES[:, :1], T, 1), FRAMES[:, 1:]], 1)
+  patches_NP = pixels(still).astype(np.float64).reshape(3, 4, T, 4, S, 6, S, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  singular = np.linalg.svd((p := patches_NP.reshape(-1, FULL)) - p.mean(0), compute_uv=False)
+  for channels in (1, 6, 20):
+    fitted = fit(channels)
+    lost = np.asarray(fitted.decode_next(fitted.encode_next(still)), np.float64) - pixels(still)
+    np.testing.assert_allclose((lost ** 2).sum(), (singular[channels:] ** 2).sum(), rtol=1e-4)
+
+
+def test_decoded_pixels_stay_in_range(fitted):
+  decoded = fitted.decode(100 * fitted.encode(FRAMES))
+  assert decoded.shape == FRAMES.shape
+  np.testing.assert_array_equal([decoded.min(), decoded.max()], [-1, 1])
+
+
+def test_more_channels_than_numbers_in_a_patch_raise():
+  with pytest.raises(ValueError, match=f'channels={FULL + 1} exceeds the {FULL} numbers of a patch'):
+    fit(FULL + 1)
+
+
+def test_frames_that_do_not_vary_enough_raise():
+  gray = np.repeat(FRAMES[:, :1, :1, :1, :1], 12, axis=3)  # One grey for each window: few directions.
+  gray = np.broadcast_to(gray, FRAMES.shape)
+  with pytest.raises(ValueError, match='vary in fewer than model.tokenizer.channels=5 directions'):
+    fit(5, gray)

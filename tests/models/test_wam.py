@@ -1,0 +1,220 @@
+"""The world action model on random weights: control equals training, and nothing leaks.
+
+Two latent frames a chunk, three chunks, three embodiments. Of the three samples the first has every action step, the
+second lacks the last of each chunk, the third is video only.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax import config as cfg
+from wam_jax.models import attention
+from wam_jax.models import wam
+
+B, Q, F, A, H, W, C, U, X = 3, 3, 2, 3, 4, 2, 3, 3, 4
+CONFIG = cfg.ModelConfig(
+    dim=16, mlp_dim=32, num_heads=2, num_layers=2, patch=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
+    num_embodiments=3, frames_per_chunk=F, actions_per_chunk=A, max_chunks=Q,
+    tokenizer=cfg.TokenizerConfig(channels=C), text=cfg.TextConfig(dim=8, length=4))
+CHUNK_STATE = dataclasses.replace(CONFIG, state_rule='chunk')
+BFLOAT16 = dataclasses.replace(CONFIG, dtype='bfloat16')
+EMBODIMENT_B = np.int32([0, 2, 1])
+VALID_BA = np.bool_([[1, 1, 1] * Q, [1, 1, 0] * Q, [0, 0, 0] * Q])
+
+
+def make_inputs():
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  level = lambda *shape: rng.uniform(size=shape).astype(np.float32)
+  return dict(
+      clean_BFHWC=normal(B, 1 + Q * F, H, W, C), noisy_BFHWC=normal(B, Q * F, H, W, C), sigma_video_BF=level(B, Q * F),
+      noisy_action_BAU=normal(B, Q * A, U), sigma_action_BA=level(B, Q * A), proprio_BQX=normal(B, Q, X),
+      text_BPC=normal(B, 4, 8), embodiment_B=EMBODIMENT_B, action_valid_BA=VALID_BA)
+
+
+INPUTS = make_inputs()
+
+
+def init(key):
+  return nn.unbox(wam.WorldActionModel(CONFIG).init(key, **INPUTS)['params'])
+
+
+@functools.cache
+def random_params():
+  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which compiles nothing."""
+  rng = np.random.default_rng(1)
+  draw = lambda path, p: (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
+  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
+
+
+@functools.cache
+def compiled(config):
+  """Teacher-forced (video, action) velocities of `(params, inputs)`."""
+  return jax.jit(lambda params, inputs: wam.WorldActionModel(config).apply({'params': params}, **inputs))
+
+
+def forward(config=CONFIG, params=None, **changes):
+  return [np.asarray(v) for v in compiled(config)(params or random_params(), {**INPUTS, **changes})]
+
+
+def cached(config):
+  """The same velocities chunk by chunk, from a cache of the clean frames before."""
+  model = wam.WorldActionModel(config)
+  jit = lambda method: functools.partial(
+      jax.jit(lambda params, *args: model.apply({'params': params}, *args, method=method)), random_params())
+  commit, denoise = jit(model.commit), jit(model.denoise)
+  prompt = jit(model.prompt_kv)(INPUTS['text_BPC'])
+  slots = (1 + (Q - 1) * F) * (H // config.patch) * (W // config.patch)
+  cache = attention.KVCache.empty(config.num_layers, B, config.num_heads, slots, config.head_dim, config.dtype)
+  cache = commit(cache, INPUTS['clean_BFHWC'][:, :1], jnp.int32(0), prompt)
+  outputs = []
+  for q in range(Q):
+    if q:
+      start = 1 + (q - 1) * F
+      cache = commit(cache, INPUTS['clean_BFHWC'][:, start:start + F], jnp.int32(start), prompt)
+    chunk = lambda name, size, q=q: INPUTS[name][:, q * size:(q + 1) * size]
+    outputs.append(denoise(
+        cache, chunk('noisy_BFHWC', F), chunk('sigma_video_BF', F), chunk('noisy_action_BAU', A),
+        chunk('sigma_action_BA', A), chunk('proprio_BQX', 1), cache.frames, prompt, EMBODIMENT_B,
+        chunk('action_valid_BA', A)))
+  return [np.concatenate(parts, 1) for parts in zip(*outputs)]
+
+
+def relative_error(got, want):
+  return np.sqrt(np.mean((got - want) ** 2) / np.mean(want ** 2))
+
+
+@pytest.mark.parametrize('config', [CONFIG, CHUNK_STATE], ids=['self', 'chunk'])
+def test_cached_chunks_equal_teacher_forcing(config):
+  for got, want in zip(cached(config), forward(config)):
+    np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums in another order; outputs are near 1.
+    assert np.std(want) > 0.3
+
+
+def test_bfloat16_is_close_cached_or_not():
+  """bfloat16 keeps 8 bits, 0.4 %, of each of some ten roundings a layer."""
+  want, control = forward(), cached(BFLOAT16)
+  for exact, trained, controlled in zip(want, forward(BFLOAT16), control):
+    assert 1e-4 < relative_error(trained, exact) < 0.05
+    assert relative_error(controlled, trained) < 0.05
+
+
+def test_state_rules_differ():
+  """A state that sees its chunk carries it to the others, from the second layer on."""
+  video, action = (np.abs(a - b).max() for a, b in zip(forward(), forward(CHUNK_STATE)))
+  assert video > 1e-3 and action > 1e-3
+
+
+def test_chunks_see_the_clean_past_and_their_own_inputs_only():
+  """Changes one input of one chunk at a time and lists the chunks whose outputs change at all.
+
+  Exact, not close: a masked key has weight zero. Clean chunk c is one of frames; clean chunk 0 is frame 0.
+  """
+  before = forward()
+  chunks_changed = lambda after: [
+      [c for c in range(1, Q + 1) if np.any(a[0, (c - 1) * n:c * n] != b[0, (c - 1) * n:c * n])]
+      for a, b, n in zip(before, after, (F, A))]
+  frames = lambda c: slice(0, 1) if c == 0 else slice(1 + (c - 1) * F, 1 + c * F)
+  for c in range(Q + 1):
+    later = list(range(c + 1, Q + 1))
+    assert chunks_changed(forward(clean_BFHWC=moved('clean_BFHWC', 0, frames(c)))) == [later, later], f'clean chunk {c}'
+  for name, n in (('noisy_BFHWC', F), ('sigma_video_BF', F), ('noisy_action_BAU', A), ('sigma_action_BA', A),
+                  ('proprio_BQX', 1)):
+    for c in range(1, Q + 1):
+      after = forward(**{name: moved(name, 0, slice((c - 1) * n, c * n))})
+      assert chunks_changed(after) == [[c], [c]], f'{name} of chunk {c}'
+
+
+def moved(name, sample, steps=slice(None)):
+  """Input `name` with some steps of one sample changed."""
+  values = INPUTS[name].copy()
+  values[sample, steps] = 0.5 * values[sample, steps] + 0.3
+  return values
+
+
+def test_clean_frames_that_nobody_sees_may_be_left_out():
+  shorter = forward(clean_BFHWC=INPUTS['clean_BFHWC'][:, :-F])
+  for got, want in zip(shorter, forward()):
+    np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums of another length.
+
+
+@pytest.mark.parametrize('name', ['noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX'])
+def test_video_only_samples_ignore_actions_and_states(name):
+  video, _ = forward()
+  after = forward(**{name: moved(name, sample=2)})[0]
+  np.testing.assert_array_equal(after, video)
+  with_actions = forward(**{name: moved(name, sample=0)})[0]
+  assert np.any(with_actions[0] != video[0])
+  np.testing.assert_array_equal(with_actions[1:], video[1:])
+
+
+@pytest.mark.parametrize('name', ['noisy_action_BAU', 'sigma_action_BA'])
+def test_padded_action_steps_change_nothing_else(name):
+  padded = ~VALID_BA[1]
+  video, action = forward()
+  values = INPUTS[name].copy()
+  values[1, padded] += 0.3
+  after_video, after_action = forward(**{name: values})
+  np.testing.assert_array_equal(after_video, video)
+  np.testing.assert_array_equal(after_action[1, ~padded], action[1, ~padded])
+  assert np.all(np.any(after_action[1, padded] != action[1, padded], -1))
+
+
+def test_samples_of_a_batch_do_not_mix():
+  """Each alone gives what it gives in the batch; float32 sums may run in another order."""
+  together = forward()
+  for i in range(B):
+    alone = forward(**{name: np.repeat(value[i:i + 1], B, 0) for name, value in INPUTS.items()})
+    for got, want in zip(alone, together):
+      np.testing.assert_allclose(got[i], want[i], atol=1e-5)
+
+
+def test_each_embodiment_has_its_own_action_weights():
+  """Sample 1 is of embodiment 2; sample 0, of embodiment 0, must not notice."""
+  before = forward()
+  for module in ('action_encoder', 'state_encoder', 'action_decoder'):
+    params = dict(random_params())
+    params[module] = jax.tree.map(lambda p: p.at[2].add(0.1), params[module])
+    video, action = forward(params=params)
+    np.testing.assert_array_equal(action[0], before[1][0])
+    assert np.any(action[1] != before[1][1])
+    np.testing.assert_array_equal(video[0], before[0][0])
+    assert np.any(video[1] != before[0][1]) == (module != 'action_decoder')
+
+
+def test_prompt_matters():
+  for got, want in zip(forward(text_BPC=-INPUTS['text_BPC']), forward()):
+    assert np.abs(got - want).max() > 1e-2
+
+
+def test_untrained_video_velocity_is_zero():
+  """Whatever the other weights, because the head starts at zero."""
+  head = jax.jit(lambda key: init(key)['head'])(jax.random.key(0))
+  video, action = forward(params={**random_params(), 'head': head})
+  np.testing.assert_array_equal(video, 0)
+  assert np.std(action) > 0.3
+
+
+def test_rematerialised_gradients_are_the_same():
+  def gradients(config):
+    def loss(blocks):
+      video, action = wam.WorldActionModel(config).apply({'params': {**random_params(), 'blocks': blocks}}, **INPUTS)
+      return jnp.mean(video ** 2) + jnp.mean(action ** 2)
+    return jax.jit(jax.grad(loss))(random_params()['blocks'])
+
+  plain, remat = gradients(CONFIG), gradients(dataclasses.replace(CONFIG, remat='block'))
+  for got, want in zip(jax.tree.leaves(remat), jax.tree.leaves(plain)):
+    # The same operations, fused in other ways: float32 rounding.
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_unrolled_layers_are_the_same():
+  for got, want in zip(forward(dataclasses.replace(CONFIG, scan_unroll=2)), forward()):
+    np.testing.assert_allclose(got, want, atol=1e-5)  # The same operations, fused in other ways.

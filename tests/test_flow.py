@@ -1,0 +1,162 @@
+"""Noise schedule, weights and targets against the official scheduler (tests/golden), levels and losses by hand."""
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax import config as cfg
+from wam_jax import flow
+
+COUPLED, FLASH = cfg.FlowConfig(), cfg.FlowConfig(schedule='flash')
+BATCH, CHUNKS = 4096, 4
+sample_levels = jax.jit(flow.sample_levels, static_argnums=(1, 2, 3))
+
+
+@pytest.fixture(scope='module')
+def golden():
+  """Arrays of the policy head's setting; its timestep is 1000 sigma."""
+  data = np.load(pathlib.Path(__file__).parent / 'golden' / 'flow_match_scheduler.npz')
+  return {key.removeprefix('train0/'): data[key] for key in data.files if key.startswith('train0/')}
+
+
+@pytest.fixture(scope='module')
+def draws():
+  """Levels of many samples, by schedule."""
+  return {c.schedule: sample_levels(jax.random.key(0), BATCH, CHUNKS, c) for c in (COUPLED, FLASH)}
+
+
+def test_schedule_golden(golden):
+  np.testing.assert_allclose(flow.schedule(1000, 5.0), golden['sigmas'], rtol=1e-6)  # Rounding of float32.
+
+
+def test_level_weights_golden(golden):
+  # The reference subtracts the smallest value in float32.
+  np.testing.assert_allclose(flow.level_weights(golden['sigmas']), golden['weights'], atol=1e-6)
+
+
+def test_level_weights_of_the_specification():
+  ids = [0, 100, 250, 500, 750, 833, 900, 950, 990, 999]
+  want = [0, 0.139, 0.398, 1.025, 1.914, 2.076, 1.865, 1.251, 0.307, 0.032]  # Spec 3.3, three decimals.
+  weights = flow.level_weights(flow.schedule(1000, 5.0))
+  np.testing.assert_allclose(weights[ids], want, atol=6e-4)
+  np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+  assert weights.argmax() == 833
+
+
+def test_noise_and_target_golden(golden):
+  sigma = golden['query_t'] / 1000
+  noisy = flow.interpolate(golden['sample'], golden['noise'], sigma)
+  np.testing.assert_allclose(noisy, golden['add_noise'], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(flow.velocity(golden['sample'], golden['noise']), golden['training_target'], rtol=1e-6)
+
+
+@pytest.mark.parametrize(('query', 'want'), [('query_t', 'training_weight'),
+                                             ('query_t_offgrid', 'training_weight_offgrid')])
+def test_loss_weight_golden(golden, query, want):
+  np.testing.assert_allclose(flow.loss_weight(golden[query] / 1000, COUPLED), golden[want], atol=1e-6)
+
+
+def test_loss_weight_keeps_the_shape_and_can_be_uniform():
+  sigma_BQ = jnp.float32([[1.0, 5 / 6, 0.0], [0.5, 0.5, 1.0]])  # 5/6 is id 500: 5 * 0.5 / (1 + 4 * 0.5).
+  weight_BQ = flow.loss_weight(sigma_BQ, COUPLED)
+  np.testing.assert_allclose(weight_BQ[0, :2], [0, 1.025], atol=6e-4)
+  np.testing.assert_allclose(weight_BQ[1, 0], 2.076, atol=6e-4)
+  np.testing.assert_array_equal(
+      flow.loss_weight(sigma_BQ, cfg.FlowConfig(weighting='uniform')), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize('sigma', [0.0, 0.25, 1.0])
+def test_path_is_straight(sigma):
+  rng = np.random.default_rng(0)
+  clean, noise = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+  noisy = flow.interpolate(clean, noise, np.full((2, 3), sigma, np.float32))
+  v = flow.velocity(clean, noise)
+  np.testing.assert_allclose(noisy - sigma * v, clean, atol=1e-6)  # Float32 rounding of numbers near 1.
+  np.testing.assert_allclose(noisy + (1 - sigma) * v, noise, atol=1e-6)
+
+
+def test_levels_of_each_frame_stay_apart():
+  noisy = flow.interpolate(np.zeros((1, 3, 2)), np.ones((1, 3, 2)), np.float32([[0.1, 0.5, 1.0]]))
+  np.testing.assert_allclose(noisy[0], [[0.1, 0.1], [0.5, 0.5], [1, 1]])
+
+
+def test_too_many_level_axes_raise():
+  with pytest.raises(ValueError, match=r'sigma of shape \(2, 3, 4\) has more axes than the array of shape \(2, 3\)'):
+    flow.interpolate(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 3, 4)))
+
+
+def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
+  levels = draws['coupled']
+  np.testing.assert_array_equal(levels.action_BQ, levels.video_BQ)
+  table = flow.schedule(1000, 5.0)
+  assert np.isin(levels.video_BQ, table).all() and np.isin(levels.first_B, table).all()
+  # Spec 3.2: mean 0.7476, standard deviation of one draw 0.231, so 0.0018 of the mean of 4 * 4096.
+  np.testing.assert_allclose(np.mean(levels.video_BQ), 0.7476, atol=4 * 0.0018)
+  np.testing.assert_allclose(np.median(levels.video_BQ), 5 / 6, atol=0.01)
+  assert_unrelated(levels.video_BQ[:, 0], levels.video_BQ[:, 1])
+  assert_unrelated(levels.first_B, levels.video_BQ[:, 0])
+
+
+def test_flash_video_is_beta_and_action_uniform(draws):
+  levels = draws['flash']
+  n = levels.video_BQ.size
+  np.testing.assert_allclose(np.mean(levels.video_BQ), 7 / 8, atol=4 * (7 / 576 / n) ** 0.5)  # Variance 7/576.
+  assert_uniform(levels.video_BQ ** 7)  # Beta(7, 1) has the distribution function x^7.
+  assert_uniform(levels.first_B ** 7)
+  assert_uniform(levels.action_BQ)
+
+
+def test_flash_levels_are_independent(draws):
+  levels = draws['flash']
+  assert_unrelated(levels.video_BQ, levels.action_BQ)
+  assert_unrelated(levels.video_BQ[:, 0], levels.video_BQ[:, 1])
+  assert_unrelated(levels.action_BQ[:, 0], levels.action_BQ[:, 1])
+  assert_unrelated(levels.first_B, levels.video_BQ[:, 0])
+
+
+def test_flash_shift_warps_both_draws(draws):
+  warped = sample_levels(jax.random.key(0), BATCH, CHUNKS, cfg.FlowConfig(schedule='flash', flash_shift=5.0))
+  for got, plain in zip(warped, draws['flash']):
+    np.testing.assert_allclose(got, flow.warp(plain, 5.0), rtol=1e-6)
+
+
+def assert_uniform(x):
+  """Kolmogorov-Smirnov distance to the uniform law below its 0.1 % point."""
+  x = np.sort(np.ravel(x))
+  assert np.abs(x - (np.arange(x.size) + 0.5) / x.size).max() < 1.95 / x.size ** 0.5
+
+
+def assert_unrelated(x, y):
+  """Correlation within four standard errors of 0."""
+  assert abs(np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]) < 4 / np.size(x) ** 0.5
+
+
+def test_video_loss_by_hand():
+  error_BF = np.float32([[1, 2], [3, 4]])
+  prediction = np.broadcast_to(error_BF[..., None, None, None], (2, 2, 2, 2, 3))
+  weight_BF, mask_BF = np.float32([[1, 0.5], [2, 9]]), np.bool_([[1, 1], [1, 0]])
+  got = flow.video_loss(prediction, np.zeros_like(prediction), weight_BF, mask_BF)
+  np.testing.assert_allclose(got, (1 * 1 + 0.5 * 4 + 2 * 9) / 3)
+
+
+@pytest.mark.parametrize(('mean', 'want'), [('real', (2 * 1 + 2 * 4 + 0.5 * 9) / 3), ('padded', 14.5 / 8)],
+                         ids=['real', 'padded'])
+def test_action_loss_by_hand(mean, want):
+  """Sample 0: two dimensions at step 0, one at step 1. Sample 1 is video only."""
+  error_BAU = np.float32([[[1, 2], [3, 100]], [[100, 100], [100, 100]]])
+  mask_BAU = np.bool_([[[1, 1], [1, 0]], [[0, 0], [0, 0]]])
+  weight_BA = np.float32([[2, 0.5], [3, 3]])
+  loss = lambda prediction: flow.action_loss(prediction, np.zeros_like(error_BAU), weight_BA, mask_BAU, mean)
+  value, gradient = jax.value_and_grad(loss)(error_BAU)
+  np.testing.assert_allclose(value, want)
+  np.testing.assert_array_equal(gradient != 0, mask_BAU)
+
+
+@pytest.mark.parametrize('mean', ['real', 'padded'])
+def test_batch_of_videos_only_has_no_action_loss(mean):
+  ones = np.ones((2, 3, 4), np.float32)
+  assert flow.action_loss(ones, 0 * ones, ones[..., 0], np.zeros(ones.shape, bool), mean) == 0

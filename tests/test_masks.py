@@ -1,0 +1,93 @@
+"""Masks and layouts against matrices written out; larger ones are compared with the reference in test_wam_golden."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wam_jax import masks
+
+# Two chunks of one frame of one token, two actions and one state each; frame 0 is given.
+# C0 C1 clean frames, N1 N2 noisy ones, a1 a2 actions and s1 s2 states of the chunks.
+LITERAL = """
+      C0 C1 N1 N2 a1 a1 a2 a2 s1 s2
+  C0   1  0  0  0  0  0  0  0  0  0
+  C1   1  1  0  0  0  0  0  0  0  0
+  N1   1  0  1  0  1  1  0  0  1  0
+  N2   1  1  0  1  0  0  1  1  0  1
+  a1   1  0  1  0  1  1  0  0  1  0
+  a1   1  0  1  0  1  1  0  0  1  0
+  a2   1  1  0  1  0  0  1  1  0  1
+  a2   1  1  0  1  0  0  1  1  0  1
+  s1   {s1}
+  s2   {s2}
+"""
+STATES = {'self': ('0  0  0  0  0  0  0  0  1  0', '0  0  0  0  0  0  0  0  0  1'),
+          'chunk': ('1  0  1  0  1  1  0  0  1  0', '1  1  0  1  0  0  1  1  0  1')}
+
+
+def matrix(text):
+  """The 0/1 part of a table with row and column names."""
+  return np.array([[int(entry) for entry in line.split()[1:]] for line in text.strip().splitlines()[1:]], bool)
+
+
+@pytest.mark.parametrize('rule', ['self', 'chunk'])
+def test_teacher_forcing(rule):
+  layout = masks.training_layout(2, range(1, 3), 1, 1, 2, 1, 2)
+  got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=3, state_rule=rule)
+  np.testing.assert_array_equal(got, matrix(LITERAL.format(s1=STATES[rule][0], s2=STATES[rule][1])))
+
+
+def test_layout():
+  layout = masks.training_layout(2, range(1, 3), 1, 1, 2, 1, 2)
+  C, N, A, S = masks.CLEAN, masks.NOISY, masks.ACTION, masks.STATE
+  np.testing.assert_array_equal(layout.kind, [C, C, N, N, A, A, A, A, S, S])
+  np.testing.assert_array_equal(layout.block, [0, 1, 1, 2, 1, 1, 2, 2, 1, 2])
+  np.testing.assert_array_equal(layout.frame, [0, 1, 1, 2, -1, -1, -1, -1, -1, -1])
+  np.testing.assert_array_equal(layout.group, [0, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+
+
+def test_frames_of_several_tokens_and_chunks_of_several_frames():
+  """Frame 0, then two chunks of two frames of two tokens: a chunk's tokens see each other whatever their frame."""
+  layout = masks.training_layout(3, range(1, 5), 2, 2, 1, 1, 2)
+  got = masks.teacher_forcing(layout, frames_per_chunk=2, window_frames=5, state_rule='self')
+  np.testing.assert_array_equal(got, matrix("""
+        C0 C0 C1 C1 C2 C2 N1 N1 N2 N2 N3 N3 N4 N4 a1 a2 s1 s2
+    C0   1  1  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0
+    C0   1  1  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0
+    C1   1  1  1  1  1  1  0  0  0  0  0  0  0  0  0  0  0  0
+    C1   1  1  1  1  1  1  0  0  0  0  0  0  0  0  0  0  0  0
+    C2   1  1  1  1  1  1  0  0  0  0  0  0  0  0  0  0  0  0
+    C2   1  1  1  1  1  1  0  0  0  0  0  0  0  0  0  0  0  0
+    N1   1  1  0  0  0  0  1  1  1  1  0  0  0  0  1  0  1  0
+    N1   1  1  0  0  0  0  1  1  1  1  0  0  0  0  1  0  1  0
+    N2   1  1  0  0  0  0  1  1  1  1  0  0  0  0  1  0  1  0
+    N2   1  1  0  0  0  0  1  1  1  1  0  0  0  0  1  0  1  0
+    N3   1  1  1  1  1  1  0  0  0  0  1  1  1  1  0  1  0  1
+    N3   1  1  1  1  1  1  0  0  0  0  1  1  1  1  0  1  0  1
+    N4   1  1  1  1  1  1  0  0  0  0  1  1  1  1  0  1  0  1
+    N4   1  1  1  1  1  1  0  0  0  0  1  1  1  1  0  1  0  1
+    a1   1  1  0  0  0  0  1  1  1  1  0  0  0  0  1  0  1  0
+    a2   1  1  1  1  1  1  0  0  0  0  1  1  1  1  0  1  0  1
+    s1   0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  1  0
+    s2   0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  1
+  """))
+
+
+def test_predicted_first_frame_stands_alone():
+  layout = masks.training_layout(1, range(0, 2), 1, 1, 1, 1, 1)
+  got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
+  np.testing.assert_array_equal(got, matrix("""
+        C0 N0 N1 a1 s1
+    C0   1  0  0  0  0
+    N0   0  1  0  0  0
+    N1   1  0  1  1  1
+    a1   1  0  1  1  1
+    s1   0  0  0  0  1
+  """))
+
+
+def test_window_keeps_frame_0_and_the_newest():
+  """The window holds two frames: clean frame 3 sees 0, 2 and 3."""
+  layout = masks.training_layout(4, range(4, 4), 1, 1, 0, 0, 0)
+  got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
+  np.testing.assert_array_equal(got, np.bool_([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]))

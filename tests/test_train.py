@@ -1,0 +1,301 @@
+"""The training program from its command line: resume, stops and the user's mistakes, on a real tiny run."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import counting_step
+from tests import train_config
+from wam_jax import checkpoint
+from wam_jax import config as cfg
+from wam_jax import sharding
+from wam_jax import train
+from wam_jax import train_step
+
+ROOT = pathlib.Path(__file__).parent.parent
+PREPARE = 'data.tabletop --output={} --embodiment=disc --tasks=reach --episodes=24 --other_episodes=4'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished run and the dataset it made."""
+
+  workdir: pathlib.Path
+  dataset: str
+  output: str
+
+
+def start(workdir, dataset, *flags) -> subprocess.Popen:
+  """`python -m wam_jax.train` on one simulated device."""
+  command = [sys.executable, '-m', 'wam_jax.train', '--config=tests/train_config.py', f'--workdir={workdir}',
+             f'--config.data.mixture.disc.path={dataset}', *flags]
+  return subprocess.Popen(command, cwd=ROOT, env=os.environ | {'XLA_FLAGS': ''}, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen) -> str:
+  output, _ = process.communicate(timeout=240)
+  assert process.returncode == 0, output
+  return output
+
+
+def wait_for_step(process, workdir, step: int) -> None:
+  """Returns once metrics.jsonl has a line of `step`."""
+  path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 240
+  while not path.exists() or f'{{"step": {step},' not in path.read_text():
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+
+
+def metrics_of(workdir) -> bytes:
+  return (workdir / 'metrics.jsonl').read_bytes()
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory) -> Run:
+  """The run that nothing interrupts; it makes its dataset."""
+  root = tmp_path_factory.mktemp('straight')
+  dataset = f'{root}/data/tabletop/disc_reach/1.0.0'
+  prepare = f'--config.data.mixture.disc.prepare={PREPARE.format(root / "data")}'
+  return Run(root / 'run', dataset, finish(start(root / 'run', dataset, prepare)))
+
+
+@pytest.fixture
+def config(straight) -> cfg.TrainConfig:
+  """The config of `straight`."""
+  c = train_config.get_config()
+  c.data.mixture.disc.path = straight.dataset
+  return cfg.from_config_dict(c)
+
+
+def test_straight_run(straight):
+  lines = [json.loads(line) for line in metrics_of(straight.workdir).splitlines()]
+  assert [line['step'] for line in lines] == list(range(2, 61, 2))
+  assert {'loss', 'video_loss', 'action_loss', 'grad_norm', 'learning_rate'} <= lines[0].keys()
+  assert [line['step'] for line in lines if 'eval_loss' in line] == [30, 60]
+  assert lines[0]['learning_rate'] == pytest.approx(1e-3 / 4)  # Step 2 of a warm-up of 4.
+  assert np.mean([line['loss'] for line in lines[-5:]]) < np.mean([line['loss'] for line in lines[:5]])
+  assert checkpoint.list_steps(straight.workdir) == [50, 60]
+  assert re.search(r'done: step 60, 480 samples, [\d.]+ samples/s', straight.output)
+  assert f'checkpoint: {straight.workdir}/checkpoints/60' in straight.output
+  assert f'next: python -m wam_jax.evaluate --workdir={straight.workdir}' in straight.output
+
+
+def test_checkpoint_needs_no_dataset(straight, config):
+  loaded, params, frozen, metadata, step = checkpoint.load_for_inference(straight.workdir)
+  assert dataclasses.replace(loaded, data=config.data) == config
+  assert step == 60
+  assert metadata['embodiments']['tabletop_disc']['statistics']
+  abstract = train_step.abstract_state(config, sharding.make_mesh(config.mesh), frozen)
+  assert not checkpoint.list_mismatches(abstract.ema_params, params)
+
+
+def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
+  process = start(tmp_path, straight.dataset)
+  wait_for_step(process, tmp_path, 4)
+  process.send_signal(signal.SIGTERM)
+  output = finish(process)
+  stopped = int(re.search(r'stopped at step (\d+) of 60; run the same command again', output)[1])
+  assert 'SIGTERM: saving' in output
+  assert checkpoint.list_steps(tmp_path)[-1] == stopped
+
+  process = start(tmp_path, straight.dataset)
+  wait_for_step(process, tmp_path, 44)
+  process.kill()
+  assert f'continuing after step {stopped} of 60' in process.communicate()[0]
+  assert process.returncode == -signal.SIGKILL
+  assert checkpoint.list_steps(tmp_path)[-1] < 60
+
+  output = finish(start(tmp_path, straight.dataset))
+  assert re.search(r'continuing after step (30|40|50) of 60', output)
+  assert metrics_of(tmp_path) == metrics_of(straight.workdir)
+  want, got = (checkpoint.load_for_inference(w)[1] for w in (straight.workdir, tmp_path))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(straight.workdir, workdir)
+  for path in (workdir / 'checkpoints' / '60' / 'params').rglob('d/*'):
+    path.write_bytes(b'')
+  output = finish(start(workdir, straight.dataset))
+  assert 'checkpoint 60 is incomplete and will not be used' in output
+  assert 'continuing after step 50 of 60' in output
+  assert metrics_of(workdir) == metrics_of(straight.workdir)
+  assert checkpoint.list_steps(workdir) == [50, 60]
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--config.optimizer.lerning_rate=1'], 'lerning_rate=1 does not exist: .* Did you mean "learning_rate"'),
+    (['--config=configs/nothing.py'], r'configs/nothing.py'),
+    (['--config.data.mixture.disc.path=/nowhere'], r'/nowhere'),
+])
+def test_mistakes_end_as_one_message(tmp_path, flags, message):
+  command = [sys.executable, '-m', 'wam_jax.train', '--config=tests/train_config.py', f'--workdir={tmp_path}']
+  done = subprocess.run([*command, *flags], cwd=ROOT, check=False, text=True, capture_output=True)
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: ')
+  assert 'Traceback' not in done.stderr
+  assert re.search(message, done.stderr)
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_workdir_of_another_config(straight, config):
+  with pytest.raises(ValueError, match='config.seed: 0 there, 5 now'):
+    train.train(dataclasses.replace(config, seed=5), straight.workdir)
+
+
+def test_failing_prepare_is_reported(config, tmp_path):
+  dataset = cfg.DatasetConfig(f'{tmp_path}/data', embodiment='tabletop_disc', prepare='data.tabletop --robot=none')
+  data = dataclasses.replace(config.data, mixture={'disc': dataset})
+  with pytest.raises(ValueError, match=r'data.tabletop --robot=none ended with code \d+'):
+    train.train(dataclasses.replace(config, data=data), tmp_path / 'run')
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'batch_size': 12}, r'config.batch_size=12 must be divisible by 8, .*; nearest valid: (8|16)'),
+    ({'save_every': 0, 'keep': 0}, r'config.save_every=0, config.keep=0: must be at least 1'),
+    ({'mesh': {'data': 3}}, r"mesh={'data': 3} does not fit 8 devices"),
+])
+def test_impossible_schedules(config, tmp_path, change, message):
+  with pytest.raises(ValueError, match=message):
+    train.train(dataclasses.replace(config, **change), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture
+def fake_step(monkeypatch):
+  """Replaces the compiled update by one that only counts; returns a list of step -> metrics to change."""
+  changes = {}
+
+  def make(config, mesh, shardings):
+    def step(state, batch):
+      number = int(state.step) + 1
+      metrics = {'loss': 1.0, 'grad_norm': 1.0} | changes.get(number, {})
+      changes.setdefault('samples', {})[number] = np.asarray(batch.sample_B2).tolist()
+      return state.replace(step=state.step + 1), {k: jnp.float32(v) for k, v in metrics.items()}
+    return step
+
+  monkeypatch.setattr(train_step, 'make_train_step', make)
+  return changes
+
+
+@pytest.mark.parametrize('bad', [{'loss': np.nan}, {'grad_norm': np.inf}])
+@pytest.mark.parametrize('step', [13, 20])
+def test_non_finite_step_names_its_samples_and_saves_nothing(config, tmp_path, fake_step, bad, step):
+  fake_step[step] = bad
+  config = dataclasses.replace(config, eval_every=0, log_every=100)
+  with pytest.raises(FloatingPointError, match=f'Step {step} is not finite') as error:
+    train.train(config, tmp_path)
+  names = ' '.join(f'{dataset}:{sample}' for dataset, sample in fake_step['samples'][step])
+  assert names in str(error.value)
+  assert checkpoint.list_steps(tmp_path) == [10]
+
+
+def test_batches_continue_where_the_checkpoint_left_them(config, tmp_path, fake_step):
+  config = dataclasses.replace(config, eval_every=0, steps=14)
+  train.train(config, tmp_path / 'straight')
+  want = dict(fake_step['samples'])
+  train.train(dataclasses.replace(config, steps=9), tmp_path / 'resumed')
+  fake_step['samples'].clear()
+  train.train(config, tmp_path / 'resumed')
+  assert fake_step['samples'] == {step: want[step] for step in range(10, 15)}
+
+
+def test_failed_save_stops_the_run_and_resume_continues(config, tmp_path, fake_step, monkeypatch):
+  config = dataclasses.replace(config, eval_every=0)
+  real = checkpoint.ocp.CheckpointManager.save
+
+  def save(self, step, *args, **kwargs):
+    if step == 20:
+      raise OSError(28, 'No space left on device')
+    return real(self, step, *args, **kwargs)
+
+  monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'save', save)
+  with pytest.raises(checkpoint.CheckpointError, match=r'step 20 .*No space left .*\n.*checkpoints/10; make room'):
+    train.train(config, tmp_path)
+  monkeypatch.undo()
+  assert checkpoint.list_steps(tmp_path) == [10]
+
+
+def test_init_from_takes_averaged_weights_and_the_tokenizer(straight, config, tmp_path, monkeypatch):
+  seen = {}
+
+  def make(config, mesh, shardings):
+    def step(state, batch):
+      seen.update(state=jax.device_get(state))
+      raise KeyboardInterrupt
+    return step
+
+  monkeypatch.setattr(train_step, 'make_train_step', make)
+  with pytest.raises(KeyboardInterrupt):
+    train.train(dataclasses.replace(config, init_from=str(straight.workdir), eval_every=0), tmp_path)
+  _, params, frozen, _, _ = checkpoint.load_for_inference(straight.workdir)
+  jax.tree.map(np.testing.assert_array_equal, seen['state'].params, params)
+  jax.tree.map(np.testing.assert_array_equal, seen['state'].ema_params, params)
+  jax.tree.map(np.testing.assert_array_equal, seen['state'].frozen, frozen)
+  assert seen['state'].step == 0
+  assert not any(np.any(x) for x in jax.tree.leaves(seen['state'].opt_state))
+
+
+def test_init_from_a_run_that_does_not_fit(straight, config, tmp_path):
+  model = dataclasses.replace(config.model, mlp_dim=48)
+  wider = dataclasses.replace(config, model=model, init_from=str(straight.workdir))
+  with pytest.raises(ValueError, match=r'does not fit config.model; \d+ arrays differ:\n .*48.* here, .*32.* there'):
+    train.train(wider, tmp_path)
+  other = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, channels=6))
+  with pytest.raises(ValueError, match='make them equal'):
+    train.train(dataclasses.replace(wider, model=other), tmp_path / 'other')
+
+
+def test_changed_dataset_is_refused(straight, config, tmp_path, monkeypatch):
+  shutil.copytree(straight.workdir, tmp_path / 'run')
+  real = train.pipeline.load_metadata
+  monkeypatch.setattr(train.pipeline, 'load_metadata', lambda config: real(config) | {'extra': 1})
+  with pytest.raises(ValueError, match='The dataset has changed since .*: extra differ'):
+    train.train(config, tmp_path / 'run')
+
+
+def start_two(workdir, dataset) -> list[subprocess.Popen]:
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  return [subprocess.Popen(
+      [sys.executable, '-m', 'tests.counting_step', str(port), str(process), str(workdir), dataset], cwd=ROOT,
+      env=os.environ | {'XLA_FLAGS': ''}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+          for process in range(2)]
+
+
+def test_two_processes_stop_together_and_see_the_samples_of_one(straight, tmp_path, monkeypatch):
+  processes = start_two(tmp_path / 'two', straight.dataset)
+  wait_for_step(processes[0], tmp_path / 'two', 4)
+  processes[1].send_signal(signal.SIGTERM)
+  outputs = [finish(process) for process in processes]
+  stopped = int(re.search(r'stopped at step (\d+) of 60', outputs[0])[1])
+  assert stopped < 60
+  assert checkpoint.list_steps(tmp_path / 'two')[-1] == stopped
+
+  outputs = [finish(process) for process in start_two(tmp_path / 'two', straight.dataset)]
+  assert f'continuing after step {stopped} of 60' in outputs[0]
+  assert 'step' not in outputs[1]  # Only process 0 reports.
+
+  monkeypatch.setattr(train_step, 'make_train_step', counting_step.make_train_step)
+  train.train(counting_step.make_config(straight.dataset), tmp_path / 'one')
+  want, got = ([json.loads(line) for line in metrics_of(tmp_path / run).splitlines()] for run in ('one', 'two'))
+  assert [line['step'] for line in got] == [line['step'] for line in want]
+  np.testing.assert_allclose([line['loss'] for line in got], [line['loss'] for line in want], rtol=1e-6)  # Sum order.
