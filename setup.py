@@ -5,7 +5,8 @@ import setuptools
 
 CORE = [
     'absl-py>=2.1', 'chex>=0.1.90', 'etils[epath]>=1.12', 'flax>=0.12,<0.13', 'google-crc32c>=1.5',
-    'grain>=0.2.12', 'jax>=0.10,<0.11', 'ml-collections>=1.0', 'numpy>=2.0', 'optax>=0.2.5', 'orbax-checkpoint>=0.12,<0.13', 'tensorboardX>=2.6',
+    'grain>=0.2.12', 'jax>=0.10,<0.11', 'ml-collections>=1.0', 'numpy>=2.0', 'optax>=0.2.5',
+    'orbax-checkpoint>=0.12,<0.13', 'tensorboardX>=2.6',
     # Datasets are read and written through TFDS without TensorFlow.
     'array-record>=0.8', 'importlib-resources>=6.0', 'opencv-python-headless>=4.9', 'tensorflow-datasets>=4.9.10',
 ]

@@ -303,7 +303,7 @@ class TrainConfig:
     batch_size: samples per step over all hosts.
     log_every: steps between lines of metrics.jsonl.
     save_every, keep: steps between checkpoints and how many stay.
-    eval_every: steps between held-out losses; 0 for none.
+    eval_every, eval_batches: steps between held-out losses (0 for none), and batches of each.
     init_from: workdir whose EMA weights this run starts from; '' for scratch.
     mesh: axis name to size; one size may be -1 (what is left of the devices).
     rules: logical axis name to mesh axes, '' for replicated.
@@ -317,6 +317,7 @@ class TrainConfig:
   save_every: int = 500
   keep: int = 3
   eval_every: int = 0
+  eval_batches: int = 8
   init_from: str = ''
   mesh: Mapping[str, int] = dataclasses.field(
       default_factory=lambda: {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1})

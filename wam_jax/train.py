@@ -49,8 +49,6 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many, with --coordinator_address.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator_address.')
 
-_EVAL_BATCHES = 8  # Held-out batches per evaluation.
-
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
@@ -77,7 +75,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
     metadata = {'config': cfg.to_dict(config), 'data': _as_json(pipeline.load_metadata(config))}
     host = (jax.process_index(), jax.process_count())
     batches = stack.enter_context(contextlib.closing(pipeline.make_train_iterator(config, *host)))
-    held_out = list(pipeline.make_eval_batches(config, _EVAL_BATCHES, 'val', *host)) if config.eval_every else []
+    held_out = list(pipeline.make_eval_batches(config, config.eval_batches, 'val', *host)) if config.eval_every else []
     stack.enter_context(sharding.activate(mesh, config.rules))
     checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep))
     progress = metrics.Progress(config.steps, config.batch_size)

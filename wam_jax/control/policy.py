@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from wam_jax import config as cfg
+from wam_jax import flow as flow_lib
 from wam_jax import sampler
 from wam_jax import types
 from wam_jax.models import attention
@@ -73,8 +74,8 @@ class Policy:
     key, key_video, key_action = jax.random.split(state.key, 3)
     B, _, I, J, _ = observation.frames_BRIJ3.shape
     s, A = frozen.spatial, c.actions_per_chunk
-    noise_video = jax.random.normal(key_video, (B, c.frames_per_chunk, I // s, J // s, c.tokenizer.channels))
-    noise_action = jax.random.normal(key_action, (B, A, c.action_dim))
+    noise_video = flow_lib.sample_noise(key_video, (B, c.frames_per_chunk, I // s, J // s, c.tokenizer.channels))
+    noise_action = flow_lib.sample_noise(key_action, (B, A, c.action_dim))
     valid_BA = state.action_mask_BAU.any(-1)
 
     def velocity(noisy_video, sigma_video, noisy_action, sigma_action):

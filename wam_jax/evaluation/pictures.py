@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import cv2
@@ -40,7 +41,8 @@ def save_video(path: pathlib.Path, scene: Sequence[np.ndarray], seen: Sequence[n
     fps: control rate.
   """
   rows = scene[0].shape[0]
-  with imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8) as writer:
+  with warnings.catch_warnings(), imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8) as writer:
+    warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)  # The child runs the encoder, not JAX.
     for step, picture in enumerate(scene):
       now = step // stride
       panels = [picture, enlarge(seen[min(now, len(seen) - 1)], rows)]

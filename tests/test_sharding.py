@@ -1,0 +1,233 @@
+"""Meshes and logical rules: mistakes raise, parameters split as written, and every mesh trains like one device."""
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from wam_jax import config as cfg
+from wam_jax import sharding
+from wam_jax import train_step
+from wam_jax import types
+from wam_jax.models import tokenizer
+
+RULES = cfg.DEFAULT_RULES
+MESHES = {
+    'data8': {'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1},
+    'data2_fsdp2_tensor2': {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1},
+    'fsdp4_tensor2': {'data': 1, 'fsdp': 4, 'tensor': 2, 'seq': 1},
+    'data2_tensor2_seq2': {'data': 2, 'fsdp': 1, 'tensor': 2, 'seq': 2},
+}
+ONE = {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
+B, Q, R, A, U, X = 8, 3, 2, 2, 3, 4
+MODEL = cfg.ModelConfig(
+    dim=16, mlp_dim=32, num_heads=2, num_layers=2, patch=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
+    num_embodiments=2, actions_per_chunk=A, max_chunks=Q,
+    tokenizer=cfg.TokenizerConfig(temporal=R, spatial=2, channels=6), text=cfg.TextConfig(vocab=16, dim=16, length=4))
+# Adam divides by the gradient's size; a large epsilon keeps it from blowing up rounding in tiny gradients.
+CONFIG = cfg.TrainConfig(model=MODEL, batch_size=B, optimizer=cfg.OptimizerConfig(
+    learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9))
+
+
+def make_batch(seed):
+  """A batch with a video-only sample, padded dimensions and a window that leaves its episode."""
+  rng = np.random.default_rng(seed)
+  mask_BAU = np.ones((B, Q * A, U), bool)
+  mask_BAU[0] = mask_BAU[1, :, -1] = mask_BAU[2, -A:] = False
+  chunk_mask_BQ = np.ones((B, Q), bool)
+  chunk_mask_BQ[2, -1] = False
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return types.Batch(
+      frames_BRIJ3=rng.integers(0, 256, (B, 1 + Q * R, 8, 4, 3)).astype(np.uint8),
+      action_BAU=normal(B, Q * A, U) * mask_BAU, action_mask_BAU=mask_BAU, proprio_BQX=normal(B, Q, X),
+      chunk_mask_BQ=chunk_mask_BQ, prompt_ids_BP=rng.integers(0, 16, (B, 4)).astype(np.int32),
+      embodiment_B=np.int32([0, 1] * 4), sample_B2=np.zeros((B, 2), np.int32))
+
+
+BATCHES = make_batch(0), make_batch(1)
+
+
+def make_mesh(sizes):
+  return sharding.make_mesh(sizes, jax.devices()[:np.prod(list(sizes.values()))])
+
+
+def abstract(mesh):
+  return train_step.abstract_state(CONFIG, mesh, fitted())
+
+
+@functools.cache
+def fitted():
+  return tokenizer.fit_patch_tokenizer(BATCHES[0].frames_BRIJ3, MODEL.tokenizer)
+
+
+@functools.cache
+def initial_state():
+  """On one device, as numpy."""
+  return jax.device_get(train_step.init_state(CONFIG, make_mesh(ONE), fitted())[0])
+
+
+@functools.cache
+def two_steps(sizes):
+  """Metrics of two steps from random weights on a mesh, and the state after them."""
+  mesh = make_mesh(dict(sizes))
+  rng = np.random.default_rng(0)
+  moved = lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32)  # So that the zero head matters too.
+  start = initial_state().replace(params=jax.tree.map(moved, initial_state().params))
+  shardings = jax.tree.map(lambda x: x.sharding, abstract(mesh))
+  step = train_step.make_train_step(CONFIG, mesh, shardings)
+  state, metrics = jax.device_put(start, shardings), []
+  for batch in BATCHES:
+    state, values = step(state, batch)
+    metrics.append({name: float(value) for name, value in values.items()})
+  assert jax.tree.map(lambda x: x.sharding, state) == shardings
+  return metrics, start, jax.device_get(state)
+
+
+@pytest.mark.parametrize('sizes', MESHES.values(), ids=MESHES.keys())
+def test_two_steps_equal_one_device(sizes):
+  """Sums over shards run in another order: float32 rounding, carried through one update to the second loss.
+
+  With 'seq' 2, the 21 tokens do not divide; XLA pads them.
+  """
+  metrics, _, state = two_steps(tuple(sizes.items()))
+  want_metrics, start, want = two_steps(tuple(ONE.items()))
+  for got, expected in zip(metrics, want_metrics):
+    for name in expected:
+      np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
+  for part in ('params', 'ema_params'):
+    for (path, w), g in zip(jax.tree.leaves_with_path(getattr(want, part)), jax.tree.leaves(getattr(state, part))):
+      np.testing.assert_allclose(g, w, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+  change = [np.abs(w - s).max() for w, s in zip(jax.tree.leaves(want.params), jax.tree.leaves(start.params))]
+  assert np.median(change) > 1e-3  # The updates compared are far above the tolerance.
+
+
+def test_fresh_state_does_not_depend_on_the_mesh():
+  state, _ = train_step.init_state(CONFIG, make_mesh(MESHES['data2_fsdp2_tensor2']), fitted())
+  for (path, want), got in zip(jax.tree.leaves_with_path(initial_state()), jax.tree.leaves(state)):
+    # The random bits are the same; normals may round differently in differently fused programs.
+    np.testing.assert_allclose(got, want, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_parameters_split_as_the_rules_say():
+  params = abstract(make_mesh(MESHES['data2_fsdp2_tensor2'])).params
+  blocks, text = params['blocks'], params['text_encoder']
+  for parameter, spec in (
+      (blocks['self_attn']['q']['w'], P(None, 'fsdp', 'tensor', None)),  # layers, embed, heads, head_dim
+      (blocks['self_attn']['q']['b'], P(None, 'tensor', None)),
+      (blocks['self_attn']['o']['w'], P(None, 'tensor', None, 'fsdp')),
+      (blocks['self_attn']['norm_q']['scale'], P(None, 'tensor', None)),
+      (blocks['cross_attn']['v']['w'], P(None, 'fsdp', 'tensor', None)),
+      (blocks['ffn']['in']['w'], P(None, 'fsdp', 'tensor')),
+      (blocks['ffn']['out']['w'], P(None, 'tensor', 'fsdp')),
+      (blocks['modulation'], P(None, None, 'fsdp')),
+      (blocks['norm3']['scale'], P(None, None)),
+      (params['patch_embedding']['w'], P(None, None, None, 'fsdp')),
+      (params['time_projection']['w'], P('fsdp', None, 'tensor')),
+      (params['head']['w'], P('fsdp', None, None, None)),
+      (params['action_encoder']['mix']['w'], P(None, None, 'fsdp')),
+      (params['action_decoder']['in']['w'], P(None, None, 'tensor')),
+      (text['table'], P(None, 'fsdp')),
+  ):
+    assert parameter.sharding.spec == spec
+
+
+def test_every_large_parameter_is_split_and_so_are_its_moments():
+  """On fsdp 2 x tensor 2 every matrix of the blocks lies on four devices in quarters; Adam's moments likewise."""
+  state = abstract(make_mesh(MESHES['data2_fsdp2_tensor2']))
+  for path, p in jax.tree.leaves_with_path(state.params['blocks']):
+    if path[-1].key == 'w':
+      assert p.sharding.shard_shape(p.shape) != p.shape
+      assert 4 * np.prod(p.sharding.shard_shape(p.shape)) == np.prod(p.shape), jax.tree_util.keystr(path)
+  specs = jax.tree.map(lambda x: x.sharding.spec, state.params)
+  moments = [s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu')]
+  assert len(moments) == 1
+  for tree in (moments[0].mu, moments[0].nu, state.ema_params):
+    assert jax.tree.map(lambda x: x.sharding.spec, tree) == specs
+
+
+def test_mesh_keeps_unused_axes_and_fills_in_the_rest():
+  assert dict(sharding.make_mesh({'data': -1, 'fsdp': 2, 'tensor': 1, 'seq': 1}).shape) == {
+      'data': 4, 'fsdp': 2, 'tensor': 1, 'seq': 1}
+  assert set(cfg.TrainConfig().mesh) == {'data', 'fsdp', 'tensor', 'seq'}
+
+
+@pytest.mark.parametrize('sizes', [
+    {'data': 3}, {'data': 4}, {'data': 16}, {'data': -1, 'fsdp': 3}, {'data': -1, 'fsdp': -1}, {},
+    {'data': 0, 'fsdp': 8}, {'data': -1, 'fsdp': 0}, {'data': -2, 'fsdp': -4}], ids=str)
+def test_meshes_that_do_not_fit_raise(sizes):
+  with pytest.raises(ValueError, match='does not fit 8 devices'):
+    sharding.make_mesh(sizes)
+
+
+def test_shard_splits_activations():
+  mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 1, 'seq': 2})
+
+  @jax.jit
+  def constrained(x):
+    with sharding.activate(mesh, RULES):
+      return sharding.shard(x, 'batch', 'tokens', 'act_embed')
+
+  x = np.arange(8 * 4 * 3, dtype=np.float32).reshape(8, 4, 3)
+  assert constrained(x).sharding.spec == P(('data', 'fsdp'), 'seq')
+  np.testing.assert_array_equal(constrained(x), x)
+  assert sharding.shard(x, 'batch', 'tokens', 'act_embed') is x  # No mesh is active.
+
+
+@pytest.mark.parametrize('tokens', [1, 7])
+def test_tokens_need_not_divide(tokens):
+  mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 2, 'seq': 2})
+
+  @jax.jit
+  def products(x):
+    with sharding.activate(mesh, RULES):
+      x = sharding.shard(x, 'batch', 'tokens', 'act_embed')
+    return x, x @ x.swapaxes(1, 2)
+
+  x = np.random.default_rng(0).normal(size=(2, tokens, 5)).astype(np.float32)
+  same, product = products(x)
+  np.testing.assert_array_equal(same, x)
+  np.testing.assert_allclose(product, x @ x.swapaxes(1, 2), atol=1e-5)  # Sums in another order.
+
+
+def boxed(**leaves):
+  """Abstract parameters from (shape, axis names)."""
+  return {name: nn.Partitioned(jax.ShapeDtypeStruct(shape, np.float32), names)
+          for name, (shape, names) in leaves.items()}
+
+
+def test_unknown_axis_names_raise():
+  mesh = make_mesh(MESHES['data8'])
+  with pytest.raises(ValueError, match=r"No rule for the axis names \['haeds'\]; config.rules has \['act_embed'"):
+    sharding.state_shardings(boxed(w=((4, 2), ('embed', 'haeds'))), mesh, RULES)
+  with sharding.activate(mesh, RULES), pytest.raises(ValueError, match=r"\['token'\]"):
+    sharding.shard(np.zeros((8, 2)), 'batch', 'token')
+
+
+def test_rules_for_absent_mesh_axes_raise():
+  mesh = sharding.make_mesh({'data': 8})
+  with pytest.raises(ValueError, match=r"mesh axes \['fsdp'\], but the mesh has \['data'\]; add them to config.mesh"):
+    sharding.batch_sharding(mesh, RULES)
+
+
+def test_axes_that_do_not_divide_raise_together():
+  mesh = make_mesh(MESHES['fsdp4_tensor2'])
+  with pytest.raises(ValueError) as error:
+    sharding.state_shardings(boxed(good=((8, 4), ('embed', 'mlp')), embed=((6, 4), ('embed', 'mlp')),
+                                   both=((3, 5), ('mlp', 'embed'))), mesh, RULES)
+  message = str(error.value)
+  assert "['embed'] (6, 4): axis of 6 over fsdp = 4" in message
+  assert "['both'] (3, 5): axis of 3 over tensor = 2" in message
+  assert "['both'] (3, 5): axis of 5 over fsdp = 4" in message
+  assert 'good' not in message and "'fsdp': 4" in message
+  with pytest.raises(ValueError) as error:
+    sharding.state_shardings(boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)}), mesh, RULES)
+  assert str(error.value).count('axis of 3') == 10
+
+
+def test_leaves_without_names_are_replicated():
+  mesh = make_mesh(MESHES['data8'])
+  assert sharding.state_shardings({'step': jax.ShapeDtypeStruct((), np.int32)}, mesh, RULES)['step'].spec == P()
