@@ -27,7 +27,7 @@ B, Q, R, A, U, X = 8, 3, 2, 2, 3, 4
 MODEL = cfg.ModelConfig(
     dim=16, mlp_dim=32, num_heads=2, num_layers=2, patch=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
     num_embodiments=2, actions_per_chunk=A, max_chunks=Q,
-    tokenizer=cfg.TokenizerConfig(temporal=R, spatial=2, channels=6), text=cfg.TextConfig(vocab=16, dim=16, length=4))
+    tokenizer=cfg.TokenizerConfig(temporal=R, spatial=2, channels=6), text=cfg.TextConfig(vocab=16, dim=16, length=4, layers=0))
 # Adam divides by the gradient's size; a large epsilon keeps it from blowing up rounding in tiny gradients.
 CONFIG = cfg.TrainConfig(model=MODEL, batch_size=B, optimizer=cfg.OptimizerConfig(
     learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9))

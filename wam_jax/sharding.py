@@ -30,7 +30,8 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
   devices = jax.devices() if devices is None else devices
   given = math.prod(n for n in sizes.values() if n != -1)
   free = [name for name, n in sizes.items() if n == -1]
-  if len(free) > 1 or len(devices) % given or (not free and given != len(devices)):
+  if min(sizes.values(), default=1) < -1 or given < 1 or len(free) > 1 or len(devices) % given or (
+      not free and given != len(devices)):
     raise ValueError(
         f'mesh={dict(sizes)} does not fit {len(devices)} devices: fixed sizes multiply to {given}; '
         f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}.')

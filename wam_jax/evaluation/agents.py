@@ -11,6 +11,7 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.control import policy as policy_lib
+from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import transforms
 
@@ -25,69 +26,61 @@ class Agent(Protocol):
     """(raw actions [B, steps per chunk, action dim], imagined frames [B, r, I, J, 3] uint8 or None)."""
 
 
-class TimedStep:
-  """`policy.step` with its results on the host, timed.
+class TimedPolicy:
+  """The compiled policy with a checkpoint's weights on the device; its results come to the host and are timed.
 
   Attributes:
-    latencies_s: wall time of each call after the first, which compiles.
+    latencies_s: wall time of each step after the first, which compiles.
   """
 
-  def __init__(self, policy: policy_lib.Policy):
-    self._policy, self._compiled = policy, False
-    self.latencies_s: list[float] = []
-
-  def __call__(self, params, frozen, state, observation):
-    start = time.perf_counter()
-    action_BAU, latents, state = self._policy.step(params, frozen, state, observation)
-    action_BAU, latents = np.asarray(action_BAU), np.asarray(latents)
-    if self._compiled:
-      self.latencies_s.append(time.perf_counter() - start)
-    self._compiled = True
-    return action_BAU, latents, state
-
-
-class ModelAgent:
-  """The compiled policy between the transforms of training and their inverse.
-
-  Attributes:
-    latencies_s: wall time of each control step after the first.
-    traces: how often the control step was traced.
-  """
-
-  def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any, robot: normalize.KnownEmbodiment):
-    if robot.statistics is None:
-      raise ValueError(f'The checkpoint has no statistics of {robot.record.name!r}: no dataset of its training had '
-                       'this robot. Evaluate one that was trained.')
-    self._config, self._robot = config, robot
-    self._params, self._frozen = jax.device_put((params, frozen))
+  def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any):
+    self._weights = jax.device_put((params, frozen))
     self._policy = policy_lib.Policy(config.model, config.sample, config.flow)
-    self._timed = TimedStep(self._policy)
-    self._decode = jax.jit(lambda latents: frozen.decode_next(latents))
-
-  @property
-  def latencies_s(self) -> list[float]:
-    return self._timed.latencies_s
+    self._decode = jax.jit(lambda frozen, latents: frozen.decode_next(latents))
+    self.latencies_s: list[float] = []
+    self._compiled = False
 
   @property
   def traces(self) -> int:
+    """How often the control step was traced."""
     return self._policy.traces
+
+  def reset(self, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3, seed: int) -> None:
+    """Starts an episode; arguments as in `Policy`."""
+    self._state = self._policy.reset(*self._weights, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3,
+                                     jax.random.key(seed))
+
+  def step(self, observation: types.Observation) -> tuple[np.ndarray, np.ndarray]:
+    """(normalized actions [B, A, U], imagined frames [B, r, I, J, 3] uint8)."""
+    start = time.perf_counter()
+    action_BAU, latents, self._state = self._policy.step(*self._weights, self._state, observation)
+    action_BAU, latents = np.asarray(action_BAU), jax.block_until_ready(latents)
+    if self._compiled:
+      self.latencies_s.append(time.perf_counter() - start)
+    self._compiled = True
+    return action_BAU, to_uint8(self._decode(self._weights[1], latents))
+
+
+class ModelAgent:
+  """The policy between the transforms of training and their inverse. `policy` has latencies and traces."""
+
+  def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any, robot: normalize.KnownEmbodiment):
+    self._config, self._robot = config, robot
+    self.policy = TimedPolicy(config, params, frozen)
 
   def reset(self, instructions, composite_BIJ3, seed):
     m, record, B = self._config.model, self._robot.record, len(instructions)
     ids_BP = np.stack([transforms.tokenize(transforms.prompt(record, text), m.text.length, m.text.vocab)
                        for text in instructions])
-    mask_BAU = np.zeros((B, m.actions_per_chunk, m.action_dim), bool)
-    mask_BAU[:, :record.steps_per_chunk, :record.action_dim] = True
-    self._state = self._policy.reset(self._params, self._frozen, ids_BP, np.full(B, self._robot.id, np.int32),
-                                     mask_BAU, composite_BIJ3, jax.random.key(seed))
+    mask_BAU = np.repeat(action_mask(m, record)[None], B, axis=0)
+    self.policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
 
   def act(self, frames_BRIJ3, proprio_BX):
     proprio = normalize.normalize_proprio(self._robot.statistics, proprio_BX, self._config.model.proprio_dim)
-    action_BAU, latents, self._state = self._timed(
-        self._params, self._frozen, self._state, types.Observation(frames_BRIJ3, proprio))
+    action_BAU, imagined = self.policy.step(types.Observation(frames_BRIJ3, proprio))
     raw = np.stack([normalize.unnormalize_action(self._robot.statistics, self._robot.record, a, p)
                     for a, p in zip(action_BAU, proprio_BX)])
-    return raw, to_uint8(self._decode(latents))
+    return raw, imagined
 
 
 class HoldAgent:
@@ -112,6 +105,13 @@ class RandomAgent(HoldAgent):
 
   def act(self, frames_BRIJ3, proprio_BX):
     return self._rng.uniform(-1, 1, (self._batch, *self._shape)), None
+
+
+def action_mask(model: cfg.ModelConfig, record: embodiments.Embodiment) -> np.ndarray:
+  """[A, U] bool, the real steps and dimensions of a robot's chunk."""
+  mask_AU = np.zeros((model.actions_per_chunk, model.action_dim), bool)
+  mask_AU[:record.steps_per_chunk, :record.action_dim] = True
+  return mask_AU
 
 
 def to_uint8(frames) -> np.ndarray:

@@ -4,12 +4,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import types
-from wam_jax.control import policy as policy_lib
 from wam_jax.data import normalize
 from wam_jax.evaluation import agents
 
@@ -31,44 +29,25 @@ class Forecast:
 
 
 class Forecaster:
-  """Compiled chunk-by-chunk prediction of recorded windows. `latencies_s`, `traces` as in `agents.ModelAgent`."""
+  """Chunk-by-chunk prediction of recorded windows. `policy` has latencies and traces."""
 
   def __init__(self, config: cfg.TrainConfig, params, frozen, robots: Sequence[normalize.KnownEmbodiment], seed: int):
     self._config, self._robots, self._seed = config, {r.id: r for r in robots}, seed
-    self._params, self._frozen = jax.device_put((params, frozen))
-    self._policy = policy_lib.Policy(config.model, config.sample, config.flow)
-    self._timed = agents.TimedStep(self._policy)
-
-  @property
-  def latencies_s(self) -> list[float]:
-    return self._timed.latencies_s
-
-  @property
-  def traces(self) -> int:
-    return self._policy.traces
+    self.policy = agents.TimedPolicy(config, params, frozen)
 
   def __call__(self, batch: types.Batch) -> Forecast:
     m, frames = self._config.model, batch.frames_BRIJ3
-    r, A = m.camera_frames_per_chunk, m.actions_per_chunk
-    state = self._policy.reset(self._params, self._frozen, batch.prompt_ids_BP, batch.embodiment_B,
-                               self._action_mask(batch.embodiment_B), frames[:, 0], jax.random.key(self._seed))
+    r = m.camera_frames_per_chunk
+    masks = np.stack([agents.action_mask(m, self._robots[int(robot)].record) for robot in batch.embodiment_B])
+    self.policy.reset(batch.prompt_ids_BP, batch.embodiment_B, masks, frames[:, 0], self._seed)
     actions, imagined = [], []
     for q in range(m.max_chunks):
       seen = np.repeat(frames[:, :1], r, axis=1) if q == 0 else frames[:, 1 + (q - 1) * r:1 + q * r]
-      action_BAU, latents, state = self._timed(
-          self._params, self._frozen, state, types.Observation(seen, batch.proprio_BQX[:, q]))
+      action_BAU, imagined_BRIJ3 = self.policy.step(types.Observation(seen, batch.proprio_BQX[:, q]))
       actions.append(action_BAU)
-      imagined.append(agents.to_uint8(self._frozen.decode_next(latents)))
-    return Forecast(np.concatenate(actions, 1), np.repeat(self._hold(batch), A, axis=1),
+      imagined.append(imagined_BRIJ3)
+    return Forecast(np.concatenate(actions, 1), np.repeat(self._hold(batch), m.actions_per_chunk, axis=1),
                     np.concatenate(imagined, 1), batch)
-
-  def _action_mask(self, embodiment_B):
-    m = self._config.model
-    mask_BAU = np.zeros((len(embodiment_B), m.actions_per_chunk, m.action_dim), bool)
-    for mask_AU, robot in zip(mask_BAU, embodiment_B):
-      record = self._robots[int(robot)].record
-      mask_AU[:record.steps_per_chunk, :record.action_dim] = True
-    return mask_BAU
 
   def _hold(self, batch):
     """[B, Q, U] normalized actions that change nothing."""

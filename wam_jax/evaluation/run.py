@@ -97,7 +97,7 @@ def _evaluate_tabletop(options: Options, config: cfg.TrainConfig, params: Any, f
                                         on_progress=_Progress(name, e.episodes))
     rows += _success_rows(robot, episodes)
     if isinstance(agent, agents.ModelAgent):
-      latencies[robot], traces[robot] = agents.latency_summary(agent.latencies_s), agent.traces
+      latencies[robot], traces[robot] = agents.latency_summary(agent.policy.latencies_s), agent.policy.traces
     _draw_episodes(output, record, episodes[:options.videos], robot)
   _print_success(rows)
   for robot, latency in latencies.items():
@@ -117,16 +117,16 @@ def _evaluate_dataset(options: Options, config: cfg.TrainConfig, params: Any, fr
   batches = pipeline.make_eval_batches(dataclasses.replace(config, batch_size=batch), -(-e.episodes // batch), e.split)
   forecasts = [forecaster(b) for b in batches]
   summary = open_loop.summarize(forecasts)
-  latency = agents.latency_summary(forecaster.latencies_s)
+  latency = agents.latency_summary(forecaster.policy.latencies_s)
   print(f'open loop on {summary["windows"]} windows of split {e.split}\n'
         f'  action error (normalized, mean absolute)  model {summary["action_error"]:.4f}   '
         f'hold {summary["action_error_hold"]:.4f}\n'
         f'  imagined video (PSNR)                     model {summary["video_psnr_db"]:.2f} dB   '
         f'last frame {summary["video_psnr_db_still"]:.2f} dB\n'
         f'  control step for {batch} windows at once: p50 {latency["p50_ms"]} ms, p95 {latency["p95_ms"]} ms over '
-        f'{latency["calls"]} calls; traced {forecaster.traces} time(s)')
+        f'{latency["calls"]} calls; traced {forecaster.policy.traces} time(s)')
   _draw_forecasts(output, forecasts, robots, options.videos)
-  return dict(open_loop=summary, split=e.split, batch=batch, latency=latency, traces=forecaster.traces)
+  return dict(open_loop=summary, split=e.split, batch=batch, latency=latency, traces=forecaster.policy.traces)
 
 
 def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:

@@ -39,6 +39,16 @@ class Tokens(NamedTuple):
   mask: Any
 
 
+def _to_heads(c: cfg.ModelConfig) -> layers.Einsum:
+  return layers.Einsum('BTD,DNK->BNTK', (c.dim, c.num_heads, c.head_dim), ('embed', 'heads', 'head_dim'),
+                       jnp.dtype(c.dtype))
+
+
+def _from_heads(c: cfg.ModelConfig) -> layers.Einsum:
+  return layers.Einsum('BNTK,NKD->BTD', (c.num_heads, c.head_dim, c.dim), ('heads', 'head_dim', 'embed'),
+                       jnp.dtype(c.dtype))
+
+
 class SelfAttention(nn.Module):
   """Tokens attend to each other and to cached keys. Source: DreamZero `CausalWanSelfAttention`."""
 
@@ -46,11 +56,8 @@ class SelfAttention(nn.Module):
 
   def setup(self):
     c = self.cfg
-    D, N, K, dtype = c.dim, c.num_heads, c.head_dim, jnp.dtype(c.dtype)
-    project = lambda: layers.Einsum('BTD,DNK->BNTK', (D, N, K), ('embed', 'heads', 'head_dim'), dtype)
-    self.q, self.k, self.v = project(), project(), project()
+    self.q, self.k, self.v, self.o = _to_heads(c), _to_heads(c), _to_heads(c), _from_heads(c)
     self.norm_q, self.norm_k = layers.HeadsRMSNorm(c.eps), layers.HeadsRMSNorm(c.eps)
-    self.o = layers.Einsum('BNTK,NKD->BTD', (N, K, D), ('heads', 'head_dim', 'embed'), dtype)
 
   def __call__(self, x_BTD, tokens: Tokens, cached):
     q = attention.rotate(self.norm_q(self.q(x_BTD)), tokens.angles_TR)
@@ -69,13 +76,10 @@ class CrossAttention(nn.Module):
 
   def setup(self):
     c = self.cfg
-    D, N, K, dtype = c.dim, c.num_heads, c.head_dim, jnp.dtype(c.dtype)
-    project = lambda: layers.Einsum('BTD,DNK->BNTK', (D, N, K), ('embed', 'heads', 'head_dim'), dtype)
-    self.q, self.k, self.v = project(), project(), project()
+    self.q, self.k, self.v, self.o = _to_heads(c), _to_heads(c), _to_heads(c), _from_heads(c)
     self.norm_q, self.norm_k = layers.HeadsRMSNorm(c.eps), layers.HeadsRMSNorm(c.eps)
     if c.image_dim:
-      self.k_image, self.v_image, self.norm_k_image = project(), project(), layers.HeadsRMSNorm(c.eps)
-    self.o = layers.Einsum('BNTK,NKD->BTD', (N, K, D), ('heads', 'head_dim', 'embed'), dtype)
+      self.k_image, self.v_image, self.norm_k_image = _to_heads(c), _to_heads(c), layers.HeadsRMSNorm(c.eps)
 
   def project(self, prompt: Prompt):
     """Keys and values of text and image, [B, N, P, K] each; they do not depend on the tokens."""
