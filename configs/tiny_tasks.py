@@ -11,7 +11,7 @@ TASKS = 'reach,place,push'
 def get_config(arg: str = ''):
   c = tiny.get_config()
   c.name = 'tiny_tasks'
-  c.steps, c.save_every = 16000, 1000
+  c.steps, c.save_every = 10000, 1000
   c.model.actions_per_chunk = 12  # The arm's 15 Hz; the others fill fewer rows.
   c.data.mixture = {robot: cfg.tabletop_dataset(robot, TASKS, 3000) for robot in ('disc', 'arm', 'cart')}
   c.data.mixture.human = cfg.tabletop_dataset('human', TASKS, 1000, weight=0.3)

@@ -79,6 +79,11 @@ def test_path_is_straight(sigma):
   np.testing.assert_allclose(noisy + (1 - sigma) * v, noise, atol=1e-6)
 
 
+def test_noise_is_that_of_its_whole_shape():
+  key, shape = jax.random.key(0), (2, 3, 2, 2, 5)
+  np.testing.assert_array_equal(flow.sample_noise(key, shape), jax.random.normal(key, shape))
+
+
 def test_levels_of_each_frame_stay_apart():
   noisy = flow.interpolate(np.zeros((1, 3, 2)), np.ones((1, 3, 2)), np.float32([[0.1, 0.5, 1.0]]))
   np.testing.assert_allclose(noisy[0], [[0.1, 0.1], [0.5, 0.5], [1, 1]])

@@ -49,7 +49,7 @@ def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
     _ACTIVE.reset(token)
 
 
-def shard(x: jax.Array, *names: str) -> jax.Array:
+def shard(x: jax.Array, *names: str | None) -> jax.Array:
   """`x` constrained to the rules' split of its axes; `x` itself when no mesh is active."""
   active = _ACTIVE.get()
   if active is None:

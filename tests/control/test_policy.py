@@ -99,7 +99,8 @@ def test_the_state_keeps_its_shapes_in_bfloat16():
   """So that a second call cannot compile again; also that the mixed types fit together."""
   brain = policy_lib.Policy(dataclasses.replace(MODEL, dtype='bfloat16'), JOINT, cfg.FlowConfig())
   params, frozen = random_params(), fitted()
-  state = jax.eval_shape(brain.reset, params, frozen, PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0))
+  state = jax.eval_shape(
+      brain.reset, params, frozen, PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0))
   action, latents, after = jax.eval_shape(brain.step, params, frozen, state, observe(0))
   assert state.cache.k.dtype == jnp.bfloat16 and action.dtype == latents.dtype == jnp.float32
   assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == (

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax import sharding
+
 Init = Callable[..., jax.Array]
 
 
@@ -99,7 +101,7 @@ class CategoryDense(nn.Module):
     init = nn.initializers.normal(0.02)
     w_EIO = self.param('w', boxed(init, ('embodiment', 'channels', self.out_axis)), (E, I, O), jnp.float32)
     b_EO = self.param('b', boxed(nn.initializers.zeros, ('embodiment', self.out_axis)), (E, O), jnp.float32)
-    w_BIO, b_BO = w_EIO.astype(self.dtype)[embodiment_B], b_EO.astype(self.dtype)[embodiment_B]
+    w_BIO, b_BO = look_up(w_EIO.astype(self.dtype), embodiment_B), look_up(b_EO.astype(self.dtype), embodiment_B)
     return jnp.einsum('BTI,BIO->BTO', x_BTI.astype(self.dtype), w_BIO) + b_BO[:, None]
 
 
@@ -118,6 +120,11 @@ class MLP(nn.Module):
     h_BTM = Einsum('BTD,DM->BTM', (D, self.hidden), ('embed', 'mlp'), self.dtype, self.kernel_init, name='in')(x_BTD)
     return Einsum('BTM,MD->BTD', (self.hidden, self.out), ('mlp', 'embed'), self.dtype, self.kernel_init,
                   name='out')(self.activation(h_BTM))
+
+
+def look_up(table, ids):
+  """`table[ids]`; on a mesh the table is gathered first, or XLA would make the rows of the whole batch everywhere."""
+  return sharding.shard(table, *(None,) * table.ndim)[ids]
 
 
 def gelu_tanh(x):

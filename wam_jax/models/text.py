@@ -24,7 +24,7 @@ class WordEncoder(nn.Module):
     table_VD = self.param('table', layers.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')),
                           (self.cfg.vocab, D), jnp.float32)
     real_BP = ids_BP > 0
-    x_BPD = table_VD[ids_BP] + layers.sinusoid(jnp.arange(ids_BP.shape[1]), D, 'cos_sin') * 0.1
+    x_BPD = layers.look_up(table_VD, ids_BP) + layers.sinusoid(jnp.arange(ids_BP.shape[1]), D, 'cos_sin') * 0.1
     for i in range(self.cfg.layers):
       x_BPD = x_BPD + _Attention(D, name=f'attention_{i}')(layers.LayerNorm(affine=True, name=f'norm1_{i}')(x_BPD),
                                                          real_BP)
