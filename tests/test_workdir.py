@@ -41,7 +41,7 @@ def test_other_config_is_refused_and_changes_nothing(tmp_path):
 def test_ten_differences_are_listed(tmp_path):
   claim(tmp_path, CONFIG)
   model = dataclasses.replace(CONFIG.model, dim=32, mlp_dim=1, num_layers=1, patch=1, freq_dim=1, action_dim=1,
-                              proprio_dim=1, action_hidden=1, eps=1.0, max_chunks=1, image_dim=1, state_rule='chunk')
+                              proprio_dim=1, action_hidden=1, eps=1.0, max_chunks=1, image_tokens=1, state_rule='chunk')
   with pytest.raises(ValueError, match='\n  ... and 2 more\n') as error:
     claim(tmp_path, changed(model=model))
   assert str(error.value).count(' there, ') == 10

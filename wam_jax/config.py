@@ -334,6 +334,10 @@ class TrainConfig:
       raise ValueError(
           f'model.num_embodiments={self.model.num_embodiments} is less than the {len(self.data.embodiments)} of '
           f'data.embodiments={self.data.embodiments}; set it to {len(self.data.embodiments)}.')
+    if self.model.image_dim or self.model.image_condition:
+      raise ValueError(
+          f'model.image_dim={self.model.image_dim}, model.image_condition={self.model.image_condition} need encoders '
+          'that training does not have yet; the model itself takes their outputs. Set 0 and False.')
     for name, dataset in self.data.mixture.items():
       if dataset.embodiment not in self.data.embodiments:
         raise ValueError(f'data.mixture.{name}.embodiment={dataset.embodiment!r} is not in '

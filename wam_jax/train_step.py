@@ -81,7 +81,7 @@ def make_train_step(config: cfg.TrainConfig, mesh: jax.sharding.Mesh,
     tx = make_optimizer(config)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics.update(grad_norm=optax.global_norm(grads),
+    metrics.update(grad_norm=optax.tree.norm(grads),
                    learning_rate=make_schedule(config)(state.step))
     ema_params = _average(state.ema_params, params, state.step, config.optimizer.ema_decay)
     return TrainState(state.step + 1, params, ema_params, opt_state, state.frozen), metrics

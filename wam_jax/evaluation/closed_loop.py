@@ -88,7 +88,7 @@ def _execute(env, episode, action_SU, record, see, recorded, scene_size, observa
     observation = env.step(action)
     if (step + 1) % record.stride == 0:
       frames.append(see(observation))
-    if not episode.success and env.time_s <= env.max_steps / env.control_hz:
+    if not episode.success and round(env.time_s * env.control_hz) <= env.max_steps:
       episode.success, episode.seconds = env.success, env.time_s
     if recorded:
       episode.scene.append(env.render(scene_size))
@@ -100,7 +100,7 @@ def _execute(env, episode, action_SU, record, see, recorded, scene_size, observa
 
 
 def _over(env, episode):
-  return episode.success or env.time_s * env.control_hz >= env.max_steps
+  return episode.success or round(env.time_s * env.control_hz) >= env.max_steps
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

@@ -1,0 +1,55 @@
+"""Configs: every mistake is reported at once, before anything runs, and a config survives JSON."""
+import json
+
+import pytest
+
+from wam_jax import config as cfg
+
+
+def make():
+  c = cfg.base()
+  c.data.embodiments = ('tabletop_disc',)
+  c.data.mixture = {'disc': cfg.tabletop_dataset('disc', 'reach', 10)}
+  return c
+
+
+def test_json_and_back():
+  config = cfg.from_config_dict(make())
+  assert cfg.from_config_dict(json.loads(json.dumps(cfg.to_dict(config)))) == config
+
+
+def test_all_wrong_keys_are_listed():
+  c = make().to_dict()
+  c['lerning_rate'] = 1
+  c['model']['dim'] = 'wide'
+  c['optimizer']['clip_norm'] = True
+  del c['seed']
+  with pytest.raises(ValueError) as error:
+    cfg.from_config_dict(c)
+  for text in ('config.lerning_rate does not exist', "config.model.dim='wide' must be of type int",
+               'config.seed is missing', 'config.optimizer.clip_norm=True must be of type float'):
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize(('path', 'value', 'message'), [
+    ('model.remat', 'all', r"model.remat='all' must be one of"),
+    ('model.num_heads', 3, 'nearest valid dim: 66'),
+    ('model.num_embodiments', 0, 'set it to 1'),
+    ('model.image_dim', 8, 'need encoders'),
+    ('flow.schedule', 'both', 'must be one of'),
+    ('sample.steps', 0, 'must be at least 1'),
+    ('data.mixture.disc.embodiment', 'tabletop_arm', 'is not in data.embodiments'),
+])
+def test_wrong_values_say_what_is_right(path, value, message):
+  c = make()
+  c.update_from_flattened_dict({path: value})
+  with pytest.raises(ValueError, match=message):
+    cfg.from_config_dict(c)
+
+
+def test_smoke_keeps_its_data_apart():
+  c = make()
+  full = c.data.mixture.disc.path
+  small = cfg.smoke(c).data.mixture.disc
+  assert small.path == full.replace(cfg.DATA_ROOT, f'{cfg.DATA_ROOT}/smoke')
+  assert f'--output={cfg.DATA_ROOT}/smoke ' in small.prepare and '--episodes=20 ' in small.prepare

@@ -1,0 +1,105 @@
+"""The update by hand: learning rate, decayed weights, averaging, and that the loss uses what the masks say."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam_jax import config as cfg
+from wam_jax import sharding
+from wam_jax import train_step
+from wam_jax import types
+
+MODEL = cfg.ModelConfig(dim=16, mlp_dim=16, num_heads=2, num_layers=1, action_dim=2, proprio_dim=2, actions_per_chunk=2,
+                        action_hidden=8, text=cfg.TextConfig(dim=8, length=4, layers=0, vocab=16),
+                        tokenizer=cfg.TokenizerConfig(channels=3, spatial=2))
+CONFIG = cfg.TrainConfig(model=MODEL, batch_size=4, steps=100, flow=cfg.FlowConfig(weighting='uniform'),
+                         optimizer=cfg.OptimizerConfig(learning_rate=0.1, warmup_steps=10, hold_fraction=0.5,
+                                                       ema_decay=0.75))
+
+
+def make_batch(seed=0):
+  rng = np.random.default_rng(seed)
+  B, Q, A = 4, MODEL.max_chunks, MODEL.max_chunks * MODEL.actions_per_chunk
+  return types.Batch(
+      rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 8, 3), dtype=np.uint8),
+      rng.normal(size=(B, A, 2)).astype(np.float32), np.ones((B, A, 2), bool),
+      rng.normal(size=(B, Q, 2)).astype(np.float32), np.ones((B, Q), bool), np.ones((B, 4), np.int32),
+      np.zeros(B, np.int32), np.zeros((B, 2), np.int32))
+
+
+@pytest.fixture(scope='module')
+def start():
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
+  frozen = train_step.fit_frozen(CONFIG, [make_batch()])
+  return mesh, *train_step.init_state(CONFIG, mesh, frozen)
+
+
+def test_learning_rate_warms_up_holds_and_decays():
+  rate = train_step.make_schedule(CONFIG)
+  # 10 steps up, then half of the other 90 at the peak, then a cosine over 45.
+  np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 54)], [0, 0.05, 0.1, 0.1], rtol=1e-6)
+  np.testing.assert_allclose(rate(55 + 45 / 2), 0.05, rtol=1e-5)
+  np.testing.assert_allclose(rate(100), 0.0, atol=1e-8)
+
+
+def test_only_kernels_and_tables_decay(start):
+  decayed = jax.tree_util.tree_flatten_with_path(train_step._is_matrix(start[1].params))[0]
+  assert {path[-1].key for path, yes in decayed if yes} == {'w', 'table'}
+  assert {path[-1].key for path, yes in decayed if not yes} == {'b', 'scale', 'bias', 'modulation', 'head_modulation'}
+
+
+def test_average_forgets_its_start_then_decays():
+  ema = {'x': jnp.float32(100.0)}
+  ema = train_step._average(ema, {'x': jnp.float32(1.0)}, jnp.int32(0), 0.75)
+  assert ema['x'] == 1.0
+  ema = train_step._average(ema, {'x': jnp.float32(2.0)}, jnp.int32(1), 0.75)
+  assert ema['x'] == 1.5
+  ema = train_step._average(ema, {'x': jnp.float32(3.5)}, jnp.int32(99), 0.75)
+  assert ema['x'] == 2.0
+  assert train_step._average(None, {}, jnp.int32(0), 0.0) is None
+
+
+def test_untrained_loss_is_that_of_zero_velocity(start):
+  """The video head starts at zero, so the video loss is the mean square of noise - clean."""
+  _, state, _ = start
+  batch = make_batch()
+  loss = jax.jit(lambda key: train_step.loss_fn(CONFIG, state.params, state.frozen, batch, key)[1]['video_loss'])
+  clean = np.asarray(state.frozen.encode(batch.frames_BRIJ3))[:, 1:]
+  # Sixteen draws of 384 latents: the standard error is about 0.02.
+  np.testing.assert_allclose(np.mean([loss(jax.random.key(k)) for k in range(16)]), 1 + np.mean(clean ** 2), atol=0.08)
+
+
+@pytest.mark.parametrize('schedule', ['coupled', 'flash'])
+def test_masked_entries_and_chunks_change_no_loss(start, schedule):
+  _, state, _ = start
+  config = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, schedule=schedule))
+  loss = jax.jit(lambda batch: train_step.loss_fn(config, state.params, state.frozen, batch, jax.random.key(3))[1])
+  batch = make_batch()
+  batch.chunk_mask_BQ[0, 1] = False
+  batch.action_mask_BAU[0, 2:] = False
+  batch.action_mask_BAU[1] = False  # Video only.
+  action = np.where(batch.action_mask_BAU, batch.action_BAU, 0)
+  frames = batch.frames_BRIJ3.copy()
+  frames[0, 3:] = 0
+  want = loss(batch.replace(action_BAU=action))
+  got = loss(batch.replace(action_BAU=action, frames_BRIJ3=frames))
+  for name in ('video_loss', 'action_loss'):
+    np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+  proprio = batch.proprio_BQX.copy()
+  proprio[1] = 7.0
+  assert loss(batch.replace(action_BAU=action, proprio_BQX=proprio))['loss'] == want['loss']
+
+
+def test_steps_differ_in_noise_and_repeat_exactly(start):
+  mesh, state, shardings = start
+  step = train_step.make_train_step(CONFIG, mesh, shardings)
+  copy = lambda: jax.tree.map(jnp.copy, state)
+  state_1, first = step(copy(), make_batch())
+  _, again = step(copy(), make_batch())
+  _, second = step(state_1, make_batch())
+  assert first['loss'] == again['loss']
+  assert first['loss'] != second['loss']
+  assert first['learning_rate'] == 0.0
+  np.testing.assert_allclose(second['learning_rate'], 0.01, rtol=1e-6)
