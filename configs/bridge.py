@@ -12,7 +12,7 @@ from wam_jax import config as cfg
 def get_config(arg: str = ''):
   c = cfg.base()
   c.name = 'bridge'
-  c.steps, c.batch_size = 1500, 16
+  c.steps, c.batch_size = 1000, 16
   c.log_every, c.save_every = 50, 500
   m = c.model
   m.dim, m.mlp_dim, m.num_heads, m.num_layers, m.scan_unroll = 96, 384, 3, 4, 4

@@ -16,10 +16,10 @@ _ABSENT = object()
 
 # Keys that may change between restarts: how long and how fast, never what is computed.
 _MAY_CHANGE = frozenset({
-    'steps', 'log_every', 'save_every', 'eval_every', 'keep',
+    'steps', 'log_every', 'save_every', 'eval_every', 'eval_batches', 'keep',
     'data.workers', 'data.threads', 'data.prefetch', 'data.cache_gib',
 })
-_MAY_CHANGE_GROUPS = ('mesh.', 'rules.')
+_MAY_CHANGE_GROUPS = ('mesh.', 'rules.', 'sample.', 'evaluation.')
 
 
 def make_path(workdir: str) -> pathlib.Path:
