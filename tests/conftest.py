@@ -3,10 +3,10 @@ import os
 import pathlib
 import tempfile
 
-# Without optimization passes the tiny programs of the tests compile four times faster; their numbers agree.
+from tests import programs
+
 os.environ['XLA_FLAGS'] = ' '.join((
-    os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false'))
+    os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', programs.FAST_XLA))
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
                       str(pathlib.Path(tempfile.gettempdir()) / f'wam_jax_test_programs_{os.getuid()}'))

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests import counting_step
+from tests import programs
 from tests import train_config
 from wam_jax import checkpoint
 from wam_jax import config as cfg
@@ -43,7 +43,7 @@ def start(workdir, dataset, *flags) -> subprocess.Popen:
   """`python -m wam_jax.train` on one simulated device."""
   command = [sys.executable, '-m', 'wam_jax.train', '--config=tests/train_config.py', f'--workdir={workdir}',
              f'--config.data.mixture.disc.path={dataset}', *flags]
-  return subprocess.Popen(command, cwd=ROOT, env=os.environ | {'XLA_FLAGS': ''}, text=True,
+  return subprocess.Popen(command, cwd=ROOT, env=programs.environment(), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -277,7 +277,7 @@ def start_two(workdir, dataset) -> list[subprocess.Popen]:
     port = s.getsockname()[1]
   return [subprocess.Popen(
       [sys.executable, '-m', 'tests.counting_step', str(port), str(process), str(workdir), dataset], cwd=ROOT,
-      env=os.environ | {'XLA_FLAGS': ''}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+      env=programs.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
           for process in range(2)]
 
 

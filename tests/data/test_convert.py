@@ -46,7 +46,7 @@ def test_converted_episodes_equal_the_original(clock_path, tfrecord_path, tmp_pa
 @pytest.mark.parametrize('damage, message', [
     (lambda b: b[:-5], 'record 7 of .*tfrecord-00000-of-00001 is truncated'),
     (lambda b: b + b'12345', 'record 8 of .* is truncated: 5 of 12 bytes'),
-    (lambda b: b[:100] + b'\x00' + b[101:], 'record 0 of .* is corrupt: its checksum does not match'),
+    (lambda b: b[:100] + bytes([b[100] ^ 255]) + b[101:], 'record 0 of .* is corrupt: its checksum does not match'),
     (lambda b: b'\x01' + b[1:], 'The length of record 0 of .* is corrupt'),
     (lambda b: b + synthetic.frame(b'more'), 'holds 9 records; dataset_info.json says 8'),
     (lambda b: b'', 'holds 0 records; dataset_info.json says 8'),
