@@ -206,8 +206,10 @@ def _draw_forecasts(output, forecasts, robots, videos):
     if record.action:
       real = f.batch.action_mask_BAU[i, :, 0]
       pictures.save_action_plot(output / f'window_{number}_actions.png', f.action_BAU[i][real][:, :record.action_dim],
-                                f.batch.action_BAU[i][real][:, :record.action_dim], _action_names(record),
-                                record.steps_per_chunk, record.control_hz, title, ('predicted', 'recorded'))
+                                f.batch.action_BAU[i][real][:, :record.action_dim],
+                                [f'{s.key}[{u}]' for s in record.action for u in range(s.start, s.stop)],
+                                record.steps_per_chunk, record.control_hz, f'{title}, normalized',
+                                ('predicted', 'recorded'))
 
 
 def _action_names(record):
