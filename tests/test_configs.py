@@ -52,13 +52,13 @@ def test_trains_continues_and_evaluates(name, data_root, tmp_path):
   printed = run('wam_jax.evaluate', f'--workdir={workdir}', f'--output={output}', '--videos=1')
   report = json.loads((output / 'evaluation.json').read_text())
   if report.get('open_loop'):
-    assert report['traces'] == 1 and report['open_loop']['action_error_hold'] > 0
+    assert report['open_loop']['action_error_hold'] > 0
     assert 'PSNR' in printed
   else:
-    assert set(report['traces'].values()) == {1}
-    assert {row['robot'] for row in report['success']} <= {'disc', 'arm', 'cart'}
+    assert {row['robot'] for row in report['success']} <= {'disc', 'arm', 'cart', 'all'}
     assert list(output.glob('*_0.mp4')) and list(output.glob('*_0_actions.png'))
-  assert list(output.glob('*_0.png')) and 'traced 1 time(s)' in printed
+  assert report['traces'] == 1 and 'traced 1 time(s)' in printed
+  assert list(output.glob('*_0.png'))
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -217,23 +217,22 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
   bridge = embodiments.get('bridge_widowx')
   ones = np.ones(7, np.float32)
   statistics = normalize.Statistics(normalize.Quantiles(-ones, ones), normalize.Quantiles(-2 * ones, 2 * ones), 9)
-  config = cfg.TrainConfig(model=cfg.ModelConfig(
-      actions_per_chunk=5, action_dim=8, proprio_dim=9, max_chunks=2, frames_per_chunk=1))
-  forecaster = open_loop.Forecaster(config, {}, None, [normalize.KnownEmbodiment(3, bridge, statistics)], seed=0)
-  forecaster.policy = RecordingPolicy()
+  model = cfg.ModelConfig(actions_per_chunk=5, action_dim=8, proprio_dim=9, max_chunks=2, frames_per_chunk=1)
+  policy = RecordingPolicy()
+  forecaster = open_loop.Forecaster(policy, model, [normalize.KnownEmbodiment(3, bridge, statistics)], seed=0)
   frames = np.broadcast_to(np.arange(5, dtype=np.uint8)[None, :, None, None, None], (1, 5, 4, 4, 3))
   proprio_BQX = np.zeros((1, 2, 9), np.float32)
   proprio_BQX[0, :, 6] = 0.5, 0.8
   forecast = forecaster(types.Batch(
       frames_BRIJ3=frames, action_BAU=np.zeros((1, 10, 8)), action_mask_BAU=None, proprio_BQX=proprio_BQX,
       chunk_mask_BQ=None, prompt_ids_BP=np.zeros((1, 4)), embodiment_B=np.int32([3]), sample_B2=None))
-  np.testing.assert_array_equal([o.frames_BRIJ3[0, :, 0, 0, 0] for o in forecaster.policy.observations],
+  np.testing.assert_array_equal([o.frames_BRIJ3[0, :, 0, 0, 0] for o in policy.observations],
                                 [[0, 0], [1, 2]])
-  np.testing.assert_array_equal([o.proprio_BX[0, 6] for o in forecaster.policy.observations],
+  np.testing.assert_array_equal([o.proprio_BX[0, 6] for o in policy.observations],
                                 np.float32([0.5, 0.8]))
   mask_AU = np.zeros((5, 8), bool)
   mask_AU[:4, :7] = True  # Four steps of 0.2 s, seven dimensions.
-  np.testing.assert_array_equal(forecaster.policy.mask_BAU[0], mask_AU)
+  np.testing.assert_array_equal(policy.mask_BAU[0], mask_AU)
   np.testing.assert_array_equal(forecast.action_BAU[0, :, 0], [1] * 5 + [2] * 5)
   np.testing.assert_array_equal(forecast.frames_BRIJ3[0, :, 0, 0, 0], [1, 1, 2, 2])
   want = np.zeros((10, 8), np.float32)

@@ -226,21 +226,23 @@ def _write_shard(config: BuildConfig, shard: _Shard, report: Callable[[int], Non
 
 
 class _Progress:
-  """One line on stderr: episodes done, rate, time left. Silent between updates for half a second."""
+  """Episodes done, rate and time left on stderr: rewritten in place on a terminal, else a line every ten seconds."""
 
   def __init__(self, total: int):
-    self._total, self._done, self._start, self._shown = total, 0, time.monotonic(), 0.0
+    self._total, self._done, self._start, self._shown = total, 0, time.monotonic(), time.monotonic()
+    self._in_place = sys.stderr.isatty()
 
   def __call__(self, count: int) -> None:
     self._done += count
     now = time.monotonic()
-    if now - self._shown < 0.5 and self._done < self._total:
+    if now - self._shown < (0.5 if self._in_place else 10.0) and self._done < self._total:
       return
     self._shown = now
     rate = self._done / max(now - self._start, 1e-6)
     left = (self._total - self._done) / max(rate, 1e-6)
-    end = '\n' if self._done == self._total else ''
-    sys.stderr.write(f'\r{self._done}/{self._total} episodes, {rate:.0f}/s, {left:.0f} s left   {end}')
+    line = f'{self._done}/{self._total} episodes, {rate:.0f}/s, {left:.0f} s left'
+    finished = self._done == self._total
+    sys.stderr.write((f'\r{line}   ' + '\n' * finished) if self._in_place else f'{line}\n')
     sys.stderr.flush()
 
 

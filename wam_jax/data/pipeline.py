@@ -141,7 +141,8 @@ class Sampler:
     action_QAU = np.zeros((Q, self.model.actions_per_chunk, self.model.action_dim), np.float32)
     mask_QAU = np.zeros(action_QAU.shape, bool)
     mask_QAU[:, :S, :U] = mask_Q[:, None, None]
-    action_QAU[:, :S, :U] = self.embodiment.statistics.action.normalize(action_QSU) * mask_Q[:, None, None]
+    normalized_QSU = normalize.normalize_action(self.embodiment.statistics, action_QSU, self.model.action_dim)
+    action_QAU[:, :S] = normalized_QSU * mask_Q[:, None, None]
     return (x.reshape(Q * self.model.actions_per_chunk, -1) for x in (action_QAU, mask_QAU))
 
   def _frames(self, number, episode, steps_R, rng):

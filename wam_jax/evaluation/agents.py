@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -62,22 +62,21 @@ class TimedPolicy:
 
 
 class ModelAgent:
-  """The policy between the transforms of training and their inverse. `policy` has latencies and traces."""
+  """The policy between the transforms of training and their inverse; robots share one compiled policy."""
 
-  def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any, robot: normalize.KnownEmbodiment):
-    self._config, self._robot = config, robot
-    self.policy = TimedPolicy(config, params, frozen)
+  def __init__(self, policy: TimedPolicy, model: cfg.ModelConfig, robot: normalize.KnownEmbodiment):
+    self._policy, self._model, self._robot = policy, model, robot
 
   def reset(self, instructions, composite_BIJ3, seed):
-    m, record, B = self._config.model, self._robot.record, len(instructions)
+    m, record, B = self._model, self._robot.record, len(instructions)
     ids_BP = np.stack([transforms.tokenize(transforms.prompt(record, text), m.text.length, m.text.vocab)
                        for text in instructions])
     mask_BAU = np.repeat(action_mask(m, record)[None], B, axis=0)
-    self.policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
+    self._policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
 
   def act(self, frames_BRIJ3, proprio_BX):
-    proprio = normalize.normalize_proprio(self._robot.statistics, proprio_BX, self._config.model.proprio_dim)
-    action_BAU, imagined = self.policy.step(types.Observation(frames_BRIJ3, proprio))
+    proprio = normalize.normalize_proprio(self._robot.statistics, proprio_BX, self._model.proprio_dim)
+    action_BAU, imagined = self._policy.step(types.Observation(frames_BRIJ3, proprio))
     raw = np.stack([normalize.unnormalize_action(self._robot.statistics, self._robot.record, a, p)
                     for a, p in zip(action_BAU, proprio_BX)])
     return raw, imagined
@@ -119,7 +118,7 @@ def to_uint8(frames) -> np.ndarray:
   return np.round((np.asarray(frames) + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
-def latency_summary(latencies_s: Sequence[float]) -> Mapping[str, float]:
+def latency_summary(latencies_s: Sequence[float]) -> dict[str, float]:
   """Milliseconds: p50_ms, p95_ms, and how many `calls` they are of."""
   ms = 1e3 * np.asarray(latencies_s)
   p50, p95 = np.percentile(ms, [50, 95]) if len(ms) else (np.nan, np.nan)

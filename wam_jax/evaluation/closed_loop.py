@@ -23,7 +23,6 @@ class Episode:
     seen: composite frames as the model gets them, one per `stride` control steps, the first at reset.
     imagined: composite frames the model predicted, aligned with `seen[1:]`; empty for agents that imagine nothing.
     asked, done: [U] per control step: the action the policy gave, and as the simulator took it, clipped.
-    prompts: steps at which chunks began.
   """
 
   seed: int

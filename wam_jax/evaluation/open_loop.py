@@ -29,21 +29,21 @@ class Forecast:
 
 
 class Forecaster:
-  """Chunk-by-chunk prediction of recorded windows. `policy` has latencies and traces."""
+  """Chunk-by-chunk prediction of recorded windows."""
 
-  def __init__(self, config: cfg.TrainConfig, params, frozen, robots: Sequence[normalize.KnownEmbodiment], seed: int):
-    self._config, self._robots, self._seed = config, {r.id: r for r in robots}, seed
-    self.policy = agents.TimedPolicy(config, params, frozen)
+  def __init__(self, policy: agents.TimedPolicy, model: cfg.ModelConfig, robots: Sequence[normalize.KnownEmbodiment],
+               seed: int):
+    self._policy, self._model, self._robots, self._seed = policy, model, {r.id: r for r in robots}, seed
 
   def __call__(self, batch: types.Batch) -> Forecast:
-    m, frames = self._config.model, batch.frames_BRIJ3
+    m, frames = self._model, batch.frames_BRIJ3
     r = m.camera_frames_per_chunk
     masks = np.stack([agents.action_mask(m, self._robots[int(robot)].record) for robot in batch.embodiment_B])
-    self.policy.reset(batch.prompt_ids_BP, batch.embodiment_B, masks, frames[:, 0], self._seed)
+    self._policy.reset(batch.prompt_ids_BP, batch.embodiment_B, masks, frames[:, 0], self._seed)
     actions, imagined = [], []
     for q in range(m.max_chunks):
       seen = np.repeat(frames[:, :1], r, axis=1) if q == 0 else frames[:, 1 + (q - 1) * r:1 + q * r]
-      action_BAU, imagined_BRIJ3 = self.policy.step(types.Observation(seen, batch.proprio_BQX[:, q]))
+      action_BAU, imagined_BRIJ3 = self._policy.step(types.Observation(seen, batch.proprio_BQX[:, q]))
       actions.append(action_BAU)
       imagined.append(imagined_BRIJ3)
     return Forecast(np.concatenate(actions, 1), np.repeat(self._hold(batch), m.actions_per_chunk, axis=1),
@@ -51,7 +51,7 @@ class Forecaster:
 
   def _hold(self, batch):
     """[B, Q, U] normalized actions that change nothing."""
-    held = np.zeros((*batch.proprio_BQX.shape[:2], self._config.model.action_dim), np.float32)
+    held = np.zeros((*batch.proprio_BQX.shape[:2], self._model.action_dim), np.float32)
     for i, robot in enumerate(batch.embodiment_B):
       known = self._robots[int(robot)]
       columns_U = np.asarray(known.record.rest_columns, int)

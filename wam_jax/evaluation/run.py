@@ -70,19 +70,25 @@ def evaluate(options: Options) -> dict[str, Any]:
   output = pathlib.Path(options.output or pathlib.Path(options.workdir) / 'evaluation' / name).expanduser()
   output.mkdir(parents=True, exist_ok=True)
   run = _evaluate_tabletop if config.evaluation.env == 'tabletop' else _evaluate_dataset
+  policy = agents.TimedPolicy(config, params, frozen)
   report = dict(workdir=options.workdir, checkpoint_step=step, policy=options.policy, seed=options.seed,
-                sample=dataclasses.asdict(config.sample), **run(options, config, params, frozen, robots, output))
+                sample=dataclasses.asdict(config.sample), **run(options, config, policy, robots, output),
+                batch=min(config.evaluation.batch, config.evaluation.episodes), **_latency(policy))
   for path in [output / 'evaluation.json'] + ([pathlib.Path(options.json)] if options.json else []):
     path.write_text(json.dumps(report, indent=2) + '\n')
+  if policy.traces:
+    latency = report['latency']
+    print(f'control step, {report["batch"]} at once: p50 {latency["p50_ms"]} ms, p95 {latency["p95_ms"]} ms over '
+          f'{latency["calls"]} calls; traced {report["traces"]} time(s)')
   print(f'pictures and evaluation.json: {output}')
   return report
 
 
-def _evaluate_tabletop(options: Options, config: cfg.TrainConfig, params: Any, frozen: Any,
+def _evaluate_tabletop(options: Options, config: cfg.TrainConfig, policy: agents.TimedPolicy,
                        robots: dict[str, normalize.KnownEmbodiment], output: pathlib.Path) -> dict[str, Any]:
   """Closed-loop success of every acting tabletop robot of the checkpoint; prints the table, writes pictures."""
   from wam_jax.envs import tabletop  # Needs pymunk, of the extra [sim].
-  e, rows, latencies, traces = config.evaluation, [], {}, {}
+  e, everything, rows = config.evaluation, [], []
   names = [n for n, r in robots.items() if n.startswith('tabletop_') and r.record.action and r.statistics]
   if not names:
     raise ValueError(f'The checkpoint knows {sorted(robots)}, none of which acts on the tabletop; use --env=dataset.')
@@ -91,42 +97,37 @@ def _evaluate_tabletop(options: Options, config: cfg.TrainConfig, params: Any, f
     robot = name.removeprefix('tabletop_')
     make_env = functools.partial(tabletop.TabletopEnv, robot, e.tasks, options.world,
                                  max_distractors=e.max_distractors)
-    agent = _make_agent(options.policy, config, params, frozen, robots[name])
+    agent = _make_agent(options.policy, policy, config.model, robots[name])
     seeds = range(options.seed, options.seed + e.episodes)
     episodes = closed_loop.run_episodes(agent, record, make_env, seeds, min(e.batch, e.episodes), options.videos,
                                         on_progress=_Progress(name, e.episodes))
     rows += _success_rows(robot, episodes)
-    if isinstance(agent, agents.ModelAgent):
-      latencies[robot], traces[robot] = agents.latency_summary(agent.policy.latencies_s), agent.policy.traces
+    everything += episodes
     _draw_episodes(output, record, episodes[:options.videos], robot)
+  if len(names) > 1:
+    rows += _success_rows('all', everything)
   _print_success(rows)
-  for robot, latency in latencies.items():
-    print(f'{robot}: control step for {min(e.batch, e.episodes)} robots at once: p50 {latency["p50_ms"]} ms, '
-          f'p95 {latency["p95_ms"]} ms over {latency["calls"]} calls; traced {traces[robot]} time(s)')
-  return dict(world=options.world, success=rows, batch=min(e.batch, e.episodes), latency=latencies, traces=traces)
+  return dict(world=options.world, success=rows)
 
 
-def _evaluate_dataset(options: Options, config: cfg.TrainConfig, params: Any, frozen: Any,
+def _evaluate_dataset(options: Options, config: cfg.TrainConfig, policy: agents.TimedPolicy,
                       robots: dict[str, normalize.KnownEmbodiment], output: pathlib.Path) -> dict[str, Any]:
   """Open-loop action and video errors on recorded windows; prints them, writes pictures."""
   if options.policy not in ('model', 'untrained'):
     raise ValueError(f'--policy={options.policy} needs --env=tabletop; recorded episodes show the hold baseline.')
   e = config.evaluation
   batch = min(e.batch, e.episodes)
-  forecaster = open_loop.Forecaster(config, params, frozen, list(robots.values()), options.seed)
+  forecaster = open_loop.Forecaster(policy, config.model, list(robots.values()), options.seed)
   batches = pipeline.make_eval_batches(dataclasses.replace(config, batch_size=batch), -(-e.episodes // batch), e.split)
   forecasts = [forecaster(b) for b in batches]
   summary = open_loop.summarize(forecasts)
-  latency = agents.latency_summary(forecaster.policy.latencies_s)
   print(f'open loop on {summary["windows"]} windows of split {e.split}\n'
         f'  action error (normalized, mean absolute)  model {summary["action_error"]:.4f}   '
         f'hold {summary["action_error_hold"]:.4f}\n'
         f'  imagined video (PSNR)                     model {summary["video_psnr_db"]:.2f} dB   '
-        f'last frame {summary["video_psnr_db_still"]:.2f} dB\n'
-        f'  control step for {batch} windows at once: p50 {latency["p50_ms"]} ms, p95 {latency["p95_ms"]} ms over '
-        f'{latency["calls"]} calls; traced {forecaster.policy.traces} time(s)')
+        f'last frame {summary["video_psnr_db_still"]:.2f} dB')
   _draw_forecasts(output, forecasts, robots, options.videos)
-  return dict(open_loop=summary, split=e.split, batch=batch, latency=latency, traces=forecaster.policy.traces)
+  return dict(open_loop=summary, split=e.split)
 
 
 def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
@@ -137,10 +138,15 @@ def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
       sample=dataclasses.replace(config.sample, **given('mode', 'solver', 'steps')))
 
 
-def _make_agent(policy, config, params, frozen, robot):
-  if policy in ('model', 'untrained'):
-    return agents.ModelAgent(config, params, frozen, robot)
-  return {'hold': agents.HoldAgent, 'random': agents.RandomAgent}[policy](robot.record)
+def _make_agent(name, policy, model, robot):
+  if name in ('model', 'untrained'):
+    return agents.ModelAgent(policy, model, robot)
+  return {'hold': agents.HoldAgent, 'random': agents.RandomAgent}[name](robot.record)
+
+
+def _latency(policy: agents.TimedPolicy) -> dict[str, Any]:
+  """Latency and traces of the control step, for the report; empty for baselines, which never take it."""
+  return dict(latency=agents.latency_summary(policy.latencies_s), traces=policy.traces) if policy.traces else {}
 
 
 class _Progress:
@@ -176,11 +182,6 @@ def _print_success(rows: Sequence[dict[str, Any]]) -> None:
     seconds = '-' if r['mean_seconds'] is None else f'{r["mean_seconds"]:.1f}'
     print(f'{r["robot"]:<8}{r["task"]:<14}{r["successes"]:>5}/{r["episodes"]:<4}{r["rate"]:>8.0%}   '
           f'[{r["low"]:.0%}, {r["high"]:.0%}]'.ljust(62) + seconds)
-  if len({r['robot'] for r in rows}) > 1:
-    whole = [r for r in rows if r['task'] == 'all'] or rows
-    successes, episodes = sum(r['successes'] for r in whole), sum(r['episodes'] for r in whole)
-    low, high = closed_loop.wilson(successes, episodes)
-    print(f'{"all":<8}{"all":<14}{successes:>5}/{episodes:<4}{successes / episodes:>8.0%}   [{low:.0%}, {high:.0%}]')
   print()
 
 

@@ -1,0 +1,1 @@
+"""One module per table printed; each also writes JSON."""

@@ -1,0 +1,61 @@
+"""How fast the default world is on one core: physics, rendering, and both as an episode runs them.
+
+python -m benchmarks.tabletop [--json=FILE]
+"""
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from absl import app
+from absl import flags
+
+from wam_jax.envs import tabletop
+
+_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+_SECONDS = flags.DEFINE_float('seconds', 1.0, 'Time given to each measurement.', 0.1)
+
+
+def rate(call: Callable[[], object], seconds: float) -> float:
+  """Calls of `call` per second, after a tenth of the time as warm-up."""
+  for duration in (seconds / 10, seconds):
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < duration:
+      call()
+      count += 1
+  return count / elapsed
+
+
+def measure(robot: str, seconds: float) -> dict[str, float]:
+  """Rates of one robot pushing among distractors, per second."""
+  env = tabletop.TabletopEnv(robot, ('push',))
+  env.reset(0)
+  rng = np.random.default_rng(0)
+  act = lambda: rng.uniform(-1, 1, env.action_dim)
+  tip = env.robot.forward(env.joints)
+  return {
+      'physics': rate(lambda: env.world.step(tip, True, 1 / env.control_hz), seconds),
+      'render 32 px': rate(lambda: env.render(32), seconds),
+      'render 256 px': rate(lambda: env.render(256), seconds),
+      'step, both views': rate(lambda: env.step(act()), seconds),
+  }
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  cv2.setNumThreads(1)
+  table = {robot: measure(robot, _SECONDS.value) for robot in tabletop.ROBOTS}
+  names = list(next(iter(table.values())))
+  print(f'{"per second":<12}' + ''.join(f'{name:>18}' for name in names))
+  for robot, rates in table.items():
+    print(f'{robot:<12}' + ''.join(f'{rates[name]:>18,.0f}' for name in names))
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(table, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
