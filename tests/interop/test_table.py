@@ -1,0 +1,37 @@
+"""The weight tables at the released sizes, by arithmetic alone."""
+import math
+
+import pytest
+
+from wam_jax import config as cfg
+from wam_jax.interop.table import dit
+from wam_jax.interop.table import rows
+
+
+@pytest.mark.parametrize(('config', 'billions', 'weights'), [
+    (cfg.WAN2_1_I2V_14B, 16.484, 1317), (cfg.WAN2_2_TI2V_5B, 5.607, 997)])
+def test_released_sizes(config, billions, weights):
+  """Source: specification of the released models, computed from the official modules."""
+  table = dit.rows(config)
+  assert round(sum(math.prod(row.shape) for row in table) / 1e9, 3) == billions
+  assert len({name for row in table for name in row.names}) == sum(len(row.names) for row in table) == weights
+  assert len({row.path for row in table}) == len(table)
+
+
+def test_released_shapes():
+  """A few of the names and shapes of a published checkpoint."""
+  shapes = {name: row.torch_shape for row in dit.rows(cfg.WAN2_1_I2V_14B) for name in row.names}
+  assert shapes['patch_embedding.weight'] == (5120, 36, 1, 2, 2)
+  assert shapes['time_projection.1.weight'] == (30720, 5120)
+  assert shapes['blocks.39.ffn.0.weight'] == (13824, 5120)
+  assert shapes['blocks.0.cross_attn.norm_k_img.weight'] == (5120,)
+  assert shapes['head.modulation'] == (1, 2, 5120)
+  assert shapes['img_emb.proj.3.weight'] == (5120, 1280)
+  assert shapes['action_encoder.W2.W'] == (1, 10240, 5120)
+  assert shapes['action_decoder.layer2.b'] == (1, 32)
+
+
+def test_mismatches_are_all_named():
+  row = rows.Row('a.{}.weight', 'a/w', '(N K) D -> D N K', dict(N=2, K=3, D=4), 2)
+  assert rows.list_mismatches([row], {'a.0.weight': (6, 5), 'b': (1,)}) == [
+      'a.1.weight is missing; expected [6, 4]', 'b [1] is unexpected', 'a.0.weight is [6, 5]; expected [6, 4]']
