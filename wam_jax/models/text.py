@@ -1,11 +1,17 @@
-"""Text encoders. `WordEncoder` needs no download and is trained with the model."""
+"""Text encoders. `WordEncoder` needs no download and is trained with the model; `UMT5`, Wan's, is frozen."""
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wam_jax import config as cfg
+from wam_jax import sharding
 from wam_jax.models import attention
 from wam_jax.models import layers
 
@@ -45,3 +51,137 @@ class _Attention(nn.Module):
                                          name=name)(x_BPD)
     y = attention.attend(project('q'), project('k'), project('v'), real_BP[:, None, None])
     return layers.Einsum('BNPK,NKD->BPD', (N, K, self.dim), ('heads', 'head_dim', 'embed'), name='o')(y)
+
+
+@flax.struct.dataclass
+class UMT5:
+  """The frozen text encoder of Wan. Source: DreamZero `WanTextEncoder`; T5 1.1 with a relative bias in every layer.
+
+  Attributes:
+    params: of `UMT5Encoder`, of any dtype.
+    config: its shape.
+  """
+
+  params: Any
+  config: cfg.TextConfig = flax.struct.field(pytree_node=False)
+
+  def encode(self, ids_BP: jax.Array, mask_BP: jax.Array | None = None) -> jax.Array:
+    """[B, P] int32 token ids to [B, P, D] in `config.dtype`, exactly 0 after each prompt's own last token.
+
+    Args:
+      mask_BP: real tokens, bool or 0/1; by default all but id 0, the padding.
+    """
+    mask_BP = ids_BP != 0 if mask_BP is None else mask_BP
+    return zero_padding(self.hidden(ids_BP, mask_BP), mask_BP)
+
+  def hidden(self, ids_BP: jax.Array, mask_BP: jax.Array) -> jax.Array:
+    """As `encode`, but padded positions hold what the network makes of them."""
+    return UMT5Encoder(self.config, 'relative_bias' in self.params).apply({'params': self.params}, ids_BP, mask_BP)
+
+
+def init(config: cfg.TextConfig, key: jax.Array) -> UMT5:
+  """Random parameters boxed with their axis names; under `jax.eval_shape`, the shapes of a checkpoint's."""
+  ids_BP = jnp.ones((1, 1), jnp.int32)
+  return UMT5(UMT5Encoder(config).init(key, ids_BP, ids_BP)['params'], config)
+
+
+def zero_padding(x_BPD: jax.Array, mask_BP: jax.Array) -> jax.Array:
+  """`x_BPD` with zeros where `mask_BP` is False."""
+  return jnp.where(jnp.asarray(mask_BP, bool)[..., None], x_BPD, 0)
+
+
+def zero_after_shortest(x_BPD: jax.Array, mask_BP: jax.Array) -> jax.Array:
+  """Every sample with zeros after the shortest prompt of the batch, as the reference's `encode_prompt` does."""
+  shortest = jnp.min(jnp.sum(jnp.asarray(mask_BP, bool), axis=1))
+  return jnp.where((jnp.arange(x_BPD.shape[1]) < shortest)[:, None], x_BPD, 0)
+
+
+class UMT5Encoder(nn.Module):
+  """Tokens to contextual embeddings.
+
+  Attributes:
+    shared_bias: one bias table for all layers, as T5 has it, where UMT5 has one per layer.
+  """
+
+  cfg: cfg.TextConfig
+  shared_bias: bool = False
+
+  @nn.compact
+  def __call__(self, ids_BP: jax.Array, mask_BP: jax.Array) -> jax.Array:
+    c = self.cfg
+    table_VD = self.param('table', layers.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')), (c.vocab, c.dim),
+                          jnp.float32)
+    # Not `layers.look_up`: this table is larger than the rows of any batch.
+    x_BPD = table_VD[ids_BP].astype(c.dtype)
+    buckets_PP = relative_buckets(ids_BP.shape[1], c.buckets, c.max_distance)
+    bias_NPP = relative_bias(_bias_table(self), buckets_PP) if self.shared_bias else None
+    scanned = nn.scan(
+        UMT5Block, variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True}, length=c.layers,
+        in_axes=nn.broadcast, metadata_params={nn.PARTITION_NAME: 'layers'})
+    x_BPD, _ = scanned(c, self.shared_bias, name='blocks')(x_BPD, bias_NPP, buckets_PP, jnp.asarray(mask_BP, bool))
+    return RMSNorm(name='norm')(x_BPD)
+
+
+class UMT5Block(nn.Module):
+  """Self-attention with a bias by distance and without scaling, then a gated feed-forward; no other biases."""
+
+  cfg: cfg.TextConfig
+  shared_bias: bool
+
+  @nn.compact
+  def __call__(self, x_BPD, bias_NPP, buckets_PP, mask_BP):
+    c = self.cfg
+    D, N, K, M = c.dim, c.heads, c.attention_dim // c.heads, c.mlp_dim
+    linear = functools.partial(layers.Einsum, dtype=jnp.dtype(c.dtype), use_bias=False)
+    h_BPD = RMSNorm(name='norm1')(x_BPD)
+    q, k, v = (linear('BPD,DNK->BNPK', (D, N, K), ('embed', 'heads', 'head_dim'), name=name)(h_BPD) for name in 'qkv')
+    if not self.shared_bias:
+      bias_NPP = relative_bias(_bias_table(self), buckets_PP)
+    logits_BNPP = jnp.einsum('BNPK,BNSK->BNPS', q, k, preferred_element_type=jnp.float32) + bias_NPP
+    logits_BNPP = jnp.where(mask_BP[:, None, None], logits_BNPP, attention.NEGATIVE)
+    y_BNPK = jnp.einsum('BNPS,BNSK->BNPK', jax.nn.softmax(logits_BNPP, -1).astype(v.dtype), v)
+    x_BPD = x_BPD + linear('BNPK,NKD->BPD', (N, K, D), ('heads', 'head_dim', 'embed'), name='o')(y_BNPK)
+    h_BPD = RMSNorm(name='norm2')(x_BPD)
+    gate, h = (linear('BPD,DM->BPM', (D, M), ('embed', 'mlp'), name=name)(h_BPD) for name in ('gate', 'in'))
+    x_BPD = x_BPD + linear('BPM,MD->BPD', (M, D), ('mlp', 'embed'), name='out')(layers.gelu_tanh(gate) * h)
+    return sharding.shard(x_BPD, 'batch', None, 'act_embed'), None
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale over the last axis; the root mean square in float32, without subtracting the mean."""
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param('scale', layers.boxed(nn.initializers.ones, ('norm',)), x.shape[-1:], jnp.float32)
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+    return y.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
+  """[query, key] int32: bucket of the distance key - query; the upper half of the buckets is for keys that follow.
+
+  Half of each side's buckets hold one distance each, the others grow as its logarithm and the last holds all from
+  `max_distance` on. Logarithms in float32, which decides distances on the edge of two buckets as the reference does.
+  """
+  offset_PP = np.arange(length)[None] - np.arange(length)[:, None]
+  side = buckets // 2
+  exact = side // 2
+  distance_PP = np.abs(offset_PP)
+  ratio_PP = np.maximum(distance_PP, exact).astype(np.float32) / np.float32(exact)
+  growth_PP = np.log(ratio_PP) / np.float32(np.log(max_distance / exact)) * np.float32(side - exact)
+  far_PP = np.minimum(exact + growth_PP.astype(np.int32), side - 1)
+  return ((offset_PP > 0) * side + np.where(distance_PP < exact, distance_PP, far_PP)).astype(np.int32)
+
+
+def relative_bias(table_RN: jax.Array, buckets_PP: np.ndarray) -> jax.Array:
+  """[N, P, P] float32 bias of the attention logits of each head."""
+  return jnp.transpose(table_RN.astype(jnp.float32)[buckets_PP], (2, 0, 1))
+
+
+def _bias_table(module):
+  c = module.cfg
+  return module.param('relative_bias', layers.boxed(nn.initializers.normal(0.1), ('norm', 'heads')),
+                      (c.buckets, c.heads), jnp.float32)
