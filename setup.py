@@ -4,20 +4,23 @@ import pathlib
 import setuptools
 
 CORE = [
-    'absl-py>=2.1', 'chex>=0.1.90', 'etils[epath]>=1.12', 'flax>=0.12,<0.13', 'google-crc32c>=1.5',
+    'absl-py>=2.1', 'chex>=0.1.90', 'einops>=0.8', 'etils[epath]>=1.12', 'flax>=0.12,<0.13', 'google-crc32c>=1.5',
     'grain>=0.2.12', 'jax>=0.10,<0.11', 'ml-collections>=1.0', 'numpy>=2.0', 'optax>=0.2.5',
-    'orbax-checkpoint>=0.12,<0.13', 'tensorboardX>=2.6',
+    'orbax-checkpoint>=0.12,<0.13', 'pyyaml>=6.0', 'safetensors>=0.6', 'tensorboardX>=2.6',
     # Datasets are read and written through TFDS without TensorFlow.
     'array-record>=0.8', 'importlib-resources>=6.0', 'opencv-python-headless>=4.9', 'tensorflow-datasets>=4.9.10',
 ]
 SIM = ['pymunk>=7.0']
 MEDIA = ['imageio>=2.37', 'imageio-ffmpeg>=0.6', 'matplotlib>=3.10']
+UMT5 = ['ftfy>=6.3', 'sentencepiece>=0.2', 'tokenizers>=0.21']  # Prompts: sentencepiece models and tokenizer.json.
 EXTRAS = {
     'sim': SIM + MEDIA,
-    'test': SIM + MEDIA + ['pytest>=8.0', 'pytest-timeout>=2.3', 'ruff>=0.14'],
+    'test': SIM + MEDIA + UMT5 + ['pytest>=8.0', 'pytest-timeout>=2.3', 'ruff>=0.14'],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],
-    'torch': ['torch>=2.4'],
+    'umt5': UMT5,
+    # Reading .pth files, and the parity tests against diffusers and transformers.
+    'torch': ['torch>=2.4', 'diffusers>=0.35', 'transformers>=4.57'],
 }
 
 setuptools.setup(

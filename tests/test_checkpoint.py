@@ -15,6 +15,7 @@ import pytest
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import train_step
+from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 
 CONFIG = cfg.from_config_dict(cfg.base())
@@ -28,8 +29,9 @@ def make_state(step: int, width: int = 8, ema: bool = True) -> train_step.TrainS
   rng = np.random.default_rng(step)
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   params = {'block': {'w': jax.device_put(draw(8, width), spread)}, 'scale': jnp.asarray(draw(3))}
-  frozen = tokenizer.PatchTokenizer(draw(6), draw(6, 2), draw(2, 6), CONFIG.model.tokenizer.temporal,
-                                    CONFIG.model.tokenizer.spatial)
+  patches = tokenizer.PatchTokenizer(draw(6), draw(6, 2), draw(2, 6), CONFIG.model.tokenizer.temporal,
+                                     CONFIG.model.tokenizer.spatial)
+  frozen = encoders.Encoders(patches, None, None, CONFIG.model)
   return train_step.TrainState(
       jnp.int32(step), params, jax.tree.map(lambda x: 2 * x, params) if ema else None,
       optax.adamw(1e-3).init(params), jax.tree.map(jnp.asarray, frozen))
@@ -58,7 +60,7 @@ def test_all_of_the_state_comes_back(tmp_path, ema):
   assert jax.tree.structure(got.state) == jax.tree.structure(want)
   jax.tree.map(np.testing.assert_array_equal, got.state, want)
   assert got.state.params['block']['w'].sharding == want.params['block']['w'].sharding
-  assert (got.step, got.iterator_state()) == (3, {'next': 3})
+  assert (got.step, got.iterator_state) == (3, {'next': 3})
   assert got.metadata['data'] == METADATA['data']
 
 
@@ -70,18 +72,6 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     jax.block_until_ready(overwrite(state))
   got = restore(tmp_path, make_state(9, width=4096))
   jax.tree.map(np.testing.assert_array_equal, got.state, make_state(1, width=4096))
-
-
-def test_iterator_state_may_be_bytes(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
-    checkpoints.save(1, make_state(1), b'\x00\xff', METADATA)
-  assert restore(tmp_path, make_state(9)).iterator_state() == b'\x00\xff'
-
-
-def test_other_number_of_processes_is_refused():
-  restored = checkpoint.Restored(4, None, {}, ['{"json": 1}', '{"json": 2}'])
-  with pytest.raises(checkpoint.CheckpointError, match='written by 2 processes .* now there are 1'):
-    restored.iterator_state()
 
 
 def test_only_the_newest_are_kept(tmp_path):

@@ -35,7 +35,7 @@ def test_all_wrong_keys_are_listed():
     ('model.remat', 'all', r"model.remat='all' must be one of"),
     ('model.num_heads', 3, 'nearest valid dim: 66'),
     ('model.num_embodiments', 0, 'set it to 1'),
-    ('model.image_dim', 8, 'need encoders'),
+    ('model.image_dim', 8, "must be what model.image.kind='none' gives"),
     ('flow.schedule', 'both', 'must be one of'),
     ('sample.steps', 0, 'must be at least 1'),
     ('data.mixture.disc.embodiment', 'tabletop_arm', 'is not in data.embodiments'),

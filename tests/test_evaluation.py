@@ -19,6 +19,7 @@ from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
 
 DISC = embodiments.get('tabletop_disc')
+KNOWN = normalize.KnownEmbodiment(0, DISC, None)
 make_env = functools.partial(tabletop.TabletopEnv, 'disc', ('reach',))
 
 
@@ -65,12 +66,12 @@ class ExpertAgent:
 def held():
   """Three episodes in which nothing moves, the first recorded."""
   agent = agents.HoldAgent(DISC)
-  return closed_loop.run_episodes(agent, DISC, make_env, range(3), batch=3, record_first=1, scene_size=64)
+  return closed_loop.run_episodes(agent, KNOWN, make_env, range(3), batch=3, record_first=1, scene_size=64)
 
 
 def run_expert(seeds, **kwargs):
   agent = ExpertAgent(seeds, batch=2)
-  return agent, closed_loop.run_episodes(agent, DISC, make_env, seeds, batch=2, **kwargs)
+  return agent, closed_loop.run_episodes(agent, KNOWN, make_env, seeds, batch=2, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +129,7 @@ def test_actions_beyond_the_limits_are_recorded_as_asked_and_as_clipped():
     def act(self, frames_BRIJ3, proprio_BX):
       return np.full((self._batch, *self._shape), 3.0), None
 
-  (e,) = closed_loop.run_episodes(Wild(DISC), DISC, make_env, [0], batch=1, record_first=1, scene_size=16)
+  (e,) = closed_loop.run_episodes(Wild(DISC), KNOWN, make_env, [0], batch=1, record_first=1, scene_size=16)
   np.testing.assert_array_equal(e.asked, np.full((40, 3), 3.0))
   np.testing.assert_array_equal(e.done, np.ones((40, 3)))
 

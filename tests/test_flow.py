@@ -1,13 +1,14 @@
 """Noise schedule, weights and targets against the official scheduler (tests/golden), levels and losses by hand."""
 from __future__ import annotations
 
-import pathlib
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import parity
 from wam_jax import config as cfg
 from wam_jax import flow
 
@@ -17,25 +18,29 @@ sample_levels = jax.jit(flow.sample_levels, static_argnums=(1, 2, 3))
 
 
 @pytest.fixture(scope='module')
-def golden():
-  """Arrays of the policy head's setting; its timestep is 1000 sigma."""
-  data = np.load(pathlib.Path(__file__).parent / 'golden' / 'flow_match_scheduler.npz')
-  return {key.removeprefix('train0/'): data[key] for key in data.files if key.startswith('train0/')}
-
-
-@pytest.fixture(scope='module')
 def draws():
   """Levels of many samples, by schedule."""
   return {c.schedule: sample_levels(jax.random.key(0), BATCH, CHUNKS, c) for c in (COUPLED, FLASH)}
 
 
-def test_schedule_golden(golden):
-  np.testing.assert_allclose(flow.schedule(1000, 5.0), golden['sigmas'], rtol=1e-6)  # Rounding of float32.
-
-
-def test_level_weights_golden(golden):
-  # The reference subtracts the smallest value in float32.
-  np.testing.assert_allclose(flow.level_weights(golden['sigmas']), golden['weights'], atol=1e-6)
+def test_golden_training_schedule(golden_flow_match_scheduler, request):
+  """The setting of the policy head and the class defaults; timesteps are 1000 sigma."""
+  golden = golden_flow_match_scheduler
+  for run in sorted({name.split('/')[0] for name in golden.below('train')}):
+    given = {name: np.asarray(x) for name, x in golden.below(f'train{run}/').items()}
+    config = json.loads(str(given['config_json']))
+    init = {'shift': 3.0, 'sigma_min': 0.003 / 1.002, 'extra_one_step': False, **config['init']}
+    check = lambda name, got, given=given: parity.check(
+        request, f'flow {name}', got, given[name], relative=parity.SCHEDULERS)
+    sigmas = flow.schedule(config['n'], init['shift'], init['sigma_min'], init['extra_one_step'])
+    weights = flow.level_weights(sigmas, 1000 / config['n'])
+    check('sigmas', sigmas)
+    check('timesteps', 1000 * sigmas)
+    check('weights', weights)
+    check('add_noise', flow.interpolate(given['sample'], given['noise'], given['query_t'] / 1000))
+    check('training_target', flow.velocity(given['sample'], given['noise']))
+    for where in ('', '_offgrid'):
+      check(f'training_weight{where}', flow.nearest_weight(given[f'query_t{where}'] / 1000, sigmas, weights))
 
 
 def test_level_weights_of_the_specification():
@@ -45,19 +50,6 @@ def test_level_weights_of_the_specification():
   np.testing.assert_allclose(weights[ids], want, atol=6e-4)
   np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
   assert weights.argmax() == 833
-
-
-def test_noise_and_target_golden(golden):
-  sigma = golden['query_t'] / 1000
-  noisy = flow.interpolate(golden['sample'], golden['noise'], sigma)
-  np.testing.assert_allclose(noisy, golden['add_noise'], rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(flow.velocity(golden['sample'], golden['noise']), golden['training_target'], rtol=1e-6)
-
-
-@pytest.mark.parametrize(('query', 'want'), [('query_t', 'training_weight'),
-                                             ('query_t_offgrid', 'training_weight_offgrid')])
-def test_loss_weight_golden(golden, query, want):
-  np.testing.assert_allclose(flow.loss_weight(golden[query] / 1000, COUPLED), golden[want], atol=1e-6)
 
 
 def test_loss_weight_keeps_the_shape_and_can_be_uniform():
@@ -96,7 +88,7 @@ def test_too_many_level_axes_raise():
 
 def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
   levels = draws['coupled']
-  np.testing.assert_array_equal(levels.action_BQ, levels.video_BQ)
+  np.testing.assert_array_equal(levels.action_BA, levels.video_BQ)
   table = flow.schedule(1000, 5.0)
   assert np.isin(levels.video_BQ, table).all() and np.isin(levels.first_B, table).all()
   # Spec 3.2: mean 0.7476, standard deviation of one draw 0.231, so 0.0018 of the mean of 4 * 4096.
@@ -112,14 +104,14 @@ def test_flash_video_is_beta_and_action_uniform(draws):
   np.testing.assert_allclose(np.mean(levels.video_BQ), 7 / 8, atol=4 * (7 / 576 / n) ** 0.5)  # Variance 7/576.
   assert_uniform(levels.video_BQ ** 7)  # Beta(7, 1) has the distribution function x^7.
   assert_uniform(levels.first_B ** 7)
-  assert_uniform(levels.action_BQ)
+  assert_uniform(levels.action_BA)
 
 
 def test_flash_levels_are_independent(draws):
   levels = draws['flash']
-  assert_unrelated(levels.video_BQ, levels.action_BQ)
+  assert_unrelated(levels.video_BQ, levels.action_BA)
   assert_unrelated(levels.video_BQ[:, 0], levels.video_BQ[:, 1])
-  assert_unrelated(levels.action_BQ[:, 0], levels.action_BQ[:, 1])
+  assert_unrelated(levels.action_BA[:, 0], levels.action_BA[:, 1])
   assert_unrelated(levels.first_B, levels.video_BQ[:, 0])
 
 

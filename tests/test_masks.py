@@ -91,3 +91,54 @@ def test_window_keeps_frame_0_and_the_newest():
   layout = masks.training_layout(4, range(4, 4), 1, 1, 0, 0, 0)
   got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
   np.testing.assert_array_equal(got, np.bool_([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]))
+
+
+def test_without_clean_video_a_chunk_sees_its_noisy_past():
+  """Frame 0 and three chunks of a frame; the window holds two frames, so chunk 3 does not see chunk 1."""
+  layout = masks.training_layout(0, range(0, 4), 1, 1, 1, 1, 3)
+  got = masks.without_clean(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
+  np.testing.assert_array_equal(got, matrix("""
+        N0 N1 N2 N3 a1 a2 a3 s1 s2 s3
+    N0   1  0  0  0  0  0  0  0  0  0
+    N1   1  1  0  0  1  0  0  1  0  0
+    N2   1  1  1  0  0  1  0  0  1  0
+    N3   1  0  1  1  0  0  1  0  0  1
+    a1   1  1  0  0  1  0  0  1  0  0
+    a2   1  1  1  0  0  1  0  0  1  0
+    a3   1  0  1  1  0  0  1  0  0  1
+    s1   0  0  0  0  0  0  0  1  0  0
+    s2   0  0  0  0  0  0  0  0  1  0
+    s3   0  0  0  0  0  0  0  0  0  1
+  """))
+
+
+def test_reference_without_window_is_causal_by_tokens():
+  """Two tokens a frame, one chunk of one frame: the first token of C1 misses the second, in frame 0 both see both."""
+  layout = masks.training_layout(2, range(1, 2), 2, 1, 1, 1, 1)
+  mask = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
+  np.testing.assert_array_equal(masks.reference_global(layout, mask), matrix("""
+        C0 C0 C1 C1 N1 N1 a1 s1
+    C0   1  1  0  0  0  0  0  0
+    C0   1  1  0  0  0  0  0  0
+    C1   1  1  1  0  0  0  0  0
+    C1   1  1  1  1  0  0  0  0
+    N1   1  1  0  0  1  1  1  1
+    N1   1  1  0  0  1  1  1  1
+    a1   1  1  0  0  1  1  1  1
+    s1   0  0  0  0  0  0  0  1
+  """))
+
+
+def test_reference_without_window_and_actions_leaks():
+  """Noisy frame 1 sees clean frame 1, its own target, and frame 0 is causal by tokens too."""
+  layout = masks.training_layout(2, range(1, 2), 2, 1, 0, 0, 0)
+  mask = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
+  np.testing.assert_array_equal(masks.reference_global(layout, mask), matrix("""
+        C0 C0 C1 C1 N1 N1
+    C0   1  0  0  0  0  0
+    C0   1  1  0  0  0  0
+    C1   1  1  1  0  0  0
+    C1   1  1  1  1  0  0
+    N1   1  1  1  1  1  1
+    N1   1  1  1  1  1  1
+  """))

@@ -70,3 +70,13 @@ def test_progress_shows_rate_and_time_left(stream, shown):
   assert lines[0].endswith(f'loss 0.5000  4.0 samples/s  ETA 0:00:{50 - shown[0]}')
   assert parts[-1] == 'saved'
   assert progress.samples_per_s == 4.0
+
+
+def test_goodput_is_the_share_of_time_that_the_steps_needed():
+  now = [0.0]
+  progress = metrics.Progress(100, 1, io.StringIO(), lambda: now[0])
+  assert progress.goodput == 0
+  for step in range(1, 61):
+    now[0] = 100 + step if step <= 40 else 150 + step  # 100 s to begin, then a step a second, with a pause of 50 s.
+    progress.update(step, 0.0)
+  assert progress.goodput == pytest.approx(59 / 210)

@@ -1,46 +1,64 @@
 """Solvers against the official schedulers' trajectories (tests/golden) and against closed forms."""
 import json
-import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import parity
 from wam_jax import config as cfg
+from wam_jax import flow
 from wam_jax import sampler
 
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
+RELEASED_STEPS = (0, 1, 2, 6, 10, 13, 14, 15)
 
 
-def replay(solver, start, velocities):
-  """Samples before each step and after the last, with the given velocities."""
-  carry, out = (start,) + (np.zeros_like(start),) * 3, [start]
-  for i, v in enumerate(velocities):
-    carry = sampler._advance(carry, v, solver.sigmas[i], solver.correct[i], solver.predict[i])
-    out.append(carry[0])
-  return np.stack(out)
+def replay(solver, noise, velocities):
+  """Samples before each evaluation and after the last, with the given velocities."""
+  kept = sampler.start(solver, noise)
+  samples = [noise]
+  for velocity, weights in zip(velocities, solver.weights, strict=True):
+    kept = sampler.advance(kept, velocity, weights)
+    samples.append(kept[0])
+  return np.stack(samples)
 
 
-@pytest.mark.parametrize('run', ['run0', 'run1', 'run2', 'run3'])
-def test_unipc_golden(run):
-  data = np.load(GOLDEN / 'flow_unipc_scheduler.npz')
-  config = json.loads(str(data[f'{run}/config_json']))
-  sigmas = sampler.sampling_sigmas(config['steps'], config['shift'], 0.999, config.get('video_final_noise', 0.0))
-  np.testing.assert_allclose(sigmas, data[f'{run}/sigmas'], rtol=1e-5, atol=1e-7)
-  solver = sampler.unipc(data[f'{run}/sigmas'].astype(np.float64))
-  want = data[f'{run}/trajectory']
-  np.testing.assert_allclose(replay(solver, want[0], data[f'{run}/velocities']), want, rtol=1e-5, atol=2e-5)
+def runs(golden, prefix):
+  """Per run of a scheduler's file: its configuration and arrays."""
+  for run in sorted({name.split('/')[0] for name in golden.below(prefix)}):
+    arrays = golden.below(f'{prefix}{run}/')
+    yield json.loads(str(arrays.pop('config_json'))), arrays
 
 
-@pytest.mark.parametrize('run', ['euler0', 'euler1'])
-def test_euler_golden(run):
-  data = np.load(GOLDEN / 'flow_match_scheduler.npz')
-  config = json.loads(str(data[f'{run}/config_json']))
-  sigmas = sampler.sampling_sigmas(config['num_inference_steps'], config['shift'])
-  np.testing.assert_allclose(sigmas[:-1], data[f'{run}/sigmas'], rtol=1e-5)
-  want = data[f'{run}/trajectory']
-  got = replay(sampler.euler(sigmas), want[0], data[f'{run}/velocities'])
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+def test_golden_unipc(golden_flow_unipc_scheduler, request):
+  for config, given in runs(golden_flow_unipc_scheduler, 'run'):
+    assert (config['solver_order'], config['solver_type']) == (2, 'bh2')
+    assert config['predict_x0'] and config['lower_order_final']
+    check = lambda name, got, given=given: parity.check(
+        request, f'UniPC {name}', got, given[name], relative=parity.SCHEDULERS)
+    largest = flow.warp(sampler.LARGEST_UNIPC, config['constructor_shift'])
+    check('sigma_max_min', [largest, 0])
+    sigmas = sampler.sampling_sigmas(config['steps'], config['shift'], largest, config.get('video_final_noise', 0.0))
+    check('sigmas', sigmas)
+    parity.check(request, 'UniPC timesteps', sampler.timesteps(sigmas[:-1]), given['timesteps'])
+    check('trajectory', replay(sampler.unipc(sigmas), given['trajectory'][0], given['velocities']))
+
+
+def test_golden_euler(golden_flow_match_scheduler, request):
+  for config, given in runs(golden_flow_match_scheduler, 'euler'):
+    check = lambda name, got, given=given: parity.check(
+        request, f'Euler {name}', got, given[name], relative=parity.SCHEDULERS)
+    sigmas = flow.schedule(config['num_inference_steps'], config['shift'], config['sigma_min'],
+                           config['extra_one_step'])
+    check('sigmas', sigmas)
+    check('timesteps', 1000 * sigmas)
+    solver = sampler.euler(np.append(sigmas, 0.0))
+    check('trajectory', replay(solver, given['trajectory'][0], given['velocities']))
+
+
+def test_sampling_levels_are_those_of_training():
+  np.testing.assert_allclose(sampler.sampling_sigmas(16, 5.0), np.append(flow.schedule(16, 5.0), 0.0), rtol=1e-6)
 
 
 @pytest.mark.parametrize('solver', ['euler', 'unipc'])
@@ -63,3 +81,59 @@ def test_flash_leaves_the_video_at_its_final_level():
   got_video, got_action = sampler.denoise(velocity, jnp.float32(1), jnp.float32(1), video, action)
   np.testing.assert_allclose(got_video, 0.6, rtol=1e-6)
   np.testing.assert_allclose(got_action, 5.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize('solver', ['euler', 'unipc'])
+@pytest.mark.parametrize('evaluate', [RELEASED_STEPS, (0,)], ids=['released', 'first'])
+def test_skipped_steps_use_the_last_velocity(solver, evaluate):
+  """The network runs once per evaluated step, and the samples there are those of all steps with velocities repeated."""
+  rng = np.random.default_rng(0)
+  all_steps = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=16))[0]
+  some_steps = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=16, evaluate_steps=evaluate))[0]
+  velocities, noise = (rng.normal(size=shape).astype(np.float32) for shape in ((len(evaluate), 5), 5))
+  repeated = velocities[np.searchsorted(evaluate, np.arange(16), side='right') - 1]
+  want = replay(all_steps, noise, repeated)[[*evaluate, 16]]
+  np.testing.assert_allclose(replay(some_steps, noise, velocities), want, atol=1e-5)  # Float32, sums in another order.
+  np.testing.assert_array_equal(some_steps.sigmas, all_steps.sigmas[[*evaluate, 16]])
+  np.testing.assert_array_equal(some_steps.told, all_steps.told[list(evaluate)])
+
+
+def test_integer_timesteps_change_what_the_network_is_told_only():
+  plain, told = (sampler.make_solvers(cfg.SampleConfig(solver='unipc', steps=4, integer_timesteps=integer))[0]
+                 for integer in (False, True))
+  np.testing.assert_array_equal(told.told, np.array([999, 937, 833, 624]) / 1000)  # Spec 4.6.
+  np.testing.assert_array_equal(told.weights, plain.weights)
+  np.testing.assert_array_equal(plain.told, plain.sigmas[:-1])
+
+
+def test_skipped_steps_do_not_run_the_network():
+  """One trace of a loop over the evaluated steps, whatever the number of steps."""
+  traces, calls = [], []
+
+  def velocity(noisy_video, sigma_video, noisy_action, sigma_action):
+    traces.append(None)
+    jax.debug.callback(calls.append, sigma_video)
+    return noisy_video, noisy_action
+
+  solvers = sampler.make_solvers(cfg.SampleConfig(solver='unipc', steps=16, evaluate_steps=RELEASED_STEPS))
+  jax.block_until_ready(jax.jit(lambda x: sampler.denoise(velocity, x, x, *solvers))(jnp.zeros(2)))
+  jax.effects_barrier()
+  assert len(traces) == 1
+  np.testing.assert_allclose(np.sort(calls)[::-1], solvers[0].told, rtol=1e-6)
+
+
+def test_guidance_moves_away_from_the_negative_prompt():
+  np.testing.assert_allclose(sampler.guide(np.float32([1, 2]), np.float32([0, 3]), 5.0), [5, -2])
+  np.testing.assert_allclose(sampler.guide(np.float32([1, 2]), np.float32([0, 3]), 1.0), [1, 2])
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(steps=16, evaluate_steps=(1, 2)), r'evaluate_steps=\(1, 2\) must start at 0.*nearest valid: \(0, 1, 2\)'),
+    (dict(steps=4, evaluate_steps=(0, 2, 2, 7)), r'stay below sample.steps=4; nearest valid: \(0, 2\)'),
+    (dict(guidance_scale=0.5), 'guidance_scale=0.5 must be at least 1'),
+    (dict(guidance_scale=float('nan')), 'guidance_scale=nan must be at least 1'),
+    (dict(observed='window'), "sample.observed='window' must be one of"),
+])
+def test_wrong_settings(changes, message):
+  with pytest.raises(ValueError, match=message):
+    cfg.SampleConfig(**changes)

@@ -253,13 +253,40 @@ def test_init_from_takes_averaged_weights_and_the_tokenizer(straight, config, tm
   assert not any(np.any(x) for x in jax.tree.leaves(seen['state'].opt_state))
 
 
+def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path, fake_step, capsys):
+  fake_step[30] = {'loss': 7.0}
+  watched = dataclasses.replace(config, spike_factor=5.0, eval_every=0)
+  train.train(watched, tmp_path / 'report')
+  samples = ' '.join(f'{d}:{s}' for d, s in fake_step['samples'][30])
+  assert ('The loss of step 30 is 7, 7.0 times the median of the steps before it. Its samples on host 0: '
+          + samples) in capsys.readouterr().out
+  with pytest.raises(FloatingPointError, match=f'step 30 is 7, .*dataset:sample: {samples}'):
+    train.train(dataclasses.replace(watched, stop_on_spike=True), tmp_path / 'stop')
+  assert checkpoint.list_steps(tmp_path / 'stop')[-1] < 30
+
+
+def test_checkpoints_kept_for_good_and_a_trace(config, tmp_path, fake_step):
+  train.train(dataclasses.replace(config, keep=1, keep_every=2 * config.save_every, profile=(3, 4), eval_every=0),
+              tmp_path)
+  assert checkpoint.list_steps(tmp_path) == sorted({*range(2 * config.save_every, config.steps + 1,
+                                                           2 * config.save_every), config.steps})
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+def test_a_hung_step_ends_the_process_with_every_stack():
+  code = 'import time; from wam_jax import train\nwith train._HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)'
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=programs.environment(), capture_output=True,
+                        text=True, timeout=60)
+  assert done.returncode == 1 and 'Timeout (0:00:00.5' in done.stderr and 'line 2 in <module>' in done.stderr
+
+
 def test_init_from_a_run_that_does_not_fit(straight, config, tmp_path):
   model = dataclasses.replace(config.model, mlp_dim=48)
   wider = dataclasses.replace(config, model=model, init_from=str(straight.workdir))
   with pytest.raises(ValueError, match=r'does not fit config.model; \d+ arrays differ:\n .*48.* here, .*32.* there'):
     train.train(wider, tmp_path)
   other = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, channels=6))
-  with pytest.raises(ValueError, match='make them equal'):
+  with pytest.raises(ValueError, match='Make them equal'):
     train.train(dataclasses.replace(wider, model=other), tmp_path / 'other')
 
 

@@ -1,4 +1,7 @@
-"""The update by hand: learning rate, decayed weights, averaging, and that the loss uses what the masks say."""
+"""The update by hand: learning rate, decayed weights, averaging, and that the loss uses what the masks say.
+
+Loss, predictions and gradients against the official policy head (tests/golden).
+"""
 import dataclasses
 
 import jax
@@ -6,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import parity
 from wam_jax import config as cfg
+from wam_jax import flow
 from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import types
+from wam_jax.interop.table import dit
+from wam_jax.interop.table import rows
+from wam_jax.models import encoders
 
 MODEL = cfg.ModelConfig(dim=16, mlp_dim=16, num_heads=2, num_layers=1, action_dim=2, proprio_dim=2, actions_per_chunk=2,
                         action_hidden=8, text=cfg.TextConfig(dim=8, length=4, layers=0, vocab=16),
@@ -34,6 +42,11 @@ def start():
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
   frozen = train_step.fit_frozen(CONFIG, [make_batch()])
   return mesh, *train_step.init_state(CONFIG, mesh, frozen)
+
+
+def loss_of(config, state, batch, key):
+  noise = train_step.sample_noise(config, key, state.frozen, batch)
+  return train_step.loss_fn(config, state.params, state.frozen, batch, noise)[1]
 
 
 def test_learning_rate_warms_up_holds_and_decays():
@@ -65,7 +78,7 @@ def test_untrained_loss_is_that_of_zero_velocity(start):
   """The video head starts at zero, so the video loss is the mean square of noise - clean."""
   _, state, _ = start
   batch = make_batch()
-  loss = jax.jit(lambda key: train_step.loss_fn(CONFIG, state.params, state.frozen, batch, key)[1]['video_loss'])
+  loss = jax.jit(lambda key: loss_of(CONFIG, state, batch, key)['video_loss'])
   clean = np.asarray(state.frozen.encode(batch.frames_BRIJ3))[:, 1:]
   # Sixteen draws of 384 latents: the standard error is about 0.02.
   np.testing.assert_allclose(np.mean([loss(jax.random.key(k)) for k in range(16)]), 1 + np.mean(clean ** 2), atol=0.08)
@@ -75,7 +88,7 @@ def test_untrained_loss_is_that_of_zero_velocity(start):
 def test_masked_entries_and_chunks_change_no_loss(start, schedule):
   _, state, _ = start
   config = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, schedule=schedule))
-  loss = jax.jit(lambda batch: train_step.loss_fn(config, state.params, state.frozen, batch, jax.random.key(3))[1])
+  loss = jax.jit(lambda batch: loss_of(config, state, batch, jax.random.key(3)))
   batch = make_batch()
   batch.chunk_mask_BQ[0, 1] = False
   batch.action_mask_BAU[0, 2:] = False
@@ -103,3 +116,76 @@ def test_steps_differ_in_noise_and_repeat_exactly(start):
   assert first['loss'] != second['loss']
   assert first['learning_rate'] == 0.0
   np.testing.assert_allclose(second['learning_rate'], 0.01, rtol=1e-6)
+
+
+def test_accumulation_changes_no_number(start):
+  """Uneven masks, so that a mean of the parts' means would differ."""
+  mesh, state, shardings = start
+  batch = make_batch()
+  batch.chunk_mask_BQ[0, 1] = False
+  batch.action_mask_BAU[0, 2:] = batch.action_mask_BAU[1] = False
+  results = []
+  for mean, parts in (('real', 1), ('real', 2), ('real', 4), ('padded', 1), ('padded', 2)):
+    config = dataclasses.replace(CONFIG, accumulate=parts, flow=dataclasses.replace(CONFIG.flow, action_mean=mean))
+    noise = train_step.sample_noise(config, jax.random.key(0), state.frozen, batch)
+    results.append(jax.jit(lambda state, batch, noise, config=config: train_step._gradients(
+        config, state, batch, noise))(state, batch, noise))
+  for got, want in ((1, 0), (2, 0), (4, 3)):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6), results[got], results[want])
+
+
+@pytest.fixture(scope='module')
+def official(golden_head_loss):
+  """(file, config, weights, window, noise) of the official policy head's training step."""
+  g = golden_head_loss
+  model = parity.model_config(g.config)
+  config = cfg.TrainConfig(model=model, flow=cfg.FlowConfig(
+      schedule='decoupled' if 'in/beta_sample' in g else 'coupled', shift=g.config['scheduler']['shift'],
+      levels=g.config['scheduler']['num_train_timesteps'], action_mean='padded', mask_padded_noise=False,
+      video_beta=g.config['head_config']['video_noise_beta_alpha']))
+  latents = parity.channels_last(g['in/latents'])
+  B, F = latents.shape[:2]
+  window = train_step.Window(
+      latents, g['in/action'], g['in/action_mask'] * g['in/has_real_action'][:, None, None],
+      np.ones(g['in/action'].shape[:2], bool), np.ones((B, F), bool), g['in/state'], np.zeros(B, np.int32),
+      g['in/context'], encoders.Condition(g['in/clip_feature'], parity.channels_last(g['in/y'])))
+  noise = train_step.Noise(g['in/timestep'] / 1000, g['in/timestep_action'] / 1000,
+                           parity.channels_last(g['in/noise_video']), g['in/noise_action'])
+  return g, config, rows.to_params(dit.rows(model), g.below('w/')), window, noise
+
+
+def test_golden_head_loss(official, request):
+  g, config, params, window, noise = official
+
+  def loss(params):
+    predictions = train_step.predict(config, params, window, noise)
+    value, metrics = train_step.velocity_loss(config, window, noise, *predictions)
+    return value, (predictions, metrics)
+
+  (_, ((video, action), metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  parity.check(request, 'policy head, predictions', video, parity.channels_last(g['out/video_pred']),
+               absolute=parity.OUTPUTS)
+  parity.check(request, 'policy head, predictions', action, g['out/action_pred'], absolute=parity.OUTPUTS)
+  for ours, theirs in (('loss', 'loss'), ('video_loss', 'dynamics_loss'), ('action_loss', 'action_loss')):
+    parity.check(request, f'policy head, {ours}', metrics[ours], g[f'out/{theirs}'], absolute=parity.OUTPUTS)
+  norms = {name: np.linalg.norm(x) for name, x in rows.to_weights(dit.rows(config.model), grads).items()}
+  for name, want in zip(g['out/grad_names'], g['out/grad_l2'], strict=True):
+    # Below 1e-6 a norm is rounding: a bias under a softmax has no gradient.
+    parity.check(request, 'policy head, gradient norms', norms.pop(str(name)), want, absolute=1e-6,
+                 relative=parity.GRADIENTS)
+  assert not norms
+
+
+def test_golden_head_loss_noise(official, request):
+  g, config, _, window, noise = official
+  noisy = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)
+  parity.check(request, 'policy head, noisy inputs', noisy, parity.channels_last(g['sub/noisy_latents']),
+               absolute=1e-6, relative=parity.SCHEDULERS)
+  parity.check(request, 'policy head, noisy inputs', flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA),
+               g['sub/noisy_action'], absolute=1e-6, relative=parity.SCHEDULERS)
+  if config.flow.schedule == 'decoupled':
+    first_of_chunk = [0] + [1 + (f - 1) // config.model.frames_per_chunk * config.model.frames_per_chunk
+                            for f in range(1, noise.sigma_BF.shape[1])]
+    parity.check(request, 'policy head, decoupled levels',
+                 flow.beta_level(g['in/beta_sample'], config.flow)[:, first_of_chunk], noise.sigma_BF,
+                 relative=parity.SCHEDULERS)

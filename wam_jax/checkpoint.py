@@ -2,9 +2,9 @@
 
 WORKDIR/checkpoints/STEP/ holds, each readable without the others:
   params, ema_params   the model; ema_params is absent when no average is kept
-  frozen               the fitted tokenizer
+  frozen               the encoders around the transformer
   optimizer            step and optimizer state
-  iterator             JSON, the data iterator of each host after exactly STEP batches
+  iterator             JSON, where the data stands after exactly STEP batches; the same for any number of hosts
   metadata             JSON, config and what the dataset says: statistics, embodiments
 
 Orbax writes STEP under another name and renames it when all of it is on disk, so what is listed is complete. A disk
@@ -12,15 +12,13 @@ may still lose files later; such a checkpoint is moved to WORKDIR/unreadable/ an
 """
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -29,9 +27,10 @@ from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax import workdir as workdir_lib
-from wam_jax.models import tokenizer
+from wam_jax.models import encoders
 
 PyTree = Any
+T = TypeVar('T')
 
 
 class CheckpointError(ValueError):
@@ -41,11 +40,12 @@ class CheckpointError(ValueError):
 class Checkpoints:
   """Writes and restores the checkpoints of one training run. Saves in the background; use as a context manager."""
 
-  def __init__(self, workdir: pathlib.Path, keep: int):
+  def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
     _quiet_orbax()
     self._workdir = workdir
     self._manager = ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True))
+        max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True,
+        enable_async_checkpointing=True))
 
   def __enter__(self) -> Self:
     return self
@@ -63,7 +63,7 @@ class Checkpoints:
     Args:
       step: number of batches consumed; not yet saved.
       state: TrainState; may be donated as soon as this returns.
-      iterator_state: of this host: JSON-able or bytes.
+      iterator_state: JSON-able and the same on every host.
       metadata: JSON-able: 'config', the nested dict of the config, and 'data', what the dataset says.
     Raises:
       CheckpointError: this save, or the one before, cannot be written.
@@ -71,9 +71,9 @@ class Checkpoints:
     self.wait()
     items = {
         'params': ocp.args.StandardSave(state.params),
-        'frozen': ocp.args.StandardSave(flax.serialization.to_state_dict(state.frozen)),
+        'frozen': ocp.args.StandardSave(encoders.to_tree(state.frozen)),
         'optimizer': ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
-        'iterator': ocp.args.JsonSave({'hosts': _gather(_encode(iterator_state))}),
+        'iterator': ocp.args.JsonSave(iterator_state),
     }
     if state.ema_params is not None:
       items['ema_params'] = ocp.args.StandardSave(state.ema_params)
@@ -99,7 +99,7 @@ class Checkpoints:
 
     Args:
       config: of this run.
-      abstract_state: from the tokenizer to a TrainState of ShapeDtypeStruct with shardings.
+      abstract_state: from abstract encoders to a TrainState of ShapeDtypeStruct with shardings.
       say: told of each checkpoint that had to be skipped.
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
@@ -123,11 +123,10 @@ class Checkpoints:
   def _restore_step(self, step: int, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any]) -> Restored:
     place = _directory(self._workdir) / str(step)
     metadata = _load_metadata(place)
-    abstract = abstract_state(_load_frozen(place, config))
-    abstract_frozen = flax.serialization.to_state_dict(abstract.frozen)
+    abstract = abstract_state(encoders.from_tree(_load_shapes(place / 'frozen'), config.model))
     items = {
         'params': ocp.args.StandardRestore(abstract.params),
-        'frozen': ocp.args.StandardRestore(abstract_frozen),
+        'frozen': ocp.args.StandardRestore(encoders.to_tree(abstract.frozen)),
         'optimizer': ocp.args.StandardRestore({'step': abstract.step, 'opt_state': abstract.opt_state}),
         'iterator': ocp.args.JsonRestore(),
     }
@@ -136,8 +135,8 @@ class Checkpoints:
     got = self._manager.restore(step, args=ocp.args.Composite(**items))
     state = abstract.replace(
         step=got['optimizer']['step'], opt_state=got['optimizer']['opt_state'], params=got['params'],
-        ema_params=got.get('ema_params'), frozen=abstract.frozen.replace(**got['frozen']))
-    return Restored(step, state, metadata, got['iterator']['hosts'])
+        ema_params=got.get('ema_params'), frozen=encoders.from_tree(got['frozen'], config.model))
+    return Restored(step, state, metadata, got['iterator'])
 
   def _set_aside(self, steps: list[int]) -> None:
     """Moves unreadable checkpoints out of the way of the steps that will be saved again."""
@@ -182,27 +181,18 @@ class Restored:
     step: of the checkpoint.
     state: TrainState on the devices.
     metadata: as given to `save`.
-    hosts: encoded data-iterator state of each process.
+    iterator_state: as given to `save`.
   """
 
   step: int
   state: Any
   metadata: dict[str, Any]
-  hosts: list[str]
-
-  def iterator_state(self) -> Any:
-    """This host's data iterator, as given to `save`."""
-    if len(self.hosts) != jax.process_count():
-      raise CheckpointError(
-          f'Checkpoint {self.step} was written by {len(self.hosts)} processes and holds the data order of each; now '
-          f'there are {jax.process_count()}. Resume with {len(self.hosts)}, or start a new run from it with '
-          '--config.init_from.')
-    return _decode(self.hosts[jax.process_index()])
+  iterator_state: Any
 
 
 def load_for_inference(
     workdir: str | pathlib.Path, step: int | None = None
-) -> tuple[cfg.TrainConfig, PyTree, tokenizer.PatchTokenizer, dict[str, Any], int]:
+) -> tuple[cfg.TrainConfig, PyTree, encoders.Encoders, dict[str, Any], int]:
   """What serving and evaluation need of a run, as NumPy arrays on the host; needs no dataset.
 
   Args:
@@ -213,6 +203,22 @@ def load_for_inference(
   Raises:
     CheckpointError: no such directory, checkpoint or step, or it is incomplete.
   """
+
+  def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]):
+    params = _load_tree(place / ('ema_params' if 'ema_params' in metadata['items'] else 'params'))
+    return config, params, _load_encoders(place, config), metadata['data'], int(place.name)
+
+  return _load_newest(workdir, step, load)
+
+
+def load_encoders(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, encoders.Encoders]:
+  """(config, frozen encoders as NumPy arrays) of the newest checkpoint; errors as `load_for_inference`."""
+  return _load_newest(workdir, None, lambda place, config, _: (config, _load_encoders(place, config)))
+
+
+def _load_newest(workdir: str | pathlib.Path, step: int | None,
+                    load: Callable[[pathlib.Path, cfg.TrainConfig, Mapping[str, Any]], T]) -> T:
+  """`load(checkpoint directory, config, metadata)` of checkpoint `step`, or of the newest that can be read."""
   _quiet_orbax()
   workdir = workdir_lib.make_path(str(workdir))
   directory = _directory(workdir)
@@ -231,15 +237,23 @@ def load_for_inference(
       place = directory / str(candidate)
       metadata = _load_metadata(place)
       config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
-      params = _load_tree(place / ('ema_params' if 'ema_params' in metadata['items'] else 'params'))
-      frozen = _load_frozen(place, config)
+      loaded = load(place, _with_vocabulary(config, workdir), metadata)
     except Exception as e:  # Orbax reports a missing or cut file by many types.
       problems.append(f'{candidate}: {_first_line(e)}')
       continue
     if problems:
       logging.warning('Unreadable checkpoints skipped in %s: %s', directory, '; '.join(problems))
-    return config, params, frozen, metadata['data'], candidate
+    return loaded
   raise CheckpointError(f'No checkpoint in {directory} can be read:\n  ' + '\n  '.join(problems))
+
+
+def _with_vocabulary(config: cfg.TrainConfig, workdir: pathlib.Path) -> cfg.TrainConfig:
+  """`config` with the vocabulary that lies in `workdir`, wherever it came from."""
+  found = workdir_lib.find_vocabulary(workdir)
+  if found is None:
+    return config
+  text = dataclasses.replace(config.model.text, tokenizer=str(found))
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
 
 
 def list_steps(workdir: pathlib.Path) -> list[int]:
@@ -269,9 +283,15 @@ def _load_metadata(place: pathlib.Path) -> dict[str, Any]:
   return metadata
 
 
-def _load_frozen(place: pathlib.Path, config: cfg.TrainConfig) -> tokenizer.PatchTokenizer:
-  c = config.model.tokenizer
-  return tokenizer.PatchTokenizer(**_load_tree(place / 'frozen'), temporal=c.temporal, spatial=c.spatial)
+def _load_encoders(place: pathlib.Path, config: cfg.TrainConfig) -> encoders.Encoders:
+  """The encoders of one checkpoint."""
+  return encoders.from_tree(_load_tree(place / 'frozen'), config.model)
+
+
+def _load_shapes(path: pathlib.Path) -> PyTree:
+  """ShapeDtypeStructs of one item."""
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), reader.metadata(path).item_metadata.tree)
 
 
 def _load_tree(path: pathlib.Path) -> PyTree:
@@ -296,29 +316,6 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
 
 def _first_line(error: BaseException) -> str:
   return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
-
-
-def _encode(state: Any) -> str:
-  if isinstance(state, bytes):
-    return json.dumps({'base64': base64.b64encode(state).decode()})
-  return json.dumps({'json': state})
-
-
-def _decode(text: str) -> Any:
-  stored = json.loads(text)
-  return base64.b64decode(stored['base64']) if 'base64' in stored else stored['json']
-
-
-def _gather(text: str) -> list[str]:
-  """`text` of every process, in their order."""
-  if jax.process_count() == 1:
-    return [text]
-  mine = np.frombuffer(text.encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int32(mine.size))
-  padded = np.zeros(sizes.max(), np.uint8)
-  padded[:mine.size] = mine
-  rows = multihost_utils.process_allgather(padded)
-  return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def _quiet_orbax() -> None:

@@ -21,15 +21,36 @@ def _check_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class VAEConfig:
+  """Shape of a Wan VAE; defaults are the released Wan 2.1.
+
+  Attributes:
+    encoder_dim, decoder_dim: base widths.
+    multipliers: of the base width, per stage.
+    blocks: residual blocks per encoder stage; the decoder has one more.
+    temporal_down: per stage but the last, whether the encoder halves time there.
+  """
+
+  encoder_dim: int = 96
+  decoder_dim: int = 96
+  multipliers: tuple[int, ...] = (1, 2, 4, 4)
+  blocks: int = 2
+  temporal_down: tuple[bool, ...] = (False, True, True)
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
   """Video tokenizer: pixels to latents. `patch` is a linear one fitted on the training data, needing no download.
 
   Attributes:
-    kind: 'patch'.
+    kind: 'patch', or the frozen VAEs 'wan2_1' and 'wan2_2'.
     temporal: camera frames per latent frame (the first frame is encoded alone).
     spatial: pixels per latent cell, both directions.
     channels: latent channels C.
     fit_windows: windows of the training data that the patch tokenizer is fitted on.
+    resize: rows and columns that composite images are resized to before encoding; () for none.
+    dtype: that a VAE computes in.
+    vae: its shape.
   """
 
   kind: str = 'patch'
@@ -37,18 +58,25 @@ class TokenizerConfig:
   spatial: int = 4
   channels: int = 12
   fit_windows: int = 512
+  resize: tuple[int, ...] = ()
+  dtype: str = 'float32'
+  vae: VAEConfig = VAEConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Text encoder. `word` hashes lower-cased words into a table and is trained with the model.
+  """Text encoder. `word` hashes lower-cased words into a table and is trained with the model; `umt5` is frozen.
 
   Attributes:
-    kind: 'word'.
+    kind: 'word' or 'umt5'.
     vocab: rows of the table; 0 is padding.
     length: prompt tokens P.
     dim: width of the embedding handed to the DiT.
     layers: transformer layers over the words.
+    heads, attention_dim, mlp_dim, buckets, max_distance: of UMT5: heads, their total width, feed-forward width,
+      relative-position buckets and the distance they saturate at.
+    dtype: that UMT5 computes in.
+    tokenizer: file of UMT5's vocabulary, tokenizer.json or a sentencepiece model.
   """
 
   kind: str = 'word'
@@ -56,6 +84,41 @@ class TextConfig:
   length: int = 16
   dim: int = 64
   layers: int = 1
+  heads: int = 64
+  attention_dim: int = 4096
+  mlp_dim: int = 10240
+  buckets: int = 32
+  max_distance: int = 128
+  dtype: str = 'float32'
+  tokenizer: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+  """Image encoder of the first frame. `clip` is the frozen CLIP vision tower without its last block.
+
+  Attributes:
+    kind: 'none' or 'clip'.
+    size: pixel rows and columns it sees. patch: pixels per token, both directions.
+    dim: width. heads, layers: of the whole tower. mlp_ratio: feed-forward width over `dim`.
+    out_dim: columns of its unused projection, kept for export.
+    dtype: that it computes in.
+  """
+
+  kind: str = 'none'
+  size: int = 224
+  patch: int = 14
+  dim: int = 1280
+  heads: int = 16
+  layers: int = 32
+  mlp_ratio: int = 4
+  out_dim: int = 1024
+  dtype: str = 'float32'
+
+  @property
+  def tokens(self) -> int:
+    """Tokens it gives: one per patch, after the class token."""
+    return 1 + (self.size // self.patch) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +141,14 @@ class ModelConfig:
     predict_first_frame: also denoise frame 0, isolated from everything else, as the reference does.
     state_rule: what a state token sees: 'self', 'chunk' (what its chunk's action tokens see), or 'reference'
       ('self' in training and 'chunk' in control: a mismatch that released weights need).
+    history_rule: 'chunk' (clean video is causal by chunks, in a window of `max_chunks` and frame 0), or
+      'reference_global' (the reference with max_chunk_size -1, defects included: `masks.reference_global`).
     prompt_in_modulation: add the mean prompt embedding to the noise-level embedding (reference: no).
     eps: of every norm.
     dtype: of activations, 'float32' or 'bfloat16'.
     remat: 'none' keeps every activation for the backward pass, 'block' recomputes each block.
     scan_unroll: layers per iteration of the scan over layers; more is faster on CPU and compiles longer.
-    tokenizer, text: the frozen or small encoders around the transformer.
+    tokenizer, text, image: the frozen or small encoders around the transformer.
   """
 
   dim: int = 64
@@ -104,6 +169,7 @@ class ModelConfig:
   max_chunks: int = 2
   predict_first_frame: bool = False
   state_rule: str = 'self'
+  history_rule: str = 'chunk'
   prompt_in_modulation: bool = False
   eps: float = 1e-6
   dtype: str = 'float32'
@@ -111,13 +177,16 @@ class ModelConfig:
   scan_unroll: int = 1
   tokenizer: TokenizerConfig = TokenizerConfig()
   text: TextConfig = TextConfig()
+  image: ImageConfig = ImageConfig()
 
   def __post_init__(self):
     _check_choice('model.state_rule', self.state_rule, ('self', 'chunk', 'reference'))
+    _check_choice('model.history_rule', self.history_rule, ('chunk', 'reference_global'))
     _check_choice('model.dtype', self.dtype, ('float32', 'bfloat16'))
     _check_choice('model.remat', self.remat, ('none', 'block'))
-    _check_choice('model.tokenizer.kind', self.tokenizer.kind, ('patch',))
-    _check_choice('model.text.kind', self.text.kind, ('word',))
+    _check_choice('model.tokenizer.kind', self.tokenizer.kind, ('patch', 'wan2_1', 'wan2_2'))
+    _check_choice('model.text.kind', self.text.kind, ('word', 'umt5'))
+    _check_choice('model.image.kind', self.image.kind, ('none', 'clip'))
     if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
       raise ValueError(
           f'model.dim={self.dim} over model.num_heads={self.num_heads} must give an even head width; '
@@ -127,6 +196,16 @@ class ModelConfig:
   def head_dim(self) -> int:
     """K."""
     return self.dim // self.num_heads
+
+  @property
+  def in_channels(self) -> int:
+    """Channels of the patch embedding: latents and, with `image_condition`, 4 of the mask and the condition's."""
+    return 2 * self.tokenizer.channels + 4 if self.image_condition else self.tokenizer.channels
+
+  @property
+  def window_frames(self) -> int:
+    """Latent frames that a chunk of video sees in training and in control, itself included."""
+    return 1 + self.max_chunks * self.frames_per_chunk
 
   @property
   def camera_frames_per_chunk(self) -> int:
@@ -143,11 +222,11 @@ class FlowConfig:
   """Noise levels and loss. `sigma` is 0 for clean, 1 for noise; the schedule has `levels` points.
 
   Attributes:
-    schedule: 'coupled' (one level per chunk for video and action) or 'flash' (video eta ~ Beta(beta, 1), action
-      uniform, independent; paper, DreamZero-Flash).
+    schedule: 'coupled' (one level per chunk for video and action), 'flash' (video eta ~ Beta(beta, 1), action
+      uniform, independent; paper, DreamZero-Flash) or 'decoupled' (the reference's code for it, `flow.sample_levels`).
     levels: points of the discrete schedule (the reference's 1000 training steps).
     shift: warps uniform levels towards noise, coupled: shift * s / (1 + (shift - 1) * s).
-    video_beta: first parameter of the Beta law of `flash`.
+    video_beta: first parameter of the Beta law of `flash` and `decoupled` (the reference's code uses 3).
     flash_shift: warp on top of both draws of `flash` (1: none, as the paper; the reference's code uses 5).
     weighting: 'bump' (the reference's bell over timesteps) or 'uniform'.
     video_weight, action_weight: of the two losses.
@@ -167,21 +246,29 @@ class FlowConfig:
   mask_padded_noise: bool = True
 
   def __post_init__(self):
-    _check_choice('flow.schedule', self.schedule, ('coupled', 'flash'))
+    _check_choice('flow.schedule', self.schedule, ('coupled', 'flash', 'decoupled'))
     _check_choice('flow.weighting', self.weighting, ('bump', 'uniform'))
     _check_choice('flow.action_mean', self.action_mean, ('real', 'padded'))
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """Denoising at control time.
+  """Denoising at control time. The released policy: solver 'unipc', 16 steps, guidance 5, the rest as said below.
 
   Attributes:
     mode: 'joint' (video and action together to sigma 0) or 'flash' (the video stops at `video_final_sigma`).
     solver: 'euler' or 'unipc'.
-    steps: network evaluations per chunk and guidance branch.
+    steps: of the solver per chunk.
     shift: warp of the sampling levels.
     video_final_sigma: where the video stops in `flash`.
+    guidance_scale: of the video's velocity, `sampler.guide`; 1 for none.
+    negative_prompt: what guidance moves away from.
+    evaluate_steps: steps at which the network runs, () for all; the others use its last velocities again. Released, of
+      16: 0, 1, 2, 6, 10, 13, 14, 15.
+    integer_timesteps: the network is told floor(1000 sigma) / 1000 (reference: yes).
+    same_noise: every call starts from the same noise (reference: yes).
+    observed: 'stream' encodes what is observed as one video since the anchor, 'fresh' each chunk as a video of its own
+      (reference).
   """
 
   mode: str = 'joint'
@@ -189,12 +276,25 @@ class SampleConfig:
   steps: int = 4
   shift: float = 5.0
   video_final_sigma: float = 0.8
+  guidance_scale: float = 1.0
+  negative_prompt: str = ''
+  evaluate_steps: tuple[int, ...] = ()
+  integer_timesteps: bool = False
+  same_noise: bool = False
+  observed: str = 'stream'
 
   def __post_init__(self):
     _check_choice('sample.mode', self.mode, ('joint', 'flash'))
     _check_choice('sample.solver', self.solver, ('euler', 'unipc'))
+    _check_choice('sample.observed', self.observed, ('stream', 'fresh'))
     if self.steps < 1:
       raise ValueError(f'sample.steps={self.steps} must be at least 1.')
+    if not self.guidance_scale >= 1:
+      raise ValueError(f'sample.guidance_scale={self.guidance_scale} must be at least 1; 1 is without guidance.')
+    valid = tuple(sorted({0, *(i for i in self.evaluate_steps if 0 <= i < self.steps)}))
+    if self.evaluate_steps and self.evaluate_steps != valid:
+      raise ValueError(f'sample.evaluate_steps={self.evaluate_steps} must start at 0, rise and stay below '
+                       f'sample.steps={self.steps}; nearest valid: {valid}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +332,11 @@ class DataConfig:
     prefetch: batches kept ready.
     cache_gib: decoded episodes kept in memory, at most.
     augment: random crop and colour jitter, the same for all views and frames of a sample.
+    ranges: dataset name to a JSON file of the steps where its chunks may start (`windows.make_anchors`), '' for all.
+    failures: datasets whose failed episodes are wanted, too, where the embodiment's record can tell them.
+    statistics: embodiment name to a statistics file that is used instead of its datasets' own, '' for none.
+    features: whether training takes what `python -m data.encode` stored in place of pixels: 'auto' where there is any,
+      'require' stops where there is none, 'off' never.
   """
 
   mixture: Mapping[str, DatasetConfig] = dataclasses.field(default_factory=dict)
@@ -242,6 +347,18 @@ class DataConfig:
   prefetch: int = 4
   cache_gib: float = 2.0
   augment: bool = False
+  ranges: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  failures: tuple[str, ...] = ()
+  statistics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  features: str = 'auto'
+
+  def __post_init__(self):
+    _check_choice('data.features', self.features, ('auto', 'require', 'off'))
+    for key, named, known, where in (('ranges', self.ranges, self.mixture, 'mixture'),
+                                     ('failures', self.failures, self.mixture, 'mixture'),
+                                     ('statistics', self.statistics, self.embodiments, 'embodiments')):
+      if unknown := sorted(set(named) - set(known)):
+        raise ValueError(f'data.{key} names {unknown}, which data.{where} does not have; it has {sorted(known)}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,10 +418,18 @@ class TrainConfig:
     seed: of parameters and noise.
     steps: optimizer steps.
     batch_size: samples per step over all hosts.
+    accumulate: parts that a batch is computed in, one after the other, to save memory; the update is the same.
     log_every: steps between lines of metrics.jsonl.
-    save_every, keep: steps between checkpoints and how many stay.
+    save_every, keep: steps between checkpoints and how many of the newest stay.
+    keep_every: checkpoints at multiples of this many steps stay for good; 0 for none.
     eval_every, eval_batches: steps between held-out losses (0 for none), and batches of each.
-    init_from: workdir whose EMA weights this run starts from; '' for scratch.
+    init_from: workdir whose EMA weights and encoders this run starts from; '' for scratch.
+    encoders_from: workdir whose frozen encoders alone this run uses, where it does not start from another.
+    spike_factor: a loss this many times the median of the last 100 steps is reported with its samples, 0 for never.
+    stop_on_spike: whether such a step ends the run, with nothing of it saved.
+    hang_timeout_s: a step that takes longer ends the process with the stack of every thread, so that a cluster can
+      start it again; 0 for never.
+    profile: first and last step of a trace for XProf in WORKDIR/profile, () for none.
     mesh: axis name to size; one size may be -1 (what is left of the devices).
     rules: logical axis name to mesh axes, '' for replicated.
   """
@@ -313,12 +438,19 @@ class TrainConfig:
   seed: int = 0
   steps: int = 1000
   batch_size: int = 32
+  accumulate: int = 1
   log_every: int = 50
   save_every: int = 500
   keep: int = 3
+  keep_every: int = 0
   eval_every: int = 0
   eval_batches: int = 8
   init_from: str = ''
+  encoders_from: str = ''
+  spike_factor: float = 0.0
+  stop_on_spike: bool = False
+  hang_timeout_s: float = 0.0
+  profile: tuple[int, ...] = ()
   mesh: Mapping[str, int] = dataclasses.field(
       default_factory=lambda: {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1})
   rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: dict(DEFAULT_RULES))
@@ -330,14 +462,17 @@ class TrainConfig:
   evaluation: EvalConfig = EvalConfig()
 
   def __post_init__(self):
+    if self.profile and (len(self.profile) != 2 or not 0 < self.profile[0] <= self.profile[1]):
+      raise ValueError(f'config.profile={self.profile} must be the first and the last step of the trace, or ().')
     if self.model.num_embodiments < len(self.data.embodiments):
       raise ValueError(
           f'model.num_embodiments={self.model.num_embodiments} is less than the {len(self.data.embodiments)} of '
           f'data.embodiments={self.data.embodiments}; set it to {len(self.data.embodiments)}.')
-    if self.model.image_dim or self.model.image_condition:
+    given = (self.model.image.dim, self.model.image.tokens) if self.model.image.kind != 'none' else (0, 0)
+    if (self.model.image_dim, self.model.image_tokens if self.model.image_dim else 0) != given:
       raise ValueError(
-          f'model.image_dim={self.model.image_dim}, model.image_condition={self.model.image_condition} need encoders '
-          'that training does not have yet; the model itself takes their outputs. Set 0 and False.')
+          f'model.image_dim={self.model.image_dim}, model.image_tokens={self.model.image_tokens} must be what '
+          f'model.image.kind={self.model.image.kind!r} gives: {given}.')
     for name, dataset in self.data.mixture.items():
       if dataset.embodiment not in self.data.embodiments:
         raise ValueError(f'data.mixture.{name}.embodiment={dataset.embodiment!r} is not in '
@@ -356,6 +491,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType({
     'vocab': (),
     'embodiment': (),
     'norm': (),
+    'frozen': ('fsdp',),
     # Activations.
     'batch': ('data', 'fsdp'),
     'tokens': ('seq',),
@@ -363,6 +499,22 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType({
     'act_heads': ('tensor',),
     'act_mlp': ('tensor',),
 })
+
+
+_RELEASED = dict(
+    patch=2, image_dim=1280, image_tokens=257, freq_dim=256, action_dim=32, proprio_dim=64, action_hidden=1024,
+    frames_per_chunk=2, actions_per_chunk=24, max_chunks=4, predict_first_frame=True, state_rule='reference',
+    dtype='bfloat16', remat='block', image=ImageConfig(kind='clip', dtype='bfloat16'),
+    text=TextConfig(kind='umt5', vocab=256384, length=512, dim=4096, layers=24, dtype='bfloat16'))
+
+# The released DreamZero: Wan2.1-I2V-14B and Wan2.2-TI2V-5B with action modules. Source: DreamZero launch scripts.
+WAN2_1_I2V_14B = ModelConfig(
+    dim=5120, mlp_dim=13824, num_heads=40, num_layers=40, image_condition=True,
+    tokenizer=TokenizerConfig('wan2_1', temporal=4, spatial=8, channels=16, dtype='bfloat16'), **_RELEASED)
+WAN2_2_TI2V_5B = ModelConfig(
+    dim=3072, mlp_dim=14336, num_heads=24, num_layers=30,
+    tokenizer=TokenizerConfig('wan2_2', temporal=4, spatial=16, channels=48, resize=(160, 320), dtype='bfloat16',
+                              vae=VAEConfig(encoder_dim=160, decoder_dim=256)), **_RELEASED)
 
 
 DATA_ROOT = '~/wam_jax_data'

@@ -16,11 +16,11 @@ from wam_jax import config as cfg
 
 
 class NoiseLevels(NamedTuple):
-  """Per-chunk levels. first_B: of frame 0, video_BQ and action_BQ: of each chunk; all float32 in [0, 1]."""
+  """first_B: of frame 0, video_BQ: of each chunk, action_BA: of each action step; all float32 in [0, 1]."""
 
   first_B: jax.Array
   video_BQ: jax.Array
-  action_BQ: jax.Array
+  action_BA: jax.Array
 
 
 def warp(sigma, shift: float):
@@ -28,40 +28,60 @@ def warp(sigma, shift: float):
   return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def schedule(levels: int, shift: float) -> np.ndarray:
+def schedule(levels: int, shift: float, smallest: float = 0.0, drop_last: bool = True) -> np.ndarray:
   """[levels] float32 discrete sigmas, from pure noise (index 0) downwards.
 
-  Source: DreamZero `FlowMatchScheduler.set_timesteps` with sigma_min 0 and the extra step.
+  Evenly spaced before the shift from 1 to `smallest`, which with `drop_last` would be the level after the last. The
+  defaults are those of DreamZero's policy head. Source: `FlowMatchScheduler.set_timesteps`, its sigma_min and
+  extra_one_step.
   """
-  return warp(1 - np.arange(levels) / levels, shift).astype(np.float32)
+  return warp(np.linspace(1.0, smallest, levels + drop_last)[:levels], shift).astype(np.float32)
 
 
-def level_weights(sigmas: np.ndarray) -> np.ndarray:
+def level_weights(sigmas: np.ndarray, scale: float = 1.0) -> np.ndarray:
   """The reference's bell-shaped loss weight of each level of a schedule, mean 1.
 
+  The bell is highest at `scale` * sigma = 0.5. The reference's scale is 1000 / (number of levels): 1 for its 1000.
   Source: DreamZero `FlowMatchScheduler.set_timesteps(training=True)`.
   """
-  bell = np.exp(-2 * (sigmas.astype(np.float64) - 0.5) ** 2)
+  bell = np.exp(-2 * (scale * sigmas.astype(np.float64) - 0.5) ** 2)
   bell = bell - bell.min()
   return (bell * len(sigmas) / bell.sum()).astype(np.float32)
 
 
-def sample_levels(key: jax.Array, batch: int, chunks: int, config: cfg.FlowConfig) -> NoiseLevels:
+def sample_levels(key: jax.Array, batch: int, chunks: int, config: cfg.FlowConfig,
+                  actions_per_chunk: int = 1) -> NoiseLevels:
   """One draw of noise levels per sample and chunk.
 
   coupled: one uniform index of the shifted schedule, shared by a chunk's video and actions (paper, section on the
   coupled schedule). flash: video eta ~ Beta(beta, 1), drawn as U^(1/beta), action ~ U(0, 1), independent (paper,
-  DreamZero-Flash). Frame 0 has its own level of the video's law.
+  DreamZero-Flash). decoupled: the reference's code for the same idea, Beta and uniform draws of indices of the shifted
+  schedule, the actions' anew for every step. Frame 0 has its own level of the video's law.
   """
   key_video, key_action, key_first = jax.random.split(key, 3)
+  spread = lambda action_BQ: jnp.repeat(action_BQ, actions_per_chunk, 1)
+  uniform = lambda k, shape: jnp.asarray(schedule(config.levels, config.shift))[
+      jax.random.randint(k, shape, 0, config.levels)]
+  eta = lambda k, shape: jax.random.uniform(k, shape) ** (1 / config.video_beta)
   if config.schedule == 'coupled':
-    table = jnp.asarray(schedule(config.levels, config.shift))
-    draw = lambda k, shape: table[jax.random.randint(k, shape, 0, config.levels)]
-    video_BQ = draw(key_video, (batch, chunks))
-    return NoiseLevels(draw(key_first, (batch,)), video_BQ, video_BQ)
-  beta = lambda k, shape: warp(jax.random.uniform(k, shape) ** (1 / config.video_beta), config.flash_shift)
-  action_BQ = warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift)
-  return NoiseLevels(beta(key_first, (batch,)), beta(key_video, (batch, chunks)), action_BQ)
+    video_BQ = uniform(key_video, (batch, chunks))
+    return NoiseLevels(uniform(key_first, (batch,)), video_BQ, spread(video_BQ))
+  if config.schedule == 'decoupled':
+    video = lambda k, shape: beta_level(eta(k, shape), config)
+    action_BA = uniform(key_action, (batch, chunks * actions_per_chunk))
+  else:
+    video = lambda k, shape: warp(eta(k, shape), config.flash_shift)
+    action_BA = spread(warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift))
+  return NoiseLevels(video(key_first, (batch,)), video(key_video, (batch, chunks)), action_BA)
+
+
+def beta_level(eta, config: cfg.FlowConfig):
+  """Level of the discrete schedule for a draw `eta` in [0, 1], 1 the noisiest.
+
+  Source: DreamZero policy head, `decouple_video_action_noise`.
+  """
+  index = jnp.clip(jnp.floor((1 - eta) * config.levels), 0, config.levels - 1).astype(jnp.int32)
+  return jnp.asarray(schedule(config.levels, config.shift))[index]
 
 
 def interpolate(clean, noise, sigma):
@@ -89,42 +109,49 @@ def velocity(clean, noise):
 
 
 def loss_weight(sigma, config: cfg.FlowConfig):
-  """Weight of the squared error at each level, same shape as `sigma`; looked up at the nearest schedule level.
-
-  Source: `FlowMatchScheduler.training_weight`.
-  """
+  """Weight of the squared error at each level, same shape as `sigma`."""
   if config.weighting == 'uniform':
     return jnp.ones_like(sigma)
   sigmas = schedule(config.levels, config.shift)
+  return nearest_weight(sigma, sigmas, level_weights(sigmas))
+
+
+def nearest_weight(sigma, sigmas: np.ndarray, weights: np.ndarray):
+  """Weight of the level nearest to each `sigma`, of the same shape, in a falling schedule.
+
+  Source: `FlowMatchScheduler.training_weight`.
+  """
   ascending = jnp.asarray(sigmas[::-1])
   middle = (ascending[1:] + ascending[:-1]) / 2
-  return jnp.asarray(level_weights(sigmas)[::-1])[jnp.searchsorted(middle, sigma)]
+  return jnp.asarray(weights[::-1])[jnp.searchsorted(middle, sigma)]
 
 
-def video_loss(prediction, target, weight_BF, mask_BF) -> jax.Array:
+def video_loss(prediction, target, weight_BF, mask_BF, count=None) -> jax.Array:
   """Weighted squared error of the video velocity, mean over latents and over the frames in `mask_BF`.
 
   Args:
     prediction, target: [B, F, H, W, C]. weight_BF: float32. mask_BF: bool.
+    count: frames to divide by; by default those in the mask.
   """
   error_BF = jnp.mean(jnp.square(prediction.astype(jnp.float32) - target), axis=(2, 3, 4))
-  return _masked_mean(weight_BF * error_BF, mask_BF)
+  return _masked_mean(weight_BF * error_BF, mask_BF, count)
 
 
-def action_loss(prediction_BAU, target_BAU, weight_BA, mask_BAU, mean: str) -> jax.Array:
+def action_loss(prediction_BAU, target_BAU, weight_BA, mask_BAU, mean: str, count=None) -> jax.Array:
   """Weighted squared error of the action velocity over real dimensions of real steps.
 
   With `mean` 'real' the sum is divided by the number of such entries, with 'padded' by the number of all, as the
-  reference does. Video-only samples have no real entry and add nothing.
+  reference does; `count` is that number where it is not the arrays' own. Video-only samples have no real entry and add
+  nothing.
   """
   error_BAU = weight_BA[..., None] * jnp.square(prediction_BAU.astype(jnp.float32) - target_BAU)
   if mean == 'padded':
-    return jnp.mean(error_BAU * mask_BAU)
-  return _masked_mean(error_BAU, mask_BAU)
+    return jnp.sum(error_BAU * mask_BAU) / (error_BAU.size if count is None else count)
+  return _masked_mean(error_BAU, mask_BAU, count)
 
 
-def _masked_mean(x, mask):
-  return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1)
+def _masked_mean(x, mask, count):
+  return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask) if count is None else count, 1)
 
 
 def _from_left(sigma, like):

@@ -76,6 +76,7 @@ class Progress:
     self._in_place = self._stream.isatty()
     self._period_s = 0.5 if self._in_place else 10.0
     self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=16)
+    self._begin = clock()
     self._first: tuple[float, int] | None = None
     self._last: tuple[float, int] | None = None
     self._width = 0
@@ -97,6 +98,17 @@ class Progress:
   def samples_per_s(self) -> float:
     """Average over this process's steps, the first (compilation) excluded; 0 before the second."""
     return _rate(self._first, self._last) * self._batch_size if self._first else 0.0
+
+  @property
+  def goodput(self) -> float:
+    """Share of the time since this object was made that the steps needed at their best rate, between 0 and 1.
+
+    The rest went to compiling, restoring, saving and waiting for data.
+    """
+    if not self._first or self._last[1] == self._first[1]:
+      return 0.0
+    best = max([_rate(a, b) for a, b in zip(self._marks, list(self._marks)[1:])] + [_rate(self._first, self._last)])
+    return min(1.0, (self._last[1] - self._first[1]) / best / (self._last[0] - self._begin))
 
   def say(self, message: str) -> None:
     """Prints `message` on lines of its own."""

@@ -88,6 +88,25 @@ def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
   return shardings
 
 
+def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2 ** 20) -> Any:
+  """NamedSharding of each leaf of a tree without logical names: the frozen encoders.
+
+  An array of at least `least` bytes is split along its longest axis that the mesh axes of the rule 'frozen' divide;
+  others are replicated.
+  """
+  axes = _spec(('frozen',), rules, mesh)[0]
+  parts = math.prod(mesh.shape[a] for a in _axes(axes))
+
+  def one(leaf: Any) -> NamedSharding:
+    fitting = [i for i, size in enumerate(leaf.shape) if size % parts == 0]
+    if parts == 1 or not fitting or leaf.size * leaf.dtype.itemsize < least:
+      return NamedSharding(mesh, PartitionSpec())
+    longest = max(fitting, key=lambda i: leaf.shape[i])
+    return NamedSharding(mesh, PartitionSpec(*(axes if i == longest else None for i in range(leaf.ndim))))
+
+  return jax.tree.map(one, tree)
+
+
 def _spec(names: tuple[str | None, ...], rules: Rules, mesh: Mesh) -> PartitionSpec:
   unknown = [n for n in names if n is not None and n not in rules]
   if unknown:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
+import faulthandler
 import json
 import math
 import os
@@ -36,6 +38,7 @@ from wam_jax import checkpoint, cli, metrics, sharding, train_step, types
 from wam_jax import config as cfg
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import pipeline
+from wam_jax.models import encoders
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, as configs/tiny.py or configs/tiny.py:smoke.', lock_config=True)
@@ -71,20 +74,21 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
   with contextlib.ExitStack() as stack:
     if first:
       stack.enter_context(workdir_lib.claim(workdir, config))
+      workdir_lib.keep_vocabulary(workdir, config)
     _prepare_datasets(config)
     metadata = {'config': cfg.to_dict(config), 'data': _as_json(pipeline.load_metadata(config))}
     host = (jax.process_index(), jax.process_count())
     batches = stack.enter_context(contextlib.closing(pipeline.make_train_iterator(config, *host)))
     held_out = list(pipeline.make_eval_batches(config, config.eval_batches, 'val', *host)) if config.eval_every else []
     stack.enter_context(sharding.activate(mesh, config.rules))
-    checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep))
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep, config.keep_every))
     progress = metrics.Progress(config.steps, config.batch_size)
     say = progress.say if first else lambda message: None
 
     restored = checkpoints.restore(config, lambda frozen: train_step.abstract_state(config, mesh, frozen), say)
     if restored:
       _check_same_data(restored.metadata['data'], metadata['data'], workdir)
-      batches.set_state(restored.iterator_state())
+      batches.set_state(restored.iterator_state)
       state, start = restored.state, restored.step
       shardings = jax.tree.map(lambda x: x.sharding, state)
       say(f'continuing after step {start} of {config.steps} in {workdir}')
@@ -95,13 +99,17 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
     run_step = train_step.make_train_step(config, mesh, shardings)
     run_eval = train_step.make_eval_step(config, mesh, shardings) if held_out else None
     writer = stack.enter_context(contextlib.closing(metrics.MetricsWriter(workdir, start))) if first else None
-    watch = _FiniteWatch()
+    watch = _LossWatch(config, progress.say)
     stop = stack.enter_context(_StopSignal())
+    alive = stack.enter_context(_HangTimeout(config.hang_timeout_s))
+    profile = stack.enter_context(_Profile(config.profile, workdir / 'profile'))
 
     step = start
     while step < config.steps and not stop.requested(step):
       batch = next(batches)
       step += 1
+      alive()
+      profile.at(step)
       state, step_metrics = run_step(state, _to_devices(batch, batch_sharding))
       watch.add(step, batch.sample_B2, step_metrics)
       if complete := watch.check(lag=2):
@@ -115,7 +123,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
       if held_out and (step % config.eval_every == 0 or step == config.steps):
         line.update(_evaluate(run_eval, state, held_out, batch_sharding))
       if line and writer:
-        writer.write(step, line, {'samples_per_s': progress.samples_per_s})
+        writer.write(step, line, {'samples_per_s': progress.samples_per_s, 'goodput': progress.goodput})
       if step % config.save_every == 0 or step == config.steps:
         watch.check(lag=0)
         checkpoints.save(step, state, batches.get_state(), metadata)
@@ -128,7 +136,8 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
   if step < config.steps:
     say(f'stopped at step {step} of {config.steps}; run the same command again to continue.')
   else:
-    say(f'done: step {step}, {(step - start) * config.batch_size} samples, {progress.samples_per_s:.1f} samples/s\n'
+    say(f'done: step {step}, {(step - start) * config.batch_size} samples, {progress.samples_per_s:.1f} samples/s, '
+        f'{100 * progress.goodput:.0f}% of the time in steps\n'
         f'checkpoint: {workdir / "checkpoints" / str(step)}\n'
         f'next: python -m wam_jax.evaluate --workdir={shlex.quote(str(workdir))}')
 
@@ -145,16 +154,17 @@ def _start_processes() -> None:
 
 
 def _check_schedule(config: cfg.TrainConfig, mesh: Mesh) -> None:
-  low = [f'config.{key}={getattr(config, key)}' for key in ('steps', 'batch_size', 'log_every', 'save_every', 'keep')
+  low = [f'config.{key}={getattr(config, key)}' for key in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep')
          if getattr(config, key) < 1]
   if low:
     raise ValueError(f'{", ".join(low)}: must be at least 1.')
   axes = config.rules['batch']
-  parts = math.lcm(math.prod(mesh.shape[axis] for axis in axes), jax.process_count())
+  parts = math.lcm(config.accumulate * math.prod(mesh.shape[axis] for axis in axes), jax.process_count())
   if config.batch_size % parts:
     raise ValueError(
-        f'config.batch_size={config.batch_size} must be divisible by {parts}, the devices that {" * ".join(axes)} of '
-        f'config.mesh spreads it over; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
+        f'config.batch_size={config.batch_size} must be divisible by {parts}, config.accumulate={config.accumulate} '
+        f'times the devices that {" * ".join(axes)} of config.mesh spreads it over; '
+        f'nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
 
 
 def _prepare_datasets(config: cfg.TrainConfig) -> None:
@@ -178,23 +188,41 @@ def _check_same_data(stored: Mapping[str, Any], now: Mapping[str, Any], workdir:
 
 
 def _init_state(config: cfg.TrainConfig, mesh: Mesh, say: Callable[[str], None]) -> tuple[train_step.TrainState, Any]:
-  """A fresh TrainState and its shardings; weights and tokenizer come from `config.init_from` if given."""
-  if not config.init_from:
-    # Every process fits on the same windows, those of the first host.
-    with contextlib.closing(pipeline.make_train_iterator(config, 0, 1)) as batches:
-      frozen = train_step.fit_frozen(config, batches)
-    return train_step.init_state(config, mesh, frozen)
-  source, params, frozen, _, step = checkpoint.load_for_inference(config.init_from)
-  if source.model.tokenizer != config.model.tokenizer:
-    raise ValueError(f'config.init_from={config.init_from} was trained with {source.model.tokenizer}, '
-                     f'but config.model.tokenizer is {config.model.tokenizer}; make them equal.')
-  mismatches = checkpoint.list_mismatches(train_step.abstract_state(config, mesh, frozen).params, params)
-  if mismatches:
-    raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays differ:'
-                     '\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
-  state, shardings = train_step.init_state(config, mesh, frozen)
-  say(f'weights from step {step} of {config.init_from}')
-  return state.replace(params=_placed(params, state.params), ema_params=_placed(params, state.ema_params)), shardings
+  """A fresh TrainState and its shardings; weights and encoders come from other runs where the config says so."""
+  if config.init_from:
+    source, params, frozen, _, step = checkpoint.load_for_inference(config.init_from)
+    frozen = _adopt(config, source, frozen, 'init_from')
+    mismatches = checkpoint.list_mismatches(train_step.abstract_state(config, mesh, frozen).params, params)
+    if mismatches:
+      raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays differ:'
+                       '\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
+    state, shardings = train_step.init_state(config, mesh, frozen)
+    say(f'weights from step {step} of {config.init_from}')
+    placed = (_placed(params, state.params), _placed(params, state.ema_params))
+    return state.replace(params=placed[0], ema_params=placed[1]), shardings
+  if config.encoders_from:
+    source, frozen = checkpoint.load_encoders(config.encoders_from)
+    return train_step.init_state(config, mesh, _adopt(config, source, frozen, 'encoders_from'))
+  # Every process fits on the same windows, those of the first host.
+  with contextlib.closing(pipeline.make_train_iterator(config, 0, 1)) as batches:
+    return train_step.init_state(config, mesh, train_step.fit_frozen(config, batches))
+
+
+def _adopt(config: cfg.TrainConfig, source: cfg.TrainConfig, frozen: encoders.Encoders, key: str) -> encoders.Encoders:
+  """The encoders of the run at `config.KEY`, for this config; raises if it asks for others."""
+  differing = [f'model.{name} is {getattr(source.model, name)} there, {getattr(config.model, name)} here'
+               for name in ('tokenizer', 'text', 'image')
+               if _compared(getattr(source.model, name)) != _compared(getattr(config.model, name))]
+  if differing:
+    raise ValueError(f'config.{key}={getattr(config, key)} has other encoders:\n  ' + '\n  '.join(differing)
+                     + '\nMake them equal.')
+  return encoders.from_tree(encoders.to_tree(frozen), config.model)
+
+
+def _compared(encoder: Any) -> Any:
+  """An encoder's config without what may differ: how it computes and where its vocabulary lies."""
+  free = {name: '' for name in ('dtype', 'tokenizer') if isinstance(getattr(encoder, name, None), str)}
+  return dataclasses.replace(encoder, **free)
 
 
 def _placed(values: Any, like: Any) -> Any:
@@ -216,14 +244,16 @@ def _evaluate(run_eval, state: train_step.TrainState, held_out: Sequence[types.B
   return {f'eval_{name}': float(np.mean([result[name] for result in results])) for name in results[0]}
 
 
-class _FiniteWatch:
-  """Stops the run at the first step whose loss or gradient is not finite.
+class _LossWatch:
+  """Stops the run at the first step whose loss or gradient is not finite, and reports a loss far above the usual.
 
   Looks two steps behind the one being dispatched, so the devices never wait for the host, nor the host run far ahead.
   """
 
-  def __init__(self):
+  def __init__(self, config: cfg.TrainConfig, say: Callable[[str], None]):
+    self._factor, self._stop, self._say = config.spike_factor, config.stop_on_spike, say
     self._pending: collections.deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = collections.deque()
+    self._recent: collections.deque[float] = collections.deque(maxlen=100)
     self._last: tuple[int, float] | None = None
 
   def add(self, step: int, sample_B2: np.ndarray, step_metrics: Mapping[str, jax.Array]) -> None:
@@ -237,13 +267,77 @@ class _FiniteWatch:
       values = jax.device_get(watched)
       if not all(np.isfinite(value) for value in values.values()):
         found = ', '.join(f'{name} {float(value)}' for name, value in values.items())
-        samples = ' '.join(f'{dataset}:{sample}' for dataset, sample in np.asarray(sample_B2).tolist())
-        raise FloatingPointError(
-            f'Step {step} is not finite: {found}. Its samples on host {jax.process_index()}, as dataset:sample: '
-            f'{samples}. Nothing of this step was saved. Check these samples (python -m data.validate), or lower '
-            'config.optimizer.learning_rate and run again from the last checkpoint.')
+        raise FloatingPointError(f'Step {step} is not finite: {found}. {_advice(sample_B2)}')
+      self._check_spike(step, sample_B2, float(values['loss']))
       self._last = (step, float(values['loss']))
     return self._last
+
+  def _check_spike(self, step: int, sample_B2: np.ndarray, loss: float) -> None:
+    usual = float(np.median(self._recent)) if len(self._recent) >= 20 else math.inf
+    if self._factor and loss > self._factor * usual:
+      found = f'The loss of step {step} is {loss:.4g}, {loss / usual:.1f} times the median of the steps before it.'
+      if self._stop:
+        raise FloatingPointError(f'{found} {_advice(sample_B2)}')
+      self._say(f'{found} Its samples on host {jax.process_index()}: {_names(sample_B2)}')
+    else:
+      self._recent.append(loss)
+
+
+def _names(sample_B2: np.ndarray) -> str:
+  return ' '.join(f'{dataset}:{sample}' for dataset, sample in np.asarray(sample_B2).tolist())
+
+
+def _advice(sample_B2: np.ndarray) -> str:
+  return (f'Its samples on host {jax.process_index()}, as dataset:sample: {_names(sample_B2)}. Nothing of this step was '
+          'saved. Check these samples (python -m data.validate), or lower config.optimizer.learning_rate and run again '
+          'from the last checkpoint.')
+
+
+class _HangTimeout:
+  """Ends the process, with the stack of every thread, when no step was begun for `seconds`; call it at each step.
+
+  The first step compiles, so the clock starts with the second.
+  """
+
+  def __init__(self, seconds: float):
+    self._seconds, self._steps = seconds, 0
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __call__(self) -> None:
+    self._steps += 1
+    if self._seconds and self._steps > 1:
+      faulthandler.dump_traceback_later(self._seconds, exit=True)
+
+  def __exit__(self, *unused_error) -> None:
+    faulthandler.cancel_dump_traceback_later()
+
+
+class _Profile:
+  """A trace of the steps first to last for XProf: `tensorboard --logdir=WORKDIR/profile`."""
+
+  def __init__(self, steps: Sequence[int], directory: pathlib.Path):
+    self._steps, self._directory, self._running = steps, directory, False
+
+  def __enter__(self) -> Self:
+    return self
+
+  def at(self, step: int) -> None:
+    """Call before `step` is dispatched."""
+    if self._steps and step == self._steps[0]:
+      jax.profiler.start_trace(self._directory)
+      self._running = True
+    elif self._steps and step > self._steps[1]:
+      self._end()
+
+  def __exit__(self, *unused_error) -> None:
+    self._end()
+
+  def _end(self) -> None:
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
 
 
 class _StopSignal:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 from collections.abc import Callable, Iterable
 
 import chex
@@ -17,26 +17,27 @@ from wam_jax import config as cfg
 from wam_jax import flow
 from wam_jax import sharding
 from wam_jax import types
+from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 from wam_jax.models import wam
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that training changes, and the frozen tokenizer.
+  """Everything that training changes, and the frozen encoders.
 
   Attributes:
     step: int32 scalar, updates done.
     params, ema_params: float32 trees; `ema_params` is None without averaging.
     opt_state: of optax.
-    frozen: the fitted `PatchTokenizer`.
+    frozen: the encoders around the transformer.
   """
 
   step: jax.Array
   params: Any
   ema_params: Any
   opt_state: Any
-  frozen: tokenizer.PatchTokenizer
+  frozen: encoders.Encoders
 
   @property
   def eval_params(self) -> Any:
@@ -44,30 +45,87 @@ class TrainState:
     return self.params if self.ema_params is None else self.ema_params
 
 
-def fit_frozen(config: cfg.TrainConfig, batches: Iterable[types.Batch]) -> tokenizer.PatchTokenizer:
-  """Tokenizer fitted on the first `fit_windows` windows of `batches`."""
+class Window(NamedTuple):
+  """A batch as the transformer sees it.
+
+  Attributes:
+    clean_BFHWC: latents of all frames.
+    action_BAU, action_mask_BAU: normalized actions; real dimensions of real steps.
+    action_valid_BA: bool, action steps that other tokens may look at.
+    frame_mask_BF: bool, real frames.
+    proprio_BQX, embodiment_B, text_BPC: conditions.
+    first_frame: what the first frame says.
+  """
+
+  clean_BFHWC: jax.Array
+  action_BAU: jax.Array
+  action_mask_BAU: jax.Array
+  action_valid_BA: jax.Array
+  frame_mask_BF: jax.Array
+  proprio_BQX: jax.Array
+  embodiment_B: jax.Array
+  text_BPC: jax.Array
+  first_frame: encoders.Condition
+
+
+class Noise(NamedTuple):
+  """Noise levels in [0, 1] and standard normal noise of a window: of every frame, of every action step."""
+
+  sigma_BF: jax.Array
+  sigma_BA: jax.Array
+  video_BFHWC: jax.Array
+  action_BAU: jax.Array
+
+
+class Counts(NamedTuple):
+  """Numbers of real frames, of real action entries, and of action entries with padding."""
+
+  frames: jax.Array
+  actions: jax.Array
+  padded_actions: int
+
+
+def fit_frozen(config: cfg.TrainConfig, batches: Iterable[types.Batch]) -> encoders.Encoders:
+  """Encoders of a model whose only frozen one is the patch tokenizer, fitted on the first `fit_windows` windows.
+
+  Raises:
+    ValueError: the model has encoders that are not made here but imported.
+  """
+  m = config.model
+  imported = [f'model.{name}.kind={part.kind!r}' for name, part in (
+      ('tokenizer', m.tokenizer), ('text', m.text), ('image', m.image)) if part.kind in ('wan2_1', 'wan2_2', 'umt5', 'clip')]
+  if imported:
+    raise ValueError(f'{", ".join(imported)} has trained weights: import them with `python -m wam_jax.convert import` '
+                     'and give that workdir as config.init_from (with the transformer) or config.encoders_from.')
   frames: list[np.ndarray] = []
   for batch in batches:
     frames.append(np.asarray(batch.frames_BRIJ3))
-    if sum(map(len, frames)) >= config.model.tokenizer.fit_windows:
+    if sum(map(len, frames)) >= m.tokenizer.fit_windows:
       break
-  return tokenizer.fit_patch_tokenizer(np.concatenate(frames), config.model.tokenizer)
+  return encoders.Encoders(tokenizer.fit_patch_tokenizer(np.concatenate(frames), m.tokenizer), None, None, m)
 
 
 def init_state(config: cfg.TrainConfig, mesh: jax.sharding.Mesh,
-               frozen: tokenizer.PatchTokenizer) -> tuple[TrainState, Any]:
+               frozen: encoders.Encoders) -> tuple[TrainState, Any]:
   """A fresh state, made already sharded, and its shardings."""
   init = functools.partial(_init, config)
-  shardings = sharding.state_shardings(jax.eval_shape(init, frozen), mesh, config.rules)
+  shardings = _shardings(config, mesh, jax.eval_shape(init, frozen))
+  frozen = jax.tree.map(jax.device_put, frozen, shardings.frozen)
   with sharding.activate(mesh, config.rules):
     return jax.jit(lambda frozen: nn.unbox(init(frozen)), out_shardings=shardings)(frozen), shardings
 
 
-def abstract_state(config: cfg.TrainConfig, mesh: jax.sharding.Mesh, frozen: tokenizer.PatchTokenizer) -> TrainState:
+def abstract_state(config: cfg.TrainConfig, mesh: jax.sharding.Mesh, frozen: encoders.Encoders) -> TrainState:
   """ShapeDtypeStructs with shardings, like the state, for restoring a checkpoint. `frozen` may be abstract."""
   boxed = jax.eval_shape(functools.partial(_init, config), frozen)
-  shardings = sharding.state_shardings(boxed, mesh, config.rules)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed),
+                      _shardings(config, mesh, boxed))
+
+
+def _shardings(config: cfg.TrainConfig, mesh: jax.sharding.Mesh, boxed: TrainState) -> TrainState:
+  """A NamedSharding for every leaf of the state."""
+  return sharding.state_shardings(boxed, mesh, config.rules).replace(
+      frozen=sharding.frozen_shardings(boxed.frozen, mesh, config.rules))
 
 
 def make_train_step(config: cfg.TrainConfig, mesh: jax.sharding.Mesh,
@@ -75,9 +133,8 @@ def make_train_step(config: cfg.TrainConfig, mesh: jax.sharding.Mesh,
   """Compiled update. The state is donated; noise is drawn from (config.seed, state.step)."""
 
   def step(state: TrainState, batch: types.Batch):
-    grad_fn = jax.value_and_grad(functools.partial(loss_fn, config), has_aux=True)
-    key = _noise_key(config, state.step)
-    (_, metrics), grads = grad_fn(state.params, state.frozen, batch, key)
+    noise = sample_noise(config, _noise_key(config, state.step), state.frozen, batch)
+    grads, metrics = _gradients(config, state, batch, noise)
     tx = make_optimizer(config)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -95,41 +152,117 @@ def make_train_step(config: cfg.TrainConfig, mesh: jax.sharding.Mesh,
 def make_eval_step(config: cfg.TrainConfig, mesh: jax.sharding.Mesh,
                    shardings: Any) -> Callable[[TrainState, types.Batch], dict[str, jax.Array]]:
   """Compiled held-out loss of the averaged weights; the noise is the same at every call."""
-  step = lambda state, batch: loss_fn(config, state.eval_params, state.frozen, batch, _noise_key(config, 0))[1]
+  step = lambda state, batch: loss_fn(config, state.eval_params, state.frozen, batch, sample_noise(
+      config, _noise_key(config, 0), state.frozen, batch))[1]
   compiled = jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh, config.rules)))
   return _within(mesh, config.rules, compiled)
 
 
-def loss_fn(config: cfg.TrainConfig, params: Any, frozen: tokenizer.PatchTokenizer, batch: types.Batch,
-            key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_fn(config: cfg.TrainConfig, params: Any, frozen: encoders.Encoders, batch: types.Batch, noise: Noise,
+            counts: Counts | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted video and action velocity loss of a batch, and its parts."""
-  c, f = config.model, config.flow
+  window = encode_batch(config.model, params, frozen, batch)
+  return velocity_loss(config, window, noise, *predict(config, params, window, noise), counts)
+
+
+def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, noise: Noise):
+  """Gradients of the loss and its parts, over `config.accumulate` parts of the batch one after the other.
+
+  Each part is divided by the counts of the whole batch, so the sum is what one pass would give.
+  """
+  gradient = jax.grad(functools.partial(loss_fn, config), has_aux=True)
+  if config.accumulate == 1:
+    return gradient(state.params, state.frozen, batch, noise)
+  counts = count(config.model, batch)
+
+  def one(total, part):
+    return jax.tree.map(jnp.add, total, gradient(state.params, state.frozen, *part, counts)), None
+
+  # Every n-th sample, so that each part lies on all devices.
+  parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1), (batch, noise))
+  first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
+  return jax.lax.scan(one, gradient(state.params, state.frozen, *first, counts), rest)[0]
+
+
+def count(c: cfg.ModelConfig, batch: types.Batch) -> Counts:
+  """What the losses of a batch are means over."""
+  return Counts(jnp.sum(_frame_mask(c, batch)[:, _first(c):]), jnp.sum(batch.action_mask_BAU), batch.action_mask_BAU.size)
+
+
+def encode_batch(c: cfg.ModelConfig, params: Any, frozen: encoders.Encoders, batch: types.Batch) -> Window:
+  """Pixels and words to latents and embeddings; no gradient reaches the frozen encoders."""
   B, Q = batch.chunk_mask_BQ.shape
-  chex.assert_shape(batch.frames_BRIJ3, (B, c.camera_frames(Q), None, None, 3))
   chex.assert_shape(batch.action_BAU, (B, Q * c.actions_per_chunk, c.action_dim))
-  clean = jax.lax.stop_gradient(frozen.encode(batch.frames_BRIJ3))
+  if (ready := batch.features) is not None:
+    condition = None if ready.condition_BFHWC is None else encoders.with_mask(ready.condition_BFHWC)
+    clean, first_frame, text_BPC = ready.clean_BFHWC, encoders.Condition(ready.image_BIC, condition), ready.text_BPC
+  else:
+    chex.assert_shape(batch.frames_BRIJ3, (B, c.camera_frames(Q), None, None, 3))
+    clean, first_frame = frozen.encode(batch.frames_BRIJ3), frozen.encode_condition(batch.frames_BRIJ3[:, :1])
+    text_BPC = None if frozen.text is None else frozen.text.encode(batch.prompt_ids_BP)
+  clean, first_frame, text_BPC = jax.lax.stop_gradient((clean, first_frame, text_BPC))
+  if text_BPC is None:
+    model = wam.WorldActionModel(c)
+    text_BPC = model.apply({'params': params}, batch.prompt_ids_BP, method=model.encode_text)
+  return Window(clean, batch.action_BAU, batch.action_mask_BAU, batch.action_mask_BAU.any(-1), _frame_mask(c, batch),
+                batch.proprio_BQX, batch.embodiment_B, text_BPC, first_frame)
+
+
+def _frame_mask(c: cfg.ModelConfig, batch: types.Batch) -> jax.Array:
+  """[B, F] bool, latent frames that are not padding."""
+  chunks_BF = jnp.repeat(batch.chunk_mask_BQ, c.frames_per_chunk, 1)
+  return jnp.concatenate([jnp.ones_like(chunks_BF[:, :1]), chunks_BF], 1)
+
+
+def sample_noise(config: cfg.TrainConfig, key: jax.Array, frozen: encoders.Encoders, batch: types.Batch) -> Noise:
+  """One draw for every sample of the batch."""
+  c = config.model
   key_levels, key_video, key_action = jax.random.split(key, 3)
-  levels = flow.sample_levels(key_levels, B, Q, f)
-  first = 0 if c.predict_first_frame else 1
-  sigma_BF = jnp.concatenate(
-      [levels.first_B[:, None], jnp.repeat(levels.video_BQ, c.frames_per_chunk, 1)], 1)[:, first:]
-  sigma_BA = jnp.repeat(levels.action_BQ, c.actions_per_chunk, 1)
-  target_video, noisy_video = _noised(key_video, clean[:, first:], sigma_BF)
-  target_action, noisy_action = _noised(key_action, batch.action_BAU, sigma_BA)
-  if f.mask_padded_noise:
-    noisy_action = noisy_action * batch.action_mask_BAU
-  model = wam.WorldActionModel(c)
-  text_BPC = model.apply({'params': params}, batch.prompt_ids_BP, method=model.encode_text)
-  video, action = model.apply(
-      {'params': params}, clean[:, :-c.frames_per_chunk], noisy_video, sigma_BF, noisy_action, sigma_BA,
-      batch.proprio_BQX, text_BPC, batch.embodiment_B, batch.action_mask_BAU.any(-1))
-  frame_mask_BF = jnp.concatenate(
-      [jnp.ones((B, 1), bool), jnp.repeat(batch.chunk_mask_BQ, c.frames_per_chunk, 1)], 1)[:, first:]
-  video_loss = flow.video_loss(video, target_video, flow.loss_weight(sigma_BF, f), frame_mask_BF)
-  action_loss = flow.action_loss(action, target_action, flow.loss_weight(sigma_BA, f), batch.action_mask_BAU,
-                                 f.action_mean)
+  B, Q = batch.chunk_mask_BQ.shape
+  clean = batch.features.clean_BFHWC if batch.features else jax.eval_shape(frozen.encode, batch.frames_BRIJ3)
+  levels = flow.sample_levels(key_levels, B, Q, config.flow, c.actions_per_chunk)
+  sigma_BF = jnp.concatenate([levels.first_B[:, None], jnp.repeat(levels.video_BQ, c.frames_per_chunk, 1)], 1)
+  video = flow.sample_noise(key_video, (B, clean.shape[1] - _first(c), *clean.shape[2:]))
+  video = jnp.pad(video, ((0, 0), (_first(c), 0), (0, 0), (0, 0), (0, 0)))
+  return Noise(sigma_BF, levels.action_BA, video, flow.sample_noise(key_action, batch.action_BAU.shape))
+
+
+def predict(config: cfg.TrainConfig, params: Any, window: Window, noise: Noise) -> tuple[jax.Array, jax.Array]:
+  """Velocities of the noised window: of its frames (but frame 0, where that is given), and of its actions."""
+  c, first = config.model, _first(config.model)
+  noisy_video = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)[:, first:]
+  noisy_action = flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA)
+  if config.flow.mask_padded_noise:
+    noisy_action = noisy_action * window.action_mask_BAU
+  return wam.WorldActionModel(c).apply(
+      {'params': params}, window.clean_BFHWC[:, :-c.frames_per_chunk], noisy_video, noise.sigma_BF[:, first:],
+      noisy_action, noise.sigma_BA, window.proprio_BQX, window.text_BPC, window.embodiment_B, window.action_valid_BA,
+      window.first_frame.latents_BFHWC, window.first_frame.image_BIC)
+
+
+def velocity_loss(config: cfg.TrainConfig, window: Window, noise: Noise, video: jax.Array, action: jax.Array,
+                  counts: Counts | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Weighted squared error of predicted velocities, and its parts. Source: DreamZero policy head `forward`.
+
+  Args:
+    counts: to divide by, where the window is a part of a batch; by default its own.
+  """
+  f, first = config.flow, _first(config.model)
+  sigma_BF = noise.sigma_BF[:, first:]
+  target_video = flow.velocity(window.clean_BFHWC, noise.video_BFHWC)[:, first:]
+  frames, actions, padded = counts or (None,) * 3
+  video_loss = flow.video_loss(video, target_video, flow.loss_weight(sigma_BF, f), window.frame_mask_BF[:, first:],
+                               frames)
+  action_loss = flow.action_loss(action, flow.velocity(window.action_BAU, noise.action_BAU),
+                                 flow.loss_weight(noise.sigma_BA, f), window.action_mask_BAU, f.action_mean,
+                                 padded if f.action_mean == 'padded' else actions)
   loss = f.video_weight * video_loss + f.action_weight * action_loss
   return loss, dict(loss=loss, video_loss=video_loss, action_loss=action_loss)
+
+
+def _first(c: cfg.ModelConfig) -> int:
+  """The first frame that is denoised."""
+  return 0 if c.predict_first_frame else 1
 
 
 def make_schedule(config: cfg.TrainConfig) -> optax.Schedule:
@@ -157,7 +290,7 @@ def _is_matrix(params: Any) -> Any:
       lambda path, _: any(getattr(k, 'key', None) in ('w', 'table') for k in path), params)
 
 
-def _init(config: cfg.TrainConfig, frozen: tokenizer.PatchTokenizer) -> TrainState:
+def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
   """The state with logical boxes around its parameters."""
   c = config.model
   B, Q = 1, c.max_chunks
@@ -175,11 +308,6 @@ def _init(config: cfg.TrainConfig, frozen: tokenizer.PatchTokenizer) -> TrainSta
   params = nn.init(both, model)(jax.random.key(config.seed))['params']
   ema_params = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
   return TrainState(jnp.int32(0), params, ema_params, make_optimizer(config).init(params), frozen)
-
-
-def _noised(key, clean, sigma):
-  noise = flow.sample_noise(key, clean.shape)
-  return flow.velocity(clean, noise), flow.interpolate(clean, noise, sigma)
 
 
 def _noise_key(config: cfg.TrainConfig, step) -> jax.Array:

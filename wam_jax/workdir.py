@@ -7,17 +7,20 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wam_jax import config as cfg
 
 _ABSENT = object()
+VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
 
 # Keys that may change between restarts: how long and how fast, never what is computed.
 _MAY_CHANGE = frozenset({
-    'steps', 'log_every', 'save_every', 'eval_every', 'eval_batches', 'keep',
-    'data.workers', 'data.threads', 'data.prefetch', 'data.cache_gib',
+    'steps', 'log_every', 'save_every', 'eval_every', 'eval_batches', 'keep', 'keep_every', 'accumulate',
+    'spike_factor', 'stop_on_spike', 'hang_timeout_s', 'profile',
+    'data.workers', 'data.threads', 'data.prefetch', 'data.cache_gib', 'model.text.tokenizer',
 })
 _MAY_CHANGE_GROUPS = ('mesh.', 'rules.', 'sample.', 'evaluation.')
 
@@ -73,6 +76,29 @@ def load_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     return None
   except ValueError as e:
     raise ValueError(f'{path} is not JSON ({e}). Restore it from a copy, or start in another --workdir.') from e
+
+
+def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
+  """Copies the text encoder's vocabulary into `workdir`, so that its checkpoints need no other file.
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  if config.model.text.kind == 'word' or find_vocabulary(workdir):
+    return
+  source = pathlib.Path(config.model.text.tokenizer).expanduser()
+  if not source.is_file():
+    raise ValueError(f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
+                     f'sentencepiece model of the text encoder {config.model.text.kind!r}.')
+  target = workdir / VOCABULARIES[source.suffix != '.json']
+  partial = target.with_name(target.name + '.partial')
+  shutil.copyfile(source, partial)
+  partial.replace(target)
+
+
+def find_vocabulary(workdir: pathlib.Path) -> pathlib.Path | None:
+  """The text encoder's vocabulary in `workdir`, if it has one."""
+  return next((workdir / name for name in VOCABULARIES if (workdir / name).exists()), None)
 
 
 def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:

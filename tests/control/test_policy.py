@@ -13,6 +13,7 @@ import pytest
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.control import policy as policy_lib
+from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 from wam_jax.models import wam
 
@@ -32,7 +33,7 @@ MASK_BAU[1, -1:] = MASK_BAU[1, :, -1:] = False  # Robot 1 has fewer steps and di
 
 @functools.cache
 def fitted():
-  return tokenizer.fit_patch_tokenizer(FRAMES, MODEL.tokenizer)
+  return encoders.Encoders(tokenizer.fit_patch_tokenizer(FRAMES, MODEL.tokenizer), None, None, MODEL)
 
 
 @functools.cache
@@ -191,3 +192,42 @@ def test_one_flash_step_equals_the_teacher_forced_velocity():
   np.testing.assert_allclose(got_action, (noise_action - action) * np.tile(MASK_BAU, (1, Q, 1)), atol=1e-5)
   np.testing.assert_allclose(got_video, noise_video - (1 - 0.8) * video, atol=1e-5)
   assert policy(FLASH).traces == 1
+
+
+def test_guidance_moves_the_video_towards_the_prompt_and_leaves_the_actions():
+  """The first call has no history, so that the actions of the prompt's branch are those without guidance."""
+  plain = dataclasses.replace(FLASH, steps=1)
+  guided = dataclasses.replace(plain, guidance_scale=3.0)
+  one = policy(guided)
+  negative_BP = np.tile(PROMPT_BP[:1, ::-1], (B, 1))
+  state = one.reset(random_params(), fitted(), PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0),
+                    negative_BP)
+  action, video, state = one.step(random_params(), fitted(), state, observe(0))
+  want_action, positive, _ = act(reset(plain), observe(0), plain)
+  _, negative, _ = act(reset(plain, prompt_BP=negative_BP), observe(0), plain)
+  np.testing.assert_allclose(action, want_action, atol=1e-5)  # Float32, sums in another order.
+  np.testing.assert_allclose(video, negative + 3 * (positive - negative), atol=1e-4)
+  one.step(random_params(), fitted(), state, observe(1))
+  assert one.traces == 1
+  with pytest.raises(ValueError, match='guidance_scale=3.0 needs negative prompts'):
+    one.reset(random_params(), fitted(), PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0))
+
+
+def test_the_same_noise_at_every_call():
+  same = dataclasses.replace(FLASH, same_noise=True)
+  _, _, state = act(reset(same), observe(0), same)
+  np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(jax.random.key(0)))
+
+
+def test_observed_chunks_as_fresh_streams_agree_where_the_tokenizer_has_no_memory(episode):
+  fresh = dataclasses.replace(JOINT, observed='fresh')
+  for got, want in zip(act_all(reset(fresh), [observe(0), observe(1)], fresh), episode):
+    for g, w in zip(got, want):
+      np.testing.assert_allclose(g, w, atol=1e-5)
+
+
+def test_imagined_frames_are_the_decoded_latents(episode):
+  _, latents, state = act(reset(), observe(0))
+  frames = policy(JOINT).imagine(fitted(), state, latents)
+  assert frames.shape == (B, r, 8, 4, 3)
+  np.testing.assert_allclose(frames, fitted().tokenizer.decode_more((), latents)[0], atol=1e-5)

@@ -29,7 +29,7 @@ def pixels(frames):
 def test_frame_0_is_encoded_alone(fitted):
   latents = fitted.encode(FRAMES)
   assert latents.shape == (3, 4, 4, 6, 5)
-  np.testing.assert_array_equal(latents[:, :1], fitted.encode_first(FRAMES[:, :1]))
+  np.testing.assert_array_equal(latents[:, :1], fitted.encode_start(FRAMES[:, :1])[0])
 
 
 def test_later_frames_do_not_change_earlier_latents(fitted):
@@ -43,17 +43,21 @@ def test_later_frames_do_not_change_earlier_latents(fitted):
 
 
 def test_streaming_equals_whole(fitted):
-  parts = [fitted.encode_first(FRAMES[:, :1])]
-  parts += [fitted.encode_next(FRAMES[:, 1 + k * T:1 + (k + 1) * T]) for k in range(3)]
+  first, stream = fitted.encode_start(FRAMES[:, :1])
+  parts = [first]
+  for k in range(3):
+    latents, stream = fitted.encode_more(stream, FRAMES[:, 1 + k * T:1 + (k + 1) * T])
+    parts.append(latents)
   # Float32 sums may run in another order when fewer patches are multiplied at once.
   np.testing.assert_allclose(np.concatenate(parts, 1), fitted.encode(FRAMES), atol=1e-5)
 
 
 def test_streaming_decode_equals_whole(fitted):
   latents = fitted.encode(FRAMES)
-  np.testing.assert_allclose(
-      np.concatenate([fitted.decode_next(latents[:, 1:2]), fitted.decode_next(latents[:, 2:])], 1),
-      fitted.decode(latents)[:, 1:], atol=1e-5)
+  first, stream = fitted.decode_start(latents[:, :1])
+  second, stream = fitted.decode_more(stream, latents[:, 1:2])
+  rest, _ = fitted.decode_more(stream, latents[:, 2:])
+  np.testing.assert_allclose(np.concatenate([first, second, rest], 1), fitted.decode(latents), atol=1e-5)
 
 
 def test_full_width_is_an_exact_inverse():
@@ -78,7 +82,7 @@ def test_lost_detail_is_the_variance_of_the_dropped_components():
   singular = np.linalg.svd((p := patches_NP.reshape(-1, FULL)) - p.mean(0), compute_uv=False)
   for channels in (1, 6, 20):
     fitted = fit(channels)
-    lost = np.asarray(fitted.decode_next(fitted.encode_next(still)), np.float64) - pixels(still)
+    lost = np.asarray(fitted.decode_more(*fitted.encode_more((), still)[::-1])[0], np.float64) - pixels(still)
     np.testing.assert_allclose((lost ** 2).sum(), (singular[channels:] ** 2).sum(), rtol=1e-4)
 
 

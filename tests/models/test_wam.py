@@ -189,6 +189,51 @@ def test_each_embodiment_has_its_own_action_weights():
     assert np.any(video[1] != before[0][1]) == (module != 'action_decoder')
 
 
+NO_ACTIONS = dict.fromkeys(
+    ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA'))
+
+
+def test_video_alone_is_video_whose_actions_nobody_sees():
+  """Sample 2 has no valid action; the sums over masked keys are those without the keys."""
+  video, action = compiled(CONFIG)(random_params(), {**INPUTS, **NO_ACTIONS})
+  assert action is None
+  np.testing.assert_allclose(video[2], forward()[0][2], atol=1e-5)
+
+
+def test_without_clean_video_chunks_see_their_noisy_past():
+  """Noise in chunk c reaches the velocities of chunk c and of later ones; chunk 0 is frame 0."""
+  inputs = dict(clean_BFHWC=None, noisy_BFHWC=INPUTS['clean_BFHWC'], sigma_video_BF=np.full((B, 1 + Q * F), 0.5))
+  frames = lambda c: slice(0, 1) if c == 0 else slice(1 + (c - 1) * F, 1 + c * F)
+  before = forward(**inputs)[0]
+  for c in range(Q + 1):
+    noisy = inputs['noisy_BFHWC'].copy()
+    noisy[:, frames(c)] += 0.3
+    after = forward(**{**inputs, 'noisy_BFHWC': noisy})[0]
+    assert [k for k in range(Q + 1) if np.any(after[:, frames(k)] != before[:, frames(k)])] == list(range(c, Q + 1))
+
+
+def test_full_cache_drops_the_oldest_frames():
+  """A window of one chunk and frame 0: a cache of its size gives what a cache that drops nothing gives."""
+  config = dataclasses.replace(CONFIG, max_chunks=1)
+  prompt_kv, commit, denoise = (
+      functools.partial(compiled_method(config, name), random_params())
+      for name in ('prompt_kv', 'commit_and_predict', 'denoise'))
+  prompt = prompt_kv(INPUTS['text_BPC'])
+  tokens, outputs = (H // config.patch) * (W // config.patch), []
+  for frames in (config.window_frames, 1 + Q * F):
+    cache = attention.KVCache.empty(config.num_layers, B, config.num_heads, frames * tokens, config.head_dim, 'float32')
+    for start in (0, *range(1, 1 + Q * F, F)):
+      clean = INPUTS['clean_BFHWC'][:, start:start + (F if start else 1)]
+      cache, predicted = commit(cache, clean, jnp.int32(start), prompt)
+    assert cache.frames == 1 + Q * F
+    video, _ = denoise(cache, INPUTS['noisy_BFHWC'][:, :F], INPUTS['sigma_video_BF'][:, :F], None, None, None,
+                       cache.frames, prompt, None, None)
+    outputs.append((predicted, video))
+  for got, want in zip(*outputs):
+    np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums in another order.
+    assert np.std(want) > 0.1
+
+
 def test_prompt_matters():
   for got, want in zip(forward(text_BPC=-INPUTS['text_BPC']), forward()):
     assert np.abs(got - want).max() > 1e-2

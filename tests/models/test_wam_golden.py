@@ -1,125 +1,268 @@
-"""The transformer against the official PyTorch modules, on the golden files (tests/golden/README.md).
+"""The transformer and its modules against the official PyTorch ones, on the golden files (tests/golden/README.md)."""
+from __future__ import annotations
 
-Tolerances are those the files suggest for float32: 2e-4 for outputs, 1e-3 relative for gradients, masks exactly.
-"""
-import json
-import pathlib
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import parity
 from wam_jax import config as cfg
 from wam_jax import masks
-from wam_jax.interop import table
+from wam_jax.interop.table import dit as table
+from wam_jax.interop.table import rows
+from wam_jax.models import action
 from wam_jax.models import attention
+from wam_jax.models import layers
 from wam_jax.models import wam
 
-GOLDEN = sorted((pathlib.Path(__file__).parents[1] / 'golden').glob('dit_*.npz'))
 
+class Case:
+  """A file's model, parameters and inputs; sizes come from its configuration."""
 
-def load(path):
-  data = np.load(path)
-  g = json.loads(str(data['config_json']))
-  i2v = g['model_type'] == 'i2v'
-  config = cfg.ModelConfig(
-      dim=g['dim'], mlp_dim=g['ffn_dim'], num_heads=g['num_heads'], num_layers=g['num_layers'],
-      patch=g['patch_size'][1], image_condition=i2v and g['concat_first_frame_latent'],
-      image_dim=g['image_embed_dim'], image_tokens=g['image_tokens'], freq_dim=g['freq_dim'],
-      action_dim=g['action_dim'], proprio_dim=g['max_state_dim'], action_hidden=g['hidden_size'],
-      frames_per_chunk=g['num_frame_per_block'], actions_per_chunk=g['num_action_per_block'],
-      max_chunks=g['max_chunk_size'], predict_first_frame=True, state_rule='reference',
-      tokenizer=cfg.TokenizerConfig(channels=g['out_dim']))
-  weights = {k[2:]: data[k] for k in data.files if k.startswith('w/')}
-  return data, config, table.to_params(weights, config)
+  def __init__(self, golden: parity.Golden):
+    g = golden.config
+    self.golden, self.chunks, self.frames = golden, g['chunks'], g['frames']
+    self.grid = g['latent_h'] // g['patch_size'][1], g['latent_w'] // g['patch_size'][2]
+    self.config = cfg.ModelConfig(
+        dim=g['dim'], mlp_dim=g['ffn_dim'], num_heads=g['num_heads'], num_layers=g['num_layers'],
+        patch=g['patch_size'][1], image_condition=bool(g['y_channels']), image_dim=g['image_embed_dim'],
+        image_tokens=g['image_tokens'], freq_dim=g['freq_dim'], action_dim=g['action_dim'],
+        proprio_dim=g['max_state_dim'], action_hidden=g['hidden_size'], frames_per_chunk=g['num_frame_per_block'],
+        actions_per_chunk=g['num_action_per_block'], predict_first_frame=True, state_rule='reference', eps=g['eps'],
+        max_chunks=self.chunks if g['max_chunk_size'] == -1 else g['max_chunk_size'],
+        history_rule='reference_global' if g['max_chunk_size'] == -1 else 'chunk',
+        tokenizer=cfg.TokenizerConfig(channels=g['out_dim']), text=cfg.TextConfig(dim=g['text_dim']))
+    self.states_per_chunk = g['num_state_per_block']
+    self.model = wam.WorldActionModel(self.config)
+    self.rows = table.rows(self.config)
+    self.params = rows.to_params(self.rows, golden.below('w/'))
+    self.embodiment_B = np.zeros(g['batch'], np.int32)
+    self.condition = video(golden['in/y']) if 'in/y' in golden else None
+    self.clean = video(golden['in/clean_latents'])
+
+  def inputs(self):
+    """Arguments of the teacher-forced forward."""
+    golden = self.golden
+    return dict(
+        clean_BFHWC=self.clean, noisy_BFHWC=video(golden['in/noisy_latents']),
+        sigma_video_BF=golden['in/timestep'] / 1000, noisy_action_BAU=golden['in/noisy_action'],
+        sigma_action_BA=golden['in/timestep_action'] / 1000, proprio_BQX=golden['in/state'],
+        text_BPC=golden['in/context'], embodiment_B=self.embodiment_B,
+        action_valid_BA=np.ones(golden['in/noisy_action'].shape[:2], bool), condition_BFHWC=self.condition,
+        image_BIC=golden['in/clip_feature'])
+
+  def compiled(self, method=None, **options):
+    """The model or one of its methods as a compiled function of the inputs."""
+    run = jax.jit(lambda params, args, named: self.model.apply(
+        {'params': params}, *args, **named, method=method, **options))
+    return lambda *args, **named: run(self.params, args, named)
+
+  def layout(self, clean_frames, chunks):
+    c = self.config
+    return masks.training_layout(clean_frames, range(self.frames), self.grid[0] * self.grid[1], c.frames_per_chunk,
+                                 c.actions_per_chunk, self.states_per_chunk, chunks)
 
 
 def video(x):
-  return jnp.asarray(x).transpose(0, 2, 3, 4, 1)
+  """Batch x channel x frame x row x column to ours."""
+  return np.moveaxis(x, 1, -1)
 
 
-def training_inputs(data, config):
-  y = video(data['in/y']) if 'in/y' in data.files else None
-  drop = config.frames_per_chunk
-  return dict(
-      clean_BFHWC=video(data['in/clean_latents'])[:, :-drop], noisy_BFHWC=video(data['in/noisy_latents']),
-      sigma_video_BF=data['in/timestep'] / 1000, noisy_action_BAU=data['in/noisy_action'],
-      sigma_action_BA=data['in/timestep_action'] / 1000, proprio_BQX=data['in/state'], text_BPC=data['in/context'],
-      embodiment_B=np.zeros(len(data['in/state']), np.int32),
-      action_valid_BA=np.ones(data['in/noisy_action'].shape[:2], bool), condition_BFHWC=y,
-      image_BIC=data['in/clip_feature'] if config.image_dim else None)
-
-
-@pytest.fixture(params=GOLDEN, ids=lambda p: p.stem, scope='module')
-def golden(request):
-  return load(request.param)
+@pytest.fixture(scope='module')
+def case(golden_dit):
+  return Case(golden_dit)
 
 
 def test_files_are_there():
-  assert [p.stem for p in GOLDEN] == ['dit_i2v_block1_window', 'dit_i2v_block2']
+  names = {path.stem for prefix in ('dit', 'embodiment_heads') for path in parity.files(parity.HERE, prefix)}
+  assert names == {'dit_i2v_block1_window', 'dit_i2v_block2', 'dit_ti2v_global', 'embodiment_heads'}
 
 
-def test_teacher_forced_outputs(golden):
-  data, config, params = golden
-  inputs = training_inputs(data, config)
-  got_video, got_action = jax.jit(wam.WorldActionModel(config).apply)({'params': params}, **inputs)
-  np.testing.assert_allclose(got_video, video(data['out/train/video']), atol=2e-4)
-  np.testing.assert_allclose(got_action, data['out/train/action'], atol=2e-4)
+def test_golden_forward_and_intermediates(golden_dit, case, request):
+  forward = case.compiled(capture_intermediates=True, mutable=['intermediates'])
+  (got_video, got_action), state = forward(**case.inputs())
+  captured = state['intermediates']
+  check = lambda name, got: parity.check(request, f'DiT {name.removeprefix("sub/train/")}', got, golden_dit[name],
+                                         absolute=parity.OUTPUTS)
+  check('out/train/video', np.moveaxis(got_video, -1, 1))
+  check('out/train/action', got_action)
+
+  output = lambda *path: functools.reduce(lambda node, key: node[key], path, captured)['__call__']
+  for name, x_BFHWD in zip(('clean', 'noisy'), output('patch_embedding')):
+    check(f'sub/train/patch_embedding_{name}', np.moveaxis(x_BFHWD, -1, 1))
+  for name in ('action_encoder', 'state_encoder', 'text_embedding', 'action_decoder'):
+    check(f'sub/train/{name}', output(name)[0])
+  check('sub/train/img_emb', output('image_embedding')[0])
+  check('sub/train/head', np.reshape(output('head')[0], golden_dit['sub/train/head'].shape))
+  group_T = case.layout(case.frames, case.chunks).group
+  clean = group_T == 0
+  for name in ('time_embedding', 'time_projection'):
+    per_token = np.asarray(output(name)[0])[:, group_T].reshape(len(got_video), len(group_T), -1)
+    for half, got in (('clean', per_token[:, clean]), ('noisy', per_token[:, ~clean])):
+      want = golden_dit[f'sub/train/{name}_{half}'].reshape(len(got), -1, got.shape[-1])
+      # Where states do not divide the actions, the reference embeds times that belong to no token.
+      parity.check(request, f'DiT {name}_{half}', got, want[:, :got.shape[1]], absolute=parity.OUTPUTS)
+  check('sub/train/block0_self_attn', output('blocks', 'self_attn')[0][0][0])
+  check('sub/train/block0_cross_attn', output('blocks', 'cross_attn')[0][0])
+  for i, x_BTD in enumerate(output('blocks')[0][0]):
+    check(f'sub/train/block{i}', x_BTD)
 
 
-def test_gradients(golden):
-  data, config, params = golden
-  inputs = training_inputs(data, config)
+def test_golden_gradients(golden_dit, case, request):
+  inputs = case.inputs()
 
+  @jax.jit
+  @jax.value_and_grad
   def loss(params):
-    v, a = wam.WorldActionModel(config).apply({'params': params}, **inputs)
-    return jnp.mean(v ** 2) + jnp.mean(a ** 2)
+    got_video, got_action = case.model.apply({'params': params}, **inputs)
+    return jnp.mean(got_video ** 2) + jnp.mean(got_action ** 2)
 
-  value, grads = jax.jit(jax.value_and_grad(loss))(params)
-  np.testing.assert_allclose(value, data['out/grad/loss'], rtol=1e-3)
-  norms = dict(zip(data['out/grad/param_names'], data['out/grad/param_l2']))
-  for row in table.rows(config):
-    leaf = grads
-    for part in row.path.split('/'):
-      leaf = leaf[part]
-    names = [row.torch.format(i) for i in range(config.num_layers)] if '{}' in row.torch else [row.torch]
-    for name, g in zip(names, leaf if '{}' in row.torch else [leaf]):
-      np.testing.assert_allclose(np.linalg.norm(g), norms[name], rtol=1e-3, atol=1e-7, err_msg=name)
-
-
-def test_mask(golden):
-  data, config, _ = golden
-  F, (H, W) = data['in/noisy_latents'].shape[2], data['in/noisy_latents'].shape[3:]
-  Q = (F - 1) // config.frames_per_chunk
-  layout = masks.training_layout(F, range(F), H * W // config.patch ** 2, config.frames_per_chunk,
-                                 config.actions_per_chunk, data['in/state'].shape[1] // Q, Q)
-  got = masks.teacher_forcing(layout, frames_per_chunk=config.frames_per_chunk,
-                              window_frames=1 + config.max_chunks * config.frames_per_chunk, state_rule='self')
-  np.testing.assert_array_equal(got, data['mask/teacher_forcing'])
+  value, gradients = loss(case.params)
+  parity.check(request, 'DiT loss', value, golden_dit['out/grad/loss'], relative=parity.GRADIENTS)
+  gradients = rows.to_weights(case.rows, gradients)
+  norms = dict(zip(golden_dit['out/grad/param_names'].tolist(), golden_dit['out/grad/param_l2']))
+  for name, norm in norms.items():
+    parity.check(request, 'DiT gradient norms', np.linalg.norm(gradients[name]), norm, relative=parity.GRADIENTS,
+                 absolute=1e-7)  # Float32 rounding of gradients that vanish.
+  without = set(filter(None, np.ravel(golden_dit['out/grad/no_grad_names']).tolist()))
+  assert norms.keys() | without == gradients.keys()
+  for name in without:
+    parity.check(request, 'DiT gradients that are not there', gradients[name], 0 * gradients[name])
+  for name, want in golden_dit.below('out/grad/').items():
+    if name in gradients:
+      parity.check(request, f'DiT gradient of {name}', gradients[name], want, relative=parity.GRADIENTS)
 
 
-def test_cached_chunks():
-  data, config, params = load(next(p for p in GOLDEN if p.stem == 'dit_i2v_block2'))
-  inputs, c = training_inputs(data, config), config
-  model = wam.WorldActionModel(c)
-  apply = lambda method, *args: model.apply({'params': params}, *args, method=method)
-  prompt = apply(model.prompt_kv, inputs['text_BPC'], inputs['image_BIC'])
-  clean, y = video(data['in/clean_latents']), inputs['condition_BFHWC']
-  B, F, H, W, _ = clean.shape
-  Q, r = (F - 1) // c.frames_per_chunk, c.frames_per_chunk
-  part = lambda x, a, b: None if x is None else x[:, a:b]
-  cache = attention.KVCache.empty(c.num_layers, B, c.num_heads, F * H * W // c.patch ** 2, c.head_dim, jnp.float32)
-  cache = apply(model.commit, cache, clean[:, :1], 0, prompt, part(y, 0, 1))
-  states = data['in/state'].shape[1] // Q
-  for q in range(Q):
-    s = 1 + q * r
+def test_golden_forward_without_clean(golden_dit, case, request):
+  inputs = {**case.inputs(), 'clean_BFHWC': None}
+  for name, got in zip(('video', 'action'), case.compiled()(**inputs)):
+    got = np.moveaxis(got, -1, 1) if name == 'video' else got
+    parity.check(request, f'DiT without clean video: {name}', got, golden_dit[f'out/train_without_clean/{name}'],
+                 absolute=parity.OUTPUTS)
+
+
+def test_golden_forward_without_actions(golden_dit, case, request):
+  """The reference's result is defined only where its window is off, and leaks; ours by default does neither."""
+  if 'out/train_without_action/video' not in golden_dit:
+    return
+  nothing = dict.fromkeys(
+      ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA'))
+  got_video, got_action = case.compiled()(**case.inputs() | nothing)
+  assert got_action is None
+  parity.check(request, 'DiT without actions: video', np.moveaxis(got_video, -1, 1),
+               golden_dit['out/train_without_action/video'], absolute=parity.OUTPUTS)
+
+
+def test_golden_masks(golden_dit, case, request):
+  c, teacher_forced, alone = case.config, case.layout(case.frames, case.chunks), case.layout(0, case.chunks)
+  check = lambda name, got: parity.check(request, f'mask {name}', got, golden_dit[f'mask/{name}'])
+  check('teacher_forcing', case.model._training_mask(teacher_forced))
+  check('without_clean', case.model._training_mask(alone))
+  # The builder that the reference does not use: no window, and of frame 0 and states each token sees itself.
+  lonely = ((alone.frame == 0) | (alone.kind == masks.STATE))[:, None]
+  unused = masks.without_clean(
+      alone, frames_per_chunk=c.frames_per_chunk, window_frames=case.frames, state_rule='self')
+  check('flex_static_builder', np.where(lonely, np.eye(len(unused), dtype=bool), unused))
+
+
+def test_golden_cached_chunks(golden_dit, case, request):
+  """Frame 0 is committed, then each chunk denoised and its clean frames committed, past the window if it is short."""
+  c, golden = case.config, golden_dit
+  tokens, F = case.grid[0] * case.grid[1], c.frames_per_chunk
+  commit, denoise = case.compiled('commit_and_predict'), case.compiled('denoise')
+  part = lambda x, start, n: None if x is None else x[:, start:start + n]
+  check = lambda name, got, want: parity.check(request, f'DiT cached: {name}', got, golden[f'out/cached/{want}'],
+                                               absolute=parity.OUTPUTS)
+
+  def commit_frames(cache, start, frames, name):
+    cache, got = commit(cache, part(case.clean, start, frames), jnp.int32(start), prompt,
+                        part(case.condition, start, frames))
+    check('committed video', np.moveaxis(got, -1, 1), f'prefill_{name}/video')
+    return cache
+
+  window = c.window_frames if c.history_rule == 'chunk' else wam.REFERENCE_GLOBAL_FRAMES
+  prompt = case.compiled('prompt_kv')(golden['in/context'], golden['in/clip_feature'])
+  cache = attention.KVCache.empty(c.num_layers, len(case.clean), c.num_heads, window * tokens, c.head_dim, 'float32')
+  cache = commit_frames(cache, 0, 1, 'first')
+  for q in range(case.chunks):
+    start = 1 + q * F
     if q:
-      cache = apply(model.commit, cache, clean[:, s - r:s], s - r, prompt, part(y, s - r, s))
-    get = lambda name, q=q: data[f'in/cached/chunk{q}/{name}']
-    got_video, got_action = apply(
-        model.denoise, cache, video(get('noisy_latents')), get('timestep') / 1000, get('noisy_action'),
-        get('timestep_action') / 1000, data['in/state'][:, q * states:(q + 1) * states], s, prompt,
-        inputs['embodiment_B'], np.ones(get('noisy_action').shape[:2], bool), part(y, s, s + r))
-    np.testing.assert_allclose(got_video, video(data[f'out/cached/chunk{q}/video']), atol=2e-4)
-    np.testing.assert_allclose(got_action, data[f'out/cached/chunk{q}/action'], atol=2e-4)
+      cache = commit_frames(cache, start - F, F, f'chunk{q - 1}')
+    parity.check(request, 'DiT cached: length', int(cache.seen_from(start, 0, window, tokens).sum()),
+                 golden[f'out/cached/chunk{q}/cache_len'])
+    given = golden.below(f'in/cached/chunk{q}/')
+    got_video, got_action = denoise(
+        cache, video(given['noisy_latents']), given['timestep'] / 1000, given['noisy_action'],
+        given['timestep_action'] / 1000, part(golden['in/state'], q * case.states_per_chunk, case.states_per_chunk),
+        jnp.int32(start), prompt, case.embodiment_B, np.ones(given['noisy_action'].shape[:2], bool),
+        part(case.condition, start, F))
+    check('video', np.moveaxis(got_video, -1, 1), f'chunk{q}/video')
+    check('action', got_action, f'chunk{q}/action')
+  newest = np.arange(max(0, start - window), start)
+  slots = np.ravel(newest[:, None] % window * tokens + np.arange(tokens))
+  kv = np.stack([cache.k, cache.v], 1)[..., slots, :]
+  check('keys and values', np.moveaxis(kv, 3, 4), 'kv_before_last_chunk')
+
+
+def test_golden_rotary_embedding(golden_dit, case, request):
+  c, golden = case.config, golden_dit
+  tokens, K = case.grid[0] * case.grid[1], c.head_dim
+  A, S = case.chunks * c.actions_per_chunk, case.chunks * case.states_per_chunk
+  q_BTNK = golden['sub/rope_q_in']
+  check = lambda component, got, name: parity.check(request, component, got, golden[f'sub/{name}'],
+                                                    absolute=parity.OUTPUTS)
+  turned = lambda q_BTNK, angles: np.swapaxes(attention.rotate(np.swapaxes(q_BTNK, 1, 2), angles), 1, 2)
+
+  angles = dict(video=attention.video_angles(0, case.frames, *case.grid, K),
+                action=attention.sequence_angles(0, A, K), state=attention.sequence_angles(0, S, K))
+  for name in ('video', 'action'):
+    check('rotary tables', np.cos(angles[name]), f'freqs_{name}_cos')
+    check('rotary tables', np.sin(angles[name]), f'freqs_{name}_sin')
+  start = 0
+  for name, part in angles.items():
+    check('rotary embedding', turned(q_BTNK[:, start:start + len(part)], part), f'rope_q_{name}')
+    start += len(part)
+  for q in range(case.chunks):
+    chunk, n_actions, n_states = jnp.int32(q), c.actions_per_chunk, case.states_per_chunk
+    here = np.concatenate([
+        attention.video_angles(1 + chunk * c.frames_per_chunk, c.frames_per_chunk, *case.grid, K),
+        attention.sequence_angles(chunk * n_actions, n_actions, K),
+        attention.sequence_angles(chunk * n_states, n_states, K)])
+    assert len(here) == c.frames_per_chunk * tokens + n_actions + n_states
+    check('rotary embedding, cached', turned(q_BTNK[:, :len(here)], here), f'rope_q_cached_chunk{q}')
+
+
+def test_golden_times(golden_dit, case, request):
+  c, time = case.config, golden_dit['sub/time_in']
+  check = lambda name, got: parity.check(request, f'DiT {name}', got, golden_dit[f'sub/{name}'],
+                                         absolute=parity.OUTPUTS)
+  sinusoid = layers.sinusoid(time, c.freq_dim, 'cos_sin')
+  check('time_sinusoid', sinusoid)
+  embedding = case.compiled(lambda model, x_BGS: model.time_embedding(x_BGS))(sinusoid[None])
+  check('time_embedding_out', embedding[0])
+  projection = case.compiled(lambda model, x_BGD: model.time_projection(jax.nn.silu(x_BGD)))(embedding)
+  check('time_projection_out', projection[0].reshape(len(time), -1))
+  check('action_time_encoding', layers.sinusoid(time[None], c.dim, 'sin_cos'))
+
+
+def test_golden_embodiment_heads(golden_embodiment_heads, request):
+  """The modules with more categories than the reference's model has, and another one for each sample."""
+  golden, g = golden_embodiment_heads, golden_embodiment_heads.config
+  config = cfg.ModelConfig(dim=g['dim'], num_heads=1, num_embodiments=g['num_embodiments'],
+                           action_dim=g['action_dim'], proprio_dim=g['max_state_dim'], action_hidden=g['hidden_size'])
+  names = ('action_encoder', 'state_encoder', 'action_decoder')
+  params = rows.to_params([row for row in table.rows(config) if row.path.startswith(names)], golden.below('w/'))
+  embodiment_B = golden['in/embodiment_id']
+  got = dict(
+      action_encoder=action.ActionEncoder(config).apply(
+          {'params': params['action_encoder']}, golden['in/action'], golden['in/timestep'] / 1000, embodiment_B),
+      state_encoder=action.CategoryMLP(config, config.dim, 'embed').apply(
+          {'params': params['state_encoder']}, golden['in/state'], embodiment_B),
+      action_decoder=action.CategoryMLP(config, config.action_dim, 'channels').apply(
+          {'params': params['action_decoder']}, golden['in/hidden'], embodiment_B),
+      time_encoding=layers.sinusoid(golden['in/timestep'], config.dim, 'sin_cos'))
+  for name, value in got.items():
+    parity.check(request, f'embodiment {name}', value, golden[f'out/{name}'], absolute=parity.OUTPUTS)

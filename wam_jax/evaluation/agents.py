@@ -13,6 +13,7 @@ from wam_jax import types
 from wam_jax.control import policy as policy_lib
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import prompts
 from wam_jax.data import transforms
 
 
@@ -30,13 +31,15 @@ class TimedPolicy:
   """The compiled policy with a checkpoint's weights on the device; its results come to the host and are timed.
 
   Attributes:
+    tokenize: text to prompt ids.
     latencies_s: wall time of each step after the first, which compiles.
   """
 
   def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any):
     self._weights = jax.device_put((params, frozen))
     self._policy = policy_lib.Policy(config.model, config.sample, config.flow)
-    self._decode = jax.jit(lambda frozen, latents: frozen.decode_next(latents))
+    self.tokenize = prompts.make_tokenizer(config.model.text)
+    self._negative = config.sample.negative_prompt if config.sample.guidance_scale != 1 else None
     self.latencies_s: list[float] = []
     self._compiled = False
 
@@ -47,8 +50,9 @@ class TimedPolicy:
 
   def reset(self, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3, seed: int) -> None:
     """Starts an episode; arguments as in `Policy`."""
+    negative_BP = None if self._negative is None else np.tile(self.tokenize(self._negative), (len(ids_BP), 1))
     self._state = self._policy.reset(*self._weights, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3,
-                                     jax.random.key(seed))
+                                     jax.random.key(seed), negative_BP)
 
   def step(self, observation: types.Observation) -> tuple[np.ndarray, np.ndarray]:
     """(normalized actions [B, A, U], imagined frames [B, r, I, J, 3] uint8)."""
@@ -58,7 +62,9 @@ class TimedPolicy:
     if self._compiled:
       self.latencies_s.append(time.perf_counter() - start)
     self._compiled = True
-    return action_BAU, to_uint8(self._decode(self._weights[1], latents))
+    frames_BRIJ3 = to_uint8(self._policy.imagine(self._weights[1], self._state, latents))
+    size = observation.frames_BRIJ3.shape[2:4]  # The tokenizer may work at another.
+    return action_BAU, np.stack([[transforms.resize(frame, *size) for frame in video] for video in frames_BRIJ3])
 
 
 class ModelAgent:
@@ -69,12 +75,12 @@ class ModelAgent:
 
   def reset(self, instructions, composite_BIJ3, seed):
     m, record, B = self._model, self._robot.record, len(instructions)
-    ids_BP = np.stack([transforms.tokenize(transforms.prompt(record, text), m.text.length, m.text.vocab)
-                       for text in instructions])
+    ids_BP = np.stack([self._policy.tokenize(transforms.prompt(record, text)) for text in instructions])
     mask_BAU = np.repeat(action_mask(m, record)[None], B, axis=0)
     self._policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
 
   def act(self, frames_BRIJ3, proprio_BX):
+    proprio_BX = embodiments.convert(self._robot.record.state, proprio_BX)
     proprio = normalize.normalize_proprio(self._robot.statistics, proprio_BX, self._model.proprio_dim)
     action_BAU, imagined = self._policy.step(types.Observation(frames_BRIJ3, proprio))
     raw = np.stack([normalize.unnormalize_action(self._robot.statistics, self._robot.record, a, p)

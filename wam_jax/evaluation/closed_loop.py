@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wam_jax.data import embodiments
-from wam_jax.data import transforms
+from wam_jax.data import normalize
 from wam_jax.envs import tabletop
 from wam_jax.evaluation import agents
 
@@ -37,7 +36,7 @@ class Episode:
   done: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
-def run_episodes(agent: agents.Agent, record: embodiments.Embodiment, make_env: Callable[[], tabletop.TabletopEnv],
+def run_episodes(agent: agents.Agent, robot: normalize.KnownEmbodiment, make_env: Callable[[], tabletop.TabletopEnv],
                  seeds: Sequence[int], batch: int, record_first: int = 0, scene_size: int = 192,
                  on_progress: Callable[[Sequence[Episode]], None] = lambda episodes: None) -> list[Episode]:
   """An episode for each seed, `batch` at a time; the last batch is filled up with repeats that are dropped.
@@ -49,16 +48,16 @@ def run_episodes(agent: agents.Agent, record: embodiments.Embodiment, make_env: 
     chosen = list(seeds[start:start + batch])
     padded = chosen + [chosen[-1]] * (batch - len(chosen))
     recorded = max(0, min(record_first - start, len(chosen)))
-    ran = _run_batch(agent, record, [make_env() for _ in padded], padded, recorded, scene_size)
+    ran = _run_batch(agent, robot, [make_env() for _ in padded], padded, recorded, scene_size)
     episodes += ran[:len(chosen)]
     on_progress(episodes)
   return episodes
 
 
-def _run_batch(agent, record, envs, seeds, recorded, scene_size):
+def _run_batch(agent, robot, envs, seeds, recorded, scene_size):
+  record, see = robot.record, robot.compose
   observations = [env.reset(seed) for env, seed in zip(envs, seeds)]
   episodes = [Episode(seed, env.task, env.instruction) for env, seed in zip(envs, seeds)]
-  see = lambda observation: transforms.compose(record, observation)
   history = [[see(o)] * record.camera_frames_per_chunk for o in observations]
   agent.reset([env.instruction for env in envs], np.stack([h[-1] for h in history]), seeds[0])
   for episode, env, frames in zip(episodes[:recorded], envs, history):

@@ -99,7 +99,7 @@ def _evaluate_tabletop(options: Options, config: cfg.TrainConfig, policy: agents
                                  max_distractors=e.max_distractors)
     agent = _make_agent(options.policy, policy, config.model, robots[name])
     seeds = range(options.seed, options.seed + e.episodes)
-    episodes = closed_loop.run_episodes(agent, record, make_env, seeds, min(e.batch, e.episodes), options.videos,
+    episodes = closed_loop.run_episodes(agent, robots[name], make_env, seeds, min(e.batch, e.episodes), options.videos,
                                         on_progress=_Progress(name, e.episodes))
     rows += _success_rows(robot, episodes)
     everything += episodes

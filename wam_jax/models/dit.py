@@ -126,10 +126,11 @@ def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
   """All blocks as one scanned module: parameters, cache and prompt keys/values stacked on axis 0.
 
   Its `__call__(x, cached, prompt_kv, prompt, tokens)` gives (x, new keys/values of every layer); its
-  `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer).
+  `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer). Captured intermediates are
+  stacked like parameters.
   """
   block = Block if config.remat == 'none' else nn.remat(Block, prevent_cse=False)
-  common = dict(variable_axes={'params': 0}, split_rngs={'params': True}, length=config.num_layers,
+  common = dict(variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True}, length=config.num_layers,
                 unroll=config.scan_unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
   scanned = nn.scan(block, methods={
       '__call__': dict(common, in_axes=(0, 0, nn.broadcast, nn.broadcast), out_axes=0),

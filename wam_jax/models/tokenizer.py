@@ -1,7 +1,8 @@
 """The video tokenizer that needs no download: principal components of space-time patches.
 
-Causal in time like the Wan VAEs: the first frame is encoded alone (as a still of `temporal` equal frames), then each
-latent frame shows the next `temporal` camera frames; a latent never depends on another group's frames.
+Causal in time and with the interface of the Wan VAEs: the first frame is encoded alone (as a still of `temporal` equal
+frames), then each latent frame shows the next `temporal` camera frames. A latent never depends on another group's
+frames, so the state of a stream is empty.
 """
 from __future__ import annotations
 
@@ -29,31 +30,47 @@ class PatchTokenizer:
   spatial: int = flax.struct.field(pytree_node=False)
 
   def encode(self, frames_BRIJ3: jax.Array) -> jax.Array:
-    """[B, 1 + k*t, I, J, 3] uint8 to [B, 1 + k, I/s, J/s, C] float32: frame 0 alone, then groups of t."""
-    return jnp.concatenate(
-        [self.encode_first(frames_BRIJ3[:, :1]), self.encode_next(frames_BRIJ3[:, 1:])], axis=1)
+    """[B, 1 + k*t, I, J, 3] to [B, 1 + k, I/s, J/s, C] float32: frame 0 alone, then groups of t.
 
-  def encode_first(self, frame_B1IJ3: jax.Array) -> jax.Array:
-    """One frame, alone, to one latent frame."""
-    return self.encode_next(jnp.repeat(frame_B1IJ3, self.temporal, axis=1))
+    Frames are uint8 [0, 255], or float32 [-1, 1].
+    """
+    first, stream = self.encode_start(frames_BRIJ3[:, :1])
+    return jnp.concatenate([first, self.encode_more(stream, frames_BRIJ3[:, 1:])[0]], axis=1)
 
-  def encode_next(self, frames_BRIJ3: jax.Array) -> jax.Array:
-    """[B, k*t, I, J, 3] uint8, frames that continue a video, to [B, k, H, W, C]."""
-    pixels = frames_BRIJ3.astype(jnp.float32) / 127.5 - 1
-    return (_patches(pixels, self.temporal, self.spatial) - self.mean_P) @ self.encode_PC
+  def encode_start(self, frame_B1IJ3: jax.Array) -> tuple[jax.Array, tuple[()]]:
+    """(the latent frame of a video's first frame, the stream to go on with)."""
+    return self._encode(jnp.repeat(frame_B1IJ3, self.temporal, axis=1)), ()
+
+  def encode_more(self, stream: tuple[()], frames_BRIJ3: jax.Array) -> tuple[jax.Array, tuple[()]]:
+    """([B, k, H, W, C], stream) of the next k*t frames."""
+    return self._encode(frames_BRIJ3), stream
 
   def decode(self, latents_BFHWC: jax.Array) -> jax.Array:
     """[B, 1 + k, H, W, C] to [B, 1 + k*t, I, J, 3] float32 in [-1, 1]; frame 0 is the mean of its still."""
-    frames = self.decode_next(latents_BFHWC)
-    first = jnp.mean(frames[:, :self.temporal], axis=1, keepdims=True)
-    return jnp.concatenate([first, frames[:, self.temporal:]], axis=1)
+    first, stream = self.decode_start(latents_BFHWC[:, :1])
+    return jnp.concatenate([first, self.decode_more(stream, latents_BFHWC[:, 1:])[0]], axis=1)
 
-  def decode_next(self, latents_BFHWC: jax.Array) -> jax.Array:
-    """[B, k, H, W, C] to [B, k*t, I, J, 3] float32 in [-1, 1]."""
+  def decode_start(self, latents_B1HWC: jax.Array) -> tuple[jax.Array, tuple[()]]:
+    """(the first frame of a video, the stream to go on with)."""
+    return jnp.mean(self._decode(latents_B1HWC), axis=1, keepdims=True), ()
+
+  def decode_more(self, stream: tuple[()], latents_BFHWC: jax.Array) -> tuple[jax.Array, tuple[()]]:
+    """([B, k*t, I, J, 3] float32 in [-1, 1], stream) of the next k latent frames."""
+    return self._decode(latents_BFHWC), stream
+
+  def _encode(self, frames_BRIJ3):
+    return (_patches(to_pixels(frames_BRIJ3), self.temporal, self.spatial) - self.mean_P) @ self.encode_PC
+
+  def _decode(self, latents_BFHWC):
     B, F, H, W, _ = latents_BFHWC.shape
     t, s = self.temporal, self.spatial
     patches = (latents_BFHWC @ self.decode_CP + self.mean_P).reshape(B, F, H, W, t, s, s, 3)
     return jnp.clip(patches.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, F * t, H * s, W * s, 3), -1, 1)
+
+
+def to_pixels(frames: jax.Array) -> jax.Array:
+  """uint8 [0, 255] to float32 [-1, 1]; what is float already stays as it is."""
+  return frames.astype(jnp.float32) / 127.5 - 1 if frames.dtype == jnp.uint8 else frames
 
 
 def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -> PatchTokenizer:

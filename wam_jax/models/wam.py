@@ -6,6 +6,8 @@ Source: DreamZero `CausalWanModel`.
 """
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,8 @@ from wam_jax.models import dit
 from wam_jax.models import layers
 from wam_jax.models import text
 
+REFERENCE_GLOBAL_FRAMES = 21  # What control with the reference's max_chunk_size -1 sees at most.
+
 
 class WorldActionModel(nn.Module):
   """Velocities of video latents and actions, given clean history, prompt and proprioception."""
@@ -28,10 +32,9 @@ class WorldActionModel(nn.Module):
   def setup(self):
     c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
     D, normal = c.dim, nn.initializers.normal(0.02)
-    in_channels = 2 * c.tokenizer.channels + 4 if c.image_condition else c.tokenizer.channels
     self.text_encoder = text.WordEncoder(c.text)
     self.patch_embedding = layers.Einsum(
-        'BFHpWqC,pqCD->BFHWD', (c.patch, c.patch, in_channels, D), ('norm', 'norm', 'channels', 'embed'), dtype)
+        'BFHpWqC,pqCD->BFHWD', (c.patch, c.patch, c.in_channels, D), ('norm', 'norm', 'channels', 'embed'), dtype)
     self.text_embedding = layers.MLP(D, D, layers.gelu_tanh, dtype, normal)
     self.time_embedding = layers.MLP(D, D, jax.nn.silu, dtype, normal)
     self.time_projection = layers.Einsum('BGD,DiE->BGiE', (D, 6, D), ('embed', 'norm', 'mlp'), dtype)
@@ -53,14 +56,15 @@ class WorldActionModel(nn.Module):
 
   def __call__(self, clean_BFHWC, noisy_BFHWC, sigma_video_BF, noisy_action_BAU, sigma_action_BA, proprio_BQX,
                text_BPC, embodiment_B, action_valid_BA, condition_BFHWC=None, image_BIC=None):
-    """Teacher-forced velocities of a window of Q chunks.
+    """Velocities of a window of Q chunks: teacher-forced, or with `clean_BFHWC` None given their own noisy past.
 
     Args:
       clean_BFHWC: every clean latent frame that some later chunk may see: frame 0 and chunks 1 to Q - 1 (later ones
-        are allowed and change nothing).
-      noisy_BFHWC: noisy latents, of frames 0 to F - 1 with `predict_first_frame`, else of frames 1 to F - 1.
+        are allowed and change nothing); or None.
+      noisy_BFHWC: noisy latents, of frames 0 to F - 1 with `predict_first_frame` or without clean ones, else of
+        frames 1 to F - 1.
       sigma_video_BF, sigma_action_BA: their noise levels in [0, 1].
-      noisy_action_BAU: [B, Q*A, U].
+      noisy_action_BAU: [B, Q*A, U]; None, like the four other arguments of actions and states, for video alone.
       proprio_BQX: [B, Q * states per chunk, X].
       text_BPC: of `encode_text`, or of a frozen text encoder.
       embodiment_B: int32 category of the action modules.
@@ -68,38 +72,31 @@ class WorldActionModel(nn.Module):
       condition_BFHWC: image conditioning channels (4 mask, then C) of all F frames, with `image_condition`.
       image_BIC: image-encoder tokens, with `image_dim`.
     Returns:
-      velocities like `noisy_BFHWC` and like `noisy_action_BAU`, float32.
+      velocities like `noisy_BFHWC` and like `noisy_action_BAU` (or None), float32.
     """
     c = self.cfg
-    first = 0 if c.predict_first_frame else 1
-    Fc, Fn, Q = clean_BFHWC.shape[1], noisy_BFHWC.shape[1], noisy_action_BAU.shape[1] // c.actions_per_chunk
+    frames = noisy_BFHWC.shape[1]
+    clean_frames = 0 if clean_BFHWC is None else clean_BFHWC.shape[1]
+    first = 0 if c.predict_first_frame or not clean_frames else 1
     condition = lambda a, b: None if condition_BFHWC is None else condition_BFHWC[:, a:b]
-    clean_BTD, rows, columns = self._video_tokens(clean_BFHWC, condition(0, Fc))
-    noisy_BTD, _, _ = self._video_tokens(noisy_BFHWC, condition(first, first + Fn))
-    states = proprio_BQX.shape[1]
-    layout = masks.training_layout(Fc, range(first, first + Fn), rows * columns, c.frames_per_chunk,
-                                   c.actions_per_chunk, states // Q, Q)
-    mask_TT = masks.teacher_forcing(
-        layout, frames_per_chunk=c.frames_per_chunk, window_frames=1 + c.max_chunks * c.frames_per_chunk,
-        state_rule='chunk' if c.state_rule == 'chunk' else 'self')
-    x_BTD = jnp.concatenate([
-        clean_BTD, noisy_BTD, self.action_encoder(noisy_action_BAU, sigma_action_BA, embodiment_B),
-        self.state_encoder(proprio_BQX, embodiment_B)], 1)
-    video_angles = attention.video_angles(max(Fc, first + Fn), rows, columns, c.head_dim)
-    angles_TR = np.concatenate([
-        video_angles[:Fc].reshape(-1, c.head_dim // 2), video_angles[first:first + Fn].reshape(-1, c.head_dim // 2),
-        attention.sequence_angles(Q * c.actions_per_chunk, c.head_dim), attention.sequence_angles(states, c.head_dim)])
-    sigma_state_BQ = sigma_action_BA[:, ::noisy_action_BAU.shape[1] // states]
-    levels_BG = jnp.concatenate(
-        [jnp.zeros_like(sigma_video_BF[:, :1]), sigma_video_BF, sigma_action_BA, sigma_state_BQ], 1)
+    clean = [] if not clean_frames else [self._video_tokens(clean_BFHWC, condition(0, clean_frames))[0]]
+    noisy_BTD, rows, columns = self._video_tokens(noisy_BFHWC, condition(first, first + frames))
+    register = self._register(noisy_BTD, noisy_action_BAU, sigma_action_BA, proprio_BQX, embodiment_B, action_valid_BA)
+    chunks = register.actions // c.actions_per_chunk
+    layout = masks.training_layout(
+        clean_frames, range(first, first + frames), rows * columns, c.frames_per_chunk, c.actions_per_chunk,
+        register.states // max(chunks, 1), chunks)
+    angles = lambda start, n: attention.video_angles(start, n, rows, columns, c.head_dim)
+    angles_TR = np.concatenate([angles(0, clean_frames), angles(first, frames), *register.angles])
+    levels_BG = jnp.concatenate([jnp.zeros_like(sigma_video_BF[:, :1]), sigma_video_BF, register.levels_BG], 1)
     prompt = self._embed_prompt(text_BPC, image_BIC)
     time_BGD, modulation_BG6D = self._modulation(levels_BG, prompt)
-    mask = mask_TT & _seen(action_valid_BA, states, clean_BTD.shape[1] + noisy_BTD.shape[1])[:, None, None, :]
+    start, stop = clean_frames * rows * columns, (clean_frames + frames) * rows * columns
+    mask = self._training_mask(layout) & register.seen_after(stop)[:, None, None, :]
     tokens = dit.Tokens(modulation_BG6D, layout.group, angles_TR, mask)
-    x_BTD, _ = self.blocks(x_BTD, None, None, prompt, tokens)
-    start, stop = clean_BTD.shape[1], clean_BTD.shape[1] + noisy_BTD.shape[1]
-    video = self._video_head(x_BTD[:, start:stop], time_BGD[:, 1:1 + Fn], rows, columns)
-    return video, self._action_head(x_BTD[:, stop:stop + noisy_action_BAU.shape[1]], embodiment_B)
+    x_BTD, _ = self.blocks(jnp.concatenate([*clean, noisy_BTD, register.x_BTD], 1), None, None, prompt, tokens)
+    video = self._video_head(x_BTD[:, start:stop], time_BGD[:, 1:1 + frames], rows, columns)
+    return video, self._action_head(x_BTD[:, stop:], register, embodiment_B)
 
   def prompt_kv(self, text_BPC, image_BIC=None):
     """(keys/values of every layer, mean prompt) for `commit` and `denoise`; they do not change during an episode."""
@@ -108,48 +105,87 @@ class WorldActionModel(nn.Module):
 
   def commit(self, cache: attention.KVCache, clean_BFHWC, start_frame, prompt, condition_BFHWC=None):
     """Cache with the keys and values of clean (observed) frames written at `start_frame`, at noise level 0."""
-    x_BTD, rows, columns = self._video_tokens(clean_BFHWC, condition_BFHWC)
-    B, F = clean_BFHWC.shape[:2]
-    _, modulation_BG6D = self._modulation(jnp.zeros((B, 1)), prompt)
-    tokens = dit.Tokens(modulation_BG6D, np.zeros(x_BTD.shape[1], np.int32),
-                        self._chunk_angles(start_frame, F, rows, columns),
-                        _cache_mask(cache, start_frame * rows * columns, x_BTD.shape[1]))
-    _, (k_LBNTK, v_LBNTK) = self.blocks(x_BTD, (cache.k, cache.v), prompt[0], None, tokens)
-    return cache.write(k_LBNTK, v_LBNTK, start_frame, F)
+    return self._commit(cache, clean_BFHWC, start_frame, prompt, condition_BFHWC)[0]
+
+  def commit_and_predict(self, cache: attention.KVCache, clean_BFHWC, start_frame, prompt, condition_BFHWC=None):
+    """(cache of `commit`, the velocity that the video head gives for the clean frames)."""
+    cache, x_BTD, time_BGD, rows, columns = self._commit(cache, clean_BFHWC, start_frame, prompt, condition_BFHWC)
+    time_BFD = jnp.repeat(time_BGD, clean_BFHWC.shape[1], 1)
+    return cache, self._video_head(x_BTD, time_BFD, rows, columns)
 
   def denoise(self, cache: attention.KVCache, noisy_BFHWC, sigma_video_BF, noisy_action_BAU, sigma_action_BA,
               proprio_BSX, start_frame, prompt, embodiment_B, action_valid_BA, condition_BFHWC=None):
-    """Velocities of the one chunk that starts at `start_frame`, against a cache that is only read."""
+    """Velocities of the one chunk that starts at `start_frame`, against a cache that is only read.
+
+    As in `__call__`, the arguments of actions and states may be None for video alone.
+    """
     c = self.cfg
     video_BTD, rows, columns = self._video_tokens(noisy_BFHWC, condition_BFHWC)
-    F, A, states, chunk = noisy_BFHWC.shape[1], noisy_action_BAU.shape[1], proprio_BSX.shape[1], (
-        start_frame - 1) // c.frames_per_chunk
-    x_BTD = jnp.concatenate([
-        video_BTD, self.action_encoder(noisy_action_BAU, sigma_action_BA, embodiment_B),
-        self.state_encoder(proprio_BSX, embodiment_B)], 1)
-    table = lambda length, start, n: jax.lax.dynamic_slice_in_dim(
-        jnp.asarray(attention.sequence_angles(length, c.head_dim)), start, n)
+    F, video_tokens = noisy_BFHWC.shape[1], video_BTD.shape[1]
+    register = self._register(video_BTD, noisy_action_BAU, sigma_action_BA, proprio_BSX, embodiment_B, action_valid_BA,
+                              (start_frame - 1) // c.frames_per_chunk)
     angles_TR = jnp.concatenate([
-        self._chunk_angles(start_frame, F, rows, columns), table(c.max_chunks * A, chunk * A, A),
-        table(c.max_chunks * states, chunk * states, states)])
-    levels_BG = jnp.concatenate([sigma_video_BF, sigma_action_BA, sigma_action_BA[:, ::A // states]], 1)
-    time_BGD, modulation_BG6D = self._modulation(levels_BG, prompt)
-    video_tokens = video_BTD.shape[1]
-    group_T = np.concatenate([np.repeat(np.arange(F), rows * columns), F + np.arange(A + states)])
-    own_TT = np.ones((x_BTD.shape[1],) * 2, bool)
-    past_T = np.ones(x_BTD.shape[1], bool)
+        attention.video_angles(start_frame, F, rows, columns, c.head_dim), *register.angles])
+    time_BGD, modulation_BG6D = self._modulation(jnp.concatenate([sigma_video_BF, register.levels_BG], 1), prompt)
+    group_T = np.concatenate([np.repeat(np.arange(F), rows * columns), F + np.arange(register.x_BTD.shape[1])])
+    own_TT = np.ones((len(group_T),) * 2, bool)
+    past_T = np.ones(len(group_T), bool)
     if c.state_rule == 'self':
-      own_TT[video_tokens + A:, :video_tokens + A] = False
-      past_T[video_tokens + A:] = False
-    seen_BT = _seen(action_valid_BA, states, video_tokens)
-    cached_S = _cache_mask(cache, start_frame * rows * columns, 0)[0]
+      states = video_tokens + register.actions
+      own_TT[states:, :states] = False
+      past_T[states:] = False
+    seen_BT = register.seen_after(video_tokens)
+    past_S = self._seen_cache(cache, start_frame, F, rows * columns)
     mask = jnp.concatenate([
-        jnp.broadcast_to(past_T[None, :, None] & cached_S, (seen_BT.shape[0], len(past_T), cached_S.shape[-1])),
+        jnp.broadcast_to(past_T[:, None] & past_S, (seen_BT.shape[0], len(past_T), len(past_S))),
         own_TT & seen_BT[:, None, :]], -1)[:, None]
     tokens = dit.Tokens(modulation_BG6D, group_T, angles_TR, mask)
-    x_BTD, _ = self.blocks(x_BTD, (cache.k, cache.v), prompt[0], None, tokens)
+    x_BTD, _ = self.blocks(
+        jnp.concatenate([video_BTD, register.x_BTD], 1), (cache.k, cache.v), prompt[0], None, tokens)
     video = self._video_head(x_BTD[:, :video_tokens], time_BGD[:, :F], rows, columns)
-    return video, self._action_head(x_BTD[:, video_tokens:video_tokens + A], embodiment_B)
+    return video, self._action_head(x_BTD[:, video_tokens:], register, embodiment_B)
+
+  def _commit(self, cache, clean_BFHWC, start_frame, prompt, condition_BFHWC):
+    x_BTD, rows, columns = self._video_tokens(clean_BFHWC, condition_BFHWC)
+    B, F = clean_BFHWC.shape[:2]
+    time_BGD, modulation_BG6D = self._modulation(jnp.zeros((B, 1)), prompt)
+    past_S = self._seen_cache(cache, start_frame, F, rows * columns)
+    tokens = dit.Tokens(
+        modulation_BG6D, np.zeros(x_BTD.shape[1], np.int32),
+        attention.video_angles(start_frame, F, rows, columns, self.cfg.head_dim),
+        jnp.concatenate([past_S, jnp.ones(x_BTD.shape[1], bool)])[None, None])
+    x_BTD, (k_LBNTK, v_LBNTK) = self.blocks(x_BTD, (cache.k, cache.v), prompt[0], None, tokens)
+    return cache.write(k_LBNTK, v_LBNTK, start_frame, F), x_BTD, time_BGD, rows, columns
+
+  def _register(self, video_BTD, noisy_action_BAU, sigma_action_BA, proprio_BSX, embodiment_B, action_valid_BA,
+                chunk=0) -> Register:
+    """Action and state tokens that follow the video, counted from the start of chunk `chunk` of the episode."""
+    B, K = len(video_BTD), self.cfg.head_dim
+    if noisy_action_BAU is None:
+      return Register(video_BTD[:, :0], jnp.zeros((B, 0)), (), jnp.ones((B, 0), bool), 0)
+    A, S = noisy_action_BAU.shape[1], proprio_BSX.shape[1]
+    x_BTD = jnp.concatenate([
+        self.action_encoder(noisy_action_BAU, sigma_action_BA, embodiment_B),
+        self.state_encoder(proprio_BSX, embodiment_B)], 1)
+    levels_BG = jnp.concatenate([sigma_action_BA, sigma_action_BA[:, ::A // S][:, :S]], 1)
+    angles = tuple(attention.sequence_angles(chunk * n, n, K) for n in (A, S))
+    state_BS = jnp.broadcast_to(jnp.any(action_valid_BA, 1, keepdims=True), (B, S))
+    return Register(x_BTD, levels_BG, angles, jnp.concatenate([action_valid_BA, state_BS], 1), A)
+
+  def _training_mask(self, layout):
+    c = self.cfg
+    everything = c.history_rule == 'reference_global'
+    common = dict(frames_per_chunk=c.frames_per_chunk, state_rule='chunk' if c.state_rule == 'chunk' else 'self',
+                  window_frames=len(layout.frame) if everything else c.window_frames)
+    if not (layout.kind == masks.CLEAN).any():
+      return masks.without_clean(layout, **common)
+    mask = masks.teacher_forcing(layout, **common)
+    return masks.reference_global(layout, mask) if everything else mask
+
+  def _seen_cache(self, cache, start_frame, frames, tokens_per_frame):
+    """[S] bool: cached tokens that new frames see."""
+    window = self.cfg.window_frames if self.cfg.history_rule == 'chunk' else REFERENCE_GLOBAL_FRAMES
+    return cache.seen_from(start_frame, frames, window, tokens_per_frame)
 
   def _video_tokens(self, latents_BFHWC, condition_BFHWC):
     """[B, F, H, W, C] to ([B, F*h*w, D], h, w) with h, w in patches; conditioning channels come last."""
@@ -172,11 +208,6 @@ class WorldActionModel(nn.Module):
     image = self.image_embedding(image_BIC) if self.cfg.image_dim else None
     return dit.Prompt(self.text_embedding(text_BPC), image)
 
-  def _chunk_angles(self, start_frame, frames, rows, columns):
-    c = self.cfg
-    table = attention.video_angles(1 + c.max_chunks * c.frames_per_chunk, rows, columns, c.head_dim)
-    return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), start_frame, frames).reshape(-1, c.head_dim // 2)
-
   def _video_head(self, x_BTD, time_BFD, rows, columns):
     B, T, D = x_BTD.shape
     F, p = time_BFD.shape[1], self.cfg.patch
@@ -186,8 +217,36 @@ class WorldActionModel(nn.Module):
     y = y.reshape(B, F, rows, columns, p, p, -1).transpose(0, 1, 2, 4, 3, 5, 6)
     return y.reshape(B, F, rows * p, columns * p, -1)
 
-  def _action_head(self, x_BAD, embodiment_B):
-    return self.action_decoder(x_BAD, embodiment_B).astype(jnp.float32)
+  def _action_head(self, x_BTD, register, embodiment_B):
+    if not register.actions:
+      return None
+    return self.action_decoder(x_BTD[:, :register.actions], embodiment_B).astype(jnp.float32)
+
+
+class Register(NamedTuple):
+  """Tokens after the video: actions, then states.
+
+  Attributes:
+    x_BTD: the tokens. levels_BG: their noise levels; a state has that of the first action it goes with.
+    angles: rotary angles [A, K/2] and [S, K/2]; () without tokens.
+    seen_BT: bool, valid action steps, and states of samples that have one.
+    actions: A.
+  """
+
+  x_BTD: jax.Array
+  levels_BG: jax.Array
+  angles: tuple
+  seen_BT: jax.Array
+  actions: int
+
+  @property
+  def states(self) -> int:
+    """S."""
+    return self.x_BTD.shape[1] - self.actions
+
+  def seen_after(self, video_tokens: int) -> jax.Array:
+    """[B, video_tokens + A + S] bool: what may be seen of the sequence; video always."""
+    return jnp.concatenate([jnp.ones((len(self.seen_BT), video_tokens), bool), self.seen_BT], 1)
 
 
 class ImageEmbedding(nn.Module):
@@ -206,16 +265,3 @@ class ImageEmbedding(nn.Module):
 
 def _mean_prompt(prompt: dit.Prompt) -> jax.Array:
   return jnp.mean(prompt.text_BPD, axis=1)
-
-
-def _seen(action_valid_BA, states, video_tokens):
-  """[B, T] bool: video tokens always, valid action steps, states of samples that have a valid action."""
-  B, A = action_valid_BA.shape
-  state_BS = jnp.broadcast_to(jnp.any(action_valid_BA, 1, keepdims=True), (B, states))
-  return jnp.concatenate([jnp.ones((B, video_tokens), bool), action_valid_BA, state_BS], 1)
-
-
-def _cache_mask(cache, filled, own):
-  """[1, 1, S + own] bool: filled cache slots and all `own` new tokens."""
-  slots = jnp.arange(cache.k.shape[3]) < filled
-  return jnp.concatenate([slots, jnp.ones(own, bool)])[None, None]

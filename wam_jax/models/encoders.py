@@ -1,0 +1,110 @@
+"""The frozen encoders around the transformer, behind one interface: video, first image, text.
+
+Which ones a model has is its config's business; nothing else asks.
+"""
+from __future__ import annotations
+
+from typing import Any
+from collections.abc import Mapping
+
+import flax.serialization
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from wam_jax import config as cfg
+from wam_jax.models import image
+from wam_jax.models import text
+from wam_jax.models import tokenizer
+from wam_jax.models import vae
+
+Stream = Any
+
+
+@flax.struct.dataclass
+class Condition:
+  """What the first frame says about all frames of a window; None where the model takes no such input.
+
+  Attributes:
+    image_BIC: tokens of the image encoder.
+    latents_BFHWC: 4 channels of mask, 1 on frame 0; then latents of the video that is the first frame followed by grey.
+  """
+
+  image_BIC: jax.Array | None = None
+  latents_BFHWC: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Encoders:
+  """Frozen parameters and how to use them; a pytree.
+
+  Frames are [B, R, I, J, 3], uint8 [0, 255] or float32 [-1, 1]; latents [B, F, H, W, C] float32.
+
+  Attributes:
+    tokenizer: `PatchTokenizer` or `WanVAE`.
+    text: `UMT5`, or None where the text encoder is trained with the model.
+    image: `ClipVision` or None.
+    config: of the model.
+  """
+
+  tokenizer: Any
+  text: Any
+  image: Any
+  config: cfg.ModelConfig = flax.struct.field(pytree_node=False)
+
+  def encode(self, frames_BRIJ3: jax.Array) -> jax.Array:
+    """Latents of a whole video; its first frame is encoded alone."""
+    return self.tokenizer.encode(self._resize(frames_BRIJ3))
+
+  def encode_start(self, frame_B1IJ3: jax.Array) -> tuple[jax.Array, Stream]:
+    """(latents of a video's first frame, the stream to go on with)."""
+    return self.tokenizer.encode_start(self._resize(frame_B1IJ3))
+
+  def encode_more(self, stream: Stream, frames_BRIJ3: jax.Array) -> tuple[jax.Array, Stream]:
+    """(latents, stream) of the frames that follow."""
+    return self.tokenizer.encode_more(stream, self._resize(frames_BRIJ3))
+
+  def decode(self, latents_BFHWC: jax.Array) -> jax.Array:
+    """Frames of a whole video, float32 in [-1, 1], at the tokenizer's resolution."""
+    return self.tokenizer.decode(latents_BFHWC)
+
+  def encode_condition(self, frame_B1IJ3: jax.Array) -> Condition:
+    """Source: DreamZero policy head `encode_image`: mask of frame 0, then the frame followed by mid-grey frames."""
+    c = self.config
+    frame = self._resize(tokenizer.to_pixels(frame_B1IJ3))
+    image_BIC = self.image.encode(frame[:, 0]) if self.image else None
+    if not c.image_condition:
+      return Condition(image_BIC)
+    grey = jnp.zeros((frame.shape[0], c.camera_frames(c.max_chunks) - 1, *frame.shape[2:]), frame.dtype)
+    return Condition(image_BIC, with_mask(self.tokenizer.encode(jnp.concatenate([frame, grey], 1))))
+
+  def _resize(self, frames_BRIJ3):
+    """Bilinear without antialiasing, half-pixel centres. Source: DreamZero policy head, `target_video_height`."""
+    size = self.config.tokenizer.resize
+    if not size or frames_BRIJ3.shape[2:4] == tuple(size):
+      return frames_BRIJ3
+    B, R, _, _, C = frames_BRIJ3.shape
+    return jax.image.resize(tokenizer.to_pixels(frames_BRIJ3), (B, R, *size, C), 'bilinear', antialias=False)
+
+
+def with_mask(latents_BFHWC: jax.Array) -> jax.Array:
+  """Condition latents with the four mask channels before them: 1 on frame 0, 0 after it."""
+  mask = jnp.zeros((*latents_BFHWC.shape[:-1], 4), latents_BFHWC.dtype).at[:, 0].set(1)
+  return jnp.concatenate([mask, latents_BFHWC], -1)
+
+
+def to_tree(encoders: Encoders) -> dict[str, Any]:
+  """Nested dict of arrays for a checkpoint: 'tokenizer' and, where there are any, 'text' and 'image'."""
+  present = lambda part: {key: x for key, x in flax.serialization.to_state_dict(part).items() if x is not None}
+  return {name: present(part) for name in ('tokenizer', 'text', 'image')
+          if (part := getattr(encoders, name)) is not None}
+
+
+def from_tree(tree: Mapping[str, Any], c: cfg.ModelConfig) -> Encoders:
+  """Inverse of `to_tree`; leaves may be abstract."""
+  t = c.tokenizer
+  video = (tokenizer.PatchTokenizer(**tree['tokenizer'], temporal=t.temporal, spatial=t.spatial) if t.kind == 'patch'
+           else vae.WanVAE(**tree['tokenizer'], config=t))
+  return Encoders(
+      video, text.UMT5(**tree['text'], config=c.text) if c.text.kind == 'umt5' else None,
+      image.ClipVision(**tree['image'], config=c.image) if c.image.kind == 'clip' else None, c)
