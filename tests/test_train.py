@@ -47,9 +47,9 @@ def start(workdir, dataset, *flags) -> subprocess.Popen:
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: subprocess.Popen, status: int = 0) -> str:
   output, _ = process.communicate(timeout=240)
-  assert process.returncode == 0, output
+  assert process.returncode == status, output
   return output
 
 
@@ -109,7 +109,7 @@ def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
   process = start(tmp_path, straight.dataset)
   wait_for_step(process, tmp_path, 4)
   process.send_signal(signal.SIGTERM)
-  output = finish(process)
+  output = finish(process, 128 + signal.SIGTERM)
   stopped = int(re.search(r'stopped at step (\d+) of 60; run the same command again', output)[1])
   assert 'SIGTERM: saving' in output
   assert checkpoint.list_steps(tmp_path)[-1] == stopped

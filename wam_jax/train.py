@@ -4,7 +4,8 @@
   python -m wam_jax.train --config=configs/tiny.py:smoke --workdir=/tmp/smoke --config.steps=20
 
 A dataset that is not there yet is made first. Run the same command again to continue from the newest checkpoint: the
-result is the same as that of a run that was never stopped. Ctrl-C or SIGTERM saves and stops.
+result is the same as that of a run that was never stopped. Ctrl-C or SIGTERM saves and stops, with exit status 130 or
+143, so that a launcher can tell a stopped run from a finished one.
 
 WORKDIR gets config.json, metrics.jsonl (a line per config.log_every steps), timing.jsonl, tensorboard/, checkpoints/.
 Any key of the config can be set from here, as in --config.optimizer.learning_rate=3e-4; wam_jax/config.py declares all.
@@ -23,6 +24,7 @@ import os
 import pathlib
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -61,11 +63,17 @@ def main(argv: list[str]) -> None:
   _start_processes()
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(_CACHE.value).expanduser()))
-  train(config, workdir)
+  stopped_by = train(config, workdir)
+  if stopped_by:
+    sys.exit(128 + stopped_by)
 
 
-def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
-  """Runs `config` in `workdir` from the newest checkpoint there, or from the start, to `config.steps`."""
+def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> int:
+  """Runs `config` in `workdir` from the newest checkpoint there, or from the start, to `config.steps`.
+
+  Returns:
+    0, or the number of the signal that stopped it before.
+  """
   first = jax.process_index() == 0
   mesh = sharding.make_mesh(config.mesh)
   batch_sharding = sharding.batch_sharding(mesh, config.rules)
@@ -135,11 +143,12 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
 
   if step < config.steps:
     say(f'stopped at step {step} of {config.steps}; run the same command again to continue.')
-  else:
-    say(f'done: step {step}, {(step - start) * config.batch_size} samples, {progress.samples_per_s:.1f} samples/s, '
-        f'{100 * progress.goodput:.0f}% of the time in steps\n'
-        f'checkpoint: {workdir / "checkpoints" / str(step)}\n'
-        f'next: python -m wam_jax.evaluate --workdir={shlex.quote(str(workdir))}')
+    return stop.signal
+  say(f'done: step {step}, {(step - start) * config.batch_size} samples, {progress.samples_per_s:.1f} samples/s, '
+      f'{100 * progress.goodput:.0f}% of the time in steps\n'
+      f'checkpoint: {workdir / "checkpoints" / str(step)}\n'
+      f'next: python -m wam_jax.evaluate --workdir={shlex.quote(str(workdir))}')
+  return 0
 
 
 def _start_processes() -> None:
@@ -341,10 +350,14 @@ class _Profile:
 
 
 class _StopSignal:
-  """Turns the first SIGTERM or Ctrl-C into a stop at the next step; the second one ends the process at once."""
+  """Turns the first SIGTERM or Ctrl-C into a stop at the next step; the second one ends the process at once.
+
+  Attributes:
+    signal: number of the one that came.
+  """
 
   def __init__(self):
-    self._event, self._previous = threading.Event(), {}
+    self._event, self._previous, self.signal = threading.Event(), {}, int(signal.SIGTERM)
 
   def __enter__(self) -> Self:
     # With several processes JAX itself catches SIGTERM, and all agree on the step.
@@ -362,6 +375,7 @@ class _StopSignal:
 
   def _handle(self, number: int, unused_frame) -> None:
     self._restore()
+    self.signal = number
     self._event.set()
     # Not print: it may be what the signal interrupted.
     os.write(2, f'\n{signal.Signals(number).name}: saving at the next step, then stopping\n'.encode())

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 
 import cv2
 import imageio.v2 as imageio
-import matplotlib
 import numpy as np
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib.figure import Figure  # Without pyplot: it has no state and needs no screen.
 
 _INK, _PAPER = (40, 40, 40), 255
 _LABEL = 22  # pixels of a caption line
@@ -59,7 +56,8 @@ def save_action_plot(path: pathlib.Path, predicted: np.ndarray, executed: np.nda
     predicted, executed: [steps, U].
   """
   U = predicted.shape[1]
-  figure, axes = plt.subplots(U, 1, figsize=(8, 1.6 * U + 0.8), sharex=True, squeeze=False)
+  figure = Figure(figsize=(8, 1.6 * U + 0.8))
+  axes = figure.subplots(U, 1, sharex=True, squeeze=False)
   seconds = np.arange(len(predicted)) / control_hz
   for u, axis in enumerate(axes[:, 0]):
     axis.plot(seconds, predicted[:, u], '--', color='tab:orange', label=labels[0])
@@ -72,7 +70,6 @@ def save_action_plot(path: pathlib.Path, predicted: np.ndarray, executed: np.nda
   axes[-1, 0].set_xlabel('seconds')
   figure.tight_layout()
   figure.savefig(path, dpi=110)
-  plt.close(figure)
 
 
 def _spaced(pairs):

@@ -1,0 +1,149 @@
+# shellcheck shell=bash
+# What the launchers share: messages, flags, checks, and running a command or, with --dry_run, printing it.
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "error: bash ${BASH_VERSION} is too old, 4.4 is needed; on macOS: brew install bash." >&2
+  exit 1
+fi
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly ROOT EXAMPLE='-- python -m wam_jax.train --distributed --config=configs/NAME.py --workdir=DIR'
+declare -A FLAGS=([dry_run]=false) # What may be given, with the defaults, until parse_flags has read what is given.
+COMMAND=()                         # What to run on the machines: the words after --.
+declare -A TAKES=() DEFAULTS=()    # Of a launcher with several commands: the flags of each, and their defaults.
+COMMON='' RUNNING=''               # The flags of all of them; the commands that need a COMMAND.
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+say() {
+  printf '%(%F %T)T %s\n' -1 "$*" >&2
+}
+
+# Prints the comment that the script begins with.
+print_help() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  exit 0
+}
+
+# parse_command COMMAND NAME FLAG ...: checks what every command shares.
+parse_command() {
+  [[ ! ${1:---help} =~ ^(--help|-h)$ && ! ${2-} =~ ^(--help|-h)$ ]] || print_help
+  [[ $1 =~ ^[a-z]+$ && -v TAKES[$1] ]] || die "'$1' is not among the commands: $(list "${!TAKES[@]}"). See --help."
+  check_name "the name after '$1'" "${2-}"
+  local flag
+  for flag in zone project ${COMMON} ${TAKES[$1]}; do
+    FLAGS[${flag}]=${DEFAULTS[${flag}]-}
+  done
+  parse_flags "${@:3}"
+  check_flag zone '[a-z]+-[a-z]+[0-9]+-[a-z]' 'a zone, as us-east5-a'
+  if [[ " ${RUNNING} " == *" $1 "* ]]; then
+    check_command
+  else
+    ((!${#COMMAND[@]})) || die "'$1' runs nothing: leave out what follows --."
+  fi
+}
+
+# Fills FLAGS and COMMAND. A flag whose default is `false` takes no value.
+parse_flags() {
+  while (($#)); do
+    case $1 in
+      --help | -h) print_help ;;
+      --)
+        shift
+        COMMAND=("$@")
+        return
+        ;;
+      *) parse_flag "$1" ;;
+    esac
+    shift
+  done
+}
+
+parse_flag() {
+  [[ $1 =~ ^--([a-z_]+)(=(.*))?$ ]] || die "'$1' is not a flag; flags look like --zone=us-east5-a. See --help."
+  local name=${BASH_REMATCH[1]} given=${BASH_REMATCH[2]} value=${BASH_REMATCH[3]}
+  [[ -v FLAGS[${name}] ]] || die "--${name} is not among the flags: $(list "${!FLAGS[@]}"). See --help."
+  if [[ ${FLAGS[${name}]} == false ]]; then
+    [[ -z ${given} ]] || die "--${name} takes no value."
+    value=true
+  fi
+  [[ -n ${value} ]] || die "--${name} needs a value: --${name}=VALUE."
+  FLAGS[${name}]=${value}
+}
+
+list() {
+  printf '%s\n' "$@" | sort | paste -sd ' ' -
+}
+
+# check_flag NAME REGEX WHAT: a flag that was not given is empty, which REGEX may allow.
+check_flag() {
+  [[ ${FLAGS[$1]} =~ ^($2)$ ]] || die "--$1${FLAGS[$1]:+=${FLAGS[$1]}} must be $3."
+}
+
+# What Cloud TPU and Kubernetes both accept as a name.
+check_name() {
+  [[ $2 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    die "$1${2:+, $2,} must be up to 40 lower-case letters, digits and hyphens, a letter first."
+}
+
+# Stops a training command that cannot work on several machines.
+check_command() {
+  ((${#COMMAND[@]})) || die "what to run is missing. It comes last: ${EXAMPLE}"
+  is_training || return 0
+  [[ " ${COMMAND[*]} " == *' --distributed '* ]] || die 'the command needs --distributed, or each host trains alone.'
+  local config workdir
+  config=$(find_argument config)
+  [[ -n ${config} ]] || die "the command needs --config=FILE: ${EXAMPLE}"
+  [[ ${config} == /* || -f ${ROOT}/${config%%:*} ]] || die "--config=${config}: there is no such file in ${ROOT}."
+  workdir=$(find_argument workdir)
+  [[ -n ${workdir} ]] || die "the command needs --workdir=DIR: ${EXAMPLE}"
+  [[ ${workdir} != *://* ]] || die "--workdir=${workdir} must be a directory; mount the bucket, see --help."
+}
+
+is_training() {
+  [[ " ${COMMAND[*]} " == *' wam_jax.train '* ]]
+}
+
+# find_argument NAME: the VALUE of --NAME=VALUE in COMMAND.
+find_argument() {
+  local word
+  for word in "${COMMAND[@]}"; do
+    [[ ${word} != "--$1="* ]] || printf '%s\n' "${word#*=}"
+  done
+}
+
+# One line that a shell reads as the given words.
+quote() {
+  local word line=
+  for word; do
+    if [[ ${word} =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
+      line+=" ${word}"
+    elif [[ ${word} =~ ^(--[a-z_-]+=)(.*)$ ]]; then
+      line+=" ${BASH_REMATCH[1]}${BASH_REMATCH[2]@Q}"
+    else
+      line+=" ${word@Q}"
+    fi
+  done
+  printf '%s\n' "${line# }"
+}
+
+is_dry() {
+  [[ ${FLAGS[dry_run]} == true ]]
+}
+
+# Runs a command, or prints it.
+run() {
+  if is_dry; then
+    quote "$@"
+  else
+    "$@" </dev/null
+  fi
+}
+
+# A comment between the commands that are printed.
+note() {
+  ! is_dry || printf '# %s\n' "$*"
+}

@@ -1,0 +1,52 @@
+"""The demos run as plain scripts at the smallest size, and the notebooks are what is made of them."""
+from __future__ import annotations
+
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from tests import programs
+
+ROOT = pathlib.Path(__file__).parents[2]
+COLAB = ROOT / 'launch/colab'
+DEMOS = sorted(path.stem for path in COLAB.glob('*.py') if path.stem != 'to_notebook')
+convert = runpy.run_path(str(COLAB / 'to_notebook.py'))['convert']
+
+
+def test_cells():
+  notebook = json.loads(convert(
+      '# ruff: off\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 1  # %% stays\n\n# comment\n'))
+  assert [(cell['cell_type'], ''.join(cell['source'])) for cell in notebook['cells']] == [
+      ('markdown', '# Title\n\nText.'), ('code', 'x = 1  # %% stays\n\n# comment')]
+  assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
+
+
+@pytest.mark.parametrize('script', ['', '# only a comment\n', 'import os\n# %%\nx = 1\n'])
+def test_a_script_begins_with_a_cell(script):
+  with pytest.raises(ValueError, match='must begin with a cell'):
+    convert(script)
+
+
+@pytest.mark.parametrize('demo', DEMOS)
+def test_notebook_is_up_to_date(demo):
+  made = convert((COLAB / f'{demo}.py').read_text())
+  assert (COLAB / f'{demo}.ipynb').read_text() == made, 'run: python launch/colab/to_notebook.py'
+
+
+def test_train_and_watch_runs(tmp_path):
+  source = (COLAB / 'train_and_watch.py').read_text()
+  script = tmp_path / 'demo.py'
+  script.write_text(source.replace("\nSIZE = ''", "\nSIZE = 'smoke'"))
+  assert script.read_text() != source
+  done = subprocess.run([sys.executable, script], cwd=ROOT, env=programs.environment() | {'HOME': str(tmp_path)},
+                        text=True, capture_output=True, timeout=300)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert 'done: step 4' in done.stdout and 'traced 1 time(s)' in done.stdout
+  workdir = tmp_path / 'wam/tiny'
+  assert (workdir / 'loss.png').exists()
+  assert {path.name for path in (workdir / 'watch').iterdir()} >= {
+      f'disc_{number}{end}' for number in range(2) for end in ('.mp4', '.png', '_actions.png')}

@@ -1,0 +1,495 @@
+"""The launchers: what they print is what they run, and what they do when machines vanish. No cloud is needed.
+
+Executables of the same names as the real ones come first in PATH; they note how they were called and answer as told.
+"""
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / 'launch'
+TRAIN = 'python -m wam_jax.train --distributed --config=configs/tiny.py:smoke --workdir=/mnt/runs/droid'
+ZONE = '--zone=us-east5-a'
+FAKE = '#!/usr/bin/env bash\nprintf "%s\\n" "${0##*/} ${*@Q}" >>"${CALLS}"\n'
+
+
+class Machines:
+  """A PATH on which the tools of the clouds only note, in a file, how they are called."""
+
+  def __init__(self, root: pathlib.Path):
+    self.root, self.bin, self.notes = root, root / 'bin', root / 'calls'
+    self.bin.mkdir()
+    self.environment = os.environ | {
+        'PATH': f'{self.bin}:{os.environ["PATH"]}', 'CALLS': str(self.notes), 'HOME': str(root), 'TMPDIR': str(root)}
+    for name in ('gcloud', 'xpk', 'kubectl', 'sbatch', 'scancel', 'scontrol', 'git', 'sleep', 'mkdir'):
+      self.answer(name, '')
+
+  def answer(self, name: str, body: str) -> None:
+    """Makes the executable `name`; `body` is bash and finds in its directory what it wrote there before."""
+    (self.bin / name).write_text(f'{FAKE}cd {shlex.quote(str(self.root))}\n{body}\n')
+    (self.bin / name).chmod(0o755)
+
+  def calls(self) -> list[list[str]]:
+    return [shlex.split(line) for line in self.notes.read_text().splitlines()] if self.notes.exists() else []
+
+  def start(self, script: str | pathlib.Path, *args: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [LAUNCH / script, *args], cwd=ROOT, env=self.environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True)
+
+  def run(self, script: str | pathlib.Path, *args: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    process = self.start(script, *args)
+    printed, error = process.communicate(timeout=60)
+    return process.returncode, printed, error
+
+
+@pytest.fixture
+def machines(tmp_path):
+  return Machines(tmp_path)
+
+
+SCRIPTS = ['slurm.sh', 'slurm_job.sh', 'tpu.sh', 'tpu_host.sh', 'xpk.sh']
+
+
+def test_shellcheck_finds_nothing():
+  assert sorted(p.name for p in LAUNCH.glob('*.sh') if os.access(p, os.X_OK)) == SCRIPTS
+  # Off: functions that are called in conditions handle their errors themselves.
+  done = subprocess.run(
+      [shutil.which('shellcheck', path=f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'),
+       '--enable=all', '--exclude=SC2310,SC2312', '--external-sources', '--check-sourced', '--source-path=.',
+       *(f'launch/{name}' for name in SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('script', ['tpu.sh', 'xpk.sh', 'slurm.sh'])
+def test_help_names_every_flag(machines, script):
+  status, printed, _ = machines.run(script, '--help')
+  assert status == 0
+  source = (LAUNCH / script).read_text()
+  for name in re.findall(r'check_flag (\w+)|FLAGS\[(\w+)\]', source):
+    assert f'--{max(name)}' in printed
+  assert machines.run(script)[1] == printed
+
+
+QUEUE = 'gcloud compute tpus queued-resources'
+SEND = [
+    f'git -C {ROOT} archive --format=tar.gz --prefix=wam_jax/ --output=TMP/wam_jax.droid.tar.gz HEAD',
+    f'{QUEUE} scp TMP/wam_jax.droid.tar.gz droid:wam_jax.tar.gz --worker=all {ZONE} --quiet',
+    f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='rm -rf wam_jax && tar -xzf wam_jax.tar.gz && "
+    "wam_jax/launch/tpu_host.sh setup bucket:/mnt/runs'"]
+STATE = [
+    f"{QUEUE} describe droid {ZONE} --quiet --format='value(state.state)'",
+    f"gcloud compute tpus tpu-vm describe droid {ZONE} --quiet --format='value(state)'"]
+START = f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh start {TRAIN}'"
+STATUS = f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh status'"
+DELETE = f'{QUEUE} delete droid --force {ZONE} --quiet'
+
+
+def create(accelerator: str, version: str, capacity: str = '', place: str = ZONE) -> str:
+  return (f'{QUEUE} create droid --node-id=droid --accelerator-type={accelerator} --runtime-version={version} '
+          f'{capacity}{place} --quiet')
+
+
+CLUSTER = f'--cluster=pod {ZONE}'
+JOB = f'{ROOT}/launch/slurm_job.sh'
+DRY_RUNS = {
+    f'tpu.sh create droid {ZONE} --accelerator=v6e-256': [create('v6e-256', 'v2-alpha-tpuv6e'), *STATE],
+    f'tpu.sh create droid {ZONE} --accelerator=v5litepod-64 --capacity=spot': [
+        create('v5litepod-64', 'v2-alpha-tpuv5-lite', '--spot '), *STATE],
+    f'tpu.sh create droid {ZONE} --accelerator=v4-8 --capacity=reserved --project=robots': [
+        create('v4-8', 'tpu-ubuntu2204-base', '--reserved ', f'{ZONE} --project=robots'),
+        *(line.replace(ZONE, f'{ZONE} --project=robots') for line in STATE)],
+    f'tpu.sh create droid {ZONE} --accelerator=v5p-16 --runtime_version=v9': [create('v5p-16', 'v9'), *STATE],
+    f'tpu.sh sync droid {ZONE} --mount=bucket:/mnt/runs --ref=HEAD': SEND,
+    f'tpu.sh start droid {ZONE} -- {TRAIN}': [START],
+    f'tpu.sh start droid {ZONE} --iap -- python -c "print(1, 2)"': [
+        f'{QUEUE} ssh droid --worker=all {ZONE} --quiet --tunnel-through-iap '
+        r"--command='wam_jax/launch/tpu_host.sh start python -c '\''print(1, 2)'\'''"],
+    f'tpu.sh status droid {ZONE}': [*STATE, STATUS],
+    f'tpu.sh watch droid {ZONE} --worker=3': [
+        f"{QUEUE} ssh droid --worker=3 {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh logs follow'"],
+    f'tpu.sh logs droid {ZONE} --worker=all': [STATUS.replace('status', 'logs')],
+    f'tpu.sh stop droid {ZONE}': [STATUS.replace('status', 'stop')],
+    f'tpu.sh delete droid {ZONE}': [DELETE],
+    f'xpk.sh attach runs {CLUSTER} --bucket=bucket --directory=/mnt/runs': [
+        'xpk storage attach runs --type=gcsfuse --bucket=bucket --mount-point=/mnt/runs '
+        '--mount-options=implicit-dirs,file-system:rename-dir-limit:1000000,metadata-cache:ttl-secs:0 '
+        f'--readonly=false --auto-mount=false --size=1 {CLUSTER}'],
+    f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-256 --storage=runs -- {TRAIN}': [
+        f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 --base-docker-image=python:3.12 '
+        f'--script-dir={ROOT} --storage=runs --max-restarts=50 --restart-on-exit-codes=1 '
+        '--termination-grace-period-seconds=600 --priority=medium '
+        f"--command='pip install --quiet --editable '\\''.[tpu]'\\'' && exec {TRAIN}'"],
+    f'xpk.sh start droid {CLUSTER} --project=p --tpu_type=tpu7x-4x4x4 --image=gcr.io/p/wam --restarts=3 --grace_s=60 '
+    f'--priority=high -- {TRAIN}': [
+        f'xpk workload create --workload=droid {CLUSTER} --project=p --tpu-type=tpu7x-4x4x4 '
+        '--docker-image=gcr.io/p/wam --max-restarts=3 --restart-on-exit-codes=1 '
+        f"--termination-grace-period-seconds=60 --priority=high --command='exec {TRAIN}'"],
+    f'xpk.sh status droid {CLUSTER}': [f'xpk workload list {CLUSTER} --filter-by-job=droid'],
+    f'xpk.sh watch droid {CLUSTER}': [
+        'kubectl logs --follow --all-containers --tail=100 '
+        '--selector=xpk.google.com/workload=droid,batch.kubernetes.io/job-completion-index=0'],
+    f'xpk.sh delete droid {CLUSTER}': [f'xpk workload delete --workload=droid {CLUSTER} --force'],
+    f'slurm.sh droid --nodes=4 --gpus=8 -- {TRAIN}': [
+        'mkdir -p TMP/wam_jax_logs',
+        'sbatch --job-name=droid --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --requeue --signal=B:USR1@600 '
+        f'--output=TMP/wam_jax_logs/%x-%j.log --open-mode=append --chdir={ROOT} {JOB} 50 '
+        f'srun --kill-on-bad-exit=0 --wait=0 {TRAIN}'],
+    'slurm.sh droid --nodes=1 --gpus=2 --cpus=12 --time=1-00:00:00 --partition=gpu --account=lab --restarts=2 '
+    f'--grace_s=120 --logs=/logs --container=wam.sqsh --container_mounts=/data:/data -- {TRAIN}': [
+        'mkdir -p /logs',
+        'sbatch --job-name=droid --nodes=1 --gpus-per-node=2 --ntasks-per-node=2 --cpus-per-task=12 '
+        '--time=1-00:00:00 --partition=gpu --account=lab --requeue --signal=B:USR1@120 --output=/logs/%x-%j.log '
+        f'--open-mode=append --chdir={ROOT} {JOB} 2 srun --kill-on-bad-exit=0 --wait=0 --container-image=wam.sqsh '
+        f'--container-workdir={ROOT} --container-mounts={ROOT}:{ROOT},/data:/data {TRAIN}'],
+}
+READY = 'case $* in *state.state*) echo ACTIVE ;; *"value(state)"*) echo READY ;; esac'
+
+
+@pytest.mark.parametrize('given', DRY_RUNS, ids=lambda line: ' '.join(line.split()[:4]))
+def test_dry_run_prints_what_is_run(machines, given):
+  script, *args = shlex.split(given)
+  machines.answer('gcloud', READY)
+  want = [line.replace('TMP', str(machines.root)) for line in DRY_RUNS[given]]
+
+  status, printed, error = machines.run(script, *args[:2], '--dry_run', *args[2:])
+  assert (status, error) == (0, '')
+  assert [line for line in printed.splitlines() if not line.startswith('#')] == want
+  assert machines.calls() == []
+
+  status, _, error = machines.run(script, *args)
+  assert status == 0, error
+  assert machines.calls() == [shlex.split(line) for line in want]
+
+
+def test_dry_run_of_a_whole_run(machines):
+  status, printed, _ = machines.run(
+      'tpu.sh', 'run', 'droid', ZONE, '--accelerator=v5p-128', '--capacity=spot', '--mount=bucket:/mnt/runs',
+      '--dry_run', '--', *TRAIN.split())
+  assert status == 0
+  assert [line for line in printed.splitlines() if not line.startswith('#')] == [
+      line.replace('TMP', str(machines.root)) for line in (
+          SEND[0], create('v5p-128', 'v2-alpha-tpuv5', '--spot '), *STATE, *SEND[1:], START, *STATE, STATUS, DELETE)]
+  assert machines.calls() == []
+
+
+RUN = f'tpu.sh run droid {ZONE} --accelerator=v5p-8'
+SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
+
+
+@pytest.mark.parametrize(('given', 'message'), [
+    ('tpu.sh launch', "'launch' is not among the commands: create delete logs run start status stop sync watch."),
+    ('tpu.sh create', "the name after 'create' must be up to 40 lower-case letters"),
+    (f'tpu.sh create Droid {ZONE}', "the name after 'create', Droid, must be up to 40 lower-case letters"),
+    ('tpu.sh status droid', '--zone must be a zone, as us-east5-a.'),
+    ('tpu.sh status droid --zone=us-east5', '--zone=us-east5 must be a zone, as us-east5-a.'),
+    (f'tpu.sh status droid {ZONE} now', "'now' is not a flag; flags look like --zone=us-east5-a."),
+    (f'tpu.sh status droid {ZONE} --keep', '--keep is not among the flags: dry_run iap project zone.'),
+    (f'tpu.sh status droid {ZONE} --project', '--project needs a value: --project=VALUE.'),
+    (f'tpu.sh status droid {ZONE} --iap=yes', '--iap takes no value.'),
+    (f'tpu.sh status droid {ZONE} -- ls', "'status' runs nothing: leave out what follows --."),
+    (f'tpu.sh logs droid {ZONE} --worker=first', "--worker=first must be the number of a host, or 'all'."),
+    (f'tpu.sh create droid {ZONE}', '--accelerator= must be v4-N, v5litepod-N, v5p-N or v6e-N.'),
+    (f'tpu.sh create droid {ZONE} --accelerator=v5e-4', '--accelerator=v5e-4: Cloud TPU calls it v5litepod-4.'),
+    (f'tpu.sh create droid {ZONE} --accelerator=tpu7x-8', 'is for Kubernetes only: launch/xpk.sh.'),
+    (f'tpu.sh create droid {ZONE} --accelerator=v6e-24', 'N one of 1, 4, 8, 16, 32, 64, 128, 256 chips.'),
+    (f'tpu.sh create droid {ZONE} --accelerator=v5p-12', 'a host has 8 cores, so N must be a multiple of 8.'),
+    (f'tpu.sh create droid {ZONE} --accelerator=v5p-8 --capacity=cheap', 'must be on_demand, spot or reserved.'),
+    (f'tpu.sh sync droid {ZONE} --mount=gs://bucket:/mnt/runs', 'must be BUCKET:/mnt/DIR: a bucket without gs://'),
+    (RUN, f'what to run is missing. It comes last: {TRAIN[:33]}'.replace('python', '-- python')),
+    (f'{RUN} --attempts=0 -- {TRAIN}', '--attempts=0 must be at least 1.'),
+    (f'{RUN} -- {TRAIN}', '--workdir=/mnt/runs/droid must be below the directory of a --mount=BUCKET:/mnt/DIR'),
+    (f'{RUN} --mount=b1:/mnt/ru -- {TRAIN}', '--workdir=/mnt/runs/droid must be below'),
+    (f'{RUN} -- {TRAIN.replace(" --distributed", "")}', 'the command needs --distributed'),
+    (f'{RUN} -- {TRAIN.replace(" --config", " --conf")}', 'the command needs --config=FILE'),
+    (f'{RUN} -- {TRAIN.replace("tiny", "tyni")}', f'--config=configs/tyni.py:smoke: there is no such file in {ROOT}.'),
+    (f'{RUN} -- {TRAIN.replace("dir=", "dir ")}', 'the command needs --workdir=DIR'),
+    (f'{RUN} -- {TRAIN.replace("/mnt", "gs://mnt")}', '--workdir=gs://mnt/runs/droid must be a directory'),
+    (f'xpk.sh watch droid {ZONE}', '--cluster must be up to 40 lower-case letters'),
+    (f'xpk.sh start droid {CLUSTER} --tpu_type=h100-8 -- {TRAIN}', '--tpu_type=h100-8 must be v4-N'),
+    (f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-8 --priority=top -- {TRAIN}', '--priority=top must be very-low'),
+    (f'xpk.sh attach runs {CLUSTER} --bucket=gs://b --directory=/mnt', '--bucket=gs://b must be the name of a bucket'),
+    (f'xpk.sh attach runs {CLUSTER} --bucket=b1 --directory=mnt', '--directory=mnt must be an absolute path'),
+    (f'slurm.sh --nodes=1 -- {TRAIN}', 'the name of the job (the first word), --nodes=1, must be up to 40'),
+    (f'slurm.sh droid --nodes=2 -- {TRAIN}', '--gpus must be the number of GPUs of each host.'),
+    (f'{SLURM} --time=24 -- {TRAIN}', '--time=24 must be [D-]HH:MM:SS'),
+    (f'{SLURM} --logs=logs -- {TRAIN}', '--logs=logs must be an absolute path.'),
+    (f'{SLURM} --container_mounts=/a:/a -- {TRAIN}', '--container_mounts needs --container.'),
+    (SLURM, 'what to run is missing.'),
+])
+def test_wrong_arguments_stop_before_anything_runs(machines, given, message):
+  status, _, error = machines.run(*shlex.split(given))
+  assert status == 1
+  assert error.startswith('error: ') and message in error
+  assert machines.calls() == []
+
+
+def test_uncommitted_changes_are_not_left_behind_silently(machines):
+  machines.answer('git', '[[ $3 != status ]] || echo " M wam_jax/flow.py"')
+  status, _, error = machines.run('tpu.sh', 'sync', 'droid', ZONE)
+  assert status == 1
+  assert ' M wam_jax/flow.py\nCommit them, or pass --ref=HEAD.' in error
+  assert [call[0] for call in machines.calls()] == ['git']
+
+
+# A slice whose fate is a line of `fates` per start: `preempted`, or the exit status of the command on its first host.
+SLICE = """
+case $* in
+  *" create "*) touch slice; rm -f preempted; echo none on host-0 >hosts ;;
+  *" delete "*) rm slice ;;
+  *state.state*) [[ -e slice ]] || { echo "ERROR: NOT_FOUND: no such slice" >&2; exit 1; }; echo ACTIVE ;;
+  *"value(state)"*) [[ -e preempted ]] && echo PREEMPTED || echo READY ;;
+  *"tpu_host.sh start"*)
+    read -r fate <fates; sed -i 1d fates
+    [[ ${fate} == preempted ]] && touch preempted || printf "exit %s on %s\\n" 0 host-1 "${fate}" host-0 >hosts ;;
+  *"tpu_host.sh status"*) cat hosts ;;
+  *"tpu_host.sh logs"*) echo "ValueError: no such key" ;;
+esac
+"""
+
+
+def kinds(calls: list[list[str]]) -> list[str]:
+  """The steps of a run without its polling."""
+  names = {'create': 'create', 'delete': 'delete', 'scp': 'send'}
+  steps = []
+  for call in calls:
+    if call[0] == 'sleep':
+      steps.append(f'sleep {call[1]}')
+    elif call[0] == 'gcloud' and call[4] in names:
+      steps.append(names[call[4]])
+    elif remote := re.search(r'tpu_host.sh (start|stop)', call[-1]):
+      steps.append(remote[1])
+  return steps
+
+
+RUN_DROID = ('tpu.sh', *RUN.split()[1:], '--capacity=spot', '--mount=bucket:/mnt/runs')
+
+
+def run_with_fates(machines, *fates: str, flags=(), gcloud: str = SLICE) -> tuple[int, str, list[str]]:
+  """Exit status, messages and steps of a run."""
+  machines.answer('gcloud', gcloud)
+  (machines.root / 'fates').write_text('\n'.join(fates) + '\n')
+  status, _, said = machines.run(*RUN_DROID, *flags, '--', *TRAIN.split())
+  return status, said, kinds(machines.calls())
+
+
+def test_run_survives_two_preemptions(machines):
+  status, said, steps = run_with_fates(machines, 'preempted', 'preempted', '0')
+  assert status == 0, said
+  once = ['create', 'send', 'start', 'sleep 30']
+  assert steps == [*once, 'sleep 30', 'delete', *once, 'sleep 60', 'delete', *once, 'delete']
+  assert said.count('slice droid: PREEMPTED') == 4 and 'done' in said
+  starts = [call[-1] for call in machines.calls() if 'tpu_host.sh start' in call[-1]]
+  assert len(set(starts)) == 1 and TRAIN in starts[0]
+  assert sum(call[:1] == ['git'] and 'archive' in call for call in machines.calls()) == 1
+
+
+def test_run_starts_a_failed_command_again_on_the_same_slice(machines):
+  status, said, steps = run_with_fates(machines, '1', '143', '0', flags=('--keep',))
+  assert status == 0, said
+  assert steps == ['create', *['send', 'start', 'sleep 30', 'sleep 30', 'send', 'start', 'sleep 30', 'sleep 60'],
+                   'send', 'start', 'sleep 30']
+  assert (machines.root / 'wam_jax.droid.log').read_text() == 'ValueError: no such key\n'
+
+
+def test_run_gives_up_and_deletes_the_slice(machines):
+  status, said, steps = run_with_fates(machines, *'1111', flags=('--attempts=4',))
+  assert status == 1
+  assert 'error: gave up after 4 failures in a row.' in said
+  assert [step for step in steps if step.startswith('sleep')] == [
+      'sleep 30', 'sleep 30', 'sleep 30', 'sleep 60', 'sleep 30', 'sleep 120', 'sleep 30']
+  assert steps[-1] == 'delete'
+
+
+def test_run_waits_for_capacity_and_asks_again_when_refused(machines):
+  (machines.root / 'states').write_text('WAITING_FOR_RESOURCES\nFAILED\nFAILED\nPROVISIONING\nACTIVE\n')
+  next_state = 'read -r state <states; sed -i 1d states; echo "${state:-ACTIVE}"'
+  status, said, steps = run_with_fates(machines, '0', gcloud=SLICE.replace('echo ACTIVE', next_state))
+  assert status == 0, said
+  assert steps == ['create', 'sleep 30', 'sleep 30', 'delete', 'create', 'sleep 30', 'send', 'start', 'sleep 30',
+                   'delete']
+
+
+def test_run_joins_a_running_command_and_ctrl_c_leaves_it(machines):
+  (machines.root / 'slice').touch()
+  (machines.root / 'hosts').write_text('running on host-1: quiet\nrunning on host-0: step 70 loss none\n')
+  machines.answer('gcloud', SLICE)
+  machines.answer('sleep', '[[ -e joined ]] && exec /bin/sleep 60; touch joined')
+  process = machines.start(*RUN_DROID, '--', *TRAIN.split())
+  while sum(call[0] == 'sleep' for call in machines.calls()) < 2:
+    time.sleep(0.02)
+  os.killpg(process.pid, signal.SIGINT)
+  _, said = process.communicate(timeout=30)
+  assert process.returncode == 130
+  assert 'the command is running already' in said and 'running on host-0: step 70 loss none' in said
+  assert 'slice droid is left as it is. The same command continues here' in said
+  assert kinds(machines.calls()) == ['sleep 30', 'sleep 30']
+
+
+@pytest.fixture
+def host(machines):
+  """A machine of a slice: its home has a checkout."""
+  shutil.copytree(LAUNCH, machines.root / 'wam_jax/launch')
+  (machines.bin / 'mkdir').unlink()
+  (machines.bin / 'sleep').unlink()
+  machines.script = machines.root / 'wam_jax/launch/tpu_host.sh'
+  return machines
+
+
+TRAINING = '''
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(143)))
+print('step 1', sys.argv[1], flush=True)
+time.sleep(60)
+'''
+
+
+def test_host_starts_watches_and_stops_a_command(host):
+  ask = lambda *words: host.run(host.script, *words)
+  name = os.uname().nodename
+  assert ask('status')[1] == f'none on {name}\n'
+  assert ask('start', sys.executable, '-c', TRAINING, 'a b')[0] == 0
+  while 'step 1 a b' not in (said := ask('status')[1]):
+    assert said.startswith(f'running on {name}: ')
+  status, _, error = ask('start', 'true')
+  assert status == 1 and 'a command is still running; stop it first.' in error
+  assert ask('stop')[0] == 0
+  assert ask('status')[1] == f'exit 143 on {name}\n'
+  assert ask('logs')[1].endswith(f'{name}: step 1 a b\n{name}: saved\n')
+  assert ask('stop')[0] == 0  # Nothing to stop is fine.
+  assert ask('start', 'false')[0] == 0
+  while 'exit 1 ' not in ask('status')[1]:
+    pass
+  assert 'must be setup, start, status, logs or stop.' in ask('install')[2]
+
+
+def test_host_knows_when_a_command_vanished(host):
+  host.run(host.script, 'start', sys.executable, '-c', TRAINING, '')
+  while not (pid := host.root / 'wam_jax_run/pid').exists() or not pid.read_text().strip():
+    time.sleep(0.02)
+  child = int(pid.read_text())
+  supervisor = int(pathlib.Path(f'/proc/{child}/stat').read_text().rsplit(')', 1)[1].split()[1])
+  os.kill(supervisor, signal.SIGKILL)
+  assert host.run(host.script, 'status')[1].startswith('running')
+  os.kill(child, signal.SIGKILL)
+  while host.run(host.script, 'status')[1].startswith('running'):
+    pass
+  assert host.run(host.script, 'status')[1].startswith('none on ')
+
+
+def test_host_installs_and_mounts(host):
+  (host.root / '.local/bin').mkdir(parents=True)
+  for name in ('python3', 'uv', 'lsb_release', 'curl', 'sudo', 'mountpoint'):
+    host.answer(name, {'lsb_release': 'echo jammy', 'sudo': '[[ $1 != tee ]] || cat >/dev/null', 'curl': 'echo key',
+                       'mountpoint': '[[ $2 == /mnt/old ]]'}.get(name, ''))
+  (host.bin / 'uv').rename(host.root / '.local/bin/uv')
+  host.answer('sudo', 'case $* in *gcsfuse) cp bin/python3 bin/gcsfuse ;; tee*) cat ;; esac')  # apt-get brings it.
+  status, _, error = host.run(host.script, 'setup', 'bucket:/mnt/runs', 'other:/mnt/old')
+  assert status == 0, error
+  python, key = f'{host.root}/venv/bin/python', '/usr/share/keyrings/cloud.google.asc'
+  assert sorted(map(shlex.join, host.calls())) == sorted([
+      'python3 -m pip install --quiet --user uv',
+      f'uv venv --quiet --allow-existing --python=3.12 {host.root}/venv',
+      f"uv pip install --quiet --python={python} --editable '.[tpu]'",
+      'lsb_release --codename --short',
+      'curl --fail --silent --show-error https://packages.cloud.google.com/apt/doc/apt-key.gpg',
+      f'sudo tee {key}',
+      'sudo tee /etc/apt/sources.list.d/gcsfuse.list',
+      'sudo apt-get update --quiet=2',
+      'sudo apt-get install --quiet=2 --yes -o DPkg::Lock::Timeout=600 gcsfuse',
+      'mountpoint --quiet /mnt/runs', f'sudo install --directory --owner={os.getuid()} /mnt/runs',
+      'gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 bucket /mnt/runs',
+      'mountpoint --quiet /mnt/old'])
+
+
+# Its one host is a directory, where what is sent and said to it really happens.
+REAL_HOST = """
+case $* in
+  *" create "*) touch slice ;;
+  *" delete "*) rm slice ;;
+  *state.state*) [[ -e slice ]] && echo ACTIVE || { echo "NOT_FOUND" >&2; exit 1; } ;;
+  *"value(state)"*) echo READY ;;
+  *" scp "*) cp "$5" "host/${6#*:}" ;;
+  *" ssh "*) command=${*: -1}; cd host; HOME=${PWD} bash -c "${command#--command=}" ;;
+esac
+"""
+
+
+def test_run_on_a_host_from_commit_to_exit(host):
+  """The checkout really is packed, sent and unpacked; the command fails once and is done the second time."""
+  checkout = host.root / 'wam_jax'
+  me = ('-c', 'user.name=me', '-c', 'user.email=me@localhost')
+  git = lambda *words: subprocess.run(['git', *me, *words], cwd=checkout, check=True)
+  (host.bin / 'git').unlink()
+  (checkout / 'step.py').write_text(
+      'import pathlib, sys\nseen = pathlib.Path("../seen")\nseen.open("a").write(sys.argv[1] + "\\n")\n'
+      'sys.exit(seen.read_text().count("\\n") < 2)\n')
+  git('init', '--quiet')
+  git('add', '.')
+  git('commit', '--quiet', '--message=all')
+  uv = host.root / 'host/.local/bin/uv'
+  uv.parent.mkdir(parents=True)
+  host.answer('gcloud', REAL_HOST)
+  host.answer('python3', '')
+  shutil.copy(host.bin / 'python3', uv)
+  host.answer('sleep', 'exec /bin/sleep 0.05')
+  said = "it's $HOME; 100% *"
+  status, _, error = host.run(checkout / 'launch/tpu.sh', *RUN_DROID[1:-1], '--', sys.executable, 'step.py', said)
+  assert status == 0, error
+  assert (host.root / 'host/seen').read_text() == f'{said}\n' * 2
+  assert error.count('the command failed') == 1
+  assert not (host.root / 'slice').exists()
+
+
+def run_job(machines, step: str, restarts: int = 3, count: int = 0, send: signal.Signals | None = None):
+  """Exit status, output and calls of the SLURM job whose `srun` is `step`."""
+  machines.environment |= {'SLURM_JOB_ID': '7', 'SLURM_RESTART_COUNT': str(count)}
+  machines.answer('srun', f'echo $$ >srun.pid\n{step}')
+  machines.answer('scancel', 'kill -TERM "$(<srun.pid)"')
+  (machines.bin / 'sleep').unlink()
+  process = machines.start('slurm_job.sh', str(restarts), 'srun', '--wait=0', *TRAIN.split())
+  if send:
+    while not (pid := machines.root / 'srun.pid').exists() or not pid.read_text().strip():
+      time.sleep(0.02)
+    os.kill(process.pid, send)
+  printed, error = process.communicate(timeout=30)
+  assert machines.calls()[0] == ['srun', '--wait=0', *TRAIN.split()]
+  return process.returncode, printed + error, [shlex.join(call) for call in machines.calls()[1:]]
+
+
+UNTIL_TERM = "trap 'exit 143' TERM; while true; do sleep 0.05; done"
+REQUEUE = 'scontrol requeue 7'
+
+
+def test_job_that_is_done_ends(machines):
+  assert run_job(machines, 'exit 0') == (0, '', [])
+
+
+def test_job_that_fails_is_queued_again(machines):
+  assert run_job(machines, 'exit 1', restarts=3, count=2) == (1, 'status 1: queued again\n', [REQUEUE])
+
+
+def test_job_that_keeps_failing_is_given_up(machines):
+  assert run_job(machines, 'exit 1', restarts=3, count=3) == (1, 'status 1: given up after 3 starts\n', [])
+
+
+def test_job_near_its_limit_saves_and_is_queued_again(machines):
+  status, said, calls = run_job(machines, UNTIL_TERM, count=9, send=signal.SIGUSR1)
+  assert (status, said) == (143, 'status 143: queued again\n')
+  assert calls == ['scancel --signal=TERM 7', REQUEUE]
+
+
+def test_cancelled_job_ends(machines):
+  status, said, calls = run_job(machines, 'sleep 0.3; exit 143', send=signal.SIGTERM)
+  assert (status, said, calls) == (143, '', [])
