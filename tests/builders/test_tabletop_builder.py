@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from data import expert
 from data.tabletop import builder
 from wam_jax.envs import tabletop
 
@@ -79,7 +80,7 @@ def test_every_embodiment_covers_two_chunks(embodiment, least):
 def test_splits_and_seeds_never_share_an_episode(dataset):
   seeds = [int(e['seed']) for split in ('train', 'val', 'unseen_task') for e in _read(dataset, split)]
   assert len(set(seeds)) == 10 and min(seeds) >= 1 << 32
-  assert builder.episode_seed(0, 'train', 0, 0) != builder.episode_seed(1, 'train', 0, 0)
+  assert expert.make_seed(0, 0, 0, 0) != expert.make_seed(1, 0, 0, 0)
 
 
 def test_two_workers_write_the_same_bytes(dataset, tmp_path):
@@ -88,15 +89,6 @@ def test_two_workers_write_the_same_bytes(dataset, tmp_path):
   assert names == sorted(p.name for p in path.iterdir())
   for name in names:
     assert (dataset / name).read_bytes() == (path / name).read_bytes(), name
-
-
-def test_shards_partition_the_episodes():
-  template = tfds.core.ShardedFileTemplate(
-      data_dir=pathlib.Path('/x'), dataset_name='t', split='train', filetype_suffix='array_record',
-      template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE)
-  shards = builder._plan_shards('train', 601, template)
-  assert [(s.first, s.count) for s in shards] == [(0, 200), (200, 200), (400, 201)]
-  assert shards[2].path == '/x/t-train.array_record-00002-of-00003'
 
 
 def test_finished_dataset_is_kept_and_other_parameters_are_refused(dataset):

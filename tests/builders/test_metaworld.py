@@ -1,0 +1,85 @@
+"""The Meta-World builder: what it writes is what the simulator showed. Needs the extra `metaworld`."""
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+pytest.importorskip('metaworld')
+
+from data.metaworld import builder  # noqa: E402
+from wam_jax.data import embodiments, sources, windows  # noqa: E402
+
+CONFIG = builder.BuildConfig(('handle-press', 'reach'), episodes=1, view_size=16)
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+  path, made = builder.build(tmp_path_factory.mktemp('built'), CONFIG, workers=2)
+  assert made
+  return path
+
+
+def _read(path, split):
+  source = tfds.builder_from_directory(path).as_data_source(split)
+  return [{'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))]
+
+
+def test_replaying_the_actions_reproduces_every_step(dataset):  # Recorded by other processes.
+  assert dataset.parts[-3:] == ('metaworld', 'handle-press_reach', '1.0.0')
+  seeds = []
+  for split in ('train', 'val'):
+    episodes = _read(dataset, split)
+    assert [e['task'].decode() for e in episodes] == ['handle-press', 'reach']
+    for episode in episodes:
+      env = builder.make_env(CONFIG, (episode['task'].decode(),))
+      seen = env.reset(int(episode['seed']))
+      seeds.append(int(episode['seed']))
+      for step in episode['steps']:
+        np.testing.assert_array_equal(step['observation']['proprio'], seen['proprio'])
+        for view in builder.metaworld.VIEWS:
+          np.testing.assert_allclose(step['observation'][view].mean((0, 1)), seen[view].mean((0, 1)), atol=2)
+        assert step['language_instruction'].decode() == env.instruction
+        succeeded = env.success
+        seen = env.step(step['action'])
+      assert succeeded and episode['success'] and episode['steps'][-1]['is_terminal']
+      assert len(episode['steps']) >= 33  # Two chunks and the frame before them.
+      env.close()
+  assert len(set(seeds)) == 4 and min(seeds) >= 1 << 32
+
+
+def test_the_shipped_record_fits(dataset):
+  record = embodiments.get('metaworld')
+  episodes = sources.Episodes(str(dataset), 'train', record)
+  S = record.steps_per_chunk
+  assert (S, record.camera_frames_per_chunk) == (16, 8)
+  assert len(windows.make_anchors(episodes)) == sum(episodes[i].length - S for i in range(2))
+  assert record.control_hz == builder.metaworld.CONTROL_HZ
+  assert {view.key for view in record.views} == set(builder.metaworld.VIEWS)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'episodes': 0}, 'episodes=0'), ({'seed': -1}, 'seed=-1'), ({'noise': 2.0}, r'noise=2\.0'),
+    ({'tasks': ('reach', 'reach')}, 'repeats a name'), ({'tasks': ('dance',)}, "task='dance'"),
+])
+def test_bad_parameters_are_errors(change, message):
+  with pytest.raises(ValueError, match=message):
+    builder.BuildConfig(**change)
+
+
+def test_names():
+  assert builder.BuildConfig().name == 'all'
+  assert builder.BuildConfig(('reach', 'push')).name == 'reach_push'
+  assert builder.BuildConfig(('reach', 'push', 'soccer', 'sweep')).name.startswith('4_tasks_')
+
+
+def test_command(dataset, tmp_path):
+  run = lambda *flags: subprocess.run([sys.executable, '-m', 'data.metaworld', *flags], capture_output=True, text=True,
+                                      check=False)
+  again = run(f'--output={dataset.parents[2]}', '--tasks=handle-press,reach', '--episodes=1', '--view_size=16')
+  assert (again.returncode, again.stdout) == (0, f'already there: {dataset}\n'), again.stderr
+  refused = run(f'--output={tmp_path}', '--tasks=fly')
+  assert refused.returncode == 1 and refused.stderr.startswith("error: task='fly' must be one of")

@@ -1,0 +1,116 @@
+"""Writing datasets: shards of equal work, restart, several processes, bad requests."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import multiprocessing
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data import rlds
+
+FEATURES = tfds.features.FeaturesDict({'steps': tfds.features.Dataset({'t': tfds.features.Scalar(np.int64)})})
+
+
+def _make(failing: pathlib.Path, split: str, index: int) -> dict:
+  if failing.exists() and str(index) in failing.read_text().split():
+    raise ValueError(f'episode {index} of {split} is broken')
+  return {'steps': [{'t': 100 * index + t} for t in range(3)]}
+
+
+def _open_split(failing, split):
+  return functools.partial(_make, failing, split)
+
+
+def _dataset(failing, **changes):
+  return dataclasses.replace(rlds.Dataset(
+      name='numbers', config='', module='data.numbers', description='Numbers.', features=FEATURES,
+      open_split=functools.partial(_open_split, failing), sizes={'train': (3,) * 10, 'val': (3,)}, unit='steps',
+      shard_size=9, min_shards=1, parameters={'seed': 0}), **changes)
+
+
+def _plan(sizes, shard_size, min_shards):
+  template = tfds.core.ShardedFileTemplate(
+      data_dir=pathlib.Path('/x'), dataset_name='t', split='train', filetype_suffix='array_record',
+      template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE)
+  return rlds.plan_shards('train', sizes, shard_size, min_shards, template)
+
+
+@pytest.mark.parametrize('sizes, shard_size, min_shards, want', [
+    ((1,) * 601, 250, 1, [200, 201, 200]),
+    ((1,) * 3, 250, 8, [1, 1, 1]),
+    ((21, 9, 14), 8192, 8, [1, 1, 1]),
+    ((5, 5, 90, 5, 5), 50, 1, [2, 1, 2]),  # Three shards; a long episode has one for itself.
+    ((100, 1, 1), 51, 1, [1, 2]),
+])
+def test_shards_hold_about_equal_work(sizes, shard_size, min_shards, want):
+  shards = _plan(sizes, shard_size, min_shards)
+  assert [len(s.sizes) for s in shards] == want
+  assert tuple(itertools.chain.from_iterable(s.sizes for s in shards)) == sizes
+  assert [s.first for s in shards] == np.cumsum([0, *want[:-1]]).tolist()
+  assert shards[-1].path.name == f't-train.array_record-{len(want) - 1:05d}-of-{len(want):05d}'
+
+
+def test_written_episodes_are_read_back(tmp_path):
+  failing = tmp_path / 'failing'
+  assert rlds.write(tmp_path / 'a/1.0.0', _dataset(failing, files={'note.txt': b'hello'}))
+  assert not rlds.write(tmp_path / 'a/1.0.0', _dataset(failing))
+  source = tfds.builder_from_directory(tmp_path / 'a/1.0.0').as_data_source('train')
+  assert [[int(step['t']) for step in source[i]['steps']] for i in (0, 9)] == [[0, 1, 2], [900, 901, 902]]
+  assert (tmp_path / 'a/1.0.0/note.txt').read_text() == 'hello'
+  with pytest.raises(ValueError, match='workers=0 must be at least 1'):
+    rlds.write(tmp_path / 'b', _dataset(failing), workers=0)
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_an_interrupted_run_goes_on(tmp_path, capsys, workers):
+  failing = tmp_path / 'failing'
+  rlds.write(tmp_path / 'want', _dataset(failing))
+  failing.write_text('5')
+  path = tmp_path / 'made'
+  with pytest.raises(ValueError, match='episode 5 of train is broken'):
+    rlds.write(path, _dataset(failing), workers)
+  kept = [p for p in (tmp_path / '.made.partial').iterdir() if 'array_record' in p.name and p.suffix != '.unfinished']
+  assert kept and not path.exists()
+  stamps = {p.name: p.stat().st_mtime_ns for p in kept}
+  with pytest.raises(ValueError, match=r'\.made\.partial was made with other parameters: seed=0 there, 7 asked'):
+    rlds.write(path, _dataset(failing, parameters={'seed': 7}))
+  failing.write_text('')
+  capsys.readouterr()
+  assert rlds.write(path, _dataset(failing), workers)
+  error = capsys.readouterr().err
+  assert f'going on after {len(kept)} of 5 shards' in error and '33/33 steps' in error
+  assert {name: (path / name).stat().st_mtime_ns for name in stamps} == stamps
+  assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in (tmp_path / 'want').iterdir())
+  for p in path.iterdir():
+    assert p.read_bytes() == (tmp_path / 'want' / p.name).read_bytes(), p.name
+
+
+def test_a_failure_with_nothing_finished_leaves_nothing(tmp_path):
+  failing = tmp_path / 'failing'
+  failing.write_text('0')
+  with pytest.raises(ValueError, match='is broken'):
+    rlds.write(tmp_path / 'a/made', _dataset(failing))
+  assert not list((tmp_path / 'a').iterdir())
+
+
+def _write_and_tell(path, results):
+  results.put(rlds.write(path, _dataset(path.parent / 'failing')))
+
+
+def test_two_processes_make_one_dataset(tmp_path):
+  context = multiprocessing.get_context('spawn')
+  results = context.Queue()
+  processes = [context.Process(target=_write_and_tell, args=(tmp_path / 'made', results)) for _ in range(2)]
+  for process in processes:
+    process.start()
+  assert sorted(results.get(timeout=60) for _ in processes) == [False, True]
+  for process in processes:
+    process.join()
+  assert [p.name for p in tmp_path.iterdir()] == ['made']
+  assert json.loads((tmp_path / 'made/build.json').read_text()) == {'seed': 0}
