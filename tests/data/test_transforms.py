@@ -5,11 +5,13 @@ import dataclasses
 import zlib
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from tests.data import synthetic
 from wam_jax.data import embodiments
+from wam_jax.data import normalize
 from wam_jax.data import transforms
 
 View = embodiments.View
@@ -40,6 +42,83 @@ def test_painted_quadrants_land_in_their_rectangles():
   np.testing.assert_array_equal(got[16:, 24:], 0)  # No view there.
 
 
+COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
+
+
+def place(record, painted) -> np.ndarray:
+  """The composite of a record whose view number i is `painted[i]`."""
+  return transforms.compose(record, {v.key: image for v, image in zip(record.views, painted)})
+
+
+@pytest.mark.parametrize('name, rows', [('droid', 176), ('droid_wan22', 160)])
+def test_droid_layout(name, rows):
+  """Spec 5.7: the wrist fills the top row, exterior 1 lies bottom left, exterior 2 bottom right."""
+  painted = [paint_quadrants(180, 320, COLOURS[i:] + COLOURS[:i]) for i in range(3)]
+  got = place(embodiments.get(name), painted)
+  for (row, column, width), colours in zip([(rows, 0, 320), (rows, 320, 320), (0, 0, 640)],
+                                           [COLOURS[i:] + COLOURS[:i] for i in range(3)]):
+    for i, colour in enumerate(colours):
+      corner = got[row + (i // 2) * rows * 3 // 4:, column + (i % 2) * width * 3 // 4:][:rows // 4, :width // 4]
+      np.testing.assert_array_equal(corner, np.broadcast_to(colour, corner.shape))
+  noise = np.random.default_rng(0).integers(0, 256, (180, 320, 3), np.uint8)
+  wrist = place(embodiments.get(name), [noise] * 3)[:rows]
+  np.testing.assert_array_equal(wrist[:, ::2], wrist[:, 1::2])
+  np.testing.assert_array_equal(wrist[:, ::2], transforms.resize(noise, rows, 320, 'bilinear'))
+
+
+@pytest.mark.parametrize('name', ['agibot', 'agibot_reference', 'yam'])
+def test_quadrant_layout(name):
+  """Spec 5.7: view 0 top left, view 1 bottom left, view 2 top right, the rest black."""
+  got = place(embodiments.get(name), [np.full((480, 640, 3), colour, np.uint8) for colour in COLOURS[:3]])
+  want = np.zeros((352, 640, 3), np.uint8)
+  want[:176, :320], want[176:, :320], want[:176, 320:] = COLOURS[:3]
+  np.testing.assert_array_equal(got, want)
+
+
+def test_libero_shows_the_same_world_from_files_and_from_the_simulator():
+  """The simulator's images are upside down; the published set turned them by half a turn, which mirrors them."""
+  world = paint_quadrants(256, 256, COLOURS)
+  simulated = world[::-1]
+  stored = simulated[::-1, ::-1]
+  want = np.concatenate([paint_quadrants(352, 320, COLOURS)] * 2, axis=1)
+  for name, image in (('libero', stored), ('libero_simulator', simulated)):
+    got = place(embodiments.get(name), [image, image])
+    for rows, columns in ((slice(0, 150), slice(0, 130)), (slice(200, 352), slice(500, 640))):
+      np.testing.assert_array_equal(got[rows, columns], want[rows, columns])
+  image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+  np.testing.assert_array_equal(transforms.flip(image, 'both'), image[::-1, ::-1])
+  np.testing.assert_array_equal(transforms.flip(image, ''), image)
+
+
+@pytest.mark.parametrize('name', ['oxe', 'human'])
+def test_a_single_view_fills_the_composite(name):
+  got = place(embodiments.get(name), [paint_quadrants(256, 256, COLOURS)])
+  assert got.shape == (352, 640, 3)
+  np.testing.assert_array_equal(got[[0, 0, -1, -1], [0, -1, 0, -1]], COLOURS)
+
+
+@pytest.mark.parametrize('old, new', [
+    ((171, 304), (176, 320)),    # DROID's crop.
+    ((180, 320), (160, 320)), ((456, 608), (176, 320)), ((256, 256), (352, 320)), ((40, 50), (17, 64))])
+def test_bilinear_is_antialiased_and_rounds_down(old, new):
+  image = np.random.default_rng(0).integers(0, 256, (*old, 3), np.uint8)
+  want = jax.image.resize(image.astype(np.float32), (*new, 3), 'bilinear', antialias=True)
+  got = transforms.resize(image, *new, 'bilinear')
+  difference = np.asarray(want) - got
+  assert -0.015 < difference.min() and difference.max() < 1  # Down from a hundredth higher; float32 rounding is 0.002.
+  assert difference.mean() > 0.4
+
+
+def test_bilinear_weights_by_hand():
+  """Halving averages four rows under a triangle: 1, 3, 3, 1; at the border 3 and 3 of the first, 1 of the third."""
+  image = np.zeros((8, 1, 3), np.uint8)
+  image[:, 0, 0] = (0, 70, 140, 210, 0, 80, 160, 240)
+  got = transforms.resize(image, 4, 1, 'bilinear')[:, 0, 0]
+  want = ((3 * 0 + 3 * 70 + 140) / 7, (70 + 3 * 140 + 3 * 210 + 0) / 8, (210 + 3 * 0 + 3 * 80 + 160) / 8,
+          (80 + 3 * 160 + 3 * 240) / 7)
+  np.testing.assert_array_equal(got, np.floor(want))
+
+
 def test_resize_averages_when_shrinking():
   image = np.zeros((4, 4, 3), np.uint8)
   image[::2] = 200
@@ -57,6 +136,32 @@ def test_augmentation_without_change_is_the_centre_crop():
   image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
   np.testing.assert_array_equal(transforms.CENTER_CROP.crop(image), image[1:39, 2:59])  # 38 x 57 of 40 x 60.
   np.testing.assert_array_equal(transforms.CENTER_CROP.jitter(image), image)
+
+
+def test_centre_crop_of_droid_and_who_uses_it():
+  """171 x 304 of 180 x 320 from row 4 and column 8, then 176 x 320 (spec 5.6)."""
+  image = np.random.default_rng(0).integers(0, 256, (180, 320, 3), np.uint8)
+  np.testing.assert_array_equal(transforms.CENTER_CROP.crop(image), image[4:175, 8:312])
+  record = embodiments.get('droid')
+  views = {v.key: image for v in record.views}
+  cropped, whole = (normalize.KnownEmbodiment(0, record, None, crop).compose(views) for crop in (True, False))
+  np.testing.assert_array_equal(cropped[176:, :320], transforms.resize(image[4:175, 8:312], 176, 320, 'bilinear'))
+  np.testing.assert_array_equal(cropped, transforms.compose(record, views, transforms.CENTER_CROP))
+  np.testing.assert_array_equal(whole, transforms.compose(record, views))
+  assert (cropped != whole).mean() > 0.9
+
+
+def test_jitter_is_the_four_changes_in_order():
+  """Against each change on its own, where nothing is clipped."""
+  image = np.random.default_rng(0).integers(90, 140, (8, 8, 3), np.uint8)
+  a = transforms.Augmentation(brightness=1.1, contrast=0.8, saturation=1.2, hue=0.05)
+  x = 1.1 * image
+  x = 0.8 * x + 0.2 * (x @ transforms.GRAY).mean()
+  x = 1.2 * x - 0.2 * (x @ transforms.GRAY)[..., None]
+  only_hue = dataclasses.replace(transforms.CENTER_CROP, hue=0.05)
+  want = only_hue.jitter(np.rint(x).astype(np.uint8))
+  np.testing.assert_allclose(a.jitter(image).astype(int), want, atol=2)  # `want` is rounded once more.
+  np.testing.assert_allclose(want.mean(-1), x.mean(-1), atol=1)  # Turning the hue keeps how light a pixel is.
 
 
 def test_jitter_by_hand():

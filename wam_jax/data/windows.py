@@ -3,13 +3,23 @@
 A window is one conditioning frame at step a and Q chunks. With S control steps a chunk and a camera frame every
 `stride` steps, chunk q covers the actions of steps a + q*S ... a + (q+1)*S - 1, starts at the state of step a + q*S,
 and shows the frames a + q*S + stride ... a + (q+1)*S. A window stays inside one language span.
+
+A chunk counts where its last frame, step a + (q+1)*S, still exists: at the end of an episode just as in the reference
+(spec 5.4, cases 3 and 4). Otherwise it differs. The reference takes up to four chunks around a drawn step, backwards
+too, and compares instructions at the chunks' starts only, so that a chunk may run into the next instruction; here the
+drawn step is the first of its window, chunks follow forwards, and those past the span are padded and masked. Idle steps
+are cut out of the reference's episodes, so that a window may jump in time; here every chunk that counts starts inside
+one kept range, and time runs on.
 """
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
+from typing import Any
 
+from etils import epath
 import numpy as np
 
 from wam_jax.data import embodiments
@@ -46,55 +56,129 @@ def make_window(record: embodiments.Embodiment, chunks: int, anchor: int, stop: 
 
 
 def gather(episode: sources.Episode, record: embodiments.Embodiment, window: Window) -> tuple[np.ndarray, np.ndarray]:
-  """(proprio_QX, action_QSU) of a window in raw units, relative where the record says so."""
-  proprio_QX = episode.state_TX[window.state_steps_Q]
-  return proprio_QX, normalize.subtract_reference(record, episode.action_TU[window.action_steps_QS], proprio_QX)
+  """(proprio_QX, action_QSU) of a window, in the units of the record's slices, relative where it says so."""
+  proprio_QX = embodiments.convert(record.state, episode.state_TX[window.state_steps_Q])
+  action_QSU = embodiments.convert(record.action, episode.action_TU[window.action_steps_QS])
+  return proprio_QX, normalize.subtract_reference(record, action_QSU, proprio_QX)
 
 
 @dataclasses.dataclass(frozen=True)
 class Anchors:
-  """Every step of a dataset where at least one whole chunk fits, in dataset order.
+  """Every step of a dataset where a window may begin, with at least one whole chunk, in dataset order.
+
+  Held as stretches of steps, not step by step: tens of millions of anchors take a few megabytes in every process.
 
   Attributes:
-    episode_N, step_N, stop_N: [N] int32 episode, first step, end of its language span.
+    episode_K, start_K: [K] episode and first step of each stretch.
+    end_K: [K] the step where chunks may no longer start.
+    stop_K: [K] end of the language span.
+    before_K: [K] anchors of the stretches before; `total` of all.
+    steps_per_chunk: S.
   """
 
-  episode_N: np.ndarray
-  step_N: np.ndarray
-  stop_N: np.ndarray
+  episode_K: np.ndarray
+  start_K: np.ndarray
+  end_K: np.ndarray
+  stop_K: np.ndarray
+  before_K: np.ndarray
+  total: int
+  steps_per_chunk: int
 
   def __len__(self) -> int:
-    return self.episode_N.size
+    return self.total
 
   def __getitem__(self, sample: int) -> tuple[int, int, int]:
-    return int(self.episode_N[sample]), int(self.step_N[sample]), int(self.stop_N[sample])
+    """(episode, step, stop) of an anchor: its window may use the steps before `stop`."""
+    if not 0 <= sample < self.total:
+      raise IndexError(sample)
+    k = int(np.searchsorted(self.before_K, sample, 'right')) - 1
+    step = int(self.start_K[k]) + sample - int(self.before_K[k])
+    chunks = -(-(int(self.end_K[k]) - step) // self.steps_per_chunk)  # That start before the end.
+    return int(self.episode_K[k]), step, min(int(self.stop_K[k]), step + chunks * self.steps_per_chunk + 1)
 
 
-def make_anchors(episodes: sources.Episodes) -> Anchors:
+def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = False) -> Anchors:
   """The anchors of a dataset; its language spans are read once and kept beside it.
 
+  Args:
+    ranges: JSON file {name of an episode: [[first step, step after the last], ...]} of the steps where chunks may
+      start, named as by the record's `episode_key`; episodes that it does not name are left out. '' for all steps.
+      Such a file without DROID's idle steps is published with openpi (droid_sample_ranges_v1_0_1.json).
+    failures: also take episodes whose name lacks the record's `success`.
   Raises:
-    ValueError: no span is long enough for one chunk.
+    ValueError: the ranges cannot be read or name none of the episodes; no episode is left; or no span is long enough
+      for one chunk.
   """
+  S, where = episodes.record.steps_per_chunk, f'{episodes.path} split {episodes.split!r}'
   spans_S3 = _load_spans(episodes)
-  S = episodes.record.steps_per_chunk
-  count_S = np.maximum(spans_S3[:, 2] - spans_S3[:, 1] - S, 0)
-  if not count_S.sum():
+  spans_S4 = np.insert(spans_S3, 2, spans_S3[:, 2], axis=1)  # Episode, start, end of the starts, end.
+  if episodes.record.success and not failures:
+    spans_S4 = _leave_out_failures(spans_S4, episodes, where)
+  if ranges:
+    spans_S4 = _cut(spans_S4, episodes, ranges, where)
+  counts_S = np.maximum(np.minimum(spans_S4[:, 2], spans_S4[:, 3] - S) - spans_S4[:, 1], 0)
+  if not counts_S.sum():
     raise ValueError(
-        f'{episodes.path} split {episodes.split!r}: none of its {len(spans_S3)} language spans is longer than one '
-        f'chunk of {S} steps (longest: {(spans_S3[:, 2] - spans_S3[:, 1]).max()}); shorten chunk_s of '
+        f'{where}: none of its {len(spans_S4)} language spans{" and kept ranges" if ranges else ""} is longer than one '
+        f'chunk of {S} steps (longest: {(spans_S4[:, 3] - spans_S4[:, 1]).max(initial=0)}); shorten chunk_s of '
         f'{episodes.record.name!r} or use longer episodes.')
-  first_S = np.cumsum(count_S) - count_S
-  offset_N = np.arange(count_S.sum()) - np.repeat(first_S, count_S)
-  episode_N, start_N, stop_N = (np.repeat(column, count_S) for column in spans_S3.T)
-  return Anchors(episode_N.astype(np.int32), (start_N + offset_N).astype(np.int32), stop_N.astype(np.int32))
+  used_K = counts_S > 0
+  counts_K = counts_S[used_K]
+  return Anchors(*spans_S4[used_K].T, np.cumsum(counts_K) - counts_K, int(counts_K.sum()), S)
+
+
+def _leave_out_failures(spans_S4: np.ndarray, episodes: sources.Episodes, where: str) -> np.ndarray:
+  names, mark = _load_names(episodes), episodes.record.success
+  succeeded_N = np.asarray([mark in name for name in names])
+  if not succeeded_N.any():
+    raise ValueError(f'{where}: none of its {len(names)} episodes has {mark!r} in its name, which marks success (as in '
+                     f'{names[0]!r}); take failures too, or correct {episodes.record.name!r}.')
+  return spans_S4[succeeded_N[spans_S4[:, 0]]]
+
+
+def _cut(spans_S4: np.ndarray, episodes: sources.Episodes, ranges: str, where: str) -> np.ndarray:
+  """The spans, each divided into the parts where chunks may start."""
+  if not episodes.record.episode_key:
+    raise ValueError(f'{where}: {ranges} keeps ranges of named episodes, but {episodes.record.name!r} has no '
+                     'episode_key that says how its episodes are named; add it, or leave the ranges out.')
+  kept, names = _read_ranges(ranges), _load_names(episodes)
+  if not any(names[episode] in kept for episode in spans_S4[:, 0]):
+    raise ValueError(f'{ranges} names none of the episodes of {where}: it has, for example, '
+                     f'{next(iter(kept), "nothing")!r}, the dataset {names[0]!r}. Use the file of this version.')
+  parts = [(episode, max(start, first), min(end, last), stop) for episode, start, end, stop in spans_S4.tolist()
+           for first, last in kept.get(names[episode], ())]
+  return np.asarray([part for part in parts if part[1] < part[2]], np.int64).reshape(-1, 4)
+
+
+def _read_ranges(file: str) -> dict[str, list[list[int]]]:
+  path = epath.Path(file).expanduser()
+  if not path.exists():
+    raise ValueError(f'There is no file of step ranges {path}; correct the path, or leave it out.')
+  try:
+    kept = json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f'{path} is not JSON ({e}); download it again.') from e
+  if isinstance(kept, dict):
+    wrong = [f'{name!r}: {str(pairs)[:80]}' for name, pairs in kept.items() if not _are_ranges(pairs)]
+  else:
+    wrong = [f'{type(kept).__name__} at the top']
+  if wrong:
+    raise ValueError(f'{path} must map names of episodes to lists of [first step, step after the last]; it has '
+                     f'{"; ".join(wrong[:10])}.')
+  return kept
+
+
+def _are_ranges(pairs: Any) -> bool:
+  return isinstance(pairs, list) and all(
+      isinstance(pair, list) and len(pair) == 2 and all(type(step) is int and step >= 0 for step in pair)
+      for pair in pairs)
 
 
 def _load_spans(episodes: sources.Episodes) -> np.ndarray:
   """[spans, 3] int64 episode, start, stop; from the file beside the dataset while that is still true."""
-  name = re.sub(r'[^A-Za-z0-9]+', '_', f'wam_spans_{episodes.record.name}_{episodes.split}') + '.npz'
+  file = _file_name('wam_spans', episodes) + '.npz'
   key = f'{episodes.fingerprint} {episodes.split} {episodes.record.views[0].key} {episodes.record.language}'
-  content = storage.read_beside(episodes.path, name)
+  content = storage.read_beside(episodes.path, file)
   if content is not None:
     with np.load(io.BytesIO(content)) as stored:
       if str(stored['key']) == key:
@@ -103,5 +187,22 @@ def _load_spans(episodes: sources.Episodes) -> np.ndarray:
   spans = np.asarray([(i, s.start, s.stop) for i in numbers for s in episodes.spans(i)], np.int64)
   buffer = io.BytesIO()
   np.savez(buffer, key=key, spans=spans)
-  storage.write_beside(episodes.path, name, buffer.getvalue())
+  storage.write_beside(episodes.path, file, buffer.getvalue())
   return spans
+
+
+def _load_names(episodes: sources.Episodes) -> list[str]:
+  """Names of all episodes by the record's `episode_key`; from the file beside the dataset while that is still true."""
+  file = _file_name('wam_names', episodes) + '.json'
+  key = f'{episodes.fingerprint} {episodes.split} {episodes.record.episode_key}'
+  content = storage.read_beside(episodes.path, file)
+  stored = json.loads(content) if content is not None else {}
+  if stored.get('key') != key:
+    numbers = storage.progress(range(len(episodes)), len(episodes), f'names of {episodes.path} {episodes.split}')
+    stored = {'key': key, 'names': [episodes.name(i) for i in numbers]}
+    storage.write_beside(episodes.path, file, json.dumps(stored).encode())
+  return stored['names']
+
+
+def _file_name(kind: str, episodes: sources.Episodes) -> str:
+  return re.sub(r'[^A-Za-z0-9]+', '_', f'{kind}_{episodes.record.name}_{episodes.split}')
