@@ -1,0 +1,42 @@
+"""A whole validation, from the first record to the card; prints and draws nothing."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+from collections.abc import Container, Sequence
+
+from wam_jax.data import normalize
+from wam_jax.data import sources
+from wam_jax.data.validation import card
+from wam_jax.data.validation import findings as findings_lib
+from wam_jax.data.validation import numbers
+from wam_jax.data.validation import survey
+from wam_jax.data.validation import video
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What was seen: the card, and what pictures are drawn from."""
+
+  card: dict[str, Any]
+  clips: list[video.Clip]
+  statistics: normalize.Statistics
+
+
+def run(episodes: sources.Episodes, decoded: Sequence[int], with_images: Container[int],
+        findings: findings_lib.Findings) -> Result | None:
+  """Validates a dataset; None if not one record of it can be read.
+
+  Args:
+    decoded: episodes whose images are decoded.
+    with_images: episodes whose images are read to see that they are whole; at least those.
+    findings: gets what is wrong.
+  """
+  kept = survey.read(episodes, with_images, findings)
+  if not kept.steps:
+    return None
+  numbers.check(kept, episodes, findings)
+  anchors = numbers.count_anchors(kept, episodes, findings)
+  clips = video.decode(episodes, decoded, findings)
+  lags = video.check(episodes.record, clips, kept.statistics, findings)
+  return Result(card.make(episodes, kept, anchors, clips, lags), clips, kept.statistics)
