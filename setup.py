@@ -23,7 +23,7 @@ EXTRAS = {
     'umt5': UMT5,
     'lerobot': LEROBOT,
     'metaworld': ['metaworld>=3.1'],  # And EGL or OSMesa of the system: libegl1 or libosmesa6.
-    # Reading .pth files, and the parity tests against diffusers and transformers.
+    # The parity tests against diffusers and transformers.
     'torch': ['torch>=2.4', 'diffusers>=0.35', 'transformers>=4.57'],
 }
 

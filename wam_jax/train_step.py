@@ -298,7 +298,9 @@ def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
   noisy = jnp.zeros((B, Q * c.frames_per_chunk + c.predict_first_frame, *clean.shape[2:]))
   action = jnp.zeros((B, Q * c.actions_per_chunk, c.action_dim))
   condition = jnp.zeros((B, 1 + Q * c.frames_per_chunk, c.patch, c.patch, 4 + c.tokenizer.channels))
-  text_BPC = lambda m: m.encode_text(jnp.zeros((B, c.text.length), jnp.int32))
+  # A frozen text encoder is not part of the model.
+  text_BPC = lambda m: (m.encode_text(jnp.zeros((B, c.text.length), jnp.int32)) if c.text.kind == 'word'
+                        else jnp.zeros((B, c.text.length, c.text.dim)))
   model = wam.WorldActionModel(c)
   both = lambda m: m(
       clean, noisy, jnp.zeros(noisy.shape[:2]), action, jnp.zeros(action.shape[:2]), jnp.zeros((B, Q, c.proprio_dim)),

@@ -1,0 +1,88 @@
+"""Low-rank adapters of a DreamZero checkpoint, merged into the weights they adapt while these are read.
+
+The `peft` library renames what it wraps: `blocks.0.self_attn.q.weight` becomes
+`base_model.model.blocks.0.self_attn.q.weight`, with newer versions `...q.base_layer.weight`, and beside it stand
+`...q.lora_A.default.weight` and `...q.lora_B.default.weight` (without `default` where peft itself saved them).
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from wam_jax.interop import io
+
+_ADAPTER = re.compile(r'(.*)\.lora_([AB])(?:\.default)?\.weight')
+
+
+class Adapter(NamedTuple):
+  """A change B A of one weight: `down` is A [r, in], `up` is B [out, r]."""
+
+  down: io.Weight
+  up: io.Weight
+
+
+class Merged(NamedTuple):
+  """W + scale * B A, computed in float32 and rounded once to W's dtype."""
+
+  base: io.Weight
+  adapter: Adapter
+  scale: float
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.base.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.base.dtype
+
+  def read(self) -> np.ndarray:
+    change = self.adapter.up.read().astype(np.float32) @ self.adapter.down.read().astype(np.float32)
+    change *= np.float32(self.scale)
+    change += self.base.read()
+    return change.astype(self.dtype)
+
+
+def split(weights: Mapping[str, io.Weight]) -> tuple[dict[str, io.Weight], dict[str, Adapter]]:
+  """(weights under their plain names, adapters by the name of the weight they change).
+
+  Raises:
+    ValueError: a weight is there under two names, or an adapter lacks a half.
+  """
+  plain: dict[str, io.Weight] = {}
+  halves: dict[str, dict[str, io.Weight]] = {}
+  problems = []
+  for name, weight in weights.items():
+    short = name.replace('base_model.model.', '').replace('.base_layer.', '.')
+    if match := _ADAPTER.fullmatch(short):
+      halves.setdefault(f'{match[1]}.weight', {})[match[2]] = weight
+    elif short in plain:
+      problems.append(f'{short} is there twice, once as {name}')
+    else:
+      plain[short] = weight
+  problems += [f'{name} has no lora_{"AB"[list(found) == ["A"]]}' for name, found in halves.items() if len(found) < 2]
+  io.fail('The adapters of this LoRA checkpoint are not whole:', problems, 'Copy or download it again.')
+  return plain, {name: Adapter(found['A'], found['B']) for name, found in halves.items()}
+
+
+def merge(weights: Mapping[str, io.Weight], adapters: Mapping[str, Adapter], rank: int,
+          alpha: float) -> dict[str, io.Weight]:
+  """`weights` with every adapter added where it belongs, scaled by alpha / rank.
+
+  Raises:
+    ValueError: an adapter has no weight to change, or does not fit it.
+  """
+  problems = []
+  for name, (down, up) in adapters.items():
+    if name not in weights:
+      problems.append(f'{name} is adapted, but not there')
+    elif (down.shape, up.shape) != ((rank, *weights[name].shape[1:]), (*weights[name].shape[:1], rank)):
+      problems.append(f'{name} {list(weights[name].shape)} has adapters A {list(down.shape)} and B {list(up.shape)}; '
+                      f'expected rank {rank}')
+  io.fail('The adapters do not fit their base:', problems,
+          'Pass as --base the very checkpoint that the adapters were trained on; lora_rank is in config.json.')
+  return {name: Merged(weight, adapters[name], alpha / rank) if name in adapters else weight
+          for name, weight in weights.items()}
