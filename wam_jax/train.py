@@ -95,13 +95,20 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> int:
 
     restored = checkpoints.restore(config, lambda frozen: train_step.abstract_state(config, mesh, frozen), say)
     if restored:
-      _check_same_data(restored.metadata['data'], metadata['data'], workdir)
-      batches.set_state(restored.iterator_state)
       state, start = restored.state, restored.step
       shardings = jax.tree.map(lambda x: x.sharding, state)
       say(f'continuing after step {start} of {config.steps} in {workdir}')
     else:
       (state, shardings), start = _init_state(config, mesh, say), 0
+    stored = pipeline.find_features(config, state.frozen)
+    if stored:
+      metadata['data']['features'] = {name: s.place.name for name, s in stored.items()}
+      batches = stack.enter_context(contextlib.closing(pipeline.make_train_iterator(config, *host, stored)))
+    if held_out and (stored := pipeline.find_features(config, state.frozen, 'val')):
+      held_out = list(pipeline.make_eval_batches(config, config.eval_batches, 'val', *host, stored))
+    if restored:
+      _check_same_data(restored.metadata['data'], metadata['data'], workdir)
+      batches.set_state(restored.iterator_state)
     del restored  # Its arrays are donated by the first step.
 
     run_step = train_step.make_train_step(config, mesh, shardings)
@@ -192,8 +199,10 @@ def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _check_same_data(stored: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path) -> None:
   differing = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
   if differing:
-    raise ValueError(f'The dataset has changed since {workdir} was last saved: {", ".join(differing)} differ. '
-                     'Put the old dataset back, or start in another --workdir with --config.init_from.')
+    again = ('Put the old features back, or set --config.data.features=off for pixels' if differing == ['features']
+             else 'Put the old dataset back')
+    raise ValueError(f'The dataset has changed since {workdir} was last saved: {", ".join(differing)} differ. {again}, '
+                     'or start in another --workdir with --config.init_from.')
 
 
 def _init_state(config: cfg.TrainConfig, mesh: Mesh, say: Callable[[str], None]) -> tuple[train_step.TrainState, Any]:
@@ -229,8 +238,8 @@ def _adopt(config: cfg.TrainConfig, source: cfg.TrainConfig, frozen: encoders.En
 
 
 def _compared(encoder: Any) -> Any:
-  """An encoder's config without what may differ: how it computes and where its vocabulary lies."""
-  free = {name: '' for name in ('dtype', 'tokenizer') if isinstance(getattr(encoder, name, None), str)}
+  """An encoder's config without what may differ: what it is shown, how it computes, where its vocabulary lies."""
+  free = {name: '' for name in ('resize', 'dtype', 'tokenizer') if hasattr(encoder, name)}
   return dataclasses.replace(encoder, **free)
 
 

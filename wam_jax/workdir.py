@@ -20,7 +20,8 @@ VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
 _MAY_CHANGE = frozenset({
     'steps', 'log_every', 'save_every', 'eval_every', 'eval_batches', 'keep', 'keep_every', 'accumulate',
     'spike_factor', 'stop_on_spike', 'hang_timeout_s', 'profile',
-    'data.workers', 'data.threads', 'data.prefetch', 'data.cache_gib', 'model.text.tokenizer',
+    'data.workers', 'data.threads', 'data.prefetch', 'data.cache_gib', 'data.features',
+    'model.text.tokenizer',
 })
 _MAY_CHANGE_GROUPS = ('mesh.', 'rules.', 'sample.', 'evaluation.')
 
@@ -135,7 +136,8 @@ def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def _may_change(key: str) -> bool:
-  dataset_place = key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare', 'source')
+  dataset_place = key.startswith(('data.ranges.', 'data.statistics.')) or (
+      key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare', 'source'))
   return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_GROUPS) or dataset_place
 
 
