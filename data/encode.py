@@ -9,35 +9,21 @@ they train on, and --center_crop for the held-out one.
 """
 from __future__ import annotations
 
-import collections
-import dataclasses
-import functools
-import itertools
 import json
 import pathlib
-import shutil
-import time
 from typing import Any
-from collections.abc import Callable, Iterator, Sequence
 
 from absl import app
 from absl import flags
 import cv2
-import grain
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from wam_jax import checkpoint
-from wam_jax import config as cfg
-from wam_jax import sharding
 from wam_jax.data import embodiments
+from wam_jax.data import encoding
 from wam_jax.data import features
-from wam_jax.data import pipeline
-from wam_jax.data import prompts
 from wam_jax.data import sources
 from wam_jax.data import storage
-from wam_jax.data import transforms
 from wam_jax.data import windows
 from wam_jax.models import encoders
 
@@ -64,260 +50,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Take --shard_index and --shard_count from the TPU or SLURM environment.')
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 
-CACHE_GIB = 2.0  # Neighbouring windows share episodes and frames.
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """What is to be stored.
-
-  Attributes:
-    episodes, anchors: the dataset.
-    model: shape of a window, and the encoders' configs.
-    transform: of `features.TRANSFORMS`.
-    samples_W: windows, as samples of the anchor table.
-    prompt_ids: [P] token ids of each prompt; none where the text encoder is trained with the model.
-    cache: of composite images.
-  """
-
-  episodes: sources.Episodes
-  anchors: windows.Anchors
-  model: cfg.ModelConfig
-  storing: features.Storing
-  transform: str
-  samples_W: np.ndarray
-  prompt_ids: list[np.ndarray]
-  cache: storage.Cache
-
-  @property
-  def frames_shape(self) -> tuple[int, ...]:
-    """Of `load_frames`."""
-    return (self.model.camera_frames(self.model.max_chunks), *self.episodes.record.composite, 3)
-
-  def load_frames(self, row: int) -> np.ndarray:
-    """[R, I, J, 3] uint8 of one variant of a window, what training would see."""
-    window, variant = divmod(row, self.storing.variants)
-    sample = int(self.samples_W[window])
-    number, step, stop = self.anchors[sample]
-    augmentation = transforms.CENTER_CROP if self.transform == 'center' else None
-    if self.transform == 'random':
-      augmentation = transforms.sample_augmentation(np.random.default_rng((self.storing.seed, sample, variant)))
-    steps_R = windows.make_window(self.episodes.record, self.model.max_chunks, step, stop).frame_steps_R
-    film = pipeline.Film(self.episodes.record, self.episodes[number], (number,), steps_R, augmentation,
-                         None if self.transform == 'random' else self.cache)
-    frames_RIJ3 = np.empty(film.shape, np.uint8)
-    film.paint(frames_RIJ3)
-    return frames_RIJ3
-
-  def pack_window(self, row: int, values: np.ndarray) -> bytes:
-    """The record of one variant of a window."""
-    number, step, _ = self.anchors[int(self.samples_W[row // self.storing.variants])]
-    return _pack(values, lambda: f'the window at step {step} of {self.episodes.where(number)}')
-
-  def pack_prompt(self, row: int, text_PD: np.ndarray) -> bytes:
-    """The record of a prompt: its real tokens."""
-    ids = np.trim_zeros(self.prompt_ids[row], 'b')
-    return _pack(text_PD[:len(ids)], lambda: f'the prompt with token ids {ids.tolist()}')
-
-
-def _pack(values: np.ndarray, where: Callable[[], str]) -> bytes:
-  if not np.isfinite(values.astype(np.float32)).all():
-    raise ValueError(f'The encoders give NaN, infinity or, with --dtype=float16, more than that holds for {where()}. '
-                     'Store --dtype=bfloat16, or look for what is wrong with python -m data.validate.')
-  return values.tobytes()
-
-
-def make_job(model: cfg.ModelConfig, episodes: sources.Episodes, anchors: windows.Anchors, storing: features.Storing,
-             transform: str) -> Job:
-  """The windows on the grid of anchors, and their prompts.
-
-  Raises:
-    ValueError: the model takes no windows of this robot.
-  """
-  record = episodes.record
-  if record.camera_frames_per_chunk != model.camera_frames_per_chunk:
-    raise ValueError(f'{record.name!r} shows {record.camera_frames_per_chunk} camera frames a chunk, the model of the '
-                     f'workdir takes {model.camera_frames_per_chunk}; give a --workdir made for this robot.')
-  samples_W = select(anchors, storing)
-  prompt_ids = list_prompts(episodes, anchors, samples_W, model.text) if model.text.kind == 'umt5' else []
-  return Job(episodes, anchors, model, storing, transform, samples_W, prompt_ids, storage.Cache(CACHE_GIB))
-
-
-def select(anchors: windows.Anchors, storing: features.Storing) -> np.ndarray:
-  """[W] samples of the anchor table on the grid, in order; every stretch of anchors has at least one."""
-  counts_K = np.diff(np.append(anchors.before_K, anchors.total))
-  offsets_K = np.zeros_like(counts_K)
-  if storing.draw_offset:
-    drawn_N = np.random.default_rng(storing.seed).integers(storing.anchor_stride, size=anchors.episode_K.max() + 1)
-    offsets_K = drawn_N[anchors.episode_K] % counts_K
-  return np.concatenate([before + np.arange(offset, count, storing.anchor_stride)
-                         for before, offset, count in zip(anchors.before_K, offsets_K, counts_K)])
-
-
-def list_prompts(episodes: sources.Episodes, anchors: windows.Anchors, samples_W: np.ndarray,
-                 text: cfg.TextConfig) -> list[np.ndarray]:
-  """[P] token ids of each different prompt that training may draw for these windows."""
-  tokenize, found = prompts.make_tokenizer(text), {}
-  steps: dict[int, list[int]] = {}
-  for sample in samples_W.tolist():
-    number, step, _ = anchors[sample]
-    steps.setdefault(number, []).append(step)
-  for number in storage.progress(steps, len(steps), f'prompts of {episodes.path}'):
-    for span in episodes.spans(number):
-      if any(span.start <= step < span.stop for step in steps[number]):
-        for instruction in [text for text in span.texts if text.strip()] or ['']:
-          ids_P = tokenize(transforms.prompt(episodes.record, instruction))
-          found.setdefault(features.prompt_key(ids_P), ids_P)
-  return list(found.values())
-
-
-def encode_prompts(dtype: str, frozen: encoders.Encoders, ids_BP: jax.Array) -> jax.Array:
-  """[B, P, D] embeddings in `dtype`."""
-  return frozen.text.encode(ids_BP).astype(dtype)
-
-
-def encode_windows(dtype: str, frozen: encoders.Encoders, frames_BRIJ3: jax.Array) -> jax.Array:
-  """[B, numbers] records in `dtype`."""
-  parts = sorted(window_parts(frozen, frames_BRIJ3).items())
-  return jnp.concatenate([x.reshape(len(x), -1).astype(dtype) for _, x in parts], 1)
-
-
-def window_parts(frozen: encoders.Encoders, frames_BRIJ3: jax.Array) -> dict[str, jax.Array]:
-  """What is stored of windows, by name."""
-  condition = frozen.encode_condition(frames_BRIJ3[:, :1])
-  parts = {'clean': frozen.encode(frames_BRIJ3), 'image': condition.image_BIC}
-  if condition.latents_BFHWC is not None:
-    parts['condition'] = condition.latents_BFHWC[..., 4:]  # Without the mask, which is always the same.
-  return {name: x for name, x in parts.items() if x is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-  """This process's devices, and how they are fed.
-
-  Attributes:
-    batch: items computed at once, shared by the devices.
-    threads: that load them.
-  """
-
-  mesh: jax.sharding.Mesh
-  batch: int
-  threads: int
-
-  def place(self, frozen: encoders.Encoders) -> encoders.Encoders:
-    """The encoders on the devices, large arrays split over them."""
-    return jax.tree.map(jax.device_put, frozen, sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES))
-
-  def store(self, files: features.Files, numbers: Sequence[int], load: Callable[[int], np.ndarray],
-            compute: Callable[[encoders.Encoders, jax.Array], jax.Array], frozen: encoders.Encoders,
-            pack: Callable[[int, np.ndarray], bytes]) -> dict[str, float]:
-    """Writes the record files `numbers`; returns how many records that are, and how long it took.
-
-    Args:
-      load: the item of a row of the files.
-      compute: values of the items of a batch.
-      pack: the record of (row, its values).
-    """
-    # A file begins with a batch of its own: what it holds must not depend on where an earlier call stopped.
-    jobs = [(number, files.rows(number)[i:i + self.batch]) for number in numbers
-            for i in range(0, len(files.rows(number)), self.batch)]
-    total = sum(len(rows) for _, rows in jobs)
-    if not jobs:
-      return dict(records=0, compile_s=0.0, seconds=0.0, per_s=0.0)
-    start = time.monotonic()
-    program = self._compile(compute, frozen, load(jobs[0][1][0]))
-    compiled = time.monotonic()
-    done = storage.progress(self._compute(jobs, load, program), total, f'encoding {files.kind}',
-                            amount=lambda job: len(job[1]))
-    for number, parts in itertools.groupby(done, key=lambda job: job[0]):
-      files.write(number, (pack(row, x) for _, rows, values in parts for row, x in zip(rows, values)))
-    seconds = time.monotonic() - compiled
-    return dict(records=total, compile_s=compiled - start, seconds=seconds, per_s=total / seconds)
-
-  def _compile(self, compute, frozen, item: np.ndarray) -> Callable[[np.ndarray], Any]:
-    """`compute` of a batch of items like this one, with these encoders."""
-    split = sharding.batch_sharding(self.mesh, cfg.DEFAULT_RULES)
-    batch = jax.ShapeDtypeStruct((self.batch, *item.shape), item.dtype, sharding=split)
-    with sharding.activate(self.mesh, cfg.DEFAULT_RULES):
-      program = jax.jit(compute, out_shardings=split).lower(frozen, batch).compile()
-    return lambda batch: program(frozen, jax.device_put(batch, split))
-
-  def _compute(self, jobs, load, program) -> Iterator[tuple[int, range, np.ndarray]]:
-    """(file, rows, values of each) of every job, in order."""
-    def load_batch(job):
-      rows = list(job[1])
-      return np.stack([load(row) for row in rows + rows[-1:] * (self.batch - len(rows))])
-
-    ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads + 1)
-    under_way = collections.deque()
-    for job, batch in zip(jobs, grain.MapDataset.source(jobs).map(load_batch).to_iter_dataset(ahead)):
-      under_way.append((*job, program(batch)))
-      if len(under_way) == 2:  # The devices compute one batch while the one before is stored.
-        yield _fetch(*under_way.popleft())
-    yield from itertools.starmap(_fetch, under_way)
-
-
-def _fetch(number: int, rows: range, values: jax.Array) -> tuple[int, range, np.ndarray]:
-  return number, rows, jax.device_get(values)
-
-
-def make_machine(batch: int, threads: int) -> Machine:
-  """This process's devices.
-
-  Args:
-    batch: items at once, 0 for 8 a device.
-  Raises:
-    ValueError: the devices do not divide it.
-  """
-  devices = jax.local_devices()
-  batch = batch or 8 * len(devices)
-  if batch % len(devices):
-    raise ValueError(f'--batch={batch} must be divisible by the {len(devices)} devices; nearest valid: '
-                     f'{max(1, round(batch / len(devices))) * len(devices)}.')
-  return Machine(sharding.make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1, 'seq': 1}, devices), batch, threads)
-
-
-def encode(job: Job, frozen: encoders.Encoders, machine: Machine, shard_index: int = 0,
-           shard_count: int = 1) -> dict[str, Any]:
-  """Stores what is missing of a job, or this process's share of it; returns a JSON-ready summary.
-
-  Raises:
-    ValueError: other features are in the way; no room; an encoder gives NaN.
-  """
-  of = features.describe(job.episodes, job.anchors, job.model, features.fingerprint_encoders(frozen), job.transform)
-  frozen = machine.place(frozen)
-  place = features.place_of(job.episodes, of)
-  one = jax.ShapeDtypeStruct((1, *job.frames_shape), np.uint8)
-  shapes = {name: x.shape[1:] for name, x in jax.eval_shape(window_parts, frozen, one).items()}
-  plan = features.make_plan(of, job.storing, shapes, job.samples_W, job.prompt_ids, job.model.text.dim)
-  features.begin(place, plan, job.samples_W, job.prompt_ids)
-  files = features.files_of(place, plan)
-  _check_room(plan, files)
-
-  dtype, share = job.storing.dtype, {kind: f.missing(shard_index, shard_count) for kind, f in files.items()}
-  texts = machine.store(files['prompts'], share['prompts'], job.prompt_ids.__getitem__,
-                        functools.partial(encode_prompts, dtype), frozen, job.pack_prompt)
-  frozen = frozen.replace(text=None)  # Makes room on the devices.
-  videos = machine.store(files['windows'], share['windows'], job.load_frames,
-                         functools.partial(encode_windows, dtype), frozen, job.pack_window)
-  missing = features.finish(place)
-  held = [f.path(n).stat().length for f in files.values() for n in range(len(f)) if f.path(n).exists()]
-  return dict(dataset=str(job.episodes.path), split=job.episodes.split, embodiment=job.episodes.record.name,
-              place=str(place), transform=of['transform'], windows=len(job.samples_W), variants=job.storing.variants,
-              prompts=len(job.prompt_ids), bytes=sum(held), missing_files=len(missing), encoded_prompts=texts,
-              encoded_windows=videos)
-
-
-def _check_room(plan: dict[str, Any], files: dict[str, features.Files]) -> None:
-  """Raises unless what is missing fits on the disk."""
-  needed = sum(plan['files'][kind]['bytes'] * len(f.missing()) / max(1, len(f)) for kind, f in files.items())
-  place = files['windows'].place
-  free = shutil.disk_usage(place).free
-  if needed > free:
-    raise ValueError(f'{place} needs about {needed / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are free. Make '
-                     'room, or store fewer windows: a larger --anchor_stride, fewer --augmentations.')
-
-
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
@@ -327,7 +59,7 @@ def main(argv: list[str]) -> None:
     shard = jax.process_index(), jax.process_count()
   cv2.setNumThreads(1)  # Images are small, and threads work side by side.
   try:
-    summary = encode(*_read_flags(*shard), *shard)
+    summary = encoding.encode(*_read_flags(*shard), *shard)
   except ValueError as e:
     raise SystemExit(f'error: {e}') from e
   _print(summary)
@@ -335,7 +67,7 @@ def main(argv: list[str]) -> None:
     pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(summary, indent=2) + '\n')
 
 
-def _read_flags(shard_index: int, shard_count: int) -> tuple[Job, encoders.Encoders, Machine]:
+def _read_flags(shard_index: int, shard_count: int) -> tuple[encoding.Job, encoders.Encoders, encoding.Machine]:
   if shard_index >= shard_count:
     raise ValueError(f'--shard_index={shard_index} must be below --shard_count={shard_count}.')
   if _AUGMENTATIONS.value and _CENTER_CROP.value:
@@ -344,15 +76,15 @@ def _read_flags(shard_index: int, shard_count: int) -> tuple[Job, encoders.Encod
   if '://' in _DATASET.value:
     raise ValueError(f'--dataset={_DATASET.value} is an object store; record files are written to a file system. Mount '
                      'the bucket (gcsfuse, s3fs) and pass the mounted path.')
-  machine = make_machine(_BATCH.value, _THREADS.value)
+  machine = encoding.make_machine(_BATCH.value, _THREADS.value)
   config, frozen = checkpoint.load_encoders(_WORKDIR.value)
-  cache = storage.Cache(CACHE_GIB)
+  cache = storage.Cache(encoding.CACHE_GIB)
   episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache)
   storing = features.Storing(_STRIDE.value or episodes.record.steps_per_chunk, _DRAW_OFFSET.value,
                              max(1, _AUGMENTATIONS.value), _SEED.value, _DTYPE.value, _FILE_MIB.value)
   transform = 'center' if _CENTER_CROP.value else 'random' if _AUGMENTATIONS.value else 'none'
   anchors = windows.make_anchors(episodes, _RANGES.value, _FAILURES.value)
-  return make_job(config.model, episodes, anchors, storing, transform), frozen, machine
+  return encoding.make_job(config.model, episodes, anchors, storing, transform), frozen, machine
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -274,7 +274,8 @@ def test_checkpoints_kept_for_good_and_a_trace(config, tmp_path, fake_step):
 
 
 def test_a_hung_step_ends_the_process_with_every_stack():
-  code = 'import time; from wam_jax import train\nwith train._HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)'
+  code = ('import time; from wam_jax import train\n'
+          'with train._HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)')
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=programs.environment(), capture_output=True,
                         text=True, timeout=60)
   assert done.returncode == 1 and 'Timeout (0:00:00.5' in done.stderr and 'line 2 in <module>' in done.stderr

@@ -181,8 +181,9 @@ def test_golden_head_loss_noise(official, request):
   noisy = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)
   parity.check(request, 'policy head, noisy inputs', noisy, parity.channels_last(g['sub/noisy_latents']),
                absolute=1e-6, relative=parity.SCHEDULERS)
-  parity.check(request, 'policy head, noisy inputs', flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA),
-               g['sub/noisy_action'], absolute=1e-6, relative=parity.SCHEDULERS)
+  noisy = flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA)
+  parity.check(request, 'policy head, noisy inputs', noisy, g['sub/noisy_action'], absolute=1e-6,
+               relative=parity.SCHEDULERS)
   if config.flow.schedule == 'decoupled':
     first_of_chunk = [0] + [1 + (f - 1) // config.model.frames_per_chunk * config.model.frames_per_chunk
                             for f in range(1, noise.sigma_BF.shape[1])]

@@ -170,8 +170,8 @@ def _start_processes() -> None:
 
 
 def _check_schedule(config: cfg.TrainConfig, mesh: Mesh) -> None:
-  low = [f'config.{key}={getattr(config, key)}' for key in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep')
-         if getattr(config, key) < 1]
+  counts = ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep')
+  low = [f'config.{key}={getattr(config, key)}' for key in counts if getattr(config, key) < 1]
   if low:
     raise ValueError(f'{", ".join(low)}: must be at least 1.')
   axes = config.rules['batch']
@@ -212,8 +212,8 @@ def _init_state(config: cfg.TrainConfig, mesh: Mesh, say: Callable[[str], None])
     frozen = _adopt(config, source, frozen, 'init_from')
     mismatches = checkpoint.list_mismatches(train_step.abstract_state(config, mesh, frozen).params, params)
     if mismatches:
-      raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays differ:'
-                       '\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
+      raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
+                       'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
     state, shardings = train_step.init_state(config, mesh, frozen)
     say(f'weights from step {step} of {config.init_from}')
     placed = (_placed(params, state.params), _placed(params, state.ema_params))
@@ -306,9 +306,9 @@ def _names(sample_B2: np.ndarray) -> str:
 
 
 def _advice(sample_B2: np.ndarray) -> str:
-  return (f'Its samples on host {jax.process_index()}, as dataset:sample: {_names(sample_B2)}. Nothing of this step was '
-          'saved. Check these samples (python -m data.validate), or lower config.optimizer.learning_rate and run again '
-          'from the last checkpoint.')
+  return (f'Its samples on host {jax.process_index()}, as dataset:sample: {_names(sample_B2)}. Nothing of this step '
+          'was saved. Check these samples (python -m data.validate), or lower config.optimizer.learning_rate and run '
+          'again from the last checkpoint.')
 
 
 class _HangTimeout:

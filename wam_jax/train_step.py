@@ -92,8 +92,9 @@ def fit_frozen(config: cfg.TrainConfig, batches: Iterable[types.Batch]) -> encod
     ValueError: the model has encoders that are not made here but imported.
   """
   m = config.model
-  imported = [f'model.{name}.kind={part.kind!r}' for name, part in (
-      ('tokenizer', m.tokenizer), ('text', m.text), ('image', m.image)) if part.kind in ('wan2_1', 'wan2_2', 'umt5', 'clip')]
+  parts = {'tokenizer': m.tokenizer, 'text': m.text, 'image': m.image}
+  imported = [f'model.{name}.kind={part.kind!r}' for name, part in parts.items()
+              if part.kind in ('wan2_1', 'wan2_2', 'umt5', 'clip')]
   if imported:
     raise ValueError(f'{", ".join(imported)} has trained weights: import them with `python -m wam_jax.convert import` '
                      'and give that workdir as config.init_from (with the transformer) or config.encoders_from.')
@@ -186,7 +187,8 @@ def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, n
 
 def count(c: cfg.ModelConfig, batch: types.Batch) -> Counts:
   """What the losses of a batch are means over."""
-  return Counts(jnp.sum(_frame_mask(c, batch)[:, _first(c):]), jnp.sum(batch.action_mask_BAU), batch.action_mask_BAU.size)
+  frames = jnp.sum(_frame_mask(c, batch)[:, _first(c):])
+  return Counts(frames, jnp.sum(batch.action_mask_BAU), batch.action_mask_BAU.size)
 
 
 def encode_batch(c: cfg.ModelConfig, params: Any, frozen: encoders.Encoders, batch: types.Batch) -> Window:

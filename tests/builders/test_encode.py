@@ -7,14 +7,13 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
-from absl import flags
-from absl.testing import flagsaver
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,6 @@ import optax
 import pytest
 import tokenizers
 
-from data import encode
 from tests import programs
 from tests.data import synthetic
 from tests.models import test_encoders
@@ -32,6 +30,7 @@ from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import types
 from wam_jax.data import embodiments
+from wam_jax.data import encoding
 from wam_jax.data import features
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
@@ -110,11 +109,11 @@ def path(tmp_path) -> str:
 
 def make_job(path, model=PATCHES, record=CLOCK, storing=PLAIN, transform='none', split='train'):
   episodes = sources.Episodes(path, split, record, storage.Cache(1))
-  return encode.make_job(model, episodes, windows.make_anchors(episodes), storing, transform)
+  return encoding.make_job(model, episodes, windows.make_anchors(episodes), storing, transform)
 
 
 def run(job, frozen, *shard, batch=8):
-  return encode.encode(job, frozen, encode.make_machine(batch, 2), *shard)
+  return encoding.encode(job, frozen, encoding.make_machine(batch, 2), *shard)
 
 
 def find(job, frozen) -> features.Stored:
@@ -276,7 +275,7 @@ def test_what_cannot_be_stored_is_refused(path, patches, model, frozen, monkeypa
   with pytest.raises(ValueError, match="'clock' shows 2 camera frames a chunk, the model of the workdir takes 4; give"):
     make_job(path, model)
   with pytest.raises(ValueError, match='--batch=12 must be divisible by the 8 devices; nearest valid: 16'):
-    encode.make_machine(12, 1)
+    encoding.make_machine(12, 1)
   broken = patches.replace(tokenizer=patches.tokenizer.replace(mean_P=patches.tokenizer.mean_P * np.nan))
   with pytest.raises(ValueError, match='give NaN, infinity or, .* for the window at step 0 of record 0 of .*train'):
     run(make_job(path), broken)
@@ -422,13 +421,12 @@ def test_killed_and_continued_is_straight(tmp_path, patches):
 
 
 @pytest.mark.parametrize('given, message', [
-    ({}, 'is not the workdir of a training run'),
-    (dict(dataset='gs://bucket/droid/1.0.1'), 'gs://bucket/droid/1.0.1 is an object store.*Mount the bucket'),
-    (dict(shard_index=2, shard_count=2), '--shard_index=2 must be below --shard_count=2'),
-    (dict(augmentations=2, center_crop=True), '--center_crop for the held-out one; give either')])
+    ((), 'is not the workdir of a training run'),
+    (('--dataset=gs://bucket/droid/1.0.1',), 'gs://bucket/droid/1.0.1 is an object store.*Mount the bucket'),
+    (('--shard_index=2', '--shard_count=2'), '--shard_index=2 must be below --shard_count=2'),
+    (('--augmentations=2', '--center_crop'), '--center_crop for the held-out one; give either')])
 def test_mistakes_end_as_one_message(path, tmp_path, given, message):
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(**dict(workdir=str(tmp_path), dataset=path, embodiment='bridge_widowx') | given):
-    with pytest.raises(SystemExit, match=f'error: .*{message}'):
-      encode.main(['encode'])
+  done = subprocess.run([sys.executable, '-m', 'data.encode', f'--workdir={tmp_path}', f'--dataset={path}',
+                         '--embodiment=bridge_widowx', *given], cwd=ROOT, env=programs.environment(), text=True,
+                        capture_output=True, timeout=240)
+  assert done.returncode == 1 and re.search(f'error: .*{message}', done.stderr), done.stderr

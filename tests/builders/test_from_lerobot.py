@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from pyarrow import parquet
 
-from data import from_lerobot
+from data.lerobot import convert
 from data.lerobot import record as record_lib
 from data.lerobot import source as source_lib
 from tests.builders import lerobot_dirs as dirs
@@ -39,7 +39,7 @@ def v2(tmp_path_factory):
 @pytest.fixture(scope='module')
 def converted(v2, tmp_path_factory):
   output = tmp_path_factory.mktemp('converted') / 'my_robot/1.0.0'
-  record, made = from_lerobot.convert(v2, output)
+  record, made = convert.convert(v2, output)
   assert made
   return output, record
 
@@ -117,7 +117,7 @@ def test_other_versions_give_the_same_records(converted, v2, tmp_path, version, 
   else:
     source = pathlib.Path(shutil.copytree(v2, tmp_path / 'my-robot'))
     dirs.edit_info(source, codebase_version=version)
-  from_lerobot.convert(source, tmp_path / 'out', workers=2)
+  convert.convert(source, tmp_path / 'out', workers=2)
   assert _shards(tmp_path / 'out') == _shards(converted[0]) and len(_shards(tmp_path / 'out')) == 3
 
 
@@ -137,7 +137,7 @@ def gear(damaged):
 
 
 def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
-  record, _ = from_lerobot.convert(gear, tmp_path / 'out')
+  record, _ = convert.convert(gear, tmp_path / 'out')
   episodes = _read(tmp_path / 'out')
   assert [int(e['episode_index']) for e in episodes] == [0, 2]  # Episode 1 is discarded.
   for episode in episodes:
@@ -176,11 +176,11 @@ def test_gear_metadata_that_does_not_fit_is_an_error(gear, tmp_path):
     before = (gear / name).read_text()
     (gear / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-      from_lerobot.convert(gear, tmp_path / 'out')
+      convert.convert(gear, tmp_path / 'out')
     (gear / name).write_text(before)
   dirs.edit_info(gear, discarded_episode_indices=[0, 1, 2])
   with pytest.raises(ValueError, match=r"no episode is left in the splits \['train'\]"):
-    from_lerobot.convert(gear, tmp_path / 'out')
+    convert.convert(gear, tmp_path / 'out')
 
 
 def test_columns_of_the_source_come_before_what_is_made(damaged, tmp_path):
@@ -192,7 +192,7 @@ def test_columns_of_the_source_come_before_what_is_made(damaged, tmp_path):
     table = parquet.read_table(path)
     names = ['language_instruction' if name == 'note' else name for name in table.column_names]
     parquet.write_table(table.rename_columns(names), path)
-  from_lerobot.convert(damaged, tmp_path / 'out')
+  convert.convert(damaged, tmp_path / 'out')
   assert [s['language_instruction'].decode() for s in _read(tmp_path / 'out')[1]['steps'][:2]] == ['step 0', 'step 1']
 
 
@@ -213,7 +213,7 @@ def test_images_in_the_rows(damaged, tmp_path):
       images.append({'bytes': encoded if t % 2 else None, 'path': name})
     table = parquet.read_table(path).append_column('observation.images.front', pa.array(images))
     parquet.write_table(table, path)
-  from_lerobot.convert(damaged, tmp_path / 'out', size='24x32')
+  convert.convert(damaged, tmp_path / 'out', size='24x32')
   for e, episode in enumerate(_read(tmp_path / 'out')):
     for t, step in enumerate(episode['steps']):
       assert step['observation']['front'].shape == step['observation']['wrist'].shape == (24, 32, 3)
@@ -224,14 +224,14 @@ def test_given_record_is_checked_and_written(v2, converted, tmp_path):
   record = dataclasses.replace(converted[1], name='mine', action=(embodiments.Slice('action', 1, 3, 'm'),))
   file = tmp_path / 'mine.json'
   file.write_text(json.dumps(dataclasses.asdict(record)))
-  assert from_lerobot.convert(v2, tmp_path / 'out', str(file))[0] == record
+  assert convert.convert(v2, tmp_path / 'out', str(file))[0] == record
   file.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(
       record, state=(embodiments.Slice('state', 2, 5, 'm'),), language=('words',)))))
   with pytest.raises(ValueError, match="'mine' asks for 'words', 'observation/state' with 5 columns"):
-    from_lerobot.convert(v2, tmp_path / 'other', str(file))
+    convert.convert(v2, tmp_path / 'other', str(file))
   file.write_text('{}')
   with pytest.raises(ValueError, match='is not the record of an embodiment'):
-    from_lerobot.convert(v2, tmp_path / 'other', str(file))
+    convert.convert(v2, tmp_path / 'other', str(file))
 
 
 EPISODE_1 = 'chunk-000/episode_000001'
@@ -294,7 +294,7 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
 def test_damage_is_named_and_nothing_appears(damaged, tmp_path, damage, message):
   damage(damaged)
   with pytest.raises(ValueError, match=message):
-    from_lerobot.convert(damaged, tmp_path / 'out')
+    convert.convert(damaged, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 
@@ -305,14 +305,14 @@ def test_unfit_features_and_options_are_errors(damaged, tmp_path):
   info['features']['observation.front'] = {'dtype': 'float32', 'shape': [1]}
   dirs.write_info(damaged, info)
   with pytest.raises(ValueError, match=r"would be called \['observation/front'\]"):
-    from_lerobot.convert(damaged, tmp_path / 'out')
+    convert.convert(damaged, tmp_path / 'out')
   with pytest.raises(ValueError, match=r'Leave them out: --exclude=observation.images.depth'):
-    from_lerobot.convert(damaged, tmp_path / 'out', exclude=['observation.front'])
+    convert.convert(damaged, tmp_path / 'out', exclude=['observation.front'])
   with pytest.raises(ValueError, match=r"--exclude names \['nothing'\]"):
-    from_lerobot.convert(damaged, tmp_path / 'out', exclude=['nothing'])
+    convert.convert(damaged, tmp_path / 'out', exclude=['nothing'])
   with pytest.raises(ValueError, match="size='180' must be ROWSxCOLUMNS"):
-    from_lerobot.convert(damaged, tmp_path / 'out', size='180')
-  from_lerobot.convert(damaged, tmp_path / 'out', exclude=['observation.images.depth', 'observation.front'])
+    convert.convert(damaged, tmp_path / 'out', size='180')
+  convert.convert(damaged, tmp_path / 'out', exclude=['observation.images.depth', 'observation.front'])
 
 
 def test_mistakes_in_the_offsets_of_v3(v2, tmp_path):
@@ -334,11 +334,11 @@ def test_mistakes_in_the_offsets_of_v3(v2, tmp_path):
       (dict(from_timestamp=0.6, to_timestamp=0.6), 'Episode 2, .* ends after 13 frames of 14')):
     write_later(**changes)
     with pytest.raises(ValueError, match=message):
-      from_lerobot.convert(source, tmp_path / 'out')
+      convert.convert(source, tmp_path / 'out')
     shutil.rmtree(tmp_path / '.out.partial', ignore_errors=True)
   parquet.write_table(table.drop_columns([f'{key}from_timestamp']), path)
   with pytest.raises(ValueError, match=f'has no column {key}from_timestamp'):
-    from_lerobot.convert(source, tmp_path / 'out')
+    convert.convert(source, tmp_path / 'out')
 
 
 def test_goes_on_where_it_stopped(v2, damaged, converted, tmp_path, capsys):
@@ -346,13 +346,13 @@ def test_goes_on_where_it_stopped(v2, damaged, converted, tmp_path, capsys):
   whole = video.read_bytes()
   video.write_bytes(whole[:100])
   with pytest.raises(ValueError, match='Episode 2'):
-    from_lerobot.convert(damaged, tmp_path / 'out')
+    convert.convert(damaged, tmp_path / 'out')
   assert [p.name for p in tmp_path.glob('.*')] == ['.out.partial']
   with pytest.raises(ValueError, match='made with other parameters: size=None there'):
-    from_lerobot.convert(damaged, tmp_path / 'out', size='24x32')
+    convert.convert(damaged, tmp_path / 'out', size='24x32')
   video.write_bytes(whole)
   capsys.readouterr()
-  from_lerobot.convert(damaged, tmp_path / 'out')
+  convert.convert(damaged, tmp_path / 'out')
   assert 'going on after 2 of 3 shards' in (error := capsys.readouterr().err) and '44/44 frames' in error
   assert sorted(p.name for p in tmp_path.iterdir()) == ['damaged', 'out']
   assert sorted(_shards(tmp_path / 'out').values()) == sorted(_shards(converted[0]).values())
@@ -375,9 +375,9 @@ def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
 
 @pytest.mark.skipif(not G1.exists(), reason='the sample of real robot data is not beside this checkout')
 def test_real_episodes_of_both_versions(tmp_path):
-  record, _ = from_lerobot.convert(G1, tmp_path / 'g1', size='120x160', workers=2)
+  record, _ = convert.convert(G1, tmp_path / 'g1', size='120x160', workers=2)
   packed = dirs.pack_as_v3(G1, tmp_path / G1.name, 3)
-  from_lerobot.convert(packed, tmp_path / 'packed', size='120x160', workers=2)
+  convert.convert(packed, tmp_path / 'packed', size='120x160', workers=2)
   assert _shards(tmp_path / 'g1') == _shards(tmp_path / 'packed')
   episodes = sources.Episodes(str(tmp_path / 'g1'), 'train', record)
   assert [episodes[i].length for i in range(4)] == [221, 277, 267, 280]

@@ -1,4 +1,4 @@
-"""An official checkpoint imported, inspected, trained further on DROID episodes, evaluated and given back, by commands."""
+"""An official checkpoint inspected, imported, trained on DROID episodes, evaluated and given back, by commands."""
 from __future__ import annotations
 
 import json

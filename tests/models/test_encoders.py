@@ -24,7 +24,8 @@ B, Q, A, U, X, P = 2, 2, 3, 3, 4, 5
 MODEL = cfg.ModelConfig(
     dim=16, mlp_dim=32, num_heads=2, num_layers=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
     frames_per_chunk=1, actions_per_chunk=A, max_chunks=Q, image_condition=True, image_dim=8, image_tokens=5,
-    tokenizer=cfg.TokenizerConfig('wan2_1', temporal=4, spatial=8, channels=4, resize=(16, 32), vae=cfg.VAEConfig(4, 4)),
+    tokenizer=cfg.TokenizerConfig('wan2_1', temporal=4, spatial=8, channels=4, resize=(16, 32),
+                                  vae=cfg.VAEConfig(4, 4)),
     text=cfg.TextConfig('umt5', vocab=32, dim=8, length=P, layers=1, heads=2, attention_dim=8, mlp_dim=16),
     image=cfg.ImageConfig('clip', size=8, patch=4, dim=8, heads=2, layers=2, out_dim=4))
 FRAMES = np.random.default_rng(0).integers(0, 256, (B, 1 + 4 * Q, 32, 64, 3)).astype(np.uint8)
@@ -123,6 +124,6 @@ def test_a_training_step_leaves_the_encoders_alone(frozen):
 
 
 def test_imported_encoders_are_not_made_up():
-  with pytest.raises(ValueError, match=r"model.tokenizer.kind='wan2_1', model.text.kind='umt5', model.image.kind='clip' "
-                                       'has trained weights: .*convert import'):
+  with pytest.raises(ValueError, match=r"model.tokenizer.kind='wan2_1', model.text.kind='umt5', model.image.kind='clip'"
+                                       ' has trained weights: .*convert import'):
     train_step.fit_frozen(CONFIG, [])
