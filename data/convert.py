@@ -1,18 +1,26 @@
-"""Converts a TFRecord RLDS dataset (as DROID, OXE and Bridge are published) to ArrayRecord, without TensorFlow.
+"""Converts an RLDS dataset to uncompressed ArrayRecord with a frame index, without TensorFlow.
 
 python -m data.convert --source=~/bridge_dataset/1.0.0 --output=~/bridge_array_record/1.0.0 --workers=8
 
-Records are copied byte for byte; only the shards' framing changes, so that training has random access to episodes.
-The output appears whole or not at all.
+The source is TFRecord (as DROID, OXE and Bridge are published) or ArrayRecord (as TFDS builders write it, compressed
+and without index). Records are copied byte for byte and read again; only their framing changes, so that training has
+random access to single images. Paths may be local or of an object store (gs://).
+
+The output appears whole or not at all. A conversion that was stopped continues where it was: finished shards wait in a
+hidden directory beside the output.
 """
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
+import os
+import pathlib
 import struct
-from collections.abc import Iterator
-import uuid
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 
 from absl import app
 from absl import flags
@@ -21,13 +29,17 @@ from etils import epath
 import google_crc32c
 import tensorflow_datasets as tfds
 
+from wam_jax.data import frames
 from wam_jax.data import storage
 
-_SOURCE = flags.DEFINE_string('source', None, 'TFDS directory with dataset_info.json and TFRecord shards.')
+_SOURCE = flags.DEFINE_string(
+    'source', None, 'TFDS directory with dataset_info.json and TFRecord or ArrayRecord shards.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make; it must not exist.')
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes, one shard each at a time.', lower_bound=1)
 
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+_DESCRIPTION = 'dataset_info.json'  # A directory without it is no dataset, so it comes last.
+_ORIGIN = 'origin.json'
 
 
 def read_tfrecord(path: epath.PathLike) -> Iterator[bytes]:
@@ -61,85 +73,234 @@ def _check_crc(content: bytes, stored: bytes, where: str) -> None:
     raise ValueError(f'{where} is corrupt: its checksum does not match. Download the shard again.')
 
 
-def convert(source: str, output: str, workers: int = 1) -> epath.Path:
-  """Writes the dataset at `source` to `output` as ArrayRecord, shard by shard; returns the output directory.
+def read_array_record(path: epath.PathLike) -> Iterator[bytes]:
+  """The records of an ArrayRecord shard, which checks them itself.
 
   Raises:
-    ValueError: `source` is no TFRecord dataset, `output` exists, or a shard is missing, corrupt or of another length
-      than dataset_info.json says. Nothing is left behind.
+    ValueError: truncated or corrupt; names shard and record.
+  """
+  with tempfile.TemporaryDirectory() as directory:
+    local, number = _local_copy(epath.Path(path), directory), 0
+    try:
+      reader = array_record_module.ArrayRecordReader(local)
+      for number in range(reader.num_records()):
+        yield reader.read([number])[0]
+      reader.close()  # Raises what `num_records` may have kept to itself.
+    except (RuntimeError, IndexError, ValueError) as e:
+      raise ValueError(f'record {number} of {path} is truncated or corrupt ({e}). Restore the shard.') from e
+
+
+def convert(source: str, output: str, workers: int = 1) -> epath.Path:
+  """Writes the dataset at `source` to `output`, shard by shard; returns the output directory.
+
+  Raises:
+    ValueError: `source` is no dataset of a known format, `output` exists, or a shard is missing, corrupt or of another
+      length than dataset_info.json says. Finished shards stay for the next call.
   """
   source, output = epath.Path(source).expanduser(), epath.Path(output).expanduser()
-  shards_in = _source_shards(source, output)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  partial = output.parent / f'.{output.name}.partial_{uuid.uuid4().hex[:8]}'
-  partial.mkdir()
-  try:
-    _copy_description(source, partial)
-    info = tfds.builder_from_directory(partial).info
-    jobs = [(path, target, length) for name, paths in shards_in.items() for path, target, length
-            in zip(paths, info.splits[name].filepaths, info.splits[name].shard_lengths)]
-    _run(jobs, workers)
-    partial.rename(output)
-  finally:
-    if partial.exists():
-      partial.rmtree()
+  info = _open_source(source, output)
+  partial = output.parent / f'.{output.name}.partial'
+  (partial / frames.FOLDER).mkdir(parents=True, exist_ok=True)
+  _check_origin(partial, source, info)
+  jobs = _plan(info, partial)
+  left = [job for job in jobs if not job.done]
+  if len(left) < len(jobs):
+    print(f'{len(jobs) - len(left)} of {len(jobs)} shards are there already', file=sys.stderr)
+  _run(left, workers)
+  _write_index(partial, jobs)
+  _copy_description(source, partial)
+  _publish(partial, output)
   return output
 
 
-def _source_shards(source: epath.Path, output: epath.Path) -> dict[str, list[epath.Path]]:
-  if output.exists():
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """One shard.
+
+  Attributes:
+    source, target: files. size: bytes of `source`.
+    file_format: of `source`, as TFDS calls it.
+    length: records, according to dataset_info.json.
+    image_keys: see `frames.image_keys`.
+  """
+
+  source: epath.Path
+  target: epath.Path
+  size: int
+  file_format: str
+  length: int
+  image_keys: tuple[str, ...]
+
+  @property
+  def lean(self) -> epath.Path:
+    """The file of episodes without images."""
+    return self.target.parent / frames.FOLDER / self.target.name
+
+  @property
+  def entry(self) -> epath.Path:
+    """The shard's part of the frame index; the last file that is written."""
+    return self.lean.parent / f'{self.target.name}.json'
+
+  @property
+  def done(self) -> bool:
+    return self.entry.exists()
+
+
+def _open_source(source: epath.Path, output: epath.Path) -> tfds.core.DatasetInfo:
+  if (output / _DESCRIPTION if _is_remote(output) else output).exists():
     raise ValueError(f'{output} exists already; remove it or give another --output.')
-  if not (source / 'dataset_info.json').exists():
-    raise ValueError(f'{source} has no dataset_info.json; give the version directory of a TFDS dataset, such as '
+  if not (source / _DESCRIPTION).exists():
+    raise ValueError(f'{source} has no {_DESCRIPTION}; give the version directory of a TFDS dataset, such as '
                      'NAME/1.0.0.')
   info = tfds.builder_from_directory(source).info
-  if info.file_format.value != 'tfrecord':
-    raise ValueError(f'{source} is in {info.file_format.value} format; only tfrecord needs converting.')
-  shards = {name: list(split.filepaths) for name, split in info.splits.items()}
-  missing = [str(path) for paths in shards.values() for path in paths if not path.exists()]
+  if info.file_format.value not in _READERS:
+    raise ValueError(f'{source} is in {info.file_format.value} format; expected one of {sorted(_READERS)}.')
+  missing = [str(path) for split in info.splits.values() for path in split.filepaths if not path.exists()]
   if missing:
     raise ValueError(f'{len(missing)} shards of {source} are missing: {", ".join(missing[:10])}.')
-  return shards
+  return info
 
 
-def _copy_description(source: epath.Path, target: epath.Path) -> None:
-  """Everything but the shards, with the format in dataset_info.json changed."""
+def _plan(info: tfds.core.DatasetInfo, partial: epath.Path) -> list[_Job]:
+  keys, jobs = tuple(frames.image_keys(info.features)), []
+  for name, split in info.splits.items():
+    for number, (path, length) in enumerate(zip(split.filepaths, split.shard_lengths)):
+      target = f'{info.name}-{name}.array_record-{number:05}-of-{split.num_shards:05}'
+      jobs.append(_Job(path, partial / target, path.stat().length, info.file_format.value, length, keys))
+  return jobs
+
+
+def _check_origin(partial: epath.Path, source: epath.Path, info: tfds.core.DatasetInfo) -> None:
+  """Remembers what the shards in `partial` are made from, and refuses to mix sources."""
+  origin = {'source': str(source), 'shards': {path.name: path.stat().length for split in info.splits.values()
+                                              for path in split.filepaths}}
+  file = partial / _ORIGIN
+  if not file.exists():
+    storage.write_atomic(file, json.dumps(origin).encode())
+  elif json.loads(file.read_text()) != origin:
+    raise ValueError(f'{partial} holds an unfinished conversion of {json.loads(file.read_text())["source"]}, which is '
+                     f'not, or no longer, {source}; remove it and run again.')
+
+
+def _run(jobs: Sequence[_Job], workers: int) -> None:
+  gigabytes = lambda job: job.size / 1e9
+  shown = dict(total=sum(map(gigabytes, jobs)), what='converting', amount=gigabytes, unit=' GB')
+  if workers == 1:
+    _drain(storage.progress(map(_convert_shard, jobs), **shown))
+    return
+  with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+    running = [pool.submit(_convert_shard, job) for job in jobs]
+    try:
+      _drain(storage.progress((f.result() for f in concurrent.futures.as_completed(running)), **shown))
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+
+
+def _drain(items: Iterator[_Job]) -> None:
+  for _ in items:
+    pass
+
+
+def _convert_shard(job: _Job) -> _Job:
+  """Writes, re-reads and indexes one shard; its files get their names when all that is done."""
+  with tempfile.TemporaryDirectory(**({} if _is_remote(job.target) else {'dir': job.target.parent})) as directory:
+    shard, lean = (os.path.join(directory, name) for name in (job.target.name, 'lean'))
+    crcs = _write_records(_READERS[job.file_format](job.source), shard)
+    if len(crcs) != job.length:
+      raise ValueError(f'{job.source} holds {len(crcs)} records; {_DESCRIPTION} says {job.length}. Download the shard '
+                       'again.')
+    entry = frames.index_shard(shard, crcs, job.image_keys, lean)
+    _deliver(lean, job.lean)
+    _deliver(shard, job.target)
+  storage.write_atomic(job.entry, json.dumps(entry).encode())
+  return job
+
+
+def _write_records(records: Iterator[bytes], shard: str) -> list[int]:
+  """Writes a local ArrayRecord file; the CRC-32C of each record."""
+  writer, crcs = array_record_module.ArrayRecordWriter(shard, frames.WRITER_OPTIONS), []
+  try:
+    for record in records:
+      writer.write(record)
+      crcs.append(google_crc32c.value(record))
+  finally:
+    writer.close()
+  return crcs
+
+
+def _deliver(local: str, target: epath.Path) -> None:
+  """Gives a finished local file its place; one that is sent elsewhere is read back."""
+  if not _is_remote(target):
+    os.replace(local, target)
+    return
+  epath.Path(local).copy(target, overwrite=True)
+  if _file_crc(target) != _file_crc(epath.Path(local)):
+    raise ValueError(f'{target} is not what was sent there; run again.')
+
+
+def _file_crc(path: epath.Path) -> int:
+  crc = 0
+  with path.open('rb') as f:
+    while content := f.read(1 << 24):
+      crc = google_crc32c.extend(crc, content)
+  return crc
+
+
+def _local_copy(path: epath.Path, directory: str) -> str:
+  if not _is_remote(path):
+    return str(path)
+  return str(path.copy(pathlib.Path(directory) / path.name))
+
+
+def _is_remote(path: epath.Path) -> bool:
+  return '://' in str(path)
+
+
+def _write_index(partial: epath.Path, jobs: Sequence[_Job]) -> None:
+  index = {job.target.name: json.loads(job.entry.read_text()) for job in jobs}
+  storage.write_atomic(partial / frames.FOLDER / frames.INDEX, json.dumps(index).encode())
+
+
+def _copy_description(source: epath.Path, partial: epath.Path) -> None:
+  """Everything but shards and what is derived from them, with the format in dataset_info.json changed."""
+  description = json.loads((source / _DESCRIPTION).read_text())
+  shard_names = tuple(f'{description["name"]}-{split["name"]}.' for split in description['splits'])
   for path in source.iterdir():
-    if path.is_file() and '.tfrecord' not in path.name:
-      path.copy(target / path.name)
-  description = json.loads((source / 'dataset_info.json').read_text())
+    if path.is_file() and path.name != _DESCRIPTION and not path.name.startswith((*shard_names, 'wam_')):
+      path.copy(partial / path.name, overwrite=True)
   description['fileFormat'] = 'array_record'
   for split in description['splits']:
     split['filepathTemplate'] = _TEMPLATE
-  (target / 'dataset_info.json').write_text(json.dumps(description, indent=2))
+  storage.write_atomic(partial / _DESCRIPTION, json.dumps(description, indent=2).encode())
 
 
-def _run(jobs: list[tuple[epath.Path, epath.Path, int]], workers: int) -> None:
-  if workers == 1:
-    done = map(_convert_shard, jobs)
-    list(storage.progress(done, len(jobs), 'converting shards'))
+def _publish(partial: epath.Path, output: epath.Path) -> None:
+  """Gives the directory its name; an object store has none to give and gets the description last."""
+  if not _is_remote(output):
+    partial.rename(output)
+    _tidy(output)
     return
-  context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-    list(storage.progress(pool.map(_convert_shard, jobs), len(jobs), 'converting shards'))
+  _tidy(partial)
+  files = [*(partial / frames.FOLDER).iterdir(), *(path for path in partial.iterdir() if path.is_file())]
+  (output / frames.FOLDER).mkdir(parents=True, exist_ok=True)
+  for path in sorted(files, key=lambda path: path.name == _DESCRIPTION):
+    path.replace(output / path.relative_to(partial))
+  partial.rmtree()
 
 
-def _convert_shard(job: tuple[epath.Path, epath.Path, int]) -> None:
-  source, target, length = job
-  writer, count = array_record_module.ArrayRecordWriter(str(target), 'group_size:1'), 0
-  try:
-    for record in read_tfrecord(source):
-      writer.write(record)
-      count += 1
-  finally:
-    writer.close()
-  if count != length:
-    raise ValueError(f'{source} holds {count} records; dataset_info.json says {length}. Download the shard again.')
-  reader = array_record_module.ArrayRecordReader(str(target))
-  written = reader.num_records()
-  reader.close()
-  if written != length:
-    raise ValueError(f'{target} holds {written} records after writing {length}; is the disk full?')
+def _tidy(directory: epath.Path) -> None:
+  """Removes what only an unfinished conversion needs, and what a killed one left."""
+  for path in directory.iterdir():
+    if path.is_dir() and path.name != frames.FOLDER:
+      path.rmtree()
+  for path in (directory / frames.FOLDER).iterdir():
+    if path.name.endswith('.json') and path.name != frames.INDEX:
+      path.unlink()
+  (directory / _ORIGIN).unlink()
+
+
+_READERS = {'tfrecord': read_tfrecord, 'array_record': read_array_record}
 
 
 def main(argv: list[str]) -> None:

@@ -1,10 +1,14 @@
-"""TFRecord in, ArrayRecord out, byte for byte; broken shards are named and leave nothing behind."""
+"""TFRecord in, ArrayRecord with a frame index out, byte for byte; stopped, killed and broken conversions."""
 from __future__ import annotations
 
 import pathlib
+import shutil
 import subprocess
 import sys
 
+from etils import epath
+import fsspec
+from fsspec.implementations import memory
 import google_crc32c
 import numpy as np
 import pytest
@@ -16,7 +20,8 @@ from wam_jax.data import embodiments
 from wam_jax.data import pipeline
 from wam_jax.data import sources
 
-BRIDGE = pathlib.Path(__file__).parents[3] / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
+ROOT = pathlib.Path(__file__).parents[2]
+BRIDGE = ROOT.parent / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
 
 
 @pytest.fixture
@@ -37,10 +42,22 @@ def test_framing_by_hand(tmp_path):
 def test_converted_episodes_equal_the_original(clock_path, tfrecord_path, tmp_path, workers):
   output = convert.convert(tfrecord_path, tmp_path / 'out/1.0.0', workers)
   for split in ('train', 'val'):
-    want = sources.Episodes(clock_path, split, synthetic.CLOCK)
-    got = sources.Episodes(output, split, synthetic.CLOCK)
-    assert [got._records[i] for i in range(len(got))] == [want._records[i] for i in range(len(want))]
+    assert_same_records(clock_path, output, split)
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['1.0.0']
+  assert sorted(p.name for p in output.iterdir()) == sorted(
+      [*(p.name for p in pathlib.Path(clock_path).iterdir()), 'wam_frames'])
+  assert len(list((output / 'wam_frames').iterdir())) == 3  # The index and a file per shard.
+
+
+def assert_same_records(one, other, split):
+  want, got = (sources.Episodes(path, split, synthetic.CLOCK) for path in (one, other))
+  assert [got._records[i] for i in range(len(got))] == [want._records[i] for i in range(len(want))]
+
+
+def test_array_record_is_packed_anew(clock_path, tmp_path):
+  output = convert.convert(clock_path, tmp_path / 'out')
+  assert_same_records(clock_path, output, 'train')
+  assert sources.Episodes(output, 'train', synthetic.CLOCK)._index
 
 
 @pytest.mark.parametrize('damage, message', [
@@ -51,29 +68,133 @@ def test_converted_episodes_equal_the_original(clock_path, tfrecord_path, tmp_pa
     (lambda b: b + synthetic.frame(b'more'), 'holds 9 records; dataset_info.json says 8'),
     (lambda b: b'', 'holds 0 records; dataset_info.json says 8'),
 ])
-def test_broken_shards_leave_nothing_behind(tfrecord_path, tmp_path, damage, message):
+def test_broken_shards_give_no_output(tfrecord_path, tmp_path, damage, message):
   shard = next(tfrecord_path.glob('*train.*record-*'))
   shard.write_bytes(damage(shard.read_bytes()))
   with pytest.raises(ValueError, match=message):
     convert.convert(tfrecord_path, tmp_path / 'out/1.0.0')
-  assert not list((tmp_path / 'out').iterdir())
+  assert [p.name for p in (tmp_path / 'out').iterdir()] == ['.1.0.0.partial']
+
+
+def test_broken_array_record_is_named(clock_path, tmp_path):
+  source = pathlib.Path(shutil.copytree(clock_path, tmp_path / 'copy'))
+  shard = next(source.glob('*train.*record-*'))
+  shard.write_bytes(shard.read_bytes()[:-70000])
+  with pytest.raises(ValueError, match=f'record 0 of .*{shard.name} is truncated or corrupt'):
+    convert.convert(source, tmp_path / 'out')
+
+
+def test_a_repaired_source_continues_with_the_broken_shard(clock_path, tfrecord_path, tmp_path, capsys):
+  shard = next(tfrecord_path.glob('*val.*record-*'))
+  content = shard.read_bytes()
+  shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+  with pytest.raises(ValueError, match='record 1 of .*val.* is corrupt'):
+    convert.convert(tfrecord_path, tmp_path / 'out')
+  finished = next((tmp_path / '.out.partial').glob('*train.array_record*')).stat()
+  shard.write_bytes(content)
+  output = convert.convert(tfrecord_path, tmp_path / 'out')
+  assert '1 of 2 shards are there already' in capsys.readouterr().err
+  now = next(pathlib.Path(output).glob('*train.array_record*')).stat()
+  assert (now.st_ino, now.st_mtime_ns) == (finished.st_ino, finished.st_mtime_ns)
+  assert_same_records(clock_path, output, 'val')
+
+
+KILLED = """
+import os, sys
+from data import convert
+deliver, calls = convert._deliver, []
+def killed(local, target):
+  calls.append(target)
+  if len(calls) == int(sys.argv[3]):
+    os.kill(os.getpid(), 9)
+  deliver(local, target)
+convert._deliver = killed
+convert.convert(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize('delivered, finished', [(1, 0), (2, 0), (3, 1), (4, 1)])
+def test_a_killed_conversion_continues(clock_path, tfrecord_path, tmp_path, monkeypatch, delivered, finished):
+  done = subprocess.run([sys.executable, '-c', KILLED, str(tfrecord_path), str(tmp_path / 'out'), str(delivered)],
+                        cwd=ROOT)
+  assert done.returncode == -9 and not (tmp_path / 'out').exists()
+  converted, original = [], convert._convert_shard
+  monkeypatch.setattr(convert, '_convert_shard', lambda job: converted.append(job) or original(job))
+  output = convert.convert(tfrecord_path, tmp_path / 'out')
+  assert len(converted) == 2 - finished
+  for split in ('train', 'val'):
+    assert_same_records(clock_path, output, split)
+  assert not [p for p in pathlib.Path(output).rglob('*') if p.is_dir() and p.name != 'wam_frames']
+
+
+def test_an_unfinished_conversion_of_something_else_is_refused(clock_path, tfrecord_path, tmp_path):
+  shard = next(tfrecord_path.glob('*val.*record-*'))
+  content = shard.read_bytes()
+  shard.write_bytes(content[:-5])
+  with pytest.raises(ValueError, match='truncated'):
+    convert.convert(tfrecord_path, tmp_path / 'out')
+  with pytest.raises(ValueError, match='.out.partial holds an unfinished conversion of .*tfrecord, which is not, or'):
+    convert.convert(clock_path, tmp_path / 'out')
+
+
+class Bucket(memory.MemoryFileSystem):
+  """An object store in memory, in the place of gs://."""
+  protocol, store, pseudo_dirs = ('gs', 'gcs'), {}, ['']
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(path.removeprefix('gs:/'))
+
+
+def use_bucket(monkeypatch):
+  monkeypatch.setattr(Bucket, 'store', {})
+  monkeypatch.setattr(Bucket, 'pseudo_dirs', [''])
+  fsspec.register_implementation('gcs', Bucket, clobber=True)
+
+
+def test_object_stores_are_read_and_written(clock_path, tfrecord_path, monkeypatch):
+  use_bucket(monkeypatch)
+  for file in tfrecord_path.iterdir():
+    epath.Path('gs://bucket/source').mkdir(parents=True, exist_ok=True)
+    epath.Path(file).copy(epath.Path('gs://bucket/source') / file.name)
+  output = convert.convert('gs://bucket/source', 'gs://bucket/out/1.0.0')
+  assert sorted(p.name for p in epath.Path('gs://bucket/out').iterdir()) == ['1.0.0']
+  want, got = (sources.Episodes(path, 'train', synthetic.CLOCK) for path in (clock_path, output))
+  assert len(got) == 8
+  for number in (0, 5):
+    np.testing.assert_array_equal(got[number].decode('wrist', 3), want[number].decode('wrist', 3))
+    np.testing.assert_array_equal(got[number].state_TX, want[number].state_TX)
+  with pytest.raises(ValueError, match='gs://bucket/out/1.0.0 exists already'):
+    convert.convert('gs://bucket/source', 'gs://bucket/out/1.0.0')
+
+
+def test_what_a_store_garbles_is_found(tfrecord_path, monkeypatch):
+  use_bucket(monkeypatch)
+  epath.Path('gs://bucket').mkdir(parents=True, exist_ok=True)
+  crcs = iter((1, 2))
+  monkeypatch.setattr(convert, '_file_crc', lambda path: next(crcs))
+  with pytest.raises(ValueError, match='gs://bucket/.out.partial/.* is not what was sent there; run again'):
+    convert.convert(tfrecord_path, 'gs://bucket/out')
+  assert not epath.Path('gs://bucket/out').exists()
 
 
 def test_refusals(clock_path, tfrecord_path, tmp_path):
   with pytest.raises(ValueError, match='exists already; remove it'):
     convert.convert(tfrecord_path, tmp_path)
-  with pytest.raises(ValueError, match='is in array_record format; only tfrecord needs converting'):
-    convert.convert(clock_path, tmp_path / 'out')
   with pytest.raises(ValueError, match='has no dataset_info.json'):
     convert.convert(tmp_path, tmp_path / 'out')
   next(tfrecord_path.glob('*val.*record-*')).unlink()
   with pytest.raises(ValueError, match='1 shards of .* are missing: .*val'):
     convert.convert(tfrecord_path, tmp_path / 'out')
+  description = tfrecord_path / 'dataset_info.json'
+  description.write_text(description.read_text().replace('"tfrecord"', '"riegeli"'))
+  with pytest.raises(ValueError, match=r"is in riegeli format; expected one of \['array_record', 'tfrecord'\]"):
+    convert.convert(tfrecord_path, tmp_path / 'out')
 
 
 def run(module, *args):
   return subprocess.run([sys.executable, '-m', module, *map(str, args)], capture_output=True, text=True,
-                        cwd=pathlib.Path(__file__).parents[2])
+                        cwd=ROOT)
 
 
 def test_commands(clock_path, tfrecord_path, tmp_path):

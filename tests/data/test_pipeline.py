@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from tests.data import synthetic
@@ -44,7 +45,7 @@ def raw_values(config, batch):
 
 def test_shapes_and_types_are_those_of_batch(clock_path):
   (batch,) = take(make_clock(clock_path), 1)
-  got = {k: (v.shape, v.dtype.name) for k, v in vars(batch).items()}
+  got = {k: (v.shape, v.dtype.name) for k, v in vars(batch).items() if v is not None}
   assert isinstance(batch, types.Batch) and got == {
       'frames_BRIJ3': ((8, 5, 16, 24, 3), 'uint8'), 'action_BAU': ((8, 16, 3), 'float32'),
       'action_mask_BAU': ((8, 16, 3), 'bool'), 'proprio_BQX': ((8, 2, 4), 'float32'),
@@ -151,8 +152,7 @@ def test_hosts_share_the_batch_of_one_host(clock_path):
   whole, hosts = take(config, 3), [take(config, 3, host, 2) for host in range(2)]
   for t in range(3):
     assert len(hosts[0][t].sample_B2) == 4
-    interleaved = jax.tree.map(lambda a, b: np.stack([a, b], 1).reshape((8,) + a.shape[1:]), hosts[0][t], hosts[1][t])
-    assert_same(whole[t], interleaved)
+    assert_same(whole[t], jax.tree.map(lambda a, b: np.concatenate([a, b]), hosts[0][t], hosts[1][t]))
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -166,6 +166,87 @@ def test_resumed_equals_straight(clock_path, workers):
   with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
     iterator.set_state(state)
     assert_same(straight, before + [next(iterator) for _ in range(3)])
+
+
+@pytest.mark.parametrize('before, after', [(1, 2), (2, 4), (4, 1)])
+def test_a_run_goes_on_with_another_number_of_hosts(clock_path, before, after):
+  config = make_clock(clock_path, augment=True)
+  straight = take(config, 5)[3:]
+  states = []
+  for host in range(before):
+    with contextlib.closing(pipeline.make_train_iterator(config, host, before)) as iterator:
+      list(itertools.islice(iterator, 3))
+      states.append(iterator.get_state())
+  assert states == [{'next_index': 3}] * before
+  rest = []
+  for host in range(after):
+    with contextlib.closing(pipeline.make_train_iterator(config, host, after)) as iterator:
+      iterator.set_state(states[0])
+      rest.append(list(itertools.islice(iterator, 2)))
+  for t in range(2):
+    assert_same(straight[t], jax.tree.map(lambda *x: np.concatenate(x), *(batches[t] for batches in rest)))
+
+
+def test_a_state_can_be_set_again_and_again(clock_path):
+  config = make_clock(clock_path)
+  straight = take(config, 3)
+  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+    for step in (2, 0, 1):
+      iterator.set_state({'next_index': step})
+      assert_same(straight[step], next(iterator))
+    with pytest.raises(ValueError, match="Not the state of a data iterator: {'step': 1}; expected next_index"):
+      iterator.set_state({'step': 1})
+
+
+def count_decodes(monkeypatch) -> list[tuple[str, str, int]]:
+  """(episode, view, step) of every image decoded from now on."""
+  seen, decode = [], sources.Episode.decode_bgr
+  monkeypatch.setattr(sources.Episode, 'decode_bgr',
+                      lambda self, key, step: seen.append((self.where, key, step)) or decode(self, key, step))
+  return seen
+
+
+@pytest.mark.parametrize('augment', [False, True])
+def test_only_the_frames_of_a_sample_are_decoded_each_once(clock_path, monkeypatch, augment):
+  config = make_clock(clock_path, augment=augment, cache_gib=0.0)
+  samplers = pipeline._load_mixture(config)
+  batches = pipeline._batches(config, samplers, 0, True, 0, 1)
+  seen = count_decodes(monkeypatch)
+  frames_BRIJ3 = batches[0].frames_BRIJ3
+  steps = sum(len(set(clock_R.tolist())) for clock_R in frames_BRIJ3[:, :, 0, 0, 1]) if not augment else len(seen) // 2
+  assert len(seen) == 2 * steps  # Two views.
+  assert 8 * 3 <= steps <= 8 * 5 and (augment or steps < 8 * 5)  # Some windows end before five frames.
+
+
+def test_nothing_is_decoded_before_the_first_batch_is_asked_for(clock_path, monkeypatch):
+  seen = count_decodes(monkeypatch)
+  pipeline.make_train_iterator(make_clock(clock_path)).close()
+  assert not seen
+
+
+def test_robot_and_human_video_one_to_one(clock_path):
+  """Co-training is the second line of the mixture."""
+  config = synthetic.make_config({
+      'robot': (clock_path, 'clock', 1.0),
+      'human': (clock_path, 'clock_video', 1.0)}, augment=True)
+  for batch in take(config, 3):
+    human_B = batch.embodiment_B == 1
+    assert human_B.sum() == 4
+    assert not batch.action_mask_BAU[human_B].any() and batch.action_mask_BAU[~human_B].any((1, 2)).all()
+    assert not batch.proprio_BQX[human_B].any() and batch.chunk_mask_BQ[:, 0].all()
+    assert (batch.frames_BRIJ3[:, :, :, :16].reshape(8, -1).max(1) > 0).all()
+
+
+def test_memory_stays_flat(clock_path):
+  """Ten thousand batches with a cache that is full after a few."""
+  config = dataclasses.replace(make_clock(clock_path, cache_gib=1e-4, prefetch=2), batch_size=1)
+  process, held = psutil.Process(), []
+  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+    for done in range(10_000):
+      next(iterator)
+      if done % 2000 == 1999:
+        held.append(process.memory_info().rss / 2**20)
+  assert max(held) - held[0] < 8, held  # MiB; a batch kept would be 60.
 
 
 def test_augmentation_changes_pixels_but_not_the_rest(clock_path):
@@ -259,7 +340,7 @@ def with_model(config, **model):
     (dict(frames_per_chunk=2), 'clock shows 2 camera frames a chunk, the model takes .* = 4; change either'),
     (dict(actions_per_chunk=4), 'clock has 8 control steps a chunk; set model.actions_per_chunk to at least'),
     (dict(action_dim=1, proprio_dim=1), r'(?s)2 action dimensions; set model.action_dim.*3 state dimensions; set'),
-    (dict(patch=3), r'composite of \(16, 24\); both must be multiples of .* = 12'),
+    (dict(patch=3), r'shows the model 16 x 24 pixels; both must be multiples of .* = 12'),
 ])
 def test_model_must_fit_the_robots(clock_path, model, message):
   with pytest.raises(ValueError, match=message):
@@ -271,6 +352,9 @@ def test_config_errors(clock_path, tmp_path, monkeypatch):
     pipeline.make_train_iterator(synthetic.make_config({}))
   with pytest.raises(ValueError, match=r"weights {'a': 0.0}; every weight must be positive"):
     pipeline.make_train_iterator(synthetic.make_config({'a': (clock_path, 'clock', 0.0)}))
+  with pytest.raises(ValueError, match=r"weights {'a': nan, 'b': inf}; every weight must be positive"):
+    pipeline.make_train_iterator(synthetic.make_config(
+        {'a': (clock_path, 'clock', float('nan')), 'b': (clock_path, 'clock', float('inf'))}))
   with pytest.raises(ValueError, match='config.batch_size=8 must be divisible by the 3 hosts; nearest valid: 9'):
     pipeline.make_train_iterator(make_clock(clock_path), 0, 3)
   with pytest.raises(ValueError, match='none of its 2 language spans is longer than one chunk'):

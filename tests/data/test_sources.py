@@ -176,12 +176,12 @@ def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
   path = storage.epath.Path(tmp_path / 'data')
   path.mkdir()
   assert storage.read_beside(path, 'x.json') is None
-  original = storage._write_atomic
+  original = storage.write_atomic
   def refuse(target, content):
     if target.parent == path:
       raise PermissionError('read-only')
     return original(target, content)
-  monkeypatch.setattr(storage, '_write_atomic', refuse)
+  monkeypatch.setattr(storage, 'write_atomic', refuse)
   where = storage.write_beside(path, 'x.json', b'1')
   assert where.parent != path and where == storage.find_beside(path, 'x.json')
   assert storage.read_beside(path, 'x.json') == b'1' and not list(path.iterdir())

@@ -1,69 +1,122 @@
 """Datasets to batches: mix, shuffle, shard by host, decode, batch, prefetch (grain).
 
 Sample k of dataset d is a function of (seed, d, k) alone, and batch t of a function of (config, t): not of the number
-of hosts, threads or workers, nor of what ran before. Indices are shuffled before anything is read.
+of hosts, threads or workers, nor of what ran before. Where a run stands is therefore one number, and a run may go on
+with another number of hosts or workers. Indices are shuffled before anything is read, and the frames of a sample are
+decoded, each once, into the batch.
 """
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
+import math
 import shlex
 import subprocess
 import sys
 from typing import Any
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
 import cv2
 from etils import epath
 import grain
+import jax
 import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.data import embodiments
+from wam_jax.data import features
 from wam_jax.data import normalize
+from wam_jax.data import prompts
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import storage
+from wam_jax.data import tiles
 from wam_jax.data import transforms
 from wam_jax.data import windows
+from wam_jax.models import encoders
 
 
-def make_train_iterator(config: cfg.TrainConfig, shard_index: int = 0, shard_count: int = 1) -> grain.DatasetIterator:
+class Batches(Iterator[types.Batch]):
+  """Batches of one host, forever, computed ahead; close it when done.
+
+  Args:
+    batches: batch t of this host.
+  """
+
+  def __init__(self, batches: grain.MapDataset, config: cfg.DataConfig):
+    self._batches, self._config, self._step = batches, config, 0
+    self._iterator: grain.DatasetIterator | None = None  # Nothing is read before the first batch is asked for.
+
+  def __next__(self) -> types.Batch:
+    if self._iterator is None:
+      self._iterator = _read_ahead(self._batches[self._step:], self._config)
+    batch = next(self._iterator)
+    self._step += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """Where this iterator is; the same on every host, and all that `set_state` needs."""
+    return {'next_index': self._step}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes on after the batches that had been taken at `get_state`, on whatever number of hosts and workers.
+
+    Raises:
+      ValueError: not a state of this class.
+    """
+    if set(state) != {'next_index'}:
+      raise ValueError(f'Not the state of a data iterator: {state}; expected next_index, the number of batches taken.')
+    self.close()
+    self._step = int(state['next_index'])
+
+  def close(self) -> None:
+    """Ends threads and worker processes."""
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
+
+
+def make_train_iterator(config: cfg.TrainConfig, shard_index: int = 0, shard_count: int = 1,
+                        stored: Mapping[str, features.Stored] | None = None) -> Batches:
   """Batches of this host, forever, computed ahead.
 
   Args:
-    shard_index, shard_count: this host and how many there are; together the hosts' batches of a step hold the same
-      samples as the one batch of a single host.
-  Returns:
-    An iterator over `types.Batch` of numpy arrays with `get_state()` and `set_state()` for exact resume, `close()`.
+    shard_index, shard_count: this host and how many there are; the hosts' batches of a step, one after the other, are
+      the one batch of a single host.
+    stored: features in place of pixels, from `find_features`.
   Raises:
     ValueError: the data does not fit the config, or cannot be read; raised here wherever it can be known.
   """
-  mixture = _load_mixture(config)
-  batched = _batches(config, mixture, config.data.seed, True, shard_index, shard_count)
-  batches = batched.to_iter_dataset(
-      grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch))
-  if config.data.workers:
-    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which a notebook or a test has not parsed.
-      flags.FLAGS.mark_as_parsed()
-    buffer = max(1, config.data.prefetch // config.data.workers)
-    batches = batches.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=config.data.workers, per_worker_buffer_size=buffer))
-  return iter(batches)
+  mixture = _load_mixture(config, stored=stored)
+  return Batches(_batches(config, mixture, config.data.seed, True, shard_index, shard_count), config.data)
 
 
-def make_eval_batches(config: cfg.TrainConfig, num: int, split: str = 'val', shard_index: int = 0,
-                      shard_count: int = 1) -> Iterator[types.Batch]:
+def make_eval_batches(config: cfg.TrainConfig, num: int, split: str = 'val', shard_index: int = 0, shard_count: int = 1,
+                      stored: Mapping[str, features.Stored] | None = None) -> Iterator[types.Batch]:
   """`num` held-out batches of this host, the same at every call: fixed shuffle, first instruction, no jitter.
 
   Normalized with the statistics of training. A split with fewer windows than are asked for is repeated.
   Raises:
     ValueError: as `make_train_iterator`, or a dataset has no such split.
   """
-  mixture = _load_mixture(config, split)
+  mixture = _load_mixture(config, split, stored)
   batches = _batches(config, mixture, 0, False, shard_index, shard_count)
   return (batches[i] for i in range(num))
+
+
+def find_features(config: cfg.TrainConfig, frozen: encoders.Encoders, split: str = '') -> dict[str, features.Stored]:
+  """By dataset, what `python -m data.encode` stored of training, or of `split`, with these encoders; {} for pixels.
+
+  `config.data.features` says whether there must be any; held-out splits need none.
+  Raises:
+    ValueError: features are there and of something else, or of some of the datasets only.
+  """
+  datasets = {s.name: (s.episodes, s.anchors) for s in _load_mixture(config, split)}
+  mode = 'auto' if split and config.data.features == 'require' else config.data.features
+  return features.find_all(datasets, config.model, frozen, features.transform_of(config.data.augment, not split), mode)
 
 
 def load_metadata(config: cfg.TrainConfig) -> dict[str, Any]:
@@ -98,8 +151,53 @@ def prepare(config: cfg.DataConfig) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Film:
+  """The camera frames of one sample, not decoded yet.
+
+  Attributes:
+    record: of the robot.
+    episode: where the frames are.
+    key: of the episode among the composite images in `cache`.
+    steps_R: [R] steps.
+    augmentation: None for none.
+    cache: of composite images that are the same whenever they are drawn; None for frames that are not.
+  """
+
+  record: embodiments.Embodiment
+  episode: sources.Episode
+  key: tuple[int | bool, ...]
+  steps_R: np.ndarray
+  augmentation: transforms.Augmentation | None
+  cache: storage.Cache | None
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """(R, I, J, 3)."""
+    return (len(self.steps_R), *self.record.composite, 3)
+
+  def paint(self, frames_RIJ3: np.ndarray) -> None:
+    """Decodes each frame once and writes them."""
+    make = self._painted() if self.cache is None else self._compose
+    steps, first_R, of_R = np.unique(self.steps_R, return_index=True, return_inverse=True)
+    for step, first in zip(steps.tolist(), first_R.tolist()):
+      make(step, frames_RIJ3[first])
+    for i in np.flatnonzero(first_R[of_R] != np.arange(len(of_R))):  # Past the end of a span its last frame repeats.
+      frames_RIJ3[i] = frames_RIJ3[first_R[of_R[i]]]
+
+  def _painted(self):
+    painter = tiles.Painter(self.record, self.augmentation)
+    return lambda step, out_IJ3: painter.paint(lambda key: self.episode.decode_bgr(key, step), out_IJ3)
+
+  def _compose(self, step: int, out_IJ3: np.ndarray) -> None:
+    views = lambda: {v.key: self.episode.decode(v.key, step) for v in self.record.views}
+    out_IJ3[:] = self.cache.get((*self.key, step), lambda: transforms.compose(self.record, views(), self.augmentation))
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampler:
   """Turns sample indices of one dataset into examples (the fields of `types.Batch`, without the batch axis).
+
+  The frames of an example are a `Film`, for `_stack` to decode in place, or their `types.Features`.
 
   Attributes:
     index: of the dataset in the mixture.
@@ -107,32 +205,39 @@ class Sampler:
     episodes, anchors: the dataset.
     embodiment: its robot.
     model: shapes to pad to.
+    tokenize: prompt to ids.
     train: draw an instruction and an augmentation; otherwise the first and the centre.
     augment: whether there is any.
     cache: of decoded composite images.
+    stored: features in place of pixels, and then also the `anchors`.
   """
 
   index: int
   name: str
   weight: float
   episodes: sources.Episodes
-  anchors: windows.Anchors
+  anchors: windows.Anchors | features.Stored
   embodiment: normalize.KnownEmbodiment
   model: cfg.ModelConfig
+  tokenize: Callable[[str], np.ndarray]
   train: bool
   augment: bool
   cache: storage.Cache
+  stored: features.Stored | None = None
 
-  def __call__(self, sample: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+  def __call__(self, sample: int, rng: np.random.Generator) -> tuple[Any, ...]:
     number, step, stop = self.anchors[sample]
     episode = self.episodes[number]
     window = windows.make_window(self.embodiment.record, self.model.max_chunks, step, stop)
     proprio_QX, action_QSU = windows.gather(episode, self.embodiment.record, window)
     action_AU, action_mask_AU = self._actions(action_QSU, window.mask_Q)
+    ids_P = self._prompt(episode.texts(step), rng)
+    frames = (self._film(number, episode, window.frame_steps_R, rng) if self.stored is None else
+              self.stored.read(sample, int(rng.integers(self.stored.variants)), ids_P))
     return (
-        self._frames(number, episode, window.frame_steps_R, rng), action_AU, action_mask_AU,
+        frames, action_AU, action_mask_AU,
         normalize.normalize_proprio(self.embodiment.statistics, proprio_QX, self.model.proprio_dim),
-        window.mask_Q, self._prompt(episode.texts(step), rng), np.int32(self.embodiment.id),
+        window.mask_Q, ids_P, np.int32(self.embodiment.id),
         np.asarray((self.index, sample), np.int32))
 
   def _actions(self, action_QSU, mask_Q):
@@ -145,44 +250,38 @@ class Sampler:
     action_QAU[:, :S] = normalized_QSU * mask_Q[:, None, None]
     return (x.reshape(Q * self.model.actions_per_chunk, -1) for x in (action_QAU, mask_QAU))
 
-  def _frames(self, number, episode, steps_R, rng):
-    record = self.embodiment.record
-    augmentation = transforms.CENTER_CROP if self.augment else None
-    if self.augment and self.train:
-      augmentation = transforms.sample_augmentation(rng)
-    def make(step):
-      return transforms.compose(record, {v.key: episode.decode(v.key, step) for v in record.views}, augmentation)
-    if self.augment and self.train:
-      images = {step: make(step) for step in set(steps_R.tolist())}
-      return np.stack([images[step] for step in steps_R.tolist()])
-    return np.stack([self.cache.get((self.index, number, step, self.train), lambda step=step: make(step))
-                     for step in steps_R.tolist()])
+  def _film(self, number, episode, steps_R, rng):
+    drawn = self.augment and self.train
+    augmentation = transforms.sample_augmentation(rng) if drawn else transforms.CENTER_CROP if self.augment else None
+    return Film(self.embodiment.record, episode, (self.index, number, self.train), steps_R, augmentation,
+                None if drawn else self.cache)
 
   def _prompt(self, texts, rng):
     texts = [text for text in texts if text.strip()] or ['']
     text = texts[rng.integers(len(texts))] if self.train and len(texts) > 1 else texts[0]
-    text_config = self.model.text
-    return transforms.tokenize(
-        transforms.prompt(self.embodiment.record, text), text_config.length, text_config.vocab)
+    return self.tokenize(transforms.prompt(self.embodiment.record, text))
 
 
-def _load_mixture(config: cfg.TrainConfig, split: str = '') -> list[Sampler]:
-  """A sampler per dataset, on its own split for training or on `split` for evaluation."""
+def _load_mixture(config: cfg.TrainConfig, split: str = '',
+                  stored: Mapping[str, features.Stored] | None = None) -> list[Sampler]:
+  """A sampler per dataset, on its own split for training or on `split` for evaluation, of pixels or stored features."""
   if not config.data.mixture:
     raise ValueError('config.data.mixture is empty; add a dataset.')
   _check_weights(config.data)
   _check_records(config)
   prepare(config.data)
-  cv2.setNumThreads(1)  # Images are small, and grain's threads work side by side.
+  _use_one_thread()
   cache = storage.Cache(config.data.cache_gib / max(1, config.data.workers))
   known = _known_embodiments(config.data, cache)
+  tokenize = prompts.make_tokenizer(config.model.text)
   samplers = []
   for index, (name, dataset) in enumerate(config.data.mixture.items()):
     embodiment = known[dataset.embodiment]
     episodes = sources.Episodes(dataset.path, split or dataset.split, embodiment.record, cache)
-    samplers.append(Sampler(index, name, dataset.weight, episodes, windows.make_anchors(episodes), embodiment,
-                            config.model, not split, config.data.augment, cache))
-  return samplers
+    anchors = windows.make_anchors(episodes, config.data.ranges.get(name, ''), name in config.data.failures)
+    samplers.append(Sampler(index, name, dataset.weight, episodes, anchors, embodiment, config.model, tokenize,
+                            not split, config.data.augment, cache))
+  return [dataclasses.replace(s, anchors=stored[s.name], stored=stored[s.name]) if stored else s for s in samplers]
 
 
 def _known_embodiments(config: cfg.DataConfig, cache: storage.Cache) -> dict[str, normalize.KnownEmbodiment]:
@@ -190,8 +289,9 @@ def _known_embodiments(config: cfg.DataConfig, cache: storage.Cache) -> dict[str
   for dataset in config.mixture.values():
     whole_split = dataset.split.split('[')[0]
     episodes = sources.Episodes(dataset.path, whole_split, embodiments.get(dataset.embodiment), cache)
-    found[dataset.embodiment].append(statistics.load_or_compute(episodes))
-  return {name: normalize.KnownEmbodiment(i, embodiments.get(name), normalize.combine(s) if s else None)
+    given = config.statistics.get(dataset.embodiment, '')
+    found[dataset.embodiment].append(statistics.load_or_compute(episodes, given))
+  return {name: normalize.KnownEmbodiment(i, embodiments.get(name), normalize.combine(s) if s else None, config.augment)
           for i, (name, s) in enumerate(found.items())}
 
 
@@ -204,17 +304,58 @@ def _batches(config: cfg.TrainConfig, mixture: Sequence[Sampler], seed: int, tra
   seeds = np.random.SeedSequence(seed).generate_state(2 * len(mixture))
   parts = [
       grain.MapDataset.range(len(s.anchors)).shuffle(seed=int(seeds[2 * i])).repeat()
-      .random_map(s, seed=int(seeds[2 * i + 1])) for i, s in enumerate(mixture)]
+      .random_map(functools.partial(_draw, i), seed=int(seeds[2 * i + 1])) for i, s in enumerate(mixture)]
   mixed = grain.MapDataset.mix(parts, [s.weight for s in mixture])
-  return mixed[shard_index::shard_count].batch(config.batch_size // shard_count, batch_fn=_stack)
+  rows = config.batch_size // shard_count
+  make = functools.partial(_make, mixture, slice(shard_index * rows, (shard_index + 1) * rows))
+  # Endless, so there is no remainder; without it grain divides the length in floating point and can overflow.
+  return mixed.batch(config.batch_size, drop_remainder=True, batch_fn=make)
 
 
-def _stack(examples: Sequence[tuple[np.ndarray, ...]]) -> types.Batch:
-  return types.Batch(*(np.stack(values) for values in zip(*examples)))
+def _draw(dataset: int, sample: int, rng: np.random.Generator) -> tuple[int, int, np.random.Generator]:
+  """What makes an example, before anything is read; grain uses its generator again, so this is a copy."""
+  return dataset, sample, copy.deepcopy(rng)
+
+
+def _make(mixture: Sequence[Sampler], rows: slice,
+          draws: Sequence[tuple[int, int, np.random.Generator]]) -> types.Batch:
+  """This host's rows of a batch; those of other hosts are not read."""
+  return _stack([mixture[dataset](sample, rng) for dataset, sample, rng in draws[rows]])
+
+
+def _stack(examples: Sequence[tuple[Any, ...]]) -> types.Batch:
+  films, *others = zip(*examples)
+  if isinstance(films[0], types.Features):
+    return types.Batch(None, *map(np.stack, others), jax.tree.map(lambda *x: np.stack(x), *films))
+  frames_BRIJ3 = np.empty((len(films), *films[0].shape), np.uint8)
+  for film, frames_RIJ3 in zip(films, frames_BRIJ3):
+    film.paint(frames_RIJ3)
+  return types.Batch(frames_BRIJ3, *map(np.stack, others))
+
+
+def _read_ahead(batches: grain.MapDataset, config: cfg.DataConfig) -> grain.DatasetIterator:
+  ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch))
+  if config.workers:
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which a notebook or a test has not parsed.
+      flags.FLAGS.mark_as_parsed()
+    buffer = max(1, config.prefetch // config.workers)
+    options = grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=buffer)
+    ahead = ahead.mp_prefetch(options, worker_init_fn=_start_worker)
+  return iter(ahead)
+
+
+def _start_worker(number: int, count: int) -> None:
+  del number, count
+  _use_one_thread()
+
+
+def _use_one_thread() -> None:
+  """Images are small, and the reader's threads and processes work side by side."""
+  cv2.setNumThreads(1)
 
 
 def _check_weights(config: cfg.DataConfig) -> None:
-  wrong = {name: d.weight for name, d in config.mixture.items() if not d.weight > 0}
+  wrong = {name: d.weight for name, d in config.mixture.items() if not 0 < d.weight < math.inf}
   if wrong:
     raise ValueError(f'config.data.mixture has weights {wrong}; every weight must be positive: remove a dataset that '
                      'is not wanted.')
@@ -234,9 +375,10 @@ def _check_records(config: cfg.TrainConfig) -> None:
                            ('state dimensions', r.proprio_dim, 'proprio_dim')):
       if got > getattr(model, key):
         problems.append(f'{r.name} has {got} {what}; set model.{key} to at least that (now {getattr(model, key)})')
-    if any(n % cell for n in r.composite):
-      problems.append(f'{r.name} has a composite of {r.composite}; both must be multiples of tokenizer.spatial * '
-                      f'patch = {cell}')
+    seen = model.tokenizer.resize or r.composite
+    if any(n % cell for n in seen):
+      problems.append(f'{r.name} shows the model {seen[0]} x {seen[1]} pixels; both must be multiples of '
+                      f'tokenizer.spatial * patch = {cell}')
   if len({r.composite for r in records}) > 1:
     problems.append('all embodiments need the same composite, got '
                     + ', '.join(f'{r.name} {r.composite}' for r in records))

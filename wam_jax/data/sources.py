@@ -1,14 +1,15 @@
 """Random access to the episodes of a TFDS/RLDS directory in ArrayRecord format, without TensorFlow.
 
-Owns shards and decoding. What the arrays of a step mean is the embodiment record's business; which steps make
+Owns shards and decoding. A dataset with a frame index (frames.py) gives up single images; of others whole episodes are
+read. What the arrays of a step mean is the embodiment record's business; which steps make
 a sample is `windows.py`'s.
 """
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import os
 from typing import Any
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from wam_jax.data import embodiments
+from wam_jax.data import frames
 from wam_jax.data import storage
 
 
@@ -42,7 +44,7 @@ class Episode:
     state_TX: [length, X] float32, raw units, the record's state slices side by side.
     action_TU: [length, U] float32, raw units, absolute as stored.
     spans: language spans in order.
-    encoded: per view key, the JPEG or PNG bytes of every step.
+    encoded: per view key, the JPEG or PNG bytes of every step; read when asked for if there is a frame index.
     image_shape: per view key, what features.json promises; None where it is free.
   """
 
@@ -57,26 +59,33 @@ class Episode:
   @property
   def nbytes(self) -> int:
     """Memory held, about."""
-    images = sum(len(image) + 48 for steps in self.encoded.values() for image in steps)
-    return self.state_TX.nbytes + self.action_TU.nbytes + images + 1000
+    return self.state_TX.nbytes + self.action_TU.nbytes + sum(map(_held, self.encoded.values())) + 1000
 
   def decode(self, key: str, step: int) -> np.ndarray:
-    """The image of view `key` at `step`: [rows, columns, 3] uint8, RGB.
+    """The image of view `key` at `step`: [rows, columns, 3] uint8, RGB. Errors as `decode_bgr`."""
+    image = self.decode_bgr(key, step)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+  def decode_bgr(self, key: str, step: int) -> np.ndarray:
+    """The same with blue first, as OpenCV decodes.
 
     Raises:
       ValueError: not a readable 8-bit RGB image, or of another size than features.json says.
     """
-    where = f'Image {key!r} of step {step} of {self.where}'
     encoded = np.frombuffer(self.encoded[key][step], np.uint8)
     image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
+    if image is None or image.dtype != np.uint8 or image.shape != self.image_shape[key] or image.shape[-1] != 3:
+      self._check(image, encoded.size, key, step)
+    return image
+
+  def _check(self, image: np.ndarray | None, size: int, key: str, step: int) -> None:
+    where, want = f'Image {key!r} of step {step} of {self.where}', self.image_shape[key]
     if image is None:
-      raise ValueError(f'{where} is not a readable JPEG or PNG ({encoded.size} bytes); rebuild the dataset.')
+      raise ValueError(f'{where} is not a readable JPEG or PNG ({size} bytes); rebuild the dataset.')
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
       raise ValueError(f'{where} decodes to {image.dtype} {image.shape}; expected uint8 (rows, columns, 3).')
-    want = self.image_shape[key]
     if any(w not in (None, got) for w, got in zip(want, image.shape)):
       raise ValueError(f'{where} has shape {image.shape}; features.json says {want}.')
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
   def texts(self, step: int) -> tuple[str, ...]:
     """The instructions at `step`, one per language key."""
@@ -106,6 +115,7 @@ class Episodes:
     _check_keys(self.path, self._specs, record)
     self._shards = _file_instructions(builder, self.path, split)
     self._records = array_record_data_source.ArrayRecordDataSource(self._shards)
+    self._index = frames.open_index(self.path, self._shards)
     self._first_record = np.cumsum([0] + [s.take for s in self._shards])
 
   def __len__(self) -> int:
@@ -116,7 +126,7 @@ class Episodes:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Changes whenever the dataset does: of its description, and size and last 4 KiB of every shard."""
+    """Changes when the dataset does: of its description, and size and last 128 KiB of every shard."""
     return _fingerprint(self.path, self._shards)
 
   def where(self, index: int) -> str:
@@ -124,6 +134,19 @@ class Episodes:
     shard = int(np.searchsorted(self._first_record, index, 'right')) - 1
     record = index - int(self._first_record[shard]) + self._shards[shard].skip
     return f'record {record} of {self._shards[shard].filename}'
+
+  def name(self, index: int) -> str:
+    """The texts under the record's `episode_key`, joined by '--'.
+
+    Raises:
+      ValueError: the episode lacks one.
+    """
+    features = self._read(index)
+    missing = [key for key in self.record.episode_key if key not in features]
+    if missing:
+      raise ValueError(f'{self.where(index)} has no {missing}, which name it according to {self.record.name!r}; it '
+                       f'holds {sorted(features)}.')
+    return '--'.join(features[key].bytes_list.value[0].decode('utf-8', 'replace') for key in self.record.episode_key)
 
   def spans(self, index: int) -> tuple[Span, ...]:
     """The language spans of an episode, without touching its arrays and images."""
@@ -137,7 +160,7 @@ class Episodes:
 
   def _read(self, index: int):
     try:
-      record = self._records[index]
+      record = self._index.episode(index) if self._index else self._records[index]
     except Exception as e:  # array_record raises several types, with messages that name no file.
       raise ValueError(f'Cannot read {self.where(index)}: the shard is missing, truncated or corrupt '
                        f'({type(e).__name__}: {e}). Restore the file or rebuild the dataset.') from e
@@ -151,27 +174,40 @@ class Episodes:
     features = self._read(index)
     length = self._length(features, index)
     state_TX, action_TU = self._arrays(features, length, index)
-    encoded = {v.key: self._bytes(features, f'observation/{v.key}', length, index) for v in self.record.views}
+    encoded = {v.key: self._images(features, f'observation/{v.key}', length, index) for v in self.record.views}
     return Episode(
         self.where(index), length, state_TX, action_TU, self._spans(features, length, index), encoded,
         {v.key: tuple(self._specs[f'observation/{v.key}'].shape) for v in self.record.views})
 
   def _length(self, features, index: int) -> int:
-    key = f'steps/observation/{self.record.views[0].key}'
-    length = len(features[key].bytes_list.value) if key in features else 0
+    key = f'observation/{self.record.views[0].key}'
+    length = len(self._stored(features, key, index))
     if not length:
       raise ValueError(f'{self.where(index)} has no image under {key!r}; it holds {sorted(features)}.')
     return length
 
+  def _stored(self, features, key: str, index: int) -> Sequence[bytes]:
+    """The images under `key`, however many."""
+    values = features[f'steps/{key}'].bytes_list.value if f'steps/{key}' in features else []
+    if self._index and values:
+      return self._index.images(index, values[0])
+    return list(values)
+
+  def _images(self, features, key: str, length: int, index: int) -> Sequence[bytes]:
+    return self._counted(self._stored(features, key, index), key, length, index)
+
   def _spans(self, features, length: int, index: int) -> tuple[Span, ...]:
-    texts = [self._bytes(features, key, length, index) for key in self.record.language]
+    texts = [self._texts(features, key, length, index) for key in self.record.language]
     steps = list(zip(*texts)) or [()] * length
     starts = [0] + [t for t in range(1, length) if steps[t] != steps[t - 1]]
     return tuple(Span(start, stop, tuple(text.decode('utf-8', 'replace') for text in steps[start]))
                  for start, stop in zip(starts, starts[1:] + [length]))
 
-  def _bytes(self, features, key: str, length: int, index: int) -> list[bytes]:
+  def _texts(self, features, key: str, length: int, index: int) -> Sequence[bytes]:
     values = list(features[f'steps/{key}'].bytes_list.value) if f'steps/{key}' in features else []
+    return self._counted(values, key, length, index)
+
+  def _counted(self, values: Sequence[bytes], key: str, length: int, index: int) -> Sequence[bytes]:
     if len(values) != length:
       raise ValueError(f'{self.where(index)} has {len(values)} values of {key!r} for its {length} steps.')
     return values
@@ -199,6 +235,10 @@ class Episodes:
       raise ValueError(f'{self.where(index)} has NaN or infinity in {key!r} at step {step}; repair or drop the '
                        'episode.')
     return values.reshape(length, width)
+
+
+def _held(images: Sequence[bytes]) -> int:
+  return images.table_T3.nbytes if isinstance(images, frames.Images) else sum(len(image) + 48 for image in images)
 
 
 def _open_builder(path: epath.Path):
@@ -253,9 +293,8 @@ def _fingerprint(path: epath.Path, shards) -> str:
   digest = hashlib.sha256()
   for name in ('dataset_info.json', 'features.json'):
     digest.update((path / name).read_bytes())
-  for shard in shards:
-    with epath.Path(shard.filename).open('rb') as f:
-      size = f.seek(0, os.SEEK_END)
-      f.seek(max(0, size - 4096))
-      digest.update(f'{epath.Path(shard.filename).name}:{size}'.encode() + f.read())
+  paths = [epath.Path(shard.filename) for shard in shards]
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    for path, (size, tail) in zip(paths, pool.map(frames.read_tail, paths)):
+      digest.update(f'{path.name}:{size}'.encode() + tail)
   return digest.hexdigest()[:16]

@@ -7,12 +7,13 @@ import pathlib
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 from collections.abc import Callable, Hashable, Iterable, Iterator
 import uuid
 
 from etils import epath
 
+T = TypeVar('T')
 FALLBACK = pathlib.Path('~/.cache/wam_jax')  # For what belongs beside a dataset that is read-only.
 
 
@@ -77,10 +78,10 @@ def write_beside(path: epath.Path, name: str, content: bytes) -> epath.Path:
   """
   beside, fallback = _beside(path, name)
   try:
-    return _write_atomic(beside, content)
+    return write_atomic(beside, content)
   except OSError:
     fallback.parent.mkdir(parents=True, exist_ok=True)
-    return _write_atomic(fallback, content)
+    return write_atomic(fallback, content)
 
 
 def _beside(path: epath.Path, name: str) -> tuple[epath.Path, epath.Path]:
@@ -88,7 +89,8 @@ def _beside(path: epath.Path, name: str) -> tuple[epath.Path, epath.Path]:
   return path / name, home / hashlib.sha256(str(path).encode()).hexdigest()[:16] / name
 
 
-def _write_atomic(target: epath.Path, content: bytes) -> epath.Path:
+def write_atomic(target: epath.Path, content: bytes) -> epath.Path:
+  """Writes a small file; a reader sees the old one or the whole new one. Returns `target`."""
   partial = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}'
   try:
     partial.write_bytes(content)
@@ -98,12 +100,20 @@ def _write_atomic(target: epath.Path, content: bytes) -> epath.Path:
   return target
 
 
-def progress(items: Iterable[Any], total: int, what: str, every_s: float = 5.0) -> Iterator[Any]:
-  """Yields `items`, telling stderr rate and time left every few seconds."""
+def progress(items: Iterable[T], total: float, what: str, every_s: float = 5.0,
+             amount: Callable[[T], float] = lambda item: 1, unit: str = '') -> Iterator[T]:
+  """Yields `items`, telling stderr rate and time left every few seconds.
+
+  Args:
+    total: of what `amount` counts, in `unit`: items, gigabytes, ...
+  """
   start = last = time.monotonic()
-  for done, item in enumerate(items):
+  done = 0.0
+  for item in items:
+    yield item
+    done += amount(item)
     if time.monotonic() - last > every_s:
       last = time.monotonic()
-      rate = done / (last - start)
-      print(f'{what}: {done}/{total}, {rate:.0f}/s, {(total - done) / max(rate, 1e-9):.0f} s left', file=sys.stderr)
-    yield item
+      rate = max(done, 1e-9) / (last - start)
+      print(f'{what}: {round(done, 2):.10g}/{round(total, 2):.10g}{unit}, {rate:.3g}{unit}/s, '
+            f'{(total - done) / rate:.0f} s left', file=sys.stderr)

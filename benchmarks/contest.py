@@ -1,0 +1,93 @@
+"""Several programs measured on one core in turns: each is asked for work, timed, and stopped while the others run.
+
+A contestant is a process that calls `serve`; whoever compares them uses `Contestant`. Needs only the standard library
+and psutil, so that a contestant may live in another Python.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import psutil
+
+
+def serve(work: Callable[[], int]) -> None:
+  """Answers the other side: one JSON line when the first work is done, then one for every number of seconds read.
+
+  Args:
+    work: does some, returns how many samples it was.
+  """
+  work()
+  _answer()
+  for line in sys.stdin:
+    samples, cpu, wall = 0, time.process_time(), time.perf_counter()
+    while time.process_time() - cpu < float(line):
+      samples += work()
+    _answer(samples=samples, cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall,
+            rss_mib=psutil.Process().memory_info().rss / 2**20)
+
+
+def _answer(**values: float) -> None:
+  print(json.dumps(values), flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """Of one turn: samples, CPU and wall seconds, resident MiB at its end."""
+
+  samples: int
+  cpu_s: float
+  wall_s: float
+  rss_mib: float
+
+  @property
+  def rate(self) -> float:
+    """Samples per second of the core: what other programs take of the machine does not count."""
+    return self.samples / self.cpu_s
+
+
+class Contestant:
+  """A pinned process that works only while it is measured. Use as a context manager.
+
+  Attributes:
+    start_s: from its start to its first sample.
+  Raises:
+    ValueError: it ended instead of answering; with what it said.
+  """
+
+  def __init__(self, command: Sequence[str], core: int):
+    pin = lambda: os.sched_setaffinity(0, {core})
+    self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
+    self._command, start = command, time.perf_counter()
+    self._read()
+    self.start_s = time.perf_counter() - start
+    self._process.send_signal(signal.SIGSTOP)
+
+  def __enter__(self) -> Contestant:
+    return self
+
+  def __exit__(self, *unused_error) -> None:
+    self._process.kill()
+    self._process.wait()
+
+  def turn(self, seconds: float) -> Turn:
+    """Measures `seconds` of CPU time."""
+    self._process.send_signal(signal.SIGCONT)
+    self._process.stdin.write(f'{seconds}\n')
+    self._process.stdin.flush()
+    turn = Turn(**self._read())
+    self._process.send_signal(signal.SIGSTOP)
+    return turn
+
+  def _read(self) -> dict[str, float]:
+    for line in self._process.stdout:
+      if line.startswith('{'):
+        return json.loads(line)
+    raise ValueError(f'{" ".join(self._command[:3])} ... ended with code {self._process.wait()}; its messages are '
+                     'above.')
