@@ -146,7 +146,12 @@ class ModelConfig:
     prompt_in_modulation: add the mean prompt embedding to the noise-level embedding (reference: no).
     eps: of every norm.
     dtype: of activations, 'float32' or 'bfloat16'.
-    remat: 'none' keeps every activation for the backward pass, 'block' recomputes each block.
+    attention: of training windows: 'dense' (a mask of all pairs of tokens), 'chunks' (exactly the pairs that see each
+      other, part by part), 'splash' (TPU kernels; interpreted elsewhere, slowly), or 'auto': 'dense' up to 512 tokens,
+      'splash' on TPUs from 4096, else 'chunks'. All give the same numbers.
+    remat: what the backward pass of a block finds of its forward pass, beside its input: 'none' everything,
+      'dots' the products with weights, 'save_attention' the result of self-attention, 'block' nothing; 'offload'
+      nothing either, and the input waits in the host's memory.
     scan_unroll: layers per iteration of the scan over layers; more is faster on CPU and compiles longer.
     tokenizer, text, image: the frozen or small encoders around the transformer.
   """
@@ -173,6 +178,7 @@ class ModelConfig:
   prompt_in_modulation: bool = False
   eps: float = 1e-6
   dtype: str = 'float32'
+  attention: str = 'auto'
   remat: str = 'none'
   scan_unroll: int = 1
   tokenizer: TokenizerConfig = TokenizerConfig()
@@ -183,7 +189,11 @@ class ModelConfig:
     _check_choice('model.state_rule', self.state_rule, ('self', 'chunk', 'reference'))
     _check_choice('model.history_rule', self.history_rule, ('chunk', 'reference_global'))
     _check_choice('model.dtype', self.dtype, ('float32', 'bfloat16'))
-    _check_choice('model.remat', self.remat, ('none', 'block'))
+    _check_choice('model.attention', self.attention, ('auto', 'dense', 'chunks', 'splash'))
+    _check_choice('model.remat', self.remat, ('none', 'dots', 'save_attention', 'block', 'offload'))
+    if self.history_rule == 'reference_global' and self.attention not in ('auto', 'dense'):
+      raise ValueError(f"model.attention={self.attention!r} cannot do model.history_rule='reference_global', where "
+                       "tokens of one frame see different ones; set model.attention='dense'.")
     _check_choice('model.tokenizer.kind', self.tokenizer.kind, ('patch', 'wan2_1', 'wan2_2'))
     _check_choice('model.text.kind', self.text.kind, ('word', 'umt5'))
     _check_choice('model.image.kind', self.image.kind, ('none', 'clip'))
@@ -538,10 +548,18 @@ def tabletop_dataset(robot: str, tasks: str, episodes: int, weight: float = 1.0)
               '--workers=2')
 
 
-def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest size that runs."""
+def smoke(config: ml_collections.ConfigDict, stand_ins: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+  """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest size that runs.
+
+  Args:
+    stand_ins: for an experiment on data and imported weights that a test cannot have: of each dataset, the tabletop
+      robot whose episodes take its place. The model is then a tiny one from scratch, with small encoders, that keeps
+      the experiment's rules (noise, losses, optimizer, sampling, rematerialisation).
+  """
   config.name += '_smoke'
   config.steps, config.batch_size, config.log_every, config.save_every = 4, 8, 1, 2
+  if stand_ins is not None:
+    _stand_in(config, stand_ins)
   m = config.model
   m.num_layers, m.dim, m.mlp_dim, m.num_heads, m.scan_unroll = 2, 32, 64, 2, 1
   m.tokenizer.fit_windows = 16
@@ -550,6 +568,19 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     moved = [text.replace(DATA_ROOT, f'{DATA_ROOT}/smoke') for text in (dataset.path, dataset.prepare)]
     dataset.path, dataset.prepare = moved[0], re.sub(r'--episodes=\d+', '--episodes=20', moved[1])
   return config
+
+
+def _stand_in(config: ml_collections.ConfigDict, robots: Mapping[str, str]) -> None:
+  """Tabletop data and a tiny model from scratch in place of large ones."""
+  kept = ('predict_first_frame', 'state_rule', 'history_rule', 'remat', 'num_embodiments')
+  config.model = _plain(dataclasses.asdict(ModelConfig(**{key: config.model[key] for key in kept})))
+  config.data.mixture = {name: tabletop_dataset(robot, 'reach', 20, config.data.mixture[name].weight)
+                         for name, robot in robots.items()}
+  config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
+  config.data.ranges, config.data.features, config.init_from = {}, 'off', ''
+  config.mesh, config.accumulate = {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, 1
+  config.sample.steps, config.sample.evaluate_steps = min(config.sample.steps, 2), ()
+  config.evaluation = _plain(dataclasses.asdict(EvalConfig()))
 
 
 def from_config_dict(config: Mapping[str, Any]) -> TrainConfig:

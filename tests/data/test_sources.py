@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.data import published
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import sources
@@ -49,6 +50,14 @@ def test_numeric_and_spans_agree_with_the_episode(clock_path):
   np.testing.assert_array_equal(state_TX, episodes[1].state_TX)
   np.testing.assert_array_equal(action_TU, episodes[1].action_TU)
   assert episodes.spans(1) == episodes[1].spans
+
+
+def test_names_of_episodes(tmp_path, clock_path):
+  path = published.write(tmp_path, 'droid', [30, 30])
+  assert sources.Episodes(path, 'train', embodiments.get('droid')).name(1) == published.episode_name(1)
+  record = dataclasses.replace(CLOCK, episode_key=('episode_metadata/file_path',))
+  with pytest.raises(ValueError, match=r"record 0 of .* has no \['episode_metadata/file_path'\], which name it"):
+    sources.Episodes(clock_path, 'train', record).name(0)
 
 
 def test_slices_pick_columns_in_the_order_of_the_record(clock_path):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from wam_jax import config as cfg
 from wam_jax.models import attention
@@ -247,17 +248,55 @@ def test_untrained_video_velocity_is_zero():
   assert np.std(action) > 0.1
 
 
-def test_rematerialised_gradients_are_the_same():
-  def gradients(config):
-    def loss(blocks):
-      video, action = wam.WorldActionModel(config).apply({'params': {**random_params(), 'blocks': blocks}}, **INPUTS)
-      return jnp.mean(video ** 2) + jnp.mean(action ** 2)
-    return jax.jit(jax.grad(loss))(random_params()['blocks'])
+def loss(config, blocks):
+  video, action = wam.WorldActionModel(config).apply({'params': {**random_params(), 'blocks': blocks}}, **INPUTS)
+  return jnp.mean(video ** 2) + jnp.mean(action ** 2)
 
-  plain, remat = gradients(CONFIG), gradients(dataclasses.replace(CONFIG, remat='block'))
-  for got, want in zip(jax.tree.leaves(remat), jax.tree.leaves(plain)):
-    # The same operations, fused in other ways: float32 rounding.
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+@functools.cache
+def gradients(config):
+  return jax.jit(jax.value_and_grad(functools.partial(loss, config)))(random_params()['blocks'])
+
+
+@pytest.mark.parametrize('attention, remat', [
+    ('chunks', 'none'), ('splash', 'none'), ('dense', 'block'), ('chunks', 'block'), ('chunks', 'dots'),
+    ('splash', 'save_attention'), ('dense', 'offload')])
+def test_kinds_of_attention_and_rematerialisation_give_the_same_gradients(attention, remat):
+  """A window of two of the three chunks; one sample has padded actions, one none."""
+  config = dataclasses.replace(CONFIG, attention='dense', max_chunks=2)
+  (want_loss, want), (got_loss, got) = gradients(config), gradients(
+      dataclasses.replace(config, attention=attention, remat=remat))
+  np.testing.assert_allclose(got_loss, want_loss, rtol=1e-5)
+  for (path, w), g in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got)):
+    # Float32, the same numbers added in another order; keys' biases have no gradient but rounding.
+    np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5 * max(np.abs(w).max(), 0.01),
+                               err_msg=jax.tree_util.keystr(path))
+
+
+def test_rematerialisation_saves_what_it_says():
+  """Counted in the program of the gradient: forward kernels, products, and copies to the host."""
+  def count(name, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    program = jax.make_jaxpr(jax.grad(functools.partial(loss, config)))(random_params()['blocks'])
+    return sum(name in operation for operation in operations(program.jaxpr))
+
+  kernels = {remat: count('splash_mha_fwd', attention='splash', remat=remat)
+             for remat in ('none', 'save_attention', 'block')}
+  assert kernels == {'none': 2, 'save_attention': 3, 'block': 4}  # Self-attention and prompt, once or twice.
+  products = {remat: count('dot_general', attention='chunks', remat=remat) for remat in ('none', 'dots', 'block')}
+  assert products['none'] < products['dots'] < products['block']
+  assert count('Host', remat='offload') and not count('Host', remat='block')
+
+
+def operations(jaxpr):
+  """Names of a program's operations, and where they put their results; without calls that give nothing."""
+  for equation in jaxpr.eqns:
+    if not equation.outvars:
+      continue
+    yield f'{equation.primitive} {equation.params.get("name", "")} {equation.params.get("devices", "")}'
+    if equation.primitive.name != 'pallas_call':
+      for inner in core.jaxprs_in_params(equation.params):
+        yield from operations(inner)
 
 
 def test_unrolled_layers_are_the_same():

@@ -4,16 +4,23 @@ Source: DreamZero `CausalWanAttentionBlock`.
 """
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from wam_jax import config as cfg
+from wam_jax import masks
 from wam_jax import sharding
 from wam_jax.models import attention
 from wam_jax.models import layers
+
+SAVED, OFFLOADED = 'attention', 'block_input'  # Names that rematerialisation policies know values by.
 
 
 class Prompt(NamedTuple):
@@ -23,20 +30,32 @@ class Prompt(NamedTuple):
   image_BID: jax.Array | None
 
 
-class Tokens(NamedTuple):
+@flax.struct.dataclass
+class Tokens:
   """What all layers share about a sequence.
 
   Attributes:
     modulation_BG6D: noise-level projection of each group of tokens that share a level.
     group_T: int32, the group of each token.
     angles_TR: [T, K/2] rotary angles.
-    mask: bool, broadcasts to [B, 1, T, cached slots + T].
+    mask: bool, broadcasts to [B, 1, T, cached slots + T]; with a pattern [B, T], tokens that are no padding.
+    pattern, alone_T: of `attention.Plan`.
   """
 
   modulation_BG6D: jax.Array
   group_T: Any
   angles_TR: Any
   mask: Any
+  alone_T: Any = None
+  pattern: masks.Chunks | masks.Blocks | None = flax.struct.field(pytree_node=False, default=None)
+
+  def spread(self, x_BGD):
+    """[B, T, D]: of every token what its group has."""
+    if self.pattern is None:
+      return jnp.take(x_BGD, self.group_T, axis=1)
+    # A product with zeros and ones, exact too: on a TPU twice as fast as a gather with its gradient; shards split it.
+    one_TG = jax.nn.one_hot(self.group_T, x_BGD.shape[1], dtype=x_BGD.dtype)
+    return jnp.einsum('TG,BGD->BTD', one_TG, x_BGD, precision=jax.lax.Precision.HIGHEST)
 
 
 def _to_heads(c: cfg.ModelConfig) -> layers.Einsum:
@@ -60,13 +79,21 @@ class SelfAttention(nn.Module):
     self.norm_q, self.norm_k = layers.HeadsRMSNorm(c.eps), layers.HeadsRMSNorm(c.eps)
 
   def __call__(self, x_BTD, tokens: Tokens, cached):
-    q = attention.rotate(self.norm_q(self.q(x_BTD)), tokens.angles_TR)
-    k = attention.rotate(self.norm_k(self.k(x_BTD)), tokens.angles_TR)
+    blocks = isinstance(tokens.pattern, masks.Blocks)
+    rotate = attention.rotate_by_product if blocks else attention.rotate
+    q = rotate(self.norm_q(self.q(x_BTD)), tokens.angles_TR)
+    k = rotate(self.norm_k(self.k(x_BTD)), tokens.angles_TR)
     v = self.v(x_BTD)
+    if blocks:
+      y = attention.attend_blocks(q, k, v, tokens.mask, tokens.pattern, SAVED)
+      return self.o(y if tokens.alone_T is None else jnp.where(tokens.alone_T[:, None], v, y)), None
+    if tokens.pattern is not None:
+      y = attention.attend_chunks(q, k, v, tokens.mask, tokens.pattern, self.cfg.remat != 'none')
+      return self.o(checkpoint_name(y, SAVED)), None
     q = sharding.shard(q, 'batch', 'act_heads', 'tokens', 'head_dim')
     keys, values = (k, v) if cached is None else (
         jnp.concatenate([cached[0].astype(k.dtype), k], 2), jnp.concatenate([cached[1].astype(v.dtype), v], 2))
-    return self.o(attention.attend(q, keys, values, tokens.mask)), (k, v)
+    return self.o(checkpoint_name(attention.attend(q, keys, values, tokens.mask), SAVED)), (k, v)
 
 
 class CrossAttention(nn.Module):
@@ -88,9 +115,14 @@ class CrossAttention(nn.Module):
       return (text,)
     return text, (self.norm_k_image(self.k_image(prompt.image_BID)), self.v_image(prompt.image_BID))
 
-  def __call__(self, x_BTD, prompt_kv):
+  def __call__(self, x_BTD, prompt_kv, pattern=None):
     q = self.norm_q(self.q(x_BTD))
-    return self.o(sum(attention.attend(q, k, v) for k, v in prompt_kv))
+    attend = attention.attend
+    if isinstance(pattern, masks.Blocks):
+      attend = functools.partial(attention.attend_all, side=pattern.side)
+    elif pattern is not None and self.cfg.remat != 'none':
+      attend = jax.checkpoint(attend)
+    return self.o(sum(attend(q, k, v) for k, v in prompt_kv))
 
 
 class Block(nn.Module):
@@ -108,13 +140,13 @@ class Block(nn.Module):
     self.ffn = layers.MLP(c.mlp_dim, c.dim, layers.gelu_tanh, jnp.dtype(c.dtype))
 
   def __call__(self, x_BTD, cached, prompt_kv, prompt: Prompt | None, tokens: Tokens):
+    x_BTD = checkpoint_name(x_BTD, OFFLOADED)
     m_BG6D = self.modulation.astype(x_BTD.dtype) + tokens.modulation_BG6D
-    shift1, scale1, gate1, shift2, scale2, gate2 = (
-        jnp.take(m_BG6D[:, :, i], tokens.group_T, axis=1) for i in range(6))
+    shift1, scale1, gate1, shift2, scale2, gate2 = (tokens.spread(m_BG6D[:, :, i]) for i in range(6))
     y, new_kv = self.self_attn(self.norm1(x_BTD) * (1 + scale1) + shift1, tokens, cached)
     x_BTD = x_BTD + gate1 * y
     prompt_kv = self.cross_attn.project(prompt) if prompt_kv is None else prompt_kv
-    x_BTD = x_BTD + self.cross_attn(self.norm3(x_BTD), prompt_kv)
+    x_BTD = x_BTD + self.cross_attn(self.norm3(x_BTD), prompt_kv, tokens.pattern)
     x_BTD = x_BTD + gate2 * self.ffn(self.norm2(x_BTD) * (1 + scale2) + shift2)
     return sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed'), new_kv
 
@@ -129,10 +161,31 @@ def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
   `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer). Captured intermediates are
   stacked like parameters.
   """
-  block = Block if config.remat == 'none' else nn.remat(Block, prevent_cse=False)
+  block = Block if config.remat == 'none' else nn.remat(Block, prevent_cse=False, policy=_policy(config))
   common = dict(variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True}, length=config.num_layers,
                 unroll=config.scan_unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
   scanned = nn.scan(block, methods={
       '__call__': dict(common, in_axes=(0, 0, nn.broadcast, nn.broadcast), out_axes=0),
       'project_prompt': dict(common, in_axes=nn.broadcast, out_axes=0)})
   return scanned(config, name=name)
+
+
+def _policy(config: cfg.ModelConfig):
+  """What the backward pass of a block finds of its forward pass, beside its input. Values of `ModelConfig.remat`."""
+  policies = jax.checkpoint_policies
+  return {
+      'block': None,
+      'save_attention': policies.save_only_these_names(SAVED),
+      'dots': functools.partial(_is_projection, config.dim),
+      'offload': policies.save_and_offload_only_these_names(
+          names_which_can_be_saved=[], names_which_can_be_offloaded=[OFFLOADED], offload_src='device',
+          offload_dst='pinned_host'),
+  }[config.remat]
+
+
+def _is_projection(dim: int, primitive, *operands, **params) -> bool:
+  """Whether an operation is a product with weights: one without batch axes that contracts a width of the model."""
+  if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params):
+    return False
+  (contracted, _), _ = params['dimension_numbers']
+  return math.prod(operands[0].shape[i] for i in contracted) >= dim

@@ -15,6 +15,7 @@ import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import masks
+from wam_jax import sharding
 from wam_jax.models import action
 from wam_jax.models import attention
 from wam_jax.models import dit
@@ -86,17 +87,25 @@ class WorldActionModel(nn.Module):
     layout = masks.training_layout(
         clean_frames, range(first, first + frames), rows * columns, c.frames_per_chunk, c.actions_per_chunk,
         register.states // max(chunks, 1), chunks)
+    plan = attention.make_plan(c, layout)
     angles = lambda start, n: attention.video_angles(start, n, rows, columns, c.head_dim)
-    angles_TR = np.concatenate([angles(0, clean_frames), angles(first, frames), *register.angles])
+    angles_TR = np.concatenate([angles(0, clean_frames), angles(first, frames), *register.angles])[plan.order]
     levels_BG = jnp.concatenate([jnp.zeros_like(sigma_video_BF[:, :1]), sigma_video_BF, register.levels_BG], 1)
     prompt = self._embed_prompt(text_BPC, image_BIC)
     time_BGD, modulation_BG6D = self._modulation(levels_BG, prompt)
     start, stop = clean_frames * rows * columns, (clean_frames + frames) * rows * columns
-    mask = self._training_mask(layout) & register.seen_after(stop)[:, None, None, :]
-    tokens = dit.Tokens(modulation_BG6D, layout.group, angles_TR, mask)
-    x_BTD, _ = self.blocks(jnp.concatenate([*clean, noisy_BTD, register.x_BTD], 1), None, None, prompt, tokens)
-    video = self._video_head(x_BTD[:, start:stop], time_BGD[:, 1:1 + frames], rows, columns)
-    return video, self._action_head(x_BTD[:, stop:], register, embodiment_B)
+    mask = attention.arrange(register.seen_after(stop), plan.order)
+    if plan.pattern is None:
+      mask = attention.training_mask(c, layout)[np.ix_(plan.order, plan.order)] & mask[:, None, None]
+    tokens = dit.Tokens(modulation_BG6D, layout.group[plan.order], angles_TR, mask, plan.alone_T, plan.pattern)
+    # All tokens are on all shards where they are put in order: XLA's gradient of slices of a split axis is wrong.
+    whole = lambda x: sharding.shard(x, 'batch', None, 'act_embed')
+    x_BTD = whole(attention.arrange(jnp.concatenate([*clean, noisy_BTD, register.x_BTD], 1), plan.order))
+    x_BTD, _ = self.blocks(sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed'), None, None, prompt, tokens)
+    back_T = np.argsort(np.where(plan.order < 0, len(plan.order), plan.order), kind='stable')[start:len(layout.kind)]
+    x_BTD = attention.arrange(whole(x_BTD), back_T)
+    video = self._video_head(x_BTD[:, :stop - start], time_BGD[:, 1:1 + frames], rows, columns)
+    return video, self._action_head(x_BTD[:, stop - start:], register, embodiment_B)
 
   def prompt_kv(self, text_BPC, image_BIC=None):
     """(keys/values of every layer, mean prompt) for `commit` and `denoise`; they do not change during an episode."""
@@ -173,14 +182,7 @@ class WorldActionModel(nn.Module):
     return Register(x_BTD, levels_BG, angles, jnp.concatenate([action_valid_BA, state_BS], 1), A)
 
   def _training_mask(self, layout):
-    c = self.cfg
-    everything = c.history_rule == 'reference_global'
-    common = dict(frames_per_chunk=c.frames_per_chunk, state_rule='chunk' if c.state_rule == 'chunk' else 'self',
-                  window_frames=len(layout.frame) if everything else c.window_frames)
-    if not (layout.kind == masks.CLEAN).any():
-      return masks.without_clean(layout, **common)
-    mask = masks.teacher_forcing(layout, **common)
-    return masks.reference_global(layout, mask) if everything else mask
+    return attention.training_mask(self.cfg, layout)
 
   def _seen_cache(self, cache, start_frame, frames, tokens_per_frame):
     """[S] bool: cached tokens that new frames see."""
