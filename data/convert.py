@@ -7,7 +7,7 @@ and without index). Records are copied byte for byte and read again; only their 
 random access to single images. Paths may be local or of an object store (gs://).
 
 The output appears whole or not at all. A conversion that was stopped continues where it was: finished shards wait in a
-hidden directory beside the output.
+hidden directory beside the output; in an object store they have their place, and dataset_info.json comes last.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from etils import epath
 import google_crc32c
 import tensorflow_datasets as tfds
 
+from wam_jax import remote
 from wam_jax.data import frames
 from wam_jax.data import storage
 
@@ -97,9 +98,9 @@ def convert(source: str, output: str, workers: int = 1) -> epath.Path:
     ValueError: `source` is no dataset of a known format, `output` exists, or a shard is missing, corrupt or of another
       length than dataset_info.json says. Finished shards stay for the next call.
   """
-  source, output = epath.Path(source).expanduser(), epath.Path(output).expanduser()
+  source, output = remote.make_path(source, '--source'), remote.make_path(output, '--output')
   info = _open_source(source, output)
-  partial = output.parent / f'.{output.name}.partial'
+  partial = output if remote.is_remote(output) else output.parent / f'.{output.name}.partial'
   (partial / frames.FOLDER).mkdir(parents=True, exist_ok=True)
   _check_origin(partial, source, info)
   jobs = _plan(info, partial)
@@ -147,7 +148,7 @@ class _Job:
 
 
 def _open_source(source: epath.Path, output: epath.Path) -> tfds.core.DatasetInfo:
-  if (output / _DESCRIPTION if _is_remote(output) else output).exists():
+  if (output / _DESCRIPTION if remote.is_remote(output) else output).exists():
     raise ValueError(f'{output} exists already; remove it or give another --output.')
   if not (source / _DESCRIPTION).exists():
     raise ValueError(f'{source} has no {_DESCRIPTION}; give the version directory of a TFDS dataset, such as '
@@ -176,7 +177,8 @@ def _check_origin(partial: epath.Path, source: epath.Path, info: tfds.core.Datas
                                               for path in split.filepaths}}
   file = partial / _ORIGIN
   if not file.exists():
-    storage.write_atomic(file, json.dumps(origin).encode())
+    write = remote.write if remote.is_remote(file) else storage.write_atomic
+    write(file, json.dumps(origin).encode())
   elif json.loads(file.read_text()) != origin:
     raise ValueError(f'{partial} holds an unfinished conversion of {json.loads(file.read_text())["source"]}, which is '
                      f'not, or no longer, {source}; remove it and run again.')
@@ -204,7 +206,7 @@ def _drain(items: Iterator[_Job]) -> None:
 
 def _convert_shard(job: _Job) -> _Job:
   """Writes, re-reads and indexes one shard; its files get their names when all that is done."""
-  with tempfile.TemporaryDirectory(**({} if _is_remote(job.target) else {'dir': job.target.parent})) as directory:
+  with tempfile.TemporaryDirectory(**({} if remote.is_remote(job.target) else {'dir': job.target.parent})) as directory:
     shard, lean = (os.path.join(directory, name) for name in (job.target.name, 'lean'))
     crcs = _write_records(_READERS[job.file_format](job.source), shard)
     if len(crcs) != job.length:
@@ -231,7 +233,7 @@ def _write_records(records: Iterator[bytes], shard: str) -> list[int]:
 
 def _deliver(local: str, target: epath.Path) -> None:
   """Gives a finished local file its place; one that is sent elsewhere is read back."""
-  if not _is_remote(target):
+  if not remote.is_remote(target):
     os.replace(local, target)
     return
   epath.Path(local).copy(target, overwrite=True)
@@ -248,13 +250,9 @@ def _file_crc(path: epath.Path) -> int:
 
 
 def _local_copy(path: epath.Path, directory: str) -> str:
-  if not _is_remote(path):
+  if not remote.is_remote(path):
     return str(path)
   return str(path.copy(pathlib.Path(directory) / path.name))
-
-
-def _is_remote(path: epath.Path) -> bool:
-  return '://' in str(path)
 
 
 def _write_index(partial: epath.Path, jobs: Sequence[_Job]) -> None:
@@ -276,28 +274,16 @@ def _copy_description(source: epath.Path, partial: epath.Path) -> None:
 
 
 def _publish(partial: epath.Path, output: epath.Path) -> None:
-  """Gives the directory its name; an object store has none to give and gets the description last."""
-  if not _is_remote(output):
+  """Gives the directory its name, and removes what only an unfinished conversion needs and what a killed one left."""
+  if partial != output:
     partial.rename(output)
-    _tidy(output)
-    return
-  _tidy(partial)
-  files = [*(partial / frames.FOLDER).iterdir(), *(path for path in partial.iterdir() if path.is_file())]
-  (output / frames.FOLDER).mkdir(parents=True, exist_ok=True)
-  for path in sorted(files, key=lambda path: path.name == _DESCRIPTION):
-    path.replace(output / path.relative_to(partial))
-  partial.rmtree()
-
-
-def _tidy(directory: epath.Path) -> None:
-  """Removes what only an unfinished conversion needs, and what a killed one left."""
-  for path in directory.iterdir():
-    if path.is_dir() and path.name != frames.FOLDER:
-      path.rmtree()
-  for path in (directory / frames.FOLDER).iterdir():
+    for path in output.iterdir():
+      if path.is_dir() and path.name != frames.FOLDER:
+        path.rmtree()
+  for path in (output / frames.FOLDER).iterdir():
     if path.name.endswith('.json') and path.name != frames.INDEX:
       path.unlink()
-  (directory / _ORIGIN).unlink()
+  (output / _ORIGIN).unlink()
 
 
 _READERS = {'tfrecord': read_tfrecord, 'array_record': read_array_record}

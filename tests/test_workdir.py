@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import fsspec
 import pytest
 
 from wam_jax import config as cfg
@@ -82,7 +83,15 @@ def test_unwritable_places_are_named(tmp_path):
     claim(tmp_path / 'file', CONFIG)
   with pytest.raises(ValueError, match='cannot be written: '):
     claim(workdir_lib.make_path('/proc/run'), CONFIG)
-  with pytest.raises(ValueError, match='Mount the bucket'):
+  with pytest.raises(ValueError, match='other than gs://. Mount it'):
+    workdir_lib.make_path('s3://bucket/run')
+
+
+def test_a_bucket_without_gcsfs_names_the_command(monkeypatch):
+  def get(protocol):
+    raise ImportError(protocol)
+  monkeypatch.setattr(fsspec, 'get_filesystem_class', get)
+  with pytest.raises(ValueError, match=r"'gs://bucket/run' needs gcsfs: pip install 'wam_jax\[gcs\]', or mount"):
     workdir_lib.make_path('gs://bucket/run')
 
 

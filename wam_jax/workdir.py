@@ -7,14 +7,17 @@ import fcntl
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from etils import epath
+
 from wam_jax import config as cfg
+from wam_jax import remote
 
 _ABSENT = object()
 VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
+_CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'wandb_id')  # Files that a restart goes on from.
 
 # Keys that may change between restarts: how long and how fast, never what is computed.
 _MAY_CHANGE = frozenset({
@@ -26,16 +29,18 @@ _MAY_CHANGE = frozenset({
 _MAY_CHANGE_GROUPS = ('mesh.', 'rules.', 'sample.', 'evaluation.')
 
 
-def make_path(workdir: str) -> pathlib.Path:
-  """Absolute local path of `workdir`, `~` expanded."""
-  if '://' in workdir:
-    raise ValueError(f'--workdir={workdir!r} is an object store; metrics.jsonl and config.json need a file system. '
-                     'Mount the bucket (gcsfuse, s3fs) and pass the mounted path.')
+def make_path(workdir: str) -> pathlib.Path | epath.Path:
+  """Absolute path of `workdir`, `~` expanded, or its gs:// path. Errors as `remote.make_path`."""
+  if remote.is_remote(workdir):
+    return remote.make_path(workdir, '--workdir')
   return pathlib.Path(workdir).expanduser().absolute()
 
 
 def save_text(path: pathlib.Path, text: str) -> None:
   """Replaces `path` by `text`, or leaves it as it was: a reader never sees half a file."""
+  if remote.is_remote(path):
+    remote.write(path, text.encode())
+    return
   partial = path.with_name(path.name + '.partial')
   with partial.open('w') as f:
     f.write(text)
@@ -45,14 +50,21 @@ def save_text(path: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[None]:
+def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[remote.Folder]:
   """Makes `workdir`, holds it against a second training process, and records `config` in its config.json.
 
-  Call on process 0 only.
+  Call on process 0 only. On object storage the second process takes over, and the first one stops.
 
+  Yields:
+    The folder where the small files of the run are written.
   Raises:
     ValueError: no permission, in use by another process, or made by another config.
   """
+  if remote.is_remote(workdir):
+    with remote.taken(workdir, _CONTINUED) as folder:
+      _record_config(workdir, config)
+      yield folder
+    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('w')
@@ -65,7 +77,7 @@ def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[None]:
       raise ValueError(f'--workdir={workdir} is in use by another training process; wait for it, stop it, '
                        'or pass another directory.') from e
     _record_config(workdir, config)
-    yield
+    yield remote.Folder(workdir)
 
 
 def load_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -87,13 +99,16 @@ def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
   """
   if config.model.text.kind == 'word' or find_vocabulary(workdir):
     return
-  source = pathlib.Path(config.model.text.tokenizer).expanduser()
+  source = remote.make_path(config.model.text.tokenizer, 'config.model.text.tokenizer')
   if not source.is_file():
     raise ValueError(f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
                      f'sentencepiece model of the text encoder {config.model.text.kind!r}.')
   target = workdir / VOCABULARIES[source.suffix != '.json']
+  if remote.is_remote(target):
+    remote.write(target, source.read_bytes())
+    return
   partial = target.with_name(target.name + '.partial')
-  shutil.copyfile(source, partial)
+  partial.write_bytes(source.read_bytes())
   partial.replace(target)
 
 

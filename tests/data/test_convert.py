@@ -173,9 +173,9 @@ def test_what_a_store_garbles_is_found(tfrecord_path, monkeypatch):
   epath.Path('gs://bucket').mkdir(parents=True, exist_ok=True)
   crcs = iter((1, 2))
   monkeypatch.setattr(convert, '_file_crc', lambda path: next(crcs))
-  with pytest.raises(ValueError, match='gs://bucket/.out.partial/.* is not what was sent there; run again'):
+  with pytest.raises(ValueError, match='gs://bucket/out/.* is not what was sent there; run again'):
     convert.convert(tfrecord_path, 'gs://bucket/out')
-  assert not epath.Path('gs://bucket/out').exists()
+  assert not epath.Path('gs://bucket/out/dataset_info.json').exists()
 
 
 def test_refusals(clock_path, tfrecord_path, tmp_path):

@@ -16,12 +16,12 @@ import hashlib
 import json
 import os
 import struct
-import threading
 from typing import Any
 from collections.abc import Callable, Iterator, Sequence
 
 from array_record.python import array_record_module
 from etils import epath
+import fsspec
 import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
@@ -229,15 +229,13 @@ class _LocalFile:
 
 
 class _RemoteFile:
-  """A file of an object store; threads take turns."""
+  """An object that several threads read at once, a request for each range."""
 
   def __init__(self, path: str):
-    self._file, self._lock = epath.Path(path).open('rb'), threading.Lock()
+    self._path, self._store = path, fsspec.filesystem('gcs')
 
   def read(self, start: int, size: int) -> bytes:
-    with self._lock:
-      self._file.seek(start)
-      return self._file.read(size)
+    return self._store.cat_file(self._path, start, start + size)
 
 
 @functools.lru_cache(maxsize=256)  # Shards may be more than the files that a process can hold open.

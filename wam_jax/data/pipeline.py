@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import flags
 import cv2
-from etils import epath
 import grain
 import jax
 import numpy as np
 
 from wam_jax import config as cfg
+from wam_jax import remote
 from wam_jax import types
 from wam_jax.data import embodiments
 from wam_jax.data import features
@@ -136,7 +136,7 @@ def prepare(config: cfg.DataConfig) -> None:
     ValueError: the command failed, or left no dataset.
   """
   for name, dataset in config.mixture.items():
-    path = epath.Path(dataset.path).expanduser()
+    path = remote.make_path(dataset.path, f'data.mixture.{name}.path')
     if path.exists() or not dataset.prepare:
       continue
     if '{source}' in dataset.prepare and not dataset.source:

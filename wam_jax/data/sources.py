@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from wam_jax import remote
 from wam_jax.data import embodiments
 from wam_jax.data import frames
 from wam_jax.data import storage
@@ -108,7 +109,7 @@ class Episodes:
   """
 
   def __init__(self, path: str, split: str, record: embodiments.Embodiment, cache: storage.Cache | None = None):
-    self.path, self.split, self.record = epath.Path(path).expanduser(), split, record
+    self.path, self.split, self.record = remote.make_path(path, 'The dataset'), split, record
     self._cache, self._key = cache or storage.Cache(0), (str(self.path), record.name, split)
     builder = _open_builder(self.path)
     self._specs = _step_specs(builder)

@@ -13,6 +13,8 @@ import uuid
 
 from etils import epath
 
+from wam_jax import remote
+
 T = TypeVar('T')
 FALLBACK = pathlib.Path('~/.cache/wam_jax')  # For what belongs beside a dataset that is read-only.
 
@@ -91,6 +93,9 @@ def _beside(path: epath.Path, name: str) -> tuple[epath.Path, epath.Path]:
 
 def write_atomic(target: epath.Path, content: bytes) -> epath.Path:
   """Writes a small file; a reader sees the old one or the whole new one. Returns `target`."""
+  if remote.is_remote(target):
+    target.write_bytes(content)
+    return target
   partial = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}'
   try:
     partial.write_bytes(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ import numpy as np
 
 from wam_jax import checkpoint
 from wam_jax import config as cfg
+from wam_jax import remote
 from wam_jax import sharding
 from wam_jax import train_step
+from wam_jax import workdir as workdir_lib
 from wam_jax.data import normalize
 from wam_jax.data import pipeline
 from wam_jax.evaluation import agents
@@ -67,8 +70,17 @@ def evaluate(options: Options) -> dict[str, Any]:
     one_device = sharding.make_mesh({axis: 1 for axis in config.mesh}, jax.devices()[:1])
     params = train_step.init_state(config, one_device, frozen)[0].params
   name = f'{options.policy}_{config.sample.mode}{config.sample.steps}_{options.world}_step{step}'
-  output = pathlib.Path(options.output or pathlib.Path(options.workdir) / 'evaluation' / name).expanduser()
-  output.mkdir(parents=True, exist_ok=True)
+  workdir = workdir_lib.make_path(os.fspath(options.workdir))
+  output = workdir_lib.make_path(options.output) if options.output else workdir / 'evaluation' / name
+  with remote.staged(output) as directory:
+    report = _report(options, config, params, frozen, robots, step, directory)
+  print(f'pictures and evaluation.json: {output}')
+  return report
+
+
+def _report(options: Options, config: cfg.TrainConfig, params: Any, frozen: Any,
+            robots: dict[str, normalize.KnownEmbodiment], step: int, output: pathlib.Path) -> dict[str, Any]:
+  """Runs the evaluation; writes its report and pictures to `output`."""
   run = _evaluate_tabletop if config.evaluation.env == 'tabletop' else _evaluate_dataset
   policy = agents.TimedPolicy(config, params, frozen)
   report = dict(workdir=options.workdir, checkpoint_step=step, policy=options.policy, seed=options.seed,
@@ -80,7 +92,6 @@ def evaluate(options: Options) -> dict[str, Any]:
     latency = report['latency']
     print(f'control step, {report["batch"]} at once: p50 {latency["p50_ms"]} ms, p95 {latency["p95_ms"]} ms over '
           f'{latency["calls"]} calls; traced {report["traces"]} time(s)')
-  print(f'pictures and evaluation.json: {output}')
   return report
 
 
