@@ -1,13 +1,14 @@
 """Checkpoints of a run (Orbax). Owns their layout on disk; knows nothing of flags or datasets.
 
 WORKDIR/checkpoints/STEP/ holds, each readable without the others:
-  params, ema_params   the model; ema_params is absent when no average is kept
+  params, ema_params   the model, and averages of what is trained; ema_params is absent when none are kept
   frozen               the encoders around the transformer
   optimizer            step and optimizer state
   iterator             JSON, where the data stands after exactly STEP batches; the same for any number of hosts
-  metadata             JSON, config and what the dataset says: statistics, embodiments
+  metadata             JSON, config, what the dataset says (statistics, embodiments), and what the run started from
 
-Orbax writes STEP under another name and renames it when all of it is on disk, so what is listed is complete. A disk
+Orbax writes STEP under another name and renames it when all of it is on disk, or on object storage marks it by a last
+file, so what is listed is complete. A disk
 may still lose files later; such a checkpoint is moved to WORKDIR/unreadable/ and the one before is used.
 """
 from __future__ import annotations
@@ -26,6 +27,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
+from wam_jax import finetuning, remote
 from wam_jax import workdir as workdir_lib
 from wam_jax.models import encoders
 
@@ -64,7 +66,8 @@ class Checkpoints:
       step: number of batches consumed; not yet saved.
       state: TrainState; may be donated as soon as this returns.
       iterator_state: JSON-able and the same on every host.
-      metadata: JSON-able: 'config', the nested dict of the config, and 'data', what the dataset says.
+      metadata: JSON-able: 'config', the nested dict of the config, 'data', what the dataset says, and of a run that
+        started from another 'base', the record of `load_base`.
     Raises:
       CheckpointError: this save, or the one before, cannot be written.
     """
@@ -145,8 +148,9 @@ class Checkpoints:
     aside = self._workdir / 'unreadable'
     if jax.process_index() == 0:
       aside.mkdir(exist_ok=True)
+      move = remote.move if remote.is_remote(aside) else pathlib.Path.rename
       for step in steps:
-        (_directory(self._workdir) / str(step)).rename(_unused(aside / str(step)))
+        move(_directory(self._workdir) / str(step), _unused(aside / str(step)))
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('wam_jax:set_aside')
     self._manager.reload()
@@ -161,10 +165,11 @@ class Checkpoints:
       newest = self.newest()
       kept = (f'The newest complete checkpoint is {directory / str(newest)}' if newest is not None
               else f'There is no complete checkpoint in {directory} yet')
+      room, cure = (('', 'check the bucket') if remote.is_remote(directory) else
+                    (f' ({shutil.disk_usage(directory).free / 2**20:.0f} MiB free)', 'make room'))
       raise CheckpointError(
-          f'A checkpoint{f" of step {step}" if step else ""} could not be written to {directory} '
-          f'({shutil.disk_usage(directory).free / 2**20:.0f} MiB free): {_first_line(e)}\n{kept}; '
-          'make room and run the same command again to continue from it.') from e
+          f'A checkpoint{f" of step {step}" if step else ""} could not be written to {directory}{room}: '
+          f'{_first_line(e)}\n{kept}; {cure} and run the same command again to continue from it.') from e
 
   def _wait_quietly(self) -> None:
     try:
@@ -199,16 +204,33 @@ def load_for_inference(
     workdir: of the training run; it may still be training.
     step: of the checkpoint; None for the newest that can be read.
   Returns:
-    config, params (the averaged ones where the run keeps an average), frozen, metadata of the dataset, step.
+    config, params (averaged where the run keeps an average), frozen, metadata of the dataset, step. Adapters are merged
+    into the weights, and the config has none.
   Raises:
     CheckpointError: no such directory, checkpoint or step, or it is incomplete.
   """
 
   def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]):
-    params = _load_tree(place / ('ema_params' if 'ema_params' in metadata['items'] else 'params'))
-    return config, params, _load_encoders(place, config), metadata['data'], int(place.name)
+    params = _load_params(place, config, metadata)
+    return finetuning.merged_config(config), params, _load_encoders(place, config), metadata['data'], int(place.name)
 
   return _load_newest(workdir, step, load)
+
+
+def load_base(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, PyTree, encoders.Encoders, dict[str, Any]]:
+  """What a run that starts from another needs of it: config, params and frozen as `load_for_inference`, and a record.
+
+  The record says which weights these are: 'workdir', 'step', 'sha256' of the parameters, and 'origin', what that
+  checkpoint says of its own source (of an import) or base (of a run that started from another), or None.
+  """
+
+  def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]):
+    params = _load_params(place, config, metadata)
+    record = {'workdir': str(place.parent.parent), 'step': int(place.name), 'sha256': finetuning.fingerprint(params),
+              'origin': metadata.get('source') or metadata.get('base')}
+    return config, params, _load_encoders(place, config), record
+
+  return _load_newest(workdir, None, load)
 
 
 def load_encoders(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, encoders.Encoders]:
@@ -259,7 +281,10 @@ def _with_vocabulary(config: cfg.TrainConfig, workdir: pathlib.Path) -> cfg.Trai
 def list_steps(workdir: pathlib.Path) -> list[int]:
   """Steps of the complete checkpoints, oldest first."""
   directory = _directory(workdir)
-  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.is_dir() else []
+  if not directory.is_dir():
+    return []
+  return sorted(int(p.name) for p in directory.iterdir()
+                if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
 
 
 def list_mismatches(wanted: PyTree, given: PyTree) -> list[str]:
@@ -281,6 +306,15 @@ def _load_metadata(place: pathlib.Path) -> dict[str, Any]:
   if missing:
     raise FileNotFoundError(f'{", ".join(missing)} missing in {place}')
   return metadata
+
+
+def _load_params(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]) -> PyTree:
+  """The parameters of one checkpoint, averaged where there are averages, adapters merged."""
+  averages = _load_tree(place / 'ema_params') if 'ema_params' in metadata['items'] else {}
+  if averages and config.trainable == ('all',):
+    return averages
+  params = finetuning.overlay(_load_tree(place / 'params'), averages)
+  return finetuning.merge(params, config.model.lora)
 
 
 def _load_encoders(place: pathlib.Path, config: cfg.TrainConfig) -> encoders.Encoders:

@@ -122,6 +122,37 @@ class ImageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters in the blocks; defaults, once on, are the reference's (DreamZero `WANPolicyHead`).
+
+  Attributes:
+    rank: of each adapter; 0 for none.
+    alpha: an adapter's product is multiplied by alpha / rank.
+    targets: layers that get one: of self- and cross-attention 'q', 'k', 'v', 'o', 'k_image' and 'v_image', of the
+      feed-forward part 'ffn/in' and 'ffn/out'.
+  """
+
+  rank: int = 0
+  alpha: float = 4.0
+  targets: tuple[str, ...] = ('q', 'k', 'v', 'o', 'ffn/in', 'ffn/out')
+
+  def __post_init__(self):
+    if self.rank < 0:
+      raise ValueError(f'model.lora.rank={self.rank} must be 0, for no adapters, or more.')
+    for target in self.targets:
+      _check_choice('model.lora.targets', target, ('q', 'k', 'v', 'o', 'k_image', 'v_image', 'ffn/in', 'ffn/out'))
+
+  @property
+  def scale(self) -> float:
+    """What an adapter's product is multiplied by."""
+    return self.alpha / self.rank
+
+  def of(self, layer: str) -> LoraConfig | None:
+    """What the layer of this name gets, None for no adapter."""
+    return self if self.rank and layer in self.targets else None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Shape of the diffusion transformer. Source of the released values: DreamZero `CausalWanModel`.
 
@@ -153,6 +184,7 @@ class ModelConfig:
       'dots' the products with weights, 'save_attention' the result of self-attention, 'block' nothing; 'offload'
       nothing either, and the input waits in the host's memory.
     scan_unroll: layers per iteration of the scan over layers; more is faster on CPU and compiles longer.
+    lora: adapters of the blocks.
     tokenizer, text, image: the frozen or small encoders around the transformer.
   """
 
@@ -181,6 +213,7 @@ class ModelConfig:
   attention: str = 'auto'
   remat: str = 'none'
   scan_unroll: int = 1
+  lora: LoraConfig = LoraConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
   text: TextConfig = TextConfig()
   image: ImageConfig = ImageConfig()
@@ -435,6 +468,10 @@ class TrainConfig:
     eval_every, eval_batches: steps between held-out losses (0 for none), and batches of each.
     init_from: workdir whose EMA weights and encoders this run starts from; '' for scratch.
     encoders_from: workdir whose frozen encoders alone this run uses, where it does not start from another.
+    trainable: which parameters are trained: 'all', 'lora' (adapters, state encoder, action encoder and decoder; set
+      model.lora.rank), or patterns of their paths (`finetuning.split`). The others cost no gradient, no optimizer
+      state and no average.
+    frozen_dtype: that the others are kept in, 'float32' or 'bfloat16'.
     spike_factor: a loss this many times the median of the last 100 steps is reported with its samples, 0 for never.
     stop_on_spike: whether such a step ends the run, with nothing of it saved.
     hang_timeout_s: a step that takes longer ends the process with the stack of every thread, so that a cluster can
@@ -457,6 +494,8 @@ class TrainConfig:
   eval_batches: int = 8
   init_from: str = ''
   encoders_from: str = ''
+  trainable: tuple[str, ...] = ('all',)
+  frozen_dtype: str = 'float32'
   spike_factor: float = 0.0
   stop_on_spike: bool = False
   hang_timeout_s: float = 0.0
@@ -472,6 +511,7 @@ class TrainConfig:
   evaluation: EvalConfig = EvalConfig()
 
   def __post_init__(self):
+    self._check_trainable()
     if self.profile and (len(self.profile) != 2 or not 0 < self.profile[0] <= self.profile[1]):
       raise ValueError(f'config.profile={self.profile} must be the first and the last step of the trace, or ().')
     if self.model.num_embodiments < len(self.data.embodiments):
@@ -489,6 +529,20 @@ class TrainConfig:
                          f'data.embodiments={self.data.embodiments}; add it there.')
 
 
+  def _check_trainable(self):
+    _check_choice('frozen_dtype', self.frozen_dtype, ('float32', 'bfloat16'))
+    if not self.trainable:
+      raise ValueError("config.trainable=() trains nothing; set it to 'all', 'lora' or patterns of parameters.")
+    if self.trainable != ('all',) and not self.init_from:
+      raise ValueError(f'config.trainable={self.trainable} would leave random weights as they are; set '
+                       "config.init_from=WORKDIR, of an import or a run, or config.trainable='all'.")
+    if 'lora' in self.trainable and not self.model.lora.rank:
+      raise ValueError("config.trainable='lora' needs adapters: set config.model.lora.rank, as 4 or 16.")
+    if 'all' in self.trainable and self.model.lora.rank:
+      raise ValueError(f"config.model.lora.rank={self.model.lora.rank} with config.trainable='all' would train "
+                       "adapters and what they adapt; set config.trainable='lora', or the rank to 0.")
+
+
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType({
     # Parameters.
     'layers': (),
@@ -501,6 +555,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType({
     'vocab': (),
     'embodiment': (),
     'norm': (),
+    'rank': (),
     'frozen': ('fsdp',),
     # Activations.
     'batch': ('data', 'fsdp'),
@@ -577,7 +632,7 @@ def _stand_in(config: ml_collections.ConfigDict, robots: Mapping[str, str]) -> N
   config.data.mixture = {name: tabletop_dataset(robot, 'reach', 20, config.data.mixture[name].weight)
                          for name, robot in robots.items()}
   config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
-  config.data.ranges, config.data.features, config.init_from = {}, 'off', ''
+  config.data.ranges, config.data.features, config.init_from, config.trainable = {}, 'off', '', ('all',)
   config.mesh, config.accumulate = {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, 1
   config.sample.steps, config.sample.evaluate_steps = min(config.sample.steps, 2), ()
   config.evaluation = _plain(dataclasses.asdict(EvalConfig()))

@@ -14,9 +14,11 @@ import numpy as np
 import optax
 
 from wam_jax import config as cfg
+from wam_jax import finetuning
 from wam_jax import flow
 from wam_jax import sharding
 from wam_jax import types
+from wam_jax.aot import chips
 from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 from wam_jax.models import wam
@@ -28,8 +30,9 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, updates done.
-    params, ema_params: float32 trees; `ema_params` is None without averaging.
-    opt_state: of optax.
+    params: of the model; float32, but for what is frozen and kept in another dtype.
+    ema_params: averages of what is trained, None without averaging.
+    opt_state: of optax, for what is trained.
     frozen: the encoders around the transformer.
   """
 
@@ -42,7 +45,7 @@ class TrainState:
   @property
   def eval_params(self) -> Any:
     """The averaged weights where there are any."""
-    return self.params if self.ema_params is None else self.ema_params
+    return self.params if self.ema_params is None else finetuning.overlay(self.params, self.ema_params)
 
 
 class Window(NamedTuple):
@@ -137,16 +140,18 @@ def make_train_step(config: cfg.TrainConfig, mesh: jax.sharding.Mesh,
     noise = sample_noise(config, _noise_key(config, state.step), state.frozen, batch)
     grads, metrics = _gradients(config, state, batch, noise)
     tx = make_optimizer(config)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    trained, kept = finetuning.split(state.params, config.trainable)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
     metrics.update(grad_norm=optax.tree.norm(grads),
                    learning_rate=make_schedule(config)(state.step))
-    ema_params = _average(state.ema_params, params, state.step, config.optimizer.ema_decay)
+    ema_params = _average(state.ema_params, trained, state.step, config.optimizer.ema_decay)
+    params = finetuning.overlay(kept, trained)
     return TrainState(state.step + 1, params, ema_params, opt_state, state.frozen), metrics
 
   batch_sharding = sharding.batch_sharding(mesh, config.rules)
-  compiled = jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding),
-                     out_shardings=(shardings, None))
+  compiled = jax.jit(step, donate_argnums=0, in_shardings=(shardings, batch_sharding), out_shardings=(shardings, None),
+                     compiler_options=chips.compiler_options(mesh.devices.flat[0].device_kind))
   return _within(mesh, config.rules, compiled)
 
 
@@ -167,22 +172,24 @@ def loss_fn(config: cfg.TrainConfig, params: Any, frozen: encoders.Encoders, bat
 
 
 def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, noise: Noise):
-  """Gradients of the loss and its parts, over `config.accumulate` parts of the batch one after the other.
+  """Gradients of what is trained and parts of the loss, over `config.accumulate` parts of the batch in turn.
 
   Each part is divided by the counts of the whole batch, so the sum is what one pass would give.
   """
-  gradient = jax.grad(functools.partial(loss_fn, config), has_aux=True)
+  trained, kept = finetuning.split(state.params, config.trainable)
+  gradient = jax.grad(lambda trained, *args: loss_fn(config, finetuning.overlay(kept, trained), state.frozen, *args),
+                      has_aux=True)
   if config.accumulate == 1:
-    return gradient(state.params, state.frozen, batch, noise)
+    return gradient(trained, batch, noise)
   counts = count(config.model, batch)
 
   def one(total, part):
-    return jax.tree.map(jnp.add, total, gradient(state.params, state.frozen, *part, counts)), None
+    return jax.tree.map(jnp.add, total, gradient(trained, *part, counts)), None
 
   # Every n-th sample, so that each part lies on all devices.
   parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1), (batch, noise))
   first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
-  return jax.lax.scan(one, gradient(state.params, state.frozen, *first, counts), rest)[0]
+  return jax.lax.scan(one, gradient(trained, *first, counts), rest)[0]
 
 
 def count(c: cfg.ModelConfig, batch: types.Batch) -> Counts:
@@ -287,9 +294,9 @@ def make_optimizer(config: cfg.TrainConfig) -> optax.GradientTransformation:
 
 
 def _is_matrix(params: Any) -> Any:
-  """True for kernels and tables: leaves named 'w' or 'table'."""
-  return jax.tree_util.tree_map_with_path(
-      lambda path, _: any(getattr(k, 'key', None) in ('w', 'table') for k in path), params)
+  """True for kernels, tables and adapters."""
+  names = ('w', 'table', finetuning.DOWN, finetuning.UP)
+  return jax.tree_util.tree_map_with_path(lambda path, _: any(getattr(k, 'key', None) in names for k in path), params)
 
 
 def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
@@ -310,8 +317,10 @@ def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
       condition if c.image_condition else None,
       jnp.zeros((B, c.image_tokens, c.image_dim)) if c.image_dim else None)
   params = nn.init(both, model)(jax.random.key(config.seed))['params']
-  ema_params = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
-  return TrainState(jnp.int32(0), params, ema_params, make_optimizer(config).init(params), frozen)
+  trained, kept = finetuning.split(params, config.trainable)
+  params = finetuning.overlay(jax.tree.map(lambda x: x.astype(config.frozen_dtype), kept), trained)
+  ema_params = jax.tree.map(jnp.copy, trained) if config.optimizer.ema_decay else None
+  return TrainState(jnp.int32(0), params, ema_params, make_optimizer(config).init(trained), frozen)
 
 
 def _noise_key(config: cfg.TrainConfig, step) -> jax.Array:

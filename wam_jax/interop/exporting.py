@@ -92,7 +92,8 @@ def export_checkpoint(own: workdirs.Own, target: pathlib.Path, options: Options)
     if options.layout == 'diffusers':
       _write_diffusers(partial, config, own, list(robots.values()), shapes[0])
   return {'layout': options.layout, 'workdir': str(own.workdir), 'step': own.step, 'averaged': own.averaged,
-          'output': str(target), 'bytes': size, 'weights': sum(map(len, shapes)), 'embodiments': sorted(robots)}
+          'adapters_merged': own.adapters, 'base': own.base or None, 'output': str(target), 'bytes': size,
+          'weights': sum(map(len, shapes)), 'embodiments': sorted(robots)}
 
 
 def _check_kinds(own: workdirs.Own, layout: str) -> None:
@@ -237,7 +238,8 @@ def _write_diffusers(directory: pathlib.Path, config: cfg.TrainConfig, own: work
 
 def show(report: Mapping[str, Any]) -> str:
   """The report as text."""
-  averaged = ', averaged weights' if report['averaged'] else ''
-  return (f'exported step {report["step"]} of {report["workdir"]}{averaged}: {report["weights"]} weights, '
+  how = ', averaged weights' if report['averaged'] else ''
+  how += f', {report["adapters_merged"]} LoRA adapters merged' if report['adapters_merged'] else ''
+  return (f'exported step {report["step"]} of {report["workdir"]}{how}: {report["weights"]} weights, '
           f'{report["bytes"] / 1e9:.2f} GB\nembodiments: {", ".join(report["embodiments"]) or "none"}\n'
           f'{report["layout"]}: {report["output"]}')

@@ -29,7 +29,8 @@ def inspect(path: epath.Path, options: layouts.Options, step: int | None) -> dic
     parts = {'dit': own.params} | {part: {path: x for path, x in own.frozen.items() if path.startswith(f'{part}/')}
                                    for part in encoders}
     robots, missing = list(own.robots().values()), []
-    report = {'layout': 'wam_jax', 'step': own.step, 'averaged': own.averaged, 'source': own.source}
+    report = {'layout': 'wam_jax', 'step': own.step, 'averaged': own.averaged, 'source': own.source, 'base': own.base,
+              'adapters': own.adapters, 'lora': cfg.to_dict(own.lora)}
     model = own.config.model
   else:
     source = layouts.open_source(path, options)
@@ -78,7 +79,12 @@ def show(report: Mapping[str, Any]) -> str:
   if not report['embodiments']:
     lines.append('embodiments: none')
   if report.get('adapters'):
-    lines.append(f'LoRA: {report["adapters"]} adapters')
+    lines.append(f'LoRA: {report["adapters"]} adapters' + (
+        f' of rank {report["lora"]["rank"]}, alpha {report["lora"]["alpha"]:g}; above and on export merged into what '
+        'they adapt' if 'lora' in report else ''))
+  if report.get('base'):
+    base = report['base']
+    lines.append(f'started from step {base["step"]} of {base["workdir"]}, parameters of SHA-256 {base["sha256"]}')
   if report.get('fresh'):
     lines.append(f'new weights, not in the source: {len(report["fresh"])}, of '
                  + ', '.join(dict.fromkeys(name.split('.')[0] for name in report['fresh'])))

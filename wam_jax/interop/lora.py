@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wam_jax import finetuning
 from wam_jax.interop import io
 
 _ADAPTER = re.compile(r'(.*)\.lora_([AB])(?:\.default)?\.weight')
@@ -25,7 +26,7 @@ class Adapter(NamedTuple):
 
 
 class Merged(NamedTuple):
-  """W + scale * B A, computed in float32 and rounded once to W's dtype."""
+  """W + scale * B A, as `finetuning.adapt` computes it."""
 
   base: io.Weight
   adapter: Adapter
@@ -40,10 +41,7 @@ class Merged(NamedTuple):
     return self.base.dtype
 
   def read(self) -> np.ndarray:
-    change = self.adapter.up.read().astype(np.float32) @ self.adapter.down.read().astype(np.float32)
-    change *= np.float32(self.scale)
-    change += self.base.read()
-    return change.astype(self.dtype)
+    return finetuning.adapt(self.base.read(), self.adapter.up.read(), self.adapter.down.read(), self.scale)
 
 
 def split(weights: Mapping[str, io.Weight]) -> tuple[dict[str, io.Weight], dict[str, Adapter]]:

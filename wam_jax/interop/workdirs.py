@@ -9,11 +9,13 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import finetuning
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import normalize
 from wam_jax.interop import arrays
@@ -29,9 +31,11 @@ class Own:
   """A checkpoint of a run, opened.
 
   Attributes:
-    config: of the run.
+    config: of the run, without adapters.
     data: what it knows of robots, as `normalize.to_metadata` gives it.
     source: what `write_metadata` was told, {} for a run.
+    base: what the run started from, as `checkpoint.load_base` records it; {} for scratch.
+    lora: adapters that reading merges into the weights.
     averaged: the weights are averages over training steps.
     frozen, params: arrays by '/'-separated path.
   """
@@ -41,11 +45,18 @@ class Own:
   config: cfg.TrainConfig
   data: Mapping[str, Any]
   source: Mapping[str, Any]
+  base: Mapping[str, Any]
+  lora: cfg.LoraConfig
   averaged: bool
-  params: Mapping[str, arrays.Array]
+  params: Mapping[str, arrays.Array | Adapted]
   frozen: Mapping[str, arrays.Array]
 
-  def part(self, name: str) -> dict[str, arrays.Array]:
+  @property
+  def adapters(self) -> int:
+    """How many are merged, over all layers."""
+    return sum(x.shape[0] for x in self.params.values() if isinstance(x, Adapted))
+
+  def part(self, name: str) -> dict[str, arrays.Array | Adapted]:
     """The arrays of one part, by the paths of its table."""
     item, prefix = ITEMS[name]
     held = self.params if item == 'params' else self.frozen
@@ -54,6 +65,31 @@ class Own:
   def robots(self) -> dict[str, normalize.KnownEmbodiment]:
     """By name."""
     return normalize.from_metadata(self.data)
+
+
+class Adapted(NamedTuple):
+  """An array stacked over layers with its adapter merged in when it is read; like `arrays.Array`."""
+
+  base: arrays.Array
+  down: arrays.Array
+  up: arrays.Array
+  scale: float
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.base.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.base.dtype
+
+  @property
+  def layers(self) -> int:
+    return self.base.layers
+
+  def read(self, part: slice = slice(None)) -> np.ndarray:
+    layers = zip(*(x.read(part) for x in (self.base, self.down, self.up)), strict=True)
+    return np.stack([finetuning.adapt(*layer, self.scale) for layer in layers])
 
 
 def is_workdir(path: epath.Path) -> bool:
@@ -79,10 +115,21 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]
   if missing:
     raise ValueError(f'{place} lacks {", ".join(missing)}; pass another --checkpoint_step.')
+  config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
   averaged = 'ema_params' in metadata['items']
-  return Own(workdir, step, cfg.from_config_dict(workdir_lib.fill_config(metadata['config'])), metadata['data'],
-             metadata.get('source', {}), averaged, arrays.open_item(place / ('ema_params' if averaged else 'params')),
+  params = arrays.open_item(place / 'params') | (arrays.open_item(place / 'ema_params') if averaged else {})
+  return Own(workdir, step, finetuning.merged_config(config), metadata['data'], metadata.get('source', {}),
+             metadata.get('base') or {}, config.model.lora, averaged, _merge(params, config.model.lora),
              arrays.open_item(place / 'frozen'))
+
+
+def _merge(params: Mapping[str, arrays.Array], lora: cfg.LoraConfig) -> dict[str, arrays.Array | Adapted]:
+  """The arrays with every adapter beside a kernel merged into it."""
+  merged = dict(params)
+  for module in [path.removesuffix(f'/{finetuning.DOWN}') for path in params if path.endswith(f'/{finetuning.DOWN}')]:
+    kernel, down, up = (merged.pop(f'{module}/{name}') for name in ('w', finetuning.DOWN, finetuning.UP))
+    merged[f'{module}/w'] = Adapted(kernel, down, up, lora.scale)
+  return merged
 
 
 def checkpoint_place(workdir: pathlib.Path) -> pathlib.Path:

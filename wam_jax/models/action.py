@@ -35,9 +35,10 @@ class CategoryMLP(nn.Module):
   cfg: cfg.ModelConfig
   out: int
   out_axis: str
+  in_axis: str = 'channels'
 
   @nn.compact
   def __call__(self, x_BTI, embodiment_B) -> jax.Array:
     E, dtype = self.cfg.num_embodiments, jnp.dtype(self.cfg.dtype)
-    h_BTM = layers.CategoryDense(E, self.cfg.action_hidden, dtype, 'mlp', name='in')(x_BTI, embodiment_B)
+    h_BTM = layers.CategoryDense(E, self.cfg.action_hidden, dtype, 'mlp', self.in_axis, name='in')(x_BTI, embodiment_B)
     return layers.CategoryDense(E, self.out, dtype, self.out_axis, name='out')(jax.nn.relu(h_BTM), embodiment_B)

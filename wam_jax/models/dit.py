@@ -58,14 +58,14 @@ class Tokens:
     return jnp.einsum('TG,BGD->BTD', one_TG, x_BGD, precision=jax.lax.Precision.HIGHEST)
 
 
-def _to_heads(c: cfg.ModelConfig) -> layers.Einsum:
+def _to_heads(c: cfg.ModelConfig, name: str) -> layers.Einsum:
   return layers.Einsum('BTD,DNK->BNTK', (c.dim, c.num_heads, c.head_dim), ('embed', 'heads', 'head_dim'),
-                       jnp.dtype(c.dtype))
+                       jnp.dtype(c.dtype), lora=c.lora.of(name))
 
 
 def _from_heads(c: cfg.ModelConfig) -> layers.Einsum:
   return layers.Einsum('BNTK,NKD->BTD', (c.num_heads, c.head_dim, c.dim), ('heads', 'head_dim', 'embed'),
-                       jnp.dtype(c.dtype))
+                       jnp.dtype(c.dtype), lora=c.lora.of('o'))
 
 
 class SelfAttention(nn.Module):
@@ -75,7 +75,8 @@ class SelfAttention(nn.Module):
 
   def setup(self):
     c = self.cfg
-    self.q, self.k, self.v, self.o = _to_heads(c), _to_heads(c), _to_heads(c), _from_heads(c)
+    self.q, self.k, self.v = (_to_heads(c, name) for name in 'qkv')
+    self.o = _from_heads(c)
     self.norm_q, self.norm_k = layers.HeadsRMSNorm(c.eps), layers.HeadsRMSNorm(c.eps)
 
   def __call__(self, x_BTD, tokens: Tokens, cached):
@@ -103,10 +104,12 @@ class CrossAttention(nn.Module):
 
   def setup(self):
     c = self.cfg
-    self.q, self.k, self.v, self.o = _to_heads(c), _to_heads(c), _to_heads(c), _from_heads(c)
+    self.q, self.k, self.v = (_to_heads(c, name) for name in 'qkv')
+    self.o = _from_heads(c)
     self.norm_q, self.norm_k = layers.HeadsRMSNorm(c.eps), layers.HeadsRMSNorm(c.eps)
     if c.image_dim:
-      self.k_image, self.v_image, self.norm_k_image = _to_heads(c), _to_heads(c), layers.HeadsRMSNorm(c.eps)
+      self.k_image, self.v_image = _to_heads(c, 'k_image'), _to_heads(c, 'v_image')
+      self.norm_k_image = layers.HeadsRMSNorm(c.eps)
 
   def project(self, prompt: Prompt):
     """Keys and values of text and image, [B, N, P, K] each; they do not depend on the tokens."""
@@ -137,7 +140,8 @@ class Block(nn.Module):
     self.self_attn, self.cross_attn = SelfAttention(c), CrossAttention(c)
     self.norm1, self.norm2 = layers.LayerNorm(c.eps), layers.LayerNorm(c.eps)
     self.norm3 = layers.LayerNorm(c.eps, affine=True)
-    self.ffn = layers.MLP(c.mlp_dim, c.dim, layers.gelu_tanh, jnp.dtype(c.dtype))
+    self.ffn = layers.MLP(c.mlp_dim, c.dim, layers.gelu_tanh, jnp.dtype(c.dtype), lora_in=c.lora.of('ffn/in'),
+                          lora_out=c.lora.of('ffn/out'))
 
   def __call__(self, x_BTD, cached, prompt_kv, prompt: Prompt | None, tokens: Tokens):
     x_BTD = checkpoint_name(x_BTD, OFFLOADED)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wam_jax import config as cfg
+from wam_jax import finetuning
 from wam_jax import sharding
 
 Init = Callable[..., jax.Array]
@@ -20,13 +22,15 @@ def boxed(init: Init, axes: tuple[str, ...]) -> Init:
 
 
 class Einsum(nn.Module):
-  """Linear layer as an einsum, with bias over the kernel's output letters.
+  """Linear layer as an einsum, with bias over the kernel's output letters and, where asked for, a low-rank adapter.
 
   Attributes:
     equation: activation, kernel -> output, as 'BTD,DNK->BNTK'.
     shape, axes: of the kernel, sizes and logical names, one per letter.
     dtype: of the computation; parameters are float32.
     kernel_init: default Xavier uniform over the contracted and kept letters.
+    lora: adds alpha / rank * (x A) B, which is zero at first: A is uniform within 1 / sqrt(width in), as in `peft`, and
+      B is zero. The contracted letters of the kernel must come first.
   """
 
   equation: str
@@ -35,6 +39,7 @@ class Einsum(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: Init | None = None
   use_bias: bool = True
+  lora: cfg.LoraConfig | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,12 +50,29 @@ class Einsum(nn.Module):
         1.0, 'fan_avg', 'uniform', in_axis=contracted, out_axis=kept)
     w = self.param('w', boxed(init, self.axes), self.shape, jnp.float32)
     y = jnp.einsum(self.equation, x.astype(self.dtype), w.astype(self.dtype))
-    if not self.use_bias:
-      return y
+    if self.use_bias:
+      y = y + self._bias(kernel, kept, out)
+    return y if self.lora is None else y + self._change(x, len(contracted))
+
+  def _bias(self, kernel, kept, out):
     b = self.param('b', boxed(nn.initializers.zeros, tuple(self.axes[i] for i in kept)),
                    tuple(self.shape[i] for i in kept), jnp.float32)
     aligned = [self.shape[kernel.index(letter)] if letter in kernel else 1 for letter in out]
-    return y + b.astype(self.dtype).reshape(aligned)
+    return b.astype(self.dtype).reshape(aligned)
+
+  def _change(self, x, contracted):
+    """What the adapter adds."""
+    given, kernel, out = self.equation.replace('->', ',').split(',')
+    r = self.lora.rank
+    near_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=range(contracted), out_axis=-1)
+    a = self.param(finetuning.DOWN, boxed(near_in, (*self.axes[:contracted], 'rank')),
+                   (*self.shape[:contracted], r), jnp.float32)
+    b = self.param(finetuning.UP, boxed(nn.initializers.zeros, ('rank', *self.axes[contracted:])),
+                   (r, *self.shape[contracted:]), jnp.float32)
+    inner, left, right = kernel[:contracted], kernel[:contracted] + 'r', 'r' + kernel[contracted:]
+    low = ''.join(letter for letter in given if letter not in inner) + 'r'
+    h = jnp.einsum(f'{given},{left}->{low}', x.astype(self.dtype), a.astype(self.dtype))
+    return self.lora.scale * jnp.einsum(f'{low},{right}->{out}', h, b.astype(self.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -94,12 +116,13 @@ class CategoryDense(nn.Module):
   features: int
   dtype: Any = jnp.float32
   out_axis: str = 'embed_out'
+  in_axis: str = 'channels'
 
   @nn.compact
   def __call__(self, x_BTI: jax.Array, embodiment_B: jax.Array) -> jax.Array:
     E, I, O = self.num_embodiments, x_BTI.shape[-1], self.features
     init = nn.initializers.normal(0.02)
-    w_EIO = self.param('w', boxed(init, ('embodiment', 'channels', self.out_axis)), (E, I, O), jnp.float32)
+    w_EIO = self.param('w', boxed(init, ('embodiment', self.in_axis, self.out_axis)), (E, I, O), jnp.float32)
     b_EO = self.param('b', boxed(nn.initializers.zeros, ('embodiment', self.out_axis)), (E, O), jnp.float32)
     w_BIO, b_BO = look_up(w_EIO.astype(self.dtype), embodiment_B), look_up(b_EO.astype(self.dtype), embodiment_B)
     return jnp.einsum('BTI,BIO->BTO', x_BTI.astype(self.dtype), w_BIO) + b_BO[:, None]
@@ -113,13 +136,16 @@ class MLP(nn.Module):
   activation: Callable[[jax.Array], jax.Array]
   dtype: Any = jnp.float32
   kernel_init: Init | None = None
+  lora_in: cfg.LoraConfig | None = None
+  lora_out: cfg.LoraConfig | None = None
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     D = x_BTD.shape[-1]
-    h_BTM = Einsum('BTD,DM->BTM', (D, self.hidden), ('embed', 'mlp'), self.dtype, self.kernel_init, name='in')(x_BTD)
+    h_BTM = Einsum('BTD,DM->BTM', (D, self.hidden), ('embed', 'mlp'), self.dtype, self.kernel_init, lora=self.lora_in,
+                   name='in')(x_BTD)
     return Einsum('BTM,MD->BTD', (self.hidden, self.out), ('mlp', 'embed'), self.dtype, self.kernel_init,
-                  name='out')(self.activation(h_BTM))
+                  lora=self.lora_out, name='out')(self.activation(h_BTM))
 
 
 def look_up(table, ids):

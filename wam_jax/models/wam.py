@@ -43,7 +43,7 @@ class WorldActionModel(nn.Module):
       self.image_embedding = ImageEmbedding(c)
     self.action_encoder = action.ActionEncoder(c)
     self.state_encoder = action.CategoryMLP(c, D, 'embed')
-    self.action_decoder = action.CategoryMLP(c, c.action_dim, 'channels')
+    self.action_decoder = action.CategoryMLP(c, c.action_dim, 'channels', 'embed')
     self.blocks = dit.make_stack(c, 'blocks')
     self.head_modulation = self.param(
         'head_modulation', layers.boxed(nn.initializers.normal(D ** -0.5), ('norm', 'embed')), (2, D), jnp.float32)
@@ -260,7 +260,7 @@ class ImageEmbedding(nn.Module):
   def __call__(self, image_BIC):
     C, D, dtype = image_BIC.shape[-1], self.cfg.dim, jnp.dtype(self.cfg.dtype)
     x = layers.LayerNorm(1e-5, affine=True, name='norm_in')(image_BIC)
-    h = layers.Einsum('BIC,CM->BIM', (C, C), ('channels', 'mlp'), dtype, name='in')(x)
+    h = layers.Einsum('BIC,CM->BIM', (C, C), ('embed', 'mlp'), dtype, name='in')(x)
     y = layers.Einsum('BIM,MD->BID', (C, D), ('mlp', 'embed'), dtype, name='out')(layers.gelu_erf(h))
     return layers.LayerNorm(1e-5, affine=True, name='norm_out')(y)
 

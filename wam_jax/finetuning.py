@@ -1,0 +1,114 @@
+"""Which parameters a run trains, and low-rank adapters: their arithmetic and their place in nested parameters.
+
+Parameters are nested dicts; a path joins their keys by '/'. `models.layers.Einsum` makes adapters: beside a kernel `w`
+lie `lora_a` and `lora_b`, and the layer acts as one with the kernel `w + alpha / rank * lora_a lora_b`.
+"""
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wam_jax import config as cfg
+
+DOWN, UP = 'lora_a', 'lora_b'
+# Names that stand for patterns. Source of 'lora': DreamZero `WANPolicyHead`, train_architecture "lora".
+SETS = {'all': ('*',), 'lora': (f'*/{DOWN}', f'*/{UP}', 'state_encoder', 'action_encoder', 'action_decoder')}
+
+Params = Mapping[str, Any]
+
+
+def split(params: Params, trainable: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(what is trained, what is frozen) of nested parameters; `overlay` puts them together again.
+
+  Args:
+    trainable: names of SETS, or patterns of paths as the shell's: 'action_decoder', 'blocks/self_attn/*/b'.
+  Raises:
+    ValueError: a pattern matches nothing.
+  """
+  patterns = [pattern for name in trainable for pattern in SETS.get(name, (name,))]
+  paths = list(_paths(params))
+  if unmatched := [pattern for pattern in patterns if not any(_matches(path, pattern) for path in paths)]:
+    names = dict.fromkeys('/'.join(path.split('/')[:2]) for path in paths)
+    raise ValueError(f'config.trainable={tuple(trainable)}: no parameter matches {", ".join(map(repr, unmatched))}; '
+                     f'use {", ".join(map(repr, SETS))} or patterns of the names here: {", ".join(names)}.')
+  trained = {path for path in paths if any(_matches(path, pattern) for pattern in patterns)}
+  return _select(params, trained.__contains__), _select(params, lambda path: path not in trained)
+
+
+def overlay(below: Params, above: Params) -> dict[str, Any]:
+  """Nested dicts with the leaves of both, those of `above` where both have one."""
+  return {**below, **{key: overlay(below.get(key, {}), value) if isinstance(value, Mapping) else value
+                      for key, value in above.items()}}
+
+
+def without_adapters(params: Params) -> dict[str, Any]:
+  """The base."""
+  return _select(params, lambda path: path.rsplit('/', 1)[-1] not in (DOWN, UP))
+
+
+def merge(params: Params, lora: cfg.LoraConfig) -> dict[str, Any]:
+  """Parameters, as NumPy arrays stacked over layers, that act alike without adapters."""
+  if DOWN in params:
+    w, down, up = params['w'], params[DOWN], params[UP]
+    merged = np.stack([adapt(*layer, lora.scale) for layer in zip(w, down, up, strict=True)])
+    return _select(params, lambda path: path not in (DOWN, UP)) | {'w': merged}
+  return {key: merge(value, lora) if isinstance(value, Mapping) else value for key, value in params.items()}
+
+
+def adapt(w: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> np.ndarray:
+  """`w + scale * left right`, computed in float32 and rounded once to the dtype of `w`.
+
+  Args:
+    w: [..., ...] of any axes; left: its first axes, then the rank; right: the rank, then the others.
+  """
+  change = np.tensordot(left.astype(np.float32), right.astype(np.float32), 1)
+  change *= np.float32(scale)
+  change += w
+  return change.astype(w.dtype)
+
+
+def merged_config(config: cfg.TrainConfig) -> cfg.TrainConfig:
+  """The config of a run whose adapters are merged into its weights."""
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, lora=cfg.LoraConfig()), trainable=('all',))
+
+
+def fingerprint(params: Params) -> str:
+  """SHA-256 of paths, dtypes, shapes and numbers."""
+  digest = hashlib.sha256()
+  for path in sorted(_paths(params)):
+    leaf = params
+    for key in path.split('/'):
+      leaf = leaf[key]
+    digest.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+  return digest.hexdigest()
+
+
+def _matches(path: str, pattern: str) -> bool:
+  """Whether `pattern` says the path, or a module that it lies in."""
+  return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f'{pattern}/*')
+
+
+def _paths(params: Params, prefix: str = '') -> Iterator[str]:
+  for key, value in params.items():
+    if isinstance(value, Mapping):
+      yield from _paths(value, f'{prefix}{key}/')
+    else:
+      yield prefix + key
+
+
+def _select(params: Params, wanted: Callable[[str], bool], prefix: str = '') -> dict[str, Any]:
+  """The leaves with a path that is wanted, without dicts that would be empty."""
+  kept = {}
+  for key, value in params.items():
+    if not isinstance(value, Mapping):
+      if wanted(prefix + key):
+        kept[key] = value
+    elif below := _select(value, wanted, f'{prefix}{key}/'):
+      kept[key] = below
+  return kept
