@@ -1,0 +1,189 @@
+"""Compiles the training step for a slice that is not there, in a process of its own, and keeps what the compiler says.
+
+libtpu holds TPU's compiler and needs no TPU for it. A process of its own, because libtpu reads its settings from the
+environment, talks to stderr, and can be stopped only with the process: HLO and the plan of memory are complete long
+before the machine code.
+"""
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from wam_jax import config as cfg
+from wam_jax.aot import chips
+
+# Where there is no TPU: do not ask the cloud's metadata server what this machine is.
+_ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'none', 'TPU_WORKER_HOSTNAMES': 'localhost',
+                'TPU_WORKER_ID': '0', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+_DUMPED = {'hlo': 'after_optimizations.txt', 'buffers': 'after_optimizations-buffer-assignment.txt',
+           'usage': 'after_optimizations-memory-usage-report.txt'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What the compiler said.
+
+  Attributes:
+    hlo, buffers, usage: its texts: the program, the buffers, and the memory they take.
+    arguments: bytes per device of 'parameters', 'optimizer', 'average', 'encoders' and 'batch'.
+    partitions: of each device in the order of the program, its coordinates in the slice.
+    mesh: axis name to size.
+    attention: keys of a sample in the kernels of self-attention, padding included, and pairs that a device computes of
+      them; 0 where it is no kernel.
+    libtpu: its version.
+    seconds: it took.
+    analysis: bytes by kind as the finished program states them; empty where it stopped before the machine code.
+    shortage: the compiler's message where the program does not fit.
+  """
+
+  hlo: str
+  buffers: str
+  usage: str
+  arguments: dict[str, int]
+  partitions: list[list[int]]
+  mesh: dict[str, int]
+  attention: tuple[int, int]
+  libtpu: str
+  seconds: float
+  analysis: dict[str, int] = dataclasses.field(default_factory=dict)
+  shortage: str = ''
+
+
+def compile_step(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib.Path, machine_code: bool = False,
+                 say: Callable[[str], None] = lambda _: None) -> Compiled:
+  """Compiles `train_step.make_train_step` of this config for that slice.
+
+  Args:
+    directory: an empty one, for what the compiler writes.
+    machine_code: go on after program and memory are decided, which takes many times as long.
+    say: told every second what is under way.
+  Raises:
+    ValueError: the config does not fit the slice, or there is no libtpu.
+    RuntimeError: the compiler failed for another reason than memory.
+  """
+  if importlib.util.find_spec('libtpu') is None:
+    raise ValueError("Ahead-of-time compilation needs libtpu, which needs no TPU: pip install -e '.[aot]'.")
+  request = {'config': cfg.to_dict(config), 'topology': where.name}
+  (directory / 'request.json').write_text(json.dumps(request))
+  start = time.monotonic()
+  with open(directory / 'log.txt', 'wb') as log:
+    child = subprocess.Popen([sys.executable, '-m', 'wam_jax.aot.compiler', str(directory)],
+                             env=os.environ | _ENVIRONMENT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+      _watch(child, directory, machine_code, lambda stage: say(f'{stage}, {time.monotonic() - start:.0f} s'))
+    finally:
+      child.kill()
+      child.wait()
+  answer = _read_answer(directory)
+  found = {key: _find(directory, ending) for key, ending in _DUMPED.items()}
+  if not all(found.values()):
+    tail = (directory / 'log.txt').read_text(errors='replace')[-2000:]
+    raise RuntimeError(f'The compiler ended with code {child.returncode} before memory was planned:\n{tail}')
+  return Compiled(**{key: path.read_text() for key, path in found.items()}, **answer, seconds=time.monotonic() - start)
+
+
+def _watch(child, directory, machine_code, say) -> None:
+  """Returns when the child has ended, or has written enough."""
+  sizes: tuple[int, ...] = ()
+  while child.poll() is None:
+    time.sleep(1)
+    found = [_find(directory, ending) for ending in _DUMPED.values()]
+    before, sizes = sizes, tuple(path.stat().st_size for path in found if path)
+    planned = len(sizes) == len(_DUMPED) and sizes == before
+    say('machine code' if planned else 'optimizing' if (directory / 'answer.json').exists() else 'tracing')
+    if planned and not machine_code:
+      return
+
+
+def _find(directory: pathlib.Path, ending: str) -> pathlib.Path | None:
+  return next(directory.glob(f'*jit_step*.{ending}'), None)
+
+
+def _read_answer(directory: pathlib.Path) -> dict[str, Any]:
+  path = directory / 'answer.json'
+  if not path.exists():
+    raise RuntimeError('The compiler did not start:\n' + (directory / 'log.txt').read_text(errors='replace')[-2000:])
+  answer = json.loads(path.read_text())
+  if mistake := answer.pop('mistake', None):
+    raise ValueError(mistake)
+  if failure := answer.pop('failure', None):
+    raise RuntimeError(f'The compiler failed: {failure}')
+  return answer
+
+
+def _main(directory: pathlib.Path) -> None:
+  """The other process."""
+  request = json.loads((directory / 'request.json').read_text())
+  tell = lambda **answer: (directory / 'answer.json').write_text(json.dumps(answer))
+  answer: dict[str, Any] = {}
+  try:
+    where = chips.find(request['topology'])
+    lowered, answer = _lower(cfg.from_config_dict(request['config']), where)
+  except ValueError as e:
+    tell(mistake=str(e))
+    return
+  tell(**answer)
+  try:
+    compiled = lowered.compile(compiler_options={'xla_dump_to': str(directory), 'xla_dump_hlo_as_text': True})
+    sizes = compiled.memory_analysis()
+    tell(**answer, analysis={kind: getattr(sizes, f'{kind}_size_in_bytes')
+                             for kind in ('argument', 'output', 'alias', 'temp', 'generated_code')})
+  except RuntimeError as e:
+    tell(**answer, **({'shortage': str(e)} if 'RESOURCE_EXHAUSTED' in str(e) else {'failure': str(e)[:4000]}))
+
+
+def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, Any]]:
+  """The traced step, and what is known before it is compiled."""
+  import jax
+  from jax.experimental import topologies
+
+  from wam_jax import sharding
+  from wam_jax import train_step
+  from wam_jax.aot import abstract
+
+  jax.config.update('jax_platforms', 'cpu')
+  slice_of = topologies.get_topology_desc(platform='tpu', topology_name=where.name, wrap=where.wraps + (False,) * (
+      3 - len(where.wraps)), chip_config_name=where.chip.config)
+  mesh = sharding.make_mesh(config.mesh, slice_of.devices)
+  sharding.check_sizes(config, mesh)
+  state, batch = abstract.arguments(config, mesh)
+  step = train_step.make_train_step(config, mesh, jax.tree.map(lambda x: x.sharding, state))
+  with sharding.activate(mesh, config.rules):
+    attention = _attention(config)
+    lowered = step.__wrapped__.lower(state, batch)
+  parts = {'parameters': state.params, 'optimizer': state.opt_state, 'average': state.ema_params,
+           'encoders': state.frozen, 'batch': batch}
+  import libtpu
+  return lowered, {
+      'arguments': {name: abstract.bytes_per_device(tree) for name, tree in parts.items()},
+      'partitions': [[*map(int, d.coords)] for d in mesh.devices.flat],
+      'mesh': {name: int(n) for name, n in mesh.shape.items()}, 'attention': attention, 'libtpu': libtpu.__version__}
+
+
+def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
+  """Of the busiest shard of the active mesh's 'tokens'; see `Compiled`."""
+  from wam_jax import flops
+  from wam_jax import masks
+  from wam_jax.aot import abstract
+  from wam_jax.models import attention
+
+  layout = flops.training_layout(config.model, abstract.sizes(config).tokens_per_frame)
+  plan = attention.make_plan(config.model, layout)
+  if not isinstance(plan.pattern, masks.Blocks):
+    return 0, 0
+  seen = np.sum(plan.pattern.visible, 1).reshape(attention.shards_of('tokens'), -1).sum(1)
+  return len(plan.order), int(seen.max()) * plan.pattern.side ** 2
+
+
+if __name__ == '__main__':
+  _main(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,130 @@
+"""How long a step takes at best: arithmetic at the chip's peak, memory and interconnect at their full bandwidth."""
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from wam_jax.aot import chips
+from wam_jax.aot import hlo
+
+ASSUMPTIONS = (
+    'matrix products and attention kernels run at the peak of the chip',
+    'every operation takes the longer of its arithmetic and its HBM traffic, one after the other',
+    'collectives run on rings over the torus axes of their group, at the full bandwidth of the links',
+    'a collective beside which the compiler schedules other work is hidden by it; any other is waited for',
+    'latencies, input, logging and checkpoints take no time')
+
+
+@dataclasses.dataclass
+class Traffic:
+  """All collectives of one kind in a step: executions, bytes that a device sends, seconds, and seconds waited for."""
+
+  count: int = 0
+  bytes: float = 0.0
+  seconds: float = 0.0
+  exposed_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Seconds per step and device.
+
+  Attributes:
+    compute_s: FLOPs at peak. memory_s: HBM traffic at full bandwidth.
+    operations_s: one operation after the other. exposed_s: collectives that are waited for.
+    step_s: of a step.
+    traffic: by kind of collective.
+  """
+
+  compute_s: float
+  memory_s: float
+  operations_s: float
+  exposed_s: float
+  step_s: float
+  traffic: dict[str, Traffic]
+
+
+def estimate(work: hlo.Work, where: chips.Slice, coordinates: Sequence[Sequence[int]]) -> Estimate:
+  """Of a counted program.
+
+  Args:
+    coordinates: in the slice, of each device in the order of the program.
+  """
+  traffic: dict[str, Traffic] = collections.defaultdict(Traffic)
+  for one in work.collectives:
+    sent, seconds = _ring(one, where, coordinates)
+    total = traffic[one.kind]
+    total.count += one.times
+    total.bytes += one.times * sent
+    total.seconds += one.times * seconds
+    total.exposed_s += 0 if one.overlapped else one.times * seconds
+  exposed = sum(t.exposed_s for t in traffic.values())
+  memory_s = work.bytes * where.chip.devices / where.chip.hbm_bytes_per_s
+  busy = sum(t.seconds for t in traffic.values())
+  compute_s = (work.flops + work.kernel_flops) * where.chip.devices / where.chip.flops
+  step_s = max(work.seconds + exposed, memory_s, busy)
+  return Estimate(compute_s, memory_s, work.seconds, exposed, step_s, dict(traffic))
+
+
+def _ring(one: hlo.Collective, where: chips.Slice, coordinates) -> tuple[float, float]:
+  """(bytes that a device sends, seconds) of one execution.
+
+  All-to-all on a ring needs a quarter of the time of gathering the same arrays everywhere.
+  Source: jax-ml.github.io/scaling-book, "Sharded matrices".
+  """
+  link = where.chip.link_bytes_per_s / where.chip.devices
+  if one.kind == 'collective-permute':
+    return one.bytes, one.bytes / link
+  members = group(one.attributes, len(coordinates))
+  n = len(members)
+  if n == 1:
+    return 0.0, 0.0
+  bandwidth = link * _directions(where, np.asarray([coordinates[i] for i in members]))
+  share = one.bytes * (n - 1) / n
+  if one.kind == 'all-to-all':
+    return share, one.bytes * n / 4 / bandwidth
+  sent = share * (2 if one.kind == 'all-reduce' else 1)
+  return sent, sent / bandwidth
+
+
+def _directions(where, places) -> int:
+  """Links that a device of a group sends on at once: two along a whole axis that wraps, one along any other."""
+  count = 0
+  for axis, (size, wraps) in enumerate(zip(where.shape, where.wraps)):
+    spanned = len(set(places[:, axis].tolist()))
+    count += 0 if spanned == 1 else 2 if wraps and spanned == size else 1
+  return max(count, 1)
+
+
+def group(attributes: str, devices: int) -> list[int]:
+  """Devices, by their number in the program, of the first group of a collective.
+
+  The text has one of three forms: {{0,1},{2,3}}, [2,2]<=[4] (perhaps T(...)), or mesh['a'=2,'b'=2] {'b'}.
+  """
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+    return _mesh_group(*found.groups())
+  if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes):
+    shape, dims, order = (tuple(map(int, part.split(','))) if part else () for part in found.groups())
+    numbers = np.arange(math.prod(dims)).reshape(dims)
+    return (numbers.transpose(order) if order else numbers).reshape(shape)[0].tolist()
+  if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
+    return [int(n) for n in found[1].split(',')]
+  return list(range(devices))
+
+
+def _mesh_group(axes: str, named: str) -> list[int]:
+  sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
+  numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  index = []
+  chosen = {name: (int(before or 1), int(size or sizes[name]))
+            for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named)}
+  for name, n in sizes.items():
+    before, size = chosen.get(name, (1, 1))
+    after = n // (before * size)
+    index.append(np.arange(size) * after)
+  return numbers[np.ix_(*index)].ravel().tolist()
