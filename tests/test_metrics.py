@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 
+from wam_jax import config as cfg
 from wam_jax import metrics
 
 
@@ -72,6 +74,16 @@ def test_progress_shows_rate_and_time_left(stream, shown):
   assert progress.samples_per_s == 4.0
 
 
+def test_mfu_is_shown_with_the_peak_it_divides_by():
+  now = iter(range(0, 1000, 10))
+  stream = io.StringIO()
+  progress = metrics.Progress(50, 4, stream, lambda: float(next(now)), sample_flops=5e12, peak_flops=8e12)
+  for step in (1, 2, 3):  # Ten seconds each.
+    progress.update(step, 0.5)
+  assert 'loss 0.5000  0.4 samples/s  MFU 25.0% of 8 TFLOP/s  ETA' in stream.getvalue()
+  assert progress.timing['mfu'] == 0.25 and 'mfu' not in metrics.Progress(50, 4).timing
+
+
 def test_goodput_is_the_share_of_time_that_the_steps_needed():
   now = [0.0]
   progress = metrics.Progress(100, 1, io.StringIO(), lambda: now[0])
@@ -80,3 +92,42 @@ def test_goodput_is_the_share_of_time_that_the_steps_needed():
     now[0] = 100 + step if step <= 40 else 150 + step  # 100 s to begin, then a step a second, with a pause of 50 s.
     progress.update(step, 0.0)
   assert progress.goodput == pytest.approx(59 / 210)
+
+
+class Board:
+  """What a run of Weights & Biases is told."""
+
+  def __init__(self):
+    self.lines = []
+
+  def log(self, scalars, step):
+    self.lines.append((step, dict(scalars)))
+
+
+def test_boards_are_shown_what_is_written(tmp_path):
+  board = Board()
+  writer = metrics.MetricsWriter(tmp_path, 0, [board])
+  writer.write(2, {'loss': 0.5}, {'goodput': 0.9})
+  writer.close()
+  assert board.lines == [(2, {'loss': 0.5, 'goodput': 0.9})]
+
+
+def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  with pytest.raises(ValueError, match=r"--wandb_project=p needs wandb: pip install -e '.\[wandb\]', or drop the flag"):
+    with metrics.wandb_run('p', tmp_path, cfg.from_config_dict(cfg.base())):
+      pass
+
+
+def test_wandb_without_network(tmp_path, monkeypatch):
+  """Each start of a run writes what `wandb sync` sends later, under one name."""
+  pytest.importorskip('wandb')
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  for steps in ([1, 2], [2, 3]):
+    with metrics.wandb_run('project', tmp_path, cfg.from_config_dict(cfg.base())) as run:
+      writer = metrics.MetricsWriter(tmp_path, steps[0] - 1, [run])
+      for step in steps:
+        writer.write(step, {'loss': 0.5 ** step}, {})
+      writer.close()
+  name = (tmp_path / 'wandb_id').read_text()
+  assert [path.name for path in tmp_path.glob('wandb/offline-run-*/run-*.wandb')] == 2 * [f'run-{name}.wandb']

@@ -1,8 +1,10 @@
 """Meshes and logical rules: mistakes raise, parameters split as written, and every mesh trains like one device."""
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -10,10 +12,12 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from configs import droid_14b
 from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import types
+from wam_jax.aot import abstract as aot
 from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 
@@ -137,7 +141,7 @@ def test_parameters_split_as_the_rules_say():
       (params['time_projection']['w'], P('fsdp', None, 'tensor')),
       (params['head']['w'], P('fsdp', None, None, None)),
       (params['action_encoder']['mix']['w'], P(None, None, 'fsdp')),
-      (params['action_decoder']['in']['w'], P(None, None, 'tensor')),
+      (params['action_decoder']['in']['w'], P(None, 'fsdp', 'tensor')),
       (text['table'], P(None, 'fsdp')),
   ):
     assert parameter.sharding.spec == spec
@@ -157,6 +161,35 @@ def test_every_large_parameter_is_split_and_so_are_its_moments():
     assert jax.tree.map(lambda x: x.sharding.spec, tree) == specs
 
 
+# Of DROID 14B, what is not split over 'fsdp', and why.
+WHOLE = {
+    'blocks/ffn/in/b': "a bias of the hidden width, which 'tensor' splits: 2 MiB, 6 with its moments",
+}
+
+
+@pytest.mark.parametrize(('layout', 'sizes'), [
+    ('v5p', (1, 64, 1, 1)), ('v6e', (1, 128, 1, 2)), ('v5p', (2, 32, 4, 1))], ids=str)
+def test_each_large_array_of_droid_14b_is_split(layout, sizes):
+  """Parameters, moments and encoders above 1 MiB: a device holds at most a 32nd of each (`pytest -s` lists them)."""
+  config = cfg.from_config_dict(droid_14b.get_config(layout))
+  mesh = jax.sharding.AbstractMesh(sizes, ('data', 'fsdp', 'tensor', 'seq'))
+  state, _ = aot.arguments(config, mesh)
+  total, share, whole = 0, 0, {}
+  print(f'\n{dict(mesh.shape)}')
+  for path, x in jax.tree.leaves_with_path(state):
+    size, held = (math.prod(shape) * x.dtype.itemsize for shape in (x.shape, x.sharding.shard_shape(x.shape)))
+    total, share = total + size, share + held
+    if size > 2 ** 20:
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      line = f'{name:<64}{str(x.shape):<26}{size / 2 ** 20:>9.1f} MiB  1/{size / held:<4.0f} {x.sharding.spec}'
+      print(line)
+      if held > size / 32 and any(n % sizes[1] == 0 for n in x.shape):  # Of the VAE, 192 channels do not divide by 128.
+        whole[name] = line
+  unexpected = [line for name, line in whole.items() if not name.endswith(tuple(WHOLE))]
+  assert not unexpected, 'Replicated, or nearly so:\n' + '\n'.join(unexpected)
+  assert share < 1.15 * total / sizes[1]  # The rest is what the VAE and the above cannot split.
+
+
 def test_mesh_keeps_unused_axes_and_fills_in_the_rest():
   assert dict(sharding.make_mesh({'data': -1, 'fsdp': 2, 'tensor': 1, 'seq': 1}).shape) == {
       'data': 4, 'fsdp': 2, 'tensor': 1, 'seq': 1}
@@ -167,8 +200,38 @@ def test_mesh_keeps_unused_axes_and_fills_in_the_rest():
     {'data': 3}, {'data': 4}, {'data': 16}, {'data': -1, 'fsdp': 3}, {'data': -1, 'fsdp': -1}, {},
     {'data': 0, 'fsdp': 8}, {'data': -1, 'fsdp': 0}, {'data': -2, 'fsdp': -4}], ids=str)
 def test_meshes_that_do_not_fit_raise(sizes):
-  with pytest.raises(ValueError, match='does not fit 8 devices'):
+  with pytest.raises(ValueError, match='does not fit 8 devices: .* nearest valid: {') as error:
     sharding.make_mesh(sizes)
+  sharding.make_mesh(ast.literal_eval(str(error.value).split('nearest valid: ')[1].rstrip('.')))
+
+
+def test_the_nearest_mesh_keeps_what_it_can():
+  with pytest.raises(ValueError, match="nearest valid: {'data': 1, 'fsdp': 2, 'tensor': 4}"):
+    sharding.make_mesh({'data': -1, 'fsdp': 2, 'tensor': 3})
+  with pytest.raises(ValueError, match="nearest valid: {'data': 1, 'fsdp': 8}"):
+    sharding.make_mesh({'data': 1, 'fsdp': 16})
+
+
+@pytest.mark.parametrize(('change', 'mesh', 'message'), [
+    ({'batch_size': 12}, {'data': 8}, r'config.batch_size=12 must be divisible by 8, .* nearest valid: (8|16)\.'),
+    ({'batch_size': 100, 'accumulate': 3}, {'data': 4, 'fsdp': 2},
+     r'config.batch_size=100 must be divisible by 24, config.accumulate=3 .* data \* fsdp .* nearest valid: 96\.'),
+    ({}, {'tensor': 4}, r'model.num_heads=2 must be divisible by 4, .* tensor .* nearest valid: 2 of them'),
+    ({'model': {'num_heads': 6, 'dim': 24}}, {'tensor': 4}, r'model.num_heads=6 .* nearest valid: 3 of them'),
+    ({'model': {'mlp_dim': 33}}, {'tensor': 2}, r'model.mlp_dim=33 .* nearest valid: (1|3) of them'),
+    ({'model': {'dim': 20}}, {'fsdp': 8}, r'model.dim=20 .* fsdp .* nearest valid: 10 of them'),
+])
+def test_sizes_that_the_mesh_does_not_divide(change, mesh, message):
+  model = dataclasses.replace(MODEL, **change.get('model', {}))
+  config = dataclasses.replace(CONFIG, **change | {'model': model})
+  with pytest.raises(ValueError, match=message):
+    sharding.check_sizes(config, make_mesh(ONE | mesh))
+
+
+def test_all_sizes_are_reported_at_once():
+  with pytest.raises(ValueError, match='model.num_heads=2 .*\nconfig.batch_size=3 '):
+    sharding.check_sizes(dataclasses.replace(CONFIG, batch_size=3), make_mesh(ONE | {'fsdp': 2, 'tensor': 4}))
+  sharding.check_sizes(CONFIG, make_mesh(MESHES['data2_fsdp2_tensor2']))
 
 
 def test_shard_splits_activations():

@@ -1,4 +1,4 @@
-"""Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard and the progress line.
+"""Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases and the progress line.
 
 metrics.jsonl holds only what the config determines, so that a run that was killed and resumed writes the same file as
 one that was not; everything that depends on the clock goes elsewhere.
@@ -6,25 +6,33 @@ one that was not; everything that depends on the clock goes elsewhere.
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
 import json
 import math
 import pathlib
+import secrets
 import sys
 import time
-from collections.abc import Mapping
-from typing import TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 import tensorboardX
 
+from wam_jax import config as cfg
 from wam_jax import workdir as workdir_lib
 
 
 class MetricsWriter:
   """Appends one line per call to WORKDIR/metrics.jsonl and timing.jsonl, and the same scalars to TensorBoard."""
 
-  def __init__(self, workdir: pathlib.Path, step: int):
-    """Continues after `step` (0 for a new run): what a killed run wrote later is dropped, it will be written again."""
+  def __init__(self, workdir: pathlib.Path, step: int, boards: Sequence[Any] = ()):
+    """Continues after `step` (0 for a new run): what a killed run wrote later is dropped, it will be written again.
+
+    Args:
+      boards: of `wandb_run`, that are shown the same scalars.
+    """
+    self._boards = boards
     drop_after(workdir / 'metrics.jsonl', step)
     drop_after(workdir / 'timing.jsonl', step)
     self._metrics = (workdir / 'metrics.jsonl').open('a')
@@ -37,11 +45,41 @@ class MetricsWriter:
     _append(self._timing, step, timing)
     for name, value in (*scalars.items(), *timing.items()):
       self._board.add_scalar(name, value, step)
+    for board in self._boards:
+      board.log({**scalars, **timing}, step=step)
 
   def close(self) -> None:
     self._metrics.close()
     self._timing.close()
     self._board.close()
+
+
+@contextlib.contextmanager
+def wandb_run(project: str, workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[Any]:
+  """A run of Weights & Biases, for `MetricsWriter`; the same one after each restart in `workdir`.
+
+  Raises:
+    ValueError: wandb is not installed or refuses, for example because nobody has logged in.
+  """
+  try:
+    import wandb  # Optional, and slow to import.
+  except ImportError as e:
+    raise ValueError(f"--wandb_project={project} needs wandb: pip install -e '.[wandb]', or drop the flag.") from e
+  name = workdir / 'wandb_id'
+  if not name.exists():
+    workdir_lib.save_text(name, secrets.token_hex(4))
+  try:
+    run = wandb.init(project=project, name=config.name, id=name.read_text(), resume='allow', dir=workdir,
+                     config=cfg.to_dict(config), settings=wandb.Settings(silent=True, console='off'))
+  except wandb.Error as e:
+    raise ValueError(f'--wandb_project={project}: {e}. Run `wandb login`, or set WANDB_MODE=offline and send the run '
+                     f'later by `wandb sync {workdir}/wandb/*`.') from e
+  failed = True
+  try:
+    yield run
+    failed = False
+  finally:
+    run.finish(exit_code=int(failed))
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
@@ -70,8 +108,11 @@ def _append(f: TextIO, step: int, scalars: Mapping[str, float]) -> None:
 class Progress:
   """Progress with rate and time left: rewritten in place on a terminal, else a line every ten seconds."""
 
-  def __init__(self, steps: int, batch_size: int, stream: TextIO | None = None, clock=time.monotonic):
+  def __init__(self, steps: int, batch_size: int, stream: TextIO | None = None, clock=time.monotonic,
+               sample_flops: float = 0.0, peak_flops: float = 0.0):
+    """`sample_flops`: of a training sample; `peak_flops`: of all devices per second, 0 where it is not known."""
     self._steps, self._batch_size, self._clock = steps, batch_size, clock
+    self._sample_flops, self._peak_flops = sample_flops, peak_flops
     self._stream = stream or sys.stdout
     self._in_place = self._stream.isatty()
     self._period_s = 0.5 if self._in_place else 10.0
@@ -92,12 +133,18 @@ class Progress:
       self._marks.append(now)
       left = datetime.timedelta(seconds=round((self._steps - step) / rate)) if rate else '?'
       self._show(f'step {step}/{self._steps} ({100 * step // self._steps}%)  loss {loss:.4f}  '
-                 f'{rate * self._batch_size:.1f} samples/s  ETA {left}')
+                 f'{rate * self._batch_size:.1f} samples/s{self._show_mfu(rate)}  ETA {left}')
 
   @property
   def samples_per_s(self) -> float:
     """Average over this process's steps, the first (compilation) excluded; 0 before the second."""
     return _rate(self._first, self._last) * self._batch_size if self._first else 0.0
+
+  @property
+  def timing(self) -> dict[str, float]:
+    """For timing.jsonl; `mfu` (model FLOPs, of the peak) only where the peak is known."""
+    mfu = {'mfu': self.samples_per_s * self._sample_flops / self._peak_flops} if self._peak_flops else {}
+    return {'samples_per_s': self.samples_per_s, 'goodput': self.goodput} | mfu
 
   @property
   def goodput(self) -> float:
@@ -114,6 +161,12 @@ class Progress:
     """Prints `message` on lines of its own."""
     self._clear()
     print(message, file=self._stream, flush=True)
+
+  def _show_mfu(self, rate: float) -> str:
+    if not self._peak_flops:
+      return ''
+    mfu = rate * self._batch_size * self._sample_flops / self._peak_flops
+    return f'  MFU {100 * mfu:.1f}% of {self._peak_flops / 1e12:.0f} TFLOP/s'
 
   def _show(self, line: str) -> None:
     if self._in_place:

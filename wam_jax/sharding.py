@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 import math
 from typing import Any
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+from wam_jax import config as cfg
 
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -34,9 +37,47 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
       not free and given != len(devices)):
     raise ValueError(
         f'mesh={dict(sizes)} does not fit {len(devices)} devices: fixed sizes multiply to {given}; '
-        f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}.')
+        f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}; '
+        f'nearest valid: {_nearest_mesh(sizes, len(devices))}.')
   shape = [len(devices) // given if n == -1 else n for n in sizes.values()]
   return Mesh(np.asarray(devices).reshape(shape), tuple(sizes))
+
+
+def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
+  """Checks what the mesh has to divide, before anything is compiled. (Tokens need not divide: they are padded.)
+
+  Raises:
+    ValueError: sizes that it does not divide, all of them, each with the nearest valid one.
+  """
+  shards = {name: math.prod(mesh.shape[axis] for axis in _axes(_spec((name,), config.rules, mesh)[0]))
+            for name in config.rules}
+  problems = []
+  for key, names in {'num_heads': ('heads', 'act_heads'), 'mlp_dim': ('mlp', 'act_mlp'), 'dim': ('embed',)}.items():
+    size, name = getattr(config.model, key), max(names, key=shards.__getitem__)
+    if size % shards[name]:
+      divisors = [n for n in range(1, size + 1) if size % n == 0]
+      problems.append(f'model.{key}={size} must be divisible by {shards[name]}, the devices that '
+                      f'{" * ".join(config.rules[name])} of config.mesh spreads it over; nearest valid: '
+                      f'{min(divisors, key=lambda n: abs(n - shards[name]))} of them.')
+  hosts = len({device.process_index for device in mesh.devices.flat})
+  parts = math.lcm(config.accumulate * shards['batch'], hosts)
+  if config.batch_size % parts:
+    problems.append(
+        f'config.batch_size={config.batch_size} must be divisible by {parts}, config.accumulate={config.accumulate} '
+        f'times the {shards["batch"]} devices that {" * ".join(config.rules["batch"])} of config.mesh spreads it over, '
+        f'on {hosts} hosts; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
+  if problems:
+    raise ValueError('\n'.join(problems))
+
+
+def _nearest_mesh(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+  """The sizes that multiply to `devices` and differ from `sizes` by the smallest factors."""
+  axes = list(sizes) or ['data']
+  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+  fitting = [choice for choice in itertools.product(divisors, repeat=len(axes)) if math.prod(choice) == devices]
+  distance = lambda choice: sum(abs(math.log(n / sizes[axis])) for axis, n in zip(axes, choice)
+                                if sizes.get(axis, 0) > 0)
+  return dict(zip(axes, min(fitting, key=distance)))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -36,9 +37,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import config_flags
 
-from wam_jax import checkpoint, cli, metrics, sharding, train_step, types
+from wam_jax import checkpoint, cli, finetuning, flops, metrics, sharding, train_step, types
 from wam_jax import config as cfg
+from wam_jax import remote
 from wam_jax import workdir as workdir_lib
+from wam_jax.aot import abstract, chips
 from wam_jax.data import pipeline
 from wam_jax.models import encoders
 
@@ -53,6 +56,8 @@ _COORDINATOR = flags.DEFINE_string(
     'coordinator_address', None, 'HOST:PORT of process 0, for several processes started by hand.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many, with --coordinator_address.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process, with --coordinator_address.')
+_WANDB = flags.DEFINE_string(
+    'wandb_project', '', 'Metrics go to this project of Weights & Biases, too; WANDB_MODE=offline needs no network.')
 
 
 def main(argv: list[str]) -> None:
@@ -63,26 +68,31 @@ def main(argv: list[str]) -> None:
   _start_processes()
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(_CACHE.value).expanduser()))
-  stopped_by = train(config, workdir)
+  stopped_by = train(config, workdir, _WANDB.value)
   if stopped_by:
     sys.exit(128 + stopped_by)
 
 
-def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> int:
+def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '') -> int:
   """Runs `config` in `workdir` from the newest checkpoint there, or from the start, to `config.steps`.
 
+  Args:
+    wandb_project: where metrics are also shown; '' for nowhere.
   Returns:
     0, or the number of the signal that stopped it before.
   """
   first = jax.process_index() == 0
   mesh = sharding.make_mesh(config.mesh)
   batch_sharding = sharding.batch_sharding(mesh, config.rules)
-  _check_schedule(config, mesh)
+  _check_schedule(config)
+  sharding.check_sizes(config, mesh)
 
   with contextlib.ExitStack() as stack:
     if first:
-      stack.enter_context(workdir_lib.claim(workdir, config))
+      files = stack.enter_context(workdir_lib.claim(workdir, config))
       workdir_lib.keep_vocabulary(workdir, config)
+    boards = ([stack.enter_context(metrics.wandb_run(wandb_project, files.local, config))]
+              if first and wandb_project else [])
     _prepare_datasets(config)
     metadata = {'config': cfg.to_dict(config), 'data': _as_json(pipeline.load_metadata(config))}
     host = (jax.process_index(), jax.process_count())
@@ -90,7 +100,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> int:
     held_out = list(pipeline.make_eval_batches(config, config.eval_batches, 'val', *host)) if config.eval_every else []
     stack.enter_context(sharding.activate(mesh, config.rules))
     checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, config.keep, config.keep_every))
-    progress = metrics.Progress(config.steps, config.batch_size)
+    progress = metrics.Progress(config.steps, config.batch_size, **_count_work(config, mesh))
     say = progress.say if first else lambda message: None
 
     restored = checkpoints.restore(config, lambda frozen: train_step.abstract_state(config, mesh, frozen), say)
@@ -99,7 +109,9 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> int:
       shardings = jax.tree.map(lambda x: x.sharding, state)
       say(f'continuing after step {start} of {config.steps} in {workdir}')
     else:
-      (state, shardings), start = _init_state(config, mesh, say), 0
+      (state, shardings), base = _init_state(config, mesh, say)
+      start = 0
+    metadata['base'] = restored.metadata.get('base') if restored else base
     stored = pipeline.find_features(config, state.frozen)
     if stored:
       metadata['data']['features'] = {name: s.place.name for name, s in stored.items()}
@@ -113,11 +125,13 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> int:
 
     run_step = train_step.make_train_step(config, mesh, shardings)
     run_eval = train_step.make_eval_step(config, mesh, shardings) if held_out else None
-    writer = stack.enter_context(contextlib.closing(metrics.MetricsWriter(workdir, start))) if first else None
+    writer = (stack.enter_context(contextlib.closing(metrics.MetricsWriter(files.local, start, boards)))
+              if first else None)
     watch = _LossWatch(config, progress.say)
     stop = stack.enter_context(_StopSignal())
     alive = stack.enter_context(_HangTimeout(config.hang_timeout_s))
-    profile = stack.enter_context(_Profile(config.profile, workdir / 'profile'))
+    traces = stack.enter_context(remote.staged(workdir / 'profile')) if config.profile else None
+    profile = stack.enter_context(_Profile(config.profile, traces))
 
     step = start
     while step < config.steps and not stop.requested(step):
@@ -138,13 +152,18 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path) -> int:
       if held_out and (step % config.eval_every == 0 or step == config.steps):
         line.update(_evaluate(run_eval, state, held_out, batch_sharding))
       if line and writer:
-        writer.write(step, line, {'samples_per_s': progress.samples_per_s, 'goodput': progress.goodput})
+        writer.write(step, line, progress.timing)
+        files.send_soon()
       if step % config.save_every == 0 or step == config.steps:
         watch.check(lag=0)
+        if first:
+          files.send()  # Before the checkpoint: a restart from it must find its lines.
         checkpoints.save(step, state, batches.get_state(), metadata)
 
     watch.check(lag=0)
     if step > start and checkpoints.newest() != step:
+      if first:
+        files.send()
       checkpoints.save(step, state, batches.get_state(), metadata)
     checkpoints.wait()
 
@@ -164,23 +183,33 @@ def _start_processes() -> None:
     if any(value is None for value in by_hand):
       raise ValueError('--coordinator_address, --num_processes and --process_id go together; '
                        f'given: {by_hand}. On a TPU pod or under SLURM pass --distributed instead.')
+    address, count, number = by_hand
+    if not 0 <= number < count or not re.fullmatch(r'.+:\d+', address):
+      raise ValueError(f'--coordinator_address={address} must be HOST:PORT, and --process_id={number} one of 0 to '
+                       f'--num_processes - 1 = {count - 1}.')
     jax.distributed.initialize(*by_hand)
   elif _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except ValueError as e:
+      raise ValueError(f'--distributed finds no TPU, SLURM or Kubernetes job around this process: {e} Start it through '
+                       'launch/, or pass --coordinator_address, --num_processes and --process_id.') from e
 
 
-def _check_schedule(config: cfg.TrainConfig, mesh: Mesh) -> None:
+def _check_schedule(config: cfg.TrainConfig) -> None:
   counts = ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep')
   low = [f'config.{key}={getattr(config, key)}' for key in counts if getattr(config, key) < 1]
   if low:
     raise ValueError(f'{", ".join(low)}: must be at least 1.')
-  axes = config.rules['batch']
-  parts = math.lcm(config.accumulate * math.prod(mesh.shape[axis] for axis in axes), jax.process_count())
-  if config.batch_size % parts:
-    raise ValueError(
-        f'config.batch_size={config.batch_size} must be divisible by {parts}, config.accumulate={config.accumulate} '
-        f'times the devices that {" * ".join(axes)} of config.mesh spreads it over; '
-        f'nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
+
+
+def _count_work(config: cfg.TrainConfig, mesh: Mesh) -> dict[str, float]:
+  """What MFU needs; nothing on chips without a known peak, or where only a part of the model is trained."""
+  peak = chips.peak_flops(mesh.devices.flat[0].device_kind)
+  if not peak or config.trainable != ('all',):
+    return {}
+  components = flops.training(config.model, abstract.sizes(config).tokens_per_frame)
+  return {'sample_flops': flops.total(components).train, 'peak_flops': peak * mesh.size}
 
 
 def _prepare_datasets(config: cfg.TrainConfig) -> None:
@@ -205,25 +234,30 @@ def _check_same_data(stored: Mapping[str, Any], now: Mapping[str, Any], workdir:
                      'or start in another --workdir with --config.init_from.')
 
 
-def _init_state(config: cfg.TrainConfig, mesh: Mesh, say: Callable[[str], None]) -> tuple[train_step.TrainState, Any]:
-  """A fresh TrainState and its shardings; weights and encoders come from other runs where the config says so."""
+def _init_state(config: cfg.TrainConfig, mesh: Mesh, say: Callable[[str], None]
+                ) -> tuple[tuple[train_step.TrainState, Any], dict[str, Any] | None]:
+  """A fresh TrainState with its shardings, and a record of the run it starts from.
+
+  Weights and encoders come from other runs where the config says so; adapters are always new.
+  """
   if config.init_from:
-    source, params, frozen, _, step = checkpoint.load_for_inference(config.init_from)
+    source, params, frozen, base = checkpoint.load_base(config.init_from)
     frozen = _adopt(config, source, frozen, 'init_from')
-    mismatches = checkpoint.list_mismatches(train_step.abstract_state(config, mesh, frozen).params, params)
+    wanted = finetuning.without_adapters(train_step.abstract_state(config, mesh, frozen).params)
+    mismatches = checkpoint.list_mismatches(wanted, params)
     if mismatches:
       raise ValueError(f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
                        'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.')
     state, shardings = train_step.init_state(config, mesh, frozen)
-    say(f'weights from step {step} of {config.init_from}')
-    placed = (_placed(params, state.params), _placed(params, state.ema_params))
-    return state.replace(params=placed[0], ema_params=placed[1]), shardings
+    say(f'weights from step {base["step"]} of {config.init_from}')
+    placed = (_placed(params, state.params), _placed(params, state.ema_params or {}) or None)
+    return (state.replace(params=placed[0], ema_params=placed[1]), shardings), base
   if config.encoders_from:
     source, frozen = checkpoint.load_encoders(config.encoders_from)
-    return train_step.init_state(config, mesh, _adopt(config, source, frozen, 'encoders_from'))
+    return train_step.init_state(config, mesh, _adopt(config, source, frozen, 'encoders_from')), None
   # Every process fits on the same windows, those of the first host.
   with contextlib.closing(pipeline.make_train_iterator(config, 0, 1)) as batches:
-    return train_step.init_state(config, mesh, train_step.fit_frozen(config, batches))
+    return train_step.init_state(config, mesh, train_step.fit_frozen(config, batches)), None
 
 
 def _adopt(config: cfg.TrainConfig, source: cfg.TrainConfig, frozen: encoders.Encoders, key: str) -> encoders.Encoders:
@@ -243,11 +277,11 @@ def _compared(encoder: Any) -> Any:
   return dataclasses.replace(encoder, **free)
 
 
-def _placed(values: Any, like: Any) -> Any:
-  """`values` with the dtype and sharding of `like`, which is empty where no average is kept."""
-  if not jax.tree.leaves(like):
-    return like
-  return jax.tree.map(lambda x, y: jax.device_put(np.array(x, y.dtype), y.sharding), values, like)
+def _placed(values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+  """`like` with the numbers of `values` where it has any, in the dtype and sharding of `like`."""
+  return {key: _placed(values.get(key, {}), y) if isinstance(y, Mapping) else
+          jax.device_put(np.array(values[key], y.dtype), y.sharding) if key in values else y
+          for key, y in like.items()}
 
 
 def _to_devices(batch: types.Batch, batch_sharding: NamedSharding) -> types.Batch:
@@ -335,7 +369,7 @@ class _HangTimeout:
 class _Profile:
   """A trace of the steps first to last for XProf: `tensorboard --logdir=WORKDIR/profile`."""
 
-  def __init__(self, steps: Sequence[int], directory: pathlib.Path):
+  def __init__(self, steps: Sequence[int], directory: pathlib.Path | None):
     self._steps, self._directory, self._running = steps, directory, False
 
   def __enter__(self) -> Self:
