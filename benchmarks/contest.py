@@ -1,4 +1,4 @@
-"""Several programs measured on one core in turns: each is asked for work, timed, and stopped while the others run.
+"""Programs measured on the same cores in turns: each is asked for work, timed, and stopped while the others run.
 
 A contestant is a process that calls `serve`; whoever compares them uses `Contestant`. Needs only the standard library
 and psutil, so that a contestant may live in another Python.
@@ -48,12 +48,12 @@ class Turn:
 
   @property
   def rate(self) -> float:
-    """Samples per second of the core: what other programs take of the machine does not count."""
+    """Samples per CPU second: what other programs take of the machine does not count."""
     return self.samples / self.cpu_s
 
 
 class Contestant:
-  """A pinned process that works only while it is measured. Use as a context manager.
+  """A process pinned to `cores` that works only while it is measured. Use as a context manager.
 
   Attributes:
     start_s: from its start to its first sample.
@@ -61,8 +61,8 @@ class Contestant:
     ValueError: it ended instead of answering; with what it said.
   """
 
-  def __init__(self, command: Sequence[str], core: int):
-    pin = lambda: os.sched_setaffinity(0, {core})
+  def __init__(self, command: Sequence[str], cores: Sequence[int]):
+    pin = lambda: os.sched_setaffinity(0, cores)
     self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
     self._command, start = command, time.perf_counter()
     self._read()

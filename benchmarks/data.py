@@ -50,8 +50,9 @@ _CORE = flags.DEFINE_integer('core', 0, 'The core that all are measured on.', 0)
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each.', 1)
 _SECONDS = flags.DEFINE_float('seconds', 6.0, 'CPU time of a turn.', 0.1)
 _MEMORY = flags.DEFINE_integer('memory_batches', 0, 'If positive, only memory is measured, over that many batches.', 0)
-_PART = flags.DEFINE_enum('part', '', ('', 'decode', 'benchmark', 'droid'), 'For the program itself: what this process '
-                          'measures, decoding or the windows of a robot.')
+_PART = flags.DEFINE_enum(
+    'part', '', ('', 'decode', 'read_and_decode', 'benchmark', 'droid'),
+    'For the program itself: what this process measures, decoding or the windows of a robot.')
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 
 CHUNKS = 4
@@ -89,21 +90,24 @@ def serve_pipeline(path: epath.Path, robot: str) -> None:
   contest.serve(lambda: len(next(batches).sample_B2))
 
 
-def serve_decode(path: epath.Path, num: int = 48) -> None:
-  """The limit: the frames of such windows, each once, decoded from memory, and nothing else."""
+def serve_decode(path: epath.Path, from_memory: bool, num: int = 48) -> None:
+  """The limit: the frames of such windows, each once, decoded from memory (or read and decoded), and nothing else."""
   cv2.setNumThreads(1)
   opened = sources.Episodes(str(path), 'train', QUADRANTS)
   anchors, rng = windows.make_anchors(opened), np.random.default_rng(0)
   def load():
     number, step, stop = anchors[int(rng.integers(len(anchors)))]
-    episode, steps = opened[number], windows.make_window(opened.record, CHUNKS, step, stop).frame_steps_R
-    encoded = {v.key: [episode.encoded[v.key][step] for step in np.unique(steps)] for v in opened.record.views}
-    return dataclasses.replace(episode, encoded=encoded, length=len(np.unique(steps)))
+    episode, window = opened[number], windows.make_window(opened.record, CHUNKS, step, stop)
+    steps = np.unique(window.frame_steps_R).tolist()
+    if not from_memory:
+      return episode, steps
+    encoded = {v.key: {step: episode.encoded[v.key][step] for step in steps} for v in opened.record.views}
+    return dataclasses.replace(episode, encoded=encoded), steps
   loaded = itertools.cycle([load() for _ in range(num)])
   def work():
-    episode = next(loaded)
+    episode, steps = next(loaded)
     for view in episode.encoded:
-      for step in range(episode.length):
+      for step in steps:
         episode.decode(view, step)
     return 1
   contest.serve(work)
@@ -129,16 +133,17 @@ def baselines(root: epath.Path) -> dict[str, dict[str, Any]]:
 def compete(root: epath.Path, tensorflow: str, core: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
   """A row per contestant: median samples per second of the core, share of the limit, start-up, memory."""
   part = lambda name: [sys.executable, '-m', 'benchmarks.data', f'--part={name}', f'--data={root}']
-  commands = {'decoding alone': part('decode'), 'wam_jax': part('benchmark'), 'wam_jax, tiled as DROID': part('droid')}
+  commands = {'decoding alone': part('decode'), 'reading and decoding': part('read_and_decode'),
+              'wam_jax': part('benchmark'), 'wam_jax, tiled as DROID': part('droid')}
   if tensorflow:
     script = str(pathlib.Path(__file__).with_name('tfdata.py'))
     commands |= {name: [tensorflow, script, json.dumps(settings)] for name, settings in baselines(root).items()}
   turns, starts = {}, {}
   _read_files(root)
-  with contest.Contestant(commands['decoding alone'], core) as limit:
+  with contest.Contestant(commands['decoding alone'], [core]) as limit:
     for name, command in commands.items():
       print(f'{name} ...', file=sys.stderr)
-      with contest.Contestant(command, core) as contestant:
+      with contest.Contestant(command, [core]) as contestant:
         starts[name] = contestant.start_s
         contestant.turn(seconds / 2)  # Warm-up: caches, buffers, autotuning.
         limit.turn(seconds / 2)
@@ -226,7 +231,9 @@ def main(argv: list[str]) -> None:
   root = epath.Path(_DATA.value).expanduser()
   converted = root / 'array_record/1.0.0'
   if _PART.value:
-    return serve_decode(converted) if _PART.value == 'decode' else serve_pipeline(converted, _PART.value)
+    if 'decode' in _PART.value:
+      return serve_decode(converted, from_memory=_PART.value == 'decode')
+    return serve_pipeline(converted, _PART.value)
   if not _MEMORY.value:
     _check_tensorflow(_TENSORFLOW.value)
   make_dataset(root, _EPISODES.value, _STEPS.value)

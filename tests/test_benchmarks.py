@@ -15,6 +15,7 @@ import pytest
 from benchmarks import contest
 from benchmarks import episodes
 from benchmarks import tabletop
+from wam_jax import config as cfg
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -38,7 +39,7 @@ def test_a_contestant_works_only_while_it_is_measured(tmp_path):
   program.write_text(
       f'import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom benchmarks import contest\n'
       f'def work():\n  open({str(log)!r}, "a").write("x")\n  sum(range(20_000))\n  return 3\ncontest.serve(work)\n')
-  with contest.Contestant([sys.executable, str(program)], min(os.sched_getaffinity(0))) as contestant:
+  with contest.Contestant([sys.executable, str(program)], [min(os.sched_getaffinity(0))]) as contestant:
     first = len(log.read_text())
     turn = contestant.turn(0.2)
     after = len(log.read_text())
@@ -50,7 +51,7 @@ def test_a_contestant_works_only_while_it_is_measured(tmp_path):
 
 def test_a_contestant_that_fails_is_named():
   with pytest.raises(ValueError, match='ended with code 3; its messages are above'):
-    contest.Contestant([sys.executable, '-c', 'import sys; sys.exit(3)'], min(os.sched_getaffinity(0)))
+    contest.Contestant([sys.executable, '-c', 'import sys; sys.exit(3)'], [min(os.sched_getaffinity(0))])
 
 
 def test_made_up_episodes_are_as_large_as_droids(tmp_path):
@@ -71,8 +72,9 @@ def test_data_benchmark_prints_its_tables(tmp_path):
              '--seconds=0.2', f'--core={min(os.sched_getaffinity(0))}', f'--json={written}')
   assert done.returncode == 0, done.stderr
   tables = json.loads(written.read_text())
-  decoding, ours, droid = tables['throughput']
-  assert [row['name'] for row in tables['throughput']] == ['decoding alone', 'wam_jax', 'wam_jax, tiled as DROID']
+  decoding, _, ours, droid = tables['throughput']
+  assert [row['name'] for row in tables['throughput']] == [
+      'decoding alone', 'reading and decoding', 'wam_jax', 'wam_jax, tiled as DROID']
   assert 0.5 < droid['samples_per_s'] / ours['samples_per_s'] < 1.5
   assert 0.2 < ours['samples_per_s'] / decoding['samples_per_s'] < 1 and 0.2 < ours['of_limit'] < 1
   indexed, whole = tables['access']
@@ -84,3 +86,16 @@ def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
   done = run(f'--data={tmp_path}', '--tensorflow_python=/nowhere/python')
   assert done.returncode == 1 and "error: --tensorflow_python=/nowhere/python cannot import tensorflow" in done.stderr
   assert not list(tmp_path.iterdir())
+
+
+def test_pytorch_baseline_is_the_same_model():
+  pytest.importorskip('torch')
+  from benchmarks import step
+  from configs import tiny
+  given = tiny.get_config()
+  given.batch_size, given.model.num_layers, given.model.dim, given.model.mlp_dim = 2, 2, 24, 48
+  found = step.compare(cfg.from_config_dict(given))
+  assert found['gradient_error'] < 1e-5
+  given.flow.weighting = 'bump'
+  with pytest.raises(ValueError, match=r"flow.weighting='bump'.*use 'uniform'"):
+    step.compare(cfg.from_config_dict(given))
