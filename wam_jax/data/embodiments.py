@@ -311,12 +311,15 @@ def _pair(key: str, width: int, unit: str) -> tuple[Slice, Slice]:
 _LARGE = dict(composite=(352, 640), resize='bilinear')
 
 _TABLETOP = (
-    _tabletop('tabletop_disc',
-              (Slice('proprio', 0, 4, 'm'),), (Slice('action', 0, 3, 'normalized'),), control_hz=10.0),
+    _tabletop('tabletop_disc', (Slice('proprio', 0, 2, 'm'), Slice('proprio', 2, 4, 'normalized')),
+              (Slice('action', 0, 3, 'normalized'),), control_hz=10.0),
     _tabletop('tabletop_arm',
-              (Slice('proprio', 0, 6, 'rad'),), (Slice('action', 0, 3, 'normalized'),), control_hz=15.0),
+              (Slice('proprio', 0, 2, 'rad'), Slice('proprio', 2, 4, 'm'), Slice('proprio', 4, 6, 'normalized')),
+              (Slice('action', 0, 3, 'normalized'),), control_hz=15.0),
     _tabletop('tabletop_cart',
-              (Slice('proprio', 0, 5, 'm'),), (Slice('action', 0, 4, 'normalized'),), control_hz=5.0),
+              (Slice('proprio', 0, 1, 'm'), Slice('proprio', 1, 2, 'rad'), Slice('proprio', 2, 3, 'm'),
+               Slice('proprio', 3, 5, 'normalized')),
+              (Slice('action', 0, 4, 'normalized'),), control_hz=5.0),
     _tabletop('tabletop_human', (), (), control_hz=10.0),
 )
 
