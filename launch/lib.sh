@@ -100,7 +100,8 @@ check_command() {
   [[ ${config} == /* || -f ${ROOT}/${config%%:*} ]] || die "--config=${config}: there is no such file in ${ROOT}."
   workdir=$(find_argument workdir)
   [[ -n ${workdir} ]] || die "the command needs --workdir=DIR: ${EXAMPLE}"
-  [[ ${workdir} != *://* ]] || die "--workdir=${workdir} must be a directory; mount the bucket, see --help."
+  [[ ${workdir} != *://* || ${workdir} == gs://* ]] ||
+    die "--workdir=${workdir} must be gs://BUCKET/DIR or a directory; mount other storage."
 }
 
 is_training() {

@@ -90,10 +90,11 @@ check_workdir() {
   is_training || return 0
   local workdir mount
   workdir=$(find_argument workdir)
+  [[ ${workdir} != gs://* ]] || return 0
   for mount in "${MOUNTS[@]}"; do
     [[ ${workdir} != "${mount#*:}"/* ]] || return 0
   done
-  die "--workdir=${workdir} must be below the directory of a --mount=BUCKET:/mnt/DIR; hosts lose their own disks."
+  die "--workdir=${workdir} must be gs://BUCKET/DIR or below the DIR of a --mount=BUCKET:DIR; hosts lose their disks."
 }
 
 create_slice() {

@@ -20,7 +20,7 @@ setup() {
   python3 -m pip install --quiet --user uv
   local uv=${HOME}/.local/bin/uv mount
   "${uv}" venv --quiet --allow-existing --python=3.12 "${HOME}/venv"
-  "${uv}" pip install --quiet --python="${HOME}/venv/bin/python" --editable '.[tpu]'
+  "${uv}" pip install --quiet --python="${HOME}/venv/bin/python" --editable '.[tpu,gcs]'
   for mount; do
     command -v gcsfuse >/dev/null || install_gcsfuse
     mount_bucket "${mount%%:*}" "${mount#*:}"

@@ -63,7 +63,7 @@ start_workload() {
   command="exec $(quote "${COMMAND[@]}")"
   if [[ -z ${FLAGS[image]} ]]; then
     image=(--base-docker-image=python:3.12 "--script-dir=${ROOT}")
-    command="pip install --quiet --editable '.[tpu]' && ${command}"
+    command="pip install --quiet --editable '.[tpu,gcs]' && ${command}"
   fi
   # Without 1 here, the status of a Python error and of a step that hangs, xpk gives up at the first of them.
   run xpk workload create "--workload=${NAME}" "${PLACE[@]}" "--tpu-type=${FLAGS[tpu_type]}" "${image[@]}" \

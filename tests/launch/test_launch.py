@@ -130,7 +130,7 @@ DRY_RUNS = {
         f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 --base-docker-image=python:3.12 '
         f'--script-dir={ROOT} --storage=runs --max-restarts=50 --restart-on-exit-codes=1 '
         '--termination-grace-period-seconds=600 --priority=medium '
-        f"--command='pip install --quiet --editable '\\''.[tpu]'\\'' && exec {TRAIN}'"],
+        f"--command='pip install --quiet --editable '\\''.[tpu,gcs]'\\'' && exec {TRAIN}'"],
     f'xpk.sh start droid {CLUSTER} --project=p --tpu_type=tpu7x-4x4x4 --image=gcr.io/p/wam --restarts=3 --grace_s=60 '
     f'--priority=high -- {TRAIN}': [
         f'xpk workload create --workload=droid {CLUSTER} --project=p --tpu-type=tpu7x-4x4x4 '
@@ -209,13 +209,13 @@ SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
     (f'tpu.sh sync droid {ZONE} --mount=gs://bucket:/mnt/runs', 'must be BUCKET:/mnt/DIR: a bucket without gs://'),
     (RUN, f'what to run is missing. It comes last: {TRAIN[:33]}'.replace('python', '-- python')),
     (f'{RUN} --attempts=0 -- {TRAIN}', '--attempts=0 must be at least 1.'),
-    (f'{RUN} -- {TRAIN}', '--workdir=/mnt/runs/droid must be below the directory of a --mount=BUCKET:/mnt/DIR'),
-    (f'{RUN} --mount=b1:/mnt/ru -- {TRAIN}', '--workdir=/mnt/runs/droid must be below'),
+    (f'{RUN} -- {TRAIN}', '--workdir=/mnt/runs/droid must be gs://BUCKET/DIR or below the DIR of a --mount'),
+    (f'{RUN} --mount=b1:/mnt/ru -- {TRAIN}', '--workdir=/mnt/runs/droid must be gs://BUCKET/DIR or below'),
     (f'{RUN} -- {TRAIN.replace(" --distributed", "")}', 'the command needs --distributed'),
     (f'{RUN} -- {TRAIN.replace(" --config", " --conf")}', 'the command needs --config=FILE'),
     (f'{RUN} -- {TRAIN.replace("tiny", "tyni")}', f'--config=configs/tyni.py:smoke: there is no such file in {ROOT}.'),
     (f'{RUN} -- {TRAIN.replace("dir=", "dir ")}', 'the command needs --workdir=DIR'),
-    (f'{RUN} -- {TRAIN.replace("/mnt", "gs://mnt")}', '--workdir=gs://mnt/runs/droid must be a directory'),
+    (f'{RUN} -- {TRAIN.replace("/mnt", "s3://mnt")}', '--workdir=s3://mnt/runs/droid must be gs://BUCKET/DIR or a dir'),
     (f'xpk.sh watch droid {ZONE}', '--cluster must be up to 40 lower-case letters'),
     (f'xpk.sh start droid {CLUSTER} --tpu_type=h100-8 -- {TRAIN}', '--tpu_type=h100-8 must be v4-N'),
     (f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-8 --priority=top -- {TRAIN}', '--priority=top must be very-low'),
@@ -401,7 +401,7 @@ def test_host_installs_and_mounts(host):
   assert sorted(map(shlex.join, host.calls())) == sorted([
       'python3 -m pip install --quiet --user uv',
       f'uv venv --quiet --allow-existing --python=3.12 {host.root}/venv',
-      f"uv pip install --quiet --python={python} --editable '.[tpu]'",
+      f"uv pip install --quiet --python={python} --editable '.[tpu,gcs]'",
       'lsb_release --codename --short',
       'curl --fail --silent --show-error https://packages.cloud.google.com/apt/doc/apt-key.gpg',
       f'sudo tee {key}',
