@@ -17,10 +17,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 from absl import flags
 
+from wam_jax import cli
 from wam_jax import config as cfg
+from wam_jax import flops
 from wam_jax import masks
 from wam_jax.models import attention
 
@@ -32,17 +33,9 @@ _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 RELEASED = {'14B, 880 tokens a frame': (cfg.WAN2_1_I2V_14B, 880), '5B, 50 tokens a frame': (cfg.WAN2_2_TI2V_5B, 50)}
 
 
-def training_layout(c: cfg.ModelConfig, tokens_per_frame: int) -> masks.Layout:
-  """Of a full window as the training step lays it out."""
-  frames = c.window_frames
-  return masks.training_layout(
-      frames - c.frames_per_chunk, range(0 if c.predict_first_frame else 1, frames), tokens_per_frame,
-      c.frames_per_chunk, c.actions_per_chunk, 1, c.max_chunks)
-
-
 def count(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, float]:
   """Tokens, pairs that see each other, and pairs and tokens computed by each kind."""
-  layout = training_layout(c, tokens_per_frame)
+  layout = flops.training_layout(c, tokens_per_frame)
   units = masks.units(layout)
   exact = masks.area(units, attention.training_mask(c, units.layout))
   plans = {kind: attention.make_plan(dataclasses.replace(c, attention=kind), layout) for kind in ('chunks', 'splash')}
@@ -54,7 +47,7 @@ def count(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, float]:
 
 def measure(c: cfg.ModelConfig, tokens_per_frame: int, heads: int, repeats: int) -> dict[str, float]:
   """Median seconds of one layer's attention of one sample, forward and backward, in float32."""
-  layout = training_layout(c, tokens_per_frame)
+  layout = flops.training_layout(c, tokens_per_frame)
   T = len(layout.kind)
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.normal(size=(1, heads, T, c.head_dim)), jnp.float32) for _ in range(3))
@@ -91,4 +84,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

@@ -91,8 +91,8 @@ def show_speed(row: dict[str, Any]) -> str:
   return '\n'.join([
       report.show(made), '',
       f'executed / model FLOPs       {against(made["flops"]["ratio"], MOST_FLOPS, True)}',
-      f'  without rematerialisation  {against(row["without_remat"]["once"], MOST_WITHOUT_REMAT, True)}; '
-      f'{row["without_remat"]["kernels"]:.3f} with what the kernels of attention compute again',
+      f'  without rematerialisation  {against(row["without_remat"]["kernels"], MOST_WITHOUT_REMAT, True)}; '
+      f'{row["without_remat"]["once"]:.3f} but for what the kernels of attention compute again',
       f'attention area               {against(made["attention"]["ratio"], MOST_ATTENTION, True)}',
       f'MFU                          {against(made["estimate"]["mfu"], least, False)}'])
 
