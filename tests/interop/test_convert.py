@@ -452,8 +452,9 @@ def test_what_the_reference_cannot_express_is_refused(tmp_path):
 
 
 def test_robots_of_one_tag_are_exported_one_at_a_time(tmp_path):
-  own = workdirs.Own(tmp_path, 1, cfg.TrainConfig(model=foreign.I2V), normalize.to_metadata(
-      [droid(), dataclasses.replace(droid(), record=embodiments.get('droid_wan22'))]), {}, False, {}, {})
+  robots = [droid(), dataclasses.replace(droid(), record=embodiments.get('droid_wan22'))]
+  own = workdirs.Own(tmp_path, 1, cfg.TrainConfig(model=foreign.I2V), normalize.to_metadata(robots), {}, {},
+                     cfg.LoraConfig(), False, {}, {})
   with pytest.raises(ValueError, match='droid, droid_wan22 share a tag of the reference'):
     exporting.export_checkpoint(own, tmp_path / 'back', exporting.Options())
 
@@ -466,7 +467,7 @@ def test_a_key_relative_for_one_robot_only_is_refused(tmp_path):
 
 
 def test_models_that_exist_only_here_are_refused(tmp_path):
-  own = workdirs.Own(tmp_path, 1, cfg.TrainConfig(), {}, {}, False, {}, {})
+  own = workdirs.Own(tmp_path, 1, cfg.TrainConfig(), {}, {}, {}, cfg.LoraConfig(), False, {}, {})
   with pytest.raises(ValueError, match=r"only here.*:\n  model.tokenizer.kind='patch'\n  model.text.kind='word'"):
     exporting.export_checkpoint(own, tmp_path / 'back', exporting.Options())
 
