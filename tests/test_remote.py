@@ -37,7 +37,7 @@ def run(store, module, *flags, status=0) -> str:
 
 def train_flags(workdir, dataset) -> tuple[str, ...]:
   return ('--config=tests/train_config.py', f'--workdir={workdir}', f'--config.data.mixture.disc.path={dataset}',
-          '--config.steps=30', '--config.save_every=5')
+          '--config.steps=16', '--config.save_every=4')
 
 
 def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
@@ -51,7 +51,7 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   run(store, 'wam_jax.train', *train_flags(local, made))
 
   stopped = start(store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset))
-  while b'{"step": 8,' not in store.read('run/metrics.jsonl'):
+  while b'{"step": 6,' not in store.read('run/metrics.jsonl'):
     assert stopped.poll() is None, stopped.communicate()[0]
     time.sleep(0.01)
   stopped.send_signal(signal.SIGTERM)
@@ -60,7 +60,7 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   assert 'continuing after step' in run(store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset))
   assert store.read('run/metrics.jsonl') == (local / 'metrics.jsonl').read_bytes()
   assert store.read('run/timing.jsonl') and [name for name in store.list('run/tensorboard/') if 'tfevents' in name]
-  assert json.loads(store.read('run/config.json'))['steps'] == 30
+  assert json.loads(store.read('run/config.json'))['steps'] == 16
 
   evaluate = ('--env=dataset', '--episodes=1', '--steps=1', '--videos=1', '--output')
   run(store, 'wam_jax.evaluate', f'--workdir={local}', *evaluate, tmp_path / 'table')
