@@ -25,10 +25,10 @@ from concurrent import futures
 from typing import Any
 
 import numpy as np
-from absl import app
 from absl import flags
 from etils import epath
 
+from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
@@ -159,4 +159,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

@@ -250,4 +250,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   cli.keep_memory()
-  app.run(main)
+  cli.run(main)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from absl import app
 from absl import flags
 
+from wam_jax import cli
 from wam_jax.envs import tabletop
 
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
@@ -58,4 +58,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

@@ -29,6 +29,7 @@ from etils import epath
 import google_crc32c
 import tensorflow_datasets as tfds
 
+from wam_jax import cli
 from wam_jax import remote
 from wam_jax.data import frames
 from wam_jax.data import storage
@@ -302,4 +303,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['source', 'output'])
-  app.run(main)
+  cli.run(main)

@@ -19,6 +19,7 @@ import cv2
 import jax
 
 from wam_jax import checkpoint
+from wam_jax import cli
 from wam_jax.data import embodiments
 from wam_jax.data import encoding
 from wam_jax.data import features
@@ -100,4 +101,4 @@ def _print(summary: dict[str, Any]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['workdir', 'dataset', 'embodiment'])
-  app.run(main)
+  cli.run(main)

@@ -26,6 +26,7 @@ from absl import app, flags
 
 from data.lerobot import convert
 from data.lerobot import record as record_lib
+from wam_jax import cli
 
 _SOURCE = flags.DEFINE_string('source', None, 'LeRobot directory, with meta/info.json.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make, such as NAME/1.0.0.')
@@ -51,4 +52,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['source', 'output'])
-  app.run(main)
+  cli.run(main)

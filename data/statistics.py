@@ -13,6 +13,7 @@ from typing import Any
 from absl import app
 from absl import flags
 
+from wam_jax import cli
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
@@ -63,4 +64,4 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['dataset', 'embodiment'])
-  app.run(main)
+  cli.run(main)

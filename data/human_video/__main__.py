@@ -10,6 +10,7 @@ from absl import app, flags
 
 from data import video
 from data.human_video import builder
+from wam_jax import cli
 
 _SOURCE = flags.DEFINE_string('source', None, f'Folder of .mp4 files, with {builder.CAPTIONS} or NAME.txt '
                               'beside NAME.mp4.')
@@ -34,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['source', 'output'])
-  app.run(main)
+  cli.run(main)

@@ -9,6 +9,7 @@ import sys
 from absl import app, flags
 
 from data.metaworld import builder
+from wam_jax import cli
 from wam_jax.envs import metaworld
 
 _DEFAULT = builder.BuildConfig
@@ -40,4 +41,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('output')
-  app.run(main)
+  cli.run(main)

@@ -9,6 +9,7 @@ import sys
 from absl import app, flags
 
 from data.tabletop import builder
+from wam_jax import cli
 from wam_jax.envs import tabletop
 
 _DEFAULT = builder.BuildConfig()
@@ -46,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('output')
-  app.run(main)
+  cli.run(main)
