@@ -5,7 +5,7 @@
 `fit`: for 14B and 5B, trained in full with float32 master weights and Adam state at a global batch of 128, the smallest
 slice of each generation whose HBM holds a step. `speed`: the DROID 14B run on v5p-128 and v6e-256, as its config lays
 it out, against the targets. Every row is the whole program at full depth; only the FLOPs without rematerialisation, for
-which no slice has the memory, are those of two layers. About twenty minutes on two cores.
+which no slice has the memory, are those of two layers. A quarter of an hour on two cores.
 """
 from __future__ import annotations
 
