@@ -90,12 +90,12 @@ def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
 
 def test_pytorch_baseline_is_the_same_model():
   pytest.importorskip('torch')
-  from benchmarks import step
+  from benchmarks import stepping
   from configs import tiny
   given = tiny.get_config()
   given.batch_size, given.model.num_layers, given.model.dim, given.model.mlp_dim = 2, 2, 24, 48
-  found = step.compare(cfg.from_config_dict(given))
+  found = stepping.compare(cfg.from_config_dict(given))
   assert found['gradient_error'] < 1e-5
   given.flow.weighting = 'bump'
   with pytest.raises(ValueError, match=r"flow.weighting='bump'.*use 'uniform'"):
-    step.compare(cfg.from_config_dict(given))
+    stepping.compare(cfg.from_config_dict(given))
