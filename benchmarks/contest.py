@@ -1,8 +1,10 @@
-"""Programs measured on the same cores in turns: each is asked for work, timed, and stopped while the others run.
+"""Programs measured on the same cores in turns: each is asked for work, timed, and stopped while
+the others run.
 
-A contestant is a process that calls `serve`; whoever compares them uses `Contestant`. Needs only the standard library
-and psutil, so that a contestant may live in another Python.
+A contestant is a process that calls `serve`; whoever compares them uses `Contestant`. Needs only
+the standard library and psutil, so that a contestant may live in another Python.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,7 +20,8 @@ import psutil
 
 
 def serve(work: Callable[[], int]) -> None:
-  """Answers the other side: one JSON line when the first work is done, then one for every number of seconds read.
+  """Answers the other side: one JSON line when the first work is done, then one for every number of
+  seconds read.
 
   Args:
     work: does some, returns how many samples it was.
@@ -29,8 +32,12 @@ def serve(work: Callable[[], int]) -> None:
     samples, cpu, wall = 0, time.process_time(), time.perf_counter()
     while time.process_time() - cpu < float(line):
       samples += work()
-    _answer(samples=samples, cpu_s=time.process_time() - cpu, wall_s=time.perf_counter() - wall,
-            rss_mib=psutil.Process().memory_info().rss / 2**20)
+    _answer(
+      samples=samples,
+      cpu_s=time.process_time() - cpu,
+      wall_s=time.perf_counter() - wall,
+      rss_mib=psutil.Process().memory_info().rss / 2**20,
+    )
 
 
 def _answer(**values: float) -> None:
@@ -63,7 +70,9 @@ class Contestant:
 
   def __init__(self, command: Sequence[str], cores: Sequence[int]):
     pin = lambda: os.sched_setaffinity(0, cores)
-    self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
+    self._process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=pin
+    )
     self._command, start = command, time.perf_counter()
     self._read()
     self.start_s = time.perf_counter() - start
@@ -89,5 +98,7 @@ class Contestant:
     for line in self._process.stdout:
       if line.startswith('{'):
         return json.loads(line)
-    raise ValueError(f'{" ".join(self._command[:3])} ... ended with code {self._process.wait()}; its messages are '
-                     'above.')
+    raise ValueError(
+      f'{" ".join(self._command[:3])} ... ended with code {self._process.wait()}; its messages are '
+      'above.'
+    )

@@ -1,12 +1,14 @@
-"""How fast windows come out of a dataset, against a tf.data pipeline and against decoding alone, on one core.
+"""How fast windows come out of a dataset, against a tf.data pipeline and against decoding alone, on
+one core.
 
 python -m benchmarks.data --tensorflow_python=PYTHON [--json=FILE]
 
-A window has DROID's arrays: three 180 x 320 JPEG views, 33 frames, each cropped, resized, jittered and tiled to 352 x
-640 (a quadrant each, or as DROID does), with its states, actions and prompt. The dataset is made on first use
-(benchmarks/episodes.py). The baseline needs tensorflow-cpu, here or in the Python named (pip install
-'wam_jax[benchmark]').
+A window has DROID's arrays: three 180 x 320 JPEG views, 33 frames, each cropped, resized, jittered
+and tiled to 352 x 640 (a quadrant each, or as DROID does), with its states, actions and prompt. The
+dataset is made on first use (benchmarks/episodes.py). The baseline needs tensorflow-cpu, here or in
+the Python named (pip install 'wam_jax[benchmark]').
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,12 +25,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app
-from absl import flags
 import cv2
-from etils import epath
 import numpy as np
 import psutil
+from absl import app
+from absl import flags
+from etils import epath
 
 from benchmarks import contest
 from benchmarks import episodes as made_up
@@ -41,36 +43,63 @@ from wam_jax.data import pipeline
 from wam_jax.data import sources
 from wam_jax.data import windows
 
-_DATA = flags.DEFINE_string('data', f'{cfg.DATA_ROOT}/benchmark', 'Directory of the dataset, made if missing: 2.7 GB.')
+_DATA = flags.DEFINE_string(
+  'data', f'{cfg.DATA_ROOT}/benchmark', 'Directory of the dataset, made if missing: 2.7 GB.'
+)
 _EPISODES = flags.DEFINE_integer('episodes', 40, 'Episodes, if the dataset is made.', 1)
-_STEPS = flags.DEFINE_integer('steps', 500, 'Steps of an episode, about, if the dataset is made.', 120)
+_STEPS = flags.DEFINE_integer(
+  'steps', 500, 'Steps of an episode, about, if the dataset is made.', 120
+)
 _TENSORFLOW = flags.DEFINE_string(
-    'tensorflow_python', sys.executable, 'Python with tensorflow-cpu and psutil; empty for no baseline.')
+  'tensorflow_python',
+  sys.executable,
+  'Python with tensorflow-cpu and psutil; empty for no baseline.',
+)
 _CORE = flags.DEFINE_integer('core', 0, 'The core that all are measured on.', 0)
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each.', 1)
 _SECONDS = flags.DEFINE_float('seconds', 6.0, 'CPU time of a turn.', 0.1)
-_MEMORY = flags.DEFINE_integer('memory_batches', 0, 'If positive, only memory is measured, over that many batches.', 0)
+_MEMORY = flags.DEFINE_integer(
+  'memory_batches', 0, 'If positive, only memory is measured, over that many batches.', 0
+)
 _PART = flags.DEFINE_enum(
-    'part', '', ('', 'decode', 'read_and_decode', 'benchmark', 'droid'),
-    'For the program itself: what this process measures, decoding or the windows of a robot.')
+  'part',
+  '',
+  ('', 'decode', 'read_and_decode', 'benchmark', 'droid'),
+  'For the program itself: what this process measures, decoding or the windows of a robot.',
+)
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 
 CHUNKS = 4
 _DROID = embodiments.get('droid')
 _CORNERS = ((0, 0), (176, 0), (0, 320))
-QUADRANTS = dataclasses.replace(_DROID, name='benchmark', views=tuple(
-    embodiments.View(view.key, *corner, 176, 320) for view, corner in zip(_DROID.views, _CORNERS)))
+QUADRANTS = dataclasses.replace(
+  _DROID,
+  name='benchmark',
+  views=tuple(
+    embodiments.View(view.key, *corner, 176, 320) for view, corner in zip(_DROID.views, _CORNERS)
+  ),
+)
 embodiments.EMBODIMENTS[QUADRANTS.name] = QUADRANTS
 
 
 def make_config(path: epath.Path, robot: str, batch: int = 2) -> cfg.TrainConfig:
   """Windows of four chunks with augmentation."""
   model = cfg.ModelConfig(
-      action_dim=32, proprio_dim=64, actions_per_chunk=24, max_chunks=CHUNKS, frames_per_chunk=2,
-      tokenizer=cfg.TokenizerConfig(temporal=4, spatial=8))
+    action_dim=32,
+    proprio_dim=64,
+    actions_per_chunk=24,
+    max_chunks=CHUNKS,
+    frames_per_chunk=2,
+    tokenizer=cfg.TokenizerConfig(temporal=4, spatial=8),
+  )
   dataset = cfg.DatasetConfig(path=str(path), embodiment=robot)
-  return cfg.TrainConfig(batch_size=batch, model=model, data=cfg.DataConfig(
-      mixture={'made_up': dataset}, embodiments=(robot,), augment=True, threads=1, prefetch=1))
+  return cfg.TrainConfig(
+    batch_size=batch,
+    model=model,
+    data=cfg.DataConfig(
+      mixture={'made_up': dataset}, embodiments=(robot,), augment=True, threads=1, prefetch=1
+    ),
+  )
 
 
 def make_dataset(root: epath.Path, episodes: int, length: int) -> None:
@@ -91,25 +120,33 @@ def serve_pipeline(path: epath.Path, robot: str) -> None:
 
 
 def serve_decode(path: epath.Path, from_memory: bool, num: int = 48) -> None:
-  """The limit: the frames of such windows, each once, decoded from memory (or read and decoded), and nothing else."""
+  """The limit: the frames of such windows, each once, decoded from memory (or read and decoded),
+  and nothing else.
+  """
   cv2.setNumThreads(1)
   opened = sources.Episodes(str(path), 'train', QUADRANTS)
   anchors, rng = windows.make_anchors(opened), np.random.default_rng(0)
+
   def load():
     number, step, stop = anchors[int(rng.integers(len(anchors)))]
     episode, window = opened[number], windows.make_window(opened.record, CHUNKS, step, stop)
     steps = np.unique(window.frame_steps_R).tolist()
     if not from_memory:
       return episode, steps
-    encoded = {v.key: {step: episode.encoded[v.key][step] for step in steps} for v in opened.record.views}
+    encoded = {
+      v.key: {step: episode.encoded[v.key][step] for step in steps} for v in opened.record.views
+    }
     return dataclasses.replace(episode, encoded=encoded), steps
+
   loaded = itertools.cycle([load() for _ in range(num)])
+
   def work():
     episode, steps = next(loaded)
     for view in episode.encoded:
       for step in steps:
         episode.decode(view, step)
     return 1
+
   contest.serve(work)
 
 
@@ -117,27 +154,44 @@ def baselines(root: epath.Path) -> dict[str, dict[str, Any]]:
   """Settings of the tf.data pipelines, by name; each buffer holds about 1.5 GB."""
   record = QUADRANTS
   common = dict(
-      data=str(root / 'tfrecord/1.0.0'), views=[v.key for v in record.views],
-      tiles=[[v.row, v.column, v.height, v.width, v.repeat] for v in record.views], composite=record.composite,
-      frames=1 + CHUNKS * record.camera_frames_per_chunk, stride=record.stride,
-      chunk=record.steps_per_chunk,
-      state=list(dict.fromkeys(s.key for s in record.state)), action=list(dict.fromkeys(s.key for s in record.action)),
-      language=record.language, batch=2)
+    data=str(root / 'tfrecord/1.0.0'),
+    views=[v.key for v in record.views],
+    tiles=[[v.row, v.column, v.height, v.width, v.repeat] for v in record.views],
+    composite=record.composite,
+    frames=1 + CHUNKS * record.camera_frames_per_chunk,
+    stride=record.stride,
+    chunk=record.steps_per_chunk,
+    state=list(dict.fromkeys(s.key for s in record.state)),
+    action=list(dict.fromkeys(s.key for s in record.action)),
+    language=record.language,
+    batch=2,
+  )
   encoded, decoded = dict(decode_first=False, shuffle=600), dict(decode_first=True, shuffle=80)
   return {
-      'tf.data, shuffles encoded (octo)': {**common, **encoded, 'jitter': 'ops'},
-      'tf.data, shuffles decoded (openpi)': {**common, **decoded, 'jitter': 'ops'},
-      'the same as octo, colours by matrix': {**common, **encoded, 'jitter': 'matrix'}}
+    'tf.data, shuffles encoded (octo)': {**common, **encoded, 'jitter': 'ops'},
+    'tf.data, shuffles decoded (openpi)': {**common, **decoded, 'jitter': 'ops'},
+    'the same as octo, colours by matrix': {**common, **encoded, 'jitter': 'matrix'},
+  }
 
 
-def compete(root: epath.Path, tensorflow: str, core: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
-  """A row per contestant: median samples per second of the core, share of the limit, start-up, memory."""
+def compete(
+  root: epath.Path, tensorflow: str, core: int, rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+  """A row per contestant: median samples per second of the core, share of the limit, start-up,
+  memory.
+  """
   part = lambda name: [sys.executable, '-m', 'benchmarks.data', f'--part={name}', f'--data={root}']
-  commands = {'decoding alone': part('decode'), 'reading and decoding': part('read_and_decode'),
-              'wam_jax': part('benchmark'), 'wam_jax, tiled as DROID': part('droid')}
+  commands = {
+    'decoding alone': part('decode'),
+    'reading and decoding': part('read_and_decode'),
+    'wam_jax': part('benchmark'),
+    'wam_jax, tiled as DROID': part('droid'),
+  }
   if tensorflow:
     script = str(pathlib.Path(__file__).with_name('tfdata.py'))
-    commands |= {name: [tensorflow, script, json.dumps(settings)] for name, settings in baselines(root).items()}
+    commands |= {
+      name: [tensorflow, script, json.dumps(settings)] for name, settings in baselines(root).items()
+    }
   turns, starts = {}, {}
   _read_files(root)
   with contest.Contestant(commands['decoding alone'], [core]) as limit:
@@ -149,9 +203,16 @@ def compete(root: epath.Path, tensorflow: str, core: int, rounds: int, seconds: 
         limit.turn(seconds / 2)
         turns[name] = [(contestant.turn(seconds), limit.turn(seconds)) for _ in range(rounds)]
   median = lambda name, value: statistics.median(value(*pair) for pair in turns[name])
-  return [dict(name=name, samples_per_s=median(name, lambda mine, limit: mine.rate),
-               of_limit=median(name, lambda mine, limit: mine.rate / limit.rate), start_s=starts[name],
-               rss_mib=turns[name][-1][0].rss_mib) for name in commands]
+  return [
+    dict(
+      name=name,
+      samples_per_s=median(name, lambda mine, limit: mine.rate),
+      of_limit=median(name, lambda mine, limit: mine.rate / limit.rate),
+      start_s=starts[name],
+      rss_mib=turns[name][-1][0].rss_mib,
+    )
+    for name in commands
+  ]
 
 
 def _read_files(root: epath.Path) -> None:
@@ -164,21 +225,31 @@ def _read_files(root: epath.Path) -> None:
 
 
 def measure_access(path: epath.Path, tries: int = 15) -> list[dict[str, Any]]:
-  """Milliseconds until the encoded frames of one window are there: through the frame index, and of a whole episode."""
+  """Milliseconds until the encoded frames of one window are there: through the frame index, and of
+  a whole episode.
+  """
   rows = []
   with tempfile.TemporaryDirectory() as directory:
     for file in pathlib.Path(path).iterdir():
       if file.name != frames.FOLDER:
         (pathlib.Path(directory) / file.name).symlink_to(file)
-    for name, place in (('one window, frame index', path), ('one window, whole episode', directory)):
+    for name, place in (
+      ('one window, frame index', path),
+      ('one window, whole episode', directory),
+    ):
       opened = sources.Episodes(str(place), 'train', QUADRANTS)
       cold, warm = zip(*(_access(path, opened, number % len(opened)) for number in range(tries)))
-      rows.append(dict(name=name, cold_ms=1e3 * statistics.median(cold), warm_ms=1e3 * statistics.median(warm)))
+      rows.append(
+        dict(
+          name=name, cold_ms=1e3 * statistics.median(cold), warm_ms=1e3 * statistics.median(warm)
+        )
+      )
   return rows
 
 
 def _access(path: epath.Path, opened: sources.Episodes, number: int) -> tuple[float, float]:
   """Seconds when the kernel has none of the files in memory, and again."""
+
   def read():
     start = time.perf_counter()
     episode = opened[number]
@@ -186,6 +257,7 @@ def _access(path: epath.Path, opened: sources.Episodes, number: int) -> tuple[fl
       for step in range(20, 117, opened.record.stride):
         episode.encoded[view.key][step]
     return time.perf_counter() - start
+
   for file in pathlib.Path(path).rglob('*'):
     if file.is_file():
       with file.open('rb') as f:
@@ -196,7 +268,9 @@ def _access(path: epath.Path, opened: sources.Episodes, number: int) -> tuple[fl
 def measure_memory(path: epath.Path, batches: int) -> list[dict[str, Any]]:
   """Resident MiB ten times over a run."""
   process, rows = psutil.Process(), []
-  with contextlib.closing(pipeline.make_train_iterator(make_config(path, QUADRANTS.name, batch=1))) as iterator:
+  with contextlib.closing(
+    pipeline.make_train_iterator(make_config(path, QUADRANTS.name, batch=1))
+  ) as iterator:
     for done in range(1, batches + 1):
       next(iterator)
       if done % max(1, batches // 10) == 0:
@@ -216,13 +290,17 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 def _check_tensorflow(python: str) -> None:
   try:
-    done = python and subprocess.run([python, '-c', 'import psutil, tensorflow'], capture_output=True)
+    done = python and subprocess.run(
+      [python, '-c', 'import psutil, tensorflow'], capture_output=True
+    )
     found = not python or done.returncode == 0
   except OSError:
     found = False
   if not found:
-    raise SystemExit(f'error: --tensorflow_python={python} cannot import tensorflow and psutil; name a Python that can '
-                     "(pip install 'wam_jax[benchmark]'), or give an empty one to go without the baseline.")
+    raise SystemExit(
+      f'error: --tensorflow_python={python} cannot import tensorflow and psutil; name a Python that can '
+      "(pip install 'wam_jax[benchmark]'), or give an empty one to go without the baseline."
+    )
 
 
 def main(argv: list[str]) -> None:

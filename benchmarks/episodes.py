@@ -1,9 +1,11 @@
-"""Robot episodes for `benchmarks.data`: keys, shapes, rates and file sizes of DROID, pictures made up here.
+"""Robot episodes for `benchmarks.data`: keys, shapes, rates and file sizes of DROID, pictures made
+up here.
 
-Every view is a camera that drifts over a textured wall (a power spectrum that falls with frequency, as in photographs)
-while textured things move in front of it, with a little sensor noise: JPEGs of quality 95 have about the 21 kB of
-DROID.
+Every view is a camera that drifts over a textured wall (a power spectrum that falls with frequency,
+as in photographs) while textured things move in front of it, with a little sensor noise: JPEGs of
+quality 95 have about the 21 kB of DROID.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -16,11 +18,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import cv2
-from etils import epath
 import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import dataset_info, example_serializer
+from etils import epath
+from tensorflow_datasets.core import dataset_info
+from tensorflow_datasets.core import example_serializer
 
 from wam_jax.data import storage
 
@@ -35,13 +38,26 @@ def make_features() -> tfds.features.FeaturesDict:
   """The features of DROID that its record reads."""
   tensor = lambda n: tfds.features.Tensor(shape=(n,), dtype=np.float64)
   image = lambda: tfds.features.Image(shape=(ROWS, COLUMNS, 3), encoding_format='jpeg')
-  return tfds.features.FeaturesDict({
-      'steps': tfds.features.Dataset({
-          'observation': {**{view: image() for view in VIEWS},
-                          'joint_position': tensor(7), 'gripper_position': tensor(1)},
+  return tfds.features.FeaturesDict(
+    {
+      'steps': tfds.features.Dataset(
+        {
+          'observation': {
+            **{view: image() for view in VIEWS},
+            'joint_position': tensor(7),
+            'gripper_position': tensor(1),
+          },
           'action_dict': {'joint_position': tensor(7), 'gripper_position': tensor(1)},
-          **{key: tfds.features.Text() for key in LANGUAGE}, 'is_first': tfds.features.Scalar(np.bool_)}),
-      'episode_metadata': {'recording_folderpath': tfds.features.Text(), 'file_path': tfds.features.Text()}})
+          **{key: tfds.features.Text() for key in LANGUAGE},
+          'is_first': tfds.features.Scalar(np.bool_),
+        }
+      ),
+      'episode_metadata': {
+        'recording_folderpath': tfds.features.Text(),
+        'file_path': tfds.features.Text(),
+      },
+    }
+  )
 
 
 def make_episode(seed: int, length: int) -> dict[str, Any]:
@@ -51,20 +67,31 @@ def make_episode(seed: int, length: int) -> dict[str, Any]:
   joints = np.cumsum(rng.normal(0, 0.02, (length + 1, 7)), axis=0)
   gripper = (np.sin(np.arange(length + 1) / 40 + rng.uniform(0, 6))[:, None] > 0).astype(np.float64)
   words = f'put object {rng.integers(100)} on shelf {rng.integers(20)}'
-  steps = [{
-      'observation': {**{view: io.BytesIO(next(film)) for view, film in films.items()},
-                      'joint_position': joints[t], 'gripper_position': gripper[t]},
+  steps = [
+    {
+      'observation': {
+        **{view: io.BytesIO(next(film)) for view, film in films.items()},
+        'joint_position': joints[t],
+        'gripper_position': gripper[t],
+      },
       'action_dict': {'joint_position': joints[t + 1], 'gripper_position': gripper[t + 1]},
-      'language_instruction': words, 'language_instruction_2': f'please {words}', 'language_instruction_3': '',
-      'is_first': t == 0} for t in range(length)]
+      'language_instruction': words,
+      'language_instruction_2': f'please {words}',
+      'language_instruction_3': '',
+      'is_first': t == 0,
+    }
+    for t in range(length)
+  ]
   name = f'success/episode_{seed}'
   return {'steps': steps, 'episode_metadata': {'recording_folderpath': name, 'file_path': name}}
 
 
 def _film(rng: np.random.Generator, length: int) -> Iterator[bytes]:
   wall = _texture(rng, ROWS + _MARGIN, COLUMNS + _MARGIN, 45)
-  things = [(_texture(rng, size, size, 45), rng.uniform(0, 6, 2), rng.uniform(0.01, 0.04, 2))
-            for size in rng.integers(24, 80, 5)]
+  things = [
+    (_texture(rng, size, size, 45), rng.uniform(0, 6, 2), rng.uniform(0.01, 0.04, 2))
+    for size in rng.integers(24, 80, 5)
+  ]
   noise = np.round(rng.normal(0, 0.7, (8, ROWS, COLUMNS, 3))).astype(np.int16)
   phase, speed = rng.uniform(0, 6, 2), rng.uniform(0.005, 0.03, 2)
   for t in range(length):
@@ -73,46 +100,84 @@ def _film(rng: np.random.Generator, length: int) -> Iterator[bytes]:
     picture = cv2.warpAffine(wall, move, (COLUMNS, ROWS))
     for texture, start, rate in things:
       size = len(texture)
-      row, column = ((0.5 + 0.5 * np.sin(start + rate * t)) * (ROWS - size, COLUMNS - size)).astype(int)
-      picture[row:row + size, column:column + size] = texture
+      row, column = ((0.5 + 0.5 * np.sin(start + rate * t)) * (ROWS - size, COLUMNS - size)).astype(
+        int
+      )
+      picture[row : row + size, column : column + size] = texture
     picture = np.clip(picture + noise[rng.integers(8)], 0, 255).astype(np.uint8)
     yield cv2.imencode('.jpg', picture, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
 
 
 def _texture(rng: np.random.Generator, rows: int, columns: int, contrast: float) -> np.ndarray:
-  """[rows, columns, 3] uint8: noise with a 1 / frequency^1.9 spectrum, its channels alike but not equal."""
-  frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)) + 1 / max(rows, columns)
+  """[rows, columns, 3] uint8: noise with a 1 / frequency^1.9 spectrum, its channels alike but not
+  equal.
+  """
+  frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)) + 1 / max(
+    rows, columns
+  )
+
   def layer():
-    spectrum = np.fft.rfft2(rng.normal(size=(rows, columns))) / frequency ** 1.9
+    spectrum = np.fft.rfft2(rng.normal(size=(rows, columns))) / frequency**1.9
     picture = np.fft.irfft2(spectrum, (rows, columns))
     return (picture - picture.mean()) / picture.std()
+
   gray = layer()
   colour = np.stack([gray + 0.2 * layer() for _ in range(3)], axis=-1) + rng.normal(0, 0.2, 3)
   return np.clip(120 + contrast * colour, 0, 255).astype(np.uint8)
 
 
 def write(path: epath.Path, episodes: int, length: int, shards: int, workers: int) -> None:
-  """Writes `episodes` of about `length` steps as TFRecord shards in TFDS form: a dataset as published."""
+  """Writes `episodes` of about `length` steps as TFRecord shards in TFDS form: a dataset as
+  published.
+  """
   path.mkdir(parents=True, exist_ok=True)
   template = tfds.core.ShardedFileTemplate(
-      data_dir=path, dataset_name='made_up', split='train', filetype_suffix='tfrecord',
-      template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE)
+    data_dir=path,
+    dataset_name='made_up',
+    split='train',
+    filetype_suffix='tfrecord',
+    template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE,
+  )
   bounds = [episodes * i // shards for i in range(shards + 1)]
-  jobs = [(str(template.sharded_filepath(shard_index=i, num_shards=shards)), range(bounds[i], bounds[i + 1]), length)
-          for i in range(shards)]
+  jobs = [
+    (
+      str(template.sharded_filepath(shard_index=i, num_shards=shards)),
+      range(bounds[i], bounds[i + 1]),
+      length,
+    )
+    for i in range(shards)
+  ]
   with contextlib.ExitStack() as stack:
     each = map
     if workers > 1:
       spawn = multiprocessing.get_context('spawn')
       each = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, spawn)).map
-    sizes = list(storage.progress(each(_write_shard, jobs), shards, 'writing shards of the benchmark'))
+    sizes = list(
+      storage.progress(each(_write_shard, jobs), shards, 'writing shards of the benchmark')
+    )
   info = tfds.core.DatasetInfo(
-      builder=dataset_info.DatasetIdentity(name='made_up', version=tfds.core.Version('1.0.0'), data_dir=str(path),
-                                           module_name='benchmarks.episodes'),
-      features=make_features(), description=json.dumps(dict(episodes=episodes, length=length, shards=shards)))
+    builder=dataset_info.DatasetIdentity(
+      name='made_up',
+      version=tfds.core.Version('1.0.0'),
+      data_dir=str(path),
+      module_name='benchmarks.episodes',
+    ),
+    features=make_features(),
+    description=json.dumps(dict(episodes=episodes, length=length, shards=shards)),
+  )
   info.set_file_format(tfds.core.FileFormat.TFRECORD)
-  info.set_splits(tfds.core.splits.SplitDict([tfds.core.SplitInfo(
-      name='train', shard_lengths=[len(job[1]) for job in jobs], num_bytes=sum(sizes), filename_template=template)]))
+  info.set_splits(
+    tfds.core.splits.SplitDict(
+      [
+        tfds.core.SplitInfo(
+          name='train',
+          shard_lengths=[len(job[1]) for job in jobs],
+          num_bytes=sum(sizes),
+          filename_template=template,
+        )
+      ]
+    )
+  )
   info.write_to_directory(path)
 
 

@@ -1,4 +1,7 @@
-"""A training run, straight and killed at random moments: what is lost, and whether both end the same."""
+"""A training run, straight and killed at random moments: what is lost, and whether both end the
+same.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,7 +30,8 @@ class Kill:
 
   Attributes:
     moment: 'start', 'step' or 'save', what the run was meant to be at.
-    reached: last step it wrote to metrics.jsonl. saved: step of the newest complete checkpoint, 0 for none.
+    reached: last step it wrote to metrics.jsonl. saved: step of the newest complete checkpoint, 0
+      for none.
     torn: whether an unfinished checkpoint was left.
     first_step_s: from the start of the process to its first new step; None if it was killed before.
   """
@@ -59,8 +63,13 @@ def run_straight(command: Sequence[str], workdir: pathlib.Path) -> float:
   return time.monotonic() - begin
 
 
-def run_killed(command: Sequence[str], workdir: pathlib.Path, planned: Sequence[tuple[str, int]], rng: random.Random,
-               say: Callable[[str], None] = lambda _: None) -> list[Kill]:
+def run_killed(
+  command: Sequence[str],
+  workdir: pathlib.Path,
+  planned: Sequence[tuple[str, int]],
+  rng: random.Random,
+  say: Callable[[str], None] = lambda _: None,
+) -> list[Kill]:
   """Kills it at each planned moment, then lets it end.
 
   Raises:
@@ -76,15 +85,21 @@ def run_killed(command: Sequence[str], workdir: pathlib.Path, planned: Sequence[
   return kills
 
 
-def _run_until(command: Sequence[str], workdir: pathlib.Path, moment: str, target: int, rng: random.Random) -> Kill:
-  """Starts the program and kills it: at once, at a step not before `target`, or in the save after it."""
+def _run_until(
+  command: Sequence[str], workdir: pathlib.Path, moment: str, target: int, rng: random.Random
+) -> Kill:
+  """Starts the program and kills it: at once, at a step not before `target`, or in the save after
+  it.
+  """
   newest, before, begin = _newest(workdir), _reached(workdir), time.monotonic()
   process = _start(command, workdir)
   first_step_s = None
   if moment == 'start':
     time.sleep(rng.uniform(0, 8))
   else:
-    _wait(process, lambda: _reached(workdir) <= newest)  # Lines after the checkpoint are dropped first.
+    _wait(
+      process, lambda: _reached(workdir) <= newest
+    )  # Lines after the checkpoint are dropped first.
     _wait(process, lambda: _reached(workdir) > newest)
     first_step_s = time.monotonic() - begin
     _wait(process, lambda: _reached(workdir) >= target)
@@ -94,18 +109,27 @@ def _run_until(command: Sequence[str], workdir: pathlib.Path, moment: str, targe
   process.send_signal(signal.SIGKILL)
   output, _ = process.communicate()
   if process.returncode != -signal.SIGKILL:
-    raise RuntimeError(f'The run ended with code {process.returncode} before it was killed:\n{output}')
+    raise RuntimeError(
+      f'The run ended with code {process.returncode} before it was killed:\n{output}'
+    )
   if 'continuing' in output or 'loss' in output:
     _check_continued(output, newest)
   reached = _reached(workdir)
-  if moment == 'start' and reached == before:  # It did not get as far as to drop the lines of the one before.
+  if (
+    moment == 'start' and reached == before
+  ):  # It did not get as far as to drop the lines of the one before.
     reached = newest
   return Kill(moment, reached, _newest(workdir), bool(_unfinished(workdir)), first_step_s)
 
 
 def _start(command: Sequence[str], workdir: pathlib.Path) -> subprocess.Popen:
-  return subprocess.Popen([*command, f'--workdir={workdir}'], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, cwd=pathlib.Path(__file__).parents[1])
+  return subprocess.Popen(
+    [*command, f'--workdir={workdir}'],
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    cwd=pathlib.Path(__file__).parents[1],
+  )
 
 
 def _finish(process: subprocess.Popen) -> str:
@@ -127,7 +151,9 @@ def _wait(process: subprocess.Popen, arrived: Callable[[], Any]) -> None:
 def _check_continued(output: str, newest: int) -> None:
   found = re.search(r'continuing after step (\d+)', output)
   if (int(found[1]) if found else 0) != newest:
-    raise RuntimeError(f'The newest complete checkpoint is that of step {newest}, but the run says:\n{output}')
+    raise RuntimeError(
+      f'The newest complete checkpoint is that of step {newest}, but the run says:\n{output}'
+    )
 
 
 def _reached(workdir: pathlib.Path) -> int:
@@ -164,10 +190,15 @@ def list_differences(straight: pathlib.Path, killed: pathlib.Path) -> list[str]:
       same = len({(place / item / 'metadata').read_text() for place in places}) == 1
       found.extend([] if same else [item])
       continue
-    one, other = (dict(jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(place / item)))
-                  for place in places)
-    found.extend(f'{item}{jax.tree_util.keystr(path)}' for path in one.keys() | other.keys()
-                 if path not in one or path not in other or not np.array_equal(one[path], other[path]))
+    one, other = (
+      dict(jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(place / item)))
+      for place in places
+    )
+    found.extend(
+      f'{item}{jax.tree_util.keystr(path)}'
+      for path in one.keys() | other.keys()
+      if path not in one or path not in other or not np.array_equal(one[path], other[path])
+    )
   return found
 
 
@@ -176,20 +207,37 @@ def show(found: dict[str, Any]) -> str:
   lines = ['kill  moment  reached  saved  lost  torn save  start to first step']
   for number, kill in enumerate(found['kills'], 1):
     first = f'{kill["first_step_s"]:.1f} s' if kill['first_step_s'] else '-'
-    lines.append(f'{number:>4}  {kill["moment"]:<6}{kill["reached"]:>9}{kill["saved"]:>7}{kill["lost"]:>6}  '
-                 f'{"left" if kill["torn"] else "":<9}{first:>21}')
-  return '\n'.join([
-      *lines, '',
+    lines.append(
+      f'{number:>4}  {kill["moment"]:<6}{kill["reached"]:>9}{kill["saved"]:>7}{kill["lost"]:>6}  '
+      f'{"left" if kill["torn"] else "":<9}{first:>21}'
+    )
+  return '\n'.join(
+    [
+      *lines,
+      '',
       f'{len(found["kills"])} kills over {found["steps"]} steps, a checkpoint every {found["save_every"]}: '
       f'{found["lost"]} steps done again, at most {found["most_lost"]} for one kill; median start to first step '
       f'{found["median_first_step_s"]:.1f} s',
       f'straight run {found["straight_s"]:.0f} s, killed {found["killed_s"]:.0f} s',
-      'metrics and last checkpoint: ' + ('identical' if not found['differences'] else
-                                         'DIFFERENT: ' + ', '.join(found['differences'][:10]))])
+      'metrics and last checkpoint: '
+      + (
+        'identical'
+        if not found['differences']
+        else 'DIFFERENT: ' + ', '.join(found['differences'][:10])
+      ),
+    ]
+  )
 
 
-def measure(command: Sequence[str], root: pathlib.Path, kills: int, steps: int, save_every: int, seed: int,
-            say: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+  command: Sequence[str],
+  root: pathlib.Path,
+  kills: int,
+  steps: int,
+  save_every: int,
+  seed: int,
+  say: Callable[[str], None],
+) -> dict[str, Any]:
   """Both runs in `root`, and what came of them."""
   rng = random.Random(seed)
   straight_s = run_straight(command, root / 'straight')
@@ -198,8 +246,15 @@ def measure(command: Sequence[str], root: pathlib.Path, kills: int, steps: int, 
   killed_s = time.monotonic() - begin
   lost = [kill.lost for kill in made]
   return {
-      'steps': steps, 'save_every': save_every, 'straight_s': straight_s, 'killed_s': killed_s,
-      'kills': [dataclasses.asdict(kill) | {'lost': kill.lost} for kill in made],
-      'lost': sum(lost), 'most_lost': max(lost),
-      'median_first_step_s': float(np.median([kill.first_step_s for kill in made if kill.first_step_s] or [np.nan])),
-      'differences': list_differences(root / 'straight', root / 'killed')}
+    'steps': steps,
+    'save_every': save_every,
+    'straight_s': straight_s,
+    'killed_s': killed_s,
+    'kills': [dataclasses.asdict(kill) | {'lost': kill.lost} for kill in made],
+    'lost': sum(lost),
+    'most_lost': max(lost),
+    'median_first_step_s': float(
+      np.median([kill.first_step_s for kill in made if kill.first_step_s] or [np.nan])
+    ),
+    'differences': list_differences(root / 'straight', root / 'killed'),
+  }

@@ -1,12 +1,14 @@
-"""SIGKILL at random moments: a run that is killed and started again must end as one that nobody touched.
+"""SIGKILL at random moments: a run that is killed and started again must end as one that nobody
+touched.
 
   python -m benchmarks.kills [--kills=20] [--steps=300] [--json=FILE]
 
-Trains a tiny model twice, straight and killed; a killed run is started again by the same command. A third of the kills
-come while a checkpoint is being written, a fifth in the first seconds (start, restore, compilation), the others at any
-step. At the end metrics.jsonl must have the same bytes and the last checkpoint the same arrays; exits with status 1 if
-not.
+Trains a tiny model twice, straight and killed; a killed run is started again by the same command. A
+third of the kills come while a checkpoint is being written, a fifth in the first seconds (start,
+restore, compilation), the others at any step. At the end metrics.jsonl must have the same bytes and
+the last checkpoint the same arrays; exits with status 1 if not.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,14 +32,28 @@ _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
-  command = [sys.executable, '-m', 'wam_jax.train', '--config=configs/tiny.py:smoke', '--config.log_every=1',
-             f'--config.steps={_STEPS.value}', f'--config.save_every={_SAVE_EVERY.value}']
+  command = [
+    sys.executable,
+    '-m',
+    'wam_jax.train',
+    '--config=configs/tiny.py:smoke',
+    '--config.log_every=1',
+    f'--config.steps={_STEPS.value}',
+    f'--config.save_every={_SAVE_EVERY.value}',
+  ]
   with tempfile.TemporaryDirectory(prefix='wam_jax_kills_') as scratch:
     root = pathlib.Path(_WORKDIR.value or scratch).expanduser().absolute()
     if any((root / name).exists() for name in ('straight', 'killed')):
       raise ValueError(f'--workdir={root} has runs already; pass an empty directory.')
-    found = killed.measure([*command, f'--compilation_cache={root / "programs"}'], root, _KILLS.value, _STEPS.value,
-                           _SAVE_EVERY.value, _SEED.value, lambda line: print(line, file=sys.stderr, flush=True))
+    found = killed.measure(
+      [*command, f'--compilation_cache={root / "programs"}'],
+      root,
+      _KILLS.value,
+      _STEPS.value,
+      _SAVE_EVERY.value,
+      _SEED.value,
+      lambda line: print(line, file=sys.stderr, flush=True),
+    )
   print(killed.show(found))
   if _JSON.value:
     pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(found, indent=2) + '\n')

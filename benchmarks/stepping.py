@@ -1,4 +1,7 @@
-"""The training step that benchmarks/step.py times: its input, the comparison with PyTorch, and the loop."""
+"""The training step that benchmarks/step.py times: its input, the comparison with PyTorch, and the
+loop.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,7 +26,11 @@ def make_batch(config: cfg.TrainConfig, mesh: jax.sharding.Mesh) -> types.Batch:
       return np.ones(x.shape, bool)
     if x.dtype == np.uint8:
       return rng.integers(0, 256, x.shape, np.uint8)
-    return rng.normal(size=x.shape).astype(np.float32) if x.dtype == np.float32 else np.ones(x.shape, x.dtype)
+    return (
+      rng.normal(size=x.shape).astype(np.float32)
+      if x.dtype == np.float32
+      else np.ones(x.shape, x.dtype)
+    )
 
   return jax.tree.map(draw, abstract.arguments(config, mesh)[1])
 
@@ -37,35 +44,52 @@ def start(config: cfg.TrainConfig) -> tuple[train_step.TrainState, types.Batch, 
 
 
 def compare(config: cfg.TrainConfig) -> dict[str, float]:
-  """Loss of both and the largest difference between their gradients, relative to the largest gradient.
+  """Loss of both and the largest difference between their gradients, relative to the largest
+  gradient.
 
   Raises:
-    ValueError: the config asks for what benchmarks/pytorch.py lacks, or they are not the same model.
+    ValueError: the config asks for what benchmarks/pytorch.py lacks, or they are not the same
+      model.
   """
   m, f = config.model, config.flow
   for key, value, only in (
-      ('model.text.kind', m.text.kind, 'word'), ('model.tokenizer.kind', m.tokenizer.kind, 'patch'),
-      ('flow.schedule', f.schedule, 'coupled'), ('flow.weighting', f.weighting, 'uniform'),
-      ('flow.action_mean', f.action_mean, 'real')):
+    ('model.text.kind', m.text.kind, 'word'),
+    ('model.tokenizer.kind', m.tokenizer.kind, 'patch'),
+    ('flow.schedule', f.schedule, 'coupled'),
+    ('flow.weighting', f.weighting, 'uniform'),
+    ('flow.action_mean', f.action_mean, 'real'),
+  ):
     if value != only:
       raise ValueError(f'config.{key}={value!r} is not in benchmarks/pytorch.py; use {only!r}.')
-  from benchmarks import pytorch
-
   import torch
 
+  from benchmarks import pytorch
+
   state, batch, _ = start(config)
-  params = jax.tree.map(lambda x: x + 0.02 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32),
-                        state.params)  # Zeros of the start would hide gradients.
+  params = jax.tree.map(
+    lambda x: x + 0.02 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32),
+    state.params,
+  )  # Zeros of the start would hide gradients.
   noise = train_step.sample_noise(config, jax.random.key(1), state.frozen, batch)
-  loss, grads = jax.value_and_grad(lambda p: train_step.loss_fn(config, p, state.frozen, batch, noise)[0])(params)
+  loss, grads = jax.value_and_grad(
+    lambda p: train_step.loss_fn(config, p, state.frozen, batch, noise)[0]
+  )(params)
   trainer = pytorch.Trainer(config, params, state.frozen.tokenizer, batch)
   theirs = trainer.loss(jax.tree.map(lambda x: torch.from_numpy(np.array(x)), noise))
   theirs.backward()
   want = pytorch.weights(config.model, grads)
-  error = max(float((p.grad - want[name]).abs().max()) for name, p in trainer.model.named_parameters())
+  error = max(
+    float((p.grad - want[name]).abs().max()) for name, p in trainer.model.named_parameters()
+  )
   largest = max(float(x.abs().max()) for x in want.values())
-  found = {'wam_jax_loss': float(loss), 'pytorch_loss': theirs.item(), 'gradient_error': error / largest}
-  if abs(found['wam_jax_loss'] / found['pytorch_loss'] - 1) > 1e-5 or found['gradient_error'] > 1e-4:
+  found = {
+    'wam_jax_loss': float(loss),
+    'pytorch_loss': theirs.item(),
+    'gradient_error': error / largest,
+  }
+  if (
+    abs(found['wam_jax_loss'] / found['pytorch_loss'] - 1) > 1e-5 or found['gradient_error'] > 1e-4
+  ):
     raise ValueError(f'benchmarks/pytorch.py is not the model of this config: {found}.')
   return found
 
@@ -74,20 +98,26 @@ def work(config: cfg.TrainConfig, part: str, threads: int) -> None:
   """A contestant: steps for as long as it is asked to."""
   state, batch, step = start(config)
   if part == 'wam_jax':
+
     def one():
       nonlocal state
       state, metrics = step(state, batch)
       metrics['loss'].block_until_ready()
       return config.batch_size
   else:
+    import torch
+
     from benchmarks import pytorch
 
-    import torch
     torch.set_num_threads(threads)
-    trainer = pytorch.Trainer(config, state.params, state.frozen.tokenizer, batch, compiled=part == 'pytorch_compiled')
+    trainer = pytorch.Trainer(
+      config, state.params, state.frozen.tokenizer, batch, compiled=part == 'pytorch_compiled'
+    )
+
     def one():
       trainer.step()
       return config.batch_size
+
   for _ in range(3):
     one()
   contest.serve(one)

@@ -2,6 +2,7 @@
 
 python -m benchmarks.tabletop [--json=FILE]
 """
+
 from __future__ import annotations
 
 import json
@@ -38,10 +39,10 @@ def measure(robot: str, seconds: float) -> dict[str, float]:
   act = lambda: rng.uniform(-1, 1, env.action_dim)
   tip = env.robot.forward(env.joints)
   return {
-      'physics': rate(lambda: env.world.step(tip, True, 1 / env.control_hz), seconds),
-      'render 32 px': rate(lambda: env.render(32), seconds),
-      'render 256 px': rate(lambda: env.render(256), seconds),
-      'step, both views': rate(lambda: env.step(act()), seconds),
+    'physics': rate(lambda: env.world.step(tip, True, 1 / env.control_hz), seconds),
+    'render 32 px': rate(lambda: env.render(32), seconds),
+    'render 256 px': rate(lambda: env.render(256), seconds),
+    'step, both views': rate(lambda: env.step(act()), seconds),
   }
 
 

@@ -5,10 +5,12 @@
   python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b --dataset=~/wam_jax_data/droid/1.0.1 --embodiment=droid
   python -m wam_jax.train --config=configs/droid_14b.py --workdir=gs://BUCKET/droid_14b --distributed
 
-Expect by ahead-of-time estimate, at the peak of the chips (`python -m benchmarks.pods`): on v5p-128 (v5p:4x4x4) 6.7 s a
-step, 7.8 days for all, 78 % MFU, 70 of 96 GiB; on v6e-256 (:v6e) 1.3 s, 1.5 days, 52 % MFU, 20 of 31 GiB. These
-are bounds: input, logging, checkpoints and whatever keeps a chip from its peak come on top.
+Expect by ahead-of-time estimate, at the peak of the chips (`python -m benchmarks.pods`): on v5p-128
+(v5p:4x4x4) 6.7 s a step, 7.8 days for all, 78 % MFU, 70 of 96 GiB; on v6e-256 (:v6e) 1.3 s, 1.5
+days, 52 % MFU, 20 of 31 GiB. These are bounds: input, logging, checkpoints and whatever keeps a
+chip from its peak come on top.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,14 +20,16 @@ from wam_jax.data import prompts
 
 # How the step is laid out on a slice; found by `python -m wam_jax.compile --search`.
 LAYOUTS = {
-    'v5p': dict(remat='dots', accumulate=2, mesh=dict(data=1, fsdp=-1, tensor=1, seq=1)),
-    'v6e': dict(remat='dots', accumulate=2, mesh=dict(data=1, fsdp=-1, tensor=2, seq=2)),
+  'v5p': dict(remat='dots', accumulate=2, mesh=dict(data=1, fsdp=-1, tensor=1, seq=1)),
+  'v6e': dict(remat='dots', accumulate=2, mesh=dict(data=1, fsdp=-1, tensor=2, seq=2)),
 }
 
 
 def get_config(arg: str = ''):
   if arg not in ('', 'smoke', *LAYOUTS):
-    raise ValueError(f'This config takes no argument, "smoke" or one of {sorted(LAYOUTS)}, not {arg!r}.')
+    raise ValueError(
+      f'This config takes no argument, "smoke" or one of {sorted(LAYOUTS)}, not {arg!r}.'
+    )
   c = cfg.base()
   c.name = 'droid_14b'
   c.steps, c.batch_size = 100_000, 128
@@ -35,9 +39,16 @@ def get_config(arg: str = ''):
   c.init_from = f'{cfg.DATA_ROOT}/wan2_1_i2v_14b'
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
   c.data.embodiments = ('droid',)
-  c.data.mixture = {'droid': dict(
-      path=f'{cfg.DATA_ROOT}/droid/1.0.1', split='train', embodiment='droid', weight=1.0,
-      prepare='data.convert --source={source} --output={path}', source='')}
+  c.data.mixture = {
+    'droid': dict(
+      path=f'{cfg.DATA_ROOT}/droid/1.0.1',
+      split='train',
+      embodiment='droid',
+      weight=1.0,
+      prepare='data.convert --source={source} --output={path}',
+      source='',
+    )
+  }
   c.data.ranges = {'droid': ''}
   c.data.features = 'require'
   o = c.optimizer

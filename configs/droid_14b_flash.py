@@ -1,12 +1,14 @@
-"""DreamZero-Flash on DROID, 14B: decoupled noise, from the coupled weights of configs/droid_14b.py; one step a chunk.
+"""DreamZero-Flash on DROID, 14B: decoupled noise, from the coupled weights of configs/droid_14b.py;
+one step a chunk.
 
   python -m wam_jax.train --config=configs/droid_14b_flash.py --workdir=gs://BUCKET/droid_14b_flash --distributed \
       --config.init_from=WORKDIR_OF_DROID_14B
 
-Paper: the video's clean share is drawn from Beta(7, 1), mostly noise, the action's level uniformly and apart from it;
-50,000 steps, as its other post-training. Step, memory and layouts are those of droid_14b: by estimate 3.9
-days on v5p-128, 18 hours on v6e-256 (:v6e).
+Paper: the video's clean share is drawn from Beta(7, 1), mostly noise, the action's level uniformly
+and apart from it; 50,000 steps, as its other post-training. Step, memory and layouts are those of
+droid_14b: by estimate 3.9 days on v5p-128, 18 hours on v6e-256 (:v6e).
 """
+
 from configs import droid_14b
 from wam_jax import config as cfg
 

@@ -1,4 +1,5 @@
-"""DreamZero on DROID, 5B: Wan2.2-TI2V-5B and new action modules, trained in full; 50 tokens a latent frame.
+"""DreamZero on DROID, 5B: Wan2.2-TI2V-5B and new action modules, trained in full; 50 tokens a
+latent frame.
 
   python -m wam_jax.convert import --source=Wan2.2-TI2V-5B --image_encoder=Wan2.1-I2V-14B-480P \
       --output=~/wam_jax_data/wan2_2_ti2v_5b
@@ -7,9 +8,10 @@
       --embodiment=droid_wan22
   python -m wam_jax.train --config=configs/droid_5b.py --workdir=gs://BUCKET/droid_5b --distributed
 
-Expect by ahead-of-time estimate, at the peak of the chips: on v5p:2x2x4 0.81 s a step, 0.9 days for all, 59 % MFU, 28
-of 96 GiB. `python -m benchmarks.pods` has the smallest slices.
+Expect by ahead-of-time estimate, at the peak of the chips: on v5p:2x2x4 0.81 s a step, 0.9 days for
+all, 59 % MFU, 28 of 96 GiB. `python -m benchmarks.pods` has the smallest slices.
 """
+
 import dataclasses
 
 from configs import droid_14b

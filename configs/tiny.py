@@ -1,10 +1,13 @@
-"""Tiny world action model: reach what the words name, coupled noise. Needs no download and no accelerator.
+"""Tiny world action model: reach what the words name, coupled noise. Needs no download and no
+accelerator.
 
 python -m wam_jax.train --config=configs/tiny.py --workdir=DIR
 """
+
 from wam_jax import config as cfg
 
-# The order gives every robot its category in the model, so that runs on other robots can start from this one.
+# The order gives every robot its category in the model, so that runs on other robots can start from
+# this one.
 ROBOTS = ('disc', 'arm', 'cart', 'human')
 
 

@@ -1,10 +1,13 @@
-"""DreamZero-Flash at tiny size, and its coupled twin, on a task with two equally good targets (`reach_any`).
+"""DreamZero-Flash at tiny size, and its coupled twin, on a task with two equally good targets
+(`reach_any`).
 
 python -m wam_jax.train --config=configs/tiny_flash.py         --workdir=FLASH   --config.init_from=WORKDIR_OF_TINY
 python -m wam_jax.train --config=configs/tiny_flash.py:coupled --workdir=COUPLED --config.init_from=WORKDIR_OF_TINY
 
-Both continue from the coupled weights of configs/tiny.py with the same data, seed and budget; only the noise differs.
+Both continue from the coupled weights of configs/tiny.py with the same data, seed and budget; only
+the noise differs.
 """
+
 from configs import tiny
 from wam_jax import config as cfg
 

@@ -1,7 +1,9 @@
-"""Reach, place and push with three robots, and a human hand that has video only; a curriculum from configs/tiny.py.
+"""Reach, place and push with three robots, and a human hand that has video only; a curriculum from
+configs/tiny.py.
 
 python -m wam_jax.train --config=configs/tiny_tasks.py --workdir=DIR --config.init_from=WORKDIR_OF_TINY
 """
+
 from configs import tiny
 from wam_jax import config as cfg
 
@@ -13,7 +15,9 @@ def get_config(arg: str = ''):
   c.name = 'tiny_tasks'
   c.steps, c.save_every = 10000, 1000
   c.model.actions_per_chunk = 12  # The arm's 15 Hz; the others fill fewer rows.
-  c.data.mixture = {robot: cfg.tabletop_dataset(robot, TASKS, 3000) for robot in ('disc', 'arm', 'cart')}
+  c.data.mixture = {
+    robot: cfg.tabletop_dataset(robot, TASKS, 3000) for robot in ('disc', 'arm', 'cart')
+  }
   c.data.mixture.human = cfg.tabletop_dataset('human', TASKS, 1000, weight=0.3)
   c.evaluation.tasks = tuple(TASKS.split(','))
   return cfg.smoke(c) if arg == 'smoke' else c

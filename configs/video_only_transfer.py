@@ -1,4 +1,5 @@
-"""Video-only transfer: people on video, 10 to 20 minutes without actions, half of each batch beside robot data.
+"""Video-only transfer: people on video, 10 to 20 minutes without actions, half of each batch beside
+robot data.
 
   python -m data.human_video --source=VIDEOS --output=~/wam_jax_data/human_video/1.0.0 --size=352x640
   python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b_two --dataset=~/wam_jax_data/human_video/1.0.0 \
@@ -6,10 +7,11 @@
   python -m wam_jax.train --config=configs/video_only_transfer.py --workdir=gs://BUCKET/transfer --distributed \
       --config.init_from=WORKDIR_OF_AGIBOT_14B
 
-Paper: 10,000 steps of 1:1 co-training; task progress on the videos' tasks from 38.3 to 54.3 %. A sample without actions
-has no action loss, and its video tokens see no action or state keys. By estimate 19 hours on
-v5p-128, 3.6 on v6e-256 (:v6e).
+Paper: 10,000 steps of 1:1 co-training; task progress on the videos' tasks from 38.3 to 54.3 %. A
+sample without actions has no action loss, and its video tokens see no action or state keys. By
+estimate 19 hours on v5p-128, 3.6 on v6e-256 (:v6e).
 """
+
 from configs import agibot_14b
 from wam_jax import config as cfg
 
@@ -20,7 +22,12 @@ def get_config(arg: str = ''):
   c.steps, c.optimizer.warmup_steps = 10_000, 500
   c.init_from = '~/wam/agibot_14b'
   c.data.mixture.human = dict(
-      path=f'{cfg.DATA_ROOT}/human_video/1.0.0', split='train', embodiment='human', weight=1.0,
-      prepare='data.human_video --source={source} --output={path} --size=352x640', source='')
+    path=f'{cfg.DATA_ROOT}/human_video/1.0.0',
+    split='train',
+    embodiment='human',
+    weight=1.0,
+    prepare='data.human_video --source={source} --output={path} --size=352x640',
+    source='',
+  )
   c.data.ranges = {'agibot': '', 'human': ''}
   return cfg.smoke(c, {'agibot': 'disc', 'human': 'human'}) if arg == 'smoke' else c

@@ -1,4 +1,5 @@
-"""A new robot from 30 minutes of play data (55 trajectories, 11 tasks): two YAM arms, from the released AgiBot weights.
+"""A new robot from 30 minutes of play data (55 trajectories, 11 tasks): two YAM arms, from the
+released AgiBot weights.
 
   python -m wam_jax.convert import --source=DreamZero-AgiBot --output=~/wam_jax_data/dreamzero_agibot
   python -m data.from_lerobot --source=YAM_LEROBOT --output=~/wam_jax_data/yam/1.0.0 --workers=8
@@ -6,11 +7,13 @@
       --embodiment=yam_reference
   python -m wam_jax.train --config=configs/yam_fewshot.py --workdir=gs://BUCKET/yam_fewshot --distributed
 
-Rates, padded action dimensions and the action loss are those that the released weights were trained with: every third
-frame and 24 actions a chunk of 0.8 s. Paper: 50,000 steps of post-training; with 30 minutes of data each window is seen
-many times, so look at held-out tasks at the kept checkpoints. By estimate 3.9 days on v5p-128, 18 hours on v6e-256
-(:v6e), as droid_14b a step; fewer steps may do.
+Rates, padded action dimensions and the action loss are those that the released weights were trained
+with: every third frame and 24 actions a chunk of 0.8 s. Paper: 50,000 steps of post-training; with
+30 minutes of data each window is seen many times, so look at held-out tasks at the kept
+checkpoints. By estimate 3.9 days on v5p-128, 18 hours on v6e-256 (:v6e), as droid_14b a step; fewer
+steps may do.
 """
+
 from configs import droid_14b
 from wam_jax import config as cfg
 
@@ -23,8 +26,15 @@ def get_config(arg: str = ''):
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
   c.flow.action_mean, c.flow.mask_padded_noise = 'padded', False
   c.data.embodiments = ('yam_reference',)
-  c.data.mixture = {'yam': dict(
-      path=f'{cfg.DATA_ROOT}/yam/1.0.0', split='train', embodiment='yam_reference', weight=1.0,
-      prepare='data.from_lerobot --source={source} --output={path}', source='')}
+  c.data.mixture = {
+    'yam': dict(
+      path=f'{cfg.DATA_ROOT}/yam/1.0.0',
+      split='train',
+      embodiment='yam_reference',
+      weight=1.0,
+      prepare='data.from_lerobot --source={source} --output={path}',
+      source='',
+    )
+  }
   c.data.ranges = {'yam': ''}
   return cfg.smoke(c, {'yam': 'disc'}) if arg == 'smoke' else c

@@ -1,1 +1,3 @@
-"""Dataset builders and tools; makes datasets that `wam_jax.data` reads. Never imported by `wam_jax`."""
+"""Dataset builders and tools; makes datasets that `wam_jax.data` reads. Never imported by
+`wam_jax`.
+"""

@@ -2,13 +2,16 @@
 
 python -m data.convert --source=~/bridge_dataset/1.0.0 --output=~/bridge_array_record/1.0.0 --workers=8
 
-The source is TFRecord (as DROID, OXE and Bridge are published) or ArrayRecord (as TFDS builders write it, compressed
-and without index). Records are copied byte for byte and read again; only their framing changes, so that training has
-random access to single images. Paths may be local or of an object store (gs://).
+The source is TFRecord (as DROID, OXE and Bridge are published) or ArrayRecord (as TFDS builders
+write it, compressed and without index). Records are copied byte for byte and read again; only their
+framing changes, so that training has random access to single images. Paths may be local or of an
+object store (gs://).
 
-The output appears whole or not at all. A conversion that was stopped continues where it was: finished shards wait in a
-hidden directory beside the output; in an object store they have their place, and dataset_info.json comes last.
+The output appears whole or not at all. A conversion that was stopped continues where it was:
+finished shards wait in a hidden directory beside the output; in an object store they have their
+place, and dataset_info.json comes last.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -22,12 +25,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
+import google_crc32c
+import tensorflow_datasets as tfds
 from absl import app
 from absl import flags
 from array_record.python import array_record_module
 from etils import epath
-import google_crc32c
-import tensorflow_datasets as tfds
 
 from wam_jax import cli
 from wam_jax import remote
@@ -35,7 +38,8 @@ from wam_jax.data import frames
 from wam_jax.data import storage
 
 _SOURCE = flags.DEFINE_string(
-    'source', None, 'TFDS directory with dataset_info.json and TFRecord or ArrayRecord shards.')
+  'source', None, 'TFDS directory with dataset_info.json and TFRecord or ArrayRecord shards.'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make; it must not exist.')
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes, one shard each at a time.', lower_bound=1)
 
@@ -47,7 +51,8 @@ _ORIGIN = 'origin.json'
 def read_tfrecord(path: epath.PathLike) -> Iterator[bytes]:
   """The records of a TFRecord shard, both checksums of each verified.
 
-  A record is: length (uint64), masked CRC of the length (uint32), bytes, masked CRC of the bytes (uint32).
+  A record is: length (uint64), masked CRC of the length (uint32), bytes, masked CRC of the bytes
+  (uint32).
   Raises:
     ValueError: truncated, or a checksum differs; names shard and record.
   Source: TensorFlow `tensorflow/core/lib/io/record_writer.h`.
@@ -57,12 +62,16 @@ def read_tfrecord(path: epath.PathLike) -> Iterator[bytes]:
     while head := f.read(12):
       where = f'record {number} of {path}'
       if len(head) < 12:
-        raise ValueError(f'{where} is truncated: {len(head)} of 12 bytes of its head. Download the shard again.')
+        raise ValueError(
+          f'{where} is truncated: {len(head)} of 12 bytes of its head. Download the shard again.'
+        )
       (length,) = struct.unpack('<Q', head[:8])
       _check_crc(head[:8], head[8:], f'The length of {where}')
       body = f.read(length + 4)
       if len(body) < length + 4:
-        raise ValueError(f'{where} is truncated: {len(body)} of {length + 4} bytes. Download the shard again.')
+        raise ValueError(
+          f'{where} is truncated: {len(body)} of {length + 4} bytes. Download the shard again.'
+        )
       _check_crc(body[:-4], body[-4:], where)
       yield body[:-4]
       number += 1
@@ -89,15 +98,18 @@ def read_array_record(path: epath.PathLike) -> Iterator[bytes]:
         yield reader.read([number])[0]
       reader.close()  # Raises what `num_records` may have kept to itself.
     except (RuntimeError, IndexError, ValueError) as e:
-      raise ValueError(f'record {number} of {path} is truncated or corrupt ({e}). Restore the shard.') from e
+      raise ValueError(
+        f'record {number} of {path} is truncated or corrupt ({e}). Restore the shard.'
+      ) from e
 
 
 def convert(source: str, output: str, workers: int = 1) -> epath.Path:
   """Writes the dataset at `source` to `output`, shard by shard; returns the output directory.
 
   Raises:
-    ValueError: `source` is no dataset of a known format, `output` exists, or a shard is missing, corrupt or of another
-      length than dataset_info.json says. Finished shards stay for the next call.
+    ValueError: `source` is no dataset of a known format, `output` exists, or a shard is missing,
+      corrupt or of another length than dataset_info.json says. Finished shards stay for the next
+      call.
   """
   source, output = remote.make_path(source, '--source'), remote.make_path(output, '--output')
   info = _open_source(source, output)
@@ -152,12 +164,18 @@ def _open_source(source: epath.Path, output: epath.Path) -> tfds.core.DatasetInf
   if (output / _DESCRIPTION if remote.is_remote(output) else output).exists():
     raise ValueError(f'{output} exists already; remove it or give another --output.')
   if not (source / _DESCRIPTION).exists():
-    raise ValueError(f'{source} has no {_DESCRIPTION}; give the version directory of a TFDS dataset, such as '
-                     'NAME/1.0.0.')
+    raise ValueError(
+      f'{source} has no {_DESCRIPTION}; give the version directory of a TFDS dataset, such as '
+      'NAME/1.0.0.'
+    )
   info = tfds.builder_from_directory(source).info
   if info.file_format.value not in _READERS:
-    raise ValueError(f'{source} is in {info.file_format.value} format; expected one of {sorted(_READERS)}.')
-  missing = [str(path) for split in info.splits.values() for path in split.filepaths if not path.exists()]
+    raise ValueError(
+      f'{source} is in {info.file_format.value} format; expected one of {sorted(_READERS)}.'
+    )
+  missing = [
+    str(path) for split in info.splits.values() for path in split.filepaths if not path.exists()
+  ]
   if missing:
     raise ValueError(f'{len(missing)} shards of {source} are missing: {", ".join(missing[:10])}.')
   return info
@@ -168,21 +186,29 @@ def _plan(info: tfds.core.DatasetInfo, partial: epath.Path) -> list[_Job]:
   for name, split in info.splits.items():
     for number, (path, length) in enumerate(zip(split.filepaths, split.shard_lengths)):
       target = f'{info.name}-{name}.array_record-{number:05}-of-{split.num_shards:05}'
-      jobs.append(_Job(path, partial / target, path.stat().length, info.file_format.value, length, keys))
+      jobs.append(
+        _Job(path, partial / target, path.stat().length, info.file_format.value, length, keys)
+      )
   return jobs
 
 
 def _check_origin(partial: epath.Path, source: epath.Path, info: tfds.core.DatasetInfo) -> None:
   """Remembers what the shards in `partial` are made from, and refuses to mix sources."""
-  origin = {'source': str(source), 'shards': {path.name: path.stat().length for split in info.splits.values()
-                                              for path in split.filepaths}}
+  origin = {
+    'source': str(source),
+    'shards': {
+      path.name: path.stat().length for split in info.splits.values() for path in split.filepaths
+    },
+  }
   file = partial / _ORIGIN
   if not file.exists():
     write = remote.write if remote.is_remote(file) else storage.write_atomic
     write(file, json.dumps(origin).encode())
   elif json.loads(file.read_text()) != origin:
-    raise ValueError(f'{partial} holds an unfinished conversion of {json.loads(file.read_text())["source"]}, which is '
-                     f'not, or no longer, {source}; remove it and run again.')
+    raise ValueError(
+      f'{partial} holds an unfinished conversion of {json.loads(file.read_text())["source"]}, which is '
+      f'not, or no longer, {source}; remove it and run again.'
+    )
 
 
 def _run(jobs: Sequence[_Job], workers: int) -> None:
@@ -191,10 +217,14 @@ def _run(jobs: Sequence[_Job], workers: int) -> None:
   if workers == 1:
     _drain(storage.progress(map(_convert_shard, jobs), **shown))
     return
-  with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn')) as pool:
+  with concurrent.futures.ProcessPoolExecutor(
+    workers, multiprocessing.get_context('spawn')
+  ) as pool:
     running = [pool.submit(_convert_shard, job) for job in jobs]
     try:
-      _drain(storage.progress((f.result() for f in concurrent.futures.as_completed(running)), **shown))
+      _drain(
+        storage.progress((f.result() for f in concurrent.futures.as_completed(running)), **shown)
+      )
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
@@ -207,12 +237,16 @@ def _drain(items: Iterator[_Job]) -> None:
 
 def _convert_shard(job: _Job) -> _Job:
   """Writes, re-reads and indexes one shard; its files get their names when all that is done."""
-  with tempfile.TemporaryDirectory(**({} if remote.is_remote(job.target) else {'dir': job.target.parent})) as directory:
+  with tempfile.TemporaryDirectory(
+    **({} if remote.is_remote(job.target) else {'dir': job.target.parent})
+  ) as directory:
     shard, lean = (os.path.join(directory, name) for name in (job.target.name, 'lean'))
     crcs = _write_records(_READERS[job.file_format](job.source), shard)
     if len(crcs) != job.length:
-      raise ValueError(f'{job.source} holds {len(crcs)} records; {_DESCRIPTION} says {job.length}. Download the shard '
-                       'again.')
+      raise ValueError(
+        f'{job.source} holds {len(crcs)} records; {_DESCRIPTION} says {job.length}. Download the shard '
+        'again.'
+      )
     entry = frames.index_shard(shard, crcs, job.image_keys, lean)
     _deliver(lean, job.lean)
     _deliver(shard, job.target)
@@ -262,11 +296,17 @@ def _write_index(partial: epath.Path, jobs: Sequence[_Job]) -> None:
 
 
 def _copy_description(source: epath.Path, partial: epath.Path) -> None:
-  """Everything but shards and what is derived from them, with the format in dataset_info.json changed."""
+  """Everything but shards and what is derived from them, with the format in dataset_info.json
+  changed.
+  """
   description = json.loads((source / _DESCRIPTION).read_text())
   shard_names = tuple(f'{description["name"]}-{split["name"]}.' for split in description['splits'])
   for path in source.iterdir():
-    if path.is_file() and path.name != _DESCRIPTION and not path.name.startswith((*shard_names, 'wam_')):
+    if (
+      path.is_file()
+      and path.name != _DESCRIPTION
+      and not path.name.startswith((*shard_names, 'wam_'))
+    ):
       path.copy(partial / path.name, overwrite=True)
   description['fileFormat'] = 'array_record'
   for split in description['splits']:
@@ -275,7 +315,9 @@ def _copy_description(source: epath.Path, partial: epath.Path) -> None:
 
 
 def _publish(partial: epath.Path, output: epath.Path) -> None:
-  """Gives the directory its name, and removes what only an unfinished conversion needs and what a killed one left."""
+  """Gives the directory its name, and removes what only an unfinished conversion needs and what a
+  killed one left.
+  """
   if partial != output:
     partial.rename(output)
     for path in output.iterdir():
@@ -298,7 +340,10 @@ def main(argv: list[str]) -> None:
   except ValueError as e:
     raise SystemExit(f'error: {e}') from e
   info = tfds.builder_from_directory(output).info
-  print(f'{output}: ' + ', '.join(f'{name} {s.num_examples} episodes' for name, s in info.splits.items()))
+  print(
+    f'{output}: '
+    + ', '.join(f'{name} {s.num_examples} episodes' for name, s in info.splits.items())
+  )
 
 
 if __name__ == '__main__':

@@ -2,21 +2,23 @@
 
 python -m data.encode --workdir=~/wam/imported --dataset=~/droid/1.0.1 --embodiment=droid [--json=FILE]
 
-Training with these encoders on this dataset then draws from the stored windows (config.data.features). The same command
-continues what was stopped. Several hosts that share the dataset's directory share the work by --shard_index and
---shard_count, or by --distributed on a TPU pod. Runs with config.data.augment need --augmentations=N for the split that
-they train on, and --center_crop for the held-out one.
+Training with these encoders on this dataset then draws from the stored windows
+(config.data.features). The same command continues what was stopped. Several hosts that share the
+dataset's directory share the work by --shard_index and --shard_count, or by --distributed on a TPU
+pod. Runs with config.data.augment need --augmentations=N for the split that they train on, and
+--center_crop for the held-out one.
 """
+
 from __future__ import annotations
 
 import json
 import pathlib
 from typing import Any
 
-from absl import app
-from absl import flags
 import cv2
 import jax
+from absl import app
+from absl import flags
 
 from wam_jax import checkpoint
 from wam_jax import cli
@@ -28,28 +30,46 @@ from wam_jax.data import storage
 from wam_jax.data import windows
 from wam_jax.models import encoders
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run or import whose encoders, and shape of a window, are taken.')
-_DATASET = flags.DEFINE_string('dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.')
-_EMBODIMENT = flags.DEFINE_enum('embodiment', None, sorted(embodiments.EMBODIMENTS),
-                                'Record in wam_jax/data/embodiments.py.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run or import whose encoders, and shape of a window, are taken.'
+)
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
+)
+_EMBODIMENT = flags.DEFINE_enum(
+  'embodiment', None, sorted(embodiments.EMBODIMENTS), 'Record in wam_jax/data/embodiments.py.'
+)
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split, as in the config.')
 _RANGES = flags.DEFINE_string('ranges', '', 'As config.data.ranges of this dataset.')
 _FAILURES = flags.DEFINE_bool('failures', False, 'As this dataset in config.data.failures.')
-_STRIDE = flags.DEFINE_integer('anchor_stride', 0, 'Control steps between two windows; 0 for one chunk.', lower_bound=0)
-_DRAW_OFFSET = flags.DEFINE_bool('draw_offset', False, 'Begin at a step drawn for each episode, within one stride.')
+_STRIDE = flags.DEFINE_integer(
+  'anchor_stride', 0, 'Control steps between two windows; 0 for one chunk.', lower_bound=0
+)
+_DRAW_OFFSET = flags.DEFINE_bool(
+  'draw_offset', False, 'Begin at a step drawn for each episode, within one stride.'
+)
 _AUGMENTATIONS = flags.DEFINE_integer(
-    'augmentations', 0, 'Store so many differently augmented variants of each window.', lower_bound=0)
-_CENTER_CROP = flags.DEFINE_bool('center_crop', False, 'Store the centre crop, as augmented runs are evaluated on.')
+  'augmentations', 0, 'Store so many differently augmented variants of each window.', lower_bound=0
+)
+_CENTER_CROP = flags.DEFINE_bool(
+  'center_crop', False, 'Store the centre crop, as augmented runs are evaluated on.'
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of drawn offsets and augmentations.', lower_bound=0)
 _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', features.DTYPES, 'Of the stored numbers.')
 _FILE_MIB = flags.DEFINE_float('file_mib', 256.0, 'Size of a record file, about.', lower_bound=0)
-_BATCH = flags.DEFINE_integer('batch', 0, 'Windows encoded at once; 0 for 8 a device.', lower_bound=0)
+_BATCH = flags.DEFINE_integer(
+  'batch', 0, 'Windows encoded at once; 0 for 8 a device.', lower_bound=0
+)
 _THREADS = flags.DEFINE_integer('threads', 2, 'Threads that decode images.', lower_bound=1)
 _SHARD_INDEX = flags.DEFINE_integer('shard_index', 0, 'Of this process.', lower_bound=0)
-_SHARD_COUNT = flags.DEFINE_integer('shard_count', 1, 'Processes that share the work.', lower_bound=1)
+_SHARD_COUNT = flags.DEFINE_integer(
+  'shard_count', 1, 'Processes that share the work.', lower_bound=1
+)
 _DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Take --shard_index and --shard_count from the TPU or SLURM environment.')
+  'distributed', False, 'Take --shard_index and --shard_count from the TPU or SLURM environment.'
+)
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
@@ -68,21 +88,35 @@ def main(argv: list[str]) -> None:
     pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(summary, indent=2) + '\n')
 
 
-def _read_flags(shard_index: int, shard_count: int) -> tuple[encoding.Job, encoders.Encoders, encoding.Machine]:
+def _read_flags(
+  shard_index: int, shard_count: int
+) -> tuple[encoding.Job, encoders.Encoders, encoding.Machine]:
   if shard_index >= shard_count:
     raise ValueError(f'--shard_index={shard_index} must be below --shard_count={shard_count}.')
   if _AUGMENTATIONS.value and _CENTER_CROP.value:
-    raise ValueError('--augmentations is for the split that is trained on, --center_crop for the held-out one; give '
-                     'either.')
+    raise ValueError(
+      '--augmentations is for the split that is trained on, --center_crop for the held-out one; give '
+      'either.'
+    )
   if '://' in _DATASET.value:
-    raise ValueError(f'--dataset={_DATASET.value} is an object store; record files are written to a file system. Mount '
-                     'the bucket (gcsfuse, s3fs) and pass the mounted path.')
+    raise ValueError(
+      f'--dataset={_DATASET.value} is an object store; record files are written to a file system. Mount '
+      'the bucket (gcsfuse, s3fs) and pass the mounted path.'
+    )
   machine = encoding.make_machine(_BATCH.value, _THREADS.value)
   config, frozen = checkpoint.load_encoders(_WORKDIR.value)
   cache = storage.Cache(encoding.CACHE_GIB)
-  episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache)
-  storing = features.Storing(_STRIDE.value or episodes.record.steps_per_chunk, _DRAW_OFFSET.value,
-                             max(1, _AUGMENTATIONS.value), _SEED.value, _DTYPE.value, _FILE_MIB.value)
+  episodes = sources.Episodes(
+    _DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache
+  )
+  storing = features.Storing(
+    _STRIDE.value or episodes.record.steps_per_chunk,
+    _DRAW_OFFSET.value,
+    max(1, _AUGMENTATIONS.value),
+    _SEED.value,
+    _DTYPE.value,
+    _FILE_MIB.value,
+  )
   transform = 'center' if _CENTER_CROP.value else 'random' if _AUGMENTATIONS.value else 'none'
   anchors = windows.make_anchors(episodes, _RANGES.value, _FAILURES.value)
   return encoding.make_job(config.model, episodes, anchors, storing, transform), frozen, machine
@@ -90,11 +124,15 @@ def _read_flags(shard_index: int, shard_count: int) -> tuple[encoding.Job, encod
 
 def _print(summary: dict[str, Any]) -> None:
   records, w = summary['windows'] * summary['variants'], summary['encoded_windows']
-  print(f'{summary["windows"]} windows x {summary["variants"]} ({summary["transform"]}), {summary["prompts"]} prompts; '
-        f'{summary["bytes"] / 2**20:.1f} MiB in {summary["place"]}')
+  print(
+    f'{summary["windows"]} windows x {summary["variants"]} ({summary["transform"]}), {summary["prompts"]} prompts; '
+    f'{summary["bytes"] / 2**20:.1f} MiB in {summary["place"]}'
+  )
   if w['records']:
-    print(f'{w["records"]} of {records} encoded now: compiled in {w["compile_s"]:.1f} s, then {w["seconds"]:.1f} s, '
-          f'{w["per_s"]:.3g} windows/s')
+    print(
+      f'{w["records"]} of {records} encoded now: compiled in {w["compile_s"]:.1f} s, then {w["seconds"]:.1f} s, '
+      f'{w["per_s"]:.3g} windows/s'
+    )
   if summary['missing_files']:
     print(f'{summary["missing_files"]} files are left to other shards.')
 

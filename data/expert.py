@@ -1,4 +1,7 @@
-"""Expert episodes of a simulated world in RLDS form: what the tabletop and Meta-World builders share."""
+"""Expert episodes of a simulated world in RLDS form: what the tabletop and Meta-World builders
+share.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -10,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-# Evaluation uses small reset seeds; datasets start above all of them, so no evaluated scene was trained on.
+# Evaluation uses small reset seeds; datasets start above all of them, so no evaluated scene was
+# trained on.
 FIRST_SEED = 1 << 32
 ATTEMPTS = 20
 TAIL_STEPS = 2
@@ -30,16 +34,21 @@ class World(Protocol):
     """Views and 'proprio'."""
 
 
-def make_features(views: tuple[str, ...], view_size: int, encoding_format: str, proprio_dim: int,
-                  action_dim: int) -> tfds.features.FeaturesDict:
+def make_features(
+  views: tuple[str, ...], view_size: int, encoding_format: str, proprio_dim: int, action_dim: int
+) -> tfds.features.FeaturesDict:
   """RLDS features of an episode with square views."""
   feature = tfds.features
-  image = functools.partial(feature.Image, shape=(view_size, view_size, 3), encoding_format=encoding_format)
-  return feature.FeaturesDict({
-      'steps': feature.Dataset({
+  image = functools.partial(
+    feature.Image, shape=(view_size, view_size, 3), encoding_format=encoding_format
+  )
+  return feature.FeaturesDict(
+    {
+      'steps': feature.Dataset(
+        {
           'observation': {
-              **{view: image() for view in views},
-              'proprio': feature.Tensor(shape=(proprio_dim,), dtype=np.float32),
+            **{view: image() for view in views},
+            'proprio': feature.Tensor(shape=(proprio_dim,), dtype=np.float32),
           },
           'action': feature.Tensor(shape=(action_dim,), dtype=np.float32),
           'language_instruction': feature.Text(),
@@ -48,22 +57,30 @@ def make_features(views: tuple[str, ...], view_size: int, encoding_format: str, 
           'is_terminal': feature.Scalar(np.bool_),
           'reward': feature.Scalar(np.float32),
           'discount': feature.Scalar(np.float32),
-      }),
+        }
+      ),
       'episode_metadata': {
-          'seed': feature.Scalar(np.int64),
-          'task': feature.Text(),
-          'embodiment': feature.Text(),
-          'success': feature.Scalar(np.bool_),
+        'seed': feature.Scalar(np.int64),
+        'task': feature.Text(),
+        'embodiment': feature.Text(),
+        'success': feature.Scalar(np.bool_),
       },
-  })
+    }
+  )
 
 
-def record_episode(env: World, observation: dict[str, np.ndarray], act: Callable[[], np.ndarray], seed: int,
-                   shortest_s: float, encode: Callable[[np.ndarray], io.BytesIO]) -> dict[str, Any]:
+def record_episode(
+  env: World,
+  observation: dict[str, np.ndarray],
+  act: Callable[[], np.ndarray],
+  seed: int,
+  shortest_s: float,
+  encode: Callable[[np.ndarray], io.BytesIO],
+) -> dict[str, Any]:
   """One episode as a TFDS example; `episode_metadata/success` may be False.
 
-  It ends two steps after success but lasts at least `shortest_s`. Every step holds the observation and the action
-  chosen at it; the last one's action is the expert's choice, never executed.
+  It ends two steps after success but lasts at least `shortest_s`. Every step holds the observation
+  and the action chosen at it; the last one's action is the expert's choice, never executed.
 
   Args:
     env: in the state that `reset(seed)` left.
@@ -77,22 +94,38 @@ def record_episode(env: World, observation: dict[str, np.ndarray], act: Callable
     action = act()
     done = len(steps) >= env.max_steps or (env.success and tail <= 0 and len(steps) >= shortest)
     reached = done and env.success
-    steps.append({
-        'observation': {key: value if key == 'proprio' else encode(value) for key, value in observation.items()},
+    steps.append(
+      {
+        'observation': {
+          key: value if key == 'proprio' else encode(value) for key, value in observation.items()
+        },
         'action': action,
         'language_instruction': env.instruction,
-        'is_first': not steps, 'is_last': done, 'is_terminal': reached,
-        'reward': float(reached), 'discount': 0.0 if reached else 1.0,
-    })
+        'is_first': not steps,
+        'is_last': done,
+        'is_terminal': reached,
+        'reward': float(reached),
+        'discount': 0.0 if reached else 1.0,
+      }
+    )
     if done:
       break
     tail -= env.success
     observation = env.step(action)
-  return {'steps': steps, 'episode_metadata': {
-      'seed': seed, 'task': env.task, 'embodiment': env.embodiment, 'success': env.success}}
+  return {
+    'steps': steps,
+    'episode_metadata': {
+      'seed': seed,
+      'task': env.task,
+      'embodiment': env.embodiment,
+      'success': env.success,
+    },
+  }
 
 
-def first_success(record: Callable[[int], dict[str, Any]], entropy: tuple[int, ...], what: str) -> dict[str, Any]:
+def first_success(
+  record: Callable[[int], dict[str, Any]], entropy: tuple[int, ...], what: str
+) -> dict[str, Any]:
   """The first successful one of an episode's own sequence of seeds.
 
   Args:

@@ -1,4 +1,5 @@
-"""Converts a LeRobot directory (versions 2.0, 2.1 and 3.0: parquet and MP4) to a TFDS dataset in RLDS form.
+"""Converts a LeRobot directory (versions 2.0, 2.1 and 3.0: parquet and MP4) to a TFDS dataset in
+RLDS form.
 
 python -m data.from_lerobot --source=~/lerobot/my_robot --output=~/data/my_robot/1.0.0 --workers=8
 
@@ -7,22 +8,25 @@ Every feature is kept. A step of the result has
   NAME                  for any other feature, `reward` for `next.reward`
   language_instruction  the text of task_index, or of the first annotation of modality.json
   is_first, is_last, is_terminal (`next.done` of the last row)
-and an episode has episode_metadata/{name, episode_index}. Floats are float32, integers int64. A feature of the source
-with one of these names comes first.
+and an episode has episode_metadata/{name, episode_index}. Floats are float32, integers int64. A
+feature of the source with one of these names comes first.
 
-Where meta/modality.json (GEAR) is present, the features that it slices are stored as its sub-keys, and only so:
-observation/KEY for state and video, action/KEY for action, annotation/KEY for texts. Discarded episodes are left out,
-step_filter.jsonl becomes step_ranges.json for `config.data.ranges`, and the statistics, with those of relative actions,
-become gear_statistics.json for `config.data.statistics`.
+Where meta/modality.json (GEAR) is present, the features that it slices are stored as its sub-keys,
+and only so: observation/KEY for state and video, action/KEY for action, annotation/KEY for texts.
+Discarded episodes are left out, step_filter.jsonl becomes step_ranges.json for
+`config.data.ranges`, and the statistics, with those of relative actions, become
+gear_statistics.json for `config.data.statistics`.
 
-Beside the data lies embodiment.json, a record as in wam_jax/data/embodiments.py; it is also printed as Python to put
-there. Sizes, rates and slices are read off the data; units are for you to fill in.
+Beside the data lies embodiment.json, a record as in wam_jax/data/embodiments.py; it is also printed
+as Python to put there. Sizes, rates and slices are read off the data; units are for you to fill in.
 """
+
 from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import app
+from absl import flags
 
 from data.lerobot import convert
 from data.lerobot import record as record_lib
@@ -30,24 +34,35 @@ from wam_jax import cli
 
 _SOURCE = flags.DEFINE_string('source', None, 'LeRobot directory, with meta/info.json.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make, such as NAME/1.0.0.')
-_EMBODIMENT = flags.DEFINE_string('embodiment_json', '', 'File with the record to write and check instead of the '
-                                  'suggested one: the fields of `Embodiment` as JSON.')
-_SIZE = flags.DEFINE_string('size', '', 'ROWSxCOLUMNS to resize all images to; empty for the size as it is.')
+_EMBODIMENT = flags.DEFINE_string(
+  'embodiment_json',
+  '',
+  'File with the record to write and check instead of the '
+  'suggested one: the fields of `Embodiment` as JSON.',
+)
+_SIZE = flags.DEFINE_string(
+  'size', '', 'ROWSxCOLUMNS to resize all images to; empty for the size as it is.'
+)
 _EXCLUDE = flags.DEFINE_list('exclude', [], 'Features to leave out, comma-separated.')
-_WORKERS = flags.DEFINE_integer('workers', 1, 'Processes; the dataset does not depend on it.', lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+  'workers', 1, 'Processes; the dataset does not depend on it.', lower_bound=1
+)
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
   try:
-    record, made = convert.convert(_SOURCE.value, _OUTPUT.value, _EMBODIMENT.value, _SIZE.value, _EXCLUDE.value,
-                                   _WORKERS.value)
+    record, made = convert.convert(
+      _SOURCE.value, _OUTPUT.value, _EMBODIMENT.value, _SIZE.value, _EXCLUDE.value, _WORKERS.value
+    )
   except ValueError as error:
     sys.exit(f'error: {error}')
   print(_OUTPUT.value if made else f'already there: {_OUTPUT.value}')
-  print('For wam_jax/data/embodiments.py (with units filled in), also in embodiment.json:\n'
-        + record_lib.to_python(record))
+  print(
+    'For wam_jax/data/embodiments.py (with units filled in), also in embodiment.json:\n'
+    + record_lib.to_python(record)
+  )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,11 @@
-"""Writes episodes as a TFDS dataset in RLDS form: ArrayRecord shards, no TensorFlow needed. What all builders share.
+"""Writes episodes as a TFDS dataset in RLDS form: ArrayRecord shards, no TensorFlow needed. What
+all builders share.
 
-Owns shards, worker processes, progress, restart and publication; what an episode holds is the builder's business.
-Each shard is a pure function of the dataset's description, so any number of worker processes writes the same bytes.
+Owns shards, worker processes, progress, restart and publication; what an episode holds is the
+builder's business. Each shard is a pure function of the dataset's description, so any number of
+worker processes writes the same bytes.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -25,10 +28,14 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import message
-from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters
+from tensorflow_datasets.core import dataset_info
+from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.core import file_adapters
 
 VERSION = '1.0.0'
-MIN_SHARDS = 8  # Where there are as many episodes: a small dataset, too, is written and read in parallel.
+MIN_SHARDS = (
+  8  # Where there are as many episodes: a small dataset, too, is written and read in parallel.
+)
 _PARAMETERS = 'build.json'
 _UNFINISHED = '.unfinished'  # Suffix of a shard that is being written.
 
@@ -42,8 +49,8 @@ class Dataset:
     module: that builds it, as in `python -m`.
     description: a sentence for dataset_info.json.
     features: of one episode.
-    open_split: a split's name to the function from episode number to example (images as encoded file objects). Called
-      once per shard, in whichever process writes it.
+    open_split: a split's name to the function from episode number to example (images as encoded
+      file objects). Called once per shard, in whichever process writes it.
     sizes: per split, the work that each episode is, in `unit`.
     unit: what progress counts.
     shard_size: work in a shard, about.
@@ -79,14 +86,15 @@ class Shard:
 def write(path: str | os.PathLike[str], dataset: Dataset, workers: int = 1) -> bool:
   """Writes the dataset to the directory `path` unless it is there; it appears only when complete.
 
-  After an error or a kill, shards that are finished wait in a hidden directory beside `path`, and the next call with
-  the same parameters goes on from there. A second process that is asked for the same dataset waits for the first.
+  After an error or a kill, shards that are finished wait in a hidden directory beside `path`, and
+  the next call with the same parameters goes on from there. A second process that is asked for the
+  same dataset waits for the first.
 
   Returns:
     Whether this call made it.
   Raises:
-    ValueError: a dataset with other parameters is at `path`, finished or not; `workers` is below 1; or an episode is
-      larger than a record can be.
+    ValueError: a dataset with other parameters is at `path`, finished or not; `workers` is below 1;
+      or an episode is larger than a record can be.
   """
   if workers < 1:
     raise ValueError(f'workers={workers} must be at least 1.')
@@ -104,7 +112,9 @@ def write(path: str | os.PathLike[str], dataset: Dataset, workers: int = 1) -> b
 
 @contextlib.contextmanager
 def _sole_writer(partial: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Makes and locks the directory `partial`; removes it afterwards unless it holds finished shards."""
+  """Makes and locks the directory `partial`; removes it afterwards unless it holds finished
+  shards.
+  """
   handle = _lock(partial)
   try:
     yield partial
@@ -119,7 +129,9 @@ def _has_shards(partial: pathlib.Path) -> bool:
 
 
 def _lock(directory: pathlib.Path) -> int:
-  """Makes `directory` and locks it, after whoever has it; the open handle, whose end releases it."""
+  """Makes `directory` and locks it, after whoever has it; the open handle, whose end releases
+  it.
+  """
   while True:
     directory.mkdir(exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # Its owner may rename or remove it at any time.
@@ -139,38 +151,67 @@ def _check_same(directory: pathlib.Path, dataset: Dataset) -> None:
   try:
     found = json.loads((directory / _PARAMETERS).read_text())
   except (OSError, json.JSONDecodeError) as error:
-    raise ValueError(f'{directory} exists but was not written by {dataset.module} ({error}); give another --output '
-                     'or move it away.') from error
+    raise ValueError(
+      f'{directory} exists but was not written by {dataset.module} ({error}); give another --output '
+      'or move it away.'
+    ) from error
   wanted = json.loads(json.dumps(dataset.parameters))
-  differing = [f'{key}={found.get(key)!r} there, {wanted.get(key)!r} asked' for key in {**wanted, **found}
-               if found.get(key) != wanted.get(key)]
+  differing = [
+    f'{key}={found.get(key)!r} there, {wanted.get(key)!r} asked'
+    for key in {**wanted, **found}
+    if found.get(key) != wanted.get(key)
+  ]
   if differing:
-    raise ValueError(f'{directory} was made with other parameters: ' + '; '.join(differing[:10])
-                     + '. Ask for the same ones, give another --output, or remove it.')
+    raise ValueError(
+      f'{directory} was made with other parameters: '
+      + '; '.join(differing[:10])
+      + '. Ask for the same ones, give another --output, or remove it.'
+    )
 
 
 def _write(directory: pathlib.Path, dataset: Dataset, workers: int) -> None:
   if _has_shards(directory):
     _check_same(directory, dataset)
   (directory / _PARAMETERS).write_text(json.dumps(dataset.parameters, indent=2) + '\n')
-  templates = {split: tfds.core.ShardedFileTemplate(
-      data_dir=directory, dataset_name=dataset.name, split=split, filetype_suffix='array_record',
-      template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE) for split in dataset.sizes}
-  shards = [shard for split, sizes in dataset.sizes.items()
-            for shard in plan_shards(split, sizes, dataset.shard_size, dataset.min_shards, templates[split])]
+  templates = {
+    split: tfds.core.ShardedFileTemplate(
+      data_dir=directory,
+      dataset_name=dataset.name,
+      split=split,
+      filetype_suffix='array_record',
+      template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE,
+    )
+    for split in dataset.sizes
+  }
+  shards = [
+    shard
+    for split, sizes in dataset.sizes.items()
+    for shard in plan_shards(split, sizes, dataset.shard_size, dataset.min_shards, templates[split])
+  ]
   _run(dataset, shards, workers)
   split_infos = []
   for split, template in templates.items():
     mine = [shard for shard in shards if shard.split == split]
-    split_infos.append(tfds.core.SplitInfo(
-        name=split, shard_lengths=[len(shard.sizes) for shard in mine],
-        num_bytes=sum(shard.path.stat().st_size for shard in mine), filename_template=template))
+    split_infos.append(
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[len(shard.sizes) for shard in mine],
+        num_bytes=sum(shard.path.stat().st_size for shard in mine),
+        filename_template=template,
+      )
+    )
   info = tfds.core.DatasetInfo(
-      builder=dataset_info.DatasetIdentity(
-          name=dataset.name, version=tfds.core.Version(VERSION), data_dir=os.fspath(directory),
-          module_name=dataset.module, config_name=dataset.config or None,
-          config_description=dataset.description if dataset.config else None),
-      features=dataset.features, description=dataset.description)
+    builder=dataset_info.DatasetIdentity(
+      name=dataset.name,
+      version=tfds.core.Version(VERSION),
+      data_dir=os.fspath(directory),
+      module_name=dataset.module,
+      config_name=dataset.config or None,
+      config_description=dataset.description if dataset.config else None,
+    ),
+    features=dataset.features,
+    description=dataset.description,
+  )
   info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
   info.set_splits(tfds.core.splits.SplitDict(split_infos))
   info.write_to_directory(directory)
@@ -178,15 +219,29 @@ def _write(directory: pathlib.Path, dataset: Dataset, workers: int) -> None:
     (directory / name).write_bytes(content)
 
 
-def plan_shards(split: str, sizes: Sequence[int], shard_size: int, min_shards: int,
-                template: tfds.core.ShardedFileTemplate) -> list[Shard]:
+def plan_shards(
+  split: str,
+  sizes: Sequence[int],
+  shard_size: int,
+  min_shards: int,
+  template: tfds.core.ShardedFileTemplate,
+) -> list[Shard]:
   """Episodes in order, cut into shards of about equal work, none of them empty."""
   sizes_N = np.asarray(sizes, np.int64)
   count = min(len(sizes), max(min_shards, math.ceil(sizes_N.sum() / shard_size)))
-  shard_N = (2 * np.cumsum(sizes_N) - sizes_N) * count // (2 * sizes_N.sum())  # Where the middle of an episode falls.
+  shard_N = (
+    (2 * np.cumsum(sizes_N) - sizes_N) * count // (2 * sizes_N.sum())
+  )  # Where the middle of an episode falls.
   bounds = [*np.unique(shard_N, return_index=True)[1].tolist(), len(sizes)]
-  return [Shard(split, pathlib.Path(template.sharded_filepath(shard_index=i, num_shards=len(bounds) - 1)), first,
-                tuple(sizes[first:stop])) for i, (first, stop) in enumerate(itertools.pairwise(bounds))]
+  return [
+    Shard(
+      split,
+      pathlib.Path(template.sharded_filepath(shard_index=i, num_shards=len(bounds) - 1)),
+      first,
+      tuple(sizes[first:stop]),
+    )
+    for i, (first, stop) in enumerate(itertools.pairwise(bounds))
+  ]
 
 
 def _write_shard(dataset: Dataset, shard: Shard, report: Callable[[int], None]) -> None:
@@ -197,12 +252,15 @@ def _write_shard(dataset: Dataset, shard: Shard, report: Callable[[int], None]) 
   def examples() -> Iterator[tuple[int, bytes]]:
     for index, size in enumerate(shard.sizes, shard.first):
       example = dataset.features.encode_example(make_episode(index))
-      # `features.serialize_example` leaves the order of the proto's map to the process; this fixes the bytes.
+      # `features.serialize_example` leaves the order of the proto's map to the process; this fixes
+      # the bytes.
       try:
         yield index, serializer.get_tf_example(example).SerializeToString(deterministic=True)
       except message.EncodeError as error:
-        raise ValueError(f'Episode {index} of split {shard.split} does not fit a record, which holds 2 GiB ({error}). '
-                         'Store smaller images, or cut it into shorter episodes.') from error
+        raise ValueError(
+          f'Episode {index} of split {shard.split} does not fit a record, which holds 2 GiB ({error}). '
+          'Store smaller images, or cut it into shorter episodes.'
+        ) from error
       report(size)
 
   unfinished = shard.path.with_name(shard.path.name + _UNFINISHED)
@@ -211,7 +269,9 @@ def _write_shard(dataset: Dataset, shard: Shard, report: Callable[[int], None]) 
 
 
 class _Progress:
-  """Work done, rate and time left on stderr: rewritten in place on a terminal, else a line every ten seconds."""
+  """Work done, rate and time left on stderr: rewritten in place on a terminal, else a line every
+  ten seconds.
+  """
 
   def __init__(self, total: int, done: int, unit: str):
     self._total, self._done, self._before, self._unit = total, done, done, unit
@@ -261,11 +321,15 @@ def _run(dataset: Dataset, shards: list[Shard], workers: int) -> None:
   context = multiprocessing.get_context('spawn')
   with context.Manager() as manager:
     queue = manager.Queue()
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (dataset, queue)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+      workers, context, _start_worker, (dataset, queue)
+    ) as pool:
       futures = [pool.submit(_work, shard) for shard in todo]
       try:
         while not all(future.done() for future in futures):
-          concurrent.futures.wait(futures, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION)
+          concurrent.futures.wait(
+            futures, timeout=0.5, return_when=concurrent.futures.FIRST_EXCEPTION
+          )
           for failed in [f for f in futures if f.done() and f.exception()]:
             failed.result()
           while not queue.empty():

@@ -4,6 +4,7 @@ python -m data.statistics --dataset=~/data/tabletop/disc_reach/1.0.0 --embodimen
 
 Training does the same on first use; run this ahead for a large dataset or one on a read-only mount.
 """
+
 from __future__ import annotations
 
 import json
@@ -19,9 +20,12 @@ from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
-_DATASET = flags.DEFINE_string('dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.')
-_EMBODIMENT = flags.DEFINE_enum('embodiment', None, sorted(embodiments.EMBODIMENTS),
-                                'Record in wam_jax/data/embodiments.py.')
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
+)
+_EMBODIMENT = flags.DEFINE_enum(
+  'embodiment', None, sorted(embodiments.EMBODIMENTS), 'Record in wam_jax/data/embodiments.py.'
+)
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split, without slicing, as in the config.')
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 
@@ -35,31 +39,56 @@ def main(argv: list[str]) -> None:
   except ValueError as e:
     raise SystemExit(f'error: {e}') from e
   record, where = episodes.record, str(statistics.find(episodes))
-  rows = make_rows('state', record.state, found.state) + make_rows('action', record.action, found.action)
+  rows = make_rows('state', record.state, found.state) + make_rows(
+    'action', record.action, found.action
+  )
   print(f'{len(episodes)} episodes, {found.steps} steps; written to {where}')
   print_table(rows)
   if _JSON.value:
-    summary = dict(dataset=str(episodes.path), split=episodes.split, embodiment=record.name, file=where,
-                   episodes=len(episodes), steps=found.steps, dimensions=rows)
+    summary = dict(
+      dataset=str(episodes.path),
+      split=episodes.split,
+      embodiment=record.name,
+      file=where,
+      episodes=len(episodes),
+      steps=found.steps,
+      dimensions=rows,
+    )
     pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(summary, indent=2) + '\n')
 
 
-def make_rows(part: str, slices: tuple[embodiments.Slice, ...], quantiles: normalize.Quantiles) -> list[dict[str, Any]]:
+def make_rows(
+  part: str, slices: tuple[embodiments.Slice, ...], quantiles: normalize.Quantiles
+) -> list[dict[str, Any]]:
   """One row of the table per dimension; numbers that an older file lacks are None."""
   per_dimension = [(s, name) for s in slices for name in embodiments.names((s,))]
   numbers = {key: getattr(quantiles, key) for key in normalize.ARRAYS}
-  return [dict(part=part, name=name, unit=s.unit, relative=bool(s.relative_to), norm=s.norm,
-               **{key: None if x is None else float(x[i]) for key, x in numbers.items()},
-               hardly_varies=bool(quantiles.is_flat[i])) for i, (s, name) in enumerate(per_dimension)]
+  return [
+    dict(
+      part=part,
+      name=name,
+      unit=s.unit,
+      relative=bool(s.relative_to),
+      norm=s.norm,
+      **{key: None if x is None else float(x[i]) for key, x in numbers.items()},
+      hardly_varies=bool(quantiles.is_flat[i]),
+    )
+    for i, (s, name) in enumerate(per_dimension)
+  ]
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
   print(f'{"":8}{"":40}' + ''.join(f'{key:>12}' for key in normalize.ARRAYS))
   for row in rows:
     name = f'{row["name"]} {row["unit"]}' + (' relative' if row['relative'] else '')
-    numbers = ''.join(f'{"-" if row[key] is None else format(row[key], ".5g"):>12}' for key in normalize.ARRAYS)
+    numbers = ''.join(
+      f'{"-" if row[key] is None else format(row[key], ".5g"):>12}' for key in normalize.ARRAYS
+    )
     note = f'  {row["norm"]}' if row['norm'] != 'q99' else ''
-    print(f'{row["part"]:8}{name:40}{numbers}{note}' + ('  hardly varies' if row['hardly_varies'] else ''))
+    print(
+      f'{row["part"]:8}{name:40}{numbers}{note}'
+      + ('  hardly varies' if row['hardly_varies'] else '')
+    )
 
 
 if __name__ == '__main__':

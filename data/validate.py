@@ -1,11 +1,13 @@
-"""Validates a dataset for one robot: prints a dataset card, draws pictures, and fails on what would spoil training.
+"""Validates a dataset for one robot: prints a dataset card, draws pictures, and fails on what would
+spoil training.
 
 python -m data.validate --dataset=~/data/tabletop/arm_reach/1.0.0 --embodiment=tabletop_arm [--output=DIR] [--json=FILE]
 
-Every record is read, its images checked to be whole; `--episodes` of them, spread over the dataset, are decoded. Exit
-status 1 if anything failed. What it cannot see: whether two cameras of equal rank (left and right) are swapped, and a
-damaged JPEG that still decodes.
+Every record is read, its images checked to be whole; `--episodes` of them, spread over the dataset,
+are decoded. Exit status 1 if anything failed. What it cannot see: whether two cameras of equal rank
+(left and right) are swapped, and a damaged JPEG that still decodes.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -27,17 +29,33 @@ from wam_jax.data.validation import checks
 from wam_jax.data.validation import findings as findings_lib
 from wam_jax.data.validation import video
 
-_DATASET = flags.DEFINE_string('dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.')
-_EMBODIMENT = flags.DEFINE_enum('embodiment', None, sorted(embodiments.EMBODIMENTS),
-                                'Record in wam_jax/data/embodiments.py.')
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
+)
+_EMBODIMENT = flags.DEFINE_enum(
+  'embodiment', None, sorted(embodiments.EMBODIMENTS), 'Record in wam_jax/data/embodiments.py.'
+)
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split; slices such as train[:100] are allowed.')
-_EPISODES = flags.DEFINE_integer('episodes', 20, 'Episodes whose images are decoded.', lower_bound=1)
-_IMAGES = flags.DEFINE_bool('images', True, 'Read every image to see that it is whole; --noimages reads only those '
-                            'that are decoded, much faster where there is a frame index on an object store.')
-_OUTPUT = flags.DEFINE_string('output', '', 'Directory of the pictures; without it they go beside the dataset.')
+_EPISODES = flags.DEFINE_integer(
+  'episodes', 20, 'Episodes whose images are decoded.', lower_bound=1
+)
+_IMAGES = flags.DEFINE_bool(
+  'images',
+  True,
+  'Read every image to see that it is whole; --noimages reads only those '
+  'that are decoded, much faster where there is a frame index on an object store.',
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', '', 'Directory of the pictures; without it they go beside the dataset.'
+)
 _PICTURES = flags.DEFINE_bool('pictures', True, 'Draw them; needs matplotlib (extra `sim`).')
-_ACCEPT = flags.DEFINE_list('accept', [], 'Kinds of failure that are known and count as warnings: '
-                            + '; '.join(f'{kind}: {what}' for kind, what in findings_lib.KINDS.items()) + '.')
+_ACCEPT = flags.DEFINE_list(
+  'accept',
+  [],
+  'Kinds of failure that are known and count as warnings: '
+  + '; '.join(f'{kind}: {what}' for kind, what in findings_lib.KINDS.items())
+  + '.',
+)
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 
 
@@ -45,14 +63,30 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
   if _PICTURES.value and importlib.util.find_spec('matplotlib') is None:
-    raise SystemExit("error: the pictures need matplotlib: pip install 'wam_jax[sim]', or give --nopictures.")
+    raise SystemExit(
+      "error: the pictures need matplotlib: pip install 'wam_jax[sim]', or give --nopictures."
+    )
   findings = findings_lib.Findings(frozenset(_ACCEPT.value))
   episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
   decoded = video.spread(len(episodes), _EPISODES.value)
-  result = checks.run(episodes, decoded, range(len(episodes)) if _IMAGES.value else decoded, findings)
-  written = [str(path) for path in _draw(episodes, result)] if _PICTURES.value and result and result.clips else []
-  print('\n'.join([*(card.lines(result.card) if result else ()), '', *(f'written: {path}' for path in written),
-                   *findings.lines()]))
+  result = checks.run(
+    episodes, decoded, range(len(episodes)) if _IMAGES.value else decoded, findings
+  )
+  written = (
+    [str(path) for path in _draw(episodes, result)]
+    if _PICTURES.value and result and result.clips
+    else []
+  )
+  print(
+    '\n'.join(
+      [
+        *(card.lines(result.card) if result else ()),
+        '',
+        *(f'written: {path}' for path in written),
+        *findings.lines(),
+      ]
+    )
+  )
   if _JSON.value:
     report = {'card': result and result.card, 'pictures': written, **findings.to_dict()}
     pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(report, indent=2) + '\n')
@@ -62,10 +96,17 @@ def main(argv: list[str]) -> None:
 def _draw(episodes: sources.Episodes, result: checks.Result) -> Iterator[epath.Path]:
   """Writes the pictures; yields where."""
   from wam_jax.data.validation import pictures  # matplotlib takes a second, and is not everywhere.
-  record, title = episodes.record, f'{"/".join(episodes.path.parts[-2:])} {episodes.split} as {episodes.record.name}'
+
+  record, title = (
+    episodes.record,
+    f'{"/".join(episodes.path.parts[-2:])} {episodes.split} as {episodes.record.name}',
+  )
   made = {'sheet': pictures.contact_sheet(record, result.clips, title)}
-  made |= {part: pictures.plots(record, result.clips, result.statistics, part, title)
-           for part in ('state', 'action') if getattr(record, part)}
+  made |= {
+    part: pictures.plots(record, result.clips, result.statistics, part, title)
+    for part in ('state', 'action')
+    if getattr(record, part)
+  }
   for name, png in made.items():
     yield _write(episodes.path, f'wam_validation_{record.name}_{name}.png', png)
 

@@ -1,4 +1,5 @@
 """Frames of video files with their times, decoded one by one with PyAV, and JPEG encoding."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,16 +24,24 @@ def probe(path: pathlib.Path) -> tuple[float, float]:
     ValueError: no such file, not a video, or no rate or length in its header.
   """
   with _open(path) as (container, stream):
-    seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000
+    seconds = (
+      stream.duration * stream.time_base
+      if stream.duration
+      else (container.duration or 0) / 1_000_000
+    )
     if not seconds or not stream.average_rate:
       raise ValueError(f'{path} has no length or no frame rate in its header. Re-encode the file.')
     return float(stream.average_rate), float(seconds)
 
 
-def read_at(path: pathlib.Path, times_s: Sequence[float], tolerance_s: float, whole: bool) -> Iterator[np.ndarray]:
-  """Yields the frame at each of `times_s`, seconds from the start of the file: [rows, columns, 3] uint8, BGR.
+def read_at(
+  path: pathlib.Path, times_s: Sequence[float], tolerance_s: float, whole: bool
+) -> Iterator[np.ndarray]:
+  """Yields the frame at each of `times_s`, seconds from the start of the file: [rows, columns, 3]
+  uint8, BGR.
 
-  Frames and times must belong to each other one by one: no frame lies between two times, none is missing.
+  Frames and times must belong to each other one by one: no frame lies between two times, none is
+  missing.
 
   Args:
     tolerance_s: a frame this near to a time is the frame of that time.
@@ -53,20 +62,29 @@ def read_at(path: pathlib.Path, times_s: Sequence[float], tolerance_s: float, wh
           count = number + 1 + sum(1 for _ in frames)
           raise ValueError(f'{path} holds {count} frames, but there are {number} rows for them.')
         if at < times_s[-1] + tolerance_s:
-          raise ValueError(f'{path} has two frames within {tolerance_s:.4f} s of {times_s[-1]:.4f} s.')
+          raise ValueError(
+            f'{path} has two frames within {tolerance_s:.4f} s of {times_s[-1]:.4f} s.'
+          )
         return
       if abs(at - times_s[number]) > tolerance_s:
-        raise ValueError(f'{path} has frame {number} at {at:.4f} s, but its row says {times_s[number]:.4f} s; '
-                         'frames and rows do not belong to each other.')
+        raise ValueError(
+          f'{path} has frame {number} at {at:.4f} s, but its row says {times_s[number]:.4f} s; '
+          'frames and rows do not belong to each other.'
+        )
       yield _to_image(frame)
       number += 1
   if number < len(times_s):
-    raise ValueError(f'{path} ends after {number} frames of {len(times_s)} rows; it is truncated or of another '
-                     'episode.')
+    raise ValueError(
+      f'{path} ends after {number} frames of {len(times_s)} rows; it is truncated or of another '
+      'episode.'
+    )
 
 
-def read_every(path: pathlib.Path, start_s: float, stop_s: float, fps: float) -> Iterator[np.ndarray]:
-  """Yields what the video shows at `start_s`, `start_s` + 1 / `fps`, ... before `stop_s`: uint8 BGR.
+def read_every(
+  path: pathlib.Path, start_s: float, stop_s: float, fps: float
+) -> Iterator[np.ndarray]:
+  """Yields what the video shows at `start_s`, `start_s` + 1 / `fps`, ... before `stop_s`: uint8
+  BGR.
 
   A time between two frames shows the earlier one.
   Raises:
@@ -86,16 +104,22 @@ def read_every(path: pathlib.Path, start_s: float, stop_s: float, fps: float) ->
     yield _to_image(shown)
     time = next(times, None)
   if time is not None:
-    raise ValueError(f'{path} has its last frame at {last:.2f} s, but should show {stop_s:.2f} s; it is truncated, or '
-                     'a caption ends too late.')
+    raise ValueError(
+      f'{path} has its last frame at {last:.2f} s, but should show {stop_s:.2f} s; it is truncated, or '
+      'a caption ends too late.'
+    )
 
 
 def to_jpeg(image_IJ3: np.ndarray, size: tuple[int, int] | None = None) -> io.BytesIO:
   """A BGR image as JPEG, resized to `size` (rows, columns) if given."""
   if size and image_IJ3.shape[:2] != size:
     shrinking = size[0] <= image_IJ3.shape[0] and size[1] <= image_IJ3.shape[1]
-    image_IJ3 = cv2.resize(image_IJ3, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
-  return io.BytesIO(cv2.imencode('.jpg', image_IJ3, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes())
+    image_IJ3 = cv2.resize(
+      image_IJ3, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    )
+  return io.BytesIO(
+    cv2.imencode('.jpg', image_IJ3, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes()
+  )
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -106,7 +130,9 @@ def parse_size(text: str) -> tuple[int, int] | None:
   """
   match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
   if text and not match:
-    raise ValueError(f'size={text!r} must be ROWSxCOLUMNS, such as 180x320, or empty for the size as it is.')
+    raise ValueError(
+      f'size={text!r} must be ROWSxCOLUMNS, such as 180x320, or empty for the size as it is.'
+    )
   return (int(match[1]), int(match[2])) if match else None
 
 
@@ -134,7 +160,9 @@ def _decode(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
   try:
     for frame in container.decode(stream):
       if frame.pts is None or frame.is_corrupt:
-        raise ValueError(f'{container.name} has a corrupt frame, or one without a time. Restore the file.')
+        raise ValueError(
+          f'{container.name} has a corrupt frame, or one without a time. Restore the file.'
+        )
       yield float(frame.pts * stream.time_base) - start, frame
   except av.FFmpegError as error:
     raise _unreadable(container.name, error) from error
@@ -150,7 +178,9 @@ def _start(stream: Any) -> float:
 
 
 def _unreadable(path: Any, error: Exception) -> ValueError:
-  return ValueError(f'{path} cannot be decoded ({error}); it is truncated, corrupt or no video. Restore the file.')
+  return ValueError(
+    f'{path} cannot be decoded ({error}); it is truncated, corrupt or no video. Restore the file.'
+  )
 
 
 def _to_image(frame: Any) -> np.ndarray:

@@ -1,15 +1,21 @@
-"""Eight simulated CPU devices, set before JAX starts; programs are compiled once for all tests and subprocesses."""
+"""Eight simulated CPU devices, set before JAX starts; programs are compiled once for all tests and
+subprocesses.
+"""
+
 import os
 import pathlib
 import tempfile
 
 from tests import programs
 
-os.environ['XLA_FLAGS'] = ' '.join((
-    os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', programs.FAST_XLA))
+os.environ['XLA_FLAGS'] = ' '.join(
+  (os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', programs.FAST_XLA)
+)
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR',
-                      str(pathlib.Path(tempfile.gettempdir()) / f'wam_jax_test_programs_{os.getuid()}'))
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(tempfile.gettempdir()) / f'wam_jax_test_programs_{os.getuid()}'),
+)
 
 import pytest  # noqa: E402
 
@@ -17,8 +23,12 @@ from tests import parity  # noqa: E402
 
 
 def pytest_addoption(parser):
-  parser.addoption('--golden-dir', type=pathlib.Path, default=parity.HERE,
-                   help='folder of golden .npz files that the tests with `golden` in their name read')
+  parser.addoption(
+    '--golden-dir',
+    type=pathlib.Path,
+    default=parity.HERE,
+    help='folder of golden .npz files that the tests with `golden` in their name read',
+  )
 
 
 def pytest_generate_tests(metafunc):
@@ -32,6 +42,7 @@ def _fixture(prefix):
   @pytest.fixture(name=f'golden_{prefix}', scope='module')
   def golden(request):
     return parity.Golden(request.param)
+
   return golden
 
 
@@ -40,7 +51,9 @@ globals().update({f'golden_{prefix}': _fixture(prefix) for prefix in parity.PREF
 
 def pytest_terminal_summary(terminalreporter):
   reports = [r for kind in ('passed', 'failed') for r in terminalreporter.stats.get(kind, [])]
-  rows = [value for r in reports for key, value in getattr(r, 'user_properties', ()) if key == 'parity']
+  rows = [
+    value for r in reports for key, value in getattr(r, 'user_properties', ()) if key == 'parity'
+  ]
   if rows:
     terminalreporter.section('parity with the official modules')
     for line in parity.table(rows):

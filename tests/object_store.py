@@ -1,9 +1,11 @@
-"""An object store of one bucket, in memory, that speaks as much of Google Cloud Storage's JSON API as the tests need.
+"""An object store of one bucket, in memory, that speaks as much of Google Cloud Storage's JSON API
+as the tests need.
 
-Generations and preconditions are as there: TensorStore rests its transactions on them. Clients must be other processes:
-some of them hold Python's lock while they wait for an answer.
+Generations and preconditions are as there: TensorStore rests its transactions on them. Clients must
+be other processes: some of them hold Python's lock while they wait for an answer.
 Source: cloud.google.com/storage/docs/json_api/v1/objects.
 """
+
 from __future__ import annotations
 
 import base64
@@ -17,7 +19,9 @@ import urllib.parse
 import google_crc32c
 
 BUCKET = 'bucket'
-_OBJECT = re.compile(r'/storage/v1/b/([^/]+)/o(?:/([^/]+))?(?:/(rewriteTo|copyTo|moveTo)/(?:b/[^/]+/)?o/([^/]+))?')
+_OBJECT = re.compile(
+  r'/storage/v1/b/([^/]+)/o(?:/([^/]+))?(?:/(rewriteTo|copyTo|moveTo)/(?:b/[^/]+/)?o/([^/]+))?'
+)
 
 
 class ObjectStore:
@@ -36,8 +40,11 @@ class ObjectStore:
     self._server = _Server(('127.0.0.1', 0), handler)
     self.url = f'http://127.0.0.1:{self._server.server_port}'
     self.environment = {
-        'STORAGE_EMULATOR_HOST': self.url, 'TENSORSTORE_GCS_HTTP_URL': self.url,
-        'CLOUD_STORAGE_EMULATOR_ENDPOINT': self.url, 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false'}
+      'STORAGE_EMULATOR_HOST': self.url,
+      'TENSORSTORE_GCS_HTTP_URL': self.url,
+      'CLOUD_STORAGE_EMULATOR_ENDPOINT': self.url,
+      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+    }
 
   def __enter__(self) -> ObjectStore:
     self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -72,7 +79,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _answer(self, status: int, content: bytes | dict = b'', **headers: str) -> None:
     if isinstance(content, dict):
-      content, headers = json.dumps(content).encode(), headers | {'Content-Type': 'application/json'}
+      content, headers = (
+        json.dumps(content).encode(),
+        headers | {'Content-Type': 'application/json'},
+      )
     self.send_response(status)
     for name, value in headers.items():
       self.send_header(name.replace('_', '-'), value)
@@ -93,7 +103,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       found = _OBJECT.fullmatch(path)
       bucket, name, action, target = found.groups() if found else (None, None, None, None)
       if bucket != BUCKET:
-        return self._answer(404, {'error': {'code': 404, 'message': 'The specified bucket does not exist.'}})
+        return self._answer(
+          404, {'error': {'code': 404, 'message': 'The specified bucket does not exist.'}}
+        )
       name, target = (part and urllib.parse.unquote(part) for part in (name, target))
       if name is None:
         return self._list(query) if self.command == 'GET' else self._upload(query, body)
@@ -106,7 +118,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       if self.command == 'DELETE':
         del self.store.objects[name]
         return self._answer(204)
-      return self._get(name) if query.get('alt') == 'media' else self._answer(200, self._describe(name))
+      return (
+        self._get(name) if query.get('alt') == 'media' else self._answer(200, self._describe(name))
+      )
 
   do_GET = do_POST = do_PUT = do_DELETE = _handle
 
@@ -123,14 +137,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _describe(self, name: str) -> dict:
     generation, content = self.store.objects[name]
-    return {'kind': 'storage#object', 'name': name, 'bucket': BUCKET, 'generation': str(generation),
-            'metageneration': '1', 'size': str(len(content)), 'contentType': 'application/octet-stream',
-            'crc32c': base64.b64encode(google_crc32c.value(content).to_bytes(4, 'big')).decode(),
-            'timeCreated': '2024-01-01T00:00:00.000Z', 'updated': '2024-01-01T00:00:00.000Z'}
+    return {
+      'kind': 'storage#object',
+      'name': name,
+      'bucket': BUCKET,
+      'generation': str(generation),
+      'metageneration': '1',
+      'size': str(len(content)),
+      'contentType': 'application/octet-stream',
+      'crc32c': base64.b64encode(google_crc32c.value(content).to_bytes(4, 'big')).decode(),
+      'timeCreated': '2024-01-01T00:00:00.000Z',
+      'updated': '2024-01-01T00:00:00.000Z',
+    }
 
   def _get(self, name: str) -> None:
     generation, content = self.store.objects[name]
-    headers = {'x_goog_generation': str(generation), 'x_goog_stored_content_length': str(len(content))}
+    headers = {
+      'x_goog_generation': str(generation),
+      'x_goog_stored_content_length': str(len(content)),
+    }
     asked = re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range', ''))
     if not asked:
       return self._answer(200, content, **headers)
@@ -139,13 +164,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     stop = min(int(last) + 1, len(content)) if first and last else len(content)
     if start >= len(content):
       return self._answer(416, **headers)
-    return self._answer(206, content[start:stop], Content_Range=f'bytes {start}-{stop - 1}/{len(content)}', **headers)
+    return self._answer(
+      206, content[start:stop], Content_Range=f'bytes {start}-{stop - 1}/{len(content)}', **headers
+    )
 
   def _list(self, query: dict[str, str]) -> None:
     prefix, delimiter = query.get('prefix', ''), query.get('delimiter')
     items, prefixes = [], set()
     for name in self.store.list(prefix):
-      head, cut, _ = name[len(prefix):].partition(delimiter) if delimiter else ('', '', '')
+      head, cut, _ = name[len(prefix) :].partition(delimiter) if delimiter else ('', '', '')
       prefixes.add(prefix + head + cut) if cut else items.append(self._describe(name))
     self._answer(200, {'kind': 'storage#objects', 'items': items, 'prefixes': sorted(prefixes)})
 
@@ -158,10 +185,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       name = name or json.loads(body)['name']
       number = str(next(self.store.generations))
       self.store.uploads[number] = name, bytearray()
-      return self._answer(200, Location=f'{self.store.url}/upload/storage/v1/b/{BUCKET}/o?upload_id={number}')
+      return self._answer(
+        200, Location=f'{self.store.url}/upload/storage/v1/b/{BUCKET}/o?upload_id={number}'
+      )
     if query.get('uploadType') == 'multipart':
       boundary = re.search('boundary="?([^";]+)', self.headers['Content-Type'])[1].encode()
-      about, content = (re.split(rb'\r?\n\r?\n', part, maxsplit=1)[1] for part in body.split(b'--' + boundary)[1:3])
+      about, content = (
+        re.split(rb'\r?\n\r?\n', part, maxsplit=1)[1] for part in body.split(b'--' + boundary)[1:3]
+      )
       name, body = json.loads(about)['name'], content.removesuffix(b'\n').removesuffix(b'\r')
     if self._is_refused(name, query):
       return None

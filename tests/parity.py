@@ -1,8 +1,10 @@
-"""Comparison with the official modules: the golden files, the tolerances they suggest, and the table of errors.
+"""Comparison with the official modules: the golden files, the tolerances they suggest, and the
+table of errors.
 
-A test takes an argument `golden_PREFIX` and runs once for every PREFIX*.npz of `--golden-dir`; it compares through
-`check`, and the run ends with one table line per component.
+A test takes an argument `golden_PREFIX` and runs once for every PREFIX*.npz of `--golden-dir`; it
+compares through `check`, and the run ends with one table line per component.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,8 +16,18 @@ import numpy as np
 from wam_jax import config as cfg
 
 HERE = pathlib.Path(__file__).parent / 'golden'
-PREFIXES = ('dit', 'embodiment_heads', 'head_loss', 'head_rollout', 'flow_match_scheduler', 'flow_unipc_scheduler',
-            'vae21', 'vae22', 'umt5', 'clip_vit')
+PREFIXES = (
+  'dit',
+  'embodiment_heads',
+  'head_loss',
+  'head_rollout',
+  'flow_match_scheduler',
+  'flow_unipc_scheduler',
+  'vae21',
+  'vae22',
+  'umt5',
+  'clip_vit',
+)
 OUTPUTS, ROLLOUTS, GRADIENTS, SCHEDULERS, ENCODERS = 2e-4, 1e-3, 1e-3, 1e-5, 1e-4
 
 
@@ -35,12 +47,19 @@ class Golden:
     return key in self._arrays
 
   def below(self, prefix: str) -> dict[str, np.ndarray]:
-    """Arrays whose name starts with `prefix`, by the rest of the name; `below('w/')` is the state dict."""
-    return {key.removeprefix(prefix): x for key, x in self._arrays.items() if key.startswith(prefix)}
+    """Arrays whose name starts with `prefix`, by the rest of the name; `below('w/')` is the state
+    dict.
+    """
+    return {
+      key.removeprefix(prefix): x for key, x in self._arrays.items() if key.startswith(prefix)
+    }
 
 
-def check(request, component: str, got: Any, want: Any, *, absolute: float = 0.0, relative: float = 0.0) -> None:
-  """Asserts |got - want| <= absolute + relative * max|want| everywhere, and records the largest error.
+def check(
+  request, component: str, got: Any, want: Any, *, absolute: float = 0.0, relative: float = 0.0
+) -> None:
+  """Asserts |got - want| <= absolute + relative * max|want| everywhere, and records the largest
+  error.
 
   Args:
     request: pytest's fixture; its test's report carries the figures to the table.
@@ -51,7 +70,9 @@ def check(request, component: str, got: Any, want: Any, *, absolute: float = 0.0
   tolerance = absolute + relative * float(np.max(np.abs(want), initial=0.0))
   error = float(np.max(np.abs(got - want), initial=0.0))
   request.node.user_properties.append(('parity', (component, error, tolerance)))
-  assert error <= tolerance, f'{component}: largest error {error:.3g}, tolerance {tolerance:.3g}'  # NaN fails too.
+  assert error <= tolerance, (
+    f'{component}: largest error {error:.3g}, tolerance {tolerance:.3g}'
+  )  # NaN fails too.
 
 
 def files(directory: pathlib.Path, prefix: str) -> list[pathlib.Path]:
@@ -68,21 +89,36 @@ def table(rows: list[tuple[str, float, float]]) -> list[str]:
       worst[component] = error, tolerance
   width = max(map(len, worst), default=0)
   return [f'{"component":{width}}  largest error  tolerance'] + [
-      f'{component:{width}}  {error:13.2e}  {tolerance:9.0e}' for component, (error, tolerance) in worst.items()]
+    f'{component:{width}}  {error:13.2e}  {tolerance:9.0e}'
+    for component, (error, tolerance) in worst.items()
+  ]
 
 
 def model_config(g: dict[str, Any]) -> cfg.ModelConfig:
   """Our config of the transformer that a file's configuration describes."""
   i2v = g['model_type'] == 'i2v'
   return cfg.ModelConfig(
-      dim=g['dim'], mlp_dim=g['ffn_dim'], num_heads=g['num_heads'], num_layers=g['num_layers'],
-      patch=g['patch_size'][1], image_condition=i2v and g.get('concat_first_frame_latent', True),
-      image_dim=g['image_embed_dim'] if g['model_type'] != 't2v' else 0, image_tokens=g.get('image_tokens', 257),
-      freq_dim=g['freq_dim'], action_dim=g['action_dim'], proprio_dim=g['max_state_dim'],
-      action_hidden=g['hidden_size'], frames_per_chunk=g['num_frame_per_block'],
-      actions_per_chunk=g['num_action_per_block'], max_chunks=g['max_chunk_size'], predict_first_frame=True,
-      state_rule='reference', tokenizer=cfg.TokenizerConfig(channels=g['out_dim']),
-      text=cfg.TextConfig(dim=g['text_dim']), image=cfg.ImageConfig(kind='clip', dim=g['image_embed_dim']))
+    dim=g['dim'],
+    mlp_dim=g['ffn_dim'],
+    num_heads=g['num_heads'],
+    num_layers=g['num_layers'],
+    patch=g['patch_size'][1],
+    image_condition=i2v and g.get('concat_first_frame_latent', True),
+    image_dim=g['image_embed_dim'] if g['model_type'] != 't2v' else 0,
+    image_tokens=g.get('image_tokens', 257),
+    freq_dim=g['freq_dim'],
+    action_dim=g['action_dim'],
+    proprio_dim=g['max_state_dim'],
+    action_hidden=g['hidden_size'],
+    frames_per_chunk=g['num_frame_per_block'],
+    actions_per_chunk=g['num_action_per_block'],
+    max_chunks=g['max_chunk_size'],
+    predict_first_frame=True,
+    state_rule='reference',
+    tokenizer=cfg.TokenizerConfig(channels=g['out_dim']),
+    text=cfg.TextConfig(dim=g['text_dim']),
+    image=cfg.ImageConfig(kind='clip', dim=g['image_embed_dim']),
+  )
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:

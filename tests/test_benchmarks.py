@@ -1,4 +1,5 @@
 """The benchmarks measure what they say."""
+
 from __future__ import annotations
 
 import json
@@ -37,44 +38,76 @@ def test_a_contestant_works_only_while_it_is_measured(tmp_path):
   program = tmp_path / 'count.py'
   log = tmp_path / 'log'
   program.write_text(
-      f'import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom benchmarks import contest\n'
-      f'def work():\n  open({str(log)!r}, "a").write("x")\n  sum(range(20_000))\n  return 3\ncontest.serve(work)\n')
-  with contest.Contestant([sys.executable, str(program)], [min(os.sched_getaffinity(0))]) as contestant:
+    f'import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom benchmarks import contest\n'
+    f'def work():\n  open({str(log)!r}, "a").write("x")\n  sum(range(20_000))\n  return 3\ncontest.serve(work)\n'
+  )
+  with contest.Contestant(
+    [sys.executable, str(program)], [min(os.sched_getaffinity(0))]
+  ) as contestant:
     first = len(log.read_text())
     turn = contestant.turn(0.2)
     after = len(log.read_text())
     time.sleep(0.2)
     assert len(log.read_text()) == after
-  assert turn.samples == 3 * (after - first) and 0.2 <= turn.cpu_s < 0.5 and turn.cpu_s < 1.1 * turn.wall_s + 0.01
+  assert (
+    turn.samples == 3 * (after - first)
+    and 0.2 <= turn.cpu_s < 0.5
+    and turn.cpu_s < 1.1 * turn.wall_s + 0.01
+  )
   assert turn.rate == turn.samples / turn.cpu_s and contestant.start_s > 0 and turn.rss_mib > 5
 
 
 def test_a_contestant_that_fails_is_named():
   with pytest.raises(ValueError, match='ended with code 3; its messages are above'):
-    contest.Contestant([sys.executable, '-c', 'import sys; sys.exit(3)'], [min(os.sched_getaffinity(0))])
+    contest.Contestant(
+      [sys.executable, '-c', 'import sys; sys.exit(3)'], [min(os.sched_getaffinity(0))]
+    )
 
 
 def test_made_up_episodes_are_as_large_as_droids(tmp_path):
   example = episodes.make_episode(0, 3)
-  encoded = [[step['observation'][view].getvalue() for view in episodes.VIEWS] for step in example['steps']]
-  assert 15_000 < np.mean([len(image) for images in encoded for image in images]) < 28_000  # DROID: 21 kB.
-  first, last = (cv2.imdecode(np.frombuffer(encoded[t][2], np.uint8), cv2.IMREAD_COLOR).astype(int) for t in (0, 2))
-  assert first.shape == (180, 320, 3) and 0.5 < np.abs(first - last).mean() < first.std()  # They move.
+  encoded = [
+    [step['observation'][view].getvalue() for view in episodes.VIEWS] for step in example['steps']
+  ]
+  assert (
+    15_000 < np.mean([len(image) for images in encoded for image in images]) < 28_000
+  )  # DROID: 21 kB.
+  first, last = (
+    cv2.imdecode(np.frombuffer(encoded[t][2], np.uint8), cv2.IMREAD_COLOR).astype(int)
+    for t in (0, 2)
+  )
+  assert (
+    first.shape == (180, 320, 3) and 0.5 < np.abs(first - last).mean() < first.std()
+  )  # They move.
 
 
 def run(*args):
-  return subprocess.run([sys.executable, '-m', 'benchmarks.data', *args], capture_output=True, text=True, cwd=ROOT)
+  return subprocess.run(
+    [sys.executable, '-m', 'benchmarks.data', *args], capture_output=True, text=True, cwd=ROOT
+  )
 
 
 def test_data_benchmark_prints_its_tables(tmp_path):
   written = tmp_path / 'out.json'
-  done = run(f'--data={tmp_path / "data"}', '--episodes=1', '--steps=140', '--tensorflow_python=', '--rounds=1',
-             '--seconds=0.2', f'--core={min(os.sched_getaffinity(0))}', f'--json={written}')
+  done = run(
+    f'--data={tmp_path / "data"}',
+    '--episodes=1',
+    '--steps=140',
+    '--tensorflow_python=',
+    '--rounds=1',
+    '--seconds=0.2',
+    f'--core={min(os.sched_getaffinity(0))}',
+    f'--json={written}',
+  )
   assert done.returncode == 0, done.stderr
   tables = json.loads(written.read_text())
   decoding, _, ours, droid = tables['throughput']
   assert [row['name'] for row in tables['throughput']] == [
-      'decoding alone', 'reading and decoding', 'wam_jax', 'wam_jax, tiled as DROID']
+    'decoding alone',
+    'reading and decoding',
+    'wam_jax',
+    'wam_jax, tiled as DROID',
+  ]
   assert 0.5 < droid['samples_per_s'] / ours['samples_per_s'] < 1.5
   assert 0.2 < ours['samples_per_s'] / decoding['samples_per_s'] < 1 and 0.2 < ours['of_limit'] < 1
   indexed, whole = tables['access']
@@ -84,7 +117,10 @@ def test_data_benchmark_prints_its_tables(tmp_path):
 
 def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
   done = run(f'--data={tmp_path}', '--tensorflow_python=/nowhere/python')
-  assert done.returncode == 1 and "error: --tensorflow_python=/nowhere/python cannot import tensorflow" in done.stderr
+  assert (
+    done.returncode == 1
+    and 'error: --tensorflow_python=/nowhere/python cannot import tensorflow' in done.stderr
+  )
   assert not list(tmp_path.iterdir())
 
 
@@ -92,6 +128,7 @@ def test_pytorch_baseline_is_the_same_model():
   pytest.importorskip('torch')
   from benchmarks import stepping
   from configs import tiny
+
   given = tiny.get_config()
   given.batch_size, given.model.num_layers, given.model.dim, given.model.mlp_dim = 2, 2, 24, 48
   found = stepping.compare(cfg.from_config_dict(given))

@@ -1,4 +1,5 @@
 """Checkpoints: what is saved comes back, and what is damaged or unwritable loses nothing."""
+
 from __future__ import annotations
 
 import json
@@ -29,16 +30,23 @@ def make_state(step: int, width: int = 8, ema: bool = True) -> train_step.TrainS
   rng = np.random.default_rng(step)
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   params = {'block': {'w': jax.device_put(draw(8, width), spread)}, 'scale': jnp.asarray(draw(3))}
-  patches = tokenizer.PatchTokenizer(draw(6), draw(6, 2), draw(2, 6), CONFIG.model.tokenizer.temporal,
-                                     CONFIG.model.tokenizer.spatial)
+  patches = tokenizer.PatchTokenizer(
+    draw(6), draw(6, 2), draw(2, 6), CONFIG.model.tokenizer.temporal, CONFIG.model.tokenizer.spatial
+  )
   frozen = encoders.Encoders(patches, None, None, CONFIG.model)
   return train_step.TrainState(
-      jnp.int32(step), params, jax.tree.map(lambda x: 2 * x, params) if ema else None,
-      optax.adamw(1e-3).init(params), jax.tree.map(jnp.asarray, frozen))
+    jnp.int32(step),
+    params,
+    jax.tree.map(lambda x: 2 * x, params) if ema else None,
+    optax.adamw(1e-3).init(params),
+    jax.tree.map(jnp.asarray, frozen),
+  )
 
 
 def abstract(state):
-  return lambda frozen: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  return lambda frozen: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
 
 
 def save_steps(workdir, steps, keep=5, **kwargs):
@@ -89,11 +97,11 @@ def cut_arrays(step_path):
 
 
 DAMAGE = {
-    'arrays cut': cut_arrays,
-    'item lost': lambda path: shutil.rmtree(path / 'ema_params'),
-    'optimizer lost': lambda path: shutil.rmtree(path / 'optimizer' / 'd'),
-    'iterator empty': lambda path: (path / 'iterator' / 'metadata').write_text(''),
-    'metadata lost': lambda path: (path / 'metadata' / 'metadata').unlink(),
+  'arrays cut': cut_arrays,
+  'item lost': lambda path: shutil.rmtree(path / 'ema_params'),
+  'optimizer lost': lambda path: shutil.rmtree(path / 'optimizer' / 'd'),
+  'iterator empty': lambda path: (path / 'iterator' / 'metadata').write_text(''),
+  'metadata lost': lambda path: (path / 'metadata' / 'metadata').unlink(),
 }
 
 
@@ -116,7 +124,9 @@ def test_no_readable_checkpoint_is_an_error_and_moves_nothing(tmp_path):
   save_steps(tmp_path, [1, 2])
   for step in (1, 2):
     cut_arrays(tmp_path / 'checkpoints' / str(step))
-  with pytest.raises(checkpoint.CheckpointError, match=r'No checkpoint in .* can be read:\n  2: .*\n  1: '):
+  with pytest.raises(
+    checkpoint.CheckpointError, match=r'No checkpoint in .* can be read:\n  2: .*\n  1: '
+  ):
     restore(tmp_path, make_state(9))
   assert checkpoint.list_steps(tmp_path) == [1, 2]
 
@@ -127,7 +137,9 @@ def test_unfinished_save_is_never_picked_up(tmp_path):
   shutil.copytree(directory / '1', directory / '2.orbax-checkpoint-tmp')
   assert checkpoint.list_steps(tmp_path) == [1]
   assert checkpoint.load_for_inference(tmp_path)[-1] == 1
-  assert (directory / '2.orbax-checkpoint-tmp').exists()  # A reader must not disturb a training run's save.
+  assert (
+    directory / '2.orbax-checkpoint-tmp'
+  ).exists()  # A reader must not disturb a training run's save.
   assert restore(tmp_path, make_state(9)).step == 1
   save_steps(tmp_path, [2])
   assert restore(tmp_path, make_state(9)).step == 2
@@ -137,14 +149,18 @@ def test_unfinished_save_is_never_picked_up(tmp_path):
 def fill_and_check(workdir):
   """Saves until the disk refuses; the error says so, and the checkpoint before is whole."""
   saved = 0
-  with (pytest.raises(checkpoint.CheckpointError) as error,
-        checkpoint.Checkpoints(workdir, 2) as checkpoints):
+  with (
+    pytest.raises(checkpoint.CheckpointError) as error,
+    checkpoint.Checkpoints(workdir, 2) as checkpoints,
+  ):
     for step in range(1, 12):
       checkpoints.save(step, make_state(step, width=400 * step), {'next': step}, METADATA)
       checkpoints.wait()
       saved = step
   assert 1 <= saved < 11
-  assert f'The newest complete checkpoint is {workdir}/checkpoints/{saved}; make room' in str(error.value)
+  assert f'The newest complete checkpoint is {workdir}/checkpoints/{saved}; make room' in str(
+    error.value
+  )
   assert len(str(error.value)) < 1000
   got = restore(workdir, make_state(9, width=400 * saved))
   assert got.step == saved
@@ -152,8 +168,11 @@ def fill_and_check(workdir):
 
 
 def test_full_disk(tmp_path):
-  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(tmp_path)], check=False,
-                           capture_output=True)
+  mounted = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(tmp_path)],
+    check=False,
+    capture_output=True,
+  )
   if mounted.returncode:
     pytest.skip('mounting a small disk needs root; test_unwritable_file covers the same path')
   try:
@@ -164,7 +183,9 @@ def test_full_disk(tmp_path):
 
 def test_unwritable_file(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # Python ignores SIGXFSZ: write() fails.
+  resource.setrlimit(
+    resource.RLIMIT_FSIZE, (40_000, limits[1])
+  )  # Python ignores SIGXFSZ: write() fails.
   try:
     fill_and_check(tmp_path)
   finally:
@@ -176,8 +197,10 @@ def test_failed_save_surfaces_without_waiting(tmp_path, monkeypatch):
     with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
       checkpoints.save(1, make_state(1), {}, METADATA)
       checkpoints.wait()
+
       def refuse(*args, **kwargs):
         raise OSError(28, 'No space left on device')
+
       monkeypatch.setattr(checkpoints._manager._checkpointer, 'save', refuse)
       checkpoints.save(2, make_state(2), {}, METADATA)
 
@@ -225,5 +248,10 @@ def test_what_inference_cannot_load(tmp_path):
 
 def test_mismatches_name_missing_unknown_and_reshaped_arrays():
   x = np.zeros((2, 3))
-  assert checkpoint.list_mismatches({'a': {'w': x}, 'b': x, 'd': x}, {'a': {'w': x.T}, 'c': x, 'd': x}) == [
-      'a/w: (2, 3) here, (3, 2) there', 'b: (2, 3) here, absent there', 'c: absent here, (2, 3) there']
+  assert checkpoint.list_mismatches(
+    {'a': {'w': x}, 'b': x, 'd': x}, {'a': {'w': x.T}, 'c': x, 'd': x}
+  ) == [
+    'a/w: (2, 3) here, (3, 2) there',
+    'b: (2, 3) here, absent there',
+    'c: absent here, (2, 3) there',
+  ]

@@ -1,4 +1,5 @@
 """A user's mistake is one message; a bug keeps its traceback."""
+
 from __future__ import annotations
 
 import json
@@ -35,14 +36,20 @@ def test_values_are_set(parse):
   assert values.config.optimizer.learning_rate == 1.0
 
 
-@pytest.mark.parametrize(('arg', 'message'), [
+@pytest.mark.parametrize(
+  ('arg', 'message'),
+  [
     ('--config.nokey=1', "--config.nokey=1 does not exist: 'nokey'"),
     ('--config.model.dimm=1', 'Did you mean "dim" instead of "dimm"'),
-    ('--config.data.mixture.other.path=x', "--config.data.mixture.other.path=x does not exist: 'other'"),
+    (
+      '--config.data.mixture.other.path=x',
+      "--config.data.mixture.other.path=x does not exist: 'other'",
+    ),
     ('--config.steps=many', "--config.steps=many: invalid literal for int() with base 10: 'many'"),
     ('--config=tests/train_config.py:large', "This config takes no argument, got 'large'"),
     ('--conf=1', "Unknown command line flag 'conf'"),
-])
+  ],
+)
 def test_wrong_flags(parse, capsys, arg, message):
   with pytest.raises(SystemExit) as stop:
     parse(arg)
@@ -74,6 +81,8 @@ def test_errors_of_libraries_keep_their_traceback():
 
 
 def test_help_needs_no_config():
-  done = subprocess.run([sys.executable, '-m', 'wam_jax.train', '--help'], check=False, text=True, capture_output=True)
+  done = subprocess.run(
+    [sys.executable, '-m', 'wam_jax.train', '--help'], check=False, text=True, capture_output=True
+  )
   assert 'python -m wam_jax.train --config=configs/tiny.py' in done.stdout
   assert '--compilation_cache' in done.stdout

@@ -1,4 +1,5 @@
 """Configs: every mistake is reported at once, before anything runs, and a config survives JSON."""
+
 import json
 
 import pytest
@@ -26,12 +27,18 @@ def test_all_wrong_keys_are_listed():
   del c['seed']
   with pytest.raises(ValueError) as error:
     cfg.from_config_dict(c)
-  for text in ('config.lerning_rate does not exist', "config.model.dim='wide' must be of type int",
-               'config.seed is missing', 'config.optimizer.clip_norm=True must be of type float'):
+  for text in (
+    'config.lerning_rate does not exist',
+    "config.model.dim='wide' must be of type int",
+    'config.seed is missing',
+    'config.optimizer.clip_norm=True must be of type float',
+  ):
     assert text in str(error.value)
 
 
-@pytest.mark.parametrize(('path', 'value', 'message'), [
+@pytest.mark.parametrize(
+  ('path', 'value', 'message'),
+  [
     ('model.remat', 'all', r"model.remat='all' must be one of"),
     ('model.num_heads', 3, 'nearest valid dim: 66'),
     ('model.num_embodiments', 0, 'set it to 1'),
@@ -39,7 +46,8 @@ def test_all_wrong_keys_are_listed():
     ('flow.schedule', 'both', 'must be one of'),
     ('sample.steps', 0, 'must be at least 1'),
     ('data.mixture.disc.embodiment', 'tabletop_arm', 'is not in data.embodiments'),
-])
+  ],
+)
 def test_wrong_values_say_what_is_right(path, value, message):
   c = make()
   c.update_from_flattened_dict({path: value})

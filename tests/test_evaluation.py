@@ -1,4 +1,7 @@
-"""Closed loop with a known failure and a known success, intervals and errors by hand, pictures decoded again."""
+"""Closed loop with a known failure and a known success, intervals and errors by hand, pictures
+decoded again.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -23,23 +26,28 @@ KNOWN = normalize.KnownEmbodiment(0, DISC, None)
 make_env = functools.partial(tabletop.TabletopEnv, 'disc', ('reach',))
 
 
-@pytest.mark.parametrize(('successes', 'trials', 'want'), [
+@pytest.mark.parametrize(
+  ('successes', 'trials', 'want'),
+  [
     # (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.96, z^2 = 3.8416.
     (5, 10, (0.2366, 0.7634)),  # (0.69208 -+ 1.96 * 0.186029) / 1.38416
     (0, 10, (0.0, 0.2775)),  # 2 * 0.19208 / 1.38416
     (10, 10, (0.7225, 1.0)),
     (81, 100, (0.7222, 0.8749)),
     (0, 0, (0.0, 1.0)),
-])
+  ],
+)
 def test_wilson(successes, trials, want):
   np.testing.assert_allclose(closed_loop.wilson(successes, trials), want, atol=5e-5)
 
 
 class ExpertAgent:
-  """The scripted expert, on its own copies of the environments; they are deterministic, so they stay in step."""
+  """The scripted expert, on its own copies of the environments; they are deterministic, so they
+  stay in step.
+  """
 
   def __init__(self, seeds, batch):
-    self._batches = [seeds[i:i + batch] for i in range(0, len(seeds), batch)]
+    self._batches = [seeds[i : i + batch] for i in range(0, len(seeds), batch)]
     self._batch = batch
     self.resets = []
 
@@ -66,7 +74,9 @@ class ExpertAgent:
 def held():
   """Three episodes in which nothing moves, the first recorded."""
   agent = agents.HoldAgent(DISC)
-  return closed_loop.run_episodes(agent, KNOWN, make_env, range(3), batch=3, record_first=1, scene_size=64)
+  return closed_loop.run_episodes(
+    agent, KNOWN, make_env, range(3), batch=3, record_first=1, scene_size=64
+  )
 
 
 def run_expert(seeds, **kwargs):
@@ -76,7 +86,9 @@ def run_expert(seeds, **kwargs):
 
 @pytest.fixture(scope='module')
 def solved():
-  """Three episodes of the expert, the first recorded; its imagined frames are negatives of those it saw last."""
+  """Three episodes of the expert, the first recorded; its imagined frames are negatives of those it
+  saw last.
+  """
   return run_expert(range(9, 12), record_first=1, scene_size=64)[1]
 
 
@@ -93,20 +105,35 @@ def test_the_expert_succeeds(solved):
 def test_every_seed_is_run_once_and_in_order():
   """Three seeds in batches of two: the last is filled up, and that repeat is dropped."""
   reports = []
-  agent, episodes = run_expert(range(5, 8), on_progress=lambda episodes: reports.append(len(episodes)))
+  agent, episodes = run_expert(
+    range(5, 8), on_progress=lambda episodes: reports.append(len(episodes))
+  )
   assert [e.seed for e in episodes] == [5, 6, 7] and reports == [2, 3]
   env = make_env()
   for e in episodes:
     env.reset(e.seed)
     assert (e.task, e.instruction) == ('reach', env.instruction)
   assert [seed for *_, seed in agent.resets] == [5, 7]
-  assert agent.resets[1][0] == [episodes[2].instruction] * 2 and agent.resets[1][1].shape == (2, 32, 48, 3)
+  assert agent.resets[1][0] == [episodes[2].instruction] * 2 and agent.resets[1][1].shape == (
+    2,
+    32,
+    48,
+    3,
+  )
 
 
 def test_records_of_a_failure(held):
-  """Forty steps in five chunks of eight; a frame of the model every fourth; nobody imagined anything."""
+  """Forty steps in five chunks of eight; a frame of the model every fourth; nobody imagined
+  anything.
+  """
   e = held[0]
-  assert (len(e.scene), len(e.seen), len(e.imagined), len(e.asked), len(e.done)) == (41, 11, 0, 40, 40)
+  assert (len(e.scene), len(e.seen), len(e.imagined), len(e.asked), len(e.done)) == (
+    41,
+    11,
+    0,
+    40,
+    40,
+  )
   assert e.scene[0].shape == (64, 64, 3) and e.seen[0].shape == (32, 48, 3)
   assert not held[1].scene and not held[1].asked
   # Nothing moved, so every picture is the first.
@@ -118,8 +145,14 @@ def test_records_of_a_success_stop_with_its_chunk(solved):
   e = solved[0]
   chunks = math.ceil(e.seconds * DISC.control_hz / DISC.steps_per_chunk)
   assert (len(e.scene), len(e.seen), len(e.imagined), len(e.asked)) == (
-      1 + 8 * chunks, 1 + 2 * chunks, 2 * chunks, 8 * chunks)
-  for k in range(2 * chunks):  # Imagined frame k is for the moment of seen[1 + k]; here it inverts what came before.
+    1 + 8 * chunks,
+    1 + 2 * chunks,
+    2 * chunks,
+    8 * chunks,
+  )
+  for k in range(
+    2 * chunks
+  ):  # Imagined frame k is for the moment of seen[1 + k]; here it inverts what came before.
     np.testing.assert_array_equal(e.imagined[k], 255 - e.seen[max(0, k - 1)])
   assert np.any(e.seen[-1] != e.seen[0])
 
@@ -129,19 +162,23 @@ def test_actions_beyond_the_limits_are_recorded_as_asked_and_as_clipped():
     def act(self, frames_BRIJ3, proprio_BX):
       return np.full((self._batch, *self._shape), 3.0), None
 
-  (e,) = closed_loop.run_episodes(Wild(DISC), KNOWN, make_env, [0], batch=1, record_first=1, scene_size=16)
+  (e,) = closed_loop.run_episodes(
+    Wild(DISC), KNOWN, make_env, [0], batch=1, record_first=1, scene_size=16
+  )
   np.testing.assert_array_equal(e.asked, np.full((40, 3), 3.0))
   np.testing.assert_array_equal(e.done, np.ones((40, 3)))
 
 
 def test_film_strip(tmp_path, solved):
-  """Columns of 3 x 3 pixel squares: what was seen above what was imagined, a blank column after each."""
+  """Columns of 3 x 3 pixel squares: what was seen above what was imagined, a blank column after
+  each.
+  """
   e = solved[0]
   pictures.save_film_strip(tmp_path / 'strip.png', e.seen[1:], e.imagined, 'title', rows=96, most=3)
   strip = imageio.imread(tmp_path / 'strip.png')
   assert strip.shape == (22 + 96 + 4 + 96, 3 * 3 * 49, 3)
   assert strip[:22].min() < 100  # The title is written.
-  column = strip[22:, 147:2 * 147]
+  column = strip[22:, 147 : 2 * 147]
   np.testing.assert_array_equal(column[:96:3, :144:3], e.seen[2])
   np.testing.assert_array_equal(column[100::3, :144:3], e.imagined[1])
   np.testing.assert_array_equal(column[:, 144:], 255)
@@ -150,7 +187,9 @@ def test_film_strip(tmp_path, solved):
 @pytest.mark.filterwarnings('ignore:os.fork')  # The child runs the decoder, not JAX.
 def test_video(tmp_path, solved):
   e = solved[0]
-  pictures.save_video(tmp_path / 'episode.mp4', e.scene, e.seen, e.imagined, DISC.stride, DISC.control_hz, 'title')
+  pictures.save_video(
+    tmp_path / 'episode.mp4', e.scene, e.seen, e.imagined, DISC.stride, DISC.control_hz, 'title'
+  )
   with imageio.get_reader(tmp_path / 'episode.mp4') as reader:
     frames = np.stack([np.asarray(frame) for frame in reader])
     assert reader.get_meta_data()['fps'] == DISC.control_hz
@@ -164,45 +203,63 @@ def test_video(tmp_path, solved):
 
 def test_action_plot(tmp_path, solved):
   done = np.stack(solved[0].done)
-  pictures.save_action_plot(tmp_path / 'actions.png', done + 0.5, done, ['x', 'y', 'grip'], 8, 10.0, 'title')
+  pictures.save_action_plot(
+    tmp_path / 'actions.png', done + 0.5, done, ['x', 'y', 'grip'], 8, 10.0, 'title'
+  )
   plot = imageio.imread(tmp_path / 'actions.png')[..., :3].astype(int)
   assert plot.shape == (round(110 * (1.6 * 3 + 0.8)), 880, 3)
-  for color in ([255, 127, 14], [98, 160, 203]):  # Orange, and blue at 70 %: three lines across each.
+  for color in (
+    [255, 127, 14],
+    [98, 160, 203],
+  ):  # Orange, and blue at 70 %: three lines across each.
     assert (np.abs(plot - color).max(-1) < 30).sum() > 1000
 
 
 def tiny_forecast():
-  """Two chunks of one frame of one pixel, two actions of two dimensions each; the last chunk is outside the episode."""
+  """Two chunks of one frame of one pixel, two actions of two dimensions each; the last chunk is
+  outside the episode.
+  """
   real = np.zeros((1, 4, 2), np.float32)
   mask = np.bool_([[[1, 0], [1, 0], [1, 1], [0, 0]]])
   predicted = np.float32([[[0.1, 9], [0.2, 9], [-0.3, 0.4], [9, 9]]])
   held = np.float32([[[1, 9], [1, 9], [1, -1], [9, 9]]])
   pixel = lambda *values: np.repeat(np.uint8(values)[None, :, None, None, None], 3, -1)
   batch = types.Batch(
-      frames_BRIJ3=pixel(100, 110, 140), action_BAU=real, action_mask_BAU=mask, proprio_BQX=np.zeros((1, 2, 3)),
-      chunk_mask_BQ=np.bool_([[1, 0]]), prompt_ids_BP=None, embodiment_B=None, sample_B2=None)
+    frames_BRIJ3=pixel(100, 110, 140),
+    action_BAU=real,
+    action_mask_BAU=mask,
+    proprio_BQX=np.zeros((1, 2, 3)),
+    chunk_mask_BQ=np.bool_([[1, 0]]),
+    prompt_ids_BP=None,
+    embodiment_B=None,
+    sample_B2=None,
+  )
   return open_loop.Forecast(predicted, held, pixel(112, 255), batch)
 
 
 def test_open_loop_summary_by_hand():
   f = tiny_forecast()
-  both = open_loop.Forecast(f.action_BAU, f.hold_BAU, f.frames_BRIJ3, f.batch.replace(chunk_mask_BQ=np.bool_([[1, 1]])))
+  both = open_loop.Forecast(
+    f.action_BAU, f.hold_BAU, f.frames_BRIJ3, f.batch.replace(chunk_mask_BQ=np.bool_([[1, 1]]))
+  )
   got = open_loop.summarize([f])
   assert got['windows'] == 1
   np.testing.assert_allclose(got['action_error'], (0.1 + 0.2 + 0.3 + 0.4) / 4, rtol=1e-6)
   np.testing.assert_allclose(got['action_error_hold'], 1.0)
-  db = lambda mean_square: 10 * math.log10(255 ** 2 / mean_square)
-  np.testing.assert_allclose(got['video_psnr_db'], db(2 ** 2))  # 112 for 110.
-  np.testing.assert_allclose(got['video_psnr_db_still'], db(10 ** 2))  # Frame 0 stays: 100 for 110.
+  db = lambda mean_square: 10 * math.log10(255**2 / mean_square)
+  np.testing.assert_allclose(got['video_psnr_db'], db(2**2))  # 112 for 110.
+  np.testing.assert_allclose(got['video_psnr_db_still'], db(10**2))  # Frame 0 stays: 100 for 110.
   # With the second chunk, whose still is the real frame 1: 110 for 140; the model says 255.
   got = open_loop.summarize([f, both])
   assert got['windows'] == 2
-  np.testing.assert_allclose(got['video_psnr_db'], db((2 ** 2 + 2 ** 2 + 115 ** 2) / 3))
-  np.testing.assert_allclose(got['video_psnr_db_still'], db((10 ** 2 + 10 ** 2 + 30 ** 2) / 3))
+  np.testing.assert_allclose(got['video_psnr_db'], db((2**2 + 2**2 + 115**2) / 3))
+  np.testing.assert_allclose(got['video_psnr_db_still'], db((10**2 + 10**2 + 30**2) / 3))
 
 
 class RecordingPolicy:
-  """In place of the compiled policy: keeps what it is given and answers with the number of the call."""
+  """In place of the compiled policy: keeps what it is given and answers with the number of the
+  call.
+  """
 
   def reset(self, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3, seed):
     self.mask_BAU, self.observations = action_mask_BAU, []
@@ -210,27 +267,48 @@ class RecordingPolicy:
   def step(self, observation):
     self.observations.append(observation)
     call = len(self.observations)
-    return np.full(self.mask_BAU.shape, call, np.float32), np.full(observation.frames_BRIJ3.shape, call, np.uint8)
+    return np.full(self.mask_BAU.shape, call, np.float32), np.full(
+      observation.frames_BRIJ3.shape, call, np.uint8
+    )
 
 
 def test_forecaster_shows_the_real_past_of_each_chunk():
-  """Bridge: two frames a chunk; its gripper holds at the state's value, which statistics map elsewhere."""
+  """Bridge: two frames a chunk; its gripper holds at the state's value, which statistics map
+  elsewhere.
+  """
   bridge = embodiments.get('bridge_widowx')
   ones = np.ones(7, np.float32)
-  statistics = normalize.Statistics(normalize.Quantiles(-ones, ones), normalize.Quantiles(-2 * ones, 2 * ones), 9)
-  model = cfg.ModelConfig(actions_per_chunk=5, action_dim=8, proprio_dim=9, max_chunks=2, frames_per_chunk=1)
+  statistics = normalize.Statistics(
+    normalize.Quantiles(-ones, ones), normalize.Quantiles(-2 * ones, 2 * ones), 9
+  )
+  model = cfg.ModelConfig(
+    actions_per_chunk=5, action_dim=8, proprio_dim=9, max_chunks=2, frames_per_chunk=1
+  )
   policy = RecordingPolicy()
-  forecaster = open_loop.Forecaster(policy, model, [normalize.KnownEmbodiment(3, bridge, statistics)], seed=0)
+  forecaster = open_loop.Forecaster(
+    policy, model, [normalize.KnownEmbodiment(3, bridge, statistics)], seed=0
+  )
   frames = np.broadcast_to(np.arange(5, dtype=np.uint8)[None, :, None, None, None], (1, 5, 4, 4, 3))
   proprio_BQX = np.zeros((1, 2, 9), np.float32)
   proprio_BQX[0, :, 6] = 0.5, 0.8
-  forecast = forecaster(types.Batch(
-      frames_BRIJ3=frames, action_BAU=np.zeros((1, 10, 8)), action_mask_BAU=None, proprio_BQX=proprio_BQX,
-      chunk_mask_BQ=None, prompt_ids_BP=np.zeros((1, 4)), embodiment_B=np.int32([3]), sample_B2=None))
-  np.testing.assert_array_equal([o.frames_BRIJ3[0, :, 0, 0, 0] for o in policy.observations],
-                                [[0, 0], [1, 2]])
-  np.testing.assert_array_equal([o.proprio_BX[0, 6] for o in policy.observations],
-                                np.float32([0.5, 0.8]))
+  forecast = forecaster(
+    types.Batch(
+      frames_BRIJ3=frames,
+      action_BAU=np.zeros((1, 10, 8)),
+      action_mask_BAU=None,
+      proprio_BQX=proprio_BQX,
+      chunk_mask_BQ=None,
+      prompt_ids_BP=np.zeros((1, 4)),
+      embodiment_B=np.int32([3]),
+      sample_B2=None,
+    )
+  )
+  np.testing.assert_array_equal(
+    [o.frames_BRIJ3[0, :, 0, 0, 0] for o in policy.observations], [[0, 0], [1, 2]]
+  )
+  np.testing.assert_array_equal(
+    [o.proprio_BX[0, 6] for o in policy.observations], np.float32([0.5, 0.8])
+  )
   mask_AU = np.zeros((5, 8), bool)
   mask_AU[:4, :7] = True  # Four steps of 0.2 s, seven dimensions.
   np.testing.assert_array_equal(policy.mask_BAU[0], mask_AU)
@@ -242,9 +320,15 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
 
 
 def test_latency_summary():
-  assert agents.latency_summary([0.010, 0.020, 0.030]) == {'p50_ms': 20.0, 'p95_ms': 29.0, 'calls': 3}
+  assert agents.latency_summary([0.010, 0.020, 0.030]) == {
+    'p50_ms': 20.0,
+    'p95_ms': 29.0,
+    'calls': 3,
+  }
   assert agents.latency_summary([])['calls'] == 0
 
 
 def test_pixels_are_rounded_and_clipped():
-  np.testing.assert_array_equal(agents.to_uint8(np.float32([-1.5, -1, 0, 0.5, 1, 2])), [0, 0, 128, 191, 255, 255])
+  np.testing.assert_array_equal(
+    agents.to_uint8(np.float32([-1.5, -1, 0, 0.5, 1, 2])), [0, 0, 128, 191, 255, 255]
+  )

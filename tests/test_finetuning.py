@@ -1,4 +1,7 @@
-"""Adapters and trainable sets: what is trained, what is left alone to the bit, and that merging changes no output."""
+"""Adapters and trainable sets: what is trained, what is left alone to the bit, and that merging
+changes no output.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,12 +27,27 @@ from wam_jax.models import tokenizer
 
 B, Q, A = 8, 2, 2
 MODEL = cfg.ModelConfig(
-    dim=16, mlp_dim=32, num_heads=2, num_layers=2, freq_dim=16, action_dim=3, proprio_dim=4, action_hidden=8,
-    actions_per_chunk=A, max_chunks=Q, text=cfg.TextConfig(vocab=16, dim=16, length=4, layers=0),
-    tokenizer=cfg.TokenizerConfig(spatial=2, channels=6), lora=cfg.LoraConfig(rank=3))
+  dim=16,
+  mlp_dim=32,
+  num_heads=2,
+  num_layers=2,
+  freq_dim=16,
+  action_dim=3,
+  proprio_dim=4,
+  action_hidden=8,
+  actions_per_chunk=A,
+  max_chunks=Q,
+  text=cfg.TextConfig(vocab=16, dim=16, length=4, layers=0),
+  tokenizer=cfg.TokenizerConfig(spatial=2, channels=6),
+  lora=cfg.LoraConfig(rank=3),
+)
 CONFIG = cfg.TrainConfig(
-    model=MODEL, batch_size=B, init_from='base', trainable=('lora',),
-    optimizer=cfg.OptimizerConfig(learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9))
+  model=MODEL,
+  batch_size=B,
+  init_from='base',
+  trainable=('lora',),
+  optimizer=cfg.OptimizerConfig(learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9),
+)
 ONE = {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
 RELEASED = {'14B': cfg.WAN2_1_I2V_14B, '5B': cfg.WAN2_2_TI2V_5B}
 
@@ -38,36 +56,57 @@ def make_batch():
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   return types.Batch(
-      rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 4, 3)).astype(np.uint8), normal(B, Q * A, 3),
-      np.ones((B, Q * A, 3), bool), normal(B, Q, 4), np.ones((B, Q), bool),
-      rng.integers(0, 16, (B, 4)).astype(np.int32), np.zeros(B, np.int32), np.zeros((B, 2), np.int32))
+    rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 4, 3)).astype(np.uint8),
+    normal(B, Q * A, 3),
+    np.ones((B, Q * A, 3), bool),
+    normal(B, Q, 4),
+    np.ones((B, Q), bool),
+    rng.integers(0, 16, (B, 4)).astype(np.int32),
+    np.zeros(B, np.int32),
+    np.zeros((B, 2), np.int32),
+  )
 
 
 @functools.cache
 def fitted():
-  return encoders.Encoders(tokenizer.fit_patch_tokenizer(make_batch().frames_BRIJ3, MODEL.tokenizer), None, None, MODEL)
+  return encoders.Encoders(
+    tokenizer.fit_patch_tokenizer(make_batch().frames_BRIJ3, MODEL.tokenizer), None, None, MODEL
+  )
 
 
 @functools.cache
 def two_steps(mesh_sizes, accumulate=1):
-  """(state before, state after, metrics of the second step) on a mesh, from weights that are all random."""
+  """(state before, state after, metrics of the second step) on a mesh, from weights that are all
+  random.
+  """
   config = dataclasses.replace(CONFIG, accumulate=accumulate)
-  mesh = sharding.make_mesh(dict(mesh_sizes), jax.devices()[:np.prod([n for _, n in mesh_sizes])])
+  mesh = sharding.make_mesh(dict(mesh_sizes), jax.devices()[: np.prod([n for _, n in mesh_sizes])])
   abstract = train_step.abstract_state(config, mesh, fitted())
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   rng = np.random.default_rng(1)
-  params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), abstract.params)
+  params = jax.tree.map(
+    lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), abstract.params
+  )
   trained, _ = finetuning.split(params, config.trainable)
-  start = jax.device_get(train_step.TrainState(  # As numpy: the step donates its arrays.
-      jnp.int32(0), params, trained, train_step.make_optimizer(config).init(trained), fitted()))
-  state, step = jax.device_put(start, shardings), train_step.make_train_step(config, mesh, shardings)
+  start = jax.device_get(
+    train_step.TrainState(  # As numpy: the step donates its arrays.
+      jnp.int32(0), params, trained, train_step.make_optimizer(config).init(trained), fitted()
+    )
+  )
+  state, step = (
+    jax.device_put(start, shardings),
+    train_step.make_train_step(config, mesh, shardings),
+  )
   for _ in range(2):
     state, metrics = step(state, make_batch())
   return start, jax.device_get(state), {name: float(value) for name, value in metrics.items()}
 
 
 def leaves(tree):
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in jax.tree.leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): x
+    for path, x in jax.tree.leaves_with_path(tree)
+  }
 
 
 def test_only_the_trainable_set_changes_and_has_moments_and_averages():
@@ -75,9 +114,15 @@ def test_only_the_trainable_set_changes_and_has_moments_and_averages():
   before, after = leaves(start.params), leaves(state.params)
   changed = {path for path in before if not np.array_equal(before[path], after[path])}
   modules = ('state_encoder/', 'action_encoder/', 'action_decoder/')
-  assert changed == {path for path in before if path.startswith(modules) or path.endswith(('lora_a', 'lora_b'))}
+  assert changed == {
+    path for path in before if path.startswith(modules) or path.endswith(('lora_a', 'lora_b'))
+  }
   assert len([path for path in changed if path.endswith('lora_a')]) == 10
-  moments = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
+  moments = next(
+    s
+    for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu'))
+    if hasattr(s, 'mu')
+  )
   for tree in (moments.mu, moments.nu, state.ema_params):
     assert leaves(tree).keys() == changed
   average, evaluated = leaves(state.ema_params), leaves(state.eval_params)
@@ -94,8 +139,10 @@ def test_mesh_and_accumulation_change_no_number():
   jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5), got.params, want.params)
 
 
-@pytest.mark.parametrize(('equation', 'shape', 'inputs'), [
-    ('BTD,DNK->BNTK', (6, 2, 4), (2, 3, 6)), ('BNTK,NKD->BTD', (2, 4, 6), (2, 2, 3, 4))])
+@pytest.mark.parametrize(
+  ('equation', 'shape', 'inputs'),
+  [('BTD,DNK->BNTK', (6, 2, 4), (2, 3, 6)), ('BNTK,NKD->BTD', (2, 4, 6), (2, 2, 3, 4))],
+)
 def test_adapter_is_the_formula_of_peft(equation, shape, inputs):
   """y = x W + b + alpha / rank * (x A) B, on matrices; new adapters add exactly nothing."""
   contracted = 1 if len(inputs) == 3 else 2
@@ -105,7 +152,9 @@ def test_adapter_is_the_formula_of_peft(equation, shape, inputs):
   init = lambda module: nn.unbox(module.init(jax.random.key(0), x)['params'])
   plain, params = init(make()), init(make(lora=lora))
   np.testing.assert_array_equal(params['w'], plain['w'])
-  np.testing.assert_array_equal(make(lora=lora).apply({'params': params}, x), make().apply({'params': plain}, x))
+  np.testing.assert_array_equal(
+    make(lora=lora).apply({'params': params}, x), make().apply({'params': plain}, x)
+  )
   bound = np.prod(shape[:contracted]) ** -0.5
   assert 0.6 * bound < np.abs(params['lora_a']).max() <= bound and not params['lora_b'].any()
 
@@ -129,7 +178,9 @@ def test_merged_weights_give_the_same_velocities():
 
   plain = finetuning.merged_config(CONFIG)
   want, without = outputs(CONFIG, params), outputs(plain, finetuning.without_adapters(params))
-  for got, w, other in zip(outputs(plain, finetuning.merge(params, MODEL.lora)), want, without, strict=True):
+  for got, w, other in zip(
+    outputs(plain, finetuning.merge(params, MODEL.lora)), want, without, strict=True
+  ):
     np.testing.assert_allclose(got, w, atol=1e-5 * np.abs(w).max())
     assert np.abs(w - other).max() > 1e-2 * np.abs(w).max()
 
@@ -138,7 +189,9 @@ def test_merged_weights_give_the_same_velocities():
 def test_released_sizes(size, adapters, actions):
   """Spec of the reference: rank 4, in millions; only these have gradients, moments and averages."""
   model = dataclasses.replace(RELEASED[size], lora=cfg.LoraConfig(rank=4))
-  config = cfg.TrainConfig(model=model, init_from='base', trainable=('lora',), frozen_dtype='bfloat16')
+  config = cfg.TrainConfig(
+    model=model, init_from='base', trainable=('lora',), frozen_dtype='bfloat16'
+  )
   state = nn.unbox(jax.eval_shape(lambda: train_step._init(config, None)))
   trained, kept = finetuning.split(state.params, config.trainable)
   sizes = {path: x.size / 1e6 for path, x in leaves(trained).items()}
@@ -146,29 +199,45 @@ def test_released_sizes(size, adapters, actions):
   assert (round(in_adapters, 1), round(sum(sizes.values()) - in_adapters, 1)) == (adapters, actions)
   assert {x.dtype.name for x in jax.tree.leaves(kept)} == {'bfloat16'}
   assert {x.dtype.name for x in jax.tree.leaves(trained)} == {'float32'}
-  assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2.01 * sum(x.size for x in jax.tree.leaves(trained))
+  assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2.01 * sum(
+    x.size for x in jax.tree.leaves(trained)
+  )
 
 
 @pytest.mark.parametrize('frozen_dtype', ['float32', 'bfloat16'])
 def test_other_sets_are_patterns_of_paths(frozen_dtype):
-  config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, lora=cfg.LoraConfig()),
-                               trainable=('action_decoder', 'blocks/*/b'), frozen_dtype=frozen_dtype)
+  config = dataclasses.replace(
+    CONFIG,
+    model=dataclasses.replace(MODEL, lora=cfg.LoraConfig()),
+    trainable=('action_decoder', 'blocks/*/b'),
+    frozen_dtype=frozen_dtype,
+  )
   trained, kept = finetuning.split(
-      nn.unbox(jax.eval_shape(lambda: train_step._init(config, None))).params, config.trainable)
-  assert trained['blocks']['ffn'].keys() == {'in', 'out'} and trained['blocks']['ffn']['in'].keys() == {'b'}
+    nn.unbox(jax.eval_shape(lambda: train_step._init(config, None))).params, config.trainable
+  )
+  assert trained['blocks']['ffn'].keys() == {'in', 'out'} and trained['blocks']['ffn'][
+    'in'
+  ].keys() == {'b'}
   assert trained.keys() == {'blocks', 'action_decoder'} and 'action_decoder' not in kept
   assert {x.dtype.name for x in jax.tree.leaves(kept)} == {frozen_dtype}
-  with pytest.raises(ValueError, match=r"no parameter matches 'acton_\*', 'blocks/lora'; use 'all', 'lora' or patterns "
-                                       r'of the names here: .*action_encoder/mix, .*blocks/cross_attn, '):
+  with pytest.raises(
+    ValueError,
+    match=r"no parameter matches 'acton_\*', 'blocks/lora'; use 'all', 'lora' or patterns "
+    r'of the names here: .*action_encoder/mix, .*blocks/cross_attn, ',
+  ):
     finetuning.split(finetuning.overlay(kept, trained), ('acton_*', 'blocks/lora', 'head'))
 
 
-@pytest.mark.parametrize(('change', 'message'), [
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
     ({'init_from': ''}, 'would leave random weights as they are; set config.init_from'),
     ({'model': dataclasses.replace(MODEL, lora=cfg.LoraConfig())}, 'set config.model.lora.rank'),
     ({'trainable': ('all',)}, 'would train adapters and what they adapt'),
     ({'trainable': ()}, 'trains nothing'),
-    ({'frozen_dtype': 'int8'}, 'must be one of')])
+    ({'frozen_dtype': 'int8'}, 'must be one of'),
+  ],
+)
 def test_sets_that_make_no_sense(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(CONFIG, **change)
@@ -180,36 +249,51 @@ def run_config(data, task):
   """A short run on an episode set that is made first."""
   c = train_config.get_config()
   c.data.mixture.disc.path = f'{data}/tabletop/disc_{task}/1.0.0'
-  c.data.mixture.disc.prepare = (
-      f'data.tabletop --output={data} --embodiment=disc --tasks={task} --episodes=8 --other_episodes=2')
+  c.data.mixture.disc.prepare = f'data.tabletop --output={data} --embodiment=disc --tasks={task} --episodes=8 --other_episodes=2'
   c.steps, c.log_every, c.save_every, c.eval_every = 4, 1, 2, 0
   return cfg.from_config_dict(c)
 
 
 def test_adapters_on_another_run_for_another_task(tmp_path):
   with pytest.MonkeyPatch.context() as patch:  # The base counts its steps only, to compile nothing.
-    patch.setattr(train_step, 'make_train_step', lambda *_: lambda state, batch: (
-        state.replace(step=state.step + 1), {'loss': jnp.float32(1)}))
+    patch.setattr(
+      train_step,
+      'make_train_step',
+      lambda *_: (
+        lambda state, batch: (state.replace(step=state.step + 1), {'loss': jnp.float32(1)})
+      ),
+    )
     train.train(run_config(tmp_path, 'reach'), tmp_path / 'base')
   base = checkpoint.load_for_inference(tmp_path / 'base')[1]
   config = run_config(tmp_path, 'push')
   config = dataclasses.replace(
-      config, model=dataclasses.replace(config.model, lora=cfg.LoraConfig(rank=2)), trainable=('lora',),
-      init_from=str(tmp_path / 'base'),
-      optimizer=dataclasses.replace(config.optimizer, learning_rate=0.05, warmup_steps=1))
+    config,
+    model=dataclasses.replace(config.model, lora=cfg.LoraConfig(rank=2)),
+    trainable=('lora',),
+    init_from=str(tmp_path / 'base'),
+    optimizer=dataclasses.replace(config.optimizer, learning_rate=0.05, warmup_steps=1),
+  )
   train.train(config, tmp_path / 'straight')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train._StopSignal, 'requested', lambda self, step: step == 2)
     train.train(config, tmp_path / 'resumed')
   train.train(config, tmp_path / 'resumed')
-  assert (tmp_path / 'resumed/metrics.jsonl').read_bytes() == (tmp_path / 'straight/metrics.jsonl').read_bytes()
+  assert (tmp_path / 'resumed/metrics.jsonl').read_bytes() == (
+    tmp_path / 'straight/metrics.jsonl'
+  ).read_bytes()
 
   loaded, tuned, _, _, _ = checkpoint.load_for_inference(tmp_path / 'resumed')
   assert loaded.model.lora.rank == 0 and not checkpoint.list_mismatches(base, tuned)
-  jax.tree.map(np.testing.assert_array_equal, tuned, checkpoint.load_for_inference(tmp_path / 'straight')[1])
+  jax.tree.map(
+    np.testing.assert_array_equal, tuned, checkpoint.load_for_inference(tmp_path / 'straight')[1]
+  )
   same = {path for path, x in leaves(base).items() if np.array_equal(x, leaves(tuned)[path])}
   assert 'text_encoder/table' in same and 'blocks/self_attn/q/b' in same
   assert not same & {'blocks/self_attn/q/w', 'blocks/ffn/out/w', 'action_decoder/out/w'}
   record = checkpoint.load_base(tmp_path / 'resumed')[-1]['origin']
-  assert record == {'workdir': str(tmp_path / 'base'), 'step': 4, 'sha256': finetuning.fingerprint(base),
-                    'origin': None}
+  assert record == {
+    'workdir': str(tmp_path / 'base'),
+    'step': 4,
+    'sha256': finetuning.fingerprint(base),
+    'origin': None,
+  }

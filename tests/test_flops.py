@@ -1,4 +1,7 @@
-"""FLOPs by formula: by hand, the products of the traced program, XLA's own count, the published design."""
+"""FLOPs by formula: by hand, the products of the traced program, XLA's own count, the published
+design.
+"""
+
 import dataclasses
 import functools
 
@@ -9,8 +12,13 @@ import pytest
 
 from tests import train_config
 from wam_jax import config as cfg
-from wam_jax import flops, masks, sharding, train_step, types
-from wam_jax.aot import abstract, hlo
+from wam_jax import flops
+from wam_jax import masks
+from wam_jax import sharding
+from wam_jax import train_step
+from wam_jax import types
+from wam_jax.aot import abstract
+from wam_jax.aot import hlo
 from wam_jax.models import attention
 
 CELLS = 6  # Tokens of a latent frame of `BATCH`: 2 rows of 3.
@@ -28,7 +36,9 @@ def lower(config, function):
   c = config.model
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
   state, batch = abstract.arguments(dataclasses.replace(config, batch_size=1), mesh)
-  latents = jax.ShapeDtypeStruct((1, 1 + c.max_chunks * c.frames_per_chunk, 4, 6, c.tokenizer.channels), jnp.float32)
+  latents = jax.ShapeDtypeStruct(
+    (1, 1 + c.max_chunks * c.frames_per_chunk, 4, 6, c.tokenizer.channels), jnp.float32
+  )
   batch = batch.replace(frames_BRIJ3=None, features=types.Features(latents))
   return jax.jit(functools.partial(function, config)).lower(state.params, batch)
 
@@ -65,8 +75,13 @@ def test_products_of_the_traced_program_are_the_formula(first):
 def test_attention_by_chunks_computes_exactly_the_pairs():
   config = make_config(attention='chunks')
   c = config.model
-  tokens, groups = flops.training_tokens(c, CELLS), int(flops.training_layout(c, CELLS).group.max()) + 1
-  spread = 6 * 2 * c.num_layers * tokens * groups * c.dim  # The modulation of each token's group, by a product.
+  tokens, groups = (
+    flops.training_tokens(c, CELLS),
+    int(flops.training_layout(c, CELLS).group.max()) + 1,
+  )
+  spread = (
+    6 * 2 * c.num_layers * tokens * groups * c.dim
+  )  # The modulation of each token's group, by a product.
   assert products(lower(config, loss)) == flops.total(flops.training(c, CELLS)).forward + spread
 
 
@@ -87,18 +102,29 @@ def test_xla_counts_the_same_but_for_elementwise_work():
 def test_by_hand():
   c = make_config().model  # D 16, M 32, 3 layers; 2 chunks of 2 frames, 8 actions and a state.
   assert flops.training_tokens(c, CELLS) == 3 * 6 + 4 * 6 + 16 + 2
-  # Clean: frame 0, and the 3 frames of block 1 seen by its 2. Noisy with actions: 12 + 8 own tokens and the state, and
-  # 1 or 3 clean frames. States: themselves.
+  # Clean: frame 0, and the 3 frames of block 1 seen by its 2. Noisy with actions: 12 + 8 own tokens
+  # and the state, and 1 or 3 clean frames. States: themselves.
   assert flops.training_pairs(c, CELLS) == 6 * 6 + 12 * 18 + 20 * (21 + 6) + 20 * (21 + 18) + 2
   parts = flops.training(c, CELLS)
   assert parts['feed-forward'] == (2 * 3 * 60 * 2 * 16 * 32, 3 * 2 * 3 * 60 * 2 * 16 * 32)
   assert parts['attention'] == (4 * 3 * 1574 * 16, 12 * 3 * 1574 * 16)
-  assert parts['patches'] == (2 * 42 * 48 * 16 + 2 * 24 * 16 * 48, 4 * 42 * 48 * 16 + 6 * 24 * 16 * 48)
+  assert parts['patches'] == (
+    2 * 42 * 48 * 16 + 2 * 24 * 16 * 48,
+    4 * 42 * 48 * 16 + 6 * 24 * 16 * 48,
+  )
 
 
-@pytest.mark.parametrize('model', [
-    {}, {'predict_first_frame': True}, {'state_rule': 'chunk'}, {'frames_per_chunk': 1, 'max_chunks': 3},
-    {'history_rule': 'reference_global'}, {'actions_per_chunk': 5, 'max_chunks': 1}])
+@pytest.mark.parametrize(
+  'model',
+  [
+    {},
+    {'predict_first_frame': True},
+    {'state_rule': 'chunk'},
+    {'frames_per_chunk': 1, 'max_chunks': 3},
+    {'history_rule': 'reference_global'},
+    {'actions_per_chunk': 5, 'max_chunks': 1},
+  ],
+)
 def test_pairs_are_those_of_the_dense_mask(model):
   c = make_config(**model).model
   for chunks in (1, 2, 4):
@@ -109,11 +135,15 @@ def test_pairs_are_those_of_the_dense_mask(model):
 def test_the_design_of_14b():
   parts = flops.control(cfg.WAN2_1_I2V_14B, 880)
   seen = sum(parts[name].forward for name in ('attention', 'prompt attention'))
-  assert round(seen / 1e12, 1) == 12.7 and round((flops.total(parts).forward - seen) / 1e12, 1) == 42.7
+  assert (
+    round(seen / 1e12, 1) == 12.7 and round((flops.total(parts).forward - seen) / 1e12, 1) == 42.7
+  )
   c = cfg.WAN2_1_I2V_14B
   layout = flops.training_layout(c, 880)
-  assert [int((layout.kind == kind).sum()) for kind in (masks.CLEAN, masks.NOISY, masks.ACTION, masks.STATE)] == [
-      6160, 7920, 96, 4]
+  assert [
+    int((layout.kind == kind).sum())
+    for kind in (masks.CLEAN, masks.NOISY, masks.ACTION, masks.STATE)
+  ] == [6160, 7920, 96, 4]
   # Each parameter that meets every token multiplies it once: 6 N D operations and attention.
   whole = flops.total(flops.training(c, 880)).train
   by_parameters = 6 * 14180 * 40 * (6 * 5120**2 + 2 * 5120 * 13824)
@@ -121,4 +151,8 @@ def test_the_design_of_14b():
 
 
 def parts_of_attention(c):
-  return sum(w.train for name, w in flops.training(c, 880).items() if name in ('attention', 'prompt attention'))
+  return sum(
+    w.train
+    for name, w in flops.training(c, 880).items()
+    if name in ('attention', 'prompt attention')
+  )

@@ -1,4 +1,7 @@
-"""Noise schedule, weights and targets against the official scheduler (tests/golden), levels and losses by hand."""
+"""Noise schedule, weights and targets against the official scheduler (tests/golden), levels and
+losses by hand.
+"""
+
 from __future__ import annotations
 
 import json
@@ -31,7 +34,8 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
     config = json.loads(str(given['config_json']))
     init = {'shift': 3.0, 'sigma_min': 0.003 / 1.002, 'extra_one_step': False, **config['init']}
     check = lambda name, got, given=given: parity.check(
-        request, f'flow {name}', got, given[name], relative=parity.SCHEDULERS)
+      request, f'flow {name}', got, given[name], relative=parity.SCHEDULERS
+    )
     sigmas = flow.schedule(config['n'], init['shift'], init['sigma_min'], init['extra_one_step'])
     weights = flow.level_weights(sigmas, 1000 / config['n'])
     check('sigmas', sigmas)
@@ -40,12 +44,26 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
     check('add_noise', flow.interpolate(given['sample'], given['noise'], given['query_t'] / 1000))
     check('training_target', flow.velocity(given['sample'], given['noise']))
     for where in ('', '_offgrid'):
-      check(f'training_weight{where}', flow.nearest_weight(given[f'query_t{where}'] / 1000, sigmas, weights))
+      check(
+        f'training_weight{where}',
+        flow.nearest_weight(given[f'query_t{where}'] / 1000, sigmas, weights),
+      )
 
 
 def test_level_weights_of_the_specification():
   ids = [0, 100, 250, 500, 750, 833, 900, 950, 990, 999]
-  want = [0, 0.139, 0.398, 1.025, 1.914, 2.076, 1.865, 1.251, 0.307, 0.032]  # Spec 3.3, three decimals.
+  want = [
+    0,
+    0.139,
+    0.398,
+    1.025,
+    1.914,
+    2.076,
+    1.865,
+    1.251,
+    0.307,
+    0.032,
+  ]  # Spec 3.3, three decimals.
   weights = flow.level_weights(flow.schedule(1000, 5.0))
   np.testing.assert_allclose(weights[ids], want, atol=6e-4)
   np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
@@ -53,12 +71,15 @@ def test_level_weights_of_the_specification():
 
 
 def test_loss_weight_keeps_the_shape_and_can_be_uniform():
-  sigma_BQ = jnp.float32([[1.0, 5 / 6, 0.0], [0.5, 0.5, 1.0]])  # 5/6 is id 500: 5 * 0.5 / (1 + 4 * 0.5).
+  sigma_BQ = jnp.float32(
+    [[1.0, 5 / 6, 0.0], [0.5, 0.5, 1.0]]
+  )  # 5/6 is id 500: 5 * 0.5 / (1 + 4 * 0.5).
   weight_BQ = flow.loss_weight(sigma_BQ, COUPLED)
   np.testing.assert_allclose(weight_BQ[0, :2], [0, 1.025], atol=6e-4)
   np.testing.assert_allclose(weight_BQ[1, 0], 2.076, atol=6e-4)
   np.testing.assert_array_equal(
-      flow.loss_weight(sigma_BQ, cfg.FlowConfig(weighting='uniform')), np.ones((2, 3)))
+    flow.loss_weight(sigma_BQ, cfg.FlowConfig(weighting='uniform')), np.ones((2, 3))
+  )
 
 
 @pytest.mark.parametrize('sigma', [0.0, 0.25, 1.0])
@@ -67,7 +88,9 @@ def test_path_is_straight(sigma):
   clean, noise = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
   noisy = flow.interpolate(clean, noise, np.full((2, 3), sigma, np.float32))
   v = flow.velocity(clean, noise)
-  np.testing.assert_allclose(noisy - sigma * v, clean, atol=1e-6)  # Float32 rounding of numbers near 1.
+  np.testing.assert_allclose(
+    noisy - sigma * v, clean, atol=1e-6
+  )  # Float32 rounding of numbers near 1.
   np.testing.assert_allclose(noisy + (1 - sigma) * v, noise, atol=1e-6)
 
 
@@ -82,7 +105,9 @@ def test_levels_of_each_frame_stay_apart():
 
 
 def test_too_many_level_axes_raise():
-  with pytest.raises(ValueError, match=r'sigma of shape \(2, 3, 4\) has more axes than the array of shape \(2, 3\)'):
+  with pytest.raises(
+    ValueError, match=r'sigma of shape \(2, 3, 4\) has more axes than the array of shape \(2, 3\)'
+  ):
     flow.interpolate(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 3, 4)))
 
 
@@ -101,9 +126,11 @@ def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
 def test_flash_video_is_beta_and_action_uniform(draws):
   levels = draws['flash']
   n = levels.video_BQ.size
-  np.testing.assert_allclose(np.mean(levels.video_BQ), 7 / 8, atol=4 * (7 / 576 / n) ** 0.5)  # Variance 7/576.
-  assert_uniform(levels.video_BQ ** 7)  # Beta(7, 1) has the distribution function x^7.
-  assert_uniform(levels.first_B ** 7)
+  np.testing.assert_allclose(
+    np.mean(levels.video_BQ), 7 / 8, atol=4 * (7 / 576 / n) ** 0.5
+  )  # Variance 7/576.
+  assert_uniform(levels.video_BQ**7)  # Beta(7, 1) has the distribution function x^7.
+  assert_uniform(levels.first_B**7)
   assert_uniform(levels.action_BA)
 
 
@@ -116,7 +143,9 @@ def test_flash_levels_are_independent(draws):
 
 
 def test_flash_shift_warps_both_draws(draws):
-  warped = sample_levels(jax.random.key(0), BATCH, CHUNKS, cfg.FlowConfig(schedule='flash', flash_shift=5.0))
+  warped = sample_levels(
+    jax.random.key(0), BATCH, CHUNKS, cfg.FlowConfig(schedule='flash', flash_shift=5.0)
+  )
   for got, plain in zip(warped, draws['flash']):
     np.testing.assert_allclose(got, flow.warp(plain, 5.0), rtol=1e-6)
 
@@ -124,7 +153,7 @@ def test_flash_shift_warps_both_draws(draws):
 def assert_uniform(x):
   """Kolmogorov-Smirnov distance to the uniform law below its 0.1 % point."""
   x = np.sort(np.ravel(x))
-  assert np.abs(x - (np.arange(x.size) + 0.5) / x.size).max() < 1.95 / x.size ** 0.5
+  assert np.abs(x - (np.arange(x.size) + 0.5) / x.size).max() < 1.95 / x.size**0.5
 
 
 def assert_unrelated(x, y):
@@ -140,14 +169,19 @@ def test_video_loss_by_hand():
   np.testing.assert_allclose(got, (1 * 1 + 0.5 * 4 + 2 * 9) / 3)
 
 
-@pytest.mark.parametrize(('mean', 'want'), [('real', (2 * 1 + 2 * 4 + 0.5 * 9) / 3), ('padded', 14.5 / 8)],
-                         ids=['real', 'padded'])
+@pytest.mark.parametrize(
+  ('mean', 'want'),
+  [('real', (2 * 1 + 2 * 4 + 0.5 * 9) / 3), ('padded', 14.5 / 8)],
+  ids=['real', 'padded'],
+)
 def test_action_loss_by_hand(mean, want):
   """Sample 0: two dimensions at step 0, one at step 1. Sample 1 is video only."""
   error_BAU = np.float32([[[1, 2], [3, 100]], [[100, 100], [100, 100]]])
   mask_BAU = np.bool_([[[1, 1], [1, 0]], [[0, 0], [0, 0]]])
   weight_BA = np.float32([[2, 0.5], [3, 3]])
-  loss = lambda prediction: flow.action_loss(prediction, np.zeros_like(error_BAU), weight_BA, mask_BAU, mean)
+  loss = lambda prediction: flow.action_loss(
+    prediction, np.zeros_like(error_BAU), weight_BA, mask_BAU, mean
+  )
   value, gradient = jax.value_and_grad(loss)(error_BAU)
   np.testing.assert_allclose(value, want)
   np.testing.assert_array_equal(gradient != 0, mask_BAU)

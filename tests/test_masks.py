@@ -1,4 +1,7 @@
-"""Masks and layouts against matrices written out; larger ones are compared with the reference in test_wam_golden."""
+"""Masks and layouts against matrices written out; larger ones are compared with the reference in
+test_wam_golden.
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -21,13 +24,17 @@ LITERAL = """
   s1   {s1}
   s2   {s2}
 """
-STATES = {'self': ('0  0  0  0  0  0  0  0  1  0', '0  0  0  0  0  0  0  0  0  1'),
-          'chunk': ('1  0  1  0  1  1  0  0  1  0', '1  1  0  1  0  0  1  1  0  1')}
+STATES = {
+  'self': ('0  0  0  0  0  0  0  0  1  0', '0  0  0  0  0  0  0  0  0  1'),
+  'chunk': ('1  0  1  0  1  1  0  0  1  0', '1  1  0  1  0  0  1  1  0  1'),
+}
 
 
 def matrix(text):
   """The 0/1 part of a table with row and column names."""
-  return np.array([[int(entry) for entry in line.split()[1:]] for line in text.strip().splitlines()[1:]], bool)
+  return np.array(
+    [[int(entry) for entry in line.split()[1:]] for line in text.strip().splitlines()[1:]], bool
+  )
 
 
 @pytest.mark.parametrize('rule', ['self', 'chunk'])
@@ -47,10 +54,14 @@ def test_layout():
 
 
 def test_frames_of_several_tokens_and_chunks_of_several_frames():
-  """Frame 0, then two chunks of two frames of two tokens: a chunk's tokens see each other whatever their frame."""
+  """Frame 0, then two chunks of two frames of two tokens: a chunk's tokens see each other whatever
+  their frame.
+  """
   layout = masks.training_layout(3, range(1, 5), 2, 2, 1, 1, 2)
   got = masks.teacher_forcing(layout, frames_per_chunk=2, window_frames=5, state_rule='self')
-  np.testing.assert_array_equal(got, matrix("""
+  np.testing.assert_array_equal(
+    got,
+    matrix("""
         C0 C0 C1 C1 C2 C2 N1 N1 N2 N2 N3 N3 N4 N4 a1 a2 s1 s2
     C0   1  1  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0
     C0   1  1  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0
@@ -70,34 +81,44 @@ def test_frames_of_several_tokens_and_chunks_of_several_frames():
     a2   1  1  1  1  1  1  0  0  0  0  1  1  1  1  0  1  0  1
     s1   0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  1  0
     s2   0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  0  1
-  """))
+  """),
+  )
 
 
 def test_predicted_first_frame_stands_alone():
   layout = masks.training_layout(1, range(0, 2), 1, 1, 1, 1, 1)
   got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
-  np.testing.assert_array_equal(got, matrix("""
+  np.testing.assert_array_equal(
+    got,
+    matrix("""
         C0 N0 N1 a1 s1
     C0   1  0  0  0  0
     N0   0  1  0  0  0
     N1   1  0  1  1  1
     a1   1  0  1  1  1
     s1   0  0  0  0  1
-  """))
+  """),
+  )
 
 
 def test_window_keeps_frame_0_and_the_newest():
   """The window holds two frames: clean frame 3 sees 0, 2 and 3."""
   layout = masks.training_layout(4, range(4, 4), 1, 1, 0, 0, 0)
   got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
-  np.testing.assert_array_equal(got, np.bool_([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]))
+  np.testing.assert_array_equal(
+    got, np.bool_([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]])
+  )
 
 
 def test_without_clean_video_a_chunk_sees_its_noisy_past():
-  """Frame 0 and three chunks of a frame; the window holds two frames, so chunk 3 does not see chunk 1."""
+  """Frame 0 and three chunks of a frame; the window holds two frames, so chunk 3 does not see chunk
+  1.
+  """
   layout = masks.training_layout(0, range(0, 4), 1, 1, 1, 1, 3)
   got = masks.without_clean(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
-  np.testing.assert_array_equal(got, matrix("""
+  np.testing.assert_array_equal(
+    got,
+    matrix("""
         N0 N1 N2 N3 a1 a2 a3 s1 s2 s3
     N0   1  0  0  0  0  0  0  0  0  0
     N1   1  1  0  0  1  0  0  1  0  0
@@ -109,14 +130,19 @@ def test_without_clean_video_a_chunk_sees_its_noisy_past():
     s1   0  0  0  0  0  0  0  1  0  0
     s2   0  0  0  0  0  0  0  0  1  0
     s3   0  0  0  0  0  0  0  0  0  1
-  """))
+  """),
+  )
 
 
 def test_reference_without_window_is_causal_by_tokens():
-  """Two tokens a frame, one chunk of one frame: the first token of C1 misses the second, in frame 0 both see both."""
+  """Two tokens a frame, one chunk of one frame: the first token of C1 misses the second, in frame 0
+  both see both.
+  """
   layout = masks.training_layout(2, range(1, 2), 2, 1, 1, 1, 1)
   mask = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
-  np.testing.assert_array_equal(masks.reference_global(layout, mask), matrix("""
+  np.testing.assert_array_equal(
+    masks.reference_global(layout, mask),
+    matrix("""
         C0 C0 C1 C1 N1 N1 a1 s1
     C0   1  1  0  0  0  0  0  0
     C0   1  1  0  0  0  0  0  0
@@ -126,14 +152,17 @@ def test_reference_without_window_is_causal_by_tokens():
     N1   1  1  0  0  1  1  1  1
     a1   1  1  0  0  1  1  1  1
     s1   0  0  0  0  0  0  0  1
-  """))
+  """),
+  )
 
 
 def test_reference_without_window_and_actions_leaks():
   """Noisy frame 1 sees clean frame 1, its own target, and frame 0 is causal by tokens too."""
   layout = masks.training_layout(2, range(1, 2), 2, 1, 0, 0, 0)
   mask = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
-  np.testing.assert_array_equal(masks.reference_global(layout, mask), matrix("""
+  np.testing.assert_array_equal(
+    masks.reference_global(layout, mask),
+    matrix("""
         C0 C0 C1 C1 N1 N1
     C0   1  0  0  0  0  0
     C0   1  1  0  0  0  0
@@ -141,16 +170,18 @@ def test_reference_without_window_and_actions_leaks():
     C1   1  1  1  1  0  0
     N1   1  1  1  1  1  1
     N1   1  1  1  1  1  1
-  """))
+  """),
+  )
 
 
-# Arguments of `training_layout`, frames of the window: odd sizes, a window that cuts a chunk in two, video alone.
+# Arguments of `training_layout`, frames of the window: odd sizes, a window that cuts a chunk in
+# two, video alone.
 LAYOUTS = {
-    'two chunks': ((3, range(1, 5), 2, 2, 1, 1, 2), 5),
-    'cut by the window': ((7, range(0, 9), 5, 2, 3, 1, 4), 5),
-    'frames longer than a block': ((3, range(0, 5), 150, 2, 24, 1, 2), 5),
-    'video alone': ((3, range(1, 5), 7, 2, 0, 0, 0), 5),
-    'without clean video': ((0, range(0, 5), 7, 2, 4, 2, 2), 3),
+  'two chunks': ((3, range(1, 5), 2, 2, 1, 1, 2), 5),
+  'cut by the window': ((7, range(0, 9), 5, 2, 3, 1, 4), 5),
+  'frames longer than a block': ((3, range(0, 5), 150, 2, 24, 1, 2), 5),
+  'video alone': ((3, range(1, 5), 7, 2, 0, 0, 0), 5),
+  'without clean video': ((0, range(0, 5), 7, 2, 4, 2, 2), 3),
 }
 
 
@@ -175,7 +206,7 @@ def test_plans_are_the_mask(name, shards):
     got, start = np.zeros((len(order),) * 2, bool), 0
     for part in chunks.parts:
       for keys in part.keys:
-        got[start:start + part.size, slice(*keys)] = True
+        got[start : start + part.size, slice(*keys)] = True
         assert part.conditional or (layout.kind[order[slice(*keys)]] < masks.ACTION).all()
       start += part.size
     assert start == len(order) and len(order) % shards == 0 and chunks.area == got.sum()
@@ -183,7 +214,11 @@ def test_plans_are_the_mask(name, shards):
     if rule == 'chunk':
       order, blocks = masks.block_plan(units, visible, shards)
       got = np.kron(np.array(blocks.visible), np.ones((blocks.side,) * 2, bool)).astype(bool)
-      assert got.shape == (len(order),) * 2 and len(order) % (blocks.side * shards) == 0 and blocks.area == got.sum()
+      assert (
+        got.shape == (len(order),) * 2
+        and len(order) % (blocks.side * shards) == 0
+        and blocks.area == got.sum()
+      )
       assert got.any(1).all()  # Nothing is divided by zero, not even in padding.
       same_order(order, got, want)
 
@@ -195,14 +230,20 @@ def same_order(order, got, want):
   np.testing.assert_array_equal(got[np.ix_(real, real)], want[np.ix_(order[real], order[real])])
 
 
-@pytest.mark.parametrize('shards, most_imbalance', [(1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (16, 1.001), (32, 1.03)])
+@pytest.mark.parametrize(
+  'shards, most_imbalance', [(1, 1.0), (2, 1.0), (4, 1.0), (8, 1.0), (16, 1.001), (32, 1.03)]
+)
 def test_blocks_of_the_released_window(shards, most_imbalance):
-  """14B: 14,180 tokens of which a third of all pairs see each other, 62,637,284 counted token by token."""
+  """14B: 14,180 tokens of which a third of all pairs see each other, 62,637,284 counted token by
+  token.
+  """
   layout = masks.training_layout(7, range(0, 9), 880, 2, 24, 1, 4)
   units = masks.units(layout)
-  rule = lambda name: masks.teacher_forcing(units.layout, frames_per_chunk=2, window_frames=9, state_rule=name)
-  clean = 880 ** 2 * (1 + 2 * (3 + 5 + 7))
-  noisy = 880 ** 2 + sum(1784 * (880 * past + 1785) for past in (1, 3, 5, 7))
+  rule = lambda name: masks.teacher_forcing(
+    units.layout, frames_per_chunk=2, window_frames=9, state_rule=name
+  )
+  clean = 880**2 * (1 + 2 * (3 + 5 + 7))
+  noisy = 880**2 + sum(1784 * (880 * past + 1785) for past in (1, 3, 5, 7))
   exact = masks.area(units, rule('self'))
   assert exact == clean + noisy + 4 == 62_637_284
   order, blocks = masks.block_plan(units, rule('chunk'), shards)

@@ -1,4 +1,5 @@
 """What a run writes down, and what it shows."""
+
 from __future__ import annotations
 
 import io
@@ -33,7 +34,11 @@ def test_resumed_file_equals_straight_one(tmp_path):
 
 def test_clock_values_stay_out_of_metrics(tmp_path):
   write_run(tmp_path, 0, [4])
-  assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 4, 'grad_norm': 4.0, 'loss': 0.25}
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {
+    'step': 4,
+    'grad_norm': 4.0,
+    'loss': 0.25,
+  }
   assert json.loads((tmp_path / 'timing.jsonl').read_text()) == {'step': 4, 'samples_per_s': 3.0}
   assert list((tmp_path / 'tensorboard').glob('events.*'))
 
@@ -42,7 +47,11 @@ def test_lines_are_json_even_when_a_value_is_not_finite(tmp_path):
   writer = metrics.MetricsWriter(tmp_path, 0)
   writer.write(1, {'action_loss': float('nan'), 'loss': 2.0}, {})
   writer.close()
-  assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 1, 'action_loss': None, 'loss': 2.0}
+  assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {
+    'step': 1,
+    'action_loss': None,
+    'loss': 2.0,
+  }
 
 
 def test_nothing_is_rewritten_when_nothing_is_dropped(tmp_path):
@@ -59,7 +68,9 @@ class Terminal(io.StringIO):
     return True
 
 
-@pytest.mark.parametrize(('stream', 'shown'), [(io.StringIO(), [11, 21, 31]), (Terminal(), list(range(2, 32)))])
+@pytest.mark.parametrize(
+  ('stream', 'shown'), [(io.StringIO(), [11, 21, 31]), (Terminal(), list(range(2, 32)))]
+)
 def test_progress_shows_rate_and_time_left(stream, shown):
   now = iter(range(100))
   progress = metrics.Progress(steps=50, batch_size=4, stream=stream, clock=lambda: float(next(now)))
@@ -77,7 +88,9 @@ def test_progress_shows_rate_and_time_left(stream, shown):
 def test_mfu_is_shown_with_the_peak_it_divides_by():
   now = iter(range(0, 1000, 10))
   stream = io.StringIO()
-  progress = metrics.Progress(50, 4, stream, lambda: float(next(now)), sample_flops=5e12, peak_flops=8e12)
+  progress = metrics.Progress(
+    50, 4, stream, lambda: float(next(now)), sample_flops=5e12, peak_flops=8e12
+  )
   for step in (1, 2, 3):  # Ten seconds each.
     progress.update(step, 0.5)
   assert 'loss 0.5000  0.4 samples/s  MFU 25.0% of 8 TFLOP/s  ETA' in stream.getvalue()
@@ -89,7 +102,9 @@ def test_goodput_is_the_share_of_time_that_the_steps_needed():
   progress = metrics.Progress(100, 1, io.StringIO(), lambda: now[0])
   assert progress.goodput == 0
   for step in range(1, 61):
-    now[0] = 100 + step if step <= 40 else 150 + step  # 100 s to begin, then a step a second, with a pause of 50 s.
+    now[0] = (
+      100 + step if step <= 40 else 150 + step
+    )  # 100 s to begin, then a step a second, with a pause of 50 s.
     progress.update(step, 0.0)
   assert progress.goodput == pytest.approx(59 / 210)
 
@@ -114,7 +129,10 @@ def test_boards_are_shown_what_is_written(tmp_path):
 
 def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
-  with pytest.raises(ValueError, match=r"--wandb_project=p needs wandb: pip install -e '.\[wandb\]', or drop the flag"):
+  with pytest.raises(
+    ValueError,
+    match=r"--wandb_project=p needs wandb: pip install -e '.\[wandb\]', or drop the flag",
+  ):
     with metrics.wandb_run('p', tmp_path, cfg.from_config_dict(cfg.base())):
       pass
 
@@ -127,7 +145,9 @@ def test_wandb_without_network(tmp_path, monkeypatch):
     with metrics.wandb_run('project', tmp_path, cfg.from_config_dict(cfg.base())) as run:
       writer = metrics.MetricsWriter(tmp_path, steps[0] - 1, [run])
       for step in steps:
-        writer.write(step, {'loss': 0.5 ** step}, {})
+        writer.write(step, {'loss': 0.5**step}, {})
       writer.close()
   name = (tmp_path / 'wandb_id').read_text()
-  assert [path.name for path in tmp_path.glob('wandb/offline-run-*/run-*.wandb')] == 2 * [f'run-{name}.wandb']
+  assert [path.name for path in tmp_path.glob('wandb/offline-run-*/run-*.wandb')] == 2 * [
+    f'run-{name}.wandb'
+  ]

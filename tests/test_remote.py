@@ -1,4 +1,7 @@
-"""Object storage, against a small server of it: a run, its dataset and its evaluation there equal those on a disk."""
+"""Object storage, against a small server of it: a run, its dataset and its evaluation there equal
+those on a disk.
+"""
+
 from __future__ import annotations
 
 import json
@@ -23,9 +26,14 @@ def store():
 
 
 def start(store, module, *flags) -> subprocess.Popen:
-  return subprocess.Popen([sys.executable, '-m', module, *map(str, flags)], cwd=ROOT, text=True,
-                          env=programs.environment() | store.environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  return subprocess.Popen(
+    [sys.executable, '-m', module, *map(str, flags)],
+    cwd=ROOT,
+    text=True,
+    env=programs.environment() | store.environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
 
 
 def run(store, module, *flags, status=0) -> str:
@@ -36,18 +44,36 @@ def run(store, module, *flags, status=0) -> str:
 
 
 def train_flags(workdir, dataset) -> tuple[str, ...]:
-  return ('--config=tests/train_config.py', f'--workdir={workdir}', f'--config.data.mixture.disc.path={dataset}',
-          '--config.steps=16', '--config.save_every=4')
+  return (
+    '--config=tests/train_config.py',
+    f'--workdir={workdir}',
+    f'--config.data.mixture.disc.path={dataset}',
+    '--config.steps=16',
+    '--config.save_every=4',
+  )
 
 
 def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   local, dataset = tmp_path / 'run', 'gs://bucket/data/1.0.0'
-  run(store, 'data.tabletop', f'--output={tmp_path}', '--embodiment=disc', '--tasks=reach', '--episodes=24',
-      '--other_episodes=4')
+  run(
+    store,
+    'data.tabletop',
+    f'--output={tmp_path}',
+    '--embodiment=disc',
+    '--tasks=reach',
+    '--episodes=24',
+    '--other_episodes=4',
+  )
   made = tmp_path / 'tabletop/disc_reach/1.0.0'
   run(store, 'data.convert', f'--source={made}', '--output=gs://bucket/once/1.0.0')
-  assert 'train 24 episodes' in run(store, 'data.convert', '--source=gs://bucket/once/1.0.0', f'--output={dataset}')
-  assert not [name for name in store.list('data/') if 'origin' in name or 'record' in name and name.endswith('.json')]
+  assert 'train 24 episodes' in run(
+    store, 'data.convert', '--source=gs://bucket/once/1.0.0', f'--output={dataset}'
+  )
+  assert not [
+    name
+    for name in store.list('data/')
+    if 'origin' in name or 'record' in name and name.endswith('.json')
+  ]
   run(store, 'wam_jax.train', *train_flags(local, made))
 
   stopped = start(store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset))
@@ -57,9 +83,13 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   stopped.send_signal(signal.SIGTERM)
   output, _ = stopped.communicate(timeout=240)
   assert stopped.returncode == 128 + signal.SIGTERM, output
-  assert 'continuing after step' in run(store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset))
+  assert 'continuing after step' in run(
+    store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset)
+  )
   assert store.read('run/metrics.jsonl') == (local / 'metrics.jsonl').read_bytes()
-  assert store.read('run/timing.jsonl') and [name for name in store.list('run/tensorboard/') if 'tfevents' in name]
+  assert store.read('run/timing.jsonl') and [
+    name for name in store.list('run/tensorboard/') if 'tfevents' in name
+  ]
   assert json.loads(store.read('run/config.json'))['steps'] == 16
 
   evaluate = ('--env=dataset', '--episodes=1', '--steps=1', '--videos=1', '--output')
@@ -69,7 +99,11 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   there = json.loads(store.read('table/evaluation.json'))
   differing = {key for key in here if here[key] != there[key]}
   assert differing <= {'workdir', 'latency'}
-  names = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / 'table').rglob('*') if path.is_file()]
+  names = [
+    path.relative_to(tmp_path).as_posix()
+    for path in (tmp_path / 'table').rglob('*')
+    if path.is_file()
+  ]
   assert store.list('table/') == sorted(names)
 
 

@@ -1,4 +1,5 @@
 """Solvers against the official schedulers' trajectories (tests/golden) and against closed forms."""
+
 import json
 
 import jax
@@ -36,10 +37,13 @@ def test_golden_unipc(golden_flow_unipc_scheduler, request):
     assert (config['solver_order'], config['solver_type']) == (2, 'bh2')
     assert config['predict_x0'] and config['lower_order_final']
     check = lambda name, got, given=given: parity.check(
-        request, f'UniPC {name}', got, given[name], relative=parity.SCHEDULERS)
+      request, f'UniPC {name}', got, given[name], relative=parity.SCHEDULERS
+    )
     largest = flow.warp(sampler.LARGEST_UNIPC, config['constructor_shift'])
     check('sigma_max_min', [largest, 0])
-    sigmas = sampler.sampling_sigmas(config['steps'], config['shift'], largest, config.get('video_final_noise', 0.0))
+    sigmas = sampler.sampling_sigmas(
+      config['steps'], config['shift'], largest, config.get('video_final_noise', 0.0)
+    )
     check('sigmas', sigmas)
     parity.check(request, 'UniPC timesteps', sampler.timesteps(sigmas[:-1]), given['timesteps'])
     check('trajectory', replay(sampler.unipc(sigmas), given['trajectory'][0], given['velocities']))
@@ -48,9 +52,11 @@ def test_golden_unipc(golden_flow_unipc_scheduler, request):
 def test_golden_euler(golden_flow_match_scheduler, request):
   for config, given in runs(golden_flow_match_scheduler, 'euler'):
     check = lambda name, got, given=given: parity.check(
-        request, f'Euler {name}', got, given[name], relative=parity.SCHEDULERS)
-    sigmas = flow.schedule(config['num_inference_steps'], config['shift'], config['sigma_min'],
-                           config['extra_one_step'])
+      request, f'Euler {name}', got, given[name], relative=parity.SCHEDULERS
+    )
+    sigmas = flow.schedule(
+      config['num_inference_steps'], config['shift'], config['sigma_min'], config['extra_one_step']
+    )
     check('sigmas', sigmas)
     check('timesteps', 1000 * sigmas)
     solver = sampler.euler(np.append(sigmas, 0.0))
@@ -58,7 +64,9 @@ def test_golden_euler(golden_flow_match_scheduler, request):
 
 
 def test_sampling_levels_are_those_of_training():
-  np.testing.assert_allclose(sampler.sampling_sigmas(16, 5.0), np.append(flow.schedule(16, 5.0), 0.0), rtol=1e-6)
+  np.testing.assert_allclose(
+    sampler.sampling_sigmas(16, 5.0), np.append(flow.schedule(16, 5.0), 0.0), rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('solver', ['euler', 'unipc'])
@@ -74,7 +82,9 @@ def test_straight_flow_ends_at_the_clean_sample(solver, steps):
 
 
 def test_flash_leaves_the_video_at_its_final_level():
-  video, action = sampler.make_solvers(cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.6))
+  video, action = sampler.make_solvers(
+    cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.6)
+  )
   np.testing.assert_allclose(video.sigmas, [1.0, 0.6], rtol=1e-6)
   np.testing.assert_allclose(action.sigmas, [1.0, 0.0])
   velocity = lambda v, sv, a, sa: ((v - 0.0) / sv, (a - 5.0) / sa)
@@ -86,21 +96,31 @@ def test_flash_leaves_the_video_at_its_final_level():
 @pytest.mark.parametrize('solver', ['euler', 'unipc'])
 @pytest.mark.parametrize('evaluate', [RELEASED_STEPS, (0,)], ids=['released', 'first'])
 def test_skipped_steps_use_the_last_velocity(solver, evaluate):
-  """The network runs once per evaluated step, and the samples there are those of all steps with velocities repeated."""
+  """The network runs once per evaluated step, and the samples there are those of all steps with
+  velocities repeated.
+  """
   rng = np.random.default_rng(0)
   all_steps = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=16))[0]
-  some_steps = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=16, evaluate_steps=evaluate))[0]
-  velocities, noise = (rng.normal(size=shape).astype(np.float32) for shape in ((len(evaluate), 5), 5))
+  some_steps = sampler.make_solvers(
+    cfg.SampleConfig(solver=solver, steps=16, evaluate_steps=evaluate)
+  )[0]
+  velocities, noise = (
+    rng.normal(size=shape).astype(np.float32) for shape in ((len(evaluate), 5), 5)
+  )
   repeated = velocities[np.searchsorted(evaluate, np.arange(16), side='right') - 1]
   want = replay(all_steps, noise, repeated)[[*evaluate, 16]]
-  np.testing.assert_allclose(replay(some_steps, noise, velocities), want, atol=1e-5)  # Float32, sums in another order.
+  np.testing.assert_allclose(
+    replay(some_steps, noise, velocities), want, atol=1e-5
+  )  # Float32, sums in another order.
   np.testing.assert_array_equal(some_steps.sigmas, all_steps.sigmas[[*evaluate, 16]])
   np.testing.assert_array_equal(some_steps.told, all_steps.told[list(evaluate)])
 
 
 def test_integer_timesteps_change_what_the_network_is_told_only():
-  plain, told = (sampler.make_solvers(cfg.SampleConfig(solver='unipc', steps=4, integer_timesteps=integer))[0]
-                 for integer in (False, True))
+  plain, told = (
+    sampler.make_solvers(cfg.SampleConfig(solver='unipc', steps=4, integer_timesteps=integer))[0]
+    for integer in (False, True)
+  )
   np.testing.assert_array_equal(told.told, np.array([999, 937, 833, 624]) / 1000)  # Spec 4.6.
   np.testing.assert_array_equal(told.weights, plain.weights)
   np.testing.assert_array_equal(plain.told, plain.sigmas[:-1])
@@ -115,7 +135,9 @@ def test_skipped_steps_do_not_run_the_network():
     jax.debug.callback(calls.append, sigma_video)
     return noisy_video, noisy_action
 
-  solvers = sampler.make_solvers(cfg.SampleConfig(solver='unipc', steps=16, evaluate_steps=RELEASED_STEPS))
+  solvers = sampler.make_solvers(
+    cfg.SampleConfig(solver='unipc', steps=16, evaluate_steps=RELEASED_STEPS)
+  )
   jax.block_until_ready(jax.jit(lambda x: sampler.denoise(velocity, x, x, *solvers))(jnp.zeros(2)))
   jax.effects_barrier()
   assert len(traces) == 1
@@ -127,13 +149,22 @@ def test_guidance_moves_away_from_the_negative_prompt():
   np.testing.assert_allclose(sampler.guide(np.float32([1, 2]), np.float32([0, 3]), 1.0), [1, 2])
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(steps=16, evaluate_steps=(1, 2)), r'evaluate_steps=\(1, 2\) must start at 0.*nearest valid: \(0, 1, 2\)'),
-    (dict(steps=4, evaluate_steps=(0, 2, 2, 7)), r'stay below sample.steps=4; nearest valid: \(0, 2\)'),
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      dict(steps=16, evaluate_steps=(1, 2)),
+      r'evaluate_steps=\(1, 2\) must start at 0.*nearest valid: \(0, 1, 2\)',
+    ),
+    (
+      dict(steps=4, evaluate_steps=(0, 2, 2, 7)),
+      r'stay below sample.steps=4; nearest valid: \(0, 2\)',
+    ),
     (dict(guidance_scale=0.5), 'guidance_scale=0.5 must be at least 1'),
     (dict(guidance_scale=float('nan')), 'guidance_scale=nan must be at least 1'),
     (dict(observed='window'), "sample.observed='window' must be one of"),
-])
+  ],
+)
 def test_wrong_settings(changes, message):
   with pytest.raises(ValueError, match=message):
     cfg.SampleConfig(**changes)

@@ -1,4 +1,7 @@
-"""Meshes and logical rules: mistakes raise, parameters split as written, and every mesh trains like one device."""
+"""Meshes and logical rules: mistakes raise, parameters split as written, and every mesh trains like
+one device.
+"""
+
 from __future__ import annotations
 
 import ast
@@ -8,9 +11,9 @@ import math
 
 import flax.linen as nn
 import jax
-from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from configs import droid_14b
 from wam_jax import config as cfg
@@ -23,22 +26,38 @@ from wam_jax.models import tokenizer
 
 RULES = cfg.DEFAULT_RULES
 MESHES = {
-    'data8': {'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1},
-    'data2_fsdp2_tensor2': {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1},
-    'fsdp4_tensor2': {'data': 1, 'fsdp': 4, 'tensor': 2, 'seq': 1},
-    'fsdp8': {'data': 1, 'fsdp': 8, 'tensor': 1, 'seq': 1},
-    'fsdp2_tensor2_seq2': {'data': 1, 'fsdp': 2, 'tensor': 2, 'seq': 2},
-    'seq8': {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 8},
+  'data8': {'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1},
+  'data2_fsdp2_tensor2': {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1},
+  'fsdp4_tensor2': {'data': 1, 'fsdp': 4, 'tensor': 2, 'seq': 1},
+  'fsdp8': {'data': 1, 'fsdp': 8, 'tensor': 1, 'seq': 1},
+  'fsdp2_tensor2_seq2': {'data': 1, 'fsdp': 2, 'tensor': 2, 'seq': 2},
+  'seq8': {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 8},
 }
 ONE = {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
 B, Q, R, A, U, X = 8, 3, 2, 2, 3, 4
 MODEL = cfg.ModelConfig(
-    dim=16, mlp_dim=32, num_heads=2, num_layers=2, patch=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
-    num_embodiments=2, actions_per_chunk=A, max_chunks=Q, text=cfg.TextConfig(vocab=16, dim=16, length=4, layers=0),
-    tokenizer=cfg.TokenizerConfig(temporal=R, spatial=2, channels=6))
-# Adam divides by the gradient's size; a large epsilon keeps it from blowing up rounding in tiny gradients.
-CONFIG = cfg.TrainConfig(model=MODEL, batch_size=B, optimizer=cfg.OptimizerConfig(
-    learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9))
+  dim=16,
+  mlp_dim=32,
+  num_heads=2,
+  num_layers=2,
+  patch=2,
+  freq_dim=16,
+  action_dim=U,
+  proprio_dim=X,
+  action_hidden=8,
+  num_embodiments=2,
+  actions_per_chunk=A,
+  max_chunks=Q,
+  text=cfg.TextConfig(vocab=16, dim=16, length=4, layers=0),
+  tokenizer=cfg.TokenizerConfig(temporal=R, spatial=2, channels=6),
+)
+# Adam divides by the gradient's size; a large epsilon keeps it from blowing up rounding in tiny
+# gradients.
+CONFIG = cfg.TrainConfig(
+  model=MODEL,
+  batch_size=B,
+  optimizer=cfg.OptimizerConfig(learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9),
+)
 
 
 def make_batch(seed):
@@ -50,17 +69,22 @@ def make_batch(seed):
   chunk_mask_BQ[2, -1] = False
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   return types.Batch(
-      frames_BRIJ3=rng.integers(0, 256, (B, 1 + Q * R, 8, 4, 3)).astype(np.uint8),
-      action_BAU=normal(B, Q * A, U) * mask_BAU, action_mask_BAU=mask_BAU, proprio_BQX=normal(B, Q, X),
-      chunk_mask_BQ=chunk_mask_BQ, prompt_ids_BP=rng.integers(0, 16, (B, 4)).astype(np.int32),
-      embodiment_B=np.int32([0, 1] * 4), sample_B2=np.zeros((B, 2), np.int32))
+    frames_BRIJ3=rng.integers(0, 256, (B, 1 + Q * R, 8, 4, 3)).astype(np.uint8),
+    action_BAU=normal(B, Q * A, U) * mask_BAU,
+    action_mask_BAU=mask_BAU,
+    proprio_BQX=normal(B, Q, X),
+    chunk_mask_BQ=chunk_mask_BQ,
+    prompt_ids_BP=rng.integers(0, 16, (B, 4)).astype(np.int32),
+    embodiment_B=np.int32([0, 1] * 4),
+    sample_B2=np.zeros((B, 2), np.int32),
+  )
 
 
 BATCHES = make_batch(0), make_batch(1)
 
 
 def make_mesh(sizes):
-  return sharding.make_mesh(sizes, jax.devices()[:np.prod(list(sizes.values()))])
+  return sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
 
 
 def abstract(mesh, config=CONFIG):
@@ -85,7 +109,9 @@ def two_steps(sizes, attention='dense'):
   mesh = make_mesh(dict(sizes))
   config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, attention=attention))
   rng = np.random.default_rng(0)
-  moved = lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32)  # So that the zero head matters too.
+  moved = lambda p: (
+    p + 0.1 * rng.normal(size=p.shape).astype(np.float32)
+  )  # So that the zero head matters too.
   start = initial_state().replace(params=jax.tree.map(moved, initial_state().params))
   shardings = jax.tree.map(lambda x: x.sharding, abstract(mesh, config))
   step = train_step.make_train_step(config, mesh, shardings)
@@ -100,20 +126,28 @@ def two_steps(sizes, attention='dense'):
 @pytest.mark.parametrize('attention', ['dense', 'chunks', 'splash'])
 @pytest.mark.parametrize('mesh', ['data8', 'fsdp8', 'fsdp2_tensor2_seq2', 'seq8'])
 def test_two_steps_equal_one_device(mesh, attention, capfd):
-  """Sums over shards run in another order: float32 rounding, carried through one update to the second loss.
+  """Sums over shards run in another order: float32 rounding, carried through one update to the
+  second loss.
 
-  The 21 tokens do not divide over 'seq': XLA pads them, or for 'splash' the plan does, to blocks of 128.
+  The 21 tokens do not divide over 'seq': XLA pads them, or for 'splash' the plan does, to blocks of
+  128.
   """
   metrics, _, state = two_steps(tuple(MESHES[mesh].items()), attention)
-  assert 'Involuntary full rematerialization' not in capfd.readouterr().err  # Of an activation, over all devices.
+  assert (
+    'Involuntary full rematerialization' not in capfd.readouterr().err
+  )  # Of an activation, over all devices.
   want_metrics, start, want = two_steps(tuple(ONE.items()))
   for got, expected in zip(metrics, want_metrics):
     for name in expected:
       np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
   for part in ('params', 'ema_params'):
-    for (path, w), g in zip(jax.tree.leaves_with_path(getattr(want, part)), jax.tree.leaves(getattr(state, part))):
+    for (path, w), g in zip(
+      jax.tree.leaves_with_path(getattr(want, part)), jax.tree.leaves(getattr(state, part))
+    ):
       np.testing.assert_allclose(g, w, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-  change = [np.abs(w - s).max() for w, s in zip(jax.tree.leaves(want.params), jax.tree.leaves(start.params))]
+  change = [
+    np.abs(w - s).max() for w, s in zip(jax.tree.leaves(want.params), jax.tree.leaves(start.params))
+  ]
   assert np.median(change) > 1e-3  # The updates compared are far above the tolerance.
 
 
@@ -128,34 +162,45 @@ def test_parameters_split_as_the_rules_say():
   params = abstract(make_mesh(MESHES['data2_fsdp2_tensor2'])).params
   blocks, text = params['blocks'], params['text_encoder']
   for parameter, spec in (
-      (blocks['self_attn']['q']['w'], P(None, 'fsdp', 'tensor', None)),  # layers, embed, heads, head_dim
-      (blocks['self_attn']['q']['b'], P(None, 'tensor', None)),
-      (blocks['self_attn']['o']['w'], P(None, 'tensor', None, 'fsdp')),
-      (blocks['self_attn']['norm_q']['scale'], P(None, 'tensor', None)),
-      (blocks['cross_attn']['v']['w'], P(None, 'fsdp', 'tensor', None)),
-      (blocks['ffn']['in']['w'], P(None, 'fsdp', 'tensor')),
-      (blocks['ffn']['out']['w'], P(None, 'tensor', 'fsdp')),
-      (blocks['modulation'], P(None, None, 'fsdp')),
-      (blocks['norm3']['scale'], P(None, None)),
-      (params['patch_embedding']['w'], P(None, None, None, 'fsdp')),
-      (params['time_projection']['w'], P('fsdp', None, 'tensor')),
-      (params['head']['w'], P('fsdp', None, None, None)),
-      (params['action_encoder']['mix']['w'], P(None, None, 'fsdp')),
-      (params['action_decoder']['in']['w'], P(None, 'fsdp', 'tensor')),
-      (text['table'], P(None, 'fsdp')),
+    (
+      blocks['self_attn']['q']['w'],
+      P(None, 'fsdp', 'tensor', None),
+    ),  # layers, embed, heads, head_dim
+    (blocks['self_attn']['q']['b'], P(None, 'tensor', None)),
+    (blocks['self_attn']['o']['w'], P(None, 'tensor', None, 'fsdp')),
+    (blocks['self_attn']['norm_q']['scale'], P(None, 'tensor', None)),
+    (blocks['cross_attn']['v']['w'], P(None, 'fsdp', 'tensor', None)),
+    (blocks['ffn']['in']['w'], P(None, 'fsdp', 'tensor')),
+    (blocks['ffn']['out']['w'], P(None, 'tensor', 'fsdp')),
+    (blocks['modulation'], P(None, None, 'fsdp')),
+    (blocks['norm3']['scale'], P(None, None)),
+    (params['patch_embedding']['w'], P(None, None, None, 'fsdp')),
+    (params['time_projection']['w'], P('fsdp', None, 'tensor')),
+    (params['head']['w'], P('fsdp', None, None, None)),
+    (params['action_encoder']['mix']['w'], P(None, None, 'fsdp')),
+    (params['action_decoder']['in']['w'], P(None, 'fsdp', 'tensor')),
+    (text['table'], P(None, 'fsdp')),
   ):
     assert parameter.sharding.spec == spec
 
 
 def test_every_large_parameter_is_split_and_so_are_its_moments():
-  """On fsdp 2 x tensor 2 every matrix of the blocks lies on four devices in quarters; Adam's moments likewise."""
+  """On fsdp 2 x tensor 2 every matrix of the blocks lies on four devices in quarters; Adam's
+  moments likewise.
+  """
   state = abstract(make_mesh(MESHES['data2_fsdp2_tensor2']))
   for path, p in jax.tree.leaves_with_path(state.params['blocks']):
     if path[-1].key == 'w':
       assert p.sharding.shard_shape(p.shape) != p.shape
-      assert 4 * np.prod(p.sharding.shard_shape(p.shape)) == np.prod(p.shape), jax.tree_util.keystr(path)
+      assert 4 * np.prod(p.sharding.shard_shape(p.shape)) == np.prod(p.shape), jax.tree_util.keystr(
+        path
+      )
   specs = jax.tree.map(lambda x: x.sharding.spec, state.params)
-  moments = [s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu')]
+  moments = [
+    s
+    for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu'))
+    if hasattr(s, 'mu')
+  ]
   assert len(moments) == 1
   for tree in (moments[0].mu, moments[0].nu, state.ema_params):
     assert jax.tree.map(lambda x: x.sharding.spec, tree) == specs
@@ -163,27 +208,36 @@ def test_every_large_parameter_is_split_and_so_are_its_moments():
 
 # Of DROID 14B, what is not split over 'fsdp', and why.
 WHOLE = {
-    'blocks/ffn/in/b': "a bias of the hidden width, which 'tensor' splits: 2 MiB, 6 with its moments",
+  'blocks/ffn/in/b': "a bias of the hidden width, which 'tensor' splits: 2 MiB, 6 with its moments",
 }
 
 
-@pytest.mark.parametrize(('layout', 'sizes'), [
-    ('v5p', (1, 64, 1, 1)), ('v6e', (1, 128, 1, 2)), ('v5p', (2, 32, 4, 1))], ids=str)
+@pytest.mark.parametrize(
+  ('layout', 'sizes'),
+  [('v5p', (1, 64, 1, 1)), ('v6e', (1, 128, 1, 2)), ('v5p', (2, 32, 4, 1))],
+  ids=str,
+)
 def test_each_large_array_of_droid_14b_is_split(layout, sizes):
-  """Parameters, moments and encoders above 1 MiB: a device holds at most a 32nd of each (`pytest -s` lists them)."""
+  """Parameters, moments and encoders above 1 MiB: a device holds at most a 32nd of each (`pytest
+  -s` lists them).
+  """
   config = cfg.from_config_dict(droid_14b.get_config(layout))
   mesh = jax.sharding.AbstractMesh(sizes, ('data', 'fsdp', 'tensor', 'seq'))
   state, _ = aot.arguments(config, mesh)
   total, share, whole = 0, 0, {}
   print(f'\n{dict(mesh.shape)}')
   for path, x in jax.tree.leaves_with_path(state):
-    size, held = (math.prod(shape) * x.dtype.itemsize for shape in (x.shape, x.sharding.shard_shape(x.shape)))
+    size, held = (
+      math.prod(shape) * x.dtype.itemsize for shape in (x.shape, x.sharding.shard_shape(x.shape))
+    )
     total, share = total + size, share + held
-    if size > 2 ** 20:
+    if size > 2**20:
       name = jax.tree_util.keystr(path, simple=True, separator='/')
-      line = f'{name:<64}{str(x.shape):<26}{size / 2 ** 20:>9.1f} MiB  1/{size / held:<4.0f} {x.sharding.spec}'
+      line = f'{name:<64}{str(x.shape):<26}{size / 2**20:>9.1f} MiB  1/{size / held:<4.0f} {x.sharding.spec}'
       print(line)
-      if held > size / 32 and any(n % sizes[1] == 0 for n in x.shape):  # Of the VAE, 192 channels do not divide by 128.
+      if held > size / 32 and any(
+        n % sizes[1] == 0 for n in x.shape
+      ):  # Of the VAE, 192 channels do not divide by 128.
         whole[name] = line
   unexpected = [line for name, line in whole.items() if not name.endswith(tuple(WHOLE))]
   assert not unexpected, 'Replicated, or nearly so:\n' + '\n'.join(unexpected)
@@ -192,13 +246,29 @@ def test_each_large_array_of_droid_14b_is_split(layout, sizes):
 
 def test_mesh_keeps_unused_axes_and_fills_in_the_rest():
   assert dict(sharding.make_mesh({'data': -1, 'fsdp': 2, 'tensor': 1, 'seq': 1}).shape) == {
-      'data': 4, 'fsdp': 2, 'tensor': 1, 'seq': 1}
+    'data': 4,
+    'fsdp': 2,
+    'tensor': 1,
+    'seq': 1,
+  }
   assert set(cfg.TrainConfig().mesh) == {'data', 'fsdp', 'tensor', 'seq'}
 
 
-@pytest.mark.parametrize('sizes', [
-    {'data': 3}, {'data': 4}, {'data': 16}, {'data': -1, 'fsdp': 3}, {'data': -1, 'fsdp': -1}, {},
-    {'data': 0, 'fsdp': 8}, {'data': -1, 'fsdp': 0}, {'data': -2, 'fsdp': -4}], ids=str)
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    {'data': 3},
+    {'data': 4},
+    {'data': 16},
+    {'data': -1, 'fsdp': 3},
+    {'data': -1, 'fsdp': -1},
+    {},
+    {'data': 0, 'fsdp': 8},
+    {'data': -1, 'fsdp': 0},
+    {'data': -2, 'fsdp': -4},
+  ],
+  ids=str,
+)
 def test_meshes_that_do_not_fit_raise(sizes):
   with pytest.raises(ValueError, match='does not fit 8 devices: .* nearest valid: {') as error:
     sharding.make_mesh(sizes)
@@ -212,15 +282,37 @@ def test_the_nearest_mesh_keeps_what_it_can():
     sharding.make_mesh({'data': 1, 'fsdp': 16})
 
 
-@pytest.mark.parametrize(('change', 'mesh', 'message'), [
-    ({'batch_size': 12}, {'data': 8}, r'config.batch_size=12 must be divisible by 8, .* nearest valid: (8|16)\.'),
-    ({'batch_size': 100, 'accumulate': 3}, {'data': 4, 'fsdp': 2},
-     r'config.batch_size=100 must be divisible by 24, config.accumulate=3 .* data \* fsdp .* nearest valid: 96\.'),
-    ({}, {'tensor': 4}, r'model.num_heads=2 must be divisible by 4, .* tensor .* nearest valid: 2 of them'),
-    ({'model': {'num_heads': 6, 'dim': 24}}, {'tensor': 4}, r'model.num_heads=6 .* nearest valid: 3 of them'),
-    ({'model': {'mlp_dim': 33}}, {'tensor': 2}, r'model.mlp_dim=33 .* nearest valid: (1|3) of them'),
+@pytest.mark.parametrize(
+  ('change', 'mesh', 'message'),
+  [
+    (
+      {'batch_size': 12},
+      {'data': 8},
+      r'config.batch_size=12 must be divisible by 8, .* nearest valid: (8|16)\.',
+    ),
+    (
+      {'batch_size': 100, 'accumulate': 3},
+      {'data': 4, 'fsdp': 2},
+      r'config.batch_size=100 must be divisible by 24, config.accumulate=3 .* data \* fsdp .* nearest valid: 96\.',
+    ),
+    (
+      {},
+      {'tensor': 4},
+      r'model.num_heads=2 must be divisible by 4, .* tensor .* nearest valid: 2 of them',
+    ),
+    (
+      {'model': {'num_heads': 6, 'dim': 24}},
+      {'tensor': 4},
+      r'model.num_heads=6 .* nearest valid: 3 of them',
+    ),
+    (
+      {'model': {'mlp_dim': 33}},
+      {'tensor': 2},
+      r'model.mlp_dim=33 .* nearest valid: (1|3) of them',
+    ),
     ({'model': {'dim': 20}}, {'fsdp': 8}, r'model.dim=20 .* fsdp .* nearest valid: 10 of them'),
-])
+  ],
+)
 def test_sizes_that_the_mesh_does_not_divide(change, mesh, message):
   model = dataclasses.replace(MODEL, **change.get('model', {}))
   config = dataclasses.replace(CONFIG, **change | {'model': model})
@@ -230,7 +322,9 @@ def test_sizes_that_the_mesh_does_not_divide(change, mesh, message):
 
 def test_all_sizes_are_reported_at_once():
   with pytest.raises(ValueError, match='model.num_heads=2 .*\nconfig.batch_size=3 '):
-    sharding.check_sizes(dataclasses.replace(CONFIG, batch_size=3), make_mesh(ONE | {'fsdp': 2, 'tensor': 4}))
+    sharding.check_sizes(
+      dataclasses.replace(CONFIG, batch_size=3), make_mesh(ONE | {'fsdp': 2, 'tensor': 4})
+    )
   sharding.check_sizes(CONFIG, make_mesh(MESHES['data2_fsdp2_tensor2']))
 
 
@@ -266,13 +360,17 @@ def test_tokens_need_not_divide(tokens):
 
 def boxed(**leaves):
   """Abstract parameters from (shape, axis names)."""
-  return {name: nn.Partitioned(jax.ShapeDtypeStruct(shape, np.float32), names)
-          for name, (shape, names) in leaves.items()}
+  return {
+    name: nn.Partitioned(jax.ShapeDtypeStruct(shape, np.float32), names)
+    for name, (shape, names) in leaves.items()
+  }
 
 
 def test_unknown_axis_names_raise():
   mesh = make_mesh(MESHES['data8'])
-  with pytest.raises(ValueError, match=r"No rule for the axis names \['haeds'\]; config.rules has \['act_embed'"):
+  with pytest.raises(
+    ValueError, match=r"No rule for the axis names \['haeds'\]; config.rules has \['act_embed'"
+  ):
     sharding.state_shardings(boxed(w=((4, 2), ('embed', 'haeds'))), mesh, RULES)
   with sharding.activate(mesh, RULES), pytest.raises(ValueError, match=r"\['token'\]"):
     sharding.shard(np.zeros((8, 2)), 'batch', 'token')
@@ -280,25 +378,39 @@ def test_unknown_axis_names_raise():
 
 def test_rules_for_absent_mesh_axes_raise():
   mesh = sharding.make_mesh({'data': 8})
-  with pytest.raises(ValueError, match=r"mesh axes \['fsdp'\], but the mesh has \['data'\]; add them to config.mesh"):
+  with pytest.raises(
+    ValueError, match=r"mesh axes \['fsdp'\], but the mesh has \['data'\]; add them to config.mesh"
+  ):
     sharding.batch_sharding(mesh, RULES)
 
 
 def test_axes_that_do_not_divide_raise_together():
   mesh = make_mesh(MESHES['fsdp4_tensor2'])
   with pytest.raises(ValueError) as error:
-    sharding.state_shardings(boxed(good=((8, 4), ('embed', 'mlp')), embed=((6, 4), ('embed', 'mlp')),
-                                   both=((3, 5), ('mlp', 'embed'))), mesh, RULES)
+    sharding.state_shardings(
+      boxed(
+        good=((8, 4), ('embed', 'mlp')),
+        embed=((6, 4), ('embed', 'mlp')),
+        both=((3, 5), ('mlp', 'embed')),
+      ),
+      mesh,
+      RULES,
+    )
   message = str(error.value)
   assert "['embed'] (6, 4): axis of 6 over fsdp = 4" in message
   assert "['both'] (3, 5): axis of 3 over tensor = 2" in message
   assert "['both'] (3, 5): axis of 5 over fsdp = 4" in message
   assert 'good' not in message and "'fsdp': 4" in message
   with pytest.raises(ValueError) as error:
-    sharding.state_shardings(boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)}), mesh, RULES)
+    sharding.state_shardings(
+      boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)}), mesh, RULES
+    )
   assert str(error.value).count('axis of 3') == 10
 
 
 def test_leaves_without_names_are_replicated():
   mesh = make_mesh(MESHES['data8'])
-  assert sharding.state_shardings({'step': jax.ShapeDtypeStruct((), np.int32)}, mesh, RULES)['step'].spec == P()
+  assert (
+    sharding.state_shardings({'step': jax.ShapeDtypeStruct((), np.int32)}, mesh, RULES)['step'].spec
+    == P()
+  )

@@ -1,4 +1,7 @@
-"""The training program from its command line: resume, stops and the user's mistakes, on a real tiny run."""
+"""The training program from its command line: resume, stops and the user's mistakes, on a real tiny
+run.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,7 +32,9 @@ from wam_jax import train
 from wam_jax import train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
-PREPARE = 'data.tabletop --output={} --embodiment=disc --tasks=reach --episodes=24 --other_episodes=4'
+PREPARE = (
+  'data.tabletop --output={} --embodiment=disc --tasks=reach --episodes=24 --other_episodes=4'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +47,25 @@ class Run:
 
 
 def command_on(dataset) -> list[str]:
-  return [sys.executable, '-m', 'wam_jax.train', '--config=tests/train_config.py',
-          f'--config.data.mixture.disc.path={dataset}']
+  return [
+    sys.executable,
+    '-m',
+    'wam_jax.train',
+    '--config=tests/train_config.py',
+    f'--config.data.mixture.disc.path={dataset}',
+  ]
 
 
 def start(workdir, dataset, *flags, **variables) -> subprocess.Popen:
   """`python -m wam_jax.train` on one simulated device."""
-  return subprocess.Popen([*command_on(dataset), f'--workdir={workdir}', *flags], cwd=ROOT, text=True,
-                          env=programs.environment() | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  return subprocess.Popen(
+    [*command_on(dataset), f'--workdir={workdir}', *flags],
+    cwd=ROOT,
+    text=True,
+    env=programs.environment() | variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
@@ -94,7 +110,9 @@ def test_straight_run(straight):
   assert {'loss', 'video_loss', 'action_loss', 'grad_norm', 'learning_rate'} <= lines[0].keys()
   assert [line['step'] for line in lines if 'eval_loss' in line] == [30, 60]
   assert lines[0]['learning_rate'] == pytest.approx(1e-3 / 4)  # Step 2 of a warm-up of 4.
-  assert np.mean([line['loss'] for line in lines[-5:]]) < np.mean([line['loss'] for line in lines[:5]])
+  assert np.mean([line['loss'] for line in lines[-5:]]) < np.mean(
+    [line['loss'] for line in lines[:5]]
+  )
   assert checkpoint.list_steps(straight.workdir) == [50, 60]
   assert re.search(r'done: step 60, 480 samples, [\d.]+ samples/s', straight.output)
   assert f'checkpoint: {straight.workdir}/checkpoints/60' in straight.output
@@ -122,7 +140,9 @@ def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
   command = ['env', *map('='.join, programs.environment().items()), *command_on(straight.dataset)]
   made = killed.run_killed(command, tmp_path, [('save', 20), ('step', 44)], random.Random(0))
   assert made[0].torn and made[1].reached >= 44
-  assert all(0 <= kill.lost < 2 * 10 for kill in made)  # The save before is complete when the next one begins.
+  assert all(
+    0 <= kill.lost < 2 * 10 for kill in made
+  )  # The save before is complete when the next one begins.
   assert killed.list_differences(straight.workdir, tmp_path) == []
 
 
@@ -134,13 +154,21 @@ def test_the_kill_benchmark_sees_a_difference(straight, tmp_path):
   shutil.rmtree(tmp_path / 'checkpoints/60/params')
   shutil.copytree(tmp_path / 'checkpoints/50/params', tmp_path / 'checkpoints/60/params')
   found = killed.list_differences(straight.workdir, tmp_path)
-  assert found[0] == 'metrics.jsonl' and len(found) > 10 and all(name.startswith('params') for name in found[1:])
+  assert (
+    found[0] == 'metrics.jsonl'
+    and len(found) > 10
+    and all(name.startswith('params') for name in found[1:])
+  )
 
 
 def test_plans_of_kills():
   planned = killed.plan(20, 300, random.Random(0))
   assert planned == killed.plan(20, 300, random.Random(0)) != killed.plan(20, 300, random.Random(1))
-  assert [sum(moment == m for m, _ in planned) for moment in ('save', 'start', 'step')] == [6, 4, 10]
+  assert [sum(moment == m for m, _ in planned) for moment in ('save', 'start', 'step')] == [
+    6,
+    4,
+    10,
+  ]
   targets = [step for _, step in planned]
   assert targets == sorted(targets) and 1 <= targets[0] and targets[-1] <= 270
 
@@ -157,17 +185,34 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
   assert checkpoint.list_steps(workdir) == [50, 60]
 
 
-@pytest.mark.parametrize(('flags', 'message'), [
-    (['--config.optimizer.lerning_rate=1'], 'lerning_rate=1 does not exist: .* Did you mean "learning_rate"'),
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (
+      ['--config.optimizer.lerning_rate=1'],
+      'lerning_rate=1 does not exist: .* Did you mean "learning_rate"',
+    ),
     (['--config=configs/nothing.py'], r'configs/nothing.py'),
     (['--config.data.mixture.disc.path=/nowhere'], r'/nowhere'),
-    (['--distributed'], '--distributed finds no TPU, SLURM or Kubernetes job .* or pass --coordinator_address'),
+    (
+      ['--distributed'],
+      '--distributed finds no TPU, SLURM or Kubernetes job .* or pass --coordinator_address',
+    ),
     (['--num_processes=2'], '--coordinator_address, --num_processes and --process_id go together'),
-    (['--coordinator_address=here', '--num_processes=2', '--process_id=2'],
-     '--coordinator_address=here must be HOST:PORT, and --process_id=2 one of 0 to --num_processes - 1 = 1'),
-])
+    (
+      ['--coordinator_address=here', '--num_processes=2', '--process_id=2'],
+      '--coordinator_address=here must be HOST:PORT, and --process_id=2 one of 0 to --num_processes - 1 = 1',
+    ),
+  ],
+)
 def test_mistakes_end_as_one_message(tmp_path, flags, message):
-  command = [sys.executable, '-m', 'wam_jax.train', '--config=tests/train_config.py', f'--workdir={tmp_path}']
+  command = [
+    sys.executable,
+    '-m',
+    'wam_jax.train',
+    '--config=tests/train_config.py',
+    f'--workdir={tmp_path}',
+  ]
   done = subprocess.run([*command, *flags], cwd=ROOT, check=False, text=True, capture_output=True)
   assert done.returncode == 1
   assert done.stderr.startswith('error: ')
@@ -182,19 +227,29 @@ def test_workdir_of_another_config(straight, config):
 
 
 def test_failing_prepare_is_reported(config, tmp_path):
-  dataset = cfg.DatasetConfig(f'{tmp_path}/data', embodiment='tabletop_disc', prepare='data.tabletop --robot=none')
+  dataset = cfg.DatasetConfig(
+    f'{tmp_path}/data', embodiment='tabletop_disc', prepare='data.tabletop --robot=none'
+  )
   data = dataclasses.replace(config.data, mixture={'disc': dataset})
   with pytest.raises(ValueError, match=r'data.tabletop --robot=none ended with code \d+'):
     train.train(dataclasses.replace(config, data=data), tmp_path / 'run')
 
 
-@pytest.mark.parametrize(('change', 'message'), [
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
     ({'batch_size': 12}, r'config.batch_size=12 must be divisible by 8, .*; nearest valid: (8|16)'),
     ({'save_every': 0, 'keep': 0}, r'config.save_every=0, config.keep=0: must be at least 1'),
-    ({'mesh': {'data': 3}}, r"mesh={'data': 3} does not fit 8 devices: .* nearest valid: {'data': 8}"),
-    ({'mesh': {'data': 1, 'fsdp': 1, 'tensor': 8, 'seq': 1}},
-     r'model.num_heads=2 must be divisible by 8, .* tensor .* nearest valid: 2 of them'),
-])
+    (
+      {'mesh': {'data': 3}},
+      r"mesh={'data': 3} does not fit 8 devices: .* nearest valid: {'data': 8}",
+    ),
+    (
+      {'mesh': {'data': 1, 'fsdp': 1, 'tensor': 8, 'seq': 1}},
+      r'model.num_heads=2 must be divisible by 8, .* tensor .* nearest valid: 2 of them',
+    ),
+  ],
+)
 def test_impossible_schedules(config, tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
     train.train(dataclasses.replace(config, **change), tmp_path / 'run')
@@ -204,15 +259,22 @@ def test_impossible_schedules(config, tmp_path, change, message):
 def test_workdir_that_cannot_be_written(config, tmp_path):
   (tmp_path / 'file').touch()
   (tmp_path / 'locked').mkdir(mode=0o500)
-  places = [tmp_path / 'file' / 'run', tmp_path / 'file'] + ([tmp_path / 'locked' / 'run'] if os.geteuid() else [])
+  places = [tmp_path / 'file' / 'run', tmp_path / 'file'] + (
+    [tmp_path / 'locked' / 'run'] if os.geteuid() else []
+  )
   for workdir in places:
-    with pytest.raises(ValueError, match=f'--workdir={workdir} cannot be written: .*Pass a directory you may write to'):
+    with pytest.raises(
+      ValueError,
+      match=f'--workdir={workdir} cannot be written: .*Pass a directory you may write to',
+    ):
       train.train(config, workdir)
 
 
 @pytest.fixture
 def fake_step(monkeypatch):
-  """Replaces the compiled update by one that only counts; returns a list of step -> metrics to change."""
+  """Replaces the compiled update by one that only counts; returns a list of step -> metrics to
+  change.
+  """
   changes = {}
 
   def make(config, mesh, shardings):
@@ -221,6 +283,7 @@ def fake_step(monkeypatch):
       metrics = {'loss': 1.0, 'grad_norm': 1.0} | changes.get(number, {})
       changes.setdefault('samples', {})[number] = np.asarray(batch.sample_B2).tolist()
       return state.replace(step=state.step + 1), {k: jnp.float32(v) for k, v in metrics.items()}
+
     return step
 
   monkeypatch.setattr(train_step, 'make_train_step', make)
@@ -229,7 +292,9 @@ def fake_step(monkeypatch):
 
 @pytest.mark.parametrize('bad', [{'loss': np.nan}, {'grad_norm': np.inf}])
 @pytest.mark.parametrize('step', [13, 20])
-def test_non_finite_step_names_its_samples_and_saves_nothing(config, tmp_path, fake_step, bad, step):
+def test_non_finite_step_names_its_samples_and_saves_nothing(
+  config, tmp_path, fake_step, bad, step
+):
   fake_step[step] = bad
   config = dataclasses.replace(config, eval_every=0, log_every=100)
   with pytest.raises(FloatingPointError, match=f'Step {step} is not finite') as error:
@@ -259,24 +324,31 @@ def test_failed_save_stops_the_run_and_resume_continues(config, tmp_path, fake_s
     return real(self, step, *args, **kwargs)
 
   monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'save', save)
-  with pytest.raises(checkpoint.CheckpointError, match=r'step 20 .*No space left .*\n.*checkpoints/10; make room'):
+  with pytest.raises(
+    checkpoint.CheckpointError, match=r'step 20 .*No space left .*\n.*checkpoints/10; make room'
+  ):
     train.train(config, tmp_path)
   monkeypatch.undo()
   assert checkpoint.list_steps(tmp_path) == [10]
 
 
-def test_init_from_takes_averaged_weights_and_the_tokenizer(straight, config, tmp_path, monkeypatch):
+def test_init_from_takes_averaged_weights_and_the_tokenizer(
+  straight, config, tmp_path, monkeypatch
+):
   seen = {}
 
   def make(config, mesh, shardings):
     def step(state, batch):
       seen.update(state=jax.device_get(state))
       raise KeyboardInterrupt
+
     return step
 
   monkeypatch.setattr(train_step, 'make_train_step', make)
   with pytest.raises(KeyboardInterrupt):
-    train.train(dataclasses.replace(config, init_from=str(straight.workdir), eval_every=0), tmp_path)
+    train.train(
+      dataclasses.replace(config, init_from=str(straight.workdir), eval_every=0), tmp_path
+    )
   _, params, frozen, _, _ = checkpoint.load_for_inference(straight.workdir)
   jax.tree.map(np.testing.assert_array_equal, seen['state'].params, params)
   jax.tree.map(np.testing.assert_array_equal, seen['state'].ema_params, params)
@@ -290,33 +362,54 @@ def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path,
   watched = dataclasses.replace(config, spike_factor=5.0, eval_every=0)
   train.train(watched, tmp_path / 'report')
   samples = ' '.join(f'{d}:{s}' for d, s in fake_step['samples'][30])
-  assert ('The loss of step 30 is 7, 7.0 times the median of the steps before it. Its samples on host 0: '
-          + samples) in capsys.readouterr().out
+  assert (
+    'The loss of step 30 is 7, 7.0 times the median of the steps before it. Its samples on host 0: '
+    + samples
+  ) in capsys.readouterr().out
   with pytest.raises(FloatingPointError, match=f'step 30 is 7, .*dataset:sample: {samples}'):
     train.train(dataclasses.replace(watched, stop_on_spike=True), tmp_path / 'stop')
   assert checkpoint.list_steps(tmp_path / 'stop')[-1] < 30
 
 
 def test_checkpoints_kept_for_good_and_a_trace(config, tmp_path, fake_step):
-  train.train(dataclasses.replace(config, keep=1, keep_every=2 * config.save_every, profile=(3, 4), eval_every=0),
-              tmp_path)
-  assert checkpoint.list_steps(tmp_path) == sorted({*range(2 * config.save_every, config.steps + 1,
-                                                           2 * config.save_every), config.steps})
+  train.train(
+    dataclasses.replace(
+      config, keep=1, keep_every=2 * config.save_every, profile=(3, 4), eval_every=0
+    ),
+    tmp_path,
+  )
+  assert checkpoint.list_steps(tmp_path) == sorted(
+    {*range(2 * config.save_every, config.steps + 1, 2 * config.save_every), config.steps}
+  )
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
 def test_a_hung_step_ends_the_process_with_every_stack():
-  code = ('import time; from wam_jax import train\n'
-          'with train._HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)')
-  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=programs.environment(), capture_output=True,
-                        text=True, timeout=60)
-  assert done.returncode == 1 and 'Timeout (0:00:00.5' in done.stderr and 'line 2 in <module>' in done.stderr
+  code = (
+    'import time; from wam_jax import train\n'
+    'with train._HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=programs.environment(),
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert (
+    done.returncode == 1
+    and 'Timeout (0:00:00.5' in done.stderr
+    and 'line 2 in <module>' in done.stderr
+  )
 
 
 def test_init_from_a_run_that_does_not_fit(straight, config, tmp_path):
   model = dataclasses.replace(config.model, mlp_dim=48)
   wider = dataclasses.replace(config, model=model, init_from=str(straight.workdir))
-  with pytest.raises(ValueError, match=r'does not fit config.model; \d+ arrays differ:\n .*48.* here, .*32.* there'):
+  with pytest.raises(
+    ValueError, match=r'does not fit config.model; \d+ arrays differ:\n .*48.* here, .*32.* there'
+  ):
     train.train(wider, tmp_path)
   other = dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, channels=6))
   with pytest.raises(ValueError, match='Make them equal'):
@@ -341,17 +434,33 @@ def free_port(first: int, last: int) -> int:
 
 def start_by_hand(workdir, dataset, count: int) -> list[subprocess.Popen]:
   address = f'--coordinator_address=localhost:{free_port(20000, 30000)}'
-  return [start(workdir, dataset, address, f'--num_processes={count}', f'--process_id={number}')
-          for number in range(count)]
+  return [
+    start(workdir, dataset, address, f'--num_processes={count}', f'--process_id={number}')
+    for number in range(count)
+  ]
 
 
 def start_by_slurm(workdir, dataset, count: int) -> list[subprocess.Popen]:
-  """With the variables that `srun` sets for `count` tasks on one host; the job's number decides the port."""
-  first = 2 ** 16 - 2 ** 12
-  common = dict(SLURM_JOB_ID=str(free_port(first, 2 ** 16) - first), SLURM_STEP_NODELIST='localhost',
-                SLURM_NTASKS=str(count))
-  return [start(workdir, dataset, '--distributed', **common, SLURM_PROCID=str(number), SLURM_LOCALID=str(number))
-          for number in range(count)]
+  """With the variables that `srun` sets for `count` tasks on one host; the job's number decides the
+  port.
+  """
+  first = 2**16 - 2**12
+  common = dict(
+    SLURM_JOB_ID=str(free_port(first, 2**16) - first),
+    SLURM_STEP_NODELIST='localhost',
+    SLURM_NTASKS=str(count),
+  )
+  return [
+    start(
+      workdir,
+      dataset,
+      '--distributed',
+      **common,
+      SLURM_PROCID=str(number),
+      SLURM_LOCALID=str(number),
+    )
+    for number in range(count)
+  ]
 
 
 def stop_after(processes, workdir, step: int) -> list[str]:
@@ -362,18 +471,27 @@ def stop_after(processes, workdir, step: int) -> list[str]:
 
 
 def test_four_processes_then_two_then_one_train_like_one(straight, tmp_path):
-  """The processes stop together, each time with a checkpoint that another number of them continues from."""
+  """The processes stop together, each time with a checkpoint that another number of them continues
+  from.
+  """
   stopped, outputs = 0, stop_after(start_by_hand(tmp_path, straight.dataset, 4), tmp_path, 4)
   for count in (2, 1):
     before, stopped = stopped, int(re.search(r'stopped at step (\d+) of 60', outputs[0])[1])
     assert before < stopped < 60 and checkpoint.list_steps(tmp_path)[-1] == stopped
     assert all('stopped at step' not in output for output in outputs[1:])  # Only process 0 reports.
     if count == 2:
-      outputs = stop_after(start_by_slurm(tmp_path, straight.dataset, 2), tmp_path, stopped // 2 * 2 + 4)
+      outputs = stop_after(
+        start_by_slurm(tmp_path, straight.dataset, 2), tmp_path, stopped // 2 * 2 + 4
+      )
     else:
       outputs = [finish(start(tmp_path, straight.dataset))]
     assert f'continuing after step {stopped} of 60' in outputs[0]
-  want, got = ([json.loads(line) for line in metrics_of(run).splitlines()] for run in (straight.workdir, tmp_path))
+  want, got = (
+    [json.loads(line) for line in metrics_of(run).splitlines()]
+    for run in (straight.workdir, tmp_path)
+  )
   assert [line.keys() for line in got] == [line.keys() for line in want]
   for a, b in zip(got, want):  # Float32 sums in another order; 2e-7 is what was seen.
-    np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5, err_msg=f'step {b["step"]}')
+    np.testing.assert_allclose(
+      list(a.values()), list(b.values()), rtol=1e-5, err_msg=f'step {b["step"]}'
+    )

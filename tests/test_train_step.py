@@ -1,7 +1,9 @@
-"""The update by hand: learning rate, decayed weights, averaging, and that the loss uses what the masks say.
+"""The update by hand: learning rate, decayed weights, averaging, and that the loss uses what the
+masks say.
 
 Loss, predictions and gradients against the official policy head (tests/golden).
 """
+
 import dataclasses
 
 import jax
@@ -19,22 +21,42 @@ from wam_jax.interop.table import dit
 from wam_jax.interop.table import rows
 from wam_jax.models import encoders
 
-MODEL = cfg.ModelConfig(dim=16, mlp_dim=16, num_heads=2, num_layers=1, action_dim=2, proprio_dim=2, actions_per_chunk=2,
-                        action_hidden=8, text=cfg.TextConfig(dim=8, length=4, layers=0, vocab=16),
-                        tokenizer=cfg.TokenizerConfig(channels=3, spatial=2))
-CONFIG = cfg.TrainConfig(model=MODEL, batch_size=4, steps=100, flow=cfg.FlowConfig(weighting='uniform'),
-                         optimizer=cfg.OptimizerConfig(learning_rate=0.1, warmup_steps=10, hold_fraction=0.5,
-                                                       ema_decay=0.75))
+MODEL = cfg.ModelConfig(
+  dim=16,
+  mlp_dim=16,
+  num_heads=2,
+  num_layers=1,
+  action_dim=2,
+  proprio_dim=2,
+  actions_per_chunk=2,
+  action_hidden=8,
+  text=cfg.TextConfig(dim=8, length=4, layers=0, vocab=16),
+  tokenizer=cfg.TokenizerConfig(channels=3, spatial=2),
+)
+CONFIG = cfg.TrainConfig(
+  model=MODEL,
+  batch_size=4,
+  steps=100,
+  flow=cfg.FlowConfig(weighting='uniform'),
+  optimizer=cfg.OptimizerConfig(
+    learning_rate=0.1, warmup_steps=10, hold_fraction=0.5, ema_decay=0.75
+  ),
+)
 
 
 def make_batch(seed=0):
   rng = np.random.default_rng(seed)
   B, Q, A = 4, MODEL.max_chunks, MODEL.max_chunks * MODEL.actions_per_chunk
   return types.Batch(
-      rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 8, 3), dtype=np.uint8),
-      rng.normal(size=(B, A, 2)).astype(np.float32), np.ones((B, A, 2), bool),
-      rng.normal(size=(B, Q, 2)).astype(np.float32), np.ones((B, Q), bool), np.ones((B, 4), np.int32),
-      np.zeros(B, np.int32), np.zeros((B, 2), np.int32))
+    rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 8, 3), dtype=np.uint8),
+    rng.normal(size=(B, A, 2)).astype(np.float32),
+    np.ones((B, A, 2), bool),
+    rng.normal(size=(B, Q, 2)).astype(np.float32),
+    np.ones((B, Q), bool),
+    np.ones((B, 4), np.int32),
+    np.zeros(B, np.int32),
+    np.zeros((B, 2), np.int32),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +82,13 @@ def test_learning_rate_warms_up_holds_and_decays():
 def test_only_kernels_and_tables_decay(start):
   decayed = jax.tree_util.tree_flatten_with_path(train_step._is_matrix(start[1].params))[0]
   assert {path[-1].key for path, yes in decayed if yes} == {'w', 'table'}
-  assert {path[-1].key for path, yes in decayed if not yes} == {'b', 'scale', 'bias', 'modulation', 'head_modulation'}
+  assert {path[-1].key for path, yes in decayed if not yes} == {
+    'b',
+    'scale',
+    'bias',
+    'modulation',
+    'head_modulation',
+  }
 
 
 def test_average_forgets_its_start_then_decays():
@@ -81,7 +109,9 @@ def test_untrained_loss_is_that_of_zero_velocity(start):
   loss = jax.jit(lambda key: loss_of(CONFIG, state, batch, key)['video_loss'])
   clean = np.asarray(state.frozen.encode(batch.frames_BRIJ3))[:, 1:]
   # Sixteen draws of 384 latents: the standard error is about 0.02.
-  np.testing.assert_allclose(np.mean([loss(jax.random.key(k)) for k in range(16)]), 1 + np.mean(clean ** 2), atol=0.08)
+  np.testing.assert_allclose(
+    np.mean([loss(jax.random.key(k)) for k in range(16)]), 1 + np.mean(clean**2), atol=0.08
+  )
 
 
 @pytest.mark.parametrize('schedule', ['coupled', 'flash'])
@@ -126,12 +156,23 @@ def test_accumulation_changes_no_number(start):
   batch.action_mask_BAU[0, 2:] = batch.action_mask_BAU[1] = False
   results = []
   for mean, parts in (('real', 1), ('real', 2), ('real', 4), ('padded', 1), ('padded', 2)):
-    config = dataclasses.replace(CONFIG, accumulate=parts, flow=dataclasses.replace(CONFIG.flow, action_mean=mean))
+    config = dataclasses.replace(
+      CONFIG, accumulate=parts, flow=dataclasses.replace(CONFIG.flow, action_mean=mean)
+    )
     noise = train_step.sample_noise(config, jax.random.key(0), state.frozen, batch)
-    results.append(jax.jit(lambda state, batch, noise, config=config: train_step._gradients(
-        config, state, batch, noise))(state, batch, noise))
+    results.append(
+      jax.jit(
+        lambda state, batch, noise, config=config: train_step._gradients(
+          config, state, batch, noise
+        )
+      )(state, batch, noise)
+    )
   for got, want in ((1, 0), (2, 0), (4, 3)):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6), results[got], results[want])
+    jax.tree.map(
+      lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6),
+      results[got],
+      results[want],
+    )
 
 
 @pytest.fixture(scope='module')
@@ -139,18 +180,36 @@ def official(golden_head_loss):
   """(file, config, weights, window, noise) of the official policy head's training step."""
   g = golden_head_loss
   model = parity.model_config(g.config)
-  config = cfg.TrainConfig(model=model, flow=cfg.FlowConfig(
-      schedule='decoupled' if 'in/beta_sample' in g else 'coupled', shift=g.config['scheduler']['shift'],
-      levels=g.config['scheduler']['num_train_timesteps'], action_mean='padded', mask_padded_noise=False,
-      video_beta=g.config['head_config']['video_noise_beta_alpha']))
+  config = cfg.TrainConfig(
+    model=model,
+    flow=cfg.FlowConfig(
+      schedule='decoupled' if 'in/beta_sample' in g else 'coupled',
+      shift=g.config['scheduler']['shift'],
+      levels=g.config['scheduler']['num_train_timesteps'],
+      action_mean='padded',
+      mask_padded_noise=False,
+      video_beta=g.config['head_config']['video_noise_beta_alpha'],
+    ),
+  )
   latents = parity.channels_last(g['in/latents'])
   B, F = latents.shape[:2]
   window = train_step.Window(
-      latents, g['in/action'], g['in/action_mask'] * g['in/has_real_action'][:, None, None],
-      np.ones(g['in/action'].shape[:2], bool), np.ones((B, F), bool), g['in/state'], np.zeros(B, np.int32),
-      g['in/context'], encoders.Condition(g['in/clip_feature'], parity.channels_last(g['in/y'])))
-  noise = train_step.Noise(g['in/timestep'] / 1000, g['in/timestep_action'] / 1000,
-                           parity.channels_last(g['in/noise_video']), g['in/noise_action'])
+    latents,
+    g['in/action'],
+    g['in/action_mask'] * g['in/has_real_action'][:, None, None],
+    np.ones(g['in/action'].shape[:2], bool),
+    np.ones((B, F), bool),
+    g['in/state'],
+    np.zeros(B, np.int32),
+    g['in/context'],
+    encoders.Condition(g['in/clip_feature'], parity.channels_last(g['in/y'])),
+  )
+  noise = train_step.Noise(
+    g['in/timestep'] / 1000,
+    g['in/timestep_action'] / 1000,
+    parity.channels_last(g['in/noise_video']),
+    g['in/noise_action'],
+  )
   return g, config, rows.to_params(dit.rows(model), g.below('w/')), window, noise
 
 
@@ -163,30 +222,69 @@ def test_golden_head_loss(official, request):
     return value, (predictions, metrics)
 
   (_, ((video, action), metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  parity.check(request, 'policy head, predictions', video, parity.channels_last(g['out/video_pred']),
-               absolute=parity.OUTPUTS)
-  parity.check(request, 'policy head, predictions', action, g['out/action_pred'], absolute=parity.OUTPUTS)
-  for ours, theirs in (('loss', 'loss'), ('video_loss', 'dynamics_loss'), ('action_loss', 'action_loss')):
-    parity.check(request, f'policy head, {ours}', metrics[ours], g[f'out/{theirs}'], absolute=parity.OUTPUTS)
-  norms = {name: np.linalg.norm(x) for name, x in rows.to_weights(dit.rows(config.model), grads).items()}
+  parity.check(
+    request,
+    'policy head, predictions',
+    video,
+    parity.channels_last(g['out/video_pred']),
+    absolute=parity.OUTPUTS,
+  )
+  parity.check(
+    request, 'policy head, predictions', action, g['out/action_pred'], absolute=parity.OUTPUTS
+  )
+  for ours, theirs in (
+    ('loss', 'loss'),
+    ('video_loss', 'dynamics_loss'),
+    ('action_loss', 'action_loss'),
+  ):
+    parity.check(
+      request, f'policy head, {ours}', metrics[ours], g[f'out/{theirs}'], absolute=parity.OUTPUTS
+    )
+  norms = {
+    name: np.linalg.norm(x) for name, x in rows.to_weights(dit.rows(config.model), grads).items()
+  }
   for name, want in zip(g['out/grad_names'], g['out/grad_l2'], strict=True):
     # Below 1e-6 a norm is rounding: a bias under a softmax has no gradient.
-    parity.check(request, 'policy head, gradient norms', norms.pop(str(name)), want, absolute=1e-6,
-                 relative=parity.GRADIENTS)
+    parity.check(
+      request,
+      'policy head, gradient norms',
+      norms.pop(str(name)),
+      want,
+      absolute=1e-6,
+      relative=parity.GRADIENTS,
+    )
   assert not norms
 
 
 def test_golden_head_loss_noise(official, request):
   g, config, _, window, noise = official
   noisy = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)
-  parity.check(request, 'policy head, noisy inputs', noisy, parity.channels_last(g['sub/noisy_latents']),
-               absolute=1e-6, relative=parity.SCHEDULERS)
+  parity.check(
+    request,
+    'policy head, noisy inputs',
+    noisy,
+    parity.channels_last(g['sub/noisy_latents']),
+    absolute=1e-6,
+    relative=parity.SCHEDULERS,
+  )
   noisy = flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA)
-  parity.check(request, 'policy head, noisy inputs', noisy, g['sub/noisy_action'], absolute=1e-6,
-               relative=parity.SCHEDULERS)
+  parity.check(
+    request,
+    'policy head, noisy inputs',
+    noisy,
+    g['sub/noisy_action'],
+    absolute=1e-6,
+    relative=parity.SCHEDULERS,
+  )
   if config.flow.schedule == 'decoupled':
-    first_of_chunk = [0] + [1 + (f - 1) // config.model.frames_per_chunk * config.model.frames_per_chunk
-                            for f in range(1, noise.sigma_BF.shape[1])]
-    parity.check(request, 'policy head, decoupled levels',
-                 flow.beta_level(g['in/beta_sample'], config.flow)[:, first_of_chunk], noise.sigma_BF,
-                 relative=parity.SCHEDULERS)
+    first_of_chunk = [0] + [
+      1 + (f - 1) // config.model.frames_per_chunk * config.model.frames_per_chunk
+      for f in range(1, noise.sigma_BF.shape[1])
+    ]
+    parity.check(
+      request,
+      'policy head, decoupled levels',
+      flow.beta_level(g['in/beta_sample'], config.flow)[:, first_of_chunk],
+      noise.sigma_BF,
+      relative=parity.SCHEDULERS,
+    )

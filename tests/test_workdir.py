@@ -1,4 +1,5 @@
 """A workdir belongs to one config and one process."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -33,16 +34,32 @@ def test_other_config_is_refused_and_changes_nothing(tmp_path):
   claim(tmp_path, CONFIG)
   before = (tmp_path / 'config.json').read_text()
   other = changed(seed=3, optimizer=dataclasses.replace(CONFIG.optimizer, b1=0.5))
-  with pytest.raises(ValueError, match=r'another config:\n  config.optimizer.b1: 0.95 there, 0.5 now\n'
-                                       r'  config.seed: 0 there, 3 now\nPass another'):
+  with pytest.raises(
+    ValueError,
+    match=r'another config:\n  config.optimizer.b1: 0.95 there, 0.5 now\n'
+    r'  config.seed: 0 there, 3 now\nPass another',
+  ):
     claim(tmp_path, other)
   assert (tmp_path / 'config.json').read_text() == before
 
 
 def test_ten_differences_are_listed(tmp_path):
   claim(tmp_path, CONFIG)
-  model = dataclasses.replace(CONFIG.model, dim=32, mlp_dim=1, num_layers=1, patch=1, freq_dim=1, action_dim=1,
-                              proprio_dim=1, action_hidden=1, eps=1.0, max_chunks=1, image_tokens=1, state_rule='chunk')
+  model = dataclasses.replace(
+    CONFIG.model,
+    dim=32,
+    mlp_dim=1,
+    num_layers=1,
+    patch=1,
+    freq_dim=1,
+    action_dim=1,
+    proprio_dim=1,
+    action_hidden=1,
+    eps=1.0,
+    max_chunks=1,
+    image_tokens=1,
+    state_rule='chunk',
+  )
   with pytest.raises(ValueError, match='\n  ... and 2 more\n') as error:
     claim(tmp_path, changed(model=model))
   assert str(error.value).count(' there, ') == 10
@@ -52,9 +69,23 @@ def test_length_speed_and_places_may_change(tmp_path):
   here = cfg.DatasetConfig(path='/here', embodiment='disc', prepare='a')
   data = dataclasses.replace(CONFIG.data, mixture={'d': here}, embodiments=('disc',))
   claim(tmp_path, changed(data=data))
-  there = dataclasses.replace(data, mixture={'d': dataclasses.replace(here, path='/there', prepare='b')},
-                              workers=2, threads=1, prefetch=9, cache_gib=1.0)
-  now = changed(data=there, steps=7, log_every=8, save_every=9, eval_every=3, keep=1, mesh={'data': 2, 'fsdp': -1})
+  there = dataclasses.replace(
+    data,
+    mixture={'d': dataclasses.replace(here, path='/there', prepare='b')},
+    workers=2,
+    threads=1,
+    prefetch=9,
+    cache_gib=1.0,
+  )
+  now = changed(
+    data=there,
+    steps=7,
+    log_every=8,
+    save_every=9,
+    eval_every=3,
+    keep=1,
+    mesh={'data': 2, 'fsdp': -1},
+  )
   claim(tmp_path, now)
   assert workdir_lib.load_config(tmp_path)['steps'] == 7
   heavier = dataclasses.replace(there, mixture={'d': dataclasses.replace(here, weight=2.0)})
@@ -72,7 +103,10 @@ def test_key_added_since_counts_as_its_default(tmp_path):
 
 
 def test_second_process_is_refused(tmp_path):
-  with workdir_lib.claim(tmp_path, CONFIG), pytest.raises(ValueError, match='in use by another training process'):
+  with (
+    workdir_lib.claim(tmp_path, CONFIG),
+    pytest.raises(ValueError, match='in use by another training process'),
+  ):
     claim(tmp_path, CONFIG)
   claim(tmp_path, CONFIG)
 
@@ -90,8 +124,11 @@ def test_unwritable_places_are_named(tmp_path):
 def test_a_bucket_without_gcsfs_names_the_command(monkeypatch):
   def get(protocol):
     raise ImportError(protocol)
+
   monkeypatch.setattr(fsspec, 'get_filesystem_class', get)
-  with pytest.raises(ValueError, match=r"'gs://bucket/run' needs gcsfs: pip install 'wam_jax\[gcs\]', or mount"):
+  with pytest.raises(
+    ValueError, match=r"'gs://bucket/run' needs gcsfs: pip install 'wam_jax\[gcs\]', or mount"
+  ):
     workdir_lib.make_path('gs://bucket/run')
 
 
@@ -104,8 +141,10 @@ def test_broken_config_json_is_named(tmp_path):
 def test_failed_write_keeps_the_old_text(tmp_path, monkeypatch):
   path = tmp_path / 'x'
   workdir_lib.save_text(path, 'old')
+
   def refuse(fd):
     raise OSError(28, 'No space left on device')
+
   monkeypatch.setattr(workdir_lib.os, 'fsync', refuse)
   with pytest.raises(OSError, match='No space left'):
     workdir_lib.save_text(path, 'new')

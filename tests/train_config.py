@@ -1,4 +1,7 @@
-"""The smallest real run: 60 steps of a one-layer model on two dozen tabletop episodes. Tests set the paths."""
+"""The smallest real run: 60 steps of a one-layer model on two dozen tabletop episodes. Tests set
+the paths.
+"""
+
 import dataclasses
 
 from wam_jax import config as cfg

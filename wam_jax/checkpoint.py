@@ -1,16 +1,19 @@
 """Checkpoints of a run (Orbax). Owns their layout on disk; knows nothing of flags or datasets.
 
 WORKDIR/checkpoints/STEP/ holds, each readable without the others:
-  params, ema_params   the model, and averages of what is trained; ema_params is absent when none are kept
-  frozen               the encoders around the transformer
+  params, ema_params   the model, and averages of what is trained; ema_params is absent when none
+  are kept frozen               the encoders around the transformer
   optimizer            step and optimizer state
-  iterator             JSON, where the data stands after exactly STEP batches; the same for any number of hosts
-  metadata             JSON, config, what the dataset says (statistics, embodiments), and what the run started from
+  iterator             JSON, where the data stands after exactly STEP batches; the same for any
+  number of hosts metadata             JSON, config, what the dataset says (statistics,
+  embodiments), and what the run started from
 
-Orbax writes STEP under another name and renames it when all of it is on disk, or on object storage marks it by a last
-file, so what is listed is complete. A disk
-may still lose files later; such a checkpoint is moved to WORKDIR/unreadable/ and the one before is used.
+Orbax writes STEP under another name and renames it when all of it is on disk, or on object storage
+marks it by a last file, so what is listed is complete. A disk
+may still lose files later; such a checkpoint is moved to WORKDIR/unreadable/ and the one before is
+used.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,7 +30,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
-from wam_jax import finetuning, remote
+from wam_jax import finetuning
+from wam_jax import remote
 from wam_jax import workdir as workdir_lib
 from wam_jax.models import encoders
 
@@ -40,14 +44,22 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-  """Writes and restores the checkpoints of one training run. Saves in the background; use as a context manager."""
+  """Writes and restores the checkpoints of one training run. Saves in the background; use as a
+  context manager.
+  """
 
   def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
     _quiet_orbax()
     self._workdir = workdir
-    self._manager = ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True,
-        enable_async_checkpointing=True))
+    self._manager = ocp.CheckpointManager(
+      _directory(workdir),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        keep_period=keep_every or None,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+      ),
+    )
 
   def __enter__(self) -> Self:
     return self
@@ -66,22 +78,24 @@ class Checkpoints:
       step: number of batches consumed; not yet saved.
       state: TrainState; may be donated as soon as this returns.
       iterator_state: JSON-able and the same on every host.
-      metadata: JSON-able: 'config', the nested dict of the config, 'data', what the dataset says, and of a run that
-        started from another 'base', the record of `load_base`.
+      metadata: JSON-able: 'config', the nested dict of the config, 'data', what the dataset says,
+        and of a run that started from another 'base', the record of `load_base`.
     Raises:
       CheckpointError: this save, or the one before, cannot be written.
     """
     self.wait()
     items = {
-        'params': ocp.args.StandardSave(state.params),
-        'frozen': ocp.args.StandardSave(encoders.to_tree(state.frozen)),
-        'optimizer': ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
-        'iterator': ocp.args.JsonSave(iterator_state),
+      'params': ocp.args.StandardSave(state.params),
+      'frozen': ocp.args.StandardSave(encoders.to_tree(state.frozen)),
+      'optimizer': ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
+      'iterator': ocp.args.JsonSave(iterator_state),
     }
     if state.ema_params is not None:
       items['ema_params'] = ocp.args.StandardSave(state.ema_params)
     items['metadata'] = ocp.args.JsonSave({'items': sorted(items)} | metadata)
-    self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step)
+    self._guard(
+      lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step
+    )
 
   def check(self) -> None:
     """Raises CheckpointError if the background save has failed; does not wait for it."""
@@ -96,8 +110,12 @@ class Checkpoints:
     """Step of the newest complete checkpoint."""
     return max(self._manager.all_steps(), default=None)
 
-  def restore(self, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any],
-              say: Callable[[str], None]) -> Restored | None:
+  def restore(
+    self,
+    config: cfg.TrainConfig,
+    abstract_state: Callable[[PyTree], Any],
+    say: Callable[[str], None],
+  ) -> Restored | None:
     """The newest checkpoint that can be read, or None where there is none at all.
 
     Args:
@@ -119,26 +137,36 @@ class Checkpoints:
       return restored
     if problems:
       listed = '\n  '.join(f'{step}: {problem}' for step, problem in problems.items())
-      raise CheckpointError(f'No checkpoint in {_directory(self._workdir)} can be read:\n  {listed}\n'
-                            'Restore one from a copy, or start again in another --workdir.')
+      raise CheckpointError(
+        f'No checkpoint in {_directory(self._workdir)} can be read:\n  {listed}\n'
+        'Restore one from a copy, or start again in another --workdir.'
+      )
     return None
 
-  def _restore_step(self, step: int, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any]) -> Restored:
+  def _restore_step(
+    self, step: int, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any]
+  ) -> Restored:
     place = _directory(self._workdir) / str(step)
     metadata = _load_metadata(place)
     abstract = abstract_state(encoders.from_tree(_load_shapes(place / 'frozen'), config.model))
     items = {
-        'params': ocp.args.StandardRestore(abstract.params),
-        'frozen': ocp.args.StandardRestore(encoders.to_tree(abstract.frozen)),
-        'optimizer': ocp.args.StandardRestore({'step': abstract.step, 'opt_state': abstract.opt_state}),
-        'iterator': ocp.args.JsonRestore(),
+      'params': ocp.args.StandardRestore(abstract.params),
+      'frozen': ocp.args.StandardRestore(encoders.to_tree(abstract.frozen)),
+      'optimizer': ocp.args.StandardRestore(
+        {'step': abstract.step, 'opt_state': abstract.opt_state}
+      ),
+      'iterator': ocp.args.JsonRestore(),
     }
     if abstract.ema_params is not None:
       items['ema_params'] = ocp.args.StandardRestore(abstract.ema_params)
     got = self._manager.restore(step, args=ocp.args.Composite(**items))
     state = abstract.replace(
-        step=got['optimizer']['step'], opt_state=got['optimizer']['opt_state'], params=got['params'],
-        ema_params=got.get('ema_params'), frozen=encoders.from_tree(got['frozen'], config.model))
+      step=got['optimizer']['step'],
+      opt_state=got['optimizer']['opt_state'],
+      params=got['params'],
+      ema_params=got.get('ema_params'),
+      frozen=encoders.from_tree(got['frozen'], config.model),
+    )
     return Restored(step, state, metadata, got['iterator'])
 
   def _set_aside(self, steps: list[int]) -> None:
@@ -158,18 +186,27 @@ class Checkpoints:
   def _guard(self, call: Callable[[], Any], step: int | None = None) -> None:
     try:
       call()
-    except Exception as e:  # The writers raise OSError, ValueError or RuntimeError for the same full disk.
+    except (
+      Exception
+    ) as e:  # The writers raise OSError, ValueError or RuntimeError for the same full disk.
       self._wait_quietly()
       self._manager.reload()
       directory = _directory(self._workdir)
       newest = self.newest()
-      kept = (f'The newest complete checkpoint is {directory / str(newest)}' if newest is not None
-              else f'There is no complete checkpoint in {directory} yet')
-      room, cure = (('', 'check the bucket') if remote.is_remote(directory) else
-                    (f' ({shutil.disk_usage(directory).free / 2**20:.0f} MiB free)', 'make room'))
+      kept = (
+        f'The newest complete checkpoint is {directory / str(newest)}'
+        if newest is not None
+        else f'There is no complete checkpoint in {directory} yet'
+      )
+      room, cure = (
+        ('', 'check the bucket')
+        if remote.is_remote(directory)
+        else (f' ({shutil.disk_usage(directory).free / 2**20:.0f} MiB free)', 'make room')
+      )
       raise CheckpointError(
-          f'A checkpoint{f" of step {step}" if step else ""} could not be written to {directory}{room}: '
-          f'{_first_line(e)}\n{kept}; {cure} and run the same command again to continue from it.') from e
+        f'A checkpoint{f" of step {step}" if step else ""} could not be written to {directory}{room}: '
+        f'{_first_line(e)}\n{kept}; {cure} and run the same command again to continue from it.'
+      ) from e
 
   def _wait_quietly(self) -> None:
     try:
@@ -196,7 +233,7 @@ class Restored:
 
 
 def load_for_inference(
-    workdir: str | pathlib.Path, step: int | None = None
+  workdir: str | pathlib.Path, step: int | None = None
 ) -> tuple[cfg.TrainConfig, PyTree, encoders.Encoders, dict[str, Any], int]:
   """What serving and evaluation need of a run, as NumPy arrays on the host; needs no dataset.
 
@@ -204,43 +241,66 @@ def load_for_inference(
     workdir: of the training run; it may still be training.
     step: of the checkpoint; None for the newest that can be read.
   Returns:
-    config, params (averaged where the run keeps an average), frozen, metadata of the dataset, step. Adapters are merged
-    into the weights, and the config has none.
+    config, params (averaged where the run keeps an average), frozen, metadata of the dataset, step.
+    Adapters are merged into the weights, and the config has none.
   Raises:
     CheckpointError: no such directory, checkpoint or step, or it is incomplete.
   """
 
   def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]):
     params = _load_params(place, config, metadata)
-    return finetuning.merged_config(config), params, _load_encoders(place, config), metadata['data'], int(place.name)
+    return (
+      finetuning.merged_config(config),
+      params,
+      _load_encoders(place, config),
+      metadata['data'],
+      int(place.name),
+    )
 
   return _load_newest(workdir, step, load)
 
 
-def load_base(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, PyTree, encoders.Encoders, dict[str, Any]]:
-  """What a run that starts from another needs of it: config, params and frozen as `load_for_inference`, and a record.
+def load_base(
+  workdir: str | pathlib.Path,
+) -> tuple[cfg.TrainConfig, PyTree, encoders.Encoders, dict[str, Any]]:
+  """What a run that starts from another needs of it: config, params and frozen as
+  `load_for_inference`, and a record.
 
-  The record says which weights these are: 'workdir', 'step', 'sha256' of the parameters, and 'origin', what that
-  checkpoint says of its own source (of an import) or base (of a run that started from another), or None.
+  The record says which weights these are: 'workdir', 'step', 'sha256' of the parameters, and
+  'origin', what that checkpoint says of its own source (of an import) or base (of a run that
+  started from another), or None.
   """
 
   def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]):
     params = _load_params(place, config, metadata)
-    record = {'workdir': str(place.parent.parent), 'step': int(place.name), 'sha256': finetuning.fingerprint(params),
-              'origin': metadata.get('source') or metadata.get('base')}
+    record = {
+      'workdir': str(place.parent.parent),
+      'step': int(place.name),
+      'sha256': finetuning.fingerprint(params),
+      'origin': metadata.get('source') or metadata.get('base'),
+    }
     return config, params, _load_encoders(place, config), record
 
   return _load_newest(workdir, None, load)
 
 
 def load_encoders(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, encoders.Encoders]:
-  """(config, frozen encoders as NumPy arrays) of the newest checkpoint; errors as `load_for_inference`."""
-  return _load_newest(workdir, None, lambda place, config, _: (config, _load_encoders(place, config)))
+  """(config, frozen encoders as NumPy arrays) of the newest checkpoint; errors as
+  `load_for_inference`.
+  """
+  return _load_newest(
+    workdir, None, lambda place, config, _: (config, _load_encoders(place, config))
+  )
 
 
-def _load_newest(workdir: str | pathlib.Path, step: int | None,
-                    load: Callable[[pathlib.Path, cfg.TrainConfig, Mapping[str, Any]], T]) -> T:
-  """`load(checkpoint directory, config, metadata)` of checkpoint `step`, or of the newest that can be read."""
+def _load_newest(
+  workdir: str | pathlib.Path,
+  step: int | None,
+  load: Callable[[pathlib.Path, cfg.TrainConfig, Mapping[str, Any]], T],
+) -> T:
+  """`load(checkpoint directory, config, metadata)` of checkpoint `step`, or of the newest that can
+  be read.
+  """
   _quiet_orbax()
   workdir = workdir_lib.make_path(str(workdir))
   directory = _directory(workdir)
@@ -249,8 +309,10 @@ def _load_newest(workdir: str | pathlib.Path, step: int | None,
     raise CheckpointError(f'{workdir} does not exist; pass the --workdir of a training run.')
   if not steps:
     raise CheckpointError(
-        f'{workdir} has no checkpoint yet; the first comes after config.save_every steps.' if directory.is_dir() else
-        f'{workdir} is not the workdir of a training run: it has no checkpoints/ directory.')
+      f'{workdir} has no checkpoint yet; the first comes after config.save_every steps.'
+      if directory.is_dir()
+      else f'{workdir} is not the workdir of a training run: it has no checkpoints/ directory.'
+    )
   if step is not None and step not in steps:
     raise CheckpointError(f'{directory} has no step {step}; it has {", ".join(map(str, steps))}.')
   problems = []
@@ -283,20 +345,28 @@ def list_steps(workdir: pathlib.Path) -> list[int]:
   directory = _directory(workdir)
   if not directory.is_dir():
     return []
-  return sorted(int(p.name) for p in directory.iterdir()
-                if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
+  return sorted(
+    int(p.name)
+    for p in directory.iterdir()
+    if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p)
+  )
 
 
 def list_mismatches(wanted: PyTree, given: PyTree) -> list[str]:
   """One line per array of `given` that is missing, unknown or of another shape than in `wanted`."""
   want, have = _shapes(wanted), _shapes(given)
-  return [f'{name}: {want.get(name, "absent")} here, {have.get(name, "absent")} there'
-          for name in sorted(want.keys() | have.keys()) if want.get(name) != have.get(name)]
+  return [
+    f'{name}: {want.get(name, "absent")} here, {have.get(name, "absent")} there'
+    for name in sorted(want.keys() | have.keys())
+    if want.get(name) != have.get(name)
+  ]
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _load_metadata(place: pathlib.Path) -> dict[str, Any]:
@@ -308,7 +378,9 @@ def _load_metadata(place: pathlib.Path) -> dict[str, Any]:
   return metadata
 
 
-def _load_params(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]) -> PyTree:
+def _load_params(
+  place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]
+) -> PyTree:
   """The parameters of one checkpoint, averaged where there are averages, adapters merged."""
   averages = _load_tree(place / 'ema_params') if 'ema_params' in metadata['items'] else {}
   if averages and config.trainable == ('all',):
@@ -325,7 +397,9 @@ def _load_encoders(place: pathlib.Path, config: cfg.TrainConfig) -> encoders.Enc
 def _load_shapes(path: pathlib.Path) -> PyTree:
   """ShapeDtypeStructs of one item."""
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), reader.metadata(path).item_metadata.tree)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), reader.metadata(path).item_metadata.tree
+    )
 
 
 def _load_tree(path: pathlib.Path) -> PyTree:
@@ -353,7 +427,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _quiet_orbax() -> None:
-  """Orbax logs each failure with its traceback before it raises; we report it once, in our words."""
+  """Orbax logs each failure with its traceback before it raises; we report it once, in our
+  words.
+  """
   logging.get_absl_handler().addFilter(_is_wanted)  # The same filter is added only once.
 
 

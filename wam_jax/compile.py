@@ -1,14 +1,17 @@
-"""Compiles a training step for TPUs that nobody holds yet: does it fit, how fast can it be, what does it send around.
+"""Compiles a training step for TPUs that nobody holds yet: does it fit, how fast can it be, what
+does it send around.
 
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 [--json=FILE] [--machine_code]
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v6e:16x16 --search
 
-Needs libtpu (pip install -e '.[aot]') and no TPU, no dataset, no weights. The program is the one that training runs.
-Prints HBM per device against what the chip has, executed FLOPs against those of the model, collectives, and an
-estimate of the step time with its assumptions; exits with status 1 if the step does not fit. It stops when program and
-memory are planned, after a minute for 14B on two cores; --machine_code goes on to the end, for ten more, and adds the
-size of the program. --search tries rematerialisation, meshes and accumulation.
+Needs libtpu (pip install -e '.[aot]') and no TPU, no dataset, no weights. The program is the one
+that training runs. Prints HBM per device against what the chip has, executed FLOPs against those of
+the model, collectives, and an estimate of the step time with its assumptions; exits with status 1
+if the step does not fit. It stops when program and memory are planned, after a minute for 14B on
+two cores; --machine_code goes on to the end, for ten more, and adds the size of the program.
+--search tries rematerialisation, meshes and accumulation.
 """
+
 from __future__ import annotations
 
 import json
@@ -29,14 +32,28 @@ from wam_jax.aot import report as report_lib
 from wam_jax.aot import search
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, as configs/droid_14b.py; any key can be set, as --config.batch_size=64.',
-    lock_config=True)
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice, as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1.')
-_MACHINE_CODE = flags.DEFINE_bool('machine_code', False, 'Go on after program and memory are planned; takes minutes.')
+  'config',
+  None,
+  'Config file, as configs/droid_14b.py; any key can be set, as --config.batch_size=64.',
+  lock_config=True,
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'Slice, as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1.'
+)
+_MACHINE_CODE = flags.DEFINE_bool(
+  'machine_code', False, 'Go on after program and memory are planned; takes minutes.'
+)
 _SEARCH = flags.DEFINE_bool(
-    'search', False, 'Try rematerialisation, meshes and accumulation, and print the fastest that fits.')
-_TRIALS = flags.DEFINE_integer('trials', 6, 'Search: compile so many of the most promising choices.', 1)
-_DUMP = flags.DEFINE_string('dump', None, 'Keep what the compiler writes, HLO and buffers, in this new directory.')
+  'search',
+  False,
+  'Try rematerialisation, meshes and accumulation, and print the fastest that fits.',
+)
+_TRIALS = flags.DEFINE_integer(
+  'trials', 6, 'Search: compile so many of the most promising choices.', 1
+)
+_DUMP = flags.DEFINE_string(
+  'dump', None, 'Keep what the compiler writes, HLO and buffers, in this new directory.'
+)
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 
 

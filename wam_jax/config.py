@@ -1,16 +1,17 @@
 """Every setting of the system, with its default, unit and check. Owns no numerics.
 
-A config file returns a `ConfigDict` made by `base()`; `from_config_dict` turns it into the frozen dataclasses below,
-and nothing deeper ever sees a ConfigDict.
+A config file returns a `ConfigDict` made by `base()`; `from_config_dict` turns it into the frozen
+dataclasses below, and nothing deeper ever sees a ConfigDict.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import re
 import types
 import typing
-from typing import Any
 from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
@@ -40,7 +41,8 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """Video tokenizer: pixels to latents. `patch` is a linear one fitted on the training data, needing no download.
+  """Video tokenizer: pixels to latents. `patch` is a linear one fitted on the training data,
+  needing no download.
 
   Attributes:
     kind: 'patch', or the frozen VAEs 'wan2_1' and 'wan2_2'.
@@ -65,7 +67,8 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Text encoder. `word` hashes lower-cased words into a table and is trained with the model; `umt5` is frozen.
+  """Text encoder. `word` hashes lower-cased words into a table and is trained with the model;
+  `umt5` is frozen.
 
   Attributes:
     kind: 'word' or 'umt5'.
@@ -73,8 +76,8 @@ class TextConfig:
     length: prompt tokens P.
     dim: width of the embedding handed to the DiT.
     layers: transformer layers over the words.
-    heads, attention_dim, mlp_dim, buckets, max_distance: of UMT5: heads, their total width, feed-forward width,
-      relative-position buckets and the distance they saturate at.
+    heads, attention_dim, mlp_dim, buckets, max_distance: of UMT5: heads, their total width,
+      feed-forward width, relative-position buckets and the distance they saturate at.
     dtype: that UMT5 computes in.
     tokenizer: file of UMT5's vocabulary, tokenizer.json or a sentencepiece model.
   """
@@ -95,7 +98,8 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-  """Image encoder of the first frame. `clip` is the frozen CLIP vision tower without its last block.
+  """Image encoder of the first frame. `clip` is the frozen CLIP vision tower without its last
+  block.
 
   Attributes:
     kind: 'none' or 'clip'.
@@ -123,13 +127,14 @@ class ImageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Low-rank adapters in the blocks; defaults, once on, are the reference's (DreamZero `WANPolicyHead`).
+  """Low-rank adapters in the blocks; defaults, once on, are the reference's (DreamZero
+  `WANPolicyHead`).
 
   Attributes:
     rank: of each adapter; 0 for none.
     alpha: an adapter's product is multiplied by alpha / rank.
-    targets: layers that get one: of self- and cross-attention 'q', 'k', 'v', 'o', 'k_image' and 'v_image', of the
-      feed-forward part 'ffn/in' and 'ffn/out'.
+    targets: layers that get one: of self- and cross-attention 'q', 'k', 'v', 'o', 'k_image' and
+      'v_image', of the feed-forward part 'ffn/in' and 'ffn/out'.
   """
 
   rank: int = 0
@@ -140,7 +145,11 @@ class LoraConfig:
     if self.rank < 0:
       raise ValueError(f'model.lora.rank={self.rank} must be 0, for no adapters, or more.')
     for target in self.targets:
-      _check_choice('model.lora.targets', target, ('q', 'k', 'v', 'o', 'k_image', 'v_image', 'ffn/in', 'ffn/out'))
+      _check_choice(
+        'model.lora.targets',
+        target,
+        ('q', 'k', 'v', 'o', 'k_image', 'v_image', 'ffn/in', 'ffn/out'),
+      )
 
   @property
   def scale(self) -> float:
@@ -159,7 +168,8 @@ class ModelConfig:
   Attributes:
     dim, mlp_dim, num_heads, num_layers: D, M, N, L.
     patch: latent cells per token (rows = columns).
-    image_condition: concatenate the encoded first frame and its mask to the noisy latents (Wan2.1 I2V).
+    image_condition: concatenate the encoded first frame and its mask to the noisy latents (Wan2.1
+      I2V).
     image_dim: width of image-encoder tokens for image cross-attention; 0 for none.
     image_tokens: how many of them.
     freq_dim: width of the noise-level sinusoid.
@@ -170,20 +180,25 @@ class ModelConfig:
     actions_per_chunk: A, action tokens of one chunk, padded over embodiments.
     max_chunks: Q, chunks of a training window, and chunks until the policy re-anchors.
     predict_first_frame: also denoise frame 0, isolated from everything else, as the reference does.
-    state_rule: what a state token sees: 'self', 'chunk' (what its chunk's action tokens see), or 'reference'
-      ('self' in training and 'chunk' in control: a mismatch that released weights need).
-    history_rule: 'chunk' (clean video is causal by chunks, in a window of `max_chunks` and frame 0), or
-      'reference_global' (the reference with max_chunk_size -1, defects included: `masks.reference_global`).
-    prompt_in_modulation: add the mean prompt embedding to the noise-level embedding (reference: no).
+    state_rule: what a state token sees: 'self', 'chunk' (what its chunk's action tokens see), or
+      'reference' ('self' in training and 'chunk' in control: a mismatch that released weights
+      need).
+    history_rule: 'chunk' (clean video is causal by chunks, in a window of `max_chunks` and frame
+      0), or 'reference_global' (the reference with max_chunk_size -1, defects included:
+      `masks.reference_global`).
+    prompt_in_modulation: add the mean prompt embedding to the noise-level embedding (reference:
+      no).
     eps: of every norm.
     dtype: of activations, 'float32' or 'bfloat16'.
-    attention: of training windows: 'dense' (a mask of all pairs of tokens), 'chunks' (exactly the pairs that see each
-      other, part by part), 'splash' (TPU kernels; interpreted elsewhere, slowly), or 'auto': 'dense' up to 512 tokens,
-      'splash' on TPUs from 4096, else 'chunks'. All give the same numbers.
-    remat: what the backward pass of a block finds of its forward pass, beside its input: 'none' everything,
-      'dots' the products with weights, 'save_attention' the result of self-attention, 'block' nothing; 'offload'
-      nothing either, and the input waits in the host's memory.
-    scan_unroll: layers per iteration of the scan over layers; more is faster on CPU and compiles longer.
+    attention: of training windows: 'dense' (a mask of all pairs of tokens), 'chunks' (exactly the
+      pairs that see each other, part by part), 'splash' (TPU kernels; interpreted elsewhere,
+      slowly), or 'auto': 'dense' up to 512 tokens, 'splash' on TPUs from 4096, else 'chunks'. All
+      give the same numbers.
+    remat: what the backward pass of a block finds of its forward pass, beside its input: 'none'
+      everything, 'dots' the products with weights, 'save_attention' the result of self-attention,
+      'block' nothing; 'offload' nothing either, and the input waits in the host's memory.
+    scan_unroll: layers per iteration of the scan over layers; more is faster on CPU and compiles
+      longer.
     lora: adapters of the blocks.
     tokenizer, text, image: the frozen or small encoders around the transformer.
   """
@@ -225,15 +240,18 @@ class ModelConfig:
     _check_choice('model.attention', self.attention, ('auto', 'dense', 'chunks', 'splash'))
     _check_choice('model.remat', self.remat, ('none', 'dots', 'save_attention', 'block', 'offload'))
     if self.history_rule == 'reference_global' and self.attention not in ('auto', 'dense'):
-      raise ValueError(f"model.attention={self.attention!r} cannot do model.history_rule='reference_global', where "
-                       "tokens of one frame see different ones; set model.attention='dense'.")
+      raise ValueError(
+        f"model.attention={self.attention!r} cannot do model.history_rule='reference_global', where "
+        "tokens of one frame see different ones; set model.attention='dense'."
+      )
     _check_choice('model.tokenizer.kind', self.tokenizer.kind, ('patch', 'wan2_1', 'wan2_2'))
     _check_choice('model.text.kind', self.text.kind, ('word', 'umt5'))
     _check_choice('model.image.kind', self.image.kind, ('none', 'clip'))
     if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
       raise ValueError(
-          f'model.dim={self.dim} over model.num_heads={self.num_heads} must give an even head width; '
-          f'nearest valid dim: {max(1, round(self.dim / (2 * self.num_heads))) * 2 * self.num_heads}.')
+        f'model.dim={self.dim} over model.num_heads={self.num_heads} must give an even head width; '
+        f'nearest valid dim: {max(1, round(self.dim / (2 * self.num_heads))) * 2 * self.num_heads}.'
+      )
 
   @property
   def head_dim(self) -> int:
@@ -242,7 +260,9 @@ class ModelConfig:
 
   @property
   def in_channels(self) -> int:
-    """Channels of the patch embedding: latents and, with `image_condition`, 4 of the mask and the condition's."""
+    """Channels of the patch embedding: latents and, with `image_condition`, 4 of the mask and the
+    condition's.
+    """
     return 2 * self.tokenizer.channels + 4 if self.image_condition else self.tokenizer.channels
 
   @property
@@ -265,15 +285,19 @@ class FlowConfig:
   """Noise levels and loss. `sigma` is 0 for clean, 1 for noise; the schedule has `levels` points.
 
   Attributes:
-    schedule: 'coupled' (one level per chunk for video and action), 'flash' (video eta ~ Beta(beta, 1), action
-      uniform, independent; paper, DreamZero-Flash) or 'decoupled' (the reference's code for it, `flow.sample_levels`).
+    schedule: 'coupled' (one level per chunk for video and action), 'flash' (video eta ~ Beta(beta,
+      1), action uniform, independent; paper, DreamZero-Flash) or 'decoupled' (the reference's code
+      for it, `flow.sample_levels`).
     levels: points of the discrete schedule (the reference's 1000 training steps).
     shift: warps uniform levels towards noise, coupled: shift * s / (1 + (shift - 1) * s).
-    video_beta: first parameter of the Beta law of `flash` and `decoupled` (the reference's code uses 3).
-    flash_shift: warp on top of both draws of `flash` (1: none, as the paper; the reference's code uses 5).
+    video_beta: first parameter of the Beta law of `flash` and `decoupled` (the reference's code
+      uses 3).
+    flash_shift: warp on top of both draws of `flash` (1: none, as the paper; the reference's code
+      uses 5).
     weighting: 'bump' (the reference's bell over timesteps) or 'uniform'.
     video_weight, action_weight: of the two losses.
-    action_mean: action loss averaged over 'real' dimensions and steps only, or over all 'padded' ones (reference).
+    action_mean: action loss averaged over 'real' dimensions and steps only, or over all 'padded'
+      ones (reference).
     mask_padded_noise: feed zeros, not noise, in padded action dimensions (reference: noise).
   """
 
@@ -296,22 +320,24 @@ class FlowConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """Denoising at control time. The released policy: solver 'unipc', 16 steps, guidance 5, the rest as said below.
+  """Denoising at control time. The released policy: solver 'unipc', 16 steps, guidance 5, the rest
+  as said below.
 
   Attributes:
-    mode: 'joint' (video and action together to sigma 0) or 'flash' (the video stops at `video_final_sigma`).
+    mode: 'joint' (video and action together to sigma 0) or 'flash' (the video stops at
+      `video_final_sigma`).
     solver: 'euler' or 'unipc'.
     steps: of the solver per chunk.
     shift: warp of the sampling levels.
     video_final_sigma: where the video stops in `flash`.
     guidance_scale: of the video's velocity, `sampler.guide`; 1 for none.
     negative_prompt: what guidance moves away from.
-    evaluate_steps: steps at which the network runs, () for all; the others use its last velocities again. Released, of
-      16: 0, 1, 2, 6, 10, 13, 14, 15.
+    evaluate_steps: steps at which the network runs, () for all; the others use its last velocities
+      again. Released, of 16: 0, 1, 2, 6, 10, 13, 14, 15.
     integer_timesteps: the network is told floor(1000 sigma) / 1000 (reference: yes).
     same_noise: every call starts from the same noise (reference: yes).
-    observed: 'stream' encodes what is observed as one video since the anchor, 'fresh' each chunk as a video of its own
-      (reference).
+    observed: 'stream' encodes what is observed as one video since the anchor, 'fresh' each chunk as
+      a video of its own (reference).
   """
 
   mode: str = 'joint'
@@ -333,11 +359,15 @@ class SampleConfig:
     if self.steps < 1:
       raise ValueError(f'sample.steps={self.steps} must be at least 1.')
     if not self.guidance_scale >= 1:
-      raise ValueError(f'sample.guidance_scale={self.guidance_scale} must be at least 1; 1 is without guidance.')
+      raise ValueError(
+        f'sample.guidance_scale={self.guidance_scale} must be at least 1; 1 is without guidance.'
+      )
     valid = tuple(sorted({0, *(i for i in self.evaluate_steps if 0 <= i < self.steps)}))
     if self.evaluate_steps and self.evaluate_steps != valid:
-      raise ValueError(f'sample.evaluate_steps={self.evaluate_steps} must start at 0, rise and stay below '
-                       f'sample.steps={self.steps}; nearest valid: {valid}.')
+      raise ValueError(
+        f'sample.evaluate_steps={self.evaluate_steps} must start at 0, rise and stay below '
+        f'sample.steps={self.steps}; nearest valid: {valid}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,8 +379,8 @@ class DatasetConfig:
     split: its split, TFDS slicing allowed ('train[:90%]').
     embodiment: record in `wam_jax/data/embodiments.py`.
     weight: share of the samples, relative to the other datasets.
-    prepare: `python -m` arguments that make the dataset when `path` does not exist; '' if it must be there. `{path}`
-      and `{source}` in it stand for those fields.
+    prepare: `python -m` arguments that make the dataset when `path` does not exist; '' if it must
+      be there. `{path}` and `{source}` in it stand for those fields.
     source: what `prepare` makes it from, for example the directory of a dataset as published.
   """
 
@@ -375,11 +405,14 @@ class DataConfig:
     prefetch: batches kept ready.
     cache_gib: decoded episodes kept in memory, at most.
     augment: random crop and colour jitter, the same for all views and frames of a sample.
-    ranges: dataset name to a JSON file of the steps where its chunks may start (`windows.make_anchors`), '' for all.
-    failures: datasets whose failed episodes are wanted, too, where the embodiment's record can tell them.
-    statistics: embodiment name to a statistics file that is used instead of its datasets' own, '' for none.
-    features: whether training takes what `python -m data.encode` stored in place of pixels: 'auto' where there is any,
-      'require' stops where there is none, 'off' never.
+    ranges: dataset name to a JSON file of the steps where its chunks may start
+      (`windows.make_anchors`), '' for all.
+    failures: datasets whose failed episodes are wanted, too, where the embodiment's record can tell
+      them.
+    statistics: embodiment name to a statistics file that is used instead of its datasets' own, ''
+      for none.
+    features: whether training takes what `python -m data.encode` stored in place of pixels: 'auto'
+      where there is any, 'require' stops where there is none, 'off' never.
   """
 
   mixture: Mapping[str, DatasetConfig] = dataclasses.field(default_factory=dict)
@@ -397,11 +430,15 @@ class DataConfig:
 
   def __post_init__(self):
     _check_choice('data.features', self.features, ('auto', 'require', 'off'))
-    for key, named, known, where in (('ranges', self.ranges, self.mixture, 'mixture'),
-                                     ('failures', self.failures, self.mixture, 'mixture'),
-                                     ('statistics', self.statistics, self.embodiments, 'embodiments')):
+    for key, named, known, where in (
+      ('ranges', self.ranges, self.mixture, 'mixture'),
+      ('failures', self.failures, self.mixture, 'mixture'),
+      ('statistics', self.statistics, self.embodiments, 'embodiments'),
+    ):
       if unknown := sorted(set(named) - set(known)):
-        raise ValueError(f'data.{key} names {unknown}, which data.{where} does not have; it has {sorted(known)}.')
+        raise ValueError(
+          f'data.{key} names {unknown}, which data.{where} does not have; it has {sorted(known)}.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -433,7 +470,8 @@ class EvalConfig:
   """What `wam_jax.evaluate` does with a checkpoint of this run when its flags do not say otherwise.
 
   Attributes:
-    env: 'tabletop' (closed loop in the simulator) or 'dataset' (open loop on recorded episodes of `split`).
+    env: 'tabletop' (closed loop in the simulator) or 'dataset' (open loop on recorded episodes of
+      `split`).
     tasks: of the tabletop.
     max_distractors: objects beside those of the task, at most.
     episodes: of each embodiment; of a dataset, windows.
@@ -461,21 +499,24 @@ class TrainConfig:
     seed: of parameters and noise.
     steps: optimizer steps.
     batch_size: samples per step over all hosts.
-    accumulate: parts that a batch is computed in, one after the other, to save memory; the update is the same.
+    accumulate: parts that a batch is computed in, one after the other, to save memory; the update
+      is the same.
     log_every: steps between lines of metrics.jsonl.
     save_every, keep: steps between checkpoints and how many of the newest stay.
     keep_every: checkpoints at multiples of this many steps stay for good; 0 for none.
     eval_every, eval_batches: steps between held-out losses (0 for none), and batches of each.
     init_from: workdir whose EMA weights and encoders this run starts from; '' for scratch.
-    encoders_from: workdir whose frozen encoders alone this run uses, where it does not start from another.
-    trainable: which parameters are trained: 'all', 'lora' (adapters, state encoder, action encoder and decoder; set
-      model.lora.rank), or patterns of their paths (`finetuning.split`). The others cost no gradient, no optimizer
-      state and no average.
+    encoders_from: workdir whose frozen encoders alone this run uses, where it does not start from
+      another.
+    trainable: which parameters are trained: 'all', 'lora' (adapters, state encoder, action encoder
+      and decoder; set model.lora.rank), or patterns of their paths (`finetuning.split`). The others
+      cost no gradient, no optimizer state and no average.
     frozen_dtype: that the others are kept in, 'float32' or 'bfloat16'.
-    spike_factor: a loss this many times the median of the last 100 steps is reported with its samples, 0 for never.
+    spike_factor: a loss this many times the median of the last 100 steps is reported with its
+      samples, 0 for never.
     stop_on_spike: whether such a step ends the run, with nothing of it saved.
-    hang_timeout_s: a step that takes longer ends the process with the stack of every thread, so that a cluster can
-      start it again; 0 for never.
+    hang_timeout_s: a step that takes longer ends the process with the stack of every thread, so
+      that a cluster can start it again; 0 for never.
     profile: first and last step of a trace for XProf in WORKDIR/profile, () for none.
     mesh: axis name to size; one size may be -1 (what is left of the devices).
     rules: logical axis name to mesh axes, '' for replicated.
@@ -501,8 +542,11 @@ class TrainConfig:
   hang_timeout_s: float = 0.0
   profile: tuple[int, ...] = ()
   mesh: Mapping[str, int] = dataclasses.field(
-      default_factory=lambda: {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1})
-  rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: dict(DEFAULT_RULES))
+    default_factory=lambda: {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
+  )
+  rules: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=lambda: dict(DEFAULT_RULES)
+  )
   model: ModelConfig = ModelConfig()
   flow: FlowConfig = FlowConfig()
   sample: SampleConfig = SampleConfig()
@@ -513,37 +557,53 @@ class TrainConfig:
   def __post_init__(self):
     self._check_trainable()
     if self.profile and (len(self.profile) != 2 or not 0 < self.profile[0] <= self.profile[1]):
-      raise ValueError(f'config.profile={self.profile} must be the first and the last step of the trace, or ().')
+      raise ValueError(
+        f'config.profile={self.profile} must be the first and the last step of the trace, or ().'
+      )
     if self.model.num_embodiments < len(self.data.embodiments):
       raise ValueError(
-          f'model.num_embodiments={self.model.num_embodiments} is less than the {len(self.data.embodiments)} of '
-          f'data.embodiments={self.data.embodiments}; set it to {len(self.data.embodiments)}.')
-    given = (self.model.image.dim, self.model.image.tokens) if self.model.image.kind != 'none' else (0, 0)
+        f'model.num_embodiments={self.model.num_embodiments} is less than the {len(self.data.embodiments)} of '
+        f'data.embodiments={self.data.embodiments}; set it to {len(self.data.embodiments)}.'
+      )
+    given = (
+      (self.model.image.dim, self.model.image.tokens) if self.model.image.kind != 'none' else (0, 0)
+    )
     if (self.model.image_dim, self.model.image_tokens if self.model.image_dim else 0) != given:
       raise ValueError(
-          f'model.image_dim={self.model.image_dim}, model.image_tokens={self.model.image_tokens} must be what '
-          f'model.image.kind={self.model.image.kind!r} gives: {given}.')
+        f'model.image_dim={self.model.image_dim}, model.image_tokens={self.model.image_tokens} must be what '
+        f'model.image.kind={self.model.image.kind!r} gives: {given}.'
+      )
     for name, dataset in self.data.mixture.items():
       if dataset.embodiment not in self.data.embodiments:
-        raise ValueError(f'data.mixture.{name}.embodiment={dataset.embodiment!r} is not in '
-                         f'data.embodiments={self.data.embodiments}; add it there.')
-
+        raise ValueError(
+          f'data.mixture.{name}.embodiment={dataset.embodiment!r} is not in '
+          f'data.embodiments={self.data.embodiments}; add it there.'
+        )
 
   def _check_trainable(self):
     _check_choice('frozen_dtype', self.frozen_dtype, ('float32', 'bfloat16'))
     if not self.trainable:
-      raise ValueError("config.trainable=() trains nothing; set it to 'all', 'lora' or patterns of parameters.")
+      raise ValueError(
+        "config.trainable=() trains nothing; set it to 'all', 'lora' or patterns of parameters."
+      )
     if self.trainable != ('all',) and not self.init_from:
-      raise ValueError(f'config.trainable={self.trainable} would leave random weights as they are; set '
-                       "config.init_from=WORKDIR, of an import or a run, or config.trainable='all'.")
+      raise ValueError(
+        f'config.trainable={self.trainable} would leave random weights as they are; set '
+        "config.init_from=WORKDIR, of an import or a run, or config.trainable='all'."
+      )
     if 'lora' in self.trainable and not self.model.lora.rank:
-      raise ValueError("config.trainable='lora' needs adapters: set config.model.lora.rank, as 4 or 16.")
+      raise ValueError(
+        "config.trainable='lora' needs adapters: set config.model.lora.rank, as 4 or 16."
+      )
     if 'all' in self.trainable and self.model.lora.rank:
-      raise ValueError(f"config.model.lora.rank={self.model.lora.rank} with config.trainable='all' would train "
-                       "adapters and what they adapt; set config.trainable='lora', or the rank to 0.")
+      raise ValueError(
+        f"config.model.lora.rank={self.model.lora.rank} with config.trainable='all' would train "
+        "adapters and what they adapt; set config.trainable='lora', or the rank to 0."
+      )
 
 
-DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType({
+DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+  {
     # Parameters.
     'layers': (),
     'embed': ('fsdp',),
@@ -563,23 +623,56 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType({
     'act_embed': (),
     'act_heads': ('tensor',),
     'act_mlp': ('tensor',),
-})
+  }
+)
 
 
 _RELEASED = dict(
-    patch=2, image_dim=1280, image_tokens=257, freq_dim=256, action_dim=32, proprio_dim=64, action_hidden=1024,
-    frames_per_chunk=2, actions_per_chunk=24, max_chunks=4, predict_first_frame=True, state_rule='reference',
-    dtype='bfloat16', remat='block', image=ImageConfig(kind='clip', dtype='bfloat16'),
-    text=TextConfig(kind='umt5', vocab=256384, length=512, dim=4096, layers=24, dtype='bfloat16'))
+  patch=2,
+  image_dim=1280,
+  image_tokens=257,
+  freq_dim=256,
+  action_dim=32,
+  proprio_dim=64,
+  action_hidden=1024,
+  frames_per_chunk=2,
+  actions_per_chunk=24,
+  max_chunks=4,
+  predict_first_frame=True,
+  state_rule='reference',
+  dtype='bfloat16',
+  remat='block',
+  image=ImageConfig(kind='clip', dtype='bfloat16'),
+  text=TextConfig(kind='umt5', vocab=256384, length=512, dim=4096, layers=24, dtype='bfloat16'),
+)
 
-# The released DreamZero: Wan2.1-I2V-14B and Wan2.2-TI2V-5B with action modules. Source: DreamZero launch scripts.
+# The released DreamZero: Wan2.1-I2V-14B and Wan2.2-TI2V-5B with action modules. Source: DreamZero
+# launch scripts.
 WAN2_1_I2V_14B = ModelConfig(
-    dim=5120, mlp_dim=13824, num_heads=40, num_layers=40, image_condition=True,
-    tokenizer=TokenizerConfig('wan2_1', temporal=4, spatial=8, channels=16, dtype='bfloat16'), **_RELEASED)
+  dim=5120,
+  mlp_dim=13824,
+  num_heads=40,
+  num_layers=40,
+  image_condition=True,
+  tokenizer=TokenizerConfig('wan2_1', temporal=4, spatial=8, channels=16, dtype='bfloat16'),
+  **_RELEASED,
+)
 WAN2_2_TI2V_5B = ModelConfig(
-    dim=3072, mlp_dim=14336, num_heads=24, num_layers=30,
-    tokenizer=TokenizerConfig('wan2_2', temporal=4, spatial=16, channels=48, resize=(160, 320), dtype='bfloat16',
-                              vae=VAEConfig(encoder_dim=160, decoder_dim=256)), **_RELEASED)
+  dim=3072,
+  mlp_dim=14336,
+  num_heads=24,
+  num_layers=30,
+  tokenizer=TokenizerConfig(
+    'wan2_2',
+    temporal=4,
+    spatial=16,
+    channels=48,
+    resize=(160, 320),
+    dtype='bfloat16',
+    vae=VAEConfig(encoder_dim=160, decoder_dim=256),
+  ),
+  **_RELEASED,
+)
 
 
 DATA_ROOT = '~/wam_jax_data'
@@ -587,29 +680,40 @@ DATA_ROOT = '~/wam_jax_data'
 
 def base() -> ml_collections.ConfigDict:
   """Every key at its default, as a ConfigDict for a config file to change."""
-  return ml_collections.ConfigDict(_plain(dataclasses.asdict(TrainConfig(rules=dict(DEFAULT_RULES)))))
+  return ml_collections.ConfigDict(
+    _plain(dataclasses.asdict(TrainConfig(rules=dict(DEFAULT_RULES))))
+  )
 
 
 def tabletop_dataset(robot: str, tasks: str, episodes: int, weight: float = 1.0) -> dict[str, Any]:
-  """A tabletop dataset for `data.mixture`, below DATA_ROOT; `python -m data.tabletop` makes it when it is not there.
+  """A tabletop dataset for `data.mixture`, below DATA_ROOT; `python -m data.tabletop` makes it when
+  it is not there.
 
   Args:
     robot: 'disc', 'arm', 'cart' or 'human'. tasks: comma-separated.
   """
   return dict(
-      source='', path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0', split='train',
-      embodiment=f'tabletop_{robot}', weight=weight,
-      prepare=f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} --episodes={episodes} '
-              '--workers=2')
+    source='',
+    path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0',
+    split='train',
+    embodiment=f'tabletop_{robot}',
+    weight=weight,
+    prepare=f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} --episodes={episodes} '
+    '--workers=2',
+  )
 
 
-def smoke(config: ml_collections.ConfigDict, stand_ins: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
-  """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest size that runs.
+def smoke(
+  config: ml_collections.ConfigDict, stand_ins: Mapping[str, str] | None = None
+) -> ml_collections.ConfigDict:
+  """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest
+  size that runs.
 
   Args:
-    stand_ins: for an experiment on data and imported weights that a test cannot have: of each dataset, the tabletop
-      robot whose episodes take its place. The model is then a tiny one from scratch, with small encoders, that keeps
-      the experiment's rules (noise, losses, optimizer, sampling, rematerialisation).
+    stand_ins: for an experiment on data and imported weights that a test cannot have: of each
+      dataset, the tabletop robot whose episodes take its place. The model is then a tiny one from
+      scratch, with small encoders, that keeps the experiment's rules (noise, losses, optimizer,
+      sampling, rematerialisation).
   """
   config.name += '_smoke'
   config.steps, config.batch_size, config.log_every, config.save_every = 4, 8, 1, 2
@@ -620,7 +724,9 @@ def smoke(config: ml_collections.ConfigDict, stand_ins: Mapping[str, str] | None
   m.tokenizer.fit_windows = 16
   config.evaluation.episodes = config.evaluation.batch = 2
   for dataset in config.data.mixture.values():
-    moved = [text.replace(DATA_ROOT, f'{DATA_ROOT}/smoke') for text in (dataset.path, dataset.prepare)]
+    moved = [
+      text.replace(DATA_ROOT, f'{DATA_ROOT}/smoke') for text in (dataset.path, dataset.prepare)
+    ]
     dataset.path, dataset.prepare = moved[0], re.sub(r'--episodes=\d+', '--episodes=20', moved[1])
   return config
 
@@ -629,10 +735,17 @@ def _stand_in(config: ml_collections.ConfigDict, robots: Mapping[str, str]) -> N
   """Tabletop data and a tiny model from scratch in place of large ones."""
   kept = ('predict_first_frame', 'state_rule', 'history_rule', 'remat', 'num_embodiments')
   config.model = _plain(dataclasses.asdict(ModelConfig(**{key: config.model[key] for key in kept})))
-  config.data.mixture = {name: tabletop_dataset(robot, 'reach', 20, config.data.mixture[name].weight)
-                         for name, robot in robots.items()}
+  config.data.mixture = {
+    name: tabletop_dataset(robot, 'reach', 20, config.data.mixture[name].weight)
+    for name, robot in robots.items()
+  }
   config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
-  config.data.ranges, config.data.features, config.init_from, config.trainable = {}, 'off', '', ('all',)
+  config.data.ranges, config.data.features, config.init_from, config.trainable = (
+    {},
+    'off',
+    '',
+    ('all',),
+  )
   config.mesh, config.accumulate = {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, 1
   config.sample.steps, config.sample.evaluate_steps = min(config.sample.steps, 2), ()
   config.evaluation = _plain(dataclasses.asdict(EvalConfig()))
@@ -642,15 +755,19 @@ def from_config_dict(config: Mapping[str, Any]) -> TrainConfig:
   """The frozen dataclasses of a config file's result.
 
   Raises:
-    ValueError: keys that do not exist, are missing or have a value of another type; all of them, up to ten.
+    ValueError: keys that do not exist, are missing or have a value of another type; all of them, up
+      to ten.
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
   problems: list[str] = []
   built = _build(TrainConfig, config, 'config', problems)
   if problems:
-    raise ValueError('The config has wrong keys or values:\n  ' + '\n  '.join(problems[:10])
-                     + '\nEvery key, with its default and unit, is declared in wam_jax/config.py.')
+    raise ValueError(
+      'The config has wrong keys or values:\n  '
+      + '\n  '.join(problems[:10])
+      + '\nEvery key, with its default and unit, is declared in wam_jax/config.py.'
+    )
   return built
 
 
@@ -670,11 +787,18 @@ def _build(cls: type, given: Any, where: str, problems: list[str]) -> Any:
     problems.append(f'{where}={given!r} must be a group of keys of {cls.__name__}.')
     return None
   hints = typing.get_type_hints(cls)
-  problems.extend(f'{where}.{key} does not exist; {where} has {", ".join(sorted(hints))}.'
-                  for key in given if key not in hints)
+  problems.extend(
+    f'{where}.{key} does not exist; {where} has {", ".join(sorted(hints))}.'
+    for key in given
+    if key not in hints
+  )
   problems.extend(f'{where}.{key} is missing.' for key in hints if key not in given)
   before = len(problems)
-  fields = {key: _convert(hints[key], given[key], f'{where}.{key}', problems) for key in hints if key in given}
+  fields = {
+    key: _convert(hints[key], given[key], f'{where}.{key}', problems)
+    for key in hints
+    if key in given
+  }
   return None if len(problems) > before or len(fields) < len(hints) else cls(**fields)
 
 

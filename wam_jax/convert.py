@@ -4,11 +4,13 @@ python -m wam_jax.convert import  --source=DIR --output=WORKDIR [--layout=dreamz
 python -m wam_jax.convert export  --source=WORKDIR --output=DIR [--layout=dreamzero|diffusers] [--dtype=bfloat16]
 python -m wam_jax.convert inspect --source=DIR [--json=FILE]
 
-`import` makes a workdir that `serve` and `evaluate` take as it is and `train` through --config.init_from. `export`
-writes what the official DreamZero server opens, or a Diffusers directory beside which the action modules lie. Weights
-keep the dtype they have, so that import and export give back the same bits; --dtype rounds them. They pass through
-memory one at a time, and the output appears only when it is complete. Sources may lie in a bucket (gs://...).
+`import` makes a workdir that `serve` and `evaluate` take as it is and `train` through
+--config.init_from. `export` writes what the official DreamZero server opens, or a Diffusers
+directory beside which the action modules lie. Weights keep the dtype they have, so that import and
+export give back the same bits; --dtype rounds them. They pass through memory one at a time, and the
+output appears only when it is complete. Sources may lie in a bucket (gs://...).
 """
+
 from __future__ import annotations
 
 import pathlib
@@ -27,39 +29,76 @@ from wam_jax.interop import layouts
 from wam_jax.interop import workdirs
 
 _COMMANDS = ('import', 'export', 'inspect')
-_SOURCE = flags.DEFINE_string('source', None, 'Checkpoint directory to read; for export, a workdir.', required=True)
-_OUTPUT = flags.DEFINE_string('output', None, 'Directory to make: a workdir for import, a checkpoint for export.')
-_LAYOUT = flags.DEFINE_enum('layout', None, ('dreamzero', 'wan', 'diffusers'),
-                            'Of the foreign side. Import and inspect find out; export writes dreamzero by default.')
-_BASE = flags.DEFINE_string('base', None, 'Import, LoRA: the directory that the adapters were trained on.')
-_TEXT = flags.DEFINE_string('text_encoder', None, 'Import, wan: file or directory of the T5, where not in the source.')
+_SOURCE = flags.DEFINE_string(
+  'source', None, 'Checkpoint directory to read; for export, a workdir.', required=True
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Directory to make: a workdir for import, a checkpoint for export.'
+)
+_LAYOUT = flags.DEFINE_enum(
+  'layout',
+  None,
+  ('dreamzero', 'wan', 'diffusers'),
+  'Of the foreign side. Import and inspect find out; export writes dreamzero by default.',
+)
+_BASE = flags.DEFINE_string(
+  'base', None, 'Import, LoRA: the directory that the adapters were trained on.'
+)
+_TEXT = flags.DEFINE_string(
+  'text_encoder', None, 'Import, wan: file or directory of the T5, where not in the source.'
+)
 _IMAGE = flags.DEFINE_string(
-    'image_encoder', None, 'Import, wan: the same of CLIP. Wan2.2-TI2V has none; with one given it gets the (new) '
-    'image attention that DreamZero trains.')
+  'image_encoder',
+  None,
+  'Import, wan: the same of CLIP. Wan2.2-TI2V has none; with one given it gets the (new) '
+  'image attention that DreamZero trains.',
+)
 _VAE = flags.DEFINE_string('vae', None, 'Import, wan: the same of the video VAE.')
 _VOCABULARY = flags.DEFINE_string(
-    'tokenizer', None, "Import: tokenizer.json or sentencepiece model of UMT5, where not in the source.")
+  'tokenizer',
+  None,
+  'Import: tokenizer.json or sentencepiece model of UMT5, where not in the source.',
+)
 _IMAGE_HEADS = flags.DEFINE_integer(
-    'image_heads', 0, 'Import: attention heads of a CLIP other than the released; 0 for 16.', 0)
+  'image_heads', 0, 'Import: attention heads of a CLIP other than the released; 0 for 16.', 0
+)
 _NUM_EMBODIMENTS = flags.DEFINE_integer(
-    'num_embodiments', 1, 'Import of weights without action modules: categories of the new ones.', 1)
+  'num_embodiments', 1, 'Import of weights without action modules: categories of the new ones.', 1
+)
 _STATISTICS = flags.DEFINE_bool(
-    'statistics', True, '--nostatistics converts weights alone, whose statistics are lost: no robot can be controlled.')
-_DTYPE = flags.DEFINE_enum('dtype', 'keep', tuple(importing.DTYPES), 'Of the weights written; keep: as they are.')
+  'statistics',
+  True,
+  '--nostatistics converts weights alone, whose statistics are lost: no robot can be controlled.',
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'keep', tuple(importing.DTYPES), 'Of the weights written; keep: as they are.'
+)
 _SHARD_GB = flags.DEFINE_float('max_shard_gb', 5.0, 'Export: largest file.', 0.001)
-_STEP = flags.DEFINE_integer('checkpoint_step', None, 'Export, inspect: of a workdir; the newest by default.')
+_STEP = flags.DEFINE_integer(
+  'checkpoint_step', None, 'Export, inspect: of a workdir; the newest by default.'
+)
 _EMBODIMENT = flags.DEFINE_string(
-    'embodiment', '', 'Export: one of the robots; needed where each has its own category of action modules.')
-_TAG = flags.DEFINE_string('tag', '', "Export: DreamZero's tag for that robot, where it is not the known one.")
+  'embodiment',
+  '',
+  'Export: one of the robots; needed where each has its own category of action modules.',
+)
+_TAG = flags.DEFINE_string(
+  'tag', '', "Export: DreamZero's tag for that robot, where it is not the known one."
+)
 _CAMERA = flags.DEFINE_string(
-    'camera_resolution', None, "Export to dreamzero: COLUMNSxROWS of the robot's camera images; DROID's are known.")
+  'camera_resolution',
+  None,
+  "Export to dreamzero: COLUMNSxROWS of the robot's camera images; DROID's are known.",
+)
 _JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) != 2 or argv[1] not in _COMMANDS:
-    raise ValueError(f'Say what to do, as in: python -m wam_jax.convert {_COMMANDS[0]} --source=... ; one of '
-                     f'{", ".join(_COMMANDS)}, got {" ".join(argv[1:]) or "nothing"}.')
+    raise ValueError(
+      f'Say what to do, as in: python -m wam_jax.convert {_COMMANDS[0]} --source=... ; one of '
+      f'{", ".join(_COMMANDS)}, got {" ".join(argv[1:]) or "nothing"}.'
+    )
   if argv[1] != 'inspect' and not _OUTPUT.value:
     raise ValueError(f'{argv[1]} needs --output=DIRECTORY.')
   report = {'import': _import, 'export': _export, 'inspect': _inspect}[argv[1]]()
@@ -70,19 +109,33 @@ def main(argv: Sequence[str]) -> None:
 def _import() -> dict[str, Any]:
   target = _local('output', _OUTPUT.value)
   source = layouts.open_source(_path(_SOURCE.value), _options())
-  report = importing.import_checkpoint(source, target, _DTYPE.value, _STATISTICS.value, _vocabulary())
+  report = importing.import_checkpoint(
+    source, target, _DTYPE.value, _STATISTICS.value, _vocabulary()
+  )
   print(importing.show(report))
   return report
 
 
 def _export() -> dict[str, Any]:
   if _LAYOUT.value == 'wan':
-    raise ValueError('--layout=wan cannot be written: Wan-AI\'s files have no room for the action modules; '
-                     'pass dreamzero or diffusers.')
+    raise ValueError(
+      "--layout=wan cannot be written: Wan-AI's files have no room for the action modules; "
+      'pass dreamzero or diffusers.'
+    )
   own = workdirs.open_workdir(_local('source', _SOURCE.value), _STEP.value)
-  report = exporting.export_checkpoint(own, _local('output', _OUTPUT.value), exporting.Options(
-      layout=_LAYOUT.value or 'dreamzero', dtype=_DTYPE.value, shard_bytes=int(_SHARD_GB.value * 1e9),
-      embodiment=_EMBODIMENT.value, tag=_TAG.value, camera=_camera(), statistics=_STATISTICS.value))
+  report = exporting.export_checkpoint(
+    own,
+    _local('output', _OUTPUT.value),
+    exporting.Options(
+      layout=_LAYOUT.value or 'dreamzero',
+      dtype=_DTYPE.value,
+      shard_bytes=int(_SHARD_GB.value * 1e9),
+      embodiment=_EMBODIMENT.value,
+      tag=_TAG.value,
+      camera=_camera(),
+      statistics=_STATISTICS.value,
+    ),
+  )
   print(exporting.show(report))
   return report
 
@@ -96,9 +149,12 @@ def _inspect() -> dict[str, Any]:
 def _options() -> layouts.Options:
   given = {'text': _TEXT.value, 'image': _IMAGE.value, 'tokenizer': _VAE.value}
   return layouts.Options(
-      layout=_LAYOUT.value or '', base=_path(_BASE.value) if _BASE.value else None,
-      encoders={part: _path(place) for part, place in given.items() if place}, image_heads=_IMAGE_HEADS.value,
-      num_embodiments=_NUM_EMBODIMENTS.value)
+    layout=_LAYOUT.value or '',
+    base=_path(_BASE.value) if _BASE.value else None,
+    encoders={part: _path(place) for part, place in given.items() if place},
+    image_heads=_IMAGE_HEADS.value,
+    num_embodiments=_NUM_EMBODIMENTS.value,
+  )
 
 
 def _vocabulary() -> epath.Path | None:
@@ -106,7 +162,9 @@ def _vocabulary() -> epath.Path | None:
     return None
   found = layouts.find_vocabulary(_path(_VOCABULARY.value))
   if found is None:
-    raise ValueError(f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(layouts.VOCABULARIES)}.')
+    raise ValueError(
+      f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(layouts.VOCABULARIES)}.'
+    )
   return found
 
 
@@ -121,8 +179,10 @@ def _camera() -> tuple[int, int] | None:
 
 def _local(flag: str, place: str) -> pathlib.Path:
   if '://' in place:
-    raise ValueError(f'--{flag}={place} is an object store; a directory that is renamed when it is complete needs a '
-                     'file system. Mount the bucket (gcsfuse, s3fs), or copy the directory.')
+    raise ValueError(
+      f'--{flag}={place} is an object store; a directory that is renamed when it is complete needs a '
+      'file system. Mount the bucket (gcsfuse, s3fs), or copy the directory.'
+    )
   return pathlib.Path(place).expanduser().absolute()
 
 

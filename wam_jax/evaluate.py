@@ -1,10 +1,12 @@
-"""Evaluates a checkpoint: closed-loop success in a simulator, or predictions on recorded episodes, with pictures.
+"""Evaluates a checkpoint: closed-loop success in a simulator, or predictions on recorded episodes,
+with pictures.
 
 python -m wam_jax.evaluate --workdir=DIR [--episodes=100] [--mode=joint|flash] [--steps=4] [--seed=0]
 
-Prints one table and writes it, with videos and film strips of what was imagined beside what happened, to
-WORKDIR/evaluation/. Baselines for comparison: --policy=hold, random or untrained.
+Prints one table and writes it, with videos and film strips of what was imagined beside what
+happened, to WORKDIR/evaluation/. Baselines for comparison: --policy=hold, random or untrained.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,34 +17,72 @@ from wam_jax import cli
 from wam_jax.evaluation import run
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of the training run to evaluate.', required=True)
-_STEP = flags.DEFINE_integer('checkpoint_step', None, 'Step of the checkpoint; the newest by default.')
+_STEP = flags.DEFINE_integer(
+  'checkpoint_step', None, 'Step of the checkpoint; the newest by default.'
+)
 _OUTPUT = flags.DEFINE_string(
-    'output', None, 'Directory of the table and pictures; WORKDIR/evaluation/NAME by default.')
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON (also in the output directory).')
+  'output', None, 'Directory of the table and pictures; WORKDIR/evaluation/NAME by default.'
+)
+_JSON = flags.DEFINE_string(
+  'json', None, 'File for what is printed, as JSON (also in the output directory).'
+)
 _ENV = flags.DEFINE_enum(
-    'env', None, ('tabletop', 'dataset'), 'Simulator, or recorded episodes; default: the config\'s.')
-_EPISODES = flags.DEFINE_integer('episodes', None, 'Episodes of each robot, or windows; default: the config\'s.', 1)
-_BATCH = flags.DEFINE_integer('batch', None, 'Episodes side by side; the batch of the control step.', 1)
-_TASKS = flags.DEFINE_list('tasks', None, 'Tasks of the simulator, comma-separated; default: the config\'s.')
-_WORLD = flags.DEFINE_enum('world', 'train', ('train', 'unseen_task', 'unseen_look'),
-                           'Scenes like those of training (other seeds), held-out task combinations, held-out looks.')
-_POLICY = flags.DEFINE_enum('policy', 'model', ('model', 'untrained', 'hold', 'random'), 'Who acts.')
+  'env', None, ('tabletop', 'dataset'), "Simulator, or recorded episodes; default: the config's."
+)
+_EPISODES = flags.DEFINE_integer(
+  'episodes', None, "Episodes of each robot, or windows; default: the config's.", 1
+)
+_BATCH = flags.DEFINE_integer(
+  'batch', None, 'Episodes side by side; the batch of the control step.', 1
+)
+_TASKS = flags.DEFINE_list(
+  'tasks', None, "Tasks of the simulator, comma-separated; default: the config's."
+)
+_WORLD = flags.DEFINE_enum(
+  'world',
+  'train',
+  ('train', 'unseen_task', 'unseen_look'),
+  'Scenes like those of training (other seeds), held-out task combinations, held-out looks.',
+)
+_POLICY = flags.DEFINE_enum(
+  'policy', 'model', ('model', 'untrained', 'hold', 'random'), 'Who acts.'
+)
 _MODE = flags.DEFINE_enum(
-    'mode', None, ('joint', 'flash'), 'Denoise the video fully, or stop it early; default: the config\'s.')
-_SOLVER = flags.DEFINE_enum('solver', None, ('euler', 'unipc'), 'Default: the config\'s.')
-_STEPS = flags.DEFINE_integer('steps', None, 'Denoising steps; default: the config\'s.', 1)
-_SEED = flags.DEFINE_integer('seed', 0, 'First of the seeds of scenes and noise; training never uses these.', 0)
+  'mode',
+  None,
+  ('joint', 'flash'),
+  "Denoise the video fully, or stop it early; default: the config's.",
+)
+_SOLVER = flags.DEFINE_enum('solver', None, ('euler', 'unipc'), "Default: the config's.")
+_STEPS = flags.DEFINE_integer('steps', None, "Denoising steps; default: the config's.", 1)
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'First of the seeds of scenes and noise; training never uses these.', 0
+)
 _VIDEOS = flags.DEFINE_integer('videos', 4, 'Episodes to show in pictures.', 0)
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
-  run.evaluate(run.Options(
-      workdir=_WORKDIR.value, checkpoint_step=_STEP.value, output=_OUTPUT.value, json=_JSON.value, env=_ENV.value,
-      episodes=_EPISODES.value, batch=_BATCH.value, tasks=_TASKS.value and tuple(_TASKS.value), world=_WORLD.value,
-      policy=_POLICY.value, mode=_MODE.value, solver=_SOLVER.value, steps=_STEPS.value, seed=_SEED.value,
-      videos=_VIDEOS.value))
+  run.evaluate(
+    run.Options(
+      workdir=_WORKDIR.value,
+      checkpoint_step=_STEP.value,
+      output=_OUTPUT.value,
+      json=_JSON.value,
+      env=_ENV.value,
+      episodes=_EPISODES.value,
+      batch=_BATCH.value,
+      tasks=_TASKS.value and tuple(_TASKS.value),
+      world=_WORLD.value,
+      policy=_POLICY.value,
+      mode=_MODE.value,
+      solver=_SOLVER.value,
+      steps=_STEPS.value,
+      seed=_SEED.value,
+      videos=_VIDEOS.value,
+    )
+  )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,11 @@
-"""Which parameters a run trains, and low-rank adapters: their arithmetic and their place in nested parameters.
+"""Which parameters a run trains, and low-rank adapters: their arithmetic and their place in nested
+parameters.
 
-Parameters are nested dicts; a path joins their keys by '/'. `models.layers.Einsum` makes adapters: beside a kernel `w`
-lie `lora_a` and `lora_b`, and the layer acts as one with the kernel `w + alpha / rank * lora_a lora_b`.
+Parameters are nested dicts; a path joins their keys by '/'. `models.layers.Einsum` makes adapters:
+beside a kernel `w` lie `lora_a` and `lora_b`, and the layer acts as one with the kernel `w + alpha
+/ rank * lora_a lora_b`.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,8 +19,12 @@ import numpy as np
 from wam_jax import config as cfg
 
 DOWN, UP = 'lora_a', 'lora_b'
-# Names that stand for patterns. Source of 'lora': DreamZero `WANPolicyHead`, train_architecture "lora".
-SETS = {'all': ('*',), 'lora': (f'*/{DOWN}', f'*/{UP}', 'state_encoder', 'action_encoder', 'action_decoder')}
+# Names that stand for patterns. Source of 'lora': DreamZero `WANPolicyHead`, train_architecture
+# "lora".
+SETS = {
+  'all': ('*',),
+  'lora': (f'*/{DOWN}', f'*/{UP}', 'state_encoder', 'action_encoder', 'action_decoder'),
+}
 
 Params = Mapping[str, Any]
 
@@ -26,24 +33,34 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[dict[str, Any], dic
   """(what is trained, what is frozen) of nested parameters; `overlay` puts them together again.
 
   Args:
-    trainable: names of SETS, or patterns of paths as the shell's: 'action_decoder', 'blocks/self_attn/*/b'.
+    trainable: names of SETS, or patterns of paths as the shell's: 'action_decoder',
+      'blocks/self_attn/*/b'.
   Raises:
     ValueError: a pattern matches nothing.
   """
   patterns = [pattern for name in trainable for pattern in SETS.get(name, (name,))]
   paths = list(_paths(params))
-  if unmatched := [pattern for pattern in patterns if not any(_matches(path, pattern) for path in paths)]:
+  if unmatched := [
+    pattern for pattern in patterns if not any(_matches(path, pattern) for path in paths)
+  ]:
     names = dict.fromkeys('/'.join(path.split('/')[:2]) for path in paths)
-    raise ValueError(f'config.trainable={tuple(trainable)}: no parameter matches {", ".join(map(repr, unmatched))}; '
-                     f'use {", ".join(map(repr, SETS))} or patterns of the names here: {", ".join(names)}.')
+    raise ValueError(
+      f'config.trainable={tuple(trainable)}: no parameter matches {", ".join(map(repr, unmatched))}; '
+      f'use {", ".join(map(repr, SETS))} or patterns of the names here: {", ".join(names)}.'
+    )
   trained = {path for path in paths if any(_matches(path, pattern) for pattern in patterns)}
   return _select(params, trained.__contains__), _select(params, lambda path: path not in trained)
 
 
 def overlay(below: Params, above: Params) -> dict[str, Any]:
   """Nested dicts with the leaves of both, those of `above` where both have one."""
-  return {**below, **{key: overlay(below.get(key, {}), value) if isinstance(value, Mapping) else value
-                      for key, value in above.items()}}
+  return {
+    **below,
+    **{
+      key: overlay(below.get(key, {}), value) if isinstance(value, Mapping) else value
+      for key, value in above.items()
+    },
+  }
 
 
 def without_adapters(params: Params) -> dict[str, Any]:
@@ -57,14 +74,18 @@ def merge(params: Params, lora: cfg.LoraConfig) -> dict[str, Any]:
     w, down, up = params['w'], params[DOWN], params[UP]
     merged = np.stack([adapt(*layer, lora.scale) for layer in zip(w, down, up, strict=True)])
     return _select(params, lambda path: path not in (DOWN, UP)) | {'w': merged}
-  return {key: merge(value, lora) if isinstance(value, Mapping) else value for key, value in params.items()}
+  return {
+    key: merge(value, lora) if isinstance(value, Mapping) else value
+    for key, value in params.items()
+  }
 
 
 def adapt(w: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> np.ndarray:
   """`w + scale * left right`, computed in float32 and rounded once to the dtype of `w`.
 
   Args:
-    w: [..., ...] of any axes; left: its first axes, then the rank; right: the rank, then the others.
+    w: [..., ...] of any axes; left: its first axes, then the rank; right: the rank, then the
+      others.
   """
   change = np.tensordot(left.astype(np.float32), right.astype(np.float32), 1)
   change *= np.float32(scale)
@@ -74,7 +95,9 @@ def adapt(w: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> n
 
 def merged_config(config: cfg.TrainConfig) -> cfg.TrainConfig:
   """The config of a run whose adapters are merged into its weights."""
-  return dataclasses.replace(config, model=dataclasses.replace(config.model, lora=cfg.LoraConfig()), trainable=('all',))
+  return dataclasses.replace(
+    config, model=dataclasses.replace(config.model, lora=cfg.LoraConfig()), trainable=('all',)
+  )
 
 
 def fingerprint(params: Params) -> str:

@@ -1,8 +1,9 @@
 """Flow matching: noise levels, interpolation, velocity targets, loss weights. No network, no I/O.
 
-`sigma` is 0 for clean and 1 for noise; the reference's timestep is 1000 * sigma, the paper's time is 1 - sigma, and
-the velocity here, noise - clean, is minus the paper's.
+`sigma` is 0 for clean and 1 for noise; the reference's timestep is 1000 * sigma, the paper's time
+is 1 - sigma, and the velocity here, noise - clean, is minus the paper's.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +17,9 @@ from wam_jax import config as cfg
 
 
 class NoiseLevels(NamedTuple):
-  """first_B: of frame 0, video_BQ: of each chunk, action_BA: of each action step; all float32 in [0, 1]."""
+  """first_B: of frame 0, video_BQ: of each chunk, action_BA: of each action step; all float32 in
+  [0, 1].
+  """
 
   first_B: jax.Array
   video_BQ: jax.Array
@@ -24,16 +27,20 @@ class NoiseLevels(NamedTuple):
 
 
 def warp(sigma, shift: float):
-  """Levels moved towards noise: shift * s / (1 + (shift - 1) * s). Works on numpy and JAX arrays."""
+  """Levels moved towards noise: shift * s / (1 + (shift - 1) * s). Works on numpy and JAX
+  arrays.
+  """
   return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def schedule(levels: int, shift: float, smallest: float = 0.0, drop_last: bool = True) -> np.ndarray:
+def schedule(
+  levels: int, shift: float, smallest: float = 0.0, drop_last: bool = True
+) -> np.ndarray:
   """[levels] float32 discrete sigmas, from pure noise (index 0) downwards.
 
-  Evenly spaced before the shift from 1 to `smallest`, which with `drop_last` would be the level after the last. The
-  defaults are those of DreamZero's policy head. Source: `FlowMatchScheduler.set_timesteps`, its sigma_min and
-  extra_one_step.
+  Evenly spaced before the shift from 1 to `smallest`, which with `drop_last` would be the level
+  after the last. The defaults are those of DreamZero's policy head. Source:
+  `FlowMatchScheduler.set_timesteps`, its sigma_min and extra_one_step.
   """
   return warp(np.linspace(1.0, smallest, levels + drop_last)[:levels], shift).astype(np.float32)
 
@@ -41,7 +48,8 @@ def schedule(levels: int, shift: float, smallest: float = 0.0, drop_last: bool =
 def level_weights(sigmas: np.ndarray, scale: float = 1.0) -> np.ndarray:
   """The reference's bell-shaped loss weight of each level of a schedule, mean 1.
 
-  The bell is highest at `scale` * sigma = 0.5. The reference's scale is 1000 / (number of levels): 1 for its 1000.
+  The bell is highest at `scale` * sigma = 0.5. The reference's scale is 1000 / (number of levels):
+  1 for its 1000.
   Source: DreamZero `FlowMatchScheduler.set_timesteps(training=True)`.
   """
   bell = np.exp(-2 * (scale * sigmas.astype(np.float64) - 0.5) ** 2)
@@ -49,19 +57,22 @@ def level_weights(sigmas: np.ndarray, scale: float = 1.0) -> np.ndarray:
   return (bell * len(sigmas) / bell.sum()).astype(np.float32)
 
 
-def sample_levels(key: jax.Array, batch: int, chunks: int, config: cfg.FlowConfig,
-                  actions_per_chunk: int = 1) -> NoiseLevels:
+def sample_levels(
+  key: jax.Array, batch: int, chunks: int, config: cfg.FlowConfig, actions_per_chunk: int = 1
+) -> NoiseLevels:
   """One draw of noise levels per sample and chunk.
 
-  coupled: one uniform index of the shifted schedule, shared by a chunk's video and actions (paper, section on the
-  coupled schedule). flash: video eta ~ Beta(beta, 1), drawn as U^(1/beta), action ~ U(0, 1), independent (paper,
-  DreamZero-Flash). decoupled: the reference's code for the same idea, Beta and uniform draws of indices of the shifted
-  schedule, the actions' anew for every step. Frame 0 has its own level of the video's law.
+  coupled: one uniform index of the shifted schedule, shared by a chunk's video and actions (paper,
+  section on the coupled schedule). flash: video eta ~ Beta(beta, 1), drawn as U^(1/beta), action ~
+  U(0, 1), independent (paper, DreamZero-Flash). decoupled: the reference's code for the same idea,
+  Beta and uniform draws of indices of the shifted schedule, the actions' anew for every step. Frame
+  0 has its own level of the video's law.
   """
   key_video, key_action, key_first = jax.random.split(key, 3)
   spread = lambda action_BQ: jnp.repeat(action_BQ, actions_per_chunk, 1)
   uniform = lambda k, shape: jnp.asarray(schedule(config.levels, config.shift))[
-      jax.random.randint(k, shape, 0, config.levels)]
+    jax.random.randint(k, shape, 0, config.levels)
+  ]
   eta = lambda k, shape: jax.random.uniform(k, shape) ** (1 / config.video_beta)
   if config.schedule == 'coupled':
     video_BQ = uniform(key_video, (batch, chunks))
@@ -99,12 +110,16 @@ def interpolate(clean, noise, sigma):
 
 
 def sample_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Standard normal float32. Drawn in two axes: the same bits as in more, and compiled 20 times faster on CPU."""
+  """Standard normal float32. Drawn in two axes: the same bits as in more, and compiled 20 times
+  faster on CPU.
+  """
   return jax.random.normal(key, (shape[0], math.prod(shape[1:]))).reshape(shape)
 
 
 def velocity(clean, noise):
-  """The regression target, constant along the path. Source: `FlowMatchScheduler.training_target`."""
+  """The regression target, constant along the path. Source:
+  `FlowMatchScheduler.training_target`.
+  """
   return noise - clean
 
 
@@ -127,7 +142,8 @@ def nearest_weight(sigma, sigmas: np.ndarray, weights: np.ndarray):
 
 
 def video_loss(prediction, target, weight_BF, mask_BF, count=None) -> jax.Array:
-  """Weighted squared error of the video velocity, mean over latents and over the frames in `mask_BF`.
+  """Weighted squared error of the video velocity, mean over latents and over the frames in
+  `mask_BF`.
 
   Args:
     prediction, target: [B, F, H, W, C]. weight_BF: float32. mask_BF: bool.
@@ -137,12 +153,14 @@ def video_loss(prediction, target, weight_BF, mask_BF, count=None) -> jax.Array:
   return _masked_mean(weight_BF * error_BF, mask_BF, count)
 
 
-def action_loss(prediction_BAU, target_BAU, weight_BA, mask_BAU, mean: str, count=None) -> jax.Array:
+def action_loss(
+  prediction_BAU, target_BAU, weight_BA, mask_BAU, mean: str, count=None
+) -> jax.Array:
   """Weighted squared error of the action velocity over real dimensions of real steps.
 
-  With `mean` 'real' the sum is divided by the number of such entries, with 'padded' by the number of all, as the
-  reference does; `count` is that number where it is not the arrays' own. Video-only samples have no real entry and add
-  nothing.
+  With `mean` 'real' the sum is divided by the number of such entries, with 'padded' by the number
+  of all, as the reference does; `count` is that number where it is not the arrays' own. Video-only
+  samples have no real entry and add nothing.
   """
   error_BAU = weight_BA[..., None] * jnp.square(prediction_BAU.astype(jnp.float32) - target_BAU)
   if mean == 'padded':
@@ -156,5 +174,7 @@ def _masked_mean(x, mask, count):
 
 def _from_left(sigma, like):
   if jnp.ndim(sigma) > jnp.ndim(like):
-    raise ValueError(f'sigma of shape {jnp.shape(sigma)} has more axes than the array of shape {jnp.shape(like)}.')
+    raise ValueError(
+      f'sigma of shape {jnp.shape(sigma)} has more axes than the array of shape {jnp.shape(like)}.'
+    )
   return jnp.reshape(sigma, jnp.shape(sigma) + (1,) * (jnp.ndim(like) - jnp.ndim(sigma)))

@@ -1,8 +1,10 @@
-"""Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases and the progress line.
+"""Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases and the
+progress line.
 
-metrics.jsonl holds only what the config determines, so that a run that was killed and resumed writes the same file as
-one that was not; everything that depends on the clock goes elsewhere.
+metrics.jsonl holds only what the config determines, so that a run that was killed and resumed
+writes the same file as one that was not; everything that depends on the clock goes elsewhere.
 """
+
 from __future__ import annotations
 
 import collections
@@ -24,10 +26,13 @@ from wam_jax import workdir as workdir_lib
 
 
 class MetricsWriter:
-  """Appends one line per call to WORKDIR/metrics.jsonl and timing.jsonl, and the same scalars to TensorBoard."""
+  """Appends one line per call to WORKDIR/metrics.jsonl and timing.jsonl, and the same scalars to
+  TensorBoard.
+  """
 
   def __init__(self, workdir: pathlib.Path, step: int, boards: Sequence[Any] = ()):
-    """Continues after `step` (0 for a new run): what a killed run wrote later is dropped, it will be written again.
+    """Continues after `step` (0 for a new run): what a killed run wrote later is dropped, it will
+    be written again.
 
     Args:
       boards: of `wandb_run`, that are shown the same scalars.
@@ -40,7 +45,9 @@ class MetricsWriter:
     self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
 
   def write(self, step: int, scalars: Mapping[str, float], timing: Mapping[str, float]) -> None:
-    """`scalars` are determined by config and step; `timing` is not. Non-finite values become null."""
+    """`scalars` are determined by config and step; `timing` is not. Non-finite values become
+    null.
+    """
     _append(self._metrics, step, scalars)
     _append(self._timing, step, timing)
     for name, value in (*scalars.items(), *timing.items()):
@@ -64,16 +71,27 @@ def wandb_run(project: str, workdir: pathlib.Path, config: cfg.TrainConfig) -> I
   try:
     import wandb  # Optional, and slow to import.
   except ImportError as e:
-    raise ValueError(f"--wandb_project={project} needs wandb: pip install -e '.[wandb]', or drop the flag.") from e
+    raise ValueError(
+      f"--wandb_project={project} needs wandb: pip install -e '.[wandb]', or drop the flag."
+    ) from e
   name = workdir / 'wandb_id'
   if not name.exists():
     workdir_lib.save_text(name, secrets.token_hex(4))
   try:
-    run = wandb.init(project=project, name=config.name, id=name.read_text(), resume='allow', dir=workdir,
-                     config=cfg.to_dict(config), settings=wandb.Settings(silent=True, console='off'))
+    run = wandb.init(
+      project=project,
+      name=config.name,
+      id=name.read_text(),
+      resume='allow',
+      dir=workdir,
+      config=cfg.to_dict(config),
+      settings=wandb.Settings(silent=True, console='off'),
+    )
   except wandb.Error as e:
-    raise ValueError(f'--wandb_project={project}: {e}. Run `wandb login`, or set WANDB_MODE=offline and send the run '
-                     f'later by `wandb sync {workdir}/wandb/*`.') from e
+    raise ValueError(
+      f'--wandb_project={project}: {e}. Run `wandb login`, or set WANDB_MODE=offline and send the run '
+      f'later by `wandb sync {workdir}/wandb/*`.'
+    ) from e
   failed = True
   try:
     yield run
@@ -100,17 +118,30 @@ def _step_of(line: str) -> float:
 
 
 def _append(f: TextIO, step: int, scalars: Mapping[str, float]) -> None:
-  finite = {name: float(value) if math.isfinite(value) else None for name, value in sorted(scalars.items())}
+  finite = {
+    name: float(value) if math.isfinite(value) else None for name, value in sorted(scalars.items())
+  }
   f.write(json.dumps({'step': step} | finite) + '\n')
   f.flush()
 
 
 class Progress:
-  """Progress with rate and time left: rewritten in place on a terminal, else a line every ten seconds."""
+  """Progress with rate and time left: rewritten in place on a terminal, else a line every ten
+  seconds.
+  """
 
-  def __init__(self, steps: int, batch_size: int, stream: TextIO | None = None, clock=time.monotonic,
-               sample_flops: float = 0.0, peak_flops: float = 0.0):
-    """`sample_flops`: of a training sample; `peak_flops`: of all devices per second, 0 where it is not known."""
+  def __init__(
+    self,
+    steps: int,
+    batch_size: int,
+    stream: TextIO | None = None,
+    clock=time.monotonic,
+    sample_flops: float = 0.0,
+    peak_flops: float = 0.0,
+  ):
+    """`sample_flops`: of a training sample; `peak_flops`: of all devices per second, 0 where it is
+    not known.
+    """
     self._steps, self._batch_size, self._clock = steps, batch_size, clock
     self._sample_flops, self._peak_flops = sample_flops, peak_flops
     self._stream = stream or sys.stdout
@@ -123,7 +154,9 @@ class Progress:
     self._width = 0
 
   def update(self, step: int, loss: float) -> None:
-    """Call when `step` is complete. The first call starts the clock: compilation does not count as training."""
+    """Call when `step` is complete. The first call starts the clock: compilation does not count as
+    training.
+    """
     now = (self._clock(), step)
     self._first, self._last = self._first or now, now
     if not self._marks:
@@ -132,8 +165,10 @@ class Progress:
       rate = _rate(self._marks[0], now)
       self._marks.append(now)
       left = datetime.timedelta(seconds=round((self._steps - step) / rate)) if rate else '?'
-      self._show(f'step {step}/{self._steps} ({100 * step // self._steps}%)  loss {loss:.4f}  '
-                 f'{rate * self._batch_size:.1f} samples/s{self._show_mfu(rate)}  ETA {left}')
+      self._show(
+        f'step {step}/{self._steps} ({100 * step // self._steps}%)  loss {loss:.4f}  '
+        f'{rate * self._batch_size:.1f} samples/s{self._show_mfu(rate)}  ETA {left}'
+      )
 
   @property
   def samples_per_s(self) -> float:
@@ -143,18 +178,26 @@ class Progress:
   @property
   def timing(self) -> dict[str, float]:
     """For timing.jsonl; `mfu` (model FLOPs, of the peak) only where the peak is known."""
-    mfu = {'mfu': self.samples_per_s * self._sample_flops / self._peak_flops} if self._peak_flops else {}
+    mfu = (
+      {'mfu': self.samples_per_s * self._sample_flops / self._peak_flops}
+      if self._peak_flops
+      else {}
+    )
     return {'samples_per_s': self.samples_per_s, 'goodput': self.goodput} | mfu
 
   @property
   def goodput(self) -> float:
-    """Share of the time since this object was made that the steps needed at their best rate, between 0 and 1.
+    """Share of the time since this object was made that the steps needed at their best rate,
+    between 0 and 1.
 
     The rest went to compiling, restoring, saving and waiting for data.
     """
     if not self._first or self._last[1] == self._first[1]:
       return 0.0
-    best = max([_rate(a, b) for a, b in zip(self._marks, list(self._marks)[1:])] + [_rate(self._first, self._last)])
+    best = max(
+      [_rate(a, b) for a, b in zip(self._marks, list(self._marks)[1:])]
+      + [_rate(self._first, self._last)]
+    )
     return min(1.0, (self._last[1] - self._first[1]) / best / (self._last[0] - self._begin))
 
   def say(self, message: str) -> None:

@@ -1,8 +1,11 @@
-"""Object storage (gs://): which paths are taken, and how files that libraries write locally come to lie there.
+"""Object storage (gs://): which paths are taken, and how files that libraries write locally come to
+lie there.
 
-An object appears whole or not at all, cannot be appended to, and nothing locks it. Small files of a run are therefore
-written to a local directory and sent; checkpoints and datasets are read and written in place by their own libraries.
+An object appears whole or not at all, cannot be appended to, and nothing locks it. Small files of a
+run are therefore written to a local directory and sent; checkpoints and datasets are read and
+written in place by their own libraries.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -27,13 +30,17 @@ def make_path(path: str | os.PathLike[str], what: str = 'the path') -> epath.Pat
   """
   path = os.fspath(path)
   if '://' in path and not path.startswith('gs://'):
-    raise ValueError(f'{what} {path!r} is an object store other than gs://. Mount it and pass the mounted path.')
+    raise ValueError(
+      f'{what} {path!r} is an object store other than gs://. Mount it and pass the mounted path.'
+    )
   if is_remote(path):
     try:
       fsspec.get_filesystem_class('gcs')
     except ImportError as e:
-      raise ValueError(f"{what} {path!r} needs gcsfs: pip install 'wam_jax[gcs]', or mount the bucket (gcsfuse) and "
-                       'pass the mounted path.') from e
+      raise ValueError(
+        f"{what} {path!r} needs gcsfs: pip install 'wam_jax[gcs]', or mount the bucket (gcsfuse) and "
+        'pass the mounted path.'
+      ) from e
   return epath.Path(path).expanduser()
 
 
@@ -52,9 +59,15 @@ def write(path: epath.Path, content: bytes) -> None:
     path.write_bytes(content)
   except Exception as e:  # gcsfs raises OSError, its own HttpError or what google.auth raises.
     bucket = '/'.join(str(path).split('/')[:3])
-    reason = 'there is no such bucket' if isinstance(e, FileNotFoundError) else ' '.join(str(e).split())[:300]
-    raise ValueError(f'{path} cannot be written: {reason}. Check the name and your permission with '
-                     f'`gcloud storage ls {bucket}`; log in by `gcloud auth application-default login`.') from e
+    reason = (
+      'there is no such bucket'
+      if isinstance(e, FileNotFoundError)
+      else ' '.join(str(e).split())[:300]
+    )
+    raise ValueError(
+      f'{path} cannot be written: {reason}. Check the name and your permission with '
+      f'`gcloud storage ls {bucket}`; log in by `gcloud auth application-default login`.'
+    ) from e
 
 
 def move(source: epath.Path, target: epath.Path) -> None:
@@ -72,7 +85,9 @@ class Folder:
   """
 
   def __init__(self, local: pathlib.Path, place: epath.Path | None = None, owner: str = ''):
-    """`place` is None if it is `local`; with an `owner` nothing is sent once another one has taken `place`."""
+    """`place` is None if it is `local`; with an `owner` nothing is sent once another one has taken
+    `place`.
+    """
     self.local, self._place, self._owner = local, place, owner
     self._sent: dict[pathlib.Path, tuple[int, int]] = {}
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -96,8 +111,10 @@ class Folder:
 
   def _send(self) -> None:
     if self._owner and (self._place / _OWNER).read_text() != self._owner:
-      raise ValueError(f'{self._place} has been taken over by another training process; this one stops. Pass another '
-                       'directory to run both.')
+      raise ValueError(
+        f'{self._place} has been taken over by another training process; this one stops. Pass another '
+        'directory to run both.'
+      )
     for path in sorted(path for path in self.local.rglob('*') if path.is_file()):
       state = path.stat()
       stamp = state.st_size, state.st_mtime_ns
@@ -108,7 +125,9 @@ class Folder:
 
 @contextlib.contextmanager
 def staged(place: pathlib.Path | epath.Path) -> Iterator[pathlib.Path]:
-  """A local directory whose files are in `place` at the end; `place` itself, made, if that is local."""
+  """A local directory whose files are in `place` at the end; `place` itself, made, if that is
+  local.
+  """
   if not is_remote(place):
     place.mkdir(parents=True, exist_ok=True)
     yield place
@@ -120,9 +139,11 @@ def staged(place: pathlib.Path | epath.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def taken(place: epath.Path, continued: Sequence[str]) -> Iterator[Folder]:
-  """The Folder of `place`, which belongs to this process until another one takes it; sent at the end.
+  """The Folder of `place`, which belongs to this process until another one takes it; sent at the
+  end.
 
-  An earlier owner stops at its next `send`: nothing has to time out before a killed run can be continued.
+  An earlier owner stops at its next `send`: nothing has to time out before a killed run can be
+  continued.
 
   Args:
     continued: names of files that are written on from where they are; fetched if they exist.

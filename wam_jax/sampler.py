@@ -1,13 +1,16 @@
-"""Denoising loops over one chunk: noise levels, solvers, guidance, the scan. Knows no network and no robot.
+"""Denoising loops over one chunk: noise levels, solvers, guidance, the scan. Knows no network and
+no robot.
 
-Both solvers are linear: what they keep between steps (the sample and, for UniPC, the last corrected sample and the last
-two x0 = sample - sigma * velocity) goes by fixed weights into the next. The weights are worked out in numpy float64, so
-the compiled loop only adds, and steps that use a velocity again are one step with other weights.
+Both solvers are linear: what they keep between steps (the sample and, for UniPC, the last corrected
+sample and the last two x0 = sample - sigma * velocity) goes by fixed weights into the next. The
+weights are worked out in numpy float64, so the compiled loop only adds, and steps that use a
+velocity again are one step with other weights.
 """
+
 from __future__ import annotations
 
-from typing import NamedTuple
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,9 @@ from wam_jax import flow
 
 VelocityFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
-LARGEST_UNIPC = float(np.float32(0.999))  # Largest level before the shift; the reference keeps it in float32.
+LARGEST_UNIPC = float(
+  np.float32(0.999)
+)  # Largest level before the shift; the reference keeps it in float32.
 
 
 class Solver(NamedTuple):
@@ -27,7 +32,8 @@ class Solver(NamedTuple):
   Attributes:
     sigmas: [n + 1] levels at the evaluations, and where the sample ends.
     told: [n] levels that the network is told.
-    weights: [n, m, m + 1]: each of the m arrays kept, the sample first, from those before and the velocity.
+    weights: [n, m, m + 1]: each of the m arrays kept, the sample first, from those before and the
+      velocity.
   """
 
   sigmas: np.ndarray
@@ -35,23 +41,30 @@ class Solver(NamedTuple):
   weights: np.ndarray
 
 
-def sampling_sigmas(steps: int, shift: float, largest: float = 1.0, final: float = 0.0) -> np.ndarray:
+def sampling_sigmas(
+  steps: int, shift: float, largest: float = 1.0, final: float = 0.0
+) -> np.ndarray:
   """[steps + 1] float64 levels from `largest` down to `final`, evenly spaced before the shift.
 
   With `final` above 0 the whole schedule is squeezed to end there (decoupled inference).
-  Source: DreamZero `FlowUniPCMultistepScheduler.set_timesteps`, policy head `decouple_inference_noise`.
+  Source: DreamZero `FlowUniPCMultistepScheduler.set_timesteps`, policy head
+  `decouple_inference_noise`.
   """
   sigmas = flow.warp(np.linspace(largest, 0.0, steps + 1), shift)
   return sigmas * (sigmas[0] - final) / sigmas[0] + final
 
 
 def timesteps(sigmas: np.ndarray) -> np.ndarray:
-  """int64 timesteps of levels, cut off. Source: DreamZero `FlowUniPCMultistepScheduler.set_timesteps`."""
+  """int64 timesteps of levels, cut off. Source: DreamZero
+  `FlowUniPCMultistepScheduler.set_timesteps`.
+  """
   return np.floor(1000 * np.asarray(sigmas, np.float64)).astype(np.int64)
 
 
 def euler(sigmas: np.ndarray) -> Solver:
-  """First order: sample + (next sigma - sigma) * velocity. Source: DreamZero `FlowMatchScheduler.step`."""
+  """First order: sample + (next sigma - sigma) * velocity. Source: DreamZero
+  `FlowMatchScheduler.step`.
+  """
   weights = np.stack([np.ones(len(sigmas) - 1), np.diff(sigmas)], 1)[:, None]
   return Solver(sigmas, sigmas[:-1], weights)
 
@@ -59,7 +72,8 @@ def euler(sigmas: np.ndarray) -> Solver:
 def unipc(sigmas: np.ndarray) -> Solver:
   """UniPC of order 2, B(h) = expm1(h), x0 prediction, first order at both ends.
 
-  Source: DreamZero `FlowUniPCMultistepScheduler` (bh2, lower_order_final), after Zhao et al., arXiv 2302.04867.
+  Source: DreamZero `FlowUniPCMultistepScheduler` (bh2, lower_order_final), after Zhao et al., arXiv
+  2302.04867.
   """
   steps = len(sigmas) - 1
   alphas = 1 - sigmas
@@ -79,7 +93,8 @@ def unipc(sigmas: np.ndarray) -> Solver:
 
 
 def skip(solver: Solver, evaluate: tuple[int, ...]) -> Solver:
-  """`solver` with the network run at the steps `evaluate` only; each later step uses its last velocity again.
+  """`solver` with the network run at the steps `evaluate` only; each later step uses its last
+  velocity again.
 
   Source: DreamZero policy head, `dit_step_mask`.
   """
@@ -87,7 +102,7 @@ def skip(solver: Solver, evaluate: tuple[int, ...]) -> Solver:
   merged = []
   for first, stop in zip(evaluate, (*evaluate[1:], len(solver.weights))):
     total = solver.weights[first]
-    for weights in solver.weights[first + 1:stop]:
+    for weights in solver.weights[first + 1 : stop]:
       total = weights @ np.concatenate([total, velocity])
     merged.append(total)
   return Solver(solver.sigmas[[*evaluate, -1]], solver.told[list(evaluate)], np.stack(merged))
@@ -107,26 +122,41 @@ def make_solvers(config: cfg.SampleConfig) -> tuple[Solver, Solver]:
 
 
 def guide(velocity, negative_velocity, scale: float):
-  """Velocity of a prompt moved away from that of another; `scale` 1 leaves it. Source: Ho and Salimans, 2207.12598."""
+  """Velocity of a prompt moved away from that of another; `scale` 1 leaves it. Source: Ho and
+  Salimans, 2207.12598.
+  """
   return negative_velocity + scale * (velocity - negative_velocity)
 
 
-def denoise(velocity_fn: VelocityFn, noise_video: jax.Array, noise_action: jax.Array, video: Solver,
-            action: Solver) -> tuple[jax.Array, jax.Array]:
+def denoise(
+  velocity_fn: VelocityFn,
+  noise_video: jax.Array,
+  noise_action: jax.Array,
+  video: Solver,
+  action: Solver,
+) -> tuple[jax.Array, jax.Array]:
   """Video and action samples after all steps, from the given noise.
 
   Args:
-    velocity_fn: (noisy video, its sigma, noisy action, its sigma), sigmas scalar, to both velocities.
+    velocity_fn: (noisy video, its sigma, noisy action, its sigma), sigmas scalar, to both
+      velocities.
   """
 
   def step(kept, now):
     (kept_video, kept_action), (video_now, action_now) = kept, now
     velocities = velocity_fn(kept_video[0], video_now[0], kept_action[0], action_now[0])
-    return (advance(kept_video, velocities[0], video_now[1]), advance(kept_action, velocities[1], action_now[1])), None
+    return (
+      advance(kept_video, velocities[0], video_now[1]),
+      advance(kept_action, velocities[1], action_now[1]),
+    ), None
 
-  steps = lambda solver: (jnp.asarray(solver.told, jnp.float32), jnp.asarray(solver.weights, jnp.float32))
+  steps = lambda solver: (
+    jnp.asarray(solver.told, jnp.float32),
+    jnp.asarray(solver.weights, jnp.float32),
+  )
   (done_video, done_action), _ = jax.lax.scan(
-      step, (start(video, noise_video), start(action, noise_action)), (steps(video), steps(action)))
+    step, (start(video, noise_video), start(action, noise_action)), (steps(video), steps(action))
+  )
   return done_video[0], done_action[0]
 
 

@@ -1,27 +1,32 @@
 """Meshes and logical axis rules: the only file that builds a PartitionSpec.
 
-A parameter names its axes where it is made; the rules of the config say which mesh axes each name is split over.
-Unknown names raise, so nothing is replicated by a typing error.
+A parameter names its axes where it is made; the rules of the config say which mesh axes each name
+is split over. Unknown names raise, so nothing is replicated by a typing error.
 """
+
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import itertools
 import math
-from typing import Any
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 
 from wam_jax import config as cfg
 
 Rules = Mapping[str, tuple[str, ...]]
 
-_ACTIVE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar('active_mesh', default=None)
+_ACTIVE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
+  'active_mesh', default=None
+)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -33,39 +38,55 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
   devices = jax.devices() if devices is None else devices
   given = math.prod(n for n in sizes.values() if n != -1)
   free = [name for name, n in sizes.items() if n == -1]
-  if min(sizes.values(), default=1) < -1 or given < 1 or len(free) > 1 or len(devices) % given or (
-      not free and given != len(devices)):
+  if (
+    min(sizes.values(), default=1) < -1
+    or given < 1
+    or len(free) > 1
+    or len(devices) % given
+    or (not free and given != len(devices))
+  ):
     raise ValueError(
-        f'mesh={dict(sizes)} does not fit {len(devices)} devices: fixed sizes multiply to {given}; '
-        f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}; '
-        f'nearest valid: {_nearest_mesh(sizes, len(devices))}.')
+      f'mesh={dict(sizes)} does not fit {len(devices)} devices: fixed sizes multiply to {given}; '
+      f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}; '
+      f'nearest valid: {_nearest_mesh(sizes, len(devices))}.'
+    )
   shape = [len(devices) // given if n == -1 else n for n in sizes.values()]
   return Mesh(np.asarray(devices).reshape(shape), tuple(sizes))
 
 
 def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
-  """Checks what the mesh has to divide, before anything is compiled. (Tokens need not divide: they are padded.)
+  """Checks what the mesh has to divide, before anything is compiled. (Tokens need not divide: they
+  are padded.)
 
   Raises:
     ValueError: sizes that it does not divide, all of them, each with the nearest valid one.
   """
-  shards = {name: math.prod(mesh.shape[axis] for axis in _axes(_spec((name,), config.rules, mesh)[0]))
-            for name in config.rules}
+  shards = {
+    name: math.prod(mesh.shape[axis] for axis in _axes(_spec((name,), config.rules, mesh)[0]))
+    for name in config.rules
+  }
   problems = []
-  for key, names in {'num_heads': ('heads', 'act_heads'), 'mlp_dim': ('mlp', 'act_mlp'), 'dim': ('embed',)}.items():
+  for key, names in {
+    'num_heads': ('heads', 'act_heads'),
+    'mlp_dim': ('mlp', 'act_mlp'),
+    'dim': ('embed',),
+  }.items():
     size, name = getattr(config.model, key), max(names, key=shards.__getitem__)
     if size % shards[name]:
       divisors = [n for n in range(1, size + 1) if size % n == 0]
-      problems.append(f'model.{key}={size} must be divisible by {shards[name]}, the devices that '
-                      f'{" * ".join(config.rules[name])} of config.mesh spreads it over; nearest valid: '
-                      f'{min(divisors, key=lambda n: abs(n - shards[name]))} of them.')
+      problems.append(
+        f'model.{key}={size} must be divisible by {shards[name]}, the devices that '
+        f'{" * ".join(config.rules[name])} of config.mesh spreads it over; nearest valid: '
+        f'{min(divisors, key=lambda n: abs(n - shards[name]))} of them.'
+      )
   hosts = len({device.process_index for device in mesh.devices.flat})
   parts = math.lcm(config.accumulate * shards['batch'], hosts)
   if config.batch_size % parts:
     problems.append(
-        f'config.batch_size={config.batch_size} must be divisible by {parts}, config.accumulate={config.accumulate} '
-        f'times the {shards["batch"]} devices that {" * ".join(config.rules["batch"])} of config.mesh spreads it over, '
-        f'on {hosts} hosts; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.')
+      f'config.batch_size={config.batch_size} must be divisible by {parts}, config.accumulate={config.accumulate} '
+      f'times the {shards["batch"]} devices that {" * ".join(config.rules["batch"])} of config.mesh spreads it over, '
+      f'on {hosts} hosts; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.'
+    )
   if problems:
     raise ValueError('\n'.join(problems))
 
@@ -74,9 +95,14 @@ def _nearest_mesh(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
   """The sizes that multiply to `devices` and differ from `sizes` by the smallest factors."""
   axes = list(sizes) or ['data']
   divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-  fitting = [choice for choice in itertools.product(divisors, repeat=len(axes)) if math.prod(choice) == devices]
-  distance = lambda choice: sum(abs(math.log(n / sizes[axis])) for axis, n in zip(axes, choice)
-                                if sizes.get(axis, 0) > 0)
+  fitting = [
+    choice
+    for choice in itertools.product(divisors, repeat=len(axes))
+    if math.prod(choice) == devices
+  ]
+  distance = lambda choice: sum(
+    abs(math.log(n / sizes[axis])) for axis, n in zip(axes, choice) if sizes.get(axis, 0) > 0
+  )
   return dict(zip(axes, min(fitting, key=distance)))
 
 
@@ -105,7 +131,8 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
 
 
 def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
-  """NamedSharding of each leaf of an abstract tree with logical boxes, same structure as the unboxed tree.
+  """NamedSharding of each leaf of an abstract tree with logical boxes, same structure as the
+  unboxed tree.
 
   Raises:
     ValueError: an axis name without a rule, or an axis that its mesh axes do not divide.
@@ -119,21 +146,28 @@ def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
     for size, axes in zip(shape, spec):
       parts = math.prod(mesh.shape[a] for a in _axes(axes))
       if size % parts:
-        problems.append(f'{jax.tree_util.keystr(path)} {shape}: axis of {size} over {axes} = {parts}')
+        problems.append(
+          f'{jax.tree_util.keystr(path)} {shape}: axis of {size} over {axes} = {parts}'
+        )
     return NamedSharding(mesh, spec)
 
-  shardings = jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+  shardings = jax.tree_util.tree_map_with_path(
+    one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+  )
   if problems:
-    raise ValueError(f'mesh {dict(mesh.shape)} does not divide:\n  ' + '\n  '.join(problems[:10])
-                     + '\nChoose mesh sizes that divide these, or change `rules`.')
+    raise ValueError(
+      f'mesh {dict(mesh.shape)} does not divide:\n  '
+      + '\n  '.join(problems[:10])
+      + '\nChoose mesh sizes that divide these, or change `rules`.'
+    )
   return shardings
 
 
-def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2 ** 20) -> Any:
+def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2**20) -> Any:
   """NamedSharding of each leaf of a tree without logical names: the frozen encoders.
 
-  An array of at least `least` bytes is split along its longest axis that the mesh axes of the rule 'frozen' divide;
-  others are replicated.
+  An array of at least `least` bytes is split along its longest axis that the mesh axes of the rule
+  'frozen' divide; others are replicated.
   """
   axes = _spec(('frozen',), rules, mesh)[0]
   parts = math.prod(mesh.shape[a] for a in _axes(axes))
@@ -143,7 +177,9 @@ def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2 ** 20) 
     if parts == 1 or not fitting or leaf.size * leaf.dtype.itemsize < least:
       return NamedSharding(mesh, PartitionSpec())
     longest = max(fitting, key=lambda i: leaf.shape[i])
-    return NamedSharding(mesh, PartitionSpec(*(axes if i == longest else None for i in range(leaf.ndim))))
+    return NamedSharding(
+      mesh, PartitionSpec(*(axes if i == longest else None for i in range(leaf.ndim)))
+    )
 
   return jax.tree.map(one, tree)
 
@@ -154,8 +190,10 @@ def _spec(names: tuple[str | None, ...], rules: Rules, mesh: Mesh) -> PartitionS
     raise ValueError(f'No rule for the axis names {unknown}; config.rules has {sorted(rules)}.')
   absent = sorted({a for n in names if n for a in rules[n] if a not in mesh.shape})
   if absent:
-    raise ValueError(f'config.rules name mesh axes {absent}, but the mesh has {list(mesh.shape)}; add them to '
-                     'config.mesh (size 1 if unused) or change the rules.')
+    raise ValueError(
+      f'config.rules name mesh axes {absent}, but the mesh has {list(mesh.shape)}; add them to '
+      'config.mesh (size 1 if unused) or change the rules.'
+    )
   return PartitionSpec(*(rules[n] or None if n else None for n in names))
 
 

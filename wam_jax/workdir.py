@@ -1,4 +1,7 @@
-"""The directory of a run: who owns it and which config it belongs to. Owns no checkpoints and no metrics."""
+"""The directory of a run: who owns it and which config it belongs to. Owns no checkpoints and no
+metrics.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -20,12 +23,28 @@ VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
 _CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'wandb_id')  # Files that a restart goes on from.
 
 # Keys that may change between restarts: how long and how fast, never what is computed.
-_MAY_CHANGE = frozenset({
-    'steps', 'log_every', 'save_every', 'eval_every', 'eval_batches', 'keep', 'keep_every', 'accumulate',
-    'spike_factor', 'stop_on_spike', 'hang_timeout_s', 'profile',
-    'data.workers', 'data.threads', 'data.prefetch', 'data.cache_gib', 'data.features',
+_MAY_CHANGE = frozenset(
+  {
+    'steps',
+    'log_every',
+    'save_every',
+    'eval_every',
+    'eval_batches',
+    'keep',
+    'keep_every',
+    'accumulate',
+    'spike_factor',
+    'stop_on_spike',
+    'hang_timeout_s',
+    'profile',
+    'data.workers',
+    'data.threads',
+    'data.prefetch',
+    'data.cache_gib',
+    'data.features',
     'model.text.tokenizer',
-})
+  }
+)
 _MAY_CHANGE_GROUPS = ('mesh.', 'rules.', 'sample.', 'evaluation.')
 
 
@@ -51,7 +70,8 @@ def save_text(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[remote.Folder]:
-  """Makes `workdir`, holds it against a second training process, and records `config` in its config.json.
+  """Makes `workdir`, holds it against a second training process, and records `config` in its
+  config.json.
 
   Call on process 0 only. On object storage the second process takes over, and the first one stops.
 
@@ -69,13 +89,19 @@ def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[remote.Fol
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('w')
   except OSError as e:
-    raise ValueError(f'--workdir={workdir} cannot be written: {e.strerror}. Pass a directory you may write to.') from e
+    raise ValueError(
+      f'--workdir={workdir} cannot be written: {e.strerror}. Pass a directory you may write to.'
+    ) from e
   with lock:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Released by the kernel, however the process ends.
+      fcntl.flock(
+        lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+      )  # Released by the kernel, however the process ends.
     except OSError as e:
-      raise ValueError(f'--workdir={workdir} is in use by another training process; wait for it, stop it, '
-                       'or pass another directory.') from e
+      raise ValueError(
+        f'--workdir={workdir} is in use by another training process; wait for it, stop it, '
+        'or pass another directory.'
+      ) from e
     _record_config(workdir, config)
     yield remote.Folder(workdir)
 
@@ -88,11 +114,14 @@ def load_config(workdir: pathlib.Path) -> dict[str, Any] | None:
   except FileNotFoundError:
     return None
   except ValueError as e:
-    raise ValueError(f'{path} is not JSON ({e}). Restore it from a copy, or start in another --workdir.') from e
+    raise ValueError(
+      f'{path} is not JSON ({e}). Restore it from a copy, or start in another --workdir.'
+    ) from e
 
 
 def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
-  """Copies the text encoder's vocabulary into `workdir`, so that its checkpoints need no other file.
+  """Copies the text encoder's vocabulary into `workdir`, so that its checkpoints need no other
+  file.
 
   Raises:
     ValueError: there is no such file.
@@ -101,8 +130,10 @@ def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
     return
   source = remote.make_path(config.model.text.tokenizer, 'config.model.text.tokenizer')
   if not source.is_file():
-    raise ValueError(f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
-                     f'sentencepiece model of the text encoder {config.model.text.kind!r}.')
+    raise ValueError(
+      f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
+      f'sentencepiece model of the text encoder {config.model.text.kind!r}.'
+    )
   target = workdir / VOCABULARIES[source.suffix != '.json']
   if remote.is_remote(target):
     remote.write(target, source.read_bytes())
@@ -136,8 +167,11 @@ def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
     if differing:
       more = f'\n  ... and {len(differing) - 10} more' if len(differing) > 10 else ''
       raise ValueError(
-          f'--workdir={workdir} belongs to a run with another config:\n  ' + '\n  '.join(differing[:10]) + more
-          + '\nPass another --workdir, delete that one, or set these keys back.')
+        f'--workdir={workdir} belongs to a run with another config:\n  '
+        + '\n  '.join(differing[:10])
+        + more
+        + '\nPass another --workdir, delete that one, or set these keys back.'
+      )
   if stored != now:
     save_text(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
 
@@ -145,14 +179,17 @@ def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
 def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """One line per key whose change makes this another run."""
   old, new = dict(_flatten(stored)), dict(_flatten(now))
-  return [f'config.{key}: {_show(old, key)} there, {_show(new, key)} now'
-          for key in sorted(old.keys() | new.keys())
-          if old.get(key, _ABSENT) != new.get(key, _ABSENT) and not _may_change(key)]
+  return [
+    f'config.{key}: {_show(old, key)} there, {_show(new, key)} now'
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key, _ABSENT) != new.get(key, _ABSENT) and not _may_change(key)
+  ]
 
 
 def _may_change(key: str) -> bool:
   dataset_place = key.startswith(('data.ranges.', 'data.statistics.')) or (
-      key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare', 'source'))
+    key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare', 'source')
+  )
   return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_GROUPS) or dataset_place
 
 

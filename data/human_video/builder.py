@@ -1,7 +1,10 @@
-"""Makes a video-only dataset of a folder of MP4 files with captions: episodes of one view, no states, no actions.
+"""Makes a video-only dataset of a folder of MP4 files with captions: episodes of one view, no
+states, no actions.
 
-Owns captions and how videos are cut into episodes; `data/video.py` decodes and `data/rlds.py` writes.
+Owns captions and how videos are cut into episodes; `data/video.py` decodes and `data/rlds.py`
+writes.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,8 +21,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import rlds, video
-from wam_jax.data import embodiments, storage
+from data import rlds
+from data import video
+from wam_jax.data import embodiments
+from wam_jax.data import storage
 
 NAME = 'human_video'
 CAPTIONS = 'captions.jsonl'
@@ -33,7 +38,8 @@ class BuildConfig:
   Attributes:
     source: folder; its .mp4 files are found at any depth.
     fps: steps a second. 5 fits the embodiment `human`.
-    size: rows and columns of the images, cut to this shape about their middle; None for the size as it is.
+    size: rows and columns of the images, cut to this shape about their middle; None for the size as
+      it is.
     episode_s: longer captions are cut into episodes of equal length, at most this.
   """
 
@@ -44,7 +50,9 @@ class BuildConfig:
 
   def __post_init__(self):
     if self.fps <= 0 or self.episode_s * self.fps < 1:
-      raise ValueError(f'fps={self.fps} must be above 0, and episode_s={self.episode_s} at least one step.')
+      raise ValueError(
+        f'fps={self.fps} must be above 0, and episode_s={self.episode_s} at least one step.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,37 +69,62 @@ def build(output: str, config: BuildConfig, workers: int = 1) -> bool:
   """Writes the dataset to the directory `output`; whether this call made it.
 
   Raises:
-    ValueError: there is no video, a caption is missing, empty or does not fit its video, or a video cannot be read.
-      Names the file. What is finished is kept for the next call.
+    ValueError: there is no video, a caption is missing, empty or does not fit its video, or a video
+      cannot be read. Names the file. What is finished is kept for the next call.
   """
   segments = find_segments(config)
-  digest = hashlib.sha256(json.dumps([dataclasses.astuple(s) for s in segments]).encode()).hexdigest()
-  return rlds.write(output, rlds.Dataset(
-      name=NAME, config='', module='data.human_video', description='Captioned videos (data/human_video/README.md).',
-      features=make_features(config), open_split=functools.partial(_open_split, config, segments),
-      sizes={'train': [math.ceil((s.stop_s - s.start_s) * config.fps) for s in segments]}, unit='frames',
-      shard_size=SHARD_FRAMES, min_shards=rlds.MIN_SHARDS,
-      parameters={**dataclasses.asdict(config), 'source': str(pathlib.Path(config.source).expanduser().resolve()),
-                  'captions': digest[:16], 'jpeg_quality': video.JPEG_QUALITY}), workers)
+  digest = hashlib.sha256(
+    json.dumps([dataclasses.astuple(s) for s in segments]).encode()
+  ).hexdigest()
+  return rlds.write(
+    output,
+    rlds.Dataset(
+      name=NAME,
+      config='',
+      module='data.human_video',
+      description='Captioned videos (data/human_video/README.md).',
+      features=make_features(config),
+      open_split=functools.partial(_open_split, config, segments),
+      sizes={'train': [math.ceil((s.stop_s - s.start_s) * config.fps) for s in segments]},
+      unit='frames',
+      shard_size=SHARD_FRAMES,
+      min_shards=rlds.MIN_SHARDS,
+      parameters={
+        **dataclasses.asdict(config),
+        'source': str(pathlib.Path(config.source).expanduser().resolve()),
+        'captions': digest[:16],
+        'jpeg_quality': video.JPEG_QUALITY,
+      },
+    ),
+    workers,
+  )
 
 
 def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
   """RLDS features: one view, called `image`."""
   feature = tfds.features
-  return feature.FeaturesDict({
-      'steps': feature.Dataset({
-          'observation': {'image': feature.Image(shape=(*(config.size or (None, None)), 3), encoding_format='jpeg')},
+  return feature.FeaturesDict(
+    {
+      'steps': feature.Dataset(
+        {
+          'observation': {
+            'image': feature.Image(
+              shape=(*(config.size or (None, None)), 3), encoding_format='jpeg'
+            )
+          },
           'language_instruction': feature.Text(),
           'is_first': feature.Scalar(np.bool_),
           'is_last': feature.Scalar(np.bool_),
           'is_terminal': feature.Scalar(np.bool_),
-      }),
+        }
+      ),
       'episode_metadata': {
-          'file': feature.Text(),
-          'start_s': feature.Scalar(np.float32),
-          'fps': feature.Scalar(np.float32),
+        'file': feature.Text(),
+        'start_s': feature.Scalar(np.float32),
+        'fps': feature.Scalar(np.float32),
       },
-  })
+    }
+  )
 
 
 def find_segments(config: BuildConfig) -> list[Segment]:
@@ -105,11 +138,15 @@ def find_segments(config: BuildConfig) -> list[Segment]:
   for file in storage.progress(files, len(files), 'reading video headers'):
     fps, seconds = video.probe(source / file)
     if fps < config.fps - 0.5:
-      raise ValueError(f'{source / file} has {fps:.4g} frames a second, fewer than fps={config.fps:g} asks for.')
+      raise ValueError(
+        f'{source / file} has {fps:.4g} frames a second, fewer than fps={config.fps:g} asks for.'
+      )
     for start_s, stop_s, caption in sorted(captions[file]):
       if not 0 <= start_s < min(stop_s, seconds) or seconds + video.LAST_FRAME_S < stop_s < np.inf:
-        raise ValueError(f'{source / file} lasts {seconds:.2f} s; a caption is about {start_s:g} to {stop_s:g} s: '
-                         f'{caption!r}.')
+        raise ValueError(
+          f'{source / file} lasts {seconds:.2f} s; a caption is about {start_s:g} to {stop_s:g} s: '
+          f'{caption!r}.'
+        )
       segments += _cut(Segment(file, start_s, min(stop_s, seconds), caption), config)
   return segments
 
@@ -118,12 +155,18 @@ def _cut(segment: Segment, config: BuildConfig) -> Iterator[Segment]:
   """Pieces of about equal length, each a whole number of steps but for the last."""
   steps = math.ceil((segment.stop_s - segment.start_s) * config.fps - 1e-6)
   count = math.ceil(steps / math.floor(config.episode_s * config.fps))
-  edges = [segment.start_s + steps * i // count / config.fps for i in range(count)] + [segment.stop_s]
+  edges = [segment.start_s + steps * i // count / config.fps for i in range(count)] + [
+    segment.stop_s
+  ]
   return (dataclasses.replace(segment, start_s=a, stop_s=b) for a, b in itertools.pairwise(edges))
 
 
-def _read_captions(source: pathlib.Path, files: list[str]) -> dict[str, list[tuple[float, float, str]]]:
-  """Per file, (start, stop, caption): those of captions.jsonl, else the text file beside the video."""
+def _read_captions(
+  source: pathlib.Path, files: list[str]
+) -> dict[str, list[tuple[float, float, str]]]:
+  """Per file, (start, stop, caption): those of captions.jsonl, else the text file beside the
+  video.
+  """
   captions = {file: [] for file in files}
   path = source / CAPTIONS
   lines = path.read_text().splitlines() if path.exists() else []
@@ -134,35 +177,56 @@ def _read_captions(source: pathlib.Path, files: list[str]) -> dict[str, list[tup
         span_s = float(row.get('start', 0)), float(row.get('end', np.inf))
         captions[row['file']].append((*span_s, row['caption'].strip()))
       except KeyError as error:
-        raise ValueError(f'Line {number} of {path}: there is no {error} (expected file, caption and perhaps start and '
-                         f'end in seconds, of a file in {source}).') from error
+        raise ValueError(
+          f'Line {number} of {path}: there is no {error} (expected file, caption and perhaps start and '
+          f'end in seconds, of a file in {source}).'
+        ) from error
       except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'Line {number} of {path} cannot be used: {error}.') from error
   for file in files:
     text = (source / file).with_suffix('.txt')
     if not captions[file] and text.exists():
       captions[file].append((0.0, np.inf, text.read_text().strip()))
-  bare = [file for file in files if not captions[file] or not all(caption for *_, caption in captions[file])]
+  bare = [
+    file
+    for file in files
+    if not captions[file] or not all(caption for *_, caption in captions[file])
+  ]
   if bare:
-    raise ValueError(f'{len(bare)} videos in {source} have no caption, or an empty one: {", ".join(bare[:10])}. Put a '
-                     f'line into {CAPTIONS}, or the text into a .txt file of the same name.')
+    raise ValueError(
+      f'{len(bare)} videos in {source} have no caption, or an empty one: {", ".join(bare[:10])}. Put a '
+      f'line into {CAPTIONS}, or the text into a .txt file of the same name.'
+    )
   return captions
 
 
-def _open_split(config: BuildConfig, segments: list[Segment], split: str) -> Callable[[int], dict[str, Any]]:
+def _open_split(
+  config: BuildConfig, segments: list[Segment], split: str
+) -> Callable[[int], dict[str, Any]]:
   return lambda index: make_episode(config, segments[index])
 
 
 def make_episode(config: BuildConfig, segment: Segment) -> dict[str, Any]:
   """The TFDS example of an episode, images already encoded."""
   path = pathlib.Path(config.source).expanduser() / segment.file
-  images = [_encode(image, config.size)
-            for image in video.read_every(path, segment.start_s, segment.stop_s, config.fps)]
+  images = [
+    _encode(image, config.size)
+    for image in video.read_every(path, segment.start_s, segment.stop_s, config.fps)
+  ]
   last = len(images) - 1
   return {
-      'steps': [{'observation': {'image': image}, 'language_instruction': segment.caption, 'is_first': t == 0,
-                 'is_last': t == last, 'is_terminal': False} for t, image in enumerate(images)],
-      'episode_metadata': {'file': segment.file, 'start_s': segment.start_s, 'fps': config.fps}}
+    'steps': [
+      {
+        'observation': {'image': image},
+        'language_instruction': segment.caption,
+        'is_first': t == 0,
+        'is_last': t == last,
+        'is_terminal': False,
+      }
+      for t, image in enumerate(images)
+    ],
+    'episode_metadata': {'file': segment.file, 'start_s': segment.start_s, 'fps': config.fps},
+  }
 
 
 def _encode(image: np.ndarray, size: tuple[int, int] | None) -> io.BytesIO:
@@ -174,4 +238,4 @@ def _crop(image: np.ndarray, aspect: float) -> np.ndarray:
   rows, columns = image.shape[:2]
   height, width = min(rows, round(columns * aspect)), min(columns, round(rows / aspect))
   top, left = (rows - height) // 2, (columns - width) // 2
-  return image[top:top + height, left:left + width]
+  return image[top : top + height, left : left + width]

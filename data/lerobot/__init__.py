@@ -1,1 +1,3 @@
-"""LeRobot directories: what is in them, what becomes of it in RLDS, and the embodiment record that fits."""
+"""LeRobot directories: what is in them, what becomes of it in RLDS, and the embodiment record that
+fits.
+"""

@@ -1,4 +1,5 @@
 """Episodes of a LeRobot directory as RLDS steps; `data.from_lerobot` is its command."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data import rlds, video
+from data import rlds
+from data import video
 from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
 from data.lerobot import source as source_lib
@@ -21,25 +23,45 @@ from wam_jax.data import embodiments
 SHARD_FRAMES = 8192  # Camera frames in a shard, about 200 to 500 MB.
 
 
-def convert(source: str, output: str, embodiment_json: str = '', size: str = '', exclude: list[str] = (),
-            workers: int = 1) -> tuple[embodiments.Embodiment, bool]:
+def convert(
+  source: str,
+  output: str,
+  embodiment_json: str = '',
+  size: str = '',
+  exclude: list[str] = (),
+  workers: int = 1,
+) -> tuple[embodiments.Embodiment, bool]:
   """Writes the dataset; the record of its robot, and whether this call made it.
 
   Raises:
-    ValueError: something about source, output or options is wrong; names episode and file. What is finished is kept
-      for the next call.
+    ValueError: something about source, output or options is wrong; names episode and file. What is
+      finished is kept for the next call.
   """
   found = source_lib.load(pathlib.Path(source).expanduser())
   plan = plan_lib.make_plan(found, video.parse_size(size), exclude)
   record = _read_record(embodiment_json) if embodiment_json else record_lib.suggest(plan)
   record_lib.check(plan, record)
-  made = rlds.write(output, rlds.Dataset(
-      name=record_lib.plain_name(found.path.name), config='', module='data.from_lerobot',
+  made = rlds.write(
+    output,
+    rlds.Dataset(
+      name=record_lib.plain_name(found.path.name),
+      config='',
+      module='data.from_lerobot',
       description=f'Converted from a LeRobot {found.version} dataset of {found.robot or "a robot"}.',
-      features=plan_lib.make_features(plan), open_split=functools.partial(_open_split, plan),
-      sizes={split: [found.episodes[number].length for number in numbers] for split, numbers in plan.episodes.items()},
-      unit='frames', shard_size=SHARD_FRAMES // len(plan.images), min_shards=rlds.MIN_SHARDS,
-      parameters=_parameters(plan, record), files=_make_files(plan, record)), workers)
+      features=plan_lib.make_features(plan),
+      open_split=functools.partial(_open_split, plan),
+      sizes={
+        split: [found.episodes[number].length for number in numbers]
+        for split, numbers in plan.episodes.items()
+      },
+      unit='frames',
+      shard_size=SHARD_FRAMES // len(plan.images),
+      min_shards=rlds.MIN_SHARDS,
+      parameters=_parameters(plan, record),
+      files=_make_files(plan, record),
+    ),
+    workers,
+  )
   return record, made
 
 
@@ -55,17 +77,24 @@ def make_episode(plan: plan_lib.Plan, number: int) -> dict[str, Any]:
   """
   source, episode = plan.source, plan.source.episodes[number]
   keys = [field.key for field in plan.fields if source.features[field.key]['dtype'] != 'video']
-  rows = source_lib.read_rows(source, episode, keys + ['next.done'] * ('next.done' in source.features))
+  rows = source_lib.read_rows(
+    source, episode, keys + ['next.done'] * ('next.done' in source.features)
+  )
   last = episode.length - 1
   done = 'next.done' in rows and bool(np.any(rows['next.done'][last]))
   columns = {
-      'is_first': [t == 0 for t in range(episode.length)],
-      'is_last': [t == last for t in range(episode.length)],
-      'is_terminal': [t == last and done for t in range(episode.length)],
-      'language_instruction': _texts(source, rows[plan.annotations[0].key if plan.annotations else 'task_index']),
-      **{field.name: _make_column(plan, field, episode, rows) for field in plan.fields}}
-  return {'steps': [plan_lib.nest(dict(zip(columns, values))) for values in zip(*columns.values())],
-          'episode_metadata': {'name': episode_name(number), 'episode_index': number}}
+    'is_first': [t == 0 for t in range(episode.length)],
+    'is_last': [t == last for t in range(episode.length)],
+    'is_terminal': [t == last and done for t in range(episode.length)],
+    'language_instruction': _texts(
+      source, rows[plan.annotations[0].key if plan.annotations else 'task_index']
+    ),
+    **{field.name: _make_column(plan, field, episode, rows) for field in plan.fields},
+  }
+  return {
+    'steps': [plan_lib.nest(dict(zip(columns, values))) for values in zip(*columns.values())],
+    'episode_metadata': {'name': episode_name(number), 'episode_index': number},
+  }
 
 
 def episode_name(number: int) -> str:
@@ -73,14 +102,18 @@ def episode_name(number: int) -> str:
   return f'episode_{number:06d}'
 
 
-def _make_column(plan: plan_lib.Plan, field: plan_lib.Field, episode: source_lib.Episode,
-                 rows: dict[str, Any]) -> list[Any]:
+def _make_column(
+  plan: plan_lib.Plan, field: plan_lib.Field, episode: source_lib.Episode, rows: dict[str, Any]
+) -> list[Any]:
   """A value for each step."""
   described = plan.source.features[field.key]
   if plan_lib.is_image(described):
     try:
-      images = (_read_video(plan.source, field.key, episode, rows['timestamp']) if described['dtype'] == 'video'
-                else map(_decode, rows[field.key]))
+      images = (
+        _read_video(plan.source, field.key, episode, rows['timestamp'])
+        if described['dtype'] == 'video'
+        else map(_decode, rows[field.key])
+      )
       return [_encode(image, plan_lib.image_size(described), plan.size) for image in images]
     except ValueError as error:
       raise ValueError(f'Episode {episode.number}, {field.key}: {error}') from error
@@ -89,16 +122,25 @@ def _make_column(plan: plan_lib.Plan, field: plan_lib.Field, episode: source_lib
     return _texts(plan.source, values)
   if isinstance(values, list):
     return values
-  return list((values if field.start is None else values[:, field.start:field.stop]).astype(plan_lib.dtype(described)))
+  return list(
+    (values if field.start is None else values[:, field.start : field.stop]).astype(
+      plan_lib.dtype(described)
+    )
+  )
 
 
 def _texts(source: source_lib.Source, values: Any) -> list[str]:
   """Texts as they are; numbers are task indices."""
-  return values if isinstance(values, list) else [source.tasks.get(int(n), '') for n in values.reshape(-1)]
+  return (
+    values
+    if isinstance(values, list)
+    else [source.tasks.get(int(n), '') for n in values.reshape(-1)]
+  )
 
 
-def _read_video(source: source_lib.Source, key: str, episode: source_lib.Episode,
-                timestamps: np.ndarray) -> Iterator[np.ndarray]:
+def _read_video(
+  source: source_lib.Source, key: str, episode: source_lib.Episode, timestamps: np.ndarray
+) -> Iterator[np.ndarray]:
   clip = episode.clips[key]
   times_s = clip.start_s + timestamps.astype(np.float64)
   return video.read_at(clip.path, times_s, 0.5 / source.fps, clip.whole)
@@ -111,9 +153,13 @@ def _decode(encoded: bytes) -> np.ndarray:
   return image
 
 
-def _encode(image: np.ndarray, expected: tuple[int, int], size: tuple[int, int] | None) -> io.BytesIO:
+def _encode(
+  image: np.ndarray, expected: tuple[int, int], size: tuple[int, int] | None
+) -> io.BytesIO:
   if image.shape[:2] != expected:
-    raise ValueError(f'images are {image.shape[:2]} pixels (rows, columns); info.json says {expected}.')
+    raise ValueError(
+      f'images are {image.shape[:2]} pixels (rows, columns); info.json says {expected}.'
+    )
   return video.to_jpeg(image, size)
 
 
@@ -121,16 +167,24 @@ def _read_record(path: str) -> embodiments.Embodiment:
   try:
     return embodiments.from_dict(json.loads(pathlib.Path(path).expanduser().read_text()))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'--embodiment_json={path} is not the record of an embodiment ({type(error).__name__}: {error}); '
-                     'the conversion without it writes one to start from.') from error
+    raise ValueError(
+      f'--embodiment_json={path} is not the record of an embodiment ({type(error).__name__}: {error}); '
+      'the conversion without it writes one to start from.'
+    ) from error
 
 
 def _parameters(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str, Any]:
   source = plan.source
-  return {'source': str(source.path.resolve()), 'version': source.version, 'frames': sum(
-      e.length for e in source.episodes), 'fields': [dataclasses.astuple(field) for field in plan.fields],
-      'episodes': {split: len(numbers) for split, numbers in plan.episodes.items()}, 'size': plan.size,
-      'jpeg_quality': video.JPEG_QUALITY, 'embodiment': dataclasses.asdict(record)}
+  return {
+    'source': str(source.path.resolve()),
+    'version': source.version,
+    'frames': sum(e.length for e in source.episodes),
+    'fields': [dataclasses.astuple(field) for field in plan.fields],
+    'episodes': {split: len(numbers) for split, numbers in plan.episodes.items()},
+    'size': plan.size,
+    'jpeg_quality': video.JPEG_QUALITY,
+    'embodiment': dataclasses.asdict(record),
+  }
 
 
 def _make_files(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str, bytes]:
@@ -138,11 +192,15 @@ def _make_files(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str
   contents = {'embodiment.json': dataclasses.asdict(record)}
   if plan.source.gear.removed:
     contents['step_ranges.json'] = {
-        episode_name(n): _ranges(plan.source.episodes[n], plan.source.gear.removed.get(n, ()))
-        for numbers in plan.episodes.values() for n in numbers}
+      episode_name(n): _ranges(plan.source.episodes[n], plan.source.gear.removed.get(n, ()))
+      for numbers in plan.episodes.values()
+      for n in numbers
+    }
   if statistics := record_lib.gear_statistics(plan, record):
     contents['gear_statistics.json'] = statistics
-  return {name: (json.dumps(content, indent=1) + '\n').encode() for name, content in contents.items()}
+  return {
+    name: (json.dumps(content, indent=1) + '\n').encode() for name, content in contents.items()
+  }
 
 
 def _ranges(episode: source_lib.Episode, removed: Any) -> list[list[int]]:
@@ -151,7 +209,8 @@ def _ranges(episode: source_lib.Episode, removed: Any) -> list[list[int]]:
   try:
     remains[np.asarray(removed, np.int64)] = False
   except IndexError as error:
-    raise ValueError(f'meta/step_filter.jsonl removes steps that episode {episode.number} does not have: {error}.'
-                     ) from error
+    raise ValueError(
+      f'meta/step_filter.jsonl removes steps that episode {episode.number} does not have: {error}.'
+    ) from error
   edges = np.flatnonzero(np.diff(np.pad(remains.astype(np.int8), 1)))
   return edges.reshape(-1, 2).tolist()

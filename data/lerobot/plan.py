@@ -1,4 +1,7 @@
-"""What becomes of a LeRobot directory in RLDS: features, their names, and the episodes of each split."""
+"""What becomes of a LeRobot directory in RLDS: features, their names, and the episodes of each
+split.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -57,52 +60,84 @@ class Plan:
 
   def width(self, field: Field) -> int:
     """Numbers in a field."""
-    return field.stop - field.start if field.start is not None else source_lib.width(self.source.features[field.key])
+    return (
+      field.stop - field.start
+      if field.start is not None
+      else source_lib.width(self.source.features[field.key])
+    )
 
 
-def make_plan(source: source_lib.Source, size: tuple[int, int] | None = None, exclude: list[str] = ()) -> Plan:
+def make_plan(
+  source: source_lib.Source, size: tuple[int, int] | None = None, exclude: list[str] = ()
+) -> Plan:
   """Names for all features, and the episodes of each split.
 
   Raises:
-    ValueError: a feature cannot be stored, two would have one name, or an excluded one does not exist.
+    ValueError: a feature cannot be stored, two would have one name, or an excluded one does not
+      exist.
   """
   gear, features = source.gear, source.features
   unknown = [key for key in exclude if key not in features]
   if unknown:
-    raise ValueError(f'--exclude names {unknown}, which are no features; the dataset has {sorted(features)}.')
+    raise ValueError(
+      f'--exclude names {unknown}, which are no features; the dataset has {sorted(features)}.'
+    )
   sliced = {part.key for part in (*gear.state.values(), *gear.action.values())}
   renamed = sliced | {*gear.video.values(), *gear.annotation.values(), 'episode_index', *exclude}
   fields = [
-      *(Field(f'observation/{key}', part.key, part.start, part.stop) for key, part in gear.state.items()),
-      *(Field(f'action/{key}', part.key, part.start, part.stop) for key, part in gear.action.items()),
-      *(Field(f'observation/{key}', feature) for key, feature in gear.video.items()),
-      *(Field(f'annotation/{key}', feature) for key, feature in gear.annotation.items()),
-      *(Field(_step_key(key), key) for key in features if key not in renamed)]
+    *(
+      Field(f'observation/{key}', part.key, part.start, part.stop)
+      for key, part in gear.state.items()
+    ),
+    *(Field(f'action/{key}', part.key, part.start, part.stop) for key, part in gear.action.items()),
+    *(Field(f'observation/{key}', feature) for key, feature in gear.video.items()),
+    *(Field(f'annotation/{key}', feature) for key, feature in gear.annotation.items()),
+    *(Field(_step_key(key), key) for key in features if key not in renamed),
+  ]
   fields = tuple(field for field in fields if field.key not in exclude)
   _check_fields(source, fields)
-  episodes = {split: [n for n in numbers if n not in gear.discarded] for split, numbers in source.splits.items()}
+  episodes = {
+    split: [n for n in numbers if n not in gear.discarded]
+    for split, numbers in source.splits.items()
+  }
   empty = [split for split, numbers in episodes.items() if not numbers]
   if empty:
-    raise ValueError(f'{source.path}: no episode is left in the splits {empty}; discarded_episode_indices of '
-                     'meta/info.json names all of them.')
+    raise ValueError(
+      f'{source.path}: no episode is left in the splits {empty}; discarded_episode_indices of '
+      'meta/info.json names all of them.'
+    )
   return Plan(source, fields, size, episodes)
 
 
 def _check_fields(source: source_lib.Source, fields: tuple[Field, ...]) -> None:
   names = [field.name for field in fields]
-  twice = sorted({name for name in names if names.count(name) > 1 or any(n.startswith(f'{name}/') for n in names)})
+  twice = sorted(
+    {
+      name
+      for name in names
+      if names.count(name) > 1 or any(n.startswith(f'{name}/') for n in names)
+    }
+  )
   if twice:
-    raise ValueError(f'{source.path}: several features would be called {twice}. Leave all but one out: --exclude=NAME')
+    raise ValueError(
+      f'{source.path}: several features would be called {twice}. Leave all but one out: --exclude=NAME'
+    )
   unfit = [field.key for field in fields if not _fits(source.features[field.key])]
   if unfit:
-    raise ValueError(f'{source.path}: features {unfit} are neither numbers, texts nor colour images, so they cannot be '
-                     f'stored. Leave them out: --exclude={",".join(unfit)}')
+    raise ValueError(
+      f'{source.path}: features {unfit} are neither numbers, texts nor colour images, so they cannot be '
+      f'stored. Leave them out: --exclude={",".join(unfit)}'
+    )
 
 
 def _fits(feature: dict[str, Any]) -> bool:
   video_info = {**(feature.get('video_info') or {}), **(feature.get('info') or {})}
   depth = video_info.get('video.is_depth_map') or video_info.get('is_depth_map')
-  return (is_image(feature) and not depth) or feature['dtype'].startswith(NUMBERS) or feature['dtype'] == 'string'
+  return (
+    (is_image(feature) and not depth)
+    or feature['dtype'].startswith(NUMBERS)
+    or feature['dtype'] == 'string'
+  )
 
 
 def is_image(feature: dict[str, Any]) -> bool:
@@ -120,16 +155,25 @@ def _step_key(key: str) -> str:
 def make_features(plan: Plan) -> tfds.features.FeaturesDict:
   """TFDS features of an episode."""
   feature = tfds.features
-  made = {name: feature.Text() if name == 'language_instruction' else feature.Scalar(np.bool_) for name in MADE}
+  made = {
+    name: feature.Text() if name == 'language_instruction' else feature.Scalar(np.bool_)
+    for name in MADE
+  }
   steps = nest({**made, **{field.name: _make_feature(plan, field) for field in plan.fields}})
-  return feature.FeaturesDict({'steps': feature.Dataset(steps), 'episode_metadata': {
-      'name': feature.Text(), 'episode_index': feature.Scalar(np.int64)}})
+  return feature.FeaturesDict(
+    {
+      'steps': feature.Dataset(steps),
+      'episode_metadata': {'name': feature.Text(), 'episode_index': feature.Scalar(np.int64)},
+    }
+  )
 
 
 def _make_feature(plan: Plan, field: Field) -> Any:
   described = plan.source.features[field.key]
   if is_image(described):
-    return tfds.features.Image(shape=(*(plan.size or image_size(described)), 3), encoding_format='jpeg')
+    return tfds.features.Image(
+      shape=(*(plan.size or image_size(described)), 3), encoding_format='jpeg'
+    )
   if described['dtype'] == 'string' or field.name.startswith('annotation/'):
     return tfds.features.Text()
   if field.key in source_lib.INDICES:
@@ -147,7 +191,9 @@ def image_size(described: dict[str, Any]) -> tuple[int, int]:
 def dtype(described: dict[str, Any]) -> type:
   """What the numbers of a feature are stored as."""
   kind = described['dtype']
-  return np.float32 if kind.startswith('float') else np.bool_ if kind.startswith('bool') else np.int64
+  return (
+    np.float32 if kind.startswith('float') else np.bool_ if kind.startswith('bool') else np.int64
+  )
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Reads LeRobot directories of versions 2.0, 2.1 and 3.0: which episodes there are, their rows, where their video lies.
+"""Reads LeRobot directories of versions 2.0, 2.1 and 3.0: which episodes there are, their rows,
+where their video lies.
 
-Version 2 keeps one parquet and one MP4 file per episode. Version 3 packs many episodes into each file, and
-meta/episodes says in which one each lies and when its video begins there. The GEAR metadata that the reference adds
-under meta/ is read where present. Decodes no video.
+Version 2 keeps one parquet and one MP4 file per episode. Version 3 packs many episodes into each
+file, and meta/episodes says in which one each lies and when its video begins there. The GEAR
+metadata that the reference adds under meta/ is read where present. Decodes no video.
 Source: LeRobot's `LeRobotDatasetMetadata`; spec 5.1.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,7 +27,9 @@ STATISTICS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """The video of one camera in one episode: the file, when it begins there, and whether nothing else is in the file."""
+  """The video of one camera in one episode: the file, when it begins there, and whether nothing
+  else is in the file.
+  """
 
   path: pathlib.Path
   start_s: float
@@ -67,7 +71,8 @@ class Gear:
     video, annotation: sub-key to feature.
     tag: of the embodiment.
     relative: action sub-keys that count from the state sub-key of the same name.
-    statistics: per part and sub-key, the six lists of the columns; of relative sub-keys, of the differences.
+    statistics: per part and sub-key, the six lists of the columns; of relative sub-keys, of the
+      differences.
     removed: per episode, steps that must not begin a sample.
     discarded: episodes not to be used.
   """
@@ -114,24 +119,35 @@ def load(path: pathlib.Path) -> Source:
   """Reads everything under meta/.
 
   Raises:
-    ValueError: not a LeRobot directory, of another version, or metadata that is missing, unreadable or contradicts
-      itself. Names the file.
+    ValueError: not a LeRobot directory, of another version, or metadata that is missing, unreadable
+      or contradicts itself. Names the file.
   """
   file = path / 'meta/info.json'
   if not file.exists():
     raise ValueError(f'{path} has no meta/info.json; give the directory of a LeRobot dataset.')
   info = _read_json(file)
   if info.get('codebase_version') not in VERSIONS:
-    raise ValueError(f'{file} says codebase_version={info.get("codebase_version")!r}; supported are '
-                     f'{", ".join(VERSIONS)}. Convert the dataset with LeRobot\'s own tools first.')
+    raise ValueError(
+      f'{file} says codebase_version={info.get("codebase_version")!r}; supported are '
+      f"{', '.join(VERSIONS)}. Convert the dataset with LeRobot's own tools first."
+    )
   missing = [key for key in ('fps', 'features', 'data_path') if not info.get(key)]
   missing += [f'feature {key!r}' for key in INDICES if key not in info.get('features', {})]
   if missing:
     raise ValueError(f'{file} has no {", ".join(missing)}.')
   old = info['codebase_version'] != 'v3.0'
   episodes = (_old_episodes if old else _packed_episodes)(path, info)
-  return Source(path, info['codebase_version'], info.get('robot_type') or '', float(info['fps']), info['features'],
-                _read_tasks(path, old), episodes, _read_splits(file, info, len(episodes)), _read_gear(path, info))
+  return Source(
+    path,
+    info['codebase_version'],
+    info.get('robot_type') or '',
+    float(info['fps']),
+    info['features'],
+    _read_tasks(path, old),
+    episodes,
+    _read_splits(file, info, len(episodes)),
+    _read_gear(path, info),
+  )
 
 
 def videos(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -144,34 +160,56 @@ def _old_episodes(path: pathlib.Path, info: dict[str, Any]) -> tuple[Episode, ..
   for row in _read_lines(path / 'meta/episodes.jsonl', 'episode_index', 'length'):
     number = row['episode_index']
     place = dict(episode_chunk=number // info.get('chunks_size', 1000), episode_index=number)
-    clips = {key: Clip(path / _fill(info, 'video_path', video_key=key, **place), 0.0, True)
-             for key in videos(info['features'])}
+    clips = {
+      key: Clip(path / _fill(info, 'video_path', video_key=key, **place), 0.0, True)
+      for key in videos(info['features'])
+    }
     episodes.append(Episode(number, row['length'], path / _fill(info, 'data_path', **place), clips))
   return _in_order(path / 'meta/episodes.jsonl', episodes)
 
 
 def _packed_episodes(path: pathlib.Path, info: dict[str, Any]) -> tuple[Episode, ...]:
   folder, keys = path / 'meta/episodes', videos(info['features'])
-  columns = ['episode_index', 'length', *(f'data/{name}' for name in PLACE),
-             *(f'videos/{key}/{name}' for key in keys for name in (*PLACE, 'from_timestamp', 'to_timestamp'))]
+  columns = [
+    'episode_index',
+    'length',
+    *(f'data/{name}' for name in PLACE),
+    *(
+      f'videos/{key}/{name}' for key in keys for name in (*PLACE, 'from_timestamp', 'to_timestamp')
+    ),
+  ]
   files = sorted(folder.glob('**/*.parquet'))
   if not files:
     raise ValueError(f'{folder} holds no parquet file. Restore the directory.')
   rows = [row for file in files for row in _read_parquet(file, columns).to_pylist()]
-  return _in_order(folder, [
-      Episode(row['episode_index'], row['length'],
-              path / _fill(info, 'data_path', **{name: row[f'data/{name}'] for name in PLACE}),
-              {key: _packed_clip(path, info, row, key) for key in keys}) for row in rows])
+  return _in_order(
+    folder,
+    [
+      Episode(
+        row['episode_index'],
+        row['length'],
+        path / _fill(info, 'data_path', **{name: row[f'data/{name}'] for name in PLACE}),
+        {key: _packed_clip(path, info, row, key) for key in keys},
+      )
+      for row in rows
+    ],
+  )
 
 
-def _packed_clip(path: pathlib.Path, info: dict[str, Any], row: Mapping[str, Any], key: str) -> Clip:
+def _packed_clip(
+  path: pathlib.Path, info: dict[str, Any], row: Mapping[str, Any], key: str
+) -> Clip:
   prefix = f'videos/{key}/'
-  mine = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+  mine = {
+    name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
+  }
   seconds = mine['to_timestamp'] - mine['from_timestamp']
   frames = seconds * info['fps']
   if abs(frames - row['length']) > 0.5:
-    raise ValueError(f'{path}/meta/episodes says that episode {row["episode_index"]} has {row["length"]} rows, but '
-                     f'{seconds:.4f} s of {key}; at {info["fps"]:g} frames a second that is {frames:.1f} frames.')
+    raise ValueError(
+      f'{path}/meta/episodes says that episode {row["episode_index"]} has {row["length"]} rows, but '
+      f'{seconds:.4f} s of {key}; at {info["fps"]:g} frames a second that is {frames:.1f} frames.'
+    )
   file = _fill(info, 'video_path', video_key=key, **{name: mine[name] for name in PLACE})
   return Clip(path / file, mine['from_timestamp'], False)
 
@@ -180,14 +218,18 @@ def _fill(info: dict[str, Any], key: str, **place: Any) -> str:
   try:
     return info[key].format(**place)
   except (KeyError, AttributeError, IndexError, ValueError) as error:
-    raise ValueError(f'meta/info.json says {key}={info.get(key)!r}; expected a path with {sorted(place)}.') from error
+    raise ValueError(
+      f'meta/info.json says {key}={info.get(key)!r}; expected a path with {sorted(place)}.'
+    ) from error
 
 
 def _in_order(where: pathlib.Path, episodes: Sequence[Episode]) -> tuple[Episode, ...]:
   episodes = sorted(episodes, key=lambda episode: episode.number)
   numbers = [episode.number for episode in episodes]
   if not numbers or numbers != list(range(len(numbers))):
-    raise ValueError(f'{where} lists {len(numbers)} episodes, which are not 0, 1, 2, ... each once.')
+    raise ValueError(
+      f'{where} lists {len(numbers)} episodes, which are not 0, 1, 2, ... each once.'
+    )
   empty = [episode.number for episode in episodes if episode.length < 1]
   if empty:
     raise ValueError(f'{where} says that episodes {empty[:10]} have no rows.')
@@ -196,13 +238,18 @@ def _in_order(where: pathlib.Path, episodes: Sequence[Episode]) -> tuple[Episode
 
 def _read_tasks(path: pathlib.Path, old: bool) -> dict[int, str]:
   if old:
-    return {row['task_index']: row['task'] for row in _read_lines(path / 'meta/tasks.jsonl', 'task_index', 'task')}
+    return {
+      row['task_index']: row['task']
+      for row in _read_lines(path / 'meta/tasks.jsonl', 'task_index', 'task')
+    }
   file = path / 'meta/tasks.parquet'
   table = _read_parquet(file)
   # The text is the index of a pandas table; it may be called `task`, or have no name.
   texts = [name for name in table.column_names if name != 'task_index']
   if 'task_index' not in table.column_names or not texts:
-    raise ValueError(f'{file} has the columns {table.column_names}; expected task_index and the text.')
+    raise ValueError(
+      f'{file} has the columns {table.column_names}; expected task_index and the text.'
+    )
   text = 'task' if 'task' in texts else texts[0]
   return dict(zip(table['task_index'].to_pylist(), table[text].to_pylist()))
 
@@ -212,13 +259,17 @@ def _read_splits(file: pathlib.Path, info: dict[str, Any], count: int) -> dict[s
   for name, text in (info.get('splits') or {'train': f'0:{count}'}).items():
     start, _, stop = str(text).partition(':')
     if not (start.isdigit() and stop.isdigit() and int(start) < int(stop) <= count):
-      raise ValueError(f'{file} says that split {name!r} is {text!r}; expected START:STOP within its {count} episodes.')
+      raise ValueError(
+        f'{file} says that split {name!r} is {text!r}; expected START:STOP within its {count} episodes.'
+      )
     splits[name] = range(int(start), int(stop))
   return splits
 
 
 def _read_gear(path: pathlib.Path, info: dict[str, Any]) -> Gear:
-  optional = lambda name: _read_json(path / 'meta' / name) if (path / 'meta' / name).exists() else {}
+  optional = lambda name: (
+    _read_json(path / 'meta' / name) if (path / 'meta' / name).exists() else {}
+  )
   modality = optional('modality.json')
   state = _read_parts(path, info, modality.get('state'), 'observation.state')
   action = _read_parts(path, info, modality.get('action'), 'action')
@@ -227,29 +278,57 @@ def _read_gear(path: pathlib.Path, info: dict[str, Any]) -> Gear:
   relative = optional('relative_stats_dreamzero.json')
   unknown = [key for key in relative if key not in state or key not in action]
   if unknown:
-    raise ValueError(f'{path}/meta/relative_stats_dreamzero.json is about {unknown}; modality.json does not have them '
-                     'as both state and action.')
+    raise ValueError(
+      f'{path}/meta/relative_stats_dreamzero.json is about {unknown}; modality.json does not have them '
+      'as both state and action.'
+    )
   whole = optional('stats.json')
-  statistics = {part: {key: cut for key, p in parts.items() if (cut := _cut_statistics(path, whole.get(p.key), p))}
-                for part, parts in (('state', state), ('action', action))}
-  statistics['action'].update({key: _cut_statistics(path, lists, Part(key, 0, action[key].stop - action[key].start))
-                               for key, lists in relative.items()})
+  statistics = {
+    part: {
+      key: cut for key, p in parts.items() if (cut := _cut_statistics(path, whole.get(p.key), p))
+    }
+    for part, parts in (('state', state), ('action', action))
+  }
+  statistics['action'].update(
+    {
+      key: _cut_statistics(path, lists, Part(key, 0, action[key].stop - action[key].start))
+      for key, lists in relative.items()
+    }
+  )
   removed = path / 'meta/step_filter.jsonl'
-  return Gear(state, action, video, annotation, optional('embodiment.json').get('embodiment_tag', ''),
-              frozenset(relative), statistics,
-              {row['episode_index']: np.asarray(row['step_indices'], np.int64) for row in _read_lines(
-                  removed, 'episode_index', 'step_indices')} if removed.exists() else {},
-              frozenset(info.get('discarded_episode_indices') or ()))
+  return Gear(
+    state,
+    action,
+    video,
+    annotation,
+    optional('embodiment.json').get('embodiment_tag', ''),
+    frozenset(relative),
+    statistics,
+    {
+      row['episode_index']: np.asarray(row['step_indices'], np.int64)
+      for row in _read_lines(removed, 'episode_index', 'step_indices')
+    }
+    if removed.exists()
+    else {},
+    frozenset(info.get('discarded_episode_indices') or ()),
+  )
 
 
 def _read_parts(path, info, entries: Mapping[str, Any] | None, default: str) -> dict[str, Part]:
-  parts = {key: Part(entry.get('original_key') or default, entry['start'], entry['end'])
-           for key, entry in (entries or {}).items()}
-  wrong = [f'{key!r}: columns {p.start} to {p.stop} of {p.key!r}' for key, p in parts.items()
-           if not 0 <= p.start < p.stop <= width(info['features'].get(p.key, {'shape': [0]}))]
+  parts = {
+    key: Part(entry.get('original_key') or default, entry['start'], entry['end'])
+    for key, entry in (entries or {}).items()
+  }
+  wrong = [
+    f'{key!r}: columns {p.start} to {p.stop} of {p.key!r}'
+    for key, p in parts.items()
+    if not 0 <= p.start < p.stop <= width(info['features'].get(p.key, {'shape': [0]}))
+  ]
   if wrong:
-    raise ValueError(f'{path}/meta/modality.json asks for columns that info.json does not have: '
-                     f'{", ".join(wrong[:10])}.')
+    raise ValueError(
+      f'{path}/meta/modality.json asks for columns that info.json does not have: '
+      f'{", ".join(wrong[:10])}.'
+    )
   return parts
 
 
@@ -257,7 +336,9 @@ def _read_names(path, info, entries: Mapping[str, Any] | None, prefix: str) -> d
   names = {key: entry.get('original_key') or prefix + key for key, entry in (entries or {}).items()}
   unknown = [name for name in names.values() if name not in info['features']]
   if unknown:
-    raise ValueError(f'{path}/meta/modality.json asks for features that info.json does not have: {unknown[:10]}.')
+    raise ValueError(
+      f'{path}/meta/modality.json asks for features that info.json does not have: {unknown[:10]}.'
+    )
   return names
 
 
@@ -268,8 +349,10 @@ def _cut_statistics(path, lists: Mapping[str, Any] | None, part: Part) -> dict[s
   arrays = {name: np.atleast_1d(np.asarray(lists[name], np.float32)) for name in STATISTICS}
   short = [name for name, array in arrays.items() if array.shape[0] < part.stop]
   if short:
-    raise ValueError(f'{path}/meta has statistics {short} of {part.key!r} with fewer than {part.stop} columns.')
-  return {name: array[part.start:part.stop] for name, array in arrays.items()}
+    raise ValueError(
+      f'{path}/meta has statistics {short} of {part.key!r} with fewer than {part.stop} columns.'
+    )
+  return {name: array[part.start : part.stop] for name, array in arrays.items()}
 
 
 def width(feature: Mapping[str, Any]) -> int:
@@ -281,32 +364,44 @@ def read_rows(source: Source, episode: Episode, keys: Sequence[str]) -> dict[str
   """The rows of an episode, checked: their number, order, indices and times.
 
   Returns:
-    Per key of `keys` and of `INDICES`: an array [length, ...] of the feature's shape, scalars for `INDICES`; a list of
-    texts; or, for images, a list of encoded bytes.
+    Per key of `keys` and of `INDICES`: an array [length, ...] of the feature's shape, scalars for
+    `INDICES`; a list of texts; or, for images, a list of encoded bytes.
   Raises:
-    ValueError: the file is missing or unreadable, a column is missing or has another type or shape, or the rows are
-      not those of this episode. Names episode and file.
+    ValueError: the file is missing or unreadable, a column is missing or has another type or shape,
+      or the rows are not those of this episode. Names episode and file.
   """
   where = f'Episode {episode.number} ({episode.rows})'
   table = _read_table(episode.rows, tuple(dict.fromkeys((*INDICES, *keys))))
   numbers = table['episode_index'].to_numpy()
   mine = np.flatnonzero(numbers == episode.number)
   if len(mine) != episode.length or (source.version != 'v3.0' and len(numbers) != episode.length):
-    raise ValueError(f'{where} has {len(mine)} rows of this episode and {len(numbers)} in all; the metadata say '
-                     f'{episode.length}.')
+    raise ValueError(
+      f'{where} has {len(mine)} rows of this episode and {len(numbers)} in all; the metadata say '
+      f'{episode.length}.'
+    )
   if mine[-1] - mine[0] != len(mine) - 1:
     raise ValueError(f'{where}: its rows are interrupted by those of other episodes.')
   table = table.slice(mine[0], len(mine))
-  rows = {key: _read_column(where, table[key].combine_chunks(), key, source) for key in table.column_names}
+  rows = {
+    key: _read_column(where, table[key].combine_chunks(), key, source) for key in table.column_names
+  }
   if not np.array_equal(rows['frame_index'], np.arange(episode.length)):
-    raise ValueError(f'{where}: frame_index is not 0, 1, 2, ...; its rows are out of order or incomplete.')
-  late = np.flatnonzero(np.abs(rows['timestamp'] - np.arange(episode.length) / source.fps) > 0.5 / source.fps)
+    raise ValueError(
+      f'{where}: frame_index is not 0, 1, 2, ...; its rows are out of order or incomplete.'
+    )
+  late = np.flatnonzero(
+    np.abs(rows['timestamp'] - np.arange(episode.length) / source.fps) > 0.5 / source.fps
+  )
   if late.size:
-    raise ValueError(f'{where}: row {late[0]} has the timestamp {rows["timestamp"][late[0]]:.4f} s, which at '
-                     f'{source.fps:g} rows a second is another row\'s.')
+    raise ValueError(
+      f'{where}: row {late[0]} has the timestamp {rows["timestamp"][late[0]]:.4f} s, which at '
+      f"{source.fps:g} rows a second is another row's."
+    )
   unknown = sorted(set(rows['task_index'].tolist()) - set(source.tasks))
   if unknown:
-    raise ValueError(f'{where}: task_index {unknown[:10]} is not in meta/tasks, which has {len(source.tasks)} tasks.')
+    raise ValueError(
+      f'{where}: task_index {unknown[:10]} is not in meta/tasks, which has {len(source.tasks)} tasks.'
+    )
   return rows
 
 
@@ -325,15 +420,20 @@ def _read_column(where: str, column, key: str, source: Source) -> Any:
   if feature['dtype'] == 'image':
     return [_read_image(where, source.path, image) for image in column.to_pylist()]
   count = len(column)
-  while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(
-      column.type):
+  while (
+    pa.types.is_list(column.type)
+    or pa.types.is_large_list(column.type)
+    or pa.types.is_fixed_size_list(column.type)
+  ):
     column = column.flatten()
   try:
     values = np.asarray(column.to_numpy(zero_copy_only=False), feature['dtype'])
     return values.reshape((count,) if key in INDICES else (count, *feature['shape']))
   except (TypeError, ValueError) as error:
-    raise ValueError(f'{where}: {key!r} does not hold {feature["dtype"]} of shape {feature["shape"]} in each row, as '
-                     f'info.json says ({error}).') from error
+    raise ValueError(
+      f'{where}: {key!r} does not hold {feature["dtype"]} of shape {feature["shape"]} in each row, as '
+      f'info.json says ({error}).'
+    ) from error
 
 
 def _read_image(where: str, root: pathlib.Path, image: Mapping[str, Any]) -> bytes:
@@ -354,7 +454,9 @@ def _read_parquet(path: pathlib.Path, columns: Sequence[str] | None = None):
     file = parquet.ParquetFile(path)
     missing = [column for column in columns or () if column not in file.schema_arrow.names]
     if missing:
-      raise ValueError(f'{path} has no column {", ".join(missing[:10])}; it has {file.schema_arrow.names}.')
+      raise ValueError(
+        f'{path} has no column {", ".join(missing[:10])}; it has {file.schema_arrow.names}.'
+      )
     return file.read(columns and list(columns))
   except (pa.ArrowException, OSError) as error:
     raise ValueError(f'{path} is not a readable parquet file ({error}). Restore it.') from error
@@ -389,4 +491,6 @@ def _pyarrow():
   try:
     return importlib.import_module('pyarrow')
   except ImportError as error:
-    raise ValueError("Reading LeRobot data needs pyarrow: pip install 'wam_jax[lerobot]'.") from error
+    raise ValueError(
+      "Reading LeRobot data needs pyarrow: pip install 'wam_jax[lerobot]'."
+    ) from error

@@ -2,6 +2,7 @@
 
 Owns parameters, seeds and splits; `data/expert.py` records and `data/rlds.py` writes.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +15,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data import expert, rlds, video
+from data import expert
+from data import rlds
+from data import video
 from wam_jax.envs import metaworld
 
 NAME = 'metaworld'
@@ -49,7 +52,9 @@ class BuildConfig:
   def __post_init__(self):
     problems = []
     if self.episodes < 1 or self.val_episodes < 1:
-      problems.append(f'episodes={self.episodes} and val_episodes={self.val_episodes} must be at least 1')
+      problems.append(
+        f'episodes={self.episodes} and val_episodes={self.val_episodes} must be at least 1'
+      )
     if not 0 <= self.seed < 1 << 20:
       problems.append(f'seed={self.seed} must be 0 ... {(1 << 20) - 1}')
     if not 0 <= self.noise <= 1:
@@ -79,41 +84,73 @@ def make_env(config: BuildConfig, tasks: tuple[str, ...]) -> metaworld.Metaworld
   return metaworld.MetaworldEnv(tasks, config.view_size, config.backend)
 
 
-def build(output: str | os.PathLike[str], config: BuildConfig, workers: int = 1) -> tuple[pathlib.Path, bool]:
+def build(
+  output: str | os.PathLike[str], config: BuildConfig, workers: int = 1
+) -> tuple[pathlib.Path, bool]:
   """Writes the dataset to OUTPUT/metaworld/CONFIG/1.0.0 unless it is there; see `rlds.write`.
 
   Returns:
     Its path, and whether it was made by this call.
   Raises:
-    ValueError: a dataset with other parameters is at that path; `workers` below 1; or nothing can be drawn.
+    ValueError: a dataset with other parameters is at that path; `workers` below 1; or nothing can
+      be drawn.
   """
   path = pathlib.Path(output).expanduser() / NAME / config.name / rlds.VERSION
-  return path, rlds.write(path, rlds.Dataset(
-      name=NAME, config=config.name, module='data.metaworld', description=_DESCRIPTION,
-      features=make_features(config), open_split=functools.partial(_open_split, config),
-      sizes={split: (1,) * (config.count(split) * len(config.tasks)) for split in SPLITS}, unit='episodes',
-      shard_size=EPISODES_PER_SHARD, min_shards=rlds.MIN_SHARDS, parameters=dataclasses.asdict(config)), workers)
+  return path, rlds.write(
+    path,
+    rlds.Dataset(
+      name=NAME,
+      config=config.name,
+      module='data.metaworld',
+      description=_DESCRIPTION,
+      features=make_features(config),
+      open_split=functools.partial(_open_split, config),
+      sizes={split: (1,) * (config.count(split) * len(config.tasks)) for split in SPLITS},
+      unit='episodes',
+      shard_size=EPISODES_PER_SHARD,
+      min_shards=rlds.MIN_SHARDS,
+      parameters=dataclasses.asdict(config),
+    ),
+    workers,
+  )
 
 
 def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
   """RLDS features; images are JPEG."""
-  return expert.make_features(metaworld.VIEWS, config.view_size, 'jpeg', proprio_dim=4, action_dim=4)
+  return expert.make_features(
+    metaworld.VIEWS, config.view_size, 'jpeg', proprio_dim=4, action_dim=4
+  )
 
 
 def _open_split(config: BuildConfig, split: str) -> Callable[[int], dict[str, Any]]:
-  """Episodes are ordered by task, so that a world is loaded once for all of its episodes in a shard."""
+  """Episodes are ordered by task, so that a world is loaded once for all of its episodes in a
+  shard.
+  """
   make_world = functools.lru_cache(maxsize=1)(lambda task: make_env(config, (task,)))
-  return lambda index: successful_episode(make_world(config.tasks[index // config.count(split)]), config, split, index)
+  return lambda index: successful_episode(
+    make_world(config.tasks[index // config.count(split)]), config, split, index
+  )
 
 
-def successful_episode(env: metaworld.MetaworldEnv, config: BuildConfig, split: str, index: int) -> dict[str, Any]:
+def successful_episode(
+  env: metaworld.MetaworldEnv, config: BuildConfig, split: str, index: int
+) -> dict[str, Any]:
   """Episode `index` of a split: the first success among its own sequence of seeds."""
-  return expert.first_success(lambda seed: record_episode(env, seed, config.noise),
-                              (config.seed, SPLITS.index(split), index), f'episode {index} of {split} with {config}')
+  return expert.first_success(
+    lambda seed: record_episode(env, seed, config.noise),
+    (config.seed, SPLITS.index(split), index),
+    f'episode {index} of {split} with {config}',
+  )
 
 
 def record_episode(env: metaworld.MetaworldEnv, seed: int, noise: float) -> dict[str, Any]:
   """One expert episode of at least 0.8 s; see `expert.record_episode`."""
   observation = env.reset(seed)
-  return expert.record_episode(env, observation, metaworld.make_expert(env, seed, noise), seed, MIN_EPISODE_S,
-                               lambda image: video.to_jpeg(image[..., ::-1]))
+  return expert.record_episode(
+    env,
+    observation,
+    metaworld.make_expert(env, seed, noise),
+    seed,
+    MIN_EPISODE_S,
+    lambda image: video.to_jpeg(image[..., ::-1]),
+  )

@@ -2,34 +2,60 @@
 
 python -m data.tabletop --output=~/data --embodiment=disc --tasks=reach --episodes=8000 --workers=2
 """
+
 from __future__ import annotations
 
 import sys
 
-from absl import app, flags
+from absl import app
+from absl import flags
 
 from data.tabletop import builder
 from wam_jax import cli
 from wam_jax.envs import tabletop
 
 _DEFAULT = builder.BuildConfig()
-_OUTPUT = flags.DEFINE_string('output', None, 'Directory of datasets; this one goes to OUTPUT/tabletop/CONFIG/1.0.0.')
-_EMBODIMENT = flags.DEFINE_enum('embodiment', _DEFAULT.embodiment, tuple(tabletop.ROBOTS),
-                                'Robot; `human` is meant for video only.')
-_TASKS = flags.DEFINE_list('tasks', list(_DEFAULT.tasks),
-                           f'Comma-separated; each episode draws one of: {", ".join(tabletop.TASKS)}.')
-_EPISODES = flags.DEFINE_integer('episodes', _DEFAULT.episodes, 'Episodes of the split train.', lower_bound=1)
-_OTHER = flags.DEFINE_integer('other_episodes', _DEFAULT.other_episodes,
-                              'Episodes of every other split; 0 for 2 % of --episodes.', lower_bound=0)
-_SPLITS = flags.DEFINE_list('split_names', list(_DEFAULT.split_names),
-                            f'Comma-separated, some of: {", ".join(builder.SPLITS)}.')
-_SEED = flags.DEFINE_integer('seed', _DEFAULT.seed, 'Another seed gives other episodes.', lower_bound=0)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Directory of datasets; this one goes to OUTPUT/tabletop/CONFIG/1.0.0.'
+)
+_EMBODIMENT = flags.DEFINE_enum(
+  'embodiment',
+  _DEFAULT.embodiment,
+  tuple(tabletop.ROBOTS),
+  'Robot; `human` is meant for video only.',
+)
+_TASKS = flags.DEFINE_list(
+  'tasks',
+  list(_DEFAULT.tasks),
+  f'Comma-separated; each episode draws one of: {", ".join(tabletop.TASKS)}.',
+)
+_EPISODES = flags.DEFINE_integer(
+  'episodes', _DEFAULT.episodes, 'Episodes of the split train.', lower_bound=1
+)
+_OTHER = flags.DEFINE_integer(
+  'other_episodes',
+  _DEFAULT.other_episodes,
+  'Episodes of every other split; 0 for 2 % of --episodes.',
+  lower_bound=0,
+)
+_SPLITS = flags.DEFINE_list(
+  'split_names',
+  list(_DEFAULT.split_names),
+  f'Comma-separated, some of: {", ".join(builder.SPLITS)}.',
+)
+_SEED = flags.DEFINE_integer(
+  'seed', _DEFAULT.seed, 'Another seed gives other episodes.', lower_bound=0
+)
 _VIEW_SIZE = flags.DEFINE_integer('view_size', _DEFAULT.view_size, 'Pixels of the square views.')
-_DISTRACTORS = flags.DEFINE_integer('max_distractors', _DEFAULT.max_distractors,
-                                    'Objects beside those the task is about, at most.')
-_NOISE = flags.DEFINE_float('noise', _DEFAULT.noise, 'Standard deviation of the expert\'s action noise; '
-                            'actions span [-1, 1].')
-_WORKERS = flags.DEFINE_integer('workers', 1, 'Processes; the dataset does not depend on it.', lower_bound=1)
+_DISTRACTORS = flags.DEFINE_integer(
+  'max_distractors', _DEFAULT.max_distractors, 'Objects beside those the task is about, at most.'
+)
+_NOISE = flags.DEFINE_float(
+  'noise', _DEFAULT.noise, "Standard deviation of the expert's action noise; actions span [-1, 1]."
+)
+_WORKERS = flags.DEFINE_integer(
+  'workers', 1, 'Processes; the dataset does not depend on it.', lower_bound=1
+)
 
 
 def main(argv: list[str]) -> None:
@@ -37,8 +63,16 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
   try:
     config = builder.BuildConfig(
-        _EMBODIMENT.value, tuple(_TASKS.value), _EPISODES.value, _OTHER.value, tuple(_SPLITS.value), _SEED.value,
-        _VIEW_SIZE.value, _DISTRACTORS.value, _NOISE.value)
+      _EMBODIMENT.value,
+      tuple(_TASKS.value),
+      _EPISODES.value,
+      _OTHER.value,
+      tuple(_SPLITS.value),
+      _SEED.value,
+      _VIEW_SIZE.value,
+      _DISTRACTORS.value,
+      _NOISE.value,
+    )
     path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
   except ValueError as error:
     sys.exit(f'error: {error}')

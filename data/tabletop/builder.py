@@ -2,6 +2,7 @@
 
 Owns parameters, seeds, splits and recording; `data/rlds.py` writes.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,11 +17,17 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import expert, rlds
+from data import expert
+from data import rlds
 from wam_jax.envs import tabletop
 
 NAME = 'tabletop'
-SPLITS = {'train': 'train', 'val': 'train', 'unseen_task': 'unseen_task', 'unseen_look': 'unseen_look'}
+SPLITS = {
+  'train': 'train',
+  'val': 'train',
+  'unseen_task': 'unseen_task',
+  'unseen_look': 'unseen_look',
+}
 EPISODES_PER_SHARD = 250
 MIN_EPISODE_S = 1.6
 _DESCRIPTION = 'Scripted expert episodes of the wam_jax tabletop world (data/tabletop/README.md).'
@@ -55,8 +62,10 @@ class BuildConfig:
   def __post_init__(self):
     problems = []
     if self.episodes < 1 or self.other_episodes < 0:
-      problems.append(f'episodes={self.episodes} must be at least 1 and other_episodes={self.other_episodes} '
-                      'at least 0')
+      problems.append(
+        f'episodes={self.episodes} must be at least 1 and other_episodes={self.other_episodes} '
+        'at least 0'
+      )
     if not 0 <= self.seed < 1 << 20:
       problems.append(f'seed={self.seed} must be 0 ... {(1 << 20) - 1}')
     if not 0 <= self.noise <= 1:
@@ -78,13 +87,18 @@ class BuildConfig:
 
   def count(self, split: str) -> int:
     """Episodes of a split."""
-    return self.episodes if split == 'train' else self.other_episodes or max(1, round(0.02 * self.episodes))
+    return (
+      self.episodes
+      if split == 'train'
+      else self.other_episodes or max(1, round(0.02 * self.episodes))
+    )
 
 
 def make_env(config: BuildConfig, split: str) -> tabletop.TabletopEnv:
   """The world that the episodes of a dataset split come from."""
-  return tabletop.TabletopEnv(config.embodiment, config.tasks, SPLITS[split], config.view_size,
-                              config.max_distractors)
+  return tabletop.TabletopEnv(
+    config.embodiment, config.tasks, SPLITS[split], config.view_size, config.max_distractors
+  )
 
 
 def dataset_path(output: str | os.PathLike[str], config: BuildConfig) -> pathlib.Path:
@@ -95,27 +109,41 @@ def dataset_path(output: str | os.PathLike[str], config: BuildConfig) -> pathlib
 def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
   """RLDS features; images are PNG, so pixels are exact."""
   robot = tabletop.ROBOTS[config.embodiment]
-  return expert.make_features(('top', 'wrist'), config.view_size, 'png', robot.proprio_dim, robot.action_dim)
+  return expert.make_features(
+    ('top', 'wrist'), config.view_size, 'png', robot.proprio_dim, robot.action_dim
+  )
 
 
 def record_episode(env: tabletop.TabletopEnv, seed: int, noise: float) -> dict[str, Any]:
-  """One expert episode of at least 1.6 s, two chunks of every embodiment; see `expert.record_episode`."""
+  """One expert episode of at least 1.6 s, two chunks of every embodiment; see
+  `expert.record_episode`.
+  """
   observation = env.reset(seed)
-  return expert.record_episode(env, observation, tabletop.make_expert(env, seed, noise), seed, MIN_EPISODE_S, _png)
+  return expert.record_episode(
+    env, observation, tabletop.make_expert(env, seed, noise), seed, MIN_EPISODE_S, _png
+  )
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
-  return io.BytesIO(cv2.imencode('.png', image[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes())
+  return io.BytesIO(
+    cv2.imencode('.png', image[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
+  )
 
 
-def successful_episode(env: tabletop.TabletopEnv, config: BuildConfig, split: str, index: int) -> dict[str, Any]:
+def successful_episode(
+  env: tabletop.TabletopEnv, config: BuildConfig, split: str, index: int
+) -> dict[str, Any]:
   """Episode `index` of a split: the first success among its own sequence of seeds."""
-  return expert.first_success(lambda seed: record_episode(env, seed, config.noise),
-                              (config.seed, tuple(SPLITS).index(split), index),
-                              f'episode {index} of {split} with {config}')
+  return expert.first_success(
+    lambda seed: record_episode(env, seed, config.noise),
+    (config.seed, tuple(SPLITS).index(split), index),
+    f'episode {index} of {split} with {config}',
+  )
 
 
-def build(output: str | os.PathLike[str], config: BuildConfig, workers: int = 1) -> tuple[pathlib.Path, bool]:
+def build(
+  output: str | os.PathLike[str], config: BuildConfig, workers: int = 1
+) -> tuple[pathlib.Path, bool]:
   """Writes the dataset unless it is there; appears under its final name only when complete.
 
   Returns:
@@ -124,11 +152,23 @@ def build(output: str | os.PathLike[str], config: BuildConfig, workers: int = 1)
     ValueError: a dataset with other parameters is at that path; or `workers` below 1.
   """
   path = dataset_path(output, config)
-  return path, rlds.write(path, rlds.Dataset(
-      name=NAME, config=config.name, module='data.tabletop', description=_DESCRIPTION, features=make_features(config),
+  return path, rlds.write(
+    path,
+    rlds.Dataset(
+      name=NAME,
+      config=config.name,
+      module='data.tabletop',
+      description=_DESCRIPTION,
+      features=make_features(config),
       open_split=functools.partial(_open_split, config),
-      sizes={split: (1,) * config.count(split) for split in config.split_names}, unit='episodes',
-      shard_size=EPISODES_PER_SHARD, min_shards=1, parameters=dataclasses.asdict(config)), workers)
+      sizes={split: (1,) * config.count(split) for split in config.split_names},
+      unit='episodes',
+      shard_size=EPISODES_PER_SHARD,
+      min_shards=1,
+      parameters=dataclasses.asdict(config),
+    ),
+    workers,
+  )
 
 
 def _open_split(config: BuildConfig, split: str) -> Callable[[int], dict[str, Any]]:

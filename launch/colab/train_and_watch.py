@@ -24,7 +24,9 @@ import sys
 
 if 'google.colab' in sys.modules and not pathlib.Path('wam_jax').exists():
   subprocess.run(['git', 'clone', '--quiet', REPOSITORY, 'wam_jax'], check=True)
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '-e', f'wam_jax[{EXTRAS}]'], check=True)
+  subprocess.run(
+    [sys.executable, '-m', 'pip', 'install', '--quiet', '-e', f'wam_jax[{EXTRAS}]'], check=True
+  )
 here = pathlib.Path.cwd()
 root = next(path for path in (here, here / 'wam_jax', *here.parents) if (path / 'configs').is_dir())
 os.chdir(root)
@@ -33,9 +35,12 @@ sys.path.insert(0, str(root))
 # %%
 import json
 
-from configs import tiny
-from IPython.display import Image, Video, display
+from IPython.display import display
+from IPython.display import Image
+from IPython.display import Video
 from matplotlib.figure import Figure
+
+from configs import tiny
 from wam_jax import config as cfg
 from wam_jax import train
 from wam_jax import workdir as workdir_lib
@@ -52,10 +57,9 @@ print(settings.model, settings.flow, settings.optimizer, sep='\n')
 config = cfg.from_config_dict(settings)
 workdir = workdir_lib.make_path(WORKDIR)
 
-# %% [markdown]
-# ## Demonstrations, then training
-# The demonstrations are simulated and written once. Stop the cell when you like and run it again to continue: the
-# result is the same as that of a run that was never stopped.
+# %% [markdown] ## Demonstrations, then training The demonstrations are simulated and written once.
+# Stop the cell when you like and run it again to continue: the result is the same as that of a run
+# that was never stopped.
 
 # %%
 pipeline.prepare(config.data)
@@ -70,10 +74,8 @@ axis.set(xlabel='step', ylabel='loss', yscale='log')
 figure.savefig(workdir / 'loss.png')
 display(Image(workdir / 'loss.png'))
 
-# %% [markdown]
-# ## Let it act
-# New scenes, in closed loop: after every chunk of actions the model sees what really happened. Beside each episode is
-# what it had imagined.
+# %% [markdown] ## Let it act New scenes, in closed loop: after every chunk of actions the model
+# sees what really happened. Beside each episode is what it had imagined.
 
 # %%
 pictures = workdir / 'watch'

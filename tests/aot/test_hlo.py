@@ -1,10 +1,13 @@
 """Programs written out by hand, in the text that XLA prints, against numbers counted by hand."""
+
 import itertools
 import textwrap
 
 import pytest
 
-from wam_jax.aot import chips, hlo, roofline
+from wam_jax.aot import chips
+from wam_jax.aot import hlo
+from wam_jax.aot import roofline
 
 NO_KERNELS = lambda *_: None
 
@@ -15,32 +18,57 @@ def count(text: str, kernel_flops=NO_KERNELS) -> hlo.Work:
 
 
 def entry(*lines: str) -> str:
-  return 'ENTRY %main (a: f32[4,8]) -> f32[4,8] {\n' + '\n'.join(f'  {line}' for line in lines) + '\n}\n'
+  return (
+    'ENTRY %main (a: f32[4,8]) -> f32[4,8] {\n' + '\n'.join(f'  {line}' for line in lines) + '\n}\n'
+  )
 
 
 def test_products():
-  work = count(entry(
+  work = count(
+    entry(
       '%a = f32[4,8]{1,0:T(8,128)} parameter(0)',
       '%b = f32[8,16]{1,0} parameter(1)',
       'ROOT %dot.1 = f32[4,16]{1,0} dot(f32[4,8] %a, f32[8,16] %b), '
-      'lhs_contracting_dims={1}, rhs_contracting_dims={0}'))
+      'lhs_contracting_dims={1}, rhs_contracting_dims={0}',
+    )
+  )
   assert work.flops == 2 * 4 * 16 * 8
   assert work.bytes == 4 * (4 * 8 + 8 * 16 + 4 * 16)
   assert work.seconds == work.bytes / 100
 
 
-@pytest.mark.parametrize(('lhs', 'rhs', 'out', 'attributes', 'multiplied'), [
+@pytest.mark.parametrize(
+  ('lhs', 'rhs', 'out', 'attributes', 'multiplied'),
+  [
     # A plain product, as TPUs have it.
     ('bf16[6,5]', 'bf16[5,7]', 'bf16[6,7]', 'dim_labels=bf_io->bf', 6 * 7 * 5),
-    # Three products side by side: the batch is a spatial axis of which each output meets one kernel position.
-    ('bf16[3,6,5]', 'bf16[3,5,7]', 'bf16[3,6,7]',
-     'window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf', 3 * 6 * 7 * 5),
+    # Three products side by side: the batch is a spatial axis of which each output meets one kernel
+    # position.
+    (
+      'bf16[3,6,5]',
+      'bf16[3,5,7]',
+      'bf16[3,6,7]',
+      'window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf',
+      3 * 6 * 7 * 5,
+    ),
     # 5 positions, kernel 3, same padding: the ends meet 2.
-    ('f32[1,5,2]', 'f32[3,2,4]', 'f32[1,5,4]', 'window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f', 13 * 2 * 4),
-])
+    (
+      'f32[1,5,2]',
+      'f32[3,2,4]',
+      'f32[1,5,4]',
+      'window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f',
+      13 * 2 * 4,
+    ),
+  ],
+)
 def test_convolutions(lhs, rhs, out, attributes, multiplied):
-  work = count(entry(f'%a = {lhs}{{0}} parameter(0)', f'%b = {rhs}{{0}} parameter(1)',
-                     f'ROOT %c = {out}{{0}} convolution(%a, %b), {attributes}'))
+  work = count(
+    entry(
+      f'%a = {lhs}{{0}} parameter(0)',
+      f'%b = {rhs}{{0}} parameter(1)',
+      f'ROOT %c = {out}{{0}} convolution(%a, %b), {attributes}',
+    )
+  )
   assert work.flops == 2 * multiplied
 
 
@@ -54,7 +82,7 @@ def test_positions_of_a_convolution_that_meet_an_element():
   assert hlo._count_valid(10**6, 10**6, 10**6, 0, 10**6 - 1, 10**6, 1) == 10**6
 
 
-LOOP = '''
+LOOP = """
     %condition (s: (s32[], f32[4,4])) -> pred[] {
       %s = (s32[]{:T(128)}, f32[4,4]{1,0}) parameter(0)
       %i = s32[] get-tuple-element(%s), index=0
@@ -80,7 +108,7 @@ LOOP = '''
       %loop = (s32[], f32[4,4]{1,0}) while(%t), condition=%condition, body=%body
       ROOT %y = f32[4,4]{1,0} get-tuple-element(%loop), index=1
     }
-'''
+"""
 
 
 @pytest.mark.parametrize(('step', 'turns'), [(1, 6), (2, 3), (4, 2)])
@@ -89,12 +117,14 @@ def test_loops_count_their_turns(step, turns):
 
 
 def test_a_loop_without_a_bound_counts_once_and_is_named():
-  work = count(LOOP.replace('constant(7)', 'custom-call(), custom_call_target="ask"').replace('STEP', '1'))
+  work = count(
+    LOOP.replace('constant(7)', 'custom-call(), custom_call_target="ask"').replace('STEP', '1')
+  )
   assert work.flops == 2 * 4 * 4 * 4 and work.unknown_loops == ['loop']
 
 
 def test_a_fusion_counts_products_inside_and_traffic_outside():
-  work = count('''
+  work = count("""
       %inner (p: f32[9,4,8], i: s32[], q: f32[8,2]) -> f32[4,2] {
         %p = f32[9,4,8]{2,1,0} parameter(0)
         %i = s32[] parameter(1)
@@ -111,14 +141,14 @@ def test_a_fusion_counts_products_inside_and_traffic_outside():
         %q = f32[8,2]{1,0:T(8,128)S(1)} parameter(2)
         ROOT %f = f32[4,2]{1,0} fusion(%p, %i, %q), kind=kOutput, calls=%inner
       }
-  ''')
+  """)
   assert work.flops == 2 * 4 * 2 * 8
   # One slice of the stack, its index, the result; `q` lies on the chip.
   assert work.bytes == 4 * (4 * 8 + 1 + 4 * 2)
 
 
 def test_an_update_in_place_moves_the_update():
-  work = count('''
+  work = count("""
       %inner (p: f32[9,4], u: f32[1,4], i: s32[]) -> f32[9,4] {
         %p = f32[9,4]{1,0} parameter(0)
         %u = f32[1,4]{1,0} parameter(1)
@@ -132,11 +162,11 @@ def test_an_update_in_place_moves_the_update():
         %i = s32[]{:T(128)S(6)} constant(3)
         ROOT %f = f32[9,4]{1,0} fusion(%p, %u, %i), kind=kLoop, calls=%inner
       }
-  ''')
+  """)
   assert work.bytes == 4 * (4 + 4)
 
 
-GATHERED = '''
+GATHERED = """
     %first (p: bf16[8,4], q: bf16[16,8], r: bf16[8,8]) -> (bf16[32,4], bf16[16,8]) {
       %p = bf16[8,4]{1,0} parameter(0)
       %g = bf16[32,4]{1,0} all-gather(%p), channel_id=9, replica_groups=[1,4]<=[4], dimensions={0}
@@ -158,24 +188,32 @@ GATHERED = '''
       %sum = bf16[32,4]{1,0} all-reduce(%again), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
       ROOT %o = bf16[32,4]{1,0} get-tuple-element(%f1), index=0
     }
-'''
+"""
 
 
 def test_collectives():
   work = count(GATHERED.replace('%first', '%async_collective_fusion.3'))
   found = {c.kind: (c.bytes, c.times, c.overlapped) for c in work.collectives}
-  # The stages of one gathering are one; it and the exchange have products beside them, the sum has not.
-  assert found == {'all-gather': (2 * 32 * 4, 1, True), 'collective-permute': (2 * 8, 1, True),
-                   'all-reduce': (2 * 32 * 4, 1, False)}
+  # The stages of one gathering are one; it and the exchange have products beside them, the sum has
+  # not.
+  assert found == {
+    'all-gather': (2 * 32 * 4, 1, True),
+    'collective-permute': (2 * 8, 1, True),
+    'all-reduce': (2 * 32 * 4, 1, False),
+  }
   assert len(work.collectives) == 3
   assert work.flops == 3 * 2 * 16 * 8 * 8
 
 
 def test_kernels_count_by_formula_and_those_without_one_are_listed():
-  text = entry('%a = f32[4,8]{1,0} parameter(0)',
-               '%known.3 = f32[4,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"',
-               'ROOT %other.1 = f32[4,8]{1,0} custom-call(%known.3), custom_call_target="tpu_custom_call"')
-  work = count(text, lambda i, inputs: 10.0 * inputs[0].elements if i.name.startswith('known') else None)
+  text = entry(
+    '%a = f32[4,8]{1,0} parameter(0)',
+    '%known.3 = f32[4,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"',
+    'ROOT %other.1 = f32[4,8]{1,0} custom-call(%known.3), custom_call_target="tpu_custom_call"',
+  )
+  work = count(
+    text, lambda i, inputs: 10.0 * inputs[0].elements if i.name.startswith('known') else None
+  )
   assert work.kernel_flops == 320 and work.kernels == {'known': (1, 320.0), 'other': (1, None)}
 
 
@@ -184,13 +222,18 @@ def test_a_text_without_a_program_is_refused():
     hlo.parse('nothing')
 
 
-@pytest.mark.parametrize(('text', 'members'), [
-    ('replica_groups={{0,2},{1,3}}', [0, 2]), ('replica_groups=[2,4]<=[8]', [0, 1, 2, 3]),
+@pytest.mark.parametrize(
+  ('text', 'members'),
+  [
+    ('replica_groups={{0,2},{1,3}}', [0, 2]),
+    ('replica_groups=[2,4]<=[8]', [0, 1, 2, 3]),
     ('replica_groups=[4,2]<=[2,4]T(1,0)', [0, 4]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", [0, 4]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [0, 1, 2, 3]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(2)2}", [0, 1]),
-    ('channel_id=1', list(range(8)))])
+    ('channel_id=1', list(range(8))),
+  ],
+)
 def test_groups(text, members):
   assert roofline.group(text, 8) == members
 
@@ -199,9 +242,11 @@ def test_rings_use_the_links_of_the_axes_they_span():
   where = chips.find('v5p:4x4x4')
   places = [[x, y, z] for x in range(4) for y in range(4) for z in range(4)]
   one = lambda kind, groups: hlo.Collective(kind, f'replica_groups={groups}', 64e9, 1, False)
-  seconds = lambda kind, groups: roofline.estimate(
-      hlo.Work(collectives=[one(kind, groups)]), where, places).exposed_s
-  # Six links of 100 GB/s over the whole torus, two along an axis of four, one between two neighbours.
+  seconds = lambda kind, groups: (
+    roofline.estimate(hlo.Work(collectives=[one(kind, groups)]), where, places).exposed_s
+  )
+  # Six links of 100 GB/s over the whole torus, two along an axis of four, one between two
+  # neighbours.
   assert seconds('all-gather', '[1,64]<=[64]') == pytest.approx(63 / 600)
   assert seconds('all-reduce', '[16,4]<=[64]') == pytest.approx(2 * 48 / 200)
   assert seconds('reduce-scatter', '[32,2]<=[64]') == pytest.approx(32 / 100)

@@ -1,8 +1,10 @@
-"""LeRobot directories for tests: a synthetic one whose pixels and numbers tell their time, and version 2 repacked as 3.
+"""LeRobot directories for tests: a synthetic one whose pixels and numbers tell their time, and
+version 2 repacked as 3.
 
-At step t of episode e the state is (t, 10 e, -t, 0.5), the action the state of the next step, and a camera shows
-`shade(camera, e, t)` everywhere.
+At step t of episode e the state is (t, 10 e, -t, 0.5), the action the state of the next step, and a
+camera shows `shade(camera, e, t)` everywhere.
 """
+
 from __future__ import annotations
 
 import fractions
@@ -19,8 +21,13 @@ FPS = 10
 SIZE = 48, 64
 CAMERAS = 'front', 'wrist'
 TASKS = 'pick up the cube', 'put it down', 'wave'
-SCALARS = {'timestamp': 'float32', 'frame_index': 'int64', 'episode_index': 'int64', 'index': 'int64',
-           'task_index': 'int64'}
+SCALARS = {
+  'timestamp': 'float32',
+  'frame_index': 'int64',
+  'episode_index': 'int64',
+  'index': 'int64',
+  'task_index': 'int64',
+}
 
 
 def shade(camera: str, episode: int, t: int) -> int:
@@ -37,11 +44,15 @@ def tasks_of(episode: int, length: int) -> list[int]:
   return [1 if episode == 0 and t >= length // 2 else episode % 2 for t in range(length)]
 
 
-def write_video(path: pathlib.Path, shades: list[int], fps: int = FPS, size: tuple[int, int] = SIZE) -> None:
+def write_video(
+  path: pathlib.Path, shades: list[int], fps: int = FPS, size: tuple[int, int] = SIZE
+) -> None:
   """H.264 with B-frames, a key frame every 8."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), 'w') as container:
-    stream = container.add_stream('libx264', rate=fps, options={'g': '8', 'bf': '2', 'threads': '1'})
+    stream = container.add_stream(
+      'libx264', rate=fps, options={'g': '8', 'bf': '2', 'threads': '1'}
+    )
     stream.height, stream.width, stream.pix_fmt = *size, 'yuv420p'
     for shown in shades:
       frame = av.VideoFrame.from_ndarray(np.full((*size, 3), shown, np.uint8), format='rgb24')
@@ -62,28 +73,50 @@ def write_lines(path: pathlib.Path, rows: list[dict]) -> None:
 def make_rows(episode: int, length: int, first: int) -> dict:
   """Columns of a parquet file."""
   steps = range(length)
-  vectors = {'observation.state': [state(episode, t) for t in steps],
-             'action': [state(episode, t + 1) for t in steps],
-             'observation.effort': [[t + 0.25, t + 0.75] for t in steps]}
-  return {**{key: pa.array(value, pa.list_(pa.float64() if key == 'action' else pa.float32()))
-             for key, value in vectors.items()},
-          'next.reward': pa.array([float(t == length - 1) for t in steps], pa.float32()),
-          'next.done': pa.array([t == length - 1 for t in steps]),
-          'note': pa.array([f'step {t}' for t in steps]),
-          'annotation.human.task': pa.array([2] * length, pa.int64()),
-          'timestamp': pa.array([t / FPS for t in steps], pa.float32()),
-          'frame_index': pa.array(steps, pa.int64()), 'episode_index': pa.array([episode] * length, pa.int64()),
-          'index': pa.array(range(first, first + length), pa.int64()),
-          'task_index': pa.array(tasks_of(episode, length), pa.int64())}
+  vectors = {
+    'observation.state': [state(episode, t) for t in steps],
+    'action': [state(episode, t + 1) for t in steps],
+    'observation.effort': [[t + 0.25, t + 0.75] for t in steps],
+  }
+  return {
+    **{
+      key: pa.array(value, pa.list_(pa.float64() if key == 'action' else pa.float32()))
+      for key, value in vectors.items()
+    },
+    'next.reward': pa.array([float(t == length - 1) for t in steps], pa.float32()),
+    'next.done': pa.array([t == length - 1 for t in steps]),
+    'note': pa.array([f'step {t}' for t in steps]),
+    'annotation.human.task': pa.array([2] * length, pa.int64()),
+    'timestamp': pa.array([t / FPS for t in steps], pa.float32()),
+    'frame_index': pa.array(steps, pa.int64()),
+    'episode_index': pa.array([episode] * length, pa.int64()),
+    'index': pa.array(range(first, first + length), pa.int64()),
+    'task_index': pa.array(tasks_of(episode, length), pa.int64()),
+  }
 
 
 def make_features() -> dict:
-  numbers = {'observation.state': ('float32', 4), 'action': ('float64', 4), 'observation.effort': ('float32', 2),
-             'next.reward': ('float32', 1), 'next.done': ('bool', 1), 'note': ('string', 1),
-             'annotation.human.task': ('int64', 1), **{key: (kind, 1) for key, kind in SCALARS.items()}}
-  cameras = {f'observation.images.{camera}': {'dtype': 'video', 'shape': [*SIZE, 3],
-                                              'names': ['height', 'width', 'channels']} for camera in CAMERAS}
-  return cameras | {key: {'dtype': kind, 'shape': [width], 'names': None} for key, (kind, width) in numbers.items()}
+  numbers = {
+    'observation.state': ('float32', 4),
+    'action': ('float64', 4),
+    'observation.effort': ('float32', 2),
+    'next.reward': ('float32', 1),
+    'next.done': ('bool', 1),
+    'note': ('string', 1),
+    'annotation.human.task': ('int64', 1),
+    **{key: (kind, 1) for key, kind in SCALARS.items()},
+  }
+  cameras = {
+    f'observation.images.{camera}': {
+      'dtype': 'video',
+      'shape': [*SIZE, 3],
+      'names': ['height', 'width', 'channels'],
+    }
+    for camera in CAMERAS
+  }
+  return cameras | {
+    key: {'dtype': kind, 'shape': [width], 'names': None} for key, (kind, width) in numbers.items()
+  }
 
 
 def write_v2(root: pathlib.Path, lengths: list[int], version: str = 'v2.1') -> pathlib.Path:
@@ -91,19 +124,35 @@ def write_v2(root: pathlib.Path, lengths: list[int], version: str = 'v2.1') -> p
   first = 0
   for episode, length in enumerate(lengths):
     chunk = f'chunk-{episode // 2:03d}'
-    write_table(root / f'data/{chunk}/episode_{episode:06d}.parquet', make_rows(episode, length, first))
+    write_table(
+      root / f'data/{chunk}/episode_{episode:06d}.parquet', make_rows(episode, length, first)
+    )
     for camera in CAMERAS:
-      write_video(root / f'videos/{chunk}/observation.images.{camera}/episode_{episode:06d}.mp4',
-                  [shade(camera, episode, t) for t in range(length)])
+      write_video(
+        root / f'videos/{chunk}/observation.images.{camera}/episode_{episode:06d}.mp4',
+        [shade(camera, episode, t) for t in range(length)],
+      )
     first += length
-  write_lines(root / 'meta/episodes.jsonl', [
-      {'episode_index': e, 'tasks': [], 'length': n} for e, n in enumerate(lengths)])
-  write_lines(root / 'meta/tasks.jsonl', [{'task_index': i, 'task': task} for i, task in enumerate(TASKS)])
-  write_info(root, {
-      'codebase_version': version, 'robot_type': 'Test Arm', 'fps': FPS, 'chunks_size': 2, 'features': make_features(),
+  write_lines(
+    root / 'meta/episodes.jsonl',
+    [{'episode_index': e, 'tasks': [], 'length': n} for e, n in enumerate(lengths)],
+  )
+  write_lines(
+    root / 'meta/tasks.jsonl', [{'task_index': i, 'task': task} for i, task in enumerate(TASKS)]
+  )
+  write_info(
+    root,
+    {
+      'codebase_version': version,
+      'robot_type': 'Test Arm',
+      'fps': FPS,
+      'chunks_size': 2,
+      'features': make_features(),
       'splits': {'train': f'0:{len(lengths)}'},
       'data_path': 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet',
-      'video_path': 'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4'})
+      'video_path': 'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4',
+    },
+  )
   return root
 
 
@@ -117,11 +166,18 @@ def edit_info(root: pathlib.Path, **changes) -> None:
 
 
 def pack_as_v3(source: pathlib.Path, root: pathlib.Path, per_file: int) -> pathlib.Path:
-  """A version 2 directory as version 3, `per_file` episodes to a file; video packets are copied, not decoded."""
+  """A version 2 directory as version 3, `per_file` episodes to a file; video packets are copied,
+  not decoded.
+  """
   info = json.loads((source / 'meta/info.json').read_text())
-  lengths = [json.loads(line)['length'] for line in (source / 'meta/episodes.jsonl').read_text().splitlines()]
+  lengths = [
+    json.loads(line)['length'] for line in (source / 'meta/episodes.jsonl').read_text().splitlines()
+  ]
   videos = [key for key, feature in info['features'].items() if feature['dtype'] == 'video']
-  place = lambda episode: {'episode_chunk': episode // info['chunks_size'], 'episode_index': episode}
+  place = lambda episode: {
+    'episode_chunk': episode // info['chunks_size'],
+    'episode_index': episode,
+  }
   rows = []
   for first in range(0, len(lengths), per_file):
     episodes, number = range(first, min(first + per_file, len(lengths))), first // per_file
@@ -129,28 +185,69 @@ def pack_as_v3(source: pathlib.Path, root: pathlib.Path, per_file: int) -> pathl
     target = root / f'data/chunk-000/file-{number:03d}.parquet'
     target.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.concat_tables(tables), target)
-    starts = {key: concatenate([source / info['video_path'].format(video_key=key, **place(e)) for e in episodes],
-                               root / f'videos/{key}/chunk-000/file-{number:03d}.mp4') for key in videos}
-    rows += [{'episode_index': e, 'length': lengths[e], 'data/chunk_index': 0, 'data/file_index': number,
-              **{f'videos/{key}/{name}': value for key in videos for name, value in (
-                  ('chunk_index', 0), ('file_index', number), ('from_timestamp', starts[key][i]),
-                  ('to_timestamp', starts[key][i + 1]))}} for i, e in enumerate(episodes)]
-  write_table(root / 'meta/episodes/chunk-000/file-000.parquet', {key: [row[key] for row in rows] for key in rows[0]})
+    starts = {
+      key: concatenate(
+        [source / info['video_path'].format(video_key=key, **place(e)) for e in episodes],
+        root / f'videos/{key}/chunk-000/file-{number:03d}.mp4',
+      )
+      for key in videos
+    }
+    rows += [
+      {
+        'episode_index': e,
+        'length': lengths[e],
+        'data/chunk_index': 0,
+        'data/file_index': number,
+        **{
+          f'videos/{key}/{name}': value
+          for key in videos
+          for name, value in (
+            ('chunk_index', 0),
+            ('file_index', number),
+            ('from_timestamp', starts[key][i]),
+            ('to_timestamp', starts[key][i + 1]),
+          )
+        },
+      }
+      for i, e in enumerate(episodes)
+    ]
+  write_table(
+    root / 'meta/episodes/chunk-000/file-000.parquet',
+    {key: [row[key] for row in rows] for key in rows[0]},
+  )
   tasks = [json.loads(line) for line in (source / 'meta/tasks.jsonl').read_text().splitlines()]
-  write_table(root / 'meta/tasks.parquet', {'task_index': [task['task_index'] for task in tasks],
-                                            '__index_level_0__': [task['task'] for task in tasks]})
+  write_table(
+    root / 'meta/tasks.parquet',
+    {
+      'task_index': [task['task_index'] for task in tasks],
+      '__index_level_0__': [task['task'] for task in tasks],
+    },
+  )
   for path in source.glob('meta/*'):
-    if path.name in ('modality.json', 'stats.json', 'relative_stats_dreamzero.json', 'embodiment.json',
-                     'step_filter.jsonl'):
+    if path.name in (
+      'modality.json',
+      'stats.json',
+      'relative_stats_dreamzero.json',
+      'embodiment.json',
+      'step_filter.jsonl',
+    ):
       shutil.copy(path, root / 'meta' / path.name)
-  write_info(root, {**info, 'codebase_version': 'v3.0',
-                    'data_path': 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet',
-                    'video_path': 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4'})
+  write_info(
+    root,
+    {
+      **info,
+      'codebase_version': 'v3.0',
+      'data_path': 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet',
+      'video_path': 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4',
+    },
+  )
   return root
 
 
 def concatenate(paths: list[pathlib.Path], target: pathlib.Path) -> list[float]:
-  """Copies the packets of several MP4 files into one; the second where each begins, and where the last ends."""
+  """Copies the packets of several MP4 files into one; the second where each begins, and where the
+  last ends.
+  """
   target.parent.mkdir(parents=True, exist_ok=True)
   starts = [fractions.Fraction(0)]
   with av.open(str(target), 'w') as output:

@@ -1,4 +1,7 @@
-"""Stored features are what training would compute from pixels, however the work was divided or interrupted."""
+"""Stored features are what training would compute from pixels, however the work was divided or
+interrupted.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -46,9 +49,21 @@ from wam_jax.models import vae
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLOCK = synthetic.CLOCK
-FILM = dataclasses.replace(CLOCK, name='clock_film', video_fps=5.0)  # Four frames a chunk, as a Wan VAE takes them.
-PATCHES = cfg.ModelConfig(dim=16, mlp_dim=16, num_heads=2, num_layers=1, action_hidden=8, num_embodiments=2,
-                          action_dim=3, proprio_dim=4, actions_per_chunk=8, text=cfg.TextConfig(dim=8, layers=0))
+FILM = dataclasses.replace(
+  CLOCK, name='clock_film', video_fps=5.0
+)  # Four frames a chunk, as a Wan VAE takes them.
+PATCHES = cfg.ModelConfig(
+  dim=16,
+  mlp_dim=16,
+  num_heads=2,
+  num_layers=1,
+  action_hidden=8,
+  num_embodiments=2,
+  action_dim=3,
+  proprio_dim=4,
+  actions_per_chunk=8,
+  text=cfg.TextConfig(dim=8, layers=0),
+)
 PLAIN = features.Storing(anchor_stride=8)
 
 
@@ -65,7 +80,9 @@ def robots():
 def vocabulary(tmp_path_factory) -> str:
   """Letters and digits, with the ids of T5 for padding and end."""
   pieces = ['<pad>', '</s>', '<unk>', *'▁abcdefghijklmnopqrstuvwxyz0123456789']
-  made = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -3.0) for piece in pieces], unk_id=2))
+  made = tokenizers.Tokenizer(
+    tokenizers.models.Unigram([(piece, -3.0) for piece in pieces], unk_id=2)
+  )
   made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
   path = tmp_path_factory.mktemp('vocabulary') / 'tokenizer.json'
   made.save(str(path))
@@ -77,28 +94,49 @@ def model(vocabulary) -> cfg.ModelConfig:
   """The shape of the released model, tiny, for windows of the synthetic robot."""
   m = test_encoders.MODEL
   return dataclasses.replace(
-      m, patch=1, actions_per_chunk=8, num_layers=1, tokenizer=dataclasses.replace(m.tokenizer, resize=()),
-      text=dataclasses.replace(m.text, vocab=48, length=12, tokenizer=vocabulary))
+    m,
+    patch=1,
+    actions_per_chunk=8,
+    num_layers=1,
+    tokenizer=dataclasses.replace(m.tokenizer, resize=()),
+    text=dataclasses.replace(m.text, vocab=48, length=12, tokenizer=vocabulary),
+  )
 
 
 @pytest.fixture(scope='module')
 def frozen(model) -> encoders.Encoders:
   """Random Wan VAE, UMT5 and CLIP."""
-  parts = [test_encoders.random_like(jax.eval_shape(
-      lambda key, module=module, config=config: module.init(config, key).params, jax.random.key(0)), seed)
-      for seed, (module, config) in enumerate(((vae, model.tokenizer), (text, model.text), (image, model.image)))]
+  parts = [
+    test_encoders.random_like(
+      jax.eval_shape(
+        lambda key, module=module, config=config: module.init(config, key).params, jax.random.key(0)
+      ),
+      seed,
+    )
+    for seed, (module, config) in enumerate(
+      ((vae, model.tokenizer), (text, model.text), (image, model.image))
+    )
+  ]
   video = vae.WanVAE(parts[0], model.tokenizer, np.float32([[0.1] * 4, [1.5] * 4]))
-  return encoders.Encoders(video, text.UMT5(parts[1], model.text), image.ClipVision(parts[2], model.image), model)
+  return encoders.Encoders(
+    video, text.UMT5(parts[1], model.text), image.ClipVision(parts[2], model.image), model
+  )
 
 
 @pytest.fixture(scope='module')
 def patches() -> encoders.Encoders:
   """A patch tokenizer, as a run that needs no download has it."""
   t, rng = PATCHES.tokenizer, np.random.default_rng(0)
-  P = t.temporal * t.spatial ** 2 * 3
+  P = t.temporal * t.spatial**2 * 3
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  return encoders.Encoders(tokenizer.PatchTokenizer(draw(P), draw(P, t.channels), draw(t.channels, P), t.temporal,
-                                                    t.spatial), None, None, PATCHES)
+  return encoders.Encoders(
+    tokenizer.PatchTokenizer(
+      draw(P), draw(P, t.channels), draw(t.channels, P), t.temporal, t.spatial
+    ),
+    None,
+    None,
+    PATCHES,
+  )
 
 
 @pytest.fixture
@@ -117,7 +155,9 @@ def run(job, frozen, *shard, batch=8):
 
 
 def find(job, frozen) -> features.Stored:
-  return features.find(job.episodes, job.anchors, job.model, features.fingerprint_encoders(frozen), job.transform)
+  return features.find(
+    job.episodes, job.anchors, job.model, features.fingerprint_encoders(frozen), job.transform
+  )
 
 
 def contents(place) -> dict[str, bytes]:
@@ -133,14 +173,23 @@ def pixel_batch(job) -> types.Batch:
   ids_WP = np.stack([tokenize(transforms.prompt(job.episodes.record, words)) for words in texts])
   draw = lambda *shape: rng.normal(size=(rows, *shape)).astype(np.float32)
   return types.Batch(
-      np.stack([job.load_frames(row) for row in range(rows)]), draw(A, m.action_dim),
-      np.ones((rows, A, m.action_dim), bool), draw(Q, m.proprio_dim), np.ones((rows, Q), bool),
-      ids_WP.repeat(job.storing.variants, 0), np.zeros(rows, np.int32), np.zeros((rows, 2), np.int32))
+    np.stack([job.load_frames(row) for row in range(rows)]),
+    draw(A, m.action_dim),
+    np.ones((rows, A, m.action_dim), bool),
+    draw(Q, m.proprio_dim),
+    np.ones((rows, Q), bool),
+    ids_WP.repeat(job.storing.variants, 0),
+    np.zeros(rows, np.int32),
+    np.zeros((rows, 2), np.int32),
+  )
 
 
 def feature_batch(stored: features.Stored, batch: types.Batch) -> types.Batch:
   """The same from stored features."""
-  read = [stored.read(*divmod(row, stored.variants), ids_P) for row, ids_P in enumerate(batch.prompt_ids_BP)]
+  read = [
+    stored.read(*divmod(row, stored.variants), ids_P)
+    for row, ids_P in enumerate(batch.prompt_ids_BP)
+  ]
   return batch.replace(frames_BRIJ3=None, features=jax.tree.map(lambda *x: np.stack(x), *read))
 
 
@@ -148,21 +197,27 @@ def computed(job, frozen, batch) -> types.Features:
   """What a training step computes of pixels."""
   window = jax.jit(functools.partial(train_step.encode_batch, job.model))(None, frozen, batch)
   condition = window.first_frame.latents_BFHWC
-  return types.Features(window.clean_BFHWC, None if frozen.text is None else window.text_BPC,
-                        window.first_frame.image_BIC, None if condition is None else condition[..., 4:])
+  return types.Features(
+    window.clean_BFHWC,
+    None if frozen.text is None else window.text_BPC,
+    window.first_frame.image_BIC,
+    None if condition is None else condition[..., 4:],
+  )
 
 
 def assert_rounded(got, want, bits):
   """Stored with a significand of so many bits; the rest is the order of sums."""
   assert jax.tree.structure(got) == jax.tree.structure(want)
-  jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2.0 ** -bits, atol=1e-5), got, want)
+  jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2.0**-bits, atol=1e-5), got, want)
   jax.tree.map(lambda g, w: np.testing.assert_equal(g.dtype, w.dtype), got, want)
 
 
 @pytest.fixture(scope='module')
 def films(tmp_path_factory, model, frozen):
   """(job, stored features) of a tiny model with all of the released encoders."""
-  job = make_job(synthetic.make_dataset(tmp_path_factory.mktemp('films'), [12, 17, 24]), model, FILM)
+  job = make_job(
+    synthetic.make_dataset(tmp_path_factory.mktemp('films'), [12, 17, 24]), model, FILM
+  )
   summary = run(job, frozen)
   assert (summary['windows'], summary['prompts'], summary['missing_files']) == (5, 3, 0)
   return job, find(job, frozen)
@@ -175,20 +230,36 @@ def test_stored_features_are_those_of_pixels(films, frozen):
 
 
 def test_half_precision_is_nearer(films, frozen, tmp_path):
-  job = dataclasses.replace(films[0], storing=dataclasses.replace(PLAIN, dtype='float16'), episodes=sources.Episodes(
-      shutil.copytree(films[0].episodes.path, tmp_path / 'copy', ignore=shutil.ignore_patterns('wam_features_*')),
-      'train', FILM, storage.Cache(1)))
+  job = dataclasses.replace(
+    films[0],
+    storing=dataclasses.replace(PLAIN, dtype='float16'),
+    episodes=sources.Episodes(
+      shutil.copytree(
+        films[0].episodes.path, tmp_path / 'copy', ignore=shutil.ignore_patterns('wam_features_*')
+      ),
+      'train',
+      FILM,
+      storage.Cache(1),
+    ),
+  )
   run(job, frozen)
   batch = pixel_batch(job)
-  assert_rounded(feature_batch(find(job, frozen), batch).features, computed(job, frozen, batch), bits=11)
+  assert_rounded(
+    feature_batch(find(job, frozen), batch).features, computed(job, frozen, batch), bits=11
+  )
 
 
 def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
   job, stored = films
   config = cfg.TrainConfig(model=job.model)
-  params = test_encoders.random_like(train_step.abstract_state(
-      config, sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1]),
-      encoders.Encoders(None, None, None, job.model)).params, 9)
+  params = test_encoders.random_like(
+    train_step.abstract_state(
+      config,
+      sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1]),
+      encoders.Encoders(None, None, None, job.model),
+    ).params,
+    9,
+  )
 
   pixels = pixel_batch(job)
   noise = train_step.sample_noise(config, jax.random.key(0), frozen, pixels)
@@ -196,17 +267,28 @@ def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
 
   @jax.jit
   def update(window):
-    return jax.value_and_grad(lambda params: train_step.velocity_loss(
-        config, window, noise, *train_step.predict(config, params, window, noise))[0])(params)
+    return jax.value_and_grad(
+      lambda params: train_step.velocity_loss(
+        config, window, noise, *train_step.predict(config, params, window, noise)
+      )[0]
+    )(params)
 
-  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), computed(job, frozen, pixels))
-  from_pixels, from_stored, from_rounded = (update(look(params, frozen, batch)) for batch in (
-      pixels, feature_batch(stored, pixels), pixels.replace(frames_BRIJ3=None, features=rounded)))
+  rounded = jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16).astype(x.dtype), computed(job, frozen, pixels)
+  )
+  from_pixels, from_stored, from_rounded = (
+    update(look(params, frozen, batch))
+    for batch in (
+      pixels,
+      feature_batch(stored, pixels),
+      pixels.replace(frames_BRIJ3=None, features=rounded),
+    )
+  )
   norm = lambda tree: float(optax.tree.norm(tree))
   apart = lambda a, b: norm(jax.tree.map(jnp.subtract, a[1], b[1])) / norm(b[1])
   np.testing.assert_allclose(from_stored[0], from_rounded[0], rtol=1e-5)
-  np.testing.assert_allclose(from_stored[0], from_pixels[0], rtol=2.0 ** -8)
-  assert apart(from_stored, from_rounded) < 1e-4 and apart(from_stored, from_pixels) < 2.0 ** -6
+  np.testing.assert_allclose(from_stored[0], from_pixels[0], rtol=2.0**-8)
+  assert apart(from_stored, from_rounded) < 1e-4 and apart(from_stored, from_pixels) < 2.0**-6
 
 
 def test_a_model_that_needs_no_download_stores_latents_only(path, patches):
@@ -222,8 +304,11 @@ def test_a_model_that_needs_no_download_stores_latents_only(path, patches):
 
 
 def test_the_grid_begins_at_every_span_or_at_a_drawn_step(path):
-  starts = lambda **storing: [job.anchors[int(s)][:2] for job in [make_job(path, storing=features.Storing(**storing))]
-                              for s in job.samples_W]
+  starts = lambda **storing: [
+    job.anchors[int(s)][:2]
+    for job in [make_job(path, storing=features.Storing(**storing))]
+    for s in job.samples_W
+  ]
   # Episodes of 12, 17 and 24 steps: a chunk of 8 may begin at steps 0-3, 0-8, 0-15.
   assert starts(anchor_stride=8) == [(0, 0), (1, 0), (1, 8), (2, 0), (2, 8)]
   assert starts(anchor_stride=5) == [(0, 0), (1, 0), (1, 5), (2, 0), (2, 5), (2, 10), (2, 15)]
@@ -241,7 +326,8 @@ def test_variants_are_augmented_each_in_its_own_way(path, patches):
   got = feature_batch(stored, batch).features
   assert_rounded(got, types.Features(patches.encode(batch.frames_BRIJ3)), bits=8)
   assert len({x.tobytes() for x in got.clean_BFHWC}) == 15
-  # The frames of a window share their augmentation: its clock still runs, its colours keep their distance.
+  # The frames of a window share their augmentation: its clock still runs, its colours keep their
+  # distance.
   frames_RIJ3 = batch.frames_BRIJ3[9].astype(int)
   assert len(np.unique(frames_RIJ3.reshape(5, -1, 3)[:, 0], axis=0)) > 1
   plain = make_job(path)
@@ -253,7 +339,9 @@ def test_the_centre_crop_is_what_evaluation_sees(path, patches):
   run(job, patches)
   number, step, stop = job.anchors[0]
   views = {key: job.episodes[number].decode(key, step) for key in ('top', 'wrist')}
-  np.testing.assert_array_equal(job.load_frames(0)[0], transforms.compose(CLOCK, views, transforms.CENTER_CROP))
+  np.testing.assert_array_equal(
+    job.load_frames(0)[0], transforms.compose(CLOCK, views, transforms.CENTER_CROP)
+  )
   assert find(job, patches).variants == 1
 
 
@@ -272,18 +360,35 @@ def test_shards_share_the_work(path, tmp_path, patches):
 
 
 def test_what_cannot_be_stored_is_refused(path, patches, model, frozen, monkeypatch):
-  with pytest.raises(ValueError, match="'clock' shows 2 camera frames a chunk, the model of the workdir takes 4; give"):
+  with pytest.raises(
+    ValueError,
+    match="'clock' shows 2 camera frames a chunk, the model of the workdir takes 4; give",
+  ):
     make_job(path, model)
-  with pytest.raises(ValueError, match='--batch=12 must be divisible by the 8 devices; nearest valid: 16'):
+  with pytest.raises(
+    ValueError, match='--batch=12 must be divisible by the 8 devices; nearest valid: 16'
+  ):
     encoding.make_machine(12, 1)
-  broken = patches.replace(tokenizer=patches.tokenizer.replace(mean_P=patches.tokenizer.mean_P * np.nan))
-  with pytest.raises(ValueError, match='give NaN, infinity or, .* for the window at step 0 of record 0 of .*train'):
+  broken = patches.replace(
+    tokenizer=patches.tokenizer.replace(mean_P=patches.tokenizer.mean_P * np.nan)
+  )
+  with pytest.raises(
+    ValueError, match='give NaN, infinity or, .* for the window at step 0 of record 0 of .*train'
+  ):
     run(make_job(path), broken)
-  large = patches.replace(tokenizer=patches.tokenizer.replace(encode_PC=patches.tokenizer.encode_PC * 1e5))
-  with pytest.raises(ValueError, match='with --dtype=float16, more than that holds .* Store --dtype=bfloat16'):
+  large = patches.replace(
+    tokenizer=patches.tokenizer.replace(encode_PC=patches.tokenizer.encode_PC * 1e5)
+  )
+  with pytest.raises(
+    ValueError, match='with --dtype=float16, more than that holds .* Store --dtype=bfloat16'
+  ):
     run(make_job(path, storing=dataclasses.replace(PLAIN, dtype='float16')), large)
-  monkeypatch.setattr(shutil, 'disk_usage', lambda place: shutil._ntuple_diskusage(2**40, 2**40 - 100, 100))
-  with pytest.raises(ValueError, match=r'wam_features_.* needs about 0.0 GiB more, and 0.0 GiB are free. Make room'):
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda place: shutil._ntuple_diskusage(2**40, 2**40 - 100, 100)
+  )
+  with pytest.raises(
+    ValueError, match=r'wam_features_.* needs about 0.0 GiB more, and 0.0 GiB are free. Make room'
+  ):
     run(make_job(path, storing=dataclasses.replace(PLAIN, seed=1)), patches)
 
 
@@ -314,7 +419,9 @@ def test_batches_hold_features_in_place_of_pixels(path, patches):
     assert sorted(windows_B) == [0, 1, 2, 3, 4] and batch.frames_BRIJ3 is None
     clean = patches.encode(np.stack([job.load_frames(w) for w in windows_B]))
     assert_rounded(batch.features, types.Features(clean), bits=8)
-    want = pipeline._stack([pixels(int(job.samples_W[w]), np.random.default_rng(0)) for w in windows_B])
+    want = pipeline._stack(
+      [pixels(int(job.samples_W[w]), np.random.default_rng(0)) for w in windows_B]
+    )
     blank = dict(frames_BRIJ3=None, features=None, sample_B2=None)
     jax.tree.map(np.testing.assert_array_equal, batch.replace(**blank), want.replace(**blank))
   assert len({tuple(batch.sample_B2[:, 1]) for batch in batches}) > 1
@@ -328,35 +435,50 @@ def test_an_update_runs_on_stored_features(path, patches):
   step = train_step.make_train_step(config, mesh, shardings)
   (batch,) = take(config, 1, pipeline.find_features(config, patches))
   frames = np.stack([make_job(path).load_frames(window) for window in batch.sample_B2[:, 1]])
-  got, want = (step(jax.tree.map(jnp.copy, state), b)[1] for b in (
-      batch, batch.replace(features=None, frames_BRIJ3=frames)))
+  got, want = (
+    step(jax.tree.map(jnp.copy, state), b)[1]
+    for b in (batch, batch.replace(features=None, frames_BRIJ3=frames))
+  )
   for name in ('loss', 'video_loss', 'action_loss', 'grad_norm'):
-    np.testing.assert_allclose(got[name], want[name], rtol=2.0 ** -8, err_msg=name)
+    np.testing.assert_allclose(got[name], want[name], rtol=2.0**-8, err_msg=name)
 
 
 def test_prompts_of_batches_are_among_the_stored(films, frozen):
   job, stored = films
-  config = dataclasses.replace(synthetic.make_config({'film': (str(job.episodes.path), 'clock_film', 1.0)}),
-                               batch_size=5, model=job.model)
+  config = dataclasses.replace(
+    synthetic.make_config({'film': (str(job.episodes.path), 'clock_film', 1.0)}),
+    batch_size=5,
+    model=job.model,
+  )
   (batch,) = take(config, 1, pipeline.find_features(config, frozen))
   tokenize = prompts.make_tokenizer(job.model.text)
-  for window, ids_P, text_PC in zip(batch.sample_B2[:, 1], batch.prompt_ids_BP, batch.features.text_BPC):
+  for window, ids_P, text_PC in zip(
+    batch.sample_B2[:, 1], batch.prompt_ids_BP, batch.features.text_BPC
+  ):
     np.testing.assert_array_equal(ids_P, tokenize(f'task {stored[window][0] % 3}'))
     np.testing.assert_array_equal(text_PC, stored.read(0, 0, ids_P).text_BPC)
-    assert text_PC[:np.count_nonzero(ids_P)].any(1).all() and not text_PC[np.count_nonzero(ids_P):].any()
+    assert (
+      text_PC[: np.count_nonzero(ids_P)].any(1).all()
+      and not text_PC[np.count_nonzero(ids_P) :].any()
+    )
 
 
 def test_augmented_training_and_its_evaluation_have_features_of_their_own(path, patches):
   config = with_data(make_config(clock=path), augment=True)
   run(make_job(path, storing=dataclasses.replace(PLAIN, variants=2), transform='random'), patches)
   stored = pipeline.find_features(config, patches)
-  drawn = {(window, x.tobytes()) for batch in take(config, 8, stored)
-           for window, x in zip(batch.sample_B2[:, 1].tolist(), batch.features.clean_BFHWC)}
+  drawn = {
+    (window, x.tobytes())
+    for batch in take(config, 8, stored)
+    for window, x in zip(batch.sample_B2[:, 1].tolist(), batch.features.clean_BFHWC)
+  }
   assert len(drawn) == 10  # Two variants of each.
   assert pipeline.find_features(config, patches, 'val') == {}
   val = make_job(path, transform='center', split='val')
   run(val, patches)
-  (batch,) = pipeline.make_eval_batches(config, 1, stored=pipeline.find_features(config, patches, 'val'))
+  (batch,) = pipeline.make_eval_batches(
+    config, 1, stored=pipeline.find_features(config, patches, 'val')
+  )
   clean = patches.encode(np.stack([val.load_frames(window) for window in batch.sample_B2[:, 1]]))
   assert_rounded(batch.features, types.Features(clean), bits=8)
   with pytest.raises(ValueError, match='transform: random crop of 0.95 stored, none here'):
@@ -367,11 +489,16 @@ def test_augmented_training_and_its_evaluation_have_features_of_their_own(path, 
 def test_features_of_a_part_of_the_mixture_are_refused(path, tmp_path, patches):
   other = synthetic.make_dataset(tmp_path / 'other', [12, 12])
   config = make_config(a=path, b=other)
-  with pytest.raises(ValueError, match=r"\['a', 'b'\] of config.data.mixture have no stored features, but .*'require'"):
+  with pytest.raises(
+    ValueError,
+    match=r"\['a', 'b'\] of config.data.mixture have no stored features, but .*'require'",
+  ):
     pipeline.find_features(with_data(config, features='require'), patches)
   assert pipeline.find_features(with_data(config, features='require'), patches, 'val') == {}
   run(make_job(path), patches)
-  with pytest.raises(ValueError, match=r"\['b'\] of config.data.mixture have no .*not both, and \['a'\] have some"):
+  with pytest.raises(
+    ValueError, match=r"\['b'\] of config.data.mixture have no .*not both, and \['a'\] have some"
+  ):
     pipeline.find_features(config, patches)
   run(make_job(other), patches)
   stored = pipeline.find_features(config, patches)
@@ -382,8 +509,9 @@ def test_features_of_a_part_of_the_mixture_are_refused(path, tmp_path, patches):
 
 def write_workdir(workdir, config, frozen) -> None:
   """A checkpoint of a run with these encoders."""
-  state = train_step.TrainState(jnp.int32(0), {'w': jnp.zeros(1)}, None, {'m': jnp.zeros(1)},
-                                jax.tree.map(jnp.asarray, frozen))
+  state = train_step.TrainState(
+    jnp.int32(0), {'w': jnp.zeros(1)}, None, {'m': jnp.zeros(1)}, jax.tree.map(jnp.asarray, frozen)
+  )
   with checkpoint.Checkpoints(workdir, 1) as checkpoints:
     checkpoints.save(0, state, {}, {'config': cfg.to_dict(config), 'data': {}})
 
@@ -394,10 +522,27 @@ def test_killed_and_continued_is_straight(tmp_path, patches):
   write_workdir(tmp_path / 'run', cfg.TrainConfig(model=model), patches.replace(config=model))
   bridge = synthetic.write_bridge(tmp_path, episodes=40, steps=12)
   dataset = pathlib.Path(bridge).parent / 'array_record/synthetic_rlds/1.0.0'
-  args = [sys.executable, '-m', 'data.encode', f'--workdir={tmp_path / "run"}', f'--dataset={dataset}', '--batch=1',
-          '--embodiment=bridge_widowx', '--anchor_stride=1', '--file_mib=0.02', f'--json={tmp_path / "summary.json"}']
-  start = functools.partial(subprocess.Popen, args, cwd=ROOT, env=programs.environment(), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  args = [
+    sys.executable,
+    '-m',
+    'data.encode',
+    f'--workdir={tmp_path / "run"}',
+    f'--dataset={dataset}',
+    '--batch=1',
+    '--embodiment=bridge_widowx',
+    '--anchor_stride=1',
+    '--file_mib=0.02',
+    f'--json={tmp_path / "summary.json"}',
+  ]
+  start = functools.partial(
+    subprocess.Popen,
+    args,
+    cwd=ROOT,
+    env=programs.environment(),
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
   process = start()
   while len(list(dataset.glob('wam_features_*/windows-*'))) < 3:
     assert process.poll() is None, process.communicate()[0]
@@ -420,13 +565,33 @@ def test_killed_and_continued_is_straight(tmp_path, patches):
   assert contents(place) == continued
 
 
-@pytest.mark.parametrize('given, message', [
+@pytest.mark.parametrize(
+  'given, message',
+  [
     ((), 'is not the workdir of a training run'),
-    (('--dataset=gs://bucket/droid/1.0.1',), 'gs://bucket/droid/1.0.1 is an object store.*Mount the bucket'),
+    (
+      ('--dataset=gs://bucket/droid/1.0.1',),
+      'gs://bucket/droid/1.0.1 is an object store.*Mount the bucket',
+    ),
     (('--shard_index=2', '--shard_count=2'), '--shard_index=2 must be below --shard_count=2'),
-    (('--augmentations=2', '--center_crop'), '--center_crop for the held-out one; give either')])
+    (('--augmentations=2', '--center_crop'), '--center_crop for the held-out one; give either'),
+  ],
+)
 def test_mistakes_end_as_one_message(path, tmp_path, given, message):
-  done = subprocess.run([sys.executable, '-m', 'data.encode', f'--workdir={tmp_path}', f'--dataset={path}',
-                         '--embodiment=bridge_widowx', *given], cwd=ROOT, env=programs.environment(), text=True,
-                        capture_output=True, timeout=240)
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'data.encode',
+      f'--workdir={tmp_path}',
+      f'--dataset={path}',
+      '--embodiment=bridge_widowx',
+      *given,
+    ],
+    cwd=ROOT,
+    env=programs.environment(),
+    text=True,
+    capture_output=True,
+    timeout=240,
+  )
   assert done.returncode == 1 and re.search(f'error: .*{message}', done.stderr), done.stderr

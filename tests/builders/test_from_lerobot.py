@@ -1,4 +1,7 @@
-"""LeRobot directories of every version become RLDS whose frames, rows and texts belong to each other."""
+"""LeRobot directories of every version become RLDS whose frames, rows and texts belong to each
+other.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,15 +23,22 @@ from data.lerobot import convert
 from data.lerobot import record as record_lib
 from data.lerobot import source as source_lib
 from tests.builders import lerobot_dirs as dirs
-from wam_jax.data import embodiments, sources, statistics, windows
+from wam_jax.data import embodiments
+from wam_jax.data import sources
+from wam_jax.data import statistics
+from wam_jax.data import windows
 
 G1 = pathlib.Path(__file__).parents[3] / 'shared/data/lerobot_v21_g1_sample'
 LENGTHS = [21, 9, 14]
 GEAR = {
-    'state': {'arm': {'start': 0, 'end': 2}, 'gripper': {'start': 3, 'end': 4, 'original_key': 'observation.state'}},
-    'action': {'arm': {'start': 0, 'end': 2}, 'gripper': {'start': 3, 'end': 4}},
-    'video': {'front': {}, 'hand': {'original_key': 'observation.images.wrist'}},
-    'annotation': {'human.task': {}, 'note': {'original_key': 'note'}}}
+  'state': {
+    'arm': {'start': 0, 'end': 2},
+    'gripper': {'start': 3, 'end': 4, 'original_key': 'observation.state'},
+  },
+  'action': {'arm': {'start': 0, 'end': 2}, 'gripper': {'start': 3, 'end': 4}},
+  'video': {'front': {}, 'hand': {'original_key': 'observation.images.wrist'}},
+  'annotation': {'human.task': {}, 'note': {'original_key': 'note'}},
+}
 
 
 @pytest.fixture(scope='module')
@@ -52,17 +62,25 @@ def damaged(v2, tmp_path):
 
 def _read(path, split='train'):
   source = tfds.builder_from_directory(path).as_data_source(split)
-  return [{'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))]
+  return [
+    {'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))
+  ]
 
 
 def _shards(path):
-  return {p.name.split('-', 1)[1]: p.read_bytes() for p in path.iterdir() if '.array_record' in p.name}
+  return {
+    p.name.split('-', 1)[1]: p.read_bytes() for p in path.iterdir() if '.array_record' in p.name
+  }
 
 
 def test_every_feature_of_every_step(converted):
   episodes = _read(converted[0])
   assert [len(e['steps']) for e in episodes] == LENGTHS
-  assert [e['name'].decode() for e in episodes] == ['episode_000000', 'episode_000001', 'episode_000002']
+  assert [e['name'].decode() for e in episodes] == [
+    'episode_000000',
+    'episode_000001',
+    'episode_000002',
+  ]
   for e, episode in enumerate(episodes):
     tasks, n = dirs.tasks_of(e, LENGTHS[e]), LENGTHS[e]
     for t, step in enumerate(episode['steps']):
@@ -76,18 +94,32 @@ def test_every_feature_of_every_step(converted):
       np.testing.assert_array_equal(step['observation']['effort'], [t + 0.25, t + 0.75])
       assert step['language_instruction'].decode() == dirs.TASKS[tasks[t]]
       assert step['note'].decode() == f'step {t}'
-      assert (step['is_first'], step['is_last'], step['is_terminal']) == (t == 0, t == n - 1, t == n - 1)
+      assert (step['is_first'], step['is_last'], step['is_terminal']) == (
+        t == 0,
+        t == n - 1,
+        t == n - 1,
+      )
       assert step['reward'] == [t == n - 1] and step['next.done'] == [t == n - 1]
-      assert (step['frame_index'], step['index'], step['task_index']) == (t, sum(LENGTHS[:e]) + t, tasks[t])
+      assert (step['frame_index'], step['index'], step['task_index']) == (
+        t,
+        sum(LENGTHS[:e]) + t,
+        tasks[t],
+      )
       assert step['timestamp'] == np.float32(t / dirs.FPS)
 
 
 def test_suggested_record_fits_the_data(converted):
   output, record = converted
   assert record == embodiments.Embodiment(
-      name='test_arm', views=(embodiments.View('front', 0, 0, 240, 320), embodiments.View('wrist', 0, 320, 240, 320)),
-      composite=(240, 640), state=(embodiments.Slice('state', 0, 4, 'unknown'),),
-      action=(embodiments.Slice('action', 0, 4, 'unknown'),), control_hz=10.0, video_fps=5.0, chunk_s=1.6)
+    name='test_arm',
+    views=(embodiments.View('front', 0, 0, 240, 320), embodiments.View('wrist', 0, 320, 240, 320)),
+    composite=(240, 640),
+    state=(embodiments.Slice('state', 0, 4, 'unknown'),),
+    action=(embodiments.Slice('action', 0, 4, 'unknown'),),
+    control_hz=10.0,
+    video_fps=5.0,
+    chunk_s=1.6,
+  )
   assert embodiments.from_dict(json.loads((output / 'embodiment.json').read_text())) == record
   names = {name: getattr(embodiments, name) for name in ('Embodiment', 'View', 'Slice')}
   assert eval(record_lib.to_python(record), names) == record
@@ -105,7 +137,9 @@ def test_a_window_shows_the_frames_of_its_states(converted):
   proprio, action = windows.gather(episodes[e], record, window)
   for i, t in enumerate(window.frame_steps_R):
     assert t == 11 + 2 * i
-    np.testing.assert_allclose(episodes[e].decode('front', int(t)), dirs.shade('front', e, t), atol=2)
+    np.testing.assert_allclose(
+      episodes[e].decode('front', int(t)), dirs.shade('front', e, t), atol=2
+    )
   np.testing.assert_array_equal(proprio[:, 0], [11, 15])
   np.testing.assert_array_equal(action[..., 0], np.arange(12, 20).reshape(2, 4))
 
@@ -126,13 +160,19 @@ def gear(damaged):
   """A copy with the reference's metadata."""
   info = json.loads((damaged / 'meta/info.json').read_text())
   dirs.write_info(damaged, {**info, 'discarded_episode_indices': [1]})
-  six = lambda q99: {name: [0.0] * len(q99) for name in source_lib.STATISTICS} | {'q99': q99, 'max': q99}
+  six = lambda q99: (
+    {name: [0.0] * len(q99) for name in source_lib.STATISTICS} | {'q99': q99, 'max': q99}
+  )
   for name, content in {
-      'modality': GEAR, 'embodiment': {'embodiment_tag': 'yam'},
-      'stats': {'observation.state': six([1.0, 2.0, 3.0, 4.0]), 'action': six([5.0, 6.0, 7.0, 8.0])},
-      'relative_stats_dreamzero': {'arm': six([9.0, 10.0])}}.items():
+    'modality': GEAR,
+    'embodiment': {'embodiment_tag': 'yam'},
+    'stats': {'observation.state': six([1.0, 2.0, 3.0, 4.0]), 'action': six([5.0, 6.0, 7.0, 8.0])},
+    'relative_stats_dreamzero': {'arm': six([9.0, 10.0])},
+  }.items():
     (damaged / f'meta/{name}.json').write_text(json.dumps(content))
-  dirs.write_lines(damaged / 'meta/step_filter.jsonl', [{'episode_index': 2, 'step_indices': [0, 1, 5, 13]}])
+  dirs.write_lines(
+    damaged / 'meta/step_filter.jsonl', [{'episode_index': 2, 'step_indices': [0, 1, 5, 13]}]
+  )
   return damaged
 
 
@@ -148,31 +188,61 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
       np.testing.assert_array_equal(step['observation']['gripper'], [0.5])
       np.testing.assert_array_equal(step['action']['arm'], [t + 1, 10 * e])
       np.testing.assert_allclose(step['observation']['hand'], dirs.shade('wrist', e, t), atol=2)
-      assert step['language_instruction'] == step['annotation']['human.task'] == dirs.TASKS[2].encode()
+      assert (
+        step['language_instruction'] == step['annotation']['human.task'] == dirs.TASKS[2].encode()
+      )
       assert step['annotation']['note'].decode() == f'step {t}'
   Slice = embodiments.Slice
   assert record.name == 'yam' and record.prompt != '{}'
   assert record.state == (Slice('arm', 0, 2, 'unknown'), Slice('gripper', 0, 1, 'unknown'))
-  assert record.action == (Slice('action/arm', 0, 2, 'unknown', relative_to='arm:0:2'),
-                           Slice('action/gripper', 0, 1, 'unknown'))
+  assert record.action == (
+    Slice('action/arm', 0, 2, 'unknown', relative_to='arm:0:2'),
+    Slice('action/gripper', 0, 1, 'unknown'),
+  )
   numbers = statistics.load(tmp_path / 'out/gear_statistics.json', record)
   np.testing.assert_array_equal(numbers.state.q99, [1, 2, 4])
-  np.testing.assert_array_equal(numbers.action.max, [9, 10, 8])  # Relative statistics for the relative part.
+  np.testing.assert_array_equal(
+    numbers.action.max, [9, 10, 8]
+  )  # Relative statistics for the relative part.
   assert json.loads((tmp_path / 'out/step_ranges.json').read_text()) == {
-      'episode_000000': [[0, 21]], 'episode_000002': [[2, 5], [6, 13]]}
+    'episode_000000': [[0, 21]],
+    'episode_000002': [[2, 5], [6, 13]],
+  }
   short = dataclasses.replace(record, chunk_s=0.2)
-  anchors = windows.make_anchors(sources.Episodes(str(tmp_path / 'out'), 'train', short),
-                                 str(tmp_path / 'out/step_ranges.json'))
-  assert [anchors[i][1] for i in range(len(anchors)) if anchors[i][0] == 1] == [2, 3, 4, *range(6, 12)]
+  anchors = windows.make_anchors(
+    sources.Episodes(str(tmp_path / 'out'), 'train', short), str(tmp_path / 'out/step_ranges.json')
+  )
+  assert [anchors[i][1] for i in range(len(anchors)) if anchors[i][0] == 1] == [
+    2,
+    3,
+    4,
+    *range(6, 12),
+  ]
 
 
 def test_gear_metadata_that_does_not_fit_is_an_error(gear, tmp_path):
   for name, content, message in (
-      ('meta/modality.json', {**GEAR, 'state': {'arm': {'start': 2, 'end': 9}}},
-       "modality.json asks for columns that info.json does not have: 'arm': columns 2 to 9 of 'observation.state'"),
-      ('meta/modality.json', {**GEAR, 'video': {'top': {}}}, r"does not have: \['observation.images.top'\]"),
-      ('meta/modality.json', {**GEAR, 'state': {}}, r"relative_stats_dreamzero.json is about \['arm'\]"),
-      ('meta/step_filter.jsonl', {'episode_index': 2, 'step_indices': [14]}, 'removes steps that episode 2 does not')):
+    (
+      'meta/modality.json',
+      {**GEAR, 'state': {'arm': {'start': 2, 'end': 9}}},
+      "modality.json asks for columns that info.json does not have: 'arm': columns 2 to 9 of 'observation.state'",
+    ),
+    (
+      'meta/modality.json',
+      {**GEAR, 'video': {'top': {}}},
+      r"does not have: \['observation.images.top'\]",
+    ),
+    (
+      'meta/modality.json',
+      {**GEAR, 'state': {}},
+      r"relative_stats_dreamzero.json is about \['arm'\]",
+    ),
+    (
+      'meta/step_filter.jsonl',
+      {'episode_index': 2, 'step_indices': [14]},
+      'removes steps that episode 2 does not',
+    ),
+  ):
     before = (gear / name).read_text()
     (gear / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
@@ -193,20 +263,26 @@ def test_columns_of_the_source_come_before_what_is_made(damaged, tmp_path):
     names = ['language_instruction' if name == 'note' else name for name in table.column_names]
     parquet.write_table(table.rename_columns(names), path)
   convert.convert(damaged, tmp_path / 'out')
-  assert [s['language_instruction'].decode() for s in _read(tmp_path / 'out')[1]['steps'][:2]] == ['step 0', 'step 1']
+  assert [s['language_instruction'].decode() for s in _read(tmp_path / 'out')[1]['steps'][:2]] == [
+    'step 0',
+    'step 1',
+  ]
 
 
 def test_images_in_the_rows(damaged, tmp_path):
   colour = lambda e, t: (10 * e, 5 * t, 200)
   info = json.loads((damaged / 'meta/info.json').read_text())
-  info['features']['observation.images.front'].update(dtype='image', shape=[3, *dirs.SIZE],
-                                                      names=['channels', 'height', 'width'])
+  info['features']['observation.images.front'].update(
+    dtype='image', shape=[3, *dirs.SIZE], names=['channels', 'height', 'width']
+  )
   dirs.write_info(damaged, info)
   for e, length in enumerate(LENGTHS):
     path = damaged / f'data/chunk-{e // 2:03d}/episode_{e:06d}.parquet'
     images = []
     for t in range(length):
-      encoded = cv2.imencode('.png', np.full((*dirs.SIZE, 3), colour(e, t)[::-1], np.uint8))[1].tobytes()
+      encoded = cv2.imencode('.png', np.full((*dirs.SIZE, 3), colour(e, t)[::-1], np.uint8))[
+        1
+      ].tobytes()
       name = f'images/{e}_{t}.png'
       (damaged / name).parent.mkdir(exist_ok=True)
       (damaged / name).write_bytes(encoded)
@@ -221,13 +297,24 @@ def test_images_in_the_rows(damaged, tmp_path):
 
 
 def test_given_record_is_checked_and_written(v2, converted, tmp_path):
-  record = dataclasses.replace(converted[1], name='mine', action=(embodiments.Slice('action', 1, 3, 'm'),))
+  record = dataclasses.replace(
+    converted[1], name='mine', action=(embodiments.Slice('action', 1, 3, 'm'),)
+  )
   file = tmp_path / 'mine.json'
   file.write_text(json.dumps(dataclasses.asdict(record)))
   assert convert.convert(v2, tmp_path / 'out', str(file))[0] == record
-  file.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(
-      record, state=(embodiments.Slice('state', 2, 5, 'm'),), language=('words',)))))
-  with pytest.raises(ValueError, match="'mine' asks for 'words', 'observation/state' with 5 columns"):
+  file.write_text(
+    json.dumps(
+      dataclasses.asdict(
+        dataclasses.replace(
+          record, state=(embodiments.Slice('state', 2, 5, 'm'),), language=('words',)
+        )
+      )
+    )
+  )
+  with pytest.raises(
+    ValueError, match="'mine' asks for 'words', 'observation/state' with 5 columns"
+  ):
     convert.convert(v2, tmp_path / 'other', str(file))
   file.write_text('{}')
   with pytest.raises(ValueError, match='is not the record of an embodiment'):
@@ -240,18 +327,27 @@ EPISODE_1 = 'chunk-000/episode_000001'
 def _edit_rows(root, key, change):
   path = root / f'data/{EPISODE_1}.parquet'
   table = parquet.read_table(path)
-  parquet.write_table(table.set_column(table.column_names.index(key), key, pa.array(
-      change(table[key].to_pylist()), table[key].type)), path)
+  parquet.write_table(
+    table.set_column(
+      table.column_names.index(key), key, pa.array(change(table[key].to_pylist()), table[key].type)
+    ),
+    path,
+  )
 
 
 def _cut(path, share):
-  path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
+  path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
 def _faststart(path):
-  """The same video with its index in front, as streaming needs it: it opens even when its end is missing."""
+  """The same video with its index in front, as streaming needs it: it opens even when its end is
+  missing.
+  """
   copy = path.with_suffix('.fast.mp4')
-  with av.open(str(path)) as source, av.open(str(copy), 'w', options={'movflags': 'faststart'}) as output:
+  with (
+    av.open(str(path)) as source,
+    av.open(str(copy), 'w', options={'movflags': 'faststart'}) as output,
+  ):
     stream = output.add_stream_from_template(source.streams.video[0], opaque=True)
     for packet in source.demux(video=0):
       if packet.dts is not None:
@@ -264,33 +360,87 @@ VIDEO = f'videos/{EPISODE_1.replace("/", "/observation.images.wrist/")}.mp4'
 SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
 
 
-@pytest.mark.parametrize('damage, message', [
-    (lambda d: dirs.edit_info(d, codebase_version='v1.6'), "codebase_version='v1.6'; supported are v2.0, v2.1, v3.0"),
+@pytest.mark.parametrize(
+  'damage, message',
+  [
+    (
+      lambda d: dirs.edit_info(d, codebase_version='v1.6'),
+      "codebase_version='v1.6'; supported are v2.0, v2.1, v3.0",
+    ),
     (lambda d: (d / 'meta/info.json').unlink(), 'has no meta/info.json'),
     (lambda d: _cut(d / 'meta/info.json', 0.5), 'info.json is missing or not JSON'),
     (lambda d: _cut(d / 'meta/episodes.jsonl', 0.9), 'Line 3 of .*episodes.jsonl cannot be used'),
     (lambda d: (d / 'meta/tasks.jsonl').unlink(), 'There is no file .*tasks.jsonl'),
-    (lambda d: dirs.edit_info(d, splits={'train': '0:9'}), "split 'train' is '0:9'; expected START:STOP within its 3"),
-    (lambda d: (d / VIDEO).unlink(), f'Episode 1, observation.images.wrist: There is no video file .*{VIDEO}'),
-    (lambda d: _cut(d / VIDEO, 0.5), f'Episode 1, observation.images.wrist: .*{VIDEO} cannot be decoded'),
-    (lambda d: (_faststart(d / VIDEO), _cut(d / VIDEO, 0.9)), f'Episode 1, observation.images.wrist: .*{VIDEO}'),
-    (lambda d: dirs.write_video(d / VIDEO, SHADES[:-1]), f'Episode 1, .*{VIDEO} ends after 8 frames of 9 rows'),
-    (lambda d: dirs.write_video(d / VIDEO, SHADES + SHADES[:2]), f'Episode 1, .*{VIDEO} holds 11 frames, .* 9 rows'),
-    (lambda d: dirs.write_video(d / VIDEO, SHADES, fps=13),
-     f'Episode 1, .*{VIDEO} has frame 3 at 0.2308 s, .*0.3000 s'),
-    (lambda d: dirs.write_video(d / VIDEO, SHADES, size=(32, 32)),
-     r'Episode 1, .*\(32, 32\).*info.json says \(48, 64\)'),
-    (lambda d: (d / f'data/{EPISODE_1}.parquet').unlink(), f'There is no file .*{EPISODE_1}.parquet'),
-    (lambda d: _cut(d / f'data/{EPISODE_1}.parquet', 0.8), f'{EPISODE_1}.parquet is not a readable parquet file'),
-    (lambda d: dirs.write_table(d / f'data/{EPISODE_1}.parquet', dirs.make_rows(1, 8, 21)),
-     f'Episode 1 .*{EPISODE_1}.parquet.* has 8 rows of this episode and 8 in all; the metadata say 9'),
-    (lambda d: _edit_rows(d, 'episode_index', lambda x: [0] * len(x)), 'Episode 1 .* has 0 rows of this episode and 9'),
-    (lambda d: _edit_rows(d, 'frame_index', lambda x: x[::-1]), 'Episode 1 .*: frame_index is not 0, 1, 2'),
-    (lambda d: _edit_rows(d, 'timestamp', lambda x: [1.15 * s for s in x]), 'Episode 1 .*: row 4 has .* 0.4600 s'),
-    (lambda d: _edit_rows(d, 'task_index', lambda x: [7] * len(x)), r'Episode 1 .*: task_index \[7\] is not in meta'),
-    (lambda d: _edit_rows(d, 'action', lambda x: [[0.0]] + x[1:]), "Episode 1 .*: 'action' does not hold float64 of"),
-    (lambda d: _edit_rows(d, 'note', lambda x: [None] + x[1:]), "Episode 1 .*: 'note' is empty in 1 rows"),
-])
+    (
+      lambda d: dirs.edit_info(d, splits={'train': '0:9'}),
+      "split 'train' is '0:9'; expected START:STOP within its 3",
+    ),
+    (
+      lambda d: (d / VIDEO).unlink(),
+      f'Episode 1, observation.images.wrist: There is no video file .*{VIDEO}',
+    ),
+    (
+      lambda d: _cut(d / VIDEO, 0.5),
+      f'Episode 1, observation.images.wrist: .*{VIDEO} cannot be decoded',
+    ),
+    (
+      lambda d: (_faststart(d / VIDEO), _cut(d / VIDEO, 0.9)),
+      f'Episode 1, observation.images.wrist: .*{VIDEO}',
+    ),
+    (
+      lambda d: dirs.write_video(d / VIDEO, SHADES[:-1]),
+      f'Episode 1, .*{VIDEO} ends after 8 frames of 9 rows',
+    ),
+    (
+      lambda d: dirs.write_video(d / VIDEO, SHADES + SHADES[:2]),
+      f'Episode 1, .*{VIDEO} holds 11 frames, .* 9 rows',
+    ),
+    (
+      lambda d: dirs.write_video(d / VIDEO, SHADES, fps=13),
+      f'Episode 1, .*{VIDEO} has frame 3 at 0.2308 s, .*0.3000 s',
+    ),
+    (
+      lambda d: dirs.write_video(d / VIDEO, SHADES, size=(32, 32)),
+      r'Episode 1, .*\(32, 32\).*info.json says \(48, 64\)',
+    ),
+    (
+      lambda d: (d / f'data/{EPISODE_1}.parquet').unlink(),
+      f'There is no file .*{EPISODE_1}.parquet',
+    ),
+    (
+      lambda d: _cut(d / f'data/{EPISODE_1}.parquet', 0.8),
+      f'{EPISODE_1}.parquet is not a readable parquet file',
+    ),
+    (
+      lambda d: dirs.write_table(d / f'data/{EPISODE_1}.parquet', dirs.make_rows(1, 8, 21)),
+      f'Episode 1 .*{EPISODE_1}.parquet.* has 8 rows of this episode and 8 in all; the metadata say 9',
+    ),
+    (
+      lambda d: _edit_rows(d, 'episode_index', lambda x: [0] * len(x)),
+      'Episode 1 .* has 0 rows of this episode and 9',
+    ),
+    (
+      lambda d: _edit_rows(d, 'frame_index', lambda x: x[::-1]),
+      'Episode 1 .*: frame_index is not 0, 1, 2',
+    ),
+    (
+      lambda d: _edit_rows(d, 'timestamp', lambda x: [1.15 * s for s in x]),
+      'Episode 1 .*: row 4 has .* 0.4600 s',
+    ),
+    (
+      lambda d: _edit_rows(d, 'task_index', lambda x: [7] * len(x)),
+      r'Episode 1 .*: task_index \[7\] is not in meta',
+    ),
+    (
+      lambda d: _edit_rows(d, 'action', lambda x: [[0.0]] + x[1:]),
+      "Episode 1 .*: 'action' does not hold float64 of",
+    ),
+    (
+      lambda d: _edit_rows(d, 'note', lambda x: [None] + x[1:]),
+      "Episode 1 .*: 'note' is empty in 1 rows",
+    ),
+  ],
+)
 def test_damage_is_named_and_nothing_appears(damaged, tmp_path, damage, message):
   damage(damaged)
   with pytest.raises(ValueError, match=message):
@@ -300,8 +450,11 @@ def test_damage_is_named_and_nothing_appears(damaged, tmp_path, damage, message)
 
 def test_unfit_features_and_options_are_errors(damaged, tmp_path):
   info = json.loads((damaged / 'meta/info.json').read_text())
-  info['features']['observation.images.depth'] = {'dtype': 'video', 'shape': [*dirs.SIZE, 1],
-                                                  'info': {'video.is_depth_map': True}}
+  info['features']['observation.images.depth'] = {
+    'dtype': 'video',
+    'shape': [*dirs.SIZE, 1],
+    'info': {'video.is_depth_map': True},
+  }
   info['features']['observation.front'] = {'dtype': 'float32', 'shape': [1]}
   dirs.write_info(damaged, info)
   with pytest.raises(ValueError, match=r"would be called \['observation/front'\]"):
@@ -312,26 +465,40 @@ def test_unfit_features_and_options_are_errors(damaged, tmp_path):
     convert.convert(damaged, tmp_path / 'out', exclude=['nothing'])
   with pytest.raises(ValueError, match="size='180' must be ROWSxCOLUMNS"):
     convert.convert(damaged, tmp_path / 'out', size='180')
-  convert.convert(damaged, tmp_path / 'out', exclude=['observation.images.depth', 'observation.front'])
+  convert.convert(
+    damaged, tmp_path / 'out', exclude=['observation.images.depth', 'observation.front']
+  )
 
 
 def test_mistakes_in_the_offsets_of_v3(v2, tmp_path):
   source = dirs.pack_as_v3(v2, tmp_path / 'v3', 3)
-  path, key = source / 'meta/episodes/chunk-000/file-000.parquet', 'videos/observation.images.front/'
+  path, key = (
+    source / 'meta/episodes/chunk-000/file-000.parquet',
+    'videos/observation.images.front/',
+  )
   table = parquet.read_table(path)
 
   def write_later(**by_frames):
     """Moves timestamps of all but the first episode."""
     changed = table
     for name, frames in by_frames.items():
-      column = pa.array([s + frames / dirs.FPS * (e > 0) for e, s in enumerate(table[f'{key}{name}'].to_pylist())])
+      column = pa.array(
+        [s + frames / dirs.FPS * (e > 0) for e, s in enumerate(table[f'{key}{name}'].to_pylist())]
+      )
       changed = changed.set_column(table.column_names.index(f'{key}{name}'), f'{key}{name}', column)
     parquet.write_table(changed, path)
 
   for changes, message in (
-      (dict(from_timestamp=1), 'episode 1 has 9 rows, but 0.8000 s of observation.images.front; .* 8.0 frames'),
-      (dict(from_timestamp=1, to_timestamp=1), 'Episode 2, observation.images.front: .* ends after 13 frames of 14'),
-      (dict(from_timestamp=0.6, to_timestamp=0.6), 'Episode 2, .* ends after 13 frames of 14')):
+    (
+      dict(from_timestamp=1),
+      'episode 1 has 9 rows, but 0.8000 s of observation.images.front; .* 8.0 frames',
+    ),
+    (
+      dict(from_timestamp=1, to_timestamp=1),
+      'Episode 2, observation.images.front: .* ends after 13 frames of 14',
+    ),
+    (dict(from_timestamp=0.6, to_timestamp=0.6), 'Episode 2, .* ends after 13 frames of 14'),
+  ):
     write_later(**changes)
     with pytest.raises(ValueError, match=message):
       convert.convert(source, tmp_path / 'out')
@@ -353,27 +520,43 @@ def test_goes_on_where_it_stopped(v2, damaged, converted, tmp_path, capsys):
   video.write_bytes(whole)
   capsys.readouterr()
   convert.convert(damaged, tmp_path / 'out')
-  assert 'going on after 2 of 3 shards' in (error := capsys.readouterr().err) and '44/44 frames' in error
+  assert (
+    'going on after 2 of 3 shards' in (error := capsys.readouterr().err) and '44/44 frames' in error
+  )
   assert sorted(p.name for p in tmp_path.iterdir()) == ['damaged', 'out']
   assert sorted(_shards(tmp_path / 'out').values()) == sorted(_shards(converted[0]).values())
 
 
 def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
-  code = ('import runpy, sys, atexit\n'
-          'atexit.register(lambda: print("tensorflow" in sys.modules or "jax" in sys.modules))\n'
-          'sys.argv = ["data.from_lerobot"] + sys.argv[1:]\n'
-          'runpy.run_module("data.from_lerobot", run_name="__main__")')
-  run = lambda *flags: subprocess.run([sys.executable, '-c', code, *flags], capture_output=True, text=True, check=False)
+  code = (
+    'import runpy, sys, atexit\n'
+    'atexit.register(lambda: print("tensorflow" in sys.modules or "jax" in sys.modules))\n'
+    'sys.argv = ["data.from_lerobot"] + sys.argv[1:]\n'
+    'runpy.run_module("data.from_lerobot", run_name="__main__")'
+  )
+  run = lambda *flags: subprocess.run(
+    [sys.executable, '-c', code, *flags], capture_output=True, text=True, check=False
+  )
   done = run(f'--source={v2}', f'--output={tmp_path}/out')
   assert done.returncode == 0, done.stderr
-  assert "Embodiment(name='test_arm',\n    views=(View(" in done.stdout and done.stdout.endswith('False\n')
+  assert "Embodiment(name='test_arm',\n    views=(View(" in done.stdout and done.stdout.endswith(
+    'False\n'
+  )
   assert '44/44 frames' in done.stderr
-  assert run(f'--source={v2}', f'--output={tmp_path}/out').stdout.startswith(f'already there: {tmp_path}/out')
+  assert run(f'--source={v2}', f'--output={tmp_path}/out').stdout.startswith(
+    f'already there: {tmp_path}/out'
+  )
   refused = run(f'--source={tmp_path}', f'--output={tmp_path}/other')
-  assert refused.returncode == 1 and refused.stderr.startswith('error: ') and 'no meta/info.json' in refused.stderr
+  assert (
+    refused.returncode == 1
+    and refused.stderr.startswith('error: ')
+    and 'no meta/info.json' in refused.stderr
+  )
 
 
-@pytest.mark.skipif(not G1.exists(), reason='the sample of real robot data is not beside this checkout')
+@pytest.mark.skipif(
+  not G1.exists(), reason='the sample of real robot data is not beside this checkout'
+)
 def test_real_episodes_of_both_versions(tmp_path):
   record, _ = convert.convert(G1, tmp_path / 'g1', size='120x160', workers=2)
   packed = dirs.pack_as_v3(G1, tmp_path / G1.name, 3)
@@ -382,12 +565,20 @@ def test_real_episodes_of_both_versions(tmp_path):
   episodes = sources.Episodes(str(tmp_path / 'g1'), 'train', record)
   assert [episodes[i].length for i in range(4)] == [221, 277, 267, 280]
   rows = parquet.read_table(G1 / 'data/chunk-000/episode_000003.parquet')
-  np.testing.assert_array_equal(episodes[3].state_TX, np.stack(rows['observation.state'].to_numpy()))
+  np.testing.assert_array_equal(
+    episodes[3].state_TX, np.stack(rows['observation.state'].to_numpy())
+  )
   np.testing.assert_array_equal(episodes[3].action_TU, np.stack(rows['action'].to_numpy()))
   assert episodes[0].texts(0) == ('Pick up the yellow bottle on the table.',)
-  with av.open(str(G1 / 'videos/chunk-000/observation.images.cam_high/episode_000003.mp4')) as container:
-    frames = [cv2.resize(frame.to_ndarray(format='rgb24'), (160, 120), interpolation=cv2.INTER_AREA)
-              for frame in container.decode(video=0)]
-  errors = [np.abs(episodes[3].decode('cam_high', t).astype(int) - frames[t]).mean() for t in (0, 100, 279)]
+  with av.open(
+    str(G1 / 'videos/chunk-000/observation.images.cam_high/episode_000003.mp4')
+  ) as container:
+    frames = [
+      cv2.resize(frame.to_ndarray(format='rgb24'), (160, 120), interpolation=cv2.INTER_AREA)
+      for frame in container.decode(video=0)
+    ]
+  errors = [
+    np.abs(episodes[3].decode('cam_high', t).astype(int) - frames[t]).mean() for t in (0, 100, 279)
+  ]
   assert max(errors) < 3  # Mean absolute error of JPEG at quality 95, of 255.
   assert len(windows.make_anchors(episodes)) == 221 + 277 + 267 + 280 - 4 * 48

@@ -1,4 +1,5 @@
 """A folder of captioned MP4 files becomes video-only episodes at the asked rate."""
+
 from __future__ import annotations
 
 import pathlib
@@ -14,7 +15,9 @@ import pytest
 
 from data.human_video import builder
 from tests.builders import lerobot_dirs as dirs
-from wam_jax.data import embodiments, sources, windows
+from wam_jax.data import embodiments
+from wam_jax.data import sources
+from wam_jax.data import windows
 
 DROID = pathlib.Path(__file__).parents[3] / 'shared/data/droid_video_sample'
 HUMAN = embodiments.get('human')
@@ -23,12 +26,18 @@ shade = lambda i: 20 + 6 * (i % 36)
 
 @pytest.fixture
 def folder(tmp_path):
-  """Three seconds at 15 fps with two captions, two seconds at 24 fps in a subfolder with a text file."""
+  """Three seconds at 15 fps with two captions, two seconds at 24 fps in a subfolder with a text
+  file.
+  """
   dirs.write_video(tmp_path / 'videos/a.mp4', [shade(i) for i in range(45)], fps=15)
   dirs.write_video(tmp_path / 'videos/more/b.mp4', [shade(i) for i in range(48)], fps=24)
-  dirs.write_lines(tmp_path / 'videos/captions.jsonl', [
+  dirs.write_lines(
+    tmp_path / 'videos/captions.jsonl',
+    [
       {'file': 'a.mp4', 'caption': 'stirs the soup', 'start': 1, 'end': 3.0},
-      {'file': 'a.mp4', 'caption': ' opens the lid ', 'end': 1}])
+      {'file': 'a.mp4', 'caption': ' opens the lid ', 'end': 1},
+    ],
+  )
   (tmp_path / 'videos/more/b.txt').write_text('waves\n')
   return tmp_path / 'videos'
 
@@ -48,9 +57,15 @@ def _shades(episode):
 def test_every_caption_is_an_episode_of_what_was_shown(folder, tmp_path):
   assert builder.build(tmp_path / 'out', _config(folder))
   episodes = _episodes(tmp_path / 'out')
-  assert [episodes[i].texts(0) for i in range(3)] == [('opens the lid',), ('stirs the soup',), ('waves',)]
+  assert [episodes[i].texts(0) for i in range(3)] == [
+    ('opens the lid',),
+    ('stirs the soup',),
+    ('waves',),
+  ]
   # At 24 fps, 0.2 s is between frames 4 and 5, and frame 4 is still shown.
-  for i, frames in enumerate([range(0, 15, 3), range(15, 45, 3), [0, 4, 9, 14, 19, 24, 28, 33, 38, 43]]):
+  for i, frames in enumerate(
+    [range(0, 15, 3), range(15, 45, 3), [0, 4, 9, 14, 19, 24, 28, 33, 38, 43]]
+  ):
     np.testing.assert_allclose(_shades(episodes[i]), [shade(f) for f in frames], atol=2)
   assert not builder.build(tmp_path / 'out', _config(folder))
   assert episodes[0].state_TX.shape == (5, 0) and episodes[0].action_TU.shape == (5, 0)
@@ -62,14 +77,18 @@ def test_another_rate_and_shorter_episodes(folder, tmp_path):
   lengths = [episodes[i].length for i in range(len(episodes))]
   assert lengths[:5] == [7, 8, 10, 10, 10]
   shown = sum((_shades(episodes[i]) for i in range(5)), [])
-  np.testing.assert_allclose(shown, [shade(f) for f in range(45)], atol=2)  # Nothing twice, nothing left out.
+  np.testing.assert_allclose(
+    shown, [shade(f) for f in range(45)], atol=2
+  )  # Nothing twice, nothing left out.
 
 
 def test_images_are_cut_about_the_middle(tmp_path):
   image = np.zeros((40, 100, 3), np.uint8)
   image[:, 30:70] = 200
   square = builder._encode(image, (16, 16)).getvalue()
-  np.testing.assert_allclose(cv2.imdecode(np.frombuffer(square, np.uint8), 1), np.full((16, 16, 3), 200), atol=2)
+  np.testing.assert_allclose(
+    cv2.imdecode(np.frombuffer(square, np.uint8), 1), np.full((16, 16, 3), 200), atol=2
+  )
 
 
 def test_a_video_filmed_upright_is_turned(folder, tmp_path):
@@ -84,31 +103,75 @@ def test_a_video_filmed_upright_is_turned(folder, tmp_path):
     for _ in range(15):
       container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
     container.mux(stream.encode())
-  subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-display_rotation', '90', '-i', folder / 'a.mp4',
-                  '-c', 'copy', folder / 'turned.mp4'], check=True)
+  subprocess.run(
+    [
+      imageio_ffmpeg.get_ffmpeg_exe(),
+      '-v',
+      'error',
+      '-display_rotation',
+      '90',
+      '-i',
+      folder / 'a.mp4',
+      '-c',
+      'copy',
+      folder / 'turned.mp4',
+    ],
+    check=True,
+  )
   (folder / 'a.mp4').unlink()
   (folder / 'turned.txt').write_text('waves')
   builder.build(tmp_path / 'out', _config(folder))
   image = _episodes(tmp_path / 'out')[0].decode('image', 0)
   assert image.shape == (64, 48, 3)
-  assert image[36:].mean() > 180 and image[:28].mean() < 20  # 90 degrees counterclockwise: the left comes down.
+  assert (
+    image[36:].mean() > 180 and image[:28].mean() < 20
+  )  # 90 degrees counterclockwise: the left comes down.
 
 
-@pytest.mark.parametrize('damage, message', [
+@pytest.mark.parametrize(
+  'damage, message',
+  [
     (lambda d: shutil.rmtree(d), 'holds no .mp4 file'),
-    (lambda d: (d / 'more/b.txt').unlink(), '1 videos in .* have no caption, or an empty one: more/b.mp4'),
+    (
+      lambda d: (d / 'more/b.txt').unlink(),
+      '1 videos in .* have no caption, or an empty one: more/b.mp4',
+    ),
     (lambda d: (d / 'more/b.txt').write_text(' \n'), 'or an empty one: more/b.mp4'),
-    (lambda d: dirs.write_lines(d / 'captions.jsonl', [{'file': 'c.mp4', 'caption': 'x'}]), "Line 1 .* no 'c.mp4'"),
-    (lambda d: dirs.write_lines(d / 'captions.jsonl', [{'file': 'a.mp4'}]), "Line 1 .*captions.jsonl: .* no 'caption'"),
+    (
+      lambda d: dirs.write_lines(d / 'captions.jsonl', [{'file': 'c.mp4', 'caption': 'x'}]),
+      "Line 1 .* no 'c.mp4'",
+    ),
+    (
+      lambda d: dirs.write_lines(d / 'captions.jsonl', [{'file': 'a.mp4'}]),
+      "Line 1 .*captions.jsonl: .* no 'caption'",
+    ),
     (lambda d: (d / 'captions.jsonl').write_text('{}\n{'), "Line 1 .* no 'file'"),
-    (lambda d: (d / 'captions.jsonl').write_text('\n{'), 'Line 2 of .*captions.jsonl cannot be used'),
-    (lambda d: dirs.write_lines(d / 'captions.jsonl', [{'file': 'a.mp4', 'caption': 'x', 'start': 3}]),
-     "a.mp4 lasts 3.00 s; a caption is about 3 to inf s: 'x'"),
-    (lambda d: dirs.write_lines(d / 'captions.jsonl', [{'file': 'a.mp4', 'caption': 'x', 'start': 2, 'end': 5}]),
-     "a.mp4 lasts 3.00 s; a caption is about 2 to 5 s: 'x'"),
-    (lambda d: dirs.write_video(d / 'more/b.mp4', [20] * 8, fps=4), 'b.mp4 has 4 frames a second, fewer than fps=5'),
-    (lambda d: (d / 'a.mp4').write_bytes((d / 'a.mp4').read_bytes()[:500]), 'a.mp4 cannot be decoded'),
-])
+    (
+      lambda d: (d / 'captions.jsonl').write_text('\n{'),
+      'Line 2 of .*captions.jsonl cannot be used',
+    ),
+    (
+      lambda d: dirs.write_lines(
+        d / 'captions.jsonl', [{'file': 'a.mp4', 'caption': 'x', 'start': 3}]
+      ),
+      "a.mp4 lasts 3.00 s; a caption is about 3 to inf s: 'x'",
+    ),
+    (
+      lambda d: dirs.write_lines(
+        d / 'captions.jsonl', [{'file': 'a.mp4', 'caption': 'x', 'start': 2, 'end': 5}]
+      ),
+      "a.mp4 lasts 3.00 s; a caption is about 2 to 5 s: 'x'",
+    ),
+    (
+      lambda d: dirs.write_video(d / 'more/b.mp4', [20] * 8, fps=4),
+      'b.mp4 has 4 frames a second, fewer than fps=5',
+    ),
+    (
+      lambda d: (d / 'a.mp4').write_bytes((d / 'a.mp4').read_bytes()[:500]),
+      'a.mp4 cannot be decoded',
+    ),
+  ],
+)
 def test_damage_is_named_and_nothing_appears(folder, tmp_path, damage, message):
   damage(folder)
   with pytest.raises(ValueError, match=message):
@@ -119,18 +182,22 @@ def test_damage_is_named_and_nothing_appears(folder, tmp_path, damage, message):
 def test_a_video_that_ends_early_is_named(tmp_path):
   """Its index, in front, promises ten seconds; the frames of the last are missing."""
   dirs.write_video(tmp_path / 'videos/a.mp4', [shade(i) for i in range(150)], fps=15)
-  with av.open(str(tmp_path / 'videos/a.mp4')) as source, av.open(
-      str(tmp_path / 'videos/b.mp4'), 'w', options={'movflags': 'faststart'}) as output:
+  with (
+    av.open(str(tmp_path / 'videos/a.mp4')) as source,
+    av.open(str(tmp_path / 'videos/b.mp4'), 'w', options={'movflags': 'faststart'}) as output,
+  ):
     stream = output.add_stream_from_template(source.streams.video[0], opaque=True)
     for packet in source.demux(video=0):
       if packet.dts is not None:
         packet.stream = stream
         output.mux(packet)
   whole = (tmp_path / 'videos/b.mp4').read_bytes()
-  (tmp_path / 'videos/b.mp4').write_bytes(whole[:int(0.7 * len(whole))])
+  (tmp_path / 'videos/b.mp4').write_bytes(whole[: int(0.7 * len(whole))])
   (tmp_path / 'videos/a.mp4').unlink()
   (tmp_path / 'videos/b.txt').write_text('waves')
-  with pytest.raises(ValueError, match='b.mp4 (cannot be decoded|has its last frame at|has a corrupt frame)'):
+  with pytest.raises(
+    ValueError, match='b.mp4 (cannot be decoded|has its last frame at|has a corrupt frame)'
+  ):
     builder.build(tmp_path / 'out', _config(tmp_path / 'videos'))
 
 
@@ -144,28 +211,44 @@ def test_other_captions_are_another_dataset(folder, tmp_path):
 
 
 def test_command(folder, tmp_path):
-  run = lambda *flags: subprocess.run([sys.executable, '-m', 'data.human_video', f'--source={folder}', *flags],
-                                      capture_output=True, text=True, check=False)
+  run = lambda *flags: subprocess.run(
+    [sys.executable, '-m', 'data.human_video', f'--source={folder}', *flags],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   done = run(f'--output={tmp_path}/out', '--size=32x64')
   assert done.returncode == 0 and done.stdout == f'{tmp_path}/out\n', done.stderr
   assert '25/25 frames' in done.stderr
   assert _episodes(tmp_path / 'out')[0].decode('image', 0).shape == (32, 64, 3)
   refused = run(f'--output={tmp_path}/other', '--size=32')
-  assert refused.returncode == 1 and refused.stderr.startswith("error: size='32' must be ROWSxCOLUMNS")
+  assert refused.returncode == 1 and refused.stderr.startswith(
+    "error: size='32' must be ROWSxCOLUMNS"
+  )
 
 
-@pytest.mark.skipif(not DROID.exists(), reason='the sample of real robot data is not beside this checkout')
+@pytest.mark.skipif(
+  not DROID.exists(), reason='the sample of real robot data is not beside this checkout'
+)
 def test_real_videos_give_windows(tmp_path):
   for path in DROID.glob('*.mp4'):
     (tmp_path / 'videos').mkdir(exist_ok=True)
     (tmp_path / 'videos' / path.name).symlink_to(path)
-  dirs.write_lines(tmp_path / 'videos/captions.jsonl', [
-      {'file': path.name, 'caption': 'moves the pan forward'} for path in DROID.glob('*.mp4')])
+  dirs.write_lines(
+    tmp_path / 'videos/captions.jsonl',
+    [{'file': path.name, 'caption': 'moves the pan forward'} for path in DROID.glob('*.mp4')],
+  )
   builder.build(tmp_path / 'out', _config(tmp_path / 'videos'), workers=2)
   episodes = _episodes(tmp_path / 'out')
   assert [episodes[i].length for i in range(3)] == [140] * 3  # 419 frames at 15 fps, every third.
   assert len(windows.make_anchors(episodes)) == 3 * (140 - 8)
   with av.open(str(DROID / 'wrist_image_left.mp4')) as container:
-    frames = [frame.to_ndarray(format='rgb24') for i, frame in enumerate(container.decode(video=0)) if i % 3 == 0]
-  errors = [np.abs(episodes[2].decode('image', t).astype(int) - frames[t]).mean() for t in (0, 70, 139)]
+    frames = [
+      frame.to_ndarray(format='rgb24')
+      for i, frame in enumerate(container.decode(video=0))
+      if i % 3 == 0
+    ]
+  errors = [
+    np.abs(episodes[2].decode('image', t).astype(int) - frames[t]).mean() for t in (0, 70, 139)
+  ]
   assert max(errors) < 3  # Mean absolute error of JPEG at quality 95, of 255.

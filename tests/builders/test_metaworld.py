@@ -1,4 +1,7 @@
-"""The Meta-World builder: what it writes is what the simulator showed. Needs the extra `metaworld`."""
+"""The Meta-World builder: what it writes is what the simulator showed. Needs the extra
+`metaworld`.
+"""
+
 from __future__ import annotations
 
 import subprocess
@@ -11,7 +14,9 @@ import tensorflow_datasets as tfds
 pytest.importorskip('metaworld')
 
 from data.metaworld import builder  # noqa: E402
-from wam_jax.data import embodiments, sources, windows  # noqa: E402
+from wam_jax.data import embodiments  # noqa: E402
+from wam_jax.data import sources  # noqa: E402
+from wam_jax.data import windows  # noqa: E402
 
 CONFIG = builder.BuildConfig(('handle-press', 'reach'), episodes=1, view_size=16)
 
@@ -25,7 +30,9 @@ def dataset(tmp_path_factory):
 
 def _read(path, split):
   source = tfds.builder_from_directory(path).as_data_source(split)
-  return [{'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))]
+  return [
+    {'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))
+  ]
 
 
 def test_replaying_the_actions_reproduces_every_step(dataset):  # Recorded by other processes.
@@ -41,7 +48,9 @@ def test_replaying_the_actions_reproduces_every_step(dataset):  # Recorded by ot
       for step in episode['steps']:
         np.testing.assert_array_equal(step['observation']['proprio'], seen['proprio'])
         for view in builder.metaworld.VIEWS:
-          np.testing.assert_allclose(step['observation'][view].mean((0, 1)), seen[view].mean((0, 1)), atol=2)
+          np.testing.assert_allclose(
+            step['observation'][view].mean((0, 1)), seen[view].mean((0, 1)), atol=2
+          )
         assert step['language_instruction'].decode() == env.instruction
         succeeded = env.success
         seen = env.step(step['action'])
@@ -61,10 +70,16 @@ def test_the_shipped_record_fits(dataset):
   assert {view.key for view in record.views} == set(builder.metaworld.VIEWS)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'episodes': 0}, 'episodes=0'), ({'seed': -1}, 'seed=-1'), ({'noise': 2.0}, r'noise=2\.0'),
-    ({'tasks': ('reach', 'reach')}, 'repeats a name'), ({'tasks': ('dance',)}, "task='dance'"),
-])
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'episodes': 0}, 'episodes=0'),
+    ({'seed': -1}, 'seed=-1'),
+    ({'noise': 2.0}, r'noise=2\.0'),
+    ({'tasks': ('reach', 'reach')}, 'repeats a name'),
+    ({'tasks': ('dance',)}, "task='dance'"),
+  ],
+)
 def test_bad_parameters_are_errors(change, message):
   with pytest.raises(ValueError, match=message):
     builder.BuildConfig(**change)
@@ -77,9 +92,12 @@ def test_names():
 
 
 def test_command(dataset, tmp_path):
-  run = lambda *flags: subprocess.run([sys.executable, '-m', 'data.metaworld', *flags], capture_output=True, text=True,
-                                      check=False)
-  again = run(f'--output={dataset.parents[2]}', '--tasks=handle-press,reach', '--episodes=1', '--view_size=16')
+  run = lambda *flags: subprocess.run(
+    [sys.executable, '-m', 'data.metaworld', *flags], capture_output=True, text=True, check=False
+  )
+  again = run(
+    f'--output={dataset.parents[2]}', '--tasks=handle-press,reach', '--episodes=1', '--view_size=16'
+  )
   assert (again.returncode, again.stdout) == (0, f'already there: {dataset}\n'), again.stderr
   refused = run(f'--output={tmp_path}', '--tasks=fly')
   assert refused.returncode == 1 and refused.stderr.startswith("error: task='fly' must be one of")

@@ -1,4 +1,5 @@
 """Writing datasets: shards of equal work, restart, several processes, bad requests."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +15,9 @@ import tensorflow_datasets as tfds
 
 from data import rlds
 
-FEATURES = tfds.features.FeaturesDict({'steps': tfds.features.Dataset({'t': tfds.features.Scalar(np.int64)})})
+FEATURES = tfds.features.FeaturesDict(
+  {'steps': tfds.features.Dataset({'t': tfds.features.Scalar(np.int64)})}
+)
 
 
 def _make(failing: pathlib.Path, split: str, index: int) -> dict:
@@ -28,26 +31,45 @@ def _open_split(failing, split):
 
 
 def _dataset(failing, **changes):
-  return dataclasses.replace(rlds.Dataset(
-      name='numbers', config='', module='data.numbers', description='Numbers.', features=FEATURES,
-      open_split=functools.partial(_open_split, failing), sizes={'train': (3,) * 10, 'val': (3,)}, unit='steps',
-      shard_size=9, min_shards=1, parameters={'seed': 0}), **changes)
+  return dataclasses.replace(
+    rlds.Dataset(
+      name='numbers',
+      config='',
+      module='data.numbers',
+      description='Numbers.',
+      features=FEATURES,
+      open_split=functools.partial(_open_split, failing),
+      sizes={'train': (3,) * 10, 'val': (3,)},
+      unit='steps',
+      shard_size=9,
+      min_shards=1,
+      parameters={'seed': 0},
+    ),
+    **changes,
+  )
 
 
 def _plan(sizes, shard_size, min_shards):
   template = tfds.core.ShardedFileTemplate(
-      data_dir=pathlib.Path('/x'), dataset_name='t', split='train', filetype_suffix='array_record',
-      template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE)
+    data_dir=pathlib.Path('/x'),
+    dataset_name='t',
+    split='train',
+    filetype_suffix='array_record',
+    template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE,
+  )
   return rlds.plan_shards('train', sizes, shard_size, min_shards, template)
 
 
-@pytest.mark.parametrize('sizes, shard_size, min_shards, want', [
+@pytest.mark.parametrize(
+  'sizes, shard_size, min_shards, want',
+  [
     ((1,) * 601, 250, 1, [200, 201, 200]),
     ((1,) * 3, 250, 8, [1, 1, 1]),
     ((21, 9, 14), 8192, 8, [1, 1, 1]),
     ((5, 5, 90, 5, 5), 50, 1, [2, 1, 2]),  # Three shards; a long episode has one for itself.
     ((100, 1, 1), 51, 1, [1, 2]),
-])
+  ],
+)
 def test_shards_hold_about_equal_work(sizes, shard_size, min_shards, want):
   shards = _plan(sizes, shard_size, min_shards)
   assert [len(s.sizes) for s in shards] == want
@@ -61,7 +83,10 @@ def test_written_episodes_are_read_back(tmp_path):
   assert rlds.write(tmp_path / 'a/1.0.0', _dataset(failing, files={'note.txt': b'hello'}))
   assert not rlds.write(tmp_path / 'a/1.0.0', _dataset(failing))
   source = tfds.builder_from_directory(tmp_path / 'a/1.0.0').as_data_source('train')
-  assert [[int(step['t']) for step in source[i]['steps']] for i in (0, 9)] == [[0, 1, 2], [900, 901, 902]]
+  assert [[int(step['t']) for step in source[i]['steps']] for i in (0, 9)] == [
+    [0, 1, 2],
+    [900, 901, 902],
+  ]
   assert (tmp_path / 'a/1.0.0/note.txt').read_text() == 'hello'
   with pytest.raises(ValueError, match='workers=0 must be at least 1'):
     rlds.write(tmp_path / 'b', _dataset(failing), workers=0)
@@ -75,10 +100,16 @@ def test_an_interrupted_run_goes_on(tmp_path, capsys, workers):
   path = tmp_path / 'made'
   with pytest.raises(ValueError, match='episode 5 of train is broken'):
     rlds.write(path, _dataset(failing), workers)
-  kept = [p for p in (tmp_path / '.made.partial').iterdir() if 'array_record' in p.name and p.suffix != '.unfinished']
+  kept = [
+    p
+    for p in (tmp_path / '.made.partial').iterdir()
+    if 'array_record' in p.name and p.suffix != '.unfinished'
+  ]
   assert kept and not path.exists()
   stamps = {p.name: p.stat().st_mtime_ns for p in kept}
-  with pytest.raises(ValueError, match=r'\.made\.partial was made with other parameters: seed=0 there, 7 asked'):
+  with pytest.raises(
+    ValueError, match=r'\.made\.partial was made with other parameters: seed=0 there, 7 asked'
+  ):
     rlds.write(path, _dataset(failing, parameters={'seed': 7}))
   failing.write_text('')
   capsys.readouterr()
@@ -86,7 +117,9 @@ def test_an_interrupted_run_goes_on(tmp_path, capsys, workers):
   error = capsys.readouterr().err
   assert f'going on after {len(kept)} of 5 shards' in error and '33/33 steps' in error
   assert {name: (path / name).stat().st_mtime_ns for name in stamps} == stamps
-  assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in (tmp_path / 'want').iterdir())
+  assert sorted(p.name for p in path.iterdir()) == sorted(
+    p.name for p in (tmp_path / 'want').iterdir()
+  )
   for p in path.iterdir():
     assert p.read_bytes() == (tmp_path / 'want' / p.name).read_bytes(), p.name
 
@@ -106,7 +139,9 @@ def _write_and_tell(path, results):
 def test_two_processes_make_one_dataset(tmp_path):
   context = multiprocessing.get_context('spawn')
   results = context.Queue()
-  processes = [context.Process(target=_write_and_tell, args=(tmp_path / 'made', results)) for _ in range(2)]
+  processes = [
+    context.Process(target=_write_and_tell, args=(tmp_path / 'made', results)) for _ in range(2)
+  ]
   for process in processes:
     process.start()
   assert sorted(results.get(timeout=60) for _ in processes) == [False, True]

@@ -1,4 +1,7 @@
-"""The tabletop builder: what it writes is what the world showed, for any number of workers; bad requests are errors."""
+"""The tabletop builder: what it writes is what the world showed, for any number of workers; bad
+requests are errors.
+"""
+
 from __future__ import annotations
 
 import json
@@ -15,13 +18,21 @@ from data import expert
 from data.tabletop import builder
 from wam_jax.envs import tabletop
 
-CONFIG = builder.BuildConfig('disc', ('reach', 'place'), episodes=6, other_episodes=2,
-                             split_names=('train', 'val', 'unseen_task'), view_size=16)
+CONFIG = builder.BuildConfig(
+  'disc',
+  ('reach', 'place'),
+  episodes=6,
+  other_episodes=2,
+  split_names=('train', 'val', 'unseen_task'),
+  view_size=16,
+)
 
 
 def _read(path: pathlib.Path, split: str) -> list[dict]:
   source = tfds.builder_from_directory(path).as_data_source(split)
-  return [{'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))]
+  return [
+    {'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +47,10 @@ def test_layout_and_counts(dataset):
   assert [p.name for p in dataset.parent.iterdir()] == ['1.0.0']  # nothing temporary is left
   info = tfds.builder_from_directory(dataset).info
   assert {name: split.num_examples for name, split in info.splits.items()} == {
-      'train': 6, 'val': 2, 'unseen_task': 2}
+    'train': 6,
+    'val': 2,
+    'unseen_task': 2,
+  }
   assert info.full_name == 'tabletop/disc_reach_place/1.0.0'
 
 
@@ -63,9 +77,13 @@ def test_flags_rewards_and_length(dataset):
     steps = episode['steps']
     n = len(steps)
     assert math.ceil(1.6 * 10) + 1 <= n <= 80
-    for key, want in (('is_first', [True] + [False] * (n - 1)), ('is_last', [False] * (n - 1) + [True]),
-                      ('is_terminal', [False] * (n - 1) + [True]), ('reward', [0.0] * (n - 1) + [1.0]),
-                      ('discount', [1.0] * (n - 1) + [0.0])):
+    for key, want in (
+      ('is_first', [True] + [False] * (n - 1)),
+      ('is_last', [False] * (n - 1) + [True]),
+      ('is_terminal', [False] * (n - 1) + [True]),
+      ('reward', [0.0] * (n - 1) + [1.0]),
+      ('discount', [1.0] * (n - 1) + [0.0]),
+    ):
       assert [s[key].item() for s in steps] == want, key
 
 
@@ -78,7 +96,9 @@ def test_every_embodiment_covers_two_chunks(embodiment, least):
 
 
 def test_splits_and_seeds_never_share_an_episode(dataset):
-  seeds = [int(e['seed']) for split in ('train', 'val', 'unseen_task') for e in _read(dataset, split)]
+  seeds = [
+    int(e['seed']) for split in ('train', 'val', 'unseen_task') for e in _read(dataset, split)
+  ]
   assert len(set(seeds)) == 10 and min(seeds) >= 1 << 32
   assert expert.make_seed(0, 0, 0, 0) != expert.make_seed(1, 0, 0, 0)
 
@@ -96,8 +116,14 @@ def test_finished_dataset_is_kept_and_other_parameters_are_refused(dataset):
   stamp = (dataset / 'dataset_info.json').stat().st_mtime_ns
   assert builder.build(root, CONFIG) == (dataset, False)
   assert (dataset / 'dataset_info.json').stat().st_mtime_ns == stamp
-  other = builder.BuildConfig(**{**json.loads((dataset / 'build.json').read_text()), 'seed': 7,
-                                 'tasks': CONFIG.tasks, 'split_names': CONFIG.split_names})
+  other = builder.BuildConfig(
+    **{
+      **json.loads((dataset / 'build.json').read_text()),
+      'seed': 7,
+      'tasks': CONFIG.tasks,
+      'split_names': CONFIG.split_names,
+    }
+  )
   with pytest.raises(ValueError, match='seed=0 there, 7 asked'):
     builder.build(root, other)
 
@@ -114,36 +140,59 @@ def test_foreign_directory_is_refused_and_untouched(tmp_path):
 def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
   def fail(*_):
     raise RuntimeError('disk on fire')
+
   monkeypatch.setattr(builder, 'successful_episode', fail)
   with pytest.raises(RuntimeError, match='disk on fire'):
     builder.build(tmp_path, CONFIG)
   assert not list(builder.dataset_path(tmp_path, CONFIG).parent.iterdir())
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'episodes': 0}, 'episodes=0'), ({'seed': -1}, 'seed=-1'), ({'noise': 2.0}, r'noise=2\.0'),
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'episodes': 0}, 'episodes=0'),
+    ({'seed': -1}, 'seed=-1'),
+    ({'noise': 2.0}, r'noise=2\.0'),
     ({'split_names': ('test',)}, "split_names=\\('test',\\) must be some of"),
-    ({'tasks': ('reach', 'reach')}, 'repeats a name'), ({'tasks': ('dance',)}, "task='dance'"),
+    ({'tasks': ('reach', 'reach')}, 'repeats a name'),
+    ({'tasks': ('dance',)}, "task='dance'"),
     ({'embodiment': 'dog'}, "embodiment='dog'"),
-])
+  ],
+)
 def test_bad_parameters_are_errors(change, message):
   with pytest.raises(ValueError, match=message):
     builder.BuildConfig(**change)
 
 
 def test_command_prints_the_path_and_needs_no_tensorflow(tmp_path):
-  code = ('import runpy, sys, atexit\n'
-          'atexit.register(lambda: print("tensorflow" in sys.modules or "jax" in sys.modules))\n'
-          'sys.argv = ["data.tabletop"] + sys.argv[1:]\n'
-          'runpy.run_module("data.tabletop", run_name="__main__")')
-  arguments = [f'--output={tmp_path}', '--embodiment=cart', '--tasks=push', '--episodes=2', '--view_size=16']
-  done = [subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, check=False)
-          for _ in range(2)]
+  code = (
+    'import runpy, sys, atexit\n'
+    'atexit.register(lambda: print("tensorflow" in sys.modules or "jax" in sys.modules))\n'
+    'sys.argv = ["data.tabletop"] + sys.argv[1:]\n'
+    'runpy.run_module("data.tabletop", run_name="__main__")'
+  )
+  arguments = [
+    f'--output={tmp_path}',
+    '--embodiment=cart',
+    '--tasks=push',
+    '--episodes=2',
+    '--view_size=16',
+  ]
+  done = [
+    subprocess.run(
+      [sys.executable, '-c', code, *arguments], capture_output=True, text=True, check=False
+    )
+    for _ in range(2)
+  ]
   path = tmp_path / 'tabletop' / 'cart_push' / '1.0.0'
   assert [d.returncode for d in done] == [0, 0], done[0].stderr
   assert done[0].stdout.split('\n')[:2] == [str(path), 'False']
   assert done[1].stdout.split('\n')[0] == f'already there: {path}'
   assert '3/3 episodes' in done[0].stderr
-  refused = subprocess.run([sys.executable, '-m', 'data.tabletop', f'--output={tmp_path}', '--tasks=fly'],
-                           capture_output=True, text=True, check=False)
+  refused = subprocess.run(
+    [sys.executable, '-m', 'data.tabletop', f'--output={tmp_path}', '--tasks=fly'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert refused.returncode == 1 and refused.stderr.startswith("error: task='fly' must be one of")

@@ -1,4 +1,7 @@
-"""The control step: compiled once, equal to training's view of the same window, re-anchoring, true to what it sees."""
+"""The control step: compiled once, equal to training's view of the same window, re-anchoring, true
+to what it sees.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,10 +22,25 @@ from wam_jax.models import wam
 
 B, Q, r, A, U, X = 2, 2, 2, 3, 3, 4
 MODEL = cfg.ModelConfig(
-    dim=16, mlp_dim=32, num_heads=2, num_layers=2, patch=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
-    num_embodiments=2, actions_per_chunk=A, max_chunks=Q,
-    tokenizer=cfg.TokenizerConfig(temporal=r, spatial=2, channels=6), text=cfg.TextConfig(vocab=16, dim=8, length=4))
-JOINT, FLASH = cfg.SampleConfig(steps=2), cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.8)
+  dim=16,
+  mlp_dim=32,
+  num_heads=2,
+  num_layers=2,
+  patch=2,
+  freq_dim=16,
+  action_dim=U,
+  proprio_dim=X,
+  action_hidden=8,
+  num_embodiments=2,
+  actions_per_chunk=A,
+  max_chunks=Q,
+  tokenizer=cfg.TokenizerConfig(temporal=r, spatial=2, channels=6),
+  text=cfg.TextConfig(vocab=16, dim=8, length=4),
+)
+JOINT, FLASH = (
+  cfg.SampleConfig(steps=2),
+  cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.8),
+)
 FRAMES = np.random.default_rng(0).integers(0, 256, (B, 1 + 4 * r, 8, 4, 3)).astype(np.uint8)
 PROPRIO = np.random.default_rng(1).normal(size=(B, 5, X)).astype(np.float32)
 PROMPT_BP = np.int32([[1, 2, 3, 0], [4, 5, 0, 0]])
@@ -33,19 +51,36 @@ MASK_BAU[1, -1:] = MASK_BAU[1, :, -1:] = False  # Robot 1 has fewer steps and di
 
 @functools.cache
 def fitted():
-  return encoders.Encoders(tokenizer.fit_patch_tokenizer(FRAMES, MODEL.tokenizer), None, None, MODEL)
+  return encoders.Encoders(
+    tokenizer.fit_patch_tokenizer(FRAMES, MODEL.tokenizer), None, None, MODEL
+  )
 
 
 @functools.cache
 def random_params():
-  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which compiles nothing."""
+  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which
+  compiles nothing.
+  """
   model = wam.WorldActionModel(MODEL)
   latents, actions = np.zeros((B, 1, 4, 2, 6)), np.zeros((B, A, U))
-  run = lambda m: m(latents, latents, np.zeros((B, 1)), actions, actions[..., 0], PROPRIO[:, :1],
-                    m.encode_text(PROMPT_BP), EMBODIMENT_B, MASK_BAU.any(-1))
+  run = lambda m: m(
+    latents,
+    latents,
+    np.zeros((B, 1)),
+    actions,
+    actions[..., 0],
+    PROPRIO[:, :1],
+    m.encode_text(PROMPT_BP),
+    EMBODIMENT_B,
+    MASK_BAU.any(-1),
+  )
   rng = np.random.default_rng(2)
-  draw = lambda path, p: (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
-  shapes = jax.eval_shape(lambda key: nn.unbox(nn.init(run, model)(key)['params']), jax.random.key(0))
+  draw = lambda path, p: (
+    (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
+  )
+  shapes = jax.eval_shape(
+    lambda key: nn.unbox(nn.init(run, model)(key)['params']), jax.random.key(0)
+  )
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -56,12 +91,18 @@ def policy(sample):
 
 def reset(sample=JOINT, key=0, prompt_BP=PROMPT_BP):
   key = jax.random.key(key) if isinstance(key, int) else key
-  return policy(sample).reset(random_params(), fitted(), prompt_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], key)
+  return policy(sample).reset(
+    random_params(), fitted(), prompt_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], key
+  )
 
 
 def observe(call, frames=FRAMES):
-  """What the robots see at a call: the current frame at call 0, then the frames of the chunk just executed."""
-  seen = np.repeat(frames[:, :1], r, 1) if call == 0 else frames[:, 1 + (call - 1) * r:1 + call * r]
+  """What the robots see at a call: the current frame at call 0, then the frames of the chunk just
+  executed.
+  """
+  seen = (
+    np.repeat(frames[:, :1], r, 1) if call == 0 else frames[:, 1 + (call - 1) * r : 1 + call * r]
+  )
   return types.Observation(seen, PROPRIO[:, call])
 
 
@@ -101,11 +142,13 @@ def test_the_state_keeps_its_shapes_in_bfloat16():
   brain = policy_lib.Policy(dataclasses.replace(MODEL, dtype='bfloat16'), JOINT, cfg.FlowConfig())
   params, frozen = random_params(), fitted()
   state = jax.eval_shape(
-      brain.reset, params, frozen, PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0))
+    brain.reset, params, frozen, PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0)
+  )
   action, latents, after = jax.eval_shape(brain.step, params, frozen, state, observe(0))
   assert state.cache.k.dtype == jnp.bfloat16 and action.dtype == latents.dtype == jnp.float32
   assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == (
-      jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state))
+    jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)
+  )
 
 
 def test_same_key_same_actions(episode):
@@ -114,22 +157,29 @@ def test_same_key_same_actions(episode):
 
 def test_another_key_or_prompt_or_pose_changes_the_actions(episode):
   other_pose = observe(0).replace(proprio_BX=PROPRIO[:, 4])
-  for state, observation in ((reset(key=1), observe(0)), (reset(prompt_BP=PROMPT_BP[::-1]), observe(0)),
-                             (reset(), other_pose)):
+  for state, observation in (
+    (reset(key=1), observe(0)),
+    (reset(prompt_BP=PROMPT_BP[::-1]), observe(0)),
+    (reset(), other_pose),
+  ):
     assert np.abs(act(state, observation)[0] - episode[0][0]).max() > 1e-3
 
 
 def test_callers_arrays_survive_two_resets():
   """The state is donated, what it was made from is not."""
   arrays = jax.device_put((PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(5)))
-  outputs = [act(policy(JOINT).reset(random_params(), fitted(), *arrays), observe(0))[:2] for _ in range(2)]
+  outputs = [
+    act(policy(JOINT).reset(random_params(), fitted(), *arrays), observe(0))[:2] for _ in range(2)
+  ]
   assert_same(*outputs)
 
 
 def test_observed_frames_replace_predicted_ones(episode):
-  """After the same first call, other frames seen give other actions; the predictions had been the same."""
+  """After the same first call, other frames seen give other actions; the predictions had been the
+  same.
+  """
   others = FRAMES.copy()
-  others[:, 1:1 + r] = 255 - others[:, 1:1 + r]
+  others[:, 1 : 1 + r] = 255 - others[:, 1 : 1 + r]
   first, second = act_all(reset(), [observe(0), observe(1, others)])
   assert_same(first, episode[0])
   assert np.abs(second[0] - episode[1][0]).max() > 1e-3
@@ -142,7 +192,9 @@ def test_only_the_newest_frame_anchors(episode):
 
 
 def test_new_anchor_equals_a_fresh_episode(episode):
-  """The call after `max_chunks` chunks forgets everything but its newest frame, and so does the next but one."""
+  """The call after `max_chunks` chunks forgets everything but its newest frame, and so does the
+  next but one.
+  """
   state = reset()
   for call in range(Q):
     *_, state = act(state, observe(call))
@@ -171,37 +223,64 @@ def test_padded_actions_are_zero(episode):
 def test_one_flash_step_equals_the_teacher_forced_velocity():
   """Control over a window of real frames is one Euler step along the velocities that training sees.
 
-  Actions go from noise to sigma 0, the video to sigma 0.8; noise by the policy's own use of its key.
+  Actions go from noise to sigma 0, the video to sigma 0.8; noise by the policy's own use of its
+  key.
   """
   outputs = act_all(reset(FLASH), [observe(call) for call in range(Q)], FLASH)
   key, noises = jax.random.key(0), []
   for _ in range(Q):
     key, key_video, key_action = jax.random.split(key, 3)
-    noises.append((jax.random.normal(key_video, (B, 1, 4, 2, 6)), jax.random.normal(key_action, (B, A, U)) * MASK_BAU))
+    noises.append(
+      (
+        jax.random.normal(key_video, (B, 1, 4, 2, 6)),
+        jax.random.normal(key_action, (B, A, U)) * MASK_BAU,
+      )
+    )
   noise_video, noise_action = (np.concatenate(parts, 1) for parts in zip(*noises))
 
   @jax.jit
   def teacher_forced(params, clean):
-    run = lambda m: m(clean, noise_video, np.ones((B, Q)), noise_action, np.ones((B, Q * A)), PROPRIO[:, :Q],
-                      m.encode_text(PROMPT_BP), EMBODIMENT_B, np.tile(MASK_BAU.any(-1), (1, Q)))
+    run = lambda m: m(
+      clean,
+      noise_video,
+      np.ones((B, Q)),
+      noise_action,
+      np.ones((B, Q * A)),
+      PROPRIO[:, :Q],
+      m.encode_text(PROMPT_BP),
+      EMBODIMENT_B,
+      np.tile(MASK_BAU.any(-1), (1, Q)),
+    )
     return nn.apply(run, wam.WorldActionModel(MODEL))({'params': params})
 
-  video, action = teacher_forced(random_params(), fitted().encode(FRAMES[:, :1 + (Q - 1) * r]))
+  video, action = teacher_forced(random_params(), fitted().encode(FRAMES[:, : 1 + (Q - 1) * r]))
   got_action, got_video = (np.concatenate(parts, 1) for parts in zip(*outputs))
   # Float32, sums in another order.
-  np.testing.assert_allclose(got_action, (noise_action - action) * np.tile(MASK_BAU, (1, Q, 1)), atol=1e-5)
+  np.testing.assert_allclose(
+    got_action, (noise_action - action) * np.tile(MASK_BAU, (1, Q, 1)), atol=1e-5
+  )
   np.testing.assert_allclose(got_video, noise_video - (1 - 0.8) * video, atol=1e-5)
   assert policy(FLASH).traces == 1
 
 
 def test_guidance_moves_the_video_towards_the_prompt_and_leaves_the_actions():
-  """The first call has no history, so that the actions of the prompt's branch are those without guidance."""
+  """The first call has no history, so that the actions of the prompt's branch are those without
+  guidance.
+  """
   plain = dataclasses.replace(FLASH, steps=1)
   guided = dataclasses.replace(plain, guidance_scale=3.0)
   one = policy(guided)
   negative_BP = np.tile(PROMPT_BP[:1, ::-1], (B, 1))
-  state = one.reset(random_params(), fitted(), PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0),
-                    negative_BP)
+  state = one.reset(
+    random_params(),
+    fitted(),
+    PROMPT_BP,
+    EMBODIMENT_B,
+    MASK_BAU,
+    FRAMES[:, 0],
+    jax.random.key(0),
+    negative_BP,
+  )
   action, video, state = one.step(random_params(), fitted(), state, observe(0))
   want_action, positive, _ = act(reset(plain), observe(0), plain)
   _, negative, _ = act(reset(plain, prompt_BP=negative_BP), observe(0), plain)
@@ -210,13 +289,17 @@ def test_guidance_moves_the_video_towards_the_prompt_and_leaves_the_actions():
   one.step(random_params(), fitted(), state, observe(1))
   assert one.traces == 1
   with pytest.raises(ValueError, match='guidance_scale=3.0 needs negative prompts'):
-    one.reset(random_params(), fitted(), PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0))
+    one.reset(
+      random_params(), fitted(), PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0)
+    )
 
 
 def test_the_same_noise_at_every_call():
   same = dataclasses.replace(FLASH, same_noise=True)
   _, _, state = act(reset(same), observe(0), same)
-  np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(jax.random.key(0)))
+  np.testing.assert_array_equal(
+    jax.random.key_data(state.key), jax.random.key_data(jax.random.key(0))
+  )
 
 
 def test_observed_chunks_as_fresh_streams_agree_where_the_tokenizer_has_no_memory(episode):

@@ -1,4 +1,5 @@
 """Closed-loop calls of the compiled policy against the official policy head (tests/golden)."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -29,7 +30,9 @@ class StoredText:
 
 @flax.struct.dataclass
 class StoredEncoders:
-  """Gives the file's tensors for any anchor frame; what it is shown as observed frames are latents already."""
+  """Gives the file's tensors for any anchor frame; what it is shown as observed frames are latents
+  already.
+  """
 
   first_latent_B1HWC: jax.Array
   condition: encoders.Condition
@@ -52,20 +55,35 @@ def calls(golden_head_rollout):
   model = parity.model_config(c)
   final = c['video_inference_final_noise']
   sample = cfg.SampleConfig(
-      mode='joint' if final is None else 'flash', video_final_sigma=0.8 if final is None else final, solver='unipc',
-      steps=c['num_inference_steps'], shift=c['sigma_shift'], guidance_scale=c['cfg_scale'], integer_timesteps=True,
-      evaluate_steps=tuple(i for i, run in enumerate(c['step_mask']) if run))
+    mode='joint' if final is None else 'flash',
+    video_final_sigma=0.8 if final is None else final,
+    solver='unipc',
+    steps=c['num_inference_steps'],
+    shift=c['sigma_shift'],
+    guidance_scale=c['cfg_scale'],
+    integer_timesteps=True,
+    evaluate_steps=tuple(i for i, run in enumerate(c['step_mask']) if run),
+  )
   policy = policy_lib.Policy(model, sample, cfg.FlowConfig(mask_padded_noise=False))
   params = rows.to_params(dit.rows(model), g.below('w/'))
   frozen = StoredEncoders(
-      parity.channels_last(g['in/first_latent']),
-      encoders.Condition(g['in/clip_feature'], parity.channels_last(g['in/y'])),
-      StoredText(np.concatenate([g['in/context'], g['in/context_negative']])))
+    parity.channels_last(g['in/first_latent']),
+    encoders.Condition(g['in/clip_feature'], parity.channels_last(g['in/y'])),
+    StoredText(np.concatenate([g['in/context'], g['in/context_negative']])),
+  )
   noise = (parity.channels_last(g['in/noise_video']), g['in/noise_action'])
   ids = lambda row: np.full((1, 1), row, np.int32)
   observed = [parity.channels_last(x) for x in g['in/observed_latents']]
-  state = policy.reset(params, frozen, ids(0), np.zeros(1, np.int32), np.ones(noise[1].shape, bool),
-                       observed[0][:, 0], jax.random.key(0), ids(1))
+  state = policy.reset(
+    params,
+    frozen,
+    ids(0),
+    np.zeros(1, np.int32),
+    np.ones(noise[1].shape, bool),
+    observed[0][:, 0],
+    jax.random.key(0),
+    ids(1),
+  )
   outputs = []
   for call in range(c['calls']):
     # The first call's latents are of no chunk: the policy anchors.
@@ -81,7 +99,13 @@ def test_golden_rollout_outputs(calls, request):
     want = parity.channels_last(g[f'out/call{call}/video'])
     if want.shape[1] > latents.shape[1]:  # The official head puts the anchor's latent in front.
       latents = np.concatenate([parity.channels_last(g['in/first_latent']), latents], 1)
-    parity.check(request, 'policy head rollout, actions', action, g[f'out/call{call}/action'], absolute=parity.ROLLOUTS)
+    parity.check(
+      request,
+      'policy head rollout, actions',
+      action,
+      g[f'out/call{call}/action'],
+      absolute=parity.ROLLOUTS,
+    )
     parity.check(request, 'policy head rollout, video', latents, want, absolute=parity.ROLLOUTS)
 
 
@@ -89,8 +113,12 @@ def test_golden_rollout_starts_over_where_the_official_head_does(calls):
   g, policy, outputs = calls
   per_chunk, tokens = g.config['num_frame_per_block'], g.config['frame_seqlen']
   starts = [frames for _, _, frames in outputs]
-  assert [s + per_chunk for s in starts] == [int(g[f'out/call{i}/start_frame_after']) for i in range(len(starts))]
-  assert [s * tokens for s in starts] == [int(g[f'out/call{i}/cache_len']) for i in range(len(starts))]
+  assert [s + per_chunk for s in starts] == [
+    int(g[f'out/call{i}/start_frame_after']) for i in range(len(starts))
+  ]
+  assert [s * tokens for s in starts] == [
+    int(g[f'out/call{i}/cache_len']) for i in range(len(starts))
+  ]
   # Before a call the official counter still stands where it will start over.
   before = g.config['start_frames_before_call']
   assert before[0] == 0 and before[1:] == [s + per_chunk for s in starts[:-1]]

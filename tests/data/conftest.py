@@ -1,4 +1,5 @@
 """Fixtures of the data tests; what they are made of is in synthetic.py."""
+
 from __future__ import annotations
 
 import pytest

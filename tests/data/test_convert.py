@@ -1,4 +1,7 @@
-"""TFRecord in, ArrayRecord with a frame index out, byte for byte; stopped, killed and broken conversions."""
+"""TFRecord in, ArrayRecord with a frame index out, byte for byte; stopped, killed and broken
+conversions.
+"""
+
 from __future__ import annotations
 
 import pathlib
@@ -6,12 +9,12 @@ import shutil
 import subprocess
 import sys
 
-from etils import epath
 import fsspec
-from fsspec.implementations import memory
 import google_crc32c
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations import memory
 
 from data import convert
 from tests.data import synthetic
@@ -45,7 +48,8 @@ def test_converted_episodes_equal_the_original(clock_path, tfrecord_path, tmp_pa
     assert_same_records(clock_path, output, split)
   assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['1.0.0']
   assert sorted(p.name for p in output.iterdir()) == sorted(
-      [*(p.name for p in pathlib.Path(clock_path).iterdir()), 'wam_frames'])
+    [*(p.name for p in pathlib.Path(clock_path).iterdir()), 'wam_frames']
+  )
   assert len(list((output / 'wam_frames').iterdir())) == 3  # The index and a file per shard.
 
 
@@ -60,14 +64,20 @@ def test_array_record_is_packed_anew(clock_path, tmp_path):
   assert sources.Episodes(output, 'train', synthetic.CLOCK)._index
 
 
-@pytest.mark.parametrize('damage, message', [
+@pytest.mark.parametrize(
+  'damage, message',
+  [
     (lambda b: b[:-5], 'record 7 of .*tfrecord-00000-of-00001 is truncated'),
     (lambda b: b + b'12345', 'record 8 of .* is truncated: 5 of 12 bytes'),
-    (lambda b: b[:100] + bytes([b[100] ^ 255]) + b[101:], 'record 0 of .* is corrupt: its checksum does not match'),
+    (
+      lambda b: b[:100] + bytes([b[100] ^ 255]) + b[101:],
+      'record 0 of .* is corrupt: its checksum does not match',
+    ),
     (lambda b: b'\x01' + b[1:], 'The length of record 0 of .* is corrupt'),
     (lambda b: b + synthetic.frame(b'more'), 'holds 9 records; dataset_info.json says 8'),
     (lambda b: b'', 'holds 0 records; dataset_info.json says 8'),
-])
+  ],
+)
 def test_broken_shards_give_no_output(tfrecord_path, tmp_path, damage, message):
   shard = next(tfrecord_path.glob('*train.*record-*'))
   shard.write_bytes(damage(shard.read_bytes()))
@@ -84,7 +94,9 @@ def test_broken_array_record_is_named(clock_path, tmp_path):
     convert.convert(source, tmp_path / 'out')
 
 
-def test_a_repaired_source_continues_with_the_broken_shard(clock_path, tfrecord_path, tmp_path, capsys):
+def test_a_repaired_source_continues_with_the_broken_shard(
+  clock_path, tfrecord_path, tmp_path, capsys
+):
   shard = next(tfrecord_path.glob('*val.*record-*'))
   content = shard.read_bytes()
   shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -114,9 +126,13 @@ convert.convert(sys.argv[1], sys.argv[2])
 
 
 @pytest.mark.parametrize('delivered, finished', [(1, 0), (2, 0), (3, 1), (4, 1)])
-def test_a_killed_conversion_continues(clock_path, tfrecord_path, tmp_path, monkeypatch, delivered, finished):
-  done = subprocess.run([sys.executable, '-c', KILLED, str(tfrecord_path), str(tmp_path / 'out'), str(delivered)],
-                        cwd=ROOT)
+def test_a_killed_conversion_continues(
+  clock_path, tfrecord_path, tmp_path, monkeypatch, delivered, finished
+):
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED, str(tfrecord_path), str(tmp_path / 'out'), str(delivered)],
+    cwd=ROOT,
+  )
   assert done.returncode == -9 and not (tmp_path / 'out').exists()
   converted, original = [], convert._convert_shard
   monkeypatch.setattr(convert, '_convert_shard', lambda job: converted.append(job) or original(job))
@@ -133,12 +149,15 @@ def test_an_unfinished_conversion_of_something_else_is_refused(clock_path, tfrec
   shard.write_bytes(content[:-5])
   with pytest.raises(ValueError, match='truncated'):
     convert.convert(tfrecord_path, tmp_path / 'out')
-  with pytest.raises(ValueError, match='.out.partial holds an unfinished conversion of .*tfrecord, which is not, or'):
+  with pytest.raises(
+    ValueError, match='.out.partial holds an unfinished conversion of .*tfrecord, which is not, or'
+  ):
     convert.convert(clock_path, tmp_path / 'out')
 
 
 class Bucket(memory.MemoryFileSystem):
   """An object store in memory, in the place of gs://."""
+
   protocol, store, pseudo_dirs = ('gs', 'gcs'), {}, ['']
 
   @classmethod
@@ -188,13 +207,16 @@ def test_refusals(clock_path, tfrecord_path, tmp_path):
     convert.convert(tfrecord_path, tmp_path / 'out')
   description = tfrecord_path / 'dataset_info.json'
   description.write_text(description.read_text().replace('"tfrecord"', '"riegeli"'))
-  with pytest.raises(ValueError, match=r"is in riegeli format; expected one of \['array_record', 'tfrecord'\]"):
+  with pytest.raises(
+    ValueError, match=r"is in riegeli format; expected one of \['array_record', 'tfrecord'\]"
+  ):
     convert.convert(tfrecord_path, tmp_path / 'out')
 
 
 def run(module, *args):
-  return subprocess.run([sys.executable, '-m', module, *map(str, args)], capture_output=True, text=True,
-                        cwd=ROOT)
+  return subprocess.run(
+    [sys.executable, '-m', module, *map(str, args)], capture_output=True, text=True, cwd=ROOT
+  )
 
 
 def test_commands(clock_path, tfrecord_path, tmp_path):
@@ -212,9 +234,13 @@ def test_real_bridge_episodes_become_batches(tmp_path):
   done = run('data.statistics', f'--dataset={output}', '--embodiment=bridge_widowx')
   assert done.returncode == 0 and '25 episodes, 250 steps' in done.stdout
   config = cfg.TrainConfig(
-      batch_size=4, model=cfg.ModelConfig(action_dim=7, proprio_dim=7, actions_per_chunk=4),
-      data=cfg.DataConfig(mixture={'bridge': cfg.DatasetConfig(path=output, embodiment='bridge_widowx')},
-                          embodiments=('bridge_widowx',)))
+    batch_size=4,
+    model=cfg.ModelConfig(action_dim=7, proprio_dim=7, actions_per_chunk=4),
+    data=cfg.DataConfig(
+      mixture={'bridge': cfg.DatasetConfig(path=output, embodiment='bridge_widowx')},
+      embodiments=('bridge_widowx',),
+    ),
+  )
   iterator = pipeline.make_train_iterator(config)
   batch = next(iterator)
   iterator.close()

@@ -1,4 +1,5 @@
 """The format of stored features: what goes in comes out, and what does not fit is named."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,15 +20,23 @@ from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 
 MODEL = cfg.ModelConfig(
-    image_dim=6, image_tokens=5, image=cfg.ImageConfig('clip', size=8, patch=4, dim=6, dtype='bfloat16'),
-    text=cfg.TextConfig('umt5', vocab=9, length=4, dim=3))
+  image_dim=6,
+  image_tokens=5,
+  image=cfg.ImageConfig('clip', size=8, patch=4, dim=6, dtype='bfloat16'),
+  text=cfg.TextConfig('umt5', vocab=9, length=4, dim=3),
+)
 WEIGHTS = {'tokenizer': 'aaaa', 'text': 'bbbb', 'image': 'cccc'}
 SHAPES = {'clean': (3, 2, 2, 1), 'image': (5, 6), 'condition': (3, 2, 2, 1)}
 SAMPLES_W = np.arange(0, 30, 4)
 PROMPTS = [np.int32([5, 1, 0, 0]), np.int32([7, 8, 2, 1]), np.int32([1, 0, 0, 0])]
 VALUES = np.random.default_rng(0).normal(size=(2 * len(SAMPLES_W), 54)).astype(ml_dtypes.bfloat16)
-TEXTS = [np.random.default_rng(i).normal(size=(n, 3)).astype(ml_dtypes.bfloat16) for i, n in enumerate((2, 4, 1))]
-STORING = features.Storing(4, variants=2, file_mib=5 * VALUES[0].nbytes / 2**20)  # Four files of windows.
+TEXTS = [
+  np.random.default_rng(i).normal(size=(n, 3)).astype(ml_dtypes.bfloat16)
+  for i, n in enumerate((2, 4, 1))
+]
+STORING = features.Storing(
+  4, variants=2, file_mib=5 * VALUES[0].nbytes / 2**20
+)  # Four files of windows.
 
 
 @pytest.fixture
@@ -67,24 +76,37 @@ def test_what_goes_in_comes_out(episodes):
   stored = pickle.loads(pickle.dumps(find(episodes)))
   anchors = windows.make_anchors(episodes)
   assert [stored[w] for w in range(len(stored))] == [anchors[s] for s in range(0, 30, 4)]
-  for window, variant, ids_P, text_PD in ((0, 0, PROMPTS[0], TEXTS[0]), (6, 1, PROMPTS[1], TEXTS[1]),
-                                          (3, 1, PROMPTS[2], TEXTS[2])):
-    got, values = stored.read(window, variant, ids_P), VALUES[2 * window + variant].astype(np.float32)
+  for window, variant, ids_P, text_PD in (
+    (0, 0, PROMPTS[0], TEXTS[0]),
+    (6, 1, PROMPTS[1], TEXTS[1]),
+    (3, 1, PROMPTS[2], TEXTS[2]),
+  ):
+    got, values = (
+      stored.read(window, variant, ids_P),
+      VALUES[2 * window + variant].astype(np.float32),
+    )
     np.testing.assert_array_equal(got.clean_BFHWC, values[:12].reshape(3, 2, 2, 1))
     np.testing.assert_array_equal(got.condition_BFHWC, values[12:24].reshape(3, 2, 2, 1))
     np.testing.assert_array_equal(got.image_BIC, values[24:].reshape(5, 6))
-    np.testing.assert_array_equal(got.text_BPC[:len(text_PD)], text_PD.astype(np.float32))
-    np.testing.assert_array_equal(got.text_BPC[len(text_PD):], np.zeros((4 - len(text_PD), 3)))
-    assert [str(x.dtype) for x in (got.clean_BFHWC, got.text_BPC, got.image_BIC, got.condition_BFHWC)] == [
-        'float32', 'float32', 'bfloat16', 'float32']  # As the encoders give them.
-  with pytest.raises(ValueError, match=r'no prompt with the token ids \[5, 2\]; it was made of other instructions'):
+    np.testing.assert_array_equal(got.text_BPC[: len(text_PD)], text_PD.astype(np.float32))
+    np.testing.assert_array_equal(got.text_BPC[len(text_PD) :], np.zeros((4 - len(text_PD), 3)))
+    assert [
+      str(x.dtype) for x in (got.clean_BFHWC, got.text_BPC, got.image_BIC, got.condition_BFHWC)
+    ] == ['float32', 'float32', 'bfloat16', 'float32']  # As the encoders give them.
+  with pytest.raises(
+    ValueError, match=r'no prompt with the token ids \[5, 2\]; it was made of other instructions'
+  ):
     stored.read(0, 0, np.int32([5, 2, 0, 0]))
 
 
 def test_files_are_whole_or_absent_and_of_the_size_asked_for(episodes):
   place, files = begin(episodes)
   assert [list(files['windows'].rows(n)) for n in range(4)] == [
-      [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13, 14], [15]]
+    [0, 1, 2, 3, 4],
+    [5, 6, 7, 8, 9],
+    [10, 11, 12, 13, 14],
+    [15],
+  ]
   assert files['windows'].path(1).name == 'windows-00001-of-00004.array_record'
   assert [files['windows'].missing(i, 3) for i in range(3)] == [[0, 3], [1], [2]]
 
@@ -94,16 +116,28 @@ def test_files_are_whole_or_absent_and_of_the_size_asked_for(episodes):
 
   with pytest.raises(KeyboardInterrupt):
     files['windows'].write(0, stop_midway())
-  with pytest.raises(ValueError, match='windows-00000-of-00004.array_record would hold 1 records where 5 belong'):
+  with pytest.raises(
+    ValueError, match='windows-00000-of-00004.array_record would hold 1 records where 5 belong'
+  ):
     files['windows'].write(0, [VALUES[0].tobytes()])
-  assert not list(place.glob('.*')) and files['windows'].missing() == [0, 1, 2, 3] and len(features.finish(place)) == 5
-  with pytest.raises(ValueError, match=r'is not finished; 5 files are missing: windows-00000-of-00004.*Finish it with '
-                                       r'the command that began it \(python -m data.encode .*config.data.features=off'):
+  assert (
+    not list(place.glob('.*'))
+    and files['windows'].missing() == [0, 1, 2, 3]
+    and len(features.finish(place)) == 5
+  )
+  with pytest.raises(
+    ValueError,
+    match=r'is not finished; 5 files are missing: windows-00000-of-00004.*Finish it with '
+    r'the command that began it \(python -m data.encode .*config.data.features=off',
+  ):
     find(episodes)
   (place / '.windows-00000-of-00004.array_record.0a1b2c3d').write_bytes(b'of a killed process')
   store(episodes)
   assert sorted(p.name for p in place.iterdir() if p.suffix != '.array_record') == [
-      'index.npz', 'manifest.json', 'plan.json']
+    'index.npz',
+    'manifest.json',
+    'plan.json',
+  ]
 
 
 def test_a_full_disk_is_one_error(episodes, monkeypatch):
@@ -119,15 +153,20 @@ def test_a_full_disk_is_one_error(episodes, monkeypatch):
 
   place, files = begin(episodes)
   monkeypatch.setattr(features.array_record_module, 'ArrayRecordWriter', Full)
-  with pytest.raises(ValueError, match='cannot be written .*No space left.*make room and run the same command again'):
+  with pytest.raises(
+    ValueError, match='cannot be written .*No space left.*make room and run the same command again'
+  ):
     files['prompts'].write(0, [text.tobytes() for text in TEXTS])
   assert not list(place.glob('*prompts*'))
 
 
 def test_features_begun_otherwise_are_left_alone(episodes):
   store(episodes)
-  with pytest.raises(ValueError, match=r'(?s)was begun otherwise:\n.*stored.anchor_stride: 4 stored, 8 here.*'
-                                       r'stored.dtype: bfloat16 stored, float16 here.*or delete that directory'):
+  with pytest.raises(
+    ValueError,
+    match=r'(?s)was begun otherwise:\n.*stored.anchor_stride: 4 stored, 8 here.*'
+    r'stored.dtype: bfloat16 stored, float16 here.*or delete that directory',
+  ):
     begin(episodes, dataclasses.replace(STORING, anchor_stride=8, dtype='float16'))
   with pytest.raises(ValueError, match='anchor_stride=0, variants=0: must be at least 1'):
     features.Storing(0, variants=0)
@@ -138,36 +177,68 @@ def test_features_begun_otherwise_are_left_alone(episodes):
 def test_weights_are_known_by_their_bits():
   draw = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
   frozen = lambda x, mean=np.zeros(16, np.float32): encoders.Encoders(
-      tokenizer.PatchTokenizer(mean, x, draw.T, 2, 4), None, None, MODEL)
+    tokenizer.PatchTokenizer(mean, x, draw.T, 2, 4), None, None, MODEL
+  )
   want = features.fingerprint_encoders(frozen(draw))
-  spread = jax.sharding.NamedSharding(jax.make_mesh((8,), ('data',)), jax.sharding.PartitionSpec('data'))
-  assert set(want) == {'tokenizer'} and features.fingerprint_encoders(frozen(jax.device_put(draw, spread))) == want
+  spread = jax.sharding.NamedSharding(
+    jax.make_mesh((8,), ('data',)), jax.sharding.PartitionSpec('data')
+  )
+  assert (
+    set(want) == {'tokenizer'}
+    and features.fingerprint_encoders(frozen(jax.device_put(draw, spread))) == want
+  )
   one_bit = draw.view(np.uint32) ^ (np.arange(128).reshape(16, 8) == 77).astype(np.uint32)
-  for other in (frozen(one_bit.view(np.float32)), frozen(draw[::-1]), frozen(draw.astype(ml_dtypes.bfloat16)),
-                frozen(draw.reshape(8, 16)), frozen(draw, np.ones(16, np.float32))):
+  for other in (
+    frozen(one_bit.view(np.float32)),
+    frozen(draw[::-1]),
+    frozen(draw.astype(ml_dtypes.bfloat16)),
+    frozen(draw.reshape(8, 16)),
+    frozen(draw, np.ones(16, np.float32)),
+  ):
     assert features.fingerprint_encoders(other) != want
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     (dict(weights=WEIGHTS | {'tokenizer': 'dddd'}), 'weights.tokenizer: aaaa stored, dddd here'),
     (dict(weights=WEIGHTS | {'text': 'dddd'}), 'weights.text: bbbb stored, dddd here'),
     (dict(weights=WEIGHTS | {'image': 'dddd'}), 'weights.image: cccc stored, dddd here'),
     (dict(transform='random'), 'transform: none stored, random crop of 0.95 here'),
     (dict(model=dataclasses.replace(MODEL, max_chunks=3)), 'model.max_chunks: 2 stored, 3 here'),
-    (dict(model=dataclasses.replace(MODEL, frames_per_chunk=2)), 'model.frames_per_chunk: 1 stored, 2 here'),
-    (dict(model=dataclasses.replace(MODEL, image_condition=True)), 'model.image_condition: False stored, True here'),
-    (dict(model=dataclasses.replace(MODEL, tokenizer=cfg.TokenizerConfig(resize=(8, 8)))),
-     r'model.tokenizer.resize: \[\] stored, \[8, 8\] here'),
-    (dict(model=dataclasses.replace(MODEL, text=cfg.TextConfig('umt5', vocab=9, length=5, dim=3))),
-     'model.text.length: 4 stored, 5 here'),
-    (dict(model=dataclasses.replace(MODEL, text=cfg.TextConfig())),
-     'embodiment.language: .*model.text: .*umt5.* stored, None here'),
-    (dict(model=dataclasses.replace(MODEL, image=cfg.ImageConfig())), 'model.image: .*clip.* stored, None here'),
-])
+    (
+      dict(model=dataclasses.replace(MODEL, frames_per_chunk=2)),
+      'model.frames_per_chunk: 1 stored, 2 here',
+    ),
+    (
+      dict(model=dataclasses.replace(MODEL, image_condition=True)),
+      'model.image_condition: False stored, True here',
+    ),
+    (
+      dict(model=dataclasses.replace(MODEL, tokenizer=cfg.TokenizerConfig(resize=(8, 8)))),
+      r'model.tokenizer.resize: \[\] stored, \[8, 8\] here',
+    ),
+    (
+      dict(model=dataclasses.replace(MODEL, text=cfg.TextConfig('umt5', vocab=9, length=5, dim=3))),
+      'model.text.length: 4 stored, 5 here',
+    ),
+    (
+      dict(model=dataclasses.replace(MODEL, text=cfg.TextConfig())),
+      'embodiment.language: .*model.text: .*umt5.* stored, None here',
+    ),
+    (
+      dict(model=dataclasses.replace(MODEL, image=cfg.ImageConfig())),
+      'model.image: .*clip.* stored, None here',
+    ),
+  ],
+)
 def test_whatever_differs_is_named(episodes, change, message):
   store(episodes)
-  with pytest.raises(ValueError, match=rf'(?s)not what this run would compute:\n  {message}\nMake its own with python '
-                                       r'-m data.encode --workdir=WORKDIR --dataset=.* or train on pixels with'):
+  with pytest.raises(
+    ValueError,
+    match=rf'(?s)not what this run would compute:\n  {message}\nMake its own with python '
+    r'-m data.encode --workdir=WORKDIR --dataset=.* or train on pixels with',
+  ):
     find(episodes, **change)
 
 
@@ -176,19 +247,27 @@ def test_other_anchors_are_named(episodes):
   store(episodes)
   anchors = windows.make_anchors(episodes)
   later = dataclasses.replace(anchors, start_K=anchors.start_K + 1, total=59)
-  with pytest.raises(ValueError, match=r'\n  anchors \(--ranges, --failures\): 62 .* stored, 59 .* here\n'):
+  with pytest.raises(
+    ValueError, match=r'\n  anchors \(--ranges, --failures\): 62 .* stored, 59 .* here\n'
+  ):
     features.find(episodes, later, MODEL, WEIGHTS, 'none')
 
 
-@pytest.mark.parametrize('part, value, message', [
+@pytest.mark.parametrize(
+  'part, value, message',
+  [
     ('composite', (16, 28), r'embodiment.composite: \[16, 24\] stored, \[16, 28\] here'),
     ('views', synthetic.CLOCK.views[::-1], 'embodiment.views: .* stored, .* here'),
     ('chunk_s', 1.6, 'embodiment.chunk_s: 0.8 stored, 1.6 here'),
     ('resize', 'bilinear', 'embodiment.resize: area stored, bilinear here'),
-    ('prompt', 'please {}', 'embodiment.prompt: {} stored, please {} here')])
+    ('prompt', 'please {}', 'embodiment.prompt: {} stored, please {} here'),
+  ],
+)
 def test_a_changed_robot_is_named(episodes, part, value, message):
   store(episodes)
-  changed = sources.Episodes(str(episodes.path), 'train', dataclasses.replace(episodes.record, **{part: value}))
+  changed = sources.Episodes(
+    str(episodes.path), 'train', dataclasses.replace(episodes.record, **{part: value})
+  )
   with pytest.raises(ValueError, match=message):
     find(changed)
   if part == 'prompt':  # Nothing was embedded: the prompt does not matter.
@@ -199,9 +278,13 @@ def test_a_changed_robot_is_named(episodes, part, value, message):
 def test_a_changed_dataset_or_slice_is_named(episodes, tmp_path):
   place = store(episodes)
   half = sources.Episodes(str(episodes.path), 'train[:2]', episodes.record)
-  with pytest.raises(ValueError, match=r'(?s)anchors .*: 62 .*split: train stored, train\[:2\] here'):
+  with pytest.raises(
+    ValueError, match=r'(?s)anchors .*: 62 .*split: train stored, train\[:2\] here'
+  ):
     find(half)
-  other = sources.Episodes(synthetic.make_dataset(tmp_path / 'other', [24, 30, 32, 9]), 'train', episodes.record)
+  other = sources.Episodes(
+    synthetic.make_dataset(tmp_path / 'other', [24, 30, 32, 9]), 'train', episodes.record
+  )
   place.rename(other.path / place.name)
   with pytest.raises(ValueError, match='dataset: .* stored, .* here'):
     find(other)
@@ -219,37 +302,54 @@ def test_damage_is_found_before_training(episodes):
   shard = place / 'windows-00002-of-00004.array_record'
   content = shard.read_bytes()
   shard.write_bytes(content[:-9])
-  with pytest.raises(ValueError, match='1 files of .* are missing or cut: windows-00002-of-00004.*what is missing'):
+  with pytest.raises(
+    ValueError, match='1 files of .* are missing or cut: windows-00002-of-00004.*what is missing'
+  ):
     find(episodes)
   shard.write_bytes(bytes(len(content)))
   stored = find(episodes)
   with pytest.raises(ValueError, match='Cannot read record 2 of .*windows-00002-of-00004'):
     stored.read(6, 0, PROMPTS[0])
   (place / 'manifest.json').write_text('{')
-  with pytest.raises(ValueError, match='manifest.json is not JSON .*make it again: python -m data.encode'):
+  with pytest.raises(
+    ValueError, match='manifest.json is not JSON .*make it again: python -m data.encode'
+  ):
     find(episodes)
 
 
 def test_a_mixture_is_of_pixels_or_of_features(episodes, tmp_path):
-  frozen = encoders.Encoders(tokenizer.PatchTokenizer(*np.ones((3, 2, 2), np.float32), 2, 4), None, None, MODEL)
-  other = sources.Episodes(synthetic.make_dataset(tmp_path / 'other', [24]), 'train', synthetic.CLOCK)
+  frozen = encoders.Encoders(
+    tokenizer.PatchTokenizer(*np.ones((3, 2, 2), np.float32), 2, 4), None, None, MODEL
+  )
+  other = sources.Episodes(
+    synthetic.make_dataset(tmp_path / 'other', [24]), 'train', synthetic.CLOCK
+  )
   a, b = ((e, windows.make_anchors(e)) for e in (episodes, other))
   look = lambda mode, **datasets: features.find_all(datasets, MODEL, frozen, 'none', mode)
   assert look('auto', a=a, b=b) == {}
-  with pytest.raises(ValueError, match=r"\['b'\] of config.data.mixture have no .* but config.data.features='require'"):
+  with pytest.raises(
+    ValueError,
+    match=r"\['b'\] of config.data.mixture have no .* but config.data.features='require'",
+  ):
     look('require', b=b)
   store(episodes, of=describe(episodes, weights=features.fingerprint_encoders(frozen)))
   assert list(look('auto', a=a)) == list(look('require', a=a)) == ['a'] and look('off', a=a) == {}
-  with pytest.raises(ValueError, match=r"(?s)\['b'\] of config.data.mixture have no stored features, but a batch holds "
-                                       r"pixels or stored features, not both, and \['a'\] have some.*:\n  python "
-                                       f'-m data.encode --workdir=WORKDIR --dataset={other.path} .*features=off'):
+  with pytest.raises(
+    ValueError,
+    match=r"(?s)\['b'\] of config.data.mixture have no stored features, but a batch holds "
+    r"pixels or stored features, not both, and \['a'\] have some.*:\n  python "
+    f'-m data.encode --workdir=WORKDIR --dataset={other.path} .*features=off',
+  ):
     look('auto', a=a, b=b)
 
 
 def test_the_command_is_the_datasets_own(episodes):
   half = sources.Episodes(str(episodes.path), 'train[:2]', embodiments.get('clock'))
   assert features.command(half, 'random') == (
-      f"python -m data.encode --workdir=WORKDIR --dataset={episodes.path} --embodiment=clock --split='train[:2]' "
-      '--augmentations=4')
-  assert [features.transform_of(*flags) for flags in ((False, True), (False, False), (True, True), (True, False))] == [
-      'none', 'none', 'random', 'center']
+    f"python -m data.encode --workdir=WORKDIR --dataset={episodes.path} --embodiment=clock --split='train[:2]' "
+    '--augmentations=4'
+  )
+  assert [
+    features.transform_of(*flags)
+    for flags in ((False, True), (False, False), (True, True), (True, False))
+  ] == ['none', 'none', 'random', 'center']

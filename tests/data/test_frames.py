@@ -1,4 +1,7 @@
-"""Single images of large episodes: found again across block borders, checked, and no more read than asked for."""
+"""Single images of large episodes: found again across block borders, checked, and no more read than
+asked for.
+"""
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -20,18 +23,25 @@ CLOCK = synthetic.CLOCK
 
 
 def write_noisy(root, lengths=(12, 20), size=96) -> str:
-  """A dataset whose images (27 KB each) lie across the blocks of their shard, compressed as TFDS writes it."""
+  """A dataset whose images (27 KB each) lie across the blocks of their shard, compressed as TFDS
+  writes it.
+  """
   rng = np.random.default_rng(0)
   features = dict(synthetic.FEATURES['steps'].feature.items())
   image = synthetic.tfds.features.Image(shape=(size, size, 3), encoding_format='png')
   observation = {**features['observation'], 'top': image, 'wrist': image}
   features = synthetic.tfds.features.FeaturesDict(
-      {'steps': synthetic.tfds.features.Dataset({**features, 'observation': observation})})
+    {'steps': synthetic.tfds.features.Dataset({**features, 'observation': observation})}
+  )
+
   def make_step(e, t):
     step = synthetic.make_step(e, t)
     for view in ('top', 'wrist'):
-      step['observation'][view] = io.BytesIO(synthetic.encode(rng.integers(0, 256, (size, size, 3), np.uint8)))
+      step['observation'][view] = io.BytesIO(
+        synthetic.encode(rng.integers(0, 256, (size, size, 3), np.uint8))
+      )
     return step
+
   episodes = [[make_step(e, t) for t in range(n)] for e, n in enumerate(lengths)]
   return synthetic.write_dataset(root, {'train': episodes}, features)
 
@@ -55,7 +65,12 @@ def open_noisy(path) -> sources.Episodes:
 
 
 def test_positions_skip_block_headers():
-  assert [frames._in_file(n) for n in (0, 65511, 65512, 2 * 65512)] == [24, 65535, 65536 + 24, 2 * 65536 + 24]
+  assert [frames._in_file(n) for n in (0, 65511, 65512, 2 * 65512)] == [
+    24,
+    65535,
+    65536 + 24,
+    2 * 65536 + 24,
+  ]
 
 
 def test_an_indexed_episode_equals_the_whole_one(noisy_paths):
@@ -73,14 +88,19 @@ def test_an_indexed_episode_equals_the_whole_one(noisy_paths):
 
 def test_split_slices_and_pickles_read_the_same(noisy_paths):
   part = pickle.loads(pickle.dumps(sources.Episodes(noisy_paths[1], 'train[1:]', CLOCK)))
-  assert len(part) == 1 and list(part[0].encoded['top']) == open_noisy(noisy_paths[0])[1].encoded['top']
+  assert (
+    len(part) == 1 and list(part[0].encoded['top']) == open_noisy(noisy_paths[0])[1].encoded['top']
+  )
 
 
 def test_a_window_costs_its_own_images(noisy_paths, monkeypatch):
   read = []
   original = frames._LocalFile.read
-  monkeypatch.setattr(frames._LocalFile, 'read', lambda self, start, size: read.append(size) or original(
-      self, start, size))
+  monkeypatch.setattr(
+    frames._LocalFile,
+    'read',
+    lambda self, start, size: read.append(size) or original(self, start, size),
+  )
   episode = open_noisy(noisy_paths[1])[1]
   for view in CLOCK.views:
     for step in (3, 7, 11):
@@ -105,7 +125,9 @@ def test_a_changed_byte_is_found(changed):
   content[frames._in_file(int(position + size // 2))] ^= 1
   shard.write_bytes(content)
   frames._open.cache_clear()
-  with pytest.raises(ValueError, match=f'image of step 4 at byte .* of .*{shard.name}: its checksum does not match'):
+  with pytest.raises(
+    ValueError, match=f'image of step 4 at byte .* of .*{shard.name}: its checksum does not match'
+  ):
     episode.decode('top', 4)
   assert episode.decode('top', 5).shape == (96, 96, 3)
 
@@ -115,14 +137,18 @@ def test_a_changed_episode_is_found(changed):
   content = bytearray(lean.read_bytes())
   content[50] ^= 1
   lean.write_bytes(content)
-  with pytest.raises(ValueError, match=f'Cannot read record 0 of .*episode 0 in .*{lean.name}: its checksum'):
+  with pytest.raises(
+    ValueError, match=f'Cannot read record 0 of .*episode 0 in .*{lean.name}: its checksum'
+  ):
     open_noisy(changed)[0]
 
 
 def test_an_index_of_other_shards_is_refused(changed):
   shard = next(changed.glob('*train.*record-*'))
   shard.write_bytes(shard.read_bytes() + b'more')
-  with pytest.raises(ValueError, match=f'wam_frames does not belong to the shards beside it: {shard.name}. Remove'):
+  with pytest.raises(
+    ValueError, match=f'wam_frames does not belong to the shards beside it: {shard.name}. Remove'
+  ):
     open_noisy(changed)
 
 
@@ -145,7 +171,9 @@ def test_records_that_were_not_written_are_found(noisy_paths, tmp_path):
 
 
 def test_fingerprints_of_shards_of_one_size_differ(noisy_paths, tmp_path):
-  other = pathlib.Path(convert.convert(write_noisy(tmp_path / 'other', lengths=(20, 12)), tmp_path / 'converted'))
+  other = pathlib.Path(
+    convert.convert(write_noisy(tmp_path / 'other', lengths=(20, 12)), tmp_path / 'converted')
+  )
   shards = [next(pathlib.Path(path).glob('*train.*record-*')) for path in (noisy_paths[1], other)]
   assert shards[0].stat().st_size == shards[1].stat().st_size
   assert len(set(frames.fingerprints(shards))) == 2
@@ -153,4 +181,7 @@ def test_fingerprints_of_shards_of_one_size_differ(noisy_paths, tmp_path):
 
 
 def test_image_keys_are_those_of_the_steps():
-  assert frames.image_keys(synthetic.FEATURES) == ['steps/observation/top', 'steps/observation/wrist']
+  assert frames.image_keys(synthetic.FEATURES) == [
+    'steps/observation/top',
+    'steps/observation/wrist',
+  ]

@@ -1,4 +1,7 @@
-"""Batches: alignment of frames, actions and states, masks, mixtures, sharding, resume, and build-time errors."""
+"""Batches: alignment of frames, actions and states, masks, mixtures, sharding, resume, and
+build-time errors.
+"""
+
 from __future__ import annotations
 
 import collections
@@ -39,18 +42,25 @@ def raw_values(config, batch):
   """(proprio [B, Q, 3], action [B, Q, A, 2]) in raw units."""
   known = normalize.from_metadata(pipeline.load_metadata(config))['clock']
   action_BQAU = batch.action_BAU.reshape(len(batch.action_BAU), 2, -1, batch.action_BAU.shape[-1])
-  return (known.statistics.state.unnormalize(batch.proprio_BQX[..., :3]),
-          known.statistics.action.unnormalize(action_BQAU[..., :2]))
+  return (
+    known.statistics.state.unnormalize(batch.proprio_BQX[..., :3]),
+    known.statistics.action.unnormalize(action_BQAU[..., :2]),
+  )
 
 
 def test_shapes_and_types_are_those_of_batch(clock_path):
   (batch,) = take(make_clock(clock_path), 1)
   got = {k: (v.shape, v.dtype.name) for k, v in vars(batch).items() if v is not None}
   assert isinstance(batch, types.Batch) and got == {
-      'frames_BRIJ3': ((8, 5, 16, 24, 3), 'uint8'), 'action_BAU': ((8, 16, 3), 'float32'),
-      'action_mask_BAU': ((8, 16, 3), 'bool'), 'proprio_BQX': ((8, 2, 4), 'float32'),
-      'chunk_mask_BQ': ((8, 2), 'bool'), 'prompt_ids_BP': ((8, 16), 'int32'),
-      'embodiment_B': ((8,), 'int32'), 'sample_B2': ((8, 2), 'int32')}
+    'frames_BRIJ3': ((8, 5, 16, 24, 3), 'uint8'),
+    'action_BAU': ((8, 16, 3), 'float32'),
+    'action_mask_BAU': ((8, 16, 3), 'bool'),
+    'proprio_BQX': ((8, 2, 4), 'float32'),
+    'chunk_mask_BQ': ((8, 2), 'bool'),
+    'prompt_ids_BP': ((8, 16), 'int32'),
+    'embodiment_B': ((8,), 'int32'),
+    'sample_B2': ((8, 2), 'int32'),
+  }
 
 
 def test_frames_states_and_actions_tell_the_same_time(clock_path):
@@ -60,7 +70,9 @@ def test_frames_states_and_actions_tell_the_same_time(clock_path):
   episode_BR = batch.frames_BRIJ3[:, :, 0, 0, 0].astype(int)
   assert (episode_BR == episode_BR[:, :1]).all()
   start_B, last_B = clock_BR[:, 0], 12 + 3 * episode_BR[:, 0] - 1  # Episode e has 12 + 3 e steps.
-  np.testing.assert_array_equal(clock_BR, np.minimum(start_B[:, None] + 4 * np.arange(5), last_B[:, None]))
+  np.testing.assert_array_equal(
+    clock_BR, np.minimum(start_B[:, None] + 4 * np.arange(5), last_B[:, None])
+  )
   np.testing.assert_array_equal(batch.chunk_mask_BQ, start_B[:, None] + (8, 16) <= last_B[:, None])
   assert batch.chunk_mask_BQ[:, 0].all() and 0 < batch.chunk_mask_BQ[:, 1].sum() < len(start_B)
   # Normalized values beyond the 1% and 99% quantiles are clipped: compare where they are not.
@@ -79,16 +91,22 @@ def test_frames_states_and_actions_tell_the_same_time(clock_path):
 def test_both_views_are_in_place_and_the_prompt_is_the_episodes(clock_path):
   config = make_clock(clock_path)
   (batch,) = take(config, 1)
-  assert (batch.frames_BRIJ3[:, :, :, :16, 2] == 7).all() and (batch.frames_BRIJ3[:, :, :, 16:, 2] == 77).all()
+  assert (batch.frames_BRIJ3[:, :, :, :16, 2] == 7).all() and (
+    batch.frames_BRIJ3[:, :, :, 16:, 2] == 77
+  ).all()
   for frames, ids in zip(batch.frames_BRIJ3, batch.prompt_ids_BP):
-    np.testing.assert_array_equal(ids, transforms.tokenize(f'task {frames[0, 0, 0, 0] % 3}', 16, 2048))
+    np.testing.assert_array_equal(
+      ids, transforms.tokenize(f'task {frames[0, 0, 0, 0] % 3}', 16, 2048)
+    )
 
 
 def test_masked_actions_and_padded_dimensions_are_zero(clock_path):
   batch = join(take(make_clock(clock_path), 4))
   mask_BQAU = batch.action_mask_BAU.reshape(-1, 2, 8, 3)
-  np.testing.assert_array_equal(mask_BQAU[..., :2], np.broadcast_to(
-      batch.chunk_mask_BQ[..., None, None], mask_BQAU.shape[:-1] + (2,)))
+  np.testing.assert_array_equal(
+    mask_BQAU[..., :2],
+    np.broadcast_to(batch.chunk_mask_BQ[..., None, None], mask_BQAU.shape[:-1] + (2,)),
+  )
   assert not mask_BQAU[..., 2].any() and not batch.action_BAU[~batch.action_mask_BAU].any()
   assert not batch.proprio_BQX[..., 3].any()
 
@@ -97,7 +115,9 @@ def test_slower_robot_fills_the_first_rows_of_each_chunk(clock_path):
   batch = join(take(synthetic.make_config({'slow': (clock_path, 'clock_slow', 1.0)}), 4))
   clock_BR = batch.frames_BRIJ3[:, :, 0, 0, 1].astype(int)
   both_B = batch.chunk_mask_BQ.all(1)
-  np.testing.assert_array_equal(clock_BR[both_B], clock_BR[both_B, :1] + 2 * np.arange(5))  # Stride 2, S 4.
+  np.testing.assert_array_equal(
+    clock_BR[both_B], clock_BR[both_B, :1] + 2 * np.arange(5)
+  )  # Stride 2, S 4.
   mask_QA = batch.action_mask_BAU[both_B][0].reshape(2, 8, 3)[..., 0]
   np.testing.assert_array_equal(mask_QA, [[True] * 4 + [False] * 4] * 2)
 
@@ -112,7 +132,9 @@ def test_relative_actions_count_from_the_chunks_first_state(clock_path):
 
 
 def test_video_only_robot_has_no_action(clock_path):
-  config = synthetic.make_config({'video': (clock_path, 'clock_video', 1.0), 'clock': (clock_path, 'clock', 1.0)})
+  config = synthetic.make_config(
+    {'video': (clock_path, 'clock_video', 1.0), 'clock': (clock_path, 'clock', 1.0)}
+  )
   (batch,) = take(config, 1)
   video_B = batch.embodiment_B == 0
   assert 0 < video_B.sum() < 8
@@ -130,7 +152,9 @@ def test_one_epoch_holds_every_sample_once_in_another_order_each_time(tmp_path):
 
 
 def test_mixture_has_its_weights(clock_path):
-  config = synthetic.make_config({'a': (clock_path, 'clock', 3.0), 'b': (clock_path, 'clock_slow', 1.0)})
+  config = synthetic.make_config(
+    {'a': (clock_path, 'clock', 3.0), 'b': (clock_path, 'clock_slow', 1.0)}
+  )
   batch = join(take(config, 20))
   assert collections.Counter(batch.sample_B2[:, 0].tolist()) == {0: 120, 1: 40}
   np.testing.assert_array_equal(batch.embodiment_B, batch.sample_B2[:, 0])
@@ -142,7 +166,9 @@ def assert_same(a, b):
 
 def test_same_seed_same_batches_whatever_the_threads(clock_path):
   first = take(make_clock(clock_path, augment=True), 3)
-  assert_same(first, take(make_clock(clock_path, augment=True, threads=1, prefetch=1, cache_gib=0.0), 3))
+  assert_same(
+    first, take(make_clock(clock_path, augment=True, threads=1, prefetch=1, cache_gib=0.0), 3)
+  )
   other = take(make_clock(clock_path, augment=True, seed=1), 3)
   assert (join(first).sample_B2 != join(other).sample_B2).any()
 
@@ -152,7 +178,9 @@ def test_hosts_share_the_batch_of_one_host(clock_path):
   whole, hosts = take(config, 3), [take(config, 3, host, 2) for host in range(2)]
   for t in range(3):
     assert len(hosts[0][t].sample_B2) == 4
-    assert_same(whole[t], jax.tree.map(lambda a, b: np.concatenate([a, b]), hosts[0][t], hosts[1][t]))
+    assert_same(
+      whole[t], jax.tree.map(lambda a, b: np.concatenate([a, b]), hosts[0][t], hosts[1][t])
+    )
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -184,7 +212,9 @@ def test_a_run_goes_on_with_another_number_of_hosts(clock_path, before, after):
       iterator.set_state(states[0])
       rest.append(list(itertools.islice(iterator, 2)))
   for t in range(2):
-    assert_same(straight[t], jax.tree.map(lambda *x: np.concatenate(x), *(batches[t] for batches in rest)))
+    assert_same(
+      straight[t], jax.tree.map(lambda *x: np.concatenate(x), *(batches[t] for batches in rest))
+    )
 
 
 def test_a_state_can_be_set_again_and_again(clock_path):
@@ -194,15 +224,20 @@ def test_a_state_can_be_set_again_and_again(clock_path):
     for step in (2, 0, 1):
       iterator.set_state({'next_index': step})
       assert_same(straight[step], next(iterator))
-    with pytest.raises(ValueError, match="Not the state of a data iterator: {'step': 1}; expected next_index"):
+    with pytest.raises(
+      ValueError, match="Not the state of a data iterator: {'step': 1}; expected next_index"
+    ):
       iterator.set_state({'step': 1})
 
 
 def count_decodes(monkeypatch) -> list[tuple[str, str, int]]:
   """(episode, view, step) of every image decoded from now on."""
   seen, decode = [], sources.Episode.decode_bgr
-  monkeypatch.setattr(sources.Episode, 'decode_bgr',
-                      lambda self, key, step: seen.append((self.where, key, step)) or decode(self, key, step))
+  monkeypatch.setattr(
+    sources.Episode,
+    'decode_bgr',
+    lambda self, key, step: seen.append((self.where, key, step)) or decode(self, key, step),
+  )
   return seen
 
 
@@ -213,9 +248,15 @@ def test_only_the_frames_of_a_sample_are_decoded_each_once(clock_path, monkeypat
   batches = pipeline._batches(config, samplers, 0, True, 0, 1)
   seen = count_decodes(monkeypatch)
   frames_BRIJ3 = batches[0].frames_BRIJ3
-  steps = sum(len(set(clock_R.tolist())) for clock_R in frames_BRIJ3[:, :, 0, 0, 1]) if not augment else len(seen) // 2
+  steps = (
+    sum(len(set(clock_R.tolist())) for clock_R in frames_BRIJ3[:, :, 0, 0, 1])
+    if not augment
+    else len(seen) // 2
+  )
   assert len(seen) == 2 * steps  # Two views.
-  assert 8 * 3 <= steps <= 8 * 5 and (augment or steps < 8 * 5)  # Some windows end before five frames.
+  assert 8 * 3 <= steps <= 8 * 5 and (
+    augment or steps < 8 * 5
+  )  # Some windows end before five frames.
 
 
 def test_nothing_is_decoded_before_the_first_batch_is_asked_for(clock_path, monkeypatch):
@@ -226,13 +267,15 @@ def test_nothing_is_decoded_before_the_first_batch_is_asked_for(clock_path, monk
 
 def test_robot_and_human_video_one_to_one(clock_path):
   """Co-training is the second line of the mixture."""
-  config = synthetic.make_config({
-      'robot': (clock_path, 'clock', 1.0),
-      'human': (clock_path, 'clock_video', 1.0)}, augment=True)
+  config = synthetic.make_config(
+    {'robot': (clock_path, 'clock', 1.0), 'human': (clock_path, 'clock_video', 1.0)}, augment=True
+  )
   for batch in take(config, 3):
     human_B = batch.embodiment_B == 1
     assert human_B.sum() == 4
-    assert not batch.action_mask_BAU[human_B].any() and batch.action_mask_BAU[~human_B].any((1, 2)).all()
+    assert (
+      not batch.action_mask_BAU[human_B].any() and batch.action_mask_BAU[~human_B].any((1, 2)).all()
+    )
     assert not batch.proprio_BQX[human_B].any() and batch.chunk_mask_BQ[:, 0].all()
     assert (batch.frames_BRIJ3[:, :, :, :16].reshape(8, -1).max(1) > 0).all()
 
@@ -260,16 +303,22 @@ def test_instructions_are_drawn_in_training_and_the_first_in_evaluation(tmp_path
     for step in itertools.chain(*episodes):
       step['language_2'] = step.pop('language_instruction') + ' again'
       step['language_instruction'], step['language_3'] = 'first', ''
+
   features = dict(synthetic.FEATURES['steps'].feature.items())
   text = features['language_instruction']
-  features = synthetic.tfds.features.FeaturesDict({'steps': synthetic.tfds.features.Dataset(
-      {**features, 'language_2': text, 'language_3': text})})
-  splits = {name: [[synthetic.make_step(e, t) for t in range(20)] for e in range(3)] for name in ('train', 'val')}
+  features = synthetic.tfds.features.FeaturesDict(
+    {'steps': synthetic.tfds.features.Dataset({**features, 'language_2': text, 'language_3': text})}
+  )
+  splits = {
+    name: [[synthetic.make_step(e, t) for t in range(20)] for e in range(3)]
+    for name in ('train', 'val')
+  }
   for episodes in splits.values():
     edit(episodes)
   path = synthetic.write_dataset(tmp_path, splits, features)
   record = dataclasses.replace(
-      synthetic.CLOCK, language=('language_instruction', 'language_2', 'language_3'))
+    synthetic.CLOCK, language=('language_instruction', 'language_2', 'language_3')
+  )
   monkeypatch.setitem(pipeline.embodiments.EMBODIMENTS, 'clock', record)
   first = transforms.tokenize('first', 16, 2048)
   is_first_B = (join(take(make_clock(path), 8)).prompt_ids_BP == first).all(1)
@@ -281,13 +330,24 @@ def test_instructions_are_drawn_in_training_and_the_first_in_evaluation(tmp_path
 def test_eval_batches_are_fixed_and_from_their_split(clock_path):
   config = make_clock(clock_path)
   batches = list(pipeline.make_eval_batches(config, 2))
-  assert_same(batches, list(pipeline.make_eval_batches(dataclasses.replace(config, data=dataclasses.replace(
-      config.data, seed=9)), 2)))
-  assert set(join(batches).frames_BRIJ3[:, 0, 0, 0, 0].tolist()) == {0, 1}  # `val` holds two episodes.
+  assert_same(
+    batches,
+    list(
+      pipeline.make_eval_batches(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, seed=9)), 2
+      )
+    ),
+  )
+  assert set(join(batches).frames_BRIJ3[:, 0, 0, 0, 0].tolist()) == {
+    0,
+    1,
+  }  # `val` holds two episodes.
 
 
 def test_metadata_needs_no_dataset(clock_path):
-  config = synthetic.make_config({'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_video', 1.0)})
+  config = synthetic.make_config(
+    {'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_video', 1.0)}
+  )
   known = normalize.from_metadata(json.loads(json.dumps(pipeline.load_metadata(config))))
   assert known['clock'].record == synthetic.CLOCK and known['clock_video'].id == 1
   assert known['clock_video'].statistics.action.q01.shape == (0,)
@@ -305,10 +365,16 @@ def test_prepare_runs_the_command_of_a_missing_dataset(tmp_path, monkeypatch):
   (tmp_path / 'maker.py').write_text('import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir()')
   monkeypatch.setenv('PYTHONPATH', str(tmp_path))
   target = tmp_path / 'made'
+
   def make_data(command):
     config = synthetic.make_config({'a': (str(target), 'clock', 1.0)}).data
-    return dataclasses.replace(config, mixture={'a': dataclasses.replace(config.mixture['a'], prepare=command)})
-  with pytest.raises(ValueError, match=r'data.mixture.a.prepare: python -m maker elsewhere? ended|does not exist'):
+    return dataclasses.replace(
+      config, mixture={'a': dataclasses.replace(config.mixture['a'], prepare=command)}
+    )
+
+  with pytest.raises(
+    ValueError, match=r'data.mixture.a.prepare: python -m maker elsewhere? ended|does not exist'
+  ):
     pipeline.prepare(make_data(f'maker {tmp_path / "elsewhere"}'))
   pipeline.prepare(make_data(f'maker {target}'))
   assert target.exists()
@@ -319,8 +385,11 @@ def test_bad_sample_reaches_the_loop_with_its_name(tmp_path):
     for step in episodes[0]:
       step['observation']['top'].seek(0)
       step['observation']['top'].write(b'broken')
+
   path = synthetic.make_dataset(tmp_path, [16, 16], edit)
-  with pytest.raises(ValueError, match="Image 'top' of step .* of record 0 of .*train.* is not a readable JPEG"):
+  with pytest.raises(
+    ValueError, match="Image 'top' of step .* of record 0 of .*train.* is not a readable JPEG"
+  ):
     take(make_clock(path), 4)
 
 
@@ -328,7 +397,9 @@ def test_truncated_shard_stops_before_training(tmp_path):
   path = synthetic.make_dataset(tmp_path, [16, 16])
   shard = next(pathlib.Path(path).glob('*train.*record-*'))
   shard.write_bytes(shard.read_bytes()[:-70000])
-  with pytest.raises(ValueError, match=f'Cannot read record 0 of .*{shard.name}: the shard is missing, truncated'):
+  with pytest.raises(
+    ValueError, match=f'Cannot read record 0 of .*{shard.name}: the shard is missing, truncated'
+  ):
     pipeline.make_train_iterator(make_clock(path))
 
 
@@ -336,12 +407,24 @@ def with_model(config, **model):
   return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
 
 
-@pytest.mark.parametrize('model, message', [
-    (dict(frames_per_chunk=2), 'clock shows 2 camera frames a chunk, the model takes .* = 4; change either'),
-    (dict(actions_per_chunk=4), 'clock has 8 control steps a chunk; set model.actions_per_chunk to at least'),
-    (dict(action_dim=1, proprio_dim=1), r'(?s)2 action dimensions; set model.action_dim.*3 state dimensions; set'),
+@pytest.mark.parametrize(
+  'model, message',
+  [
+    (
+      dict(frames_per_chunk=2),
+      'clock shows 2 camera frames a chunk, the model takes .* = 4; change either',
+    ),
+    (
+      dict(actions_per_chunk=4),
+      'clock has 8 control steps a chunk; set model.actions_per_chunk to at least',
+    ),
+    (
+      dict(action_dim=1, proprio_dim=1),
+      r'(?s)2 action dimensions; set model.action_dim.*3 state dimensions; set',
+    ),
     (dict(patch=3), r'shows the model 16 x 24 pixels; both must be multiples of .* = 12'),
-])
+  ],
+)
 def test_model_must_fit_the_robots(clock_path, model, message):
   with pytest.raises(ValueError, match=message):
     pipeline.make_train_iterator(with_model(make_clock(clock_path), **model))
@@ -352,10 +435,17 @@ def test_config_errors(clock_path, tmp_path, monkeypatch):
     pipeline.make_train_iterator(synthetic.make_config({}))
   with pytest.raises(ValueError, match=r"weights {'a': 0.0}; every weight must be positive"):
     pipeline.make_train_iterator(synthetic.make_config({'a': (clock_path, 'clock', 0.0)}))
-  with pytest.raises(ValueError, match=r"weights {'a': nan, 'b': inf}; every weight must be positive"):
-    pipeline.make_train_iterator(synthetic.make_config(
-        {'a': (clock_path, 'clock', float('nan')), 'b': (clock_path, 'clock', float('inf'))}))
-  with pytest.raises(ValueError, match='config.batch_size=8 must be divisible by the 3 hosts; nearest valid: 9'):
+  with pytest.raises(
+    ValueError, match=r"weights {'a': nan, 'b': inf}; every weight must be positive"
+  ):
+    pipeline.make_train_iterator(
+      synthetic.make_config(
+        {'a': (clock_path, 'clock', float('nan')), 'b': (clock_path, 'clock', float('inf'))}
+      )
+    )
+  with pytest.raises(
+    ValueError, match='config.batch_size=8 must be divisible by the 3 hosts; nearest valid: 9'
+  ):
     pipeline.make_train_iterator(make_clock(clock_path), 0, 3)
   with pytest.raises(ValueError, match='none of its 2 language spans is longer than one chunk'):
     pipeline.make_train_iterator(make_clock(synthetic.make_dataset(tmp_path, [5, 5])))
@@ -363,13 +453,18 @@ def test_config_errors(clock_path, tmp_path, monkeypatch):
     pipeline.make_eval_batches(make_clock(clock_path), 1, 'test')
   wide = dataclasses.replace(synthetic.SLOW, composite=(16, 32))
   monkeypatch.setitem(pipeline.embodiments.EMBODIMENTS, 'clock_slow', wide)
-  with pytest.raises(ValueError, match='all embodiments need the same composite, got clock .*, clock_slow'):
-    pipeline.make_train_iterator(synthetic.make_config(
-        {'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_slow', 1.0)}))
+  with pytest.raises(
+    ValueError, match='all embodiments need the same composite, got clock .*, clock_slow'
+  ):
+    pipeline.make_train_iterator(
+      synthetic.make_config({'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_slow', 1.0)})
+    )
 
 
 def test_warm_samples_cost_little(clock_path):
-  """Training on two cores must not wait: a warm sample costs well below a millisecond of one core."""
+  """Training on two cores must not wait: a warm sample costs well below a millisecond of one
+  core.
+  """
   config = make_clock(clock_path)
   samplers = pipeline._load_mixture(config)
   batches = pipeline._batches(config, samplers, 0, True, 0, 1)
@@ -379,4 +474,6 @@ def test_warm_samples_cost_little(clock_path):
   for i in range(30):
     batches[i]
   assert (time.process_time() - start) / 240 < 1e-3
-  assert samplers[0].cache.used <= config.data.cache_gib * 2**30 and isinstance(samplers[0].episodes, sources.Episodes)
+  assert samplers[0].cache.used <= config.data.cache_gib * 2**30 and isinstance(
+    samplers[0].episodes, sources.Episodes
+  )

@@ -1,4 +1,7 @@
-"""Templates byte for byte, instructions as the reference reads them, and token ids from either kind of file."""
+"""Templates byte for byte, instructions as the reference reads them, and token ids from either kind
+of file.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,43 +17,74 @@ from wam_jax import config as cfg
 from wam_jax.data import prompts
 from wam_jax.data import transforms
 
-CORPUS = ('pick up the red cube and put it in the bowl', 'open the top drawer of the cabinet', 'fold the blue towel',
-          "place the robot's gripper above the green block", 'push the mug to the left, then wipe the table')
+CORPUS = (
+  'pick up the red cube and put it in the bowl',
+  'open the top drawer of the cabinet',
+  'fold the blue towel',
+  "place the robot's gripper above the green block",
+  'push the mug to the left, then wipe the table',
+)
 VOCAB = 45
 TEXTS = (*CORPUS, 'put the cubes in the drawer', '  Fold\n the &amp;amp; towel ', 'Zzz! 9', '')
 
 
-@pytest.mark.parametrize(('text', 'digest'), [
-    (prompts.DROID, '3be460f0ed043153'), (prompts.AGIBOT, '88515ac238a8d301'), (prompts.YAM, '2640c4bb358f2f73'),
-    (prompts.HUMAN, '9ef3461f4d0d0d10'), (prompts.NEGATIVE, '38191719adbfd23b'),
-    (prompts.DEFAULT_INSTRUCTION, '21ba88c701c219b0')])
+@pytest.mark.parametrize(
+  ('text', 'digest'),
+  [
+    (prompts.DROID, '3be460f0ed043153'),
+    (prompts.AGIBOT, '88515ac238a8d301'),
+    (prompts.YAM, '2640c4bb358f2f73'),
+    (prompts.HUMAN, '9ef3461f4d0d0d10'),
+    (prompts.NEGATIVE, '38191719adbfd23b'),
+    (prompts.DEFAULT_INSTRUCTION, '21ba88c701c219b0'),
+  ],
+)
 def test_templates_byte_for_byte(text, digest):
   """SHA-256 of the released models' strings."""
   assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
-@pytest.mark.parametrize(('text', 'want'), [
-    ('Pick up the Cup', 'pick up the cup'), ("['Pick A', 'pick b']", 'pick a'), ("('Pick A',)", 'pick a'),
-    ('"Pick A"', 'pick a'), ('7', '7'), ('[]', ''), ('[unclosed', '[unclosed'), ('Don\'t {}', "don't {}"),
-    ('<LAPA>Pick<DREAM> A<COTRAIN>', 'pick a'), ("<DREAM>['Pick A']", 'pick a')])
+@pytest.mark.parametrize(
+  ('text', 'want'),
+  [
+    ('Pick up the Cup', 'pick up the cup'),
+    ("['Pick A', 'pick b']", 'pick a'),
+    ("('Pick A',)", 'pick a'),
+    ('"Pick A"', 'pick a'),
+    ('7', '7'),
+    ('[]', ''),
+    ('[unclosed', '[unclosed'),
+    ("Don't {}", "don't {}"),
+    ('<LAPA>Pick<DREAM> A<COTRAIN>', 'pick a'),
+    ("<DREAM>['Pick A']", 'pick a'),
+  ],
+)
 def test_parse_instruction(text, want):
   assert prompts.parse_instruction(text) == want
 
 
 def test_fill():
   assert prompts.fill('a {} b {}', "['Go {}']") == 'a go {} b go {}'
-  assert prompts.fill(prompts.TEMPLATES['mecka_hands'], 'Fold') == 'A single view video shows that a human fold'
+  assert (
+    prompts.fill(prompts.TEMPLATES['mecka_hands'], 'Fold')
+    == 'A single view video shows that a human fold'
+  )
 
 
 def test_clean():
   pytest.importorskip('ftfy')
-  assert prompts.clean(' the&nbsp;robot\u2019s\n\n&amp;lt;arm&amp;gt;  sch\u00c3\u00b6n ') == "the robot's <arm> schön"
+  assert (
+    prompts.clean(' the&nbsp;robot\u2019s\n\n&amp;lt;arm&amp;gt;  sch\u00c3\u00b6n ')
+    == "the robot's <arm> schön"
+  )
 
 
 def test_word_tokenizer_is_the_transform():
   config = cfg.TextConfig(length=6, vocab=100)
   tokenize = pickle.loads(pickle.dumps(prompts.make_tokenizer(config)))
-  np.testing.assert_array_equal(tokenize('Push the red Disc'), transforms.tokenize('Push the red Disc', 6, 100))
+  np.testing.assert_array_equal(
+    tokenize('Push the red Disc'), transforms.tokenize('Push the red Disc', 6, 100)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -62,14 +96,27 @@ def files(tmp_path_factory):
   directory = tmp_path_factory.mktemp('tokenizer')
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(CORPUS * 5), model_writer=model, vocab_size=VOCAB, model_type='unigram', pad_id=0,
-      eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name='identity', minloglevel=2)
+    sentence_iterator=iter(CORPUS * 5),
+    model_writer=model,
+    vocab_size=VOCAB,
+    model_type='unigram',
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    normalization_rule_name='identity',
+    minloglevel=2,
+  )
   (directory / 'spiece.model').write_bytes(model.getvalue())
   pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-  vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
+  vocabulary = [
+    (pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())
+  ]
   tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=2))
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single='$A </s>', special_tokens=[('</s>', 1)]
+  )
   tokenizer.enable_truncation(5)  # What a file says of lengths does not matter.
   tokenizer.enable_padding(length=7)
   tokenizer.save(str(directory / 'tokenizer.json'))
@@ -91,7 +138,7 @@ def test_umt5_tokenizer(files, name):
   assert ids_P.dtype == np.int32 and ids_P.shape == (16,)
   end = list(ids_P).index(prompts.END)
   assert ''.join(words[i] for i in ids_P[:end]) == '▁pick▁up▁the▁red▁cube'
-  np.testing.assert_array_equal(ids_P[end + 1:], 0)
+  np.testing.assert_array_equal(ids_P[end + 1 :], 0)
   short_P = prompts.make_tokenizer(config_of(files, name, length=4))('pick up the red cube')
   np.testing.assert_array_equal(short_P, [*ids_P[:3], prompts.END])
   np.testing.assert_array_equal(tokenize(''), [prompts.END] + [prompts.PAD] * 15)
@@ -100,9 +147,13 @@ def test_umt5_tokenizer(files, name):
 def test_either_file_gives_the_ids_of_transformers(files):
   transformers = pytest.importorskip('transformers')
   theirs = transformers.T5Tokenizer(vocab=files[1], extra_ids=0)
-  ours = [prompts.make_tokenizer(config_of(files, name)) for name in ('spiece.model', 'tokenizer.json')]
+  ours = [
+    prompts.make_tokenizer(config_of(files, name)) for name in ('spiece.model', 'tokenizer.json')
+  ]
   for text in TEXTS:
-    want_P = theirs(prompts.clean(text), padding='max_length', truncation=True, max_length=16)['input_ids']
+    want_P = theirs(prompts.clean(text), padding='max_length', truncation=True, max_length=16)[
+      'input_ids'
+    ]
     for tokenize in ours:
       np.testing.assert_array_equal(tokenize(text), want_P, err_msg=text)
 
@@ -130,7 +181,9 @@ def test_wrong_files_raise(files, tmp_path):
 def test_another_vocabulary_raises(tmp_path):
   tokenizers = pytest.importorskip('tokenizers')
   path = tmp_path / 'tokenizer.json'
-  tokenizers.Tokenizer(tokenizers.models.Unigram([('</s>', 0.0), ('<pad>', 0.0), ('a', -1.0)])).save(str(path))
+  tokenizers.Tokenizer(
+    tokenizers.models.Unigram([('</s>', 0.0), ('<pad>', 0.0), ('a', -1.0)])
+  ).save(str(path))
   with pytest.raises(ValueError, match=r'has <pad> and </s> as \(1, 0\) where T5 has \(0, 1\)'):
     prompts.make_tokenizer(cfg.TextConfig(kind='umt5', tokenizer=str(path)))
 

@@ -1,4 +1,5 @@
 """Episodes come back as written; every way a dataset can be broken has its message."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -54,15 +55,20 @@ def test_numeric_and_spans_agree_with_the_episode(clock_path):
 
 def test_names_of_episodes(tmp_path, clock_path):
   path = published.write(tmp_path, 'droid', [30, 30])
-  assert sources.Episodes(path, 'train', embodiments.get('droid')).name(1) == published.episode_name(1)
+  assert sources.Episodes(path, 'train', embodiments.get('droid')).name(
+    1
+  ) == published.episode_name(1)
   record = dataclasses.replace(CLOCK, episode_key=('episode_metadata/file_path',))
-  with pytest.raises(ValueError, match=r"record 0 of .* has no \['episode_metadata/file_path'\], which name it"):
+  with pytest.raises(
+    ValueError, match=r"record 0 of .* has no \['episode_metadata/file_path'\], which name it"
+  ):
     sources.Episodes(clock_path, 'train', record).name(0)
 
 
 def test_slices_pick_columns_in_the_order_of_the_record(clock_path):
-  record = dataclasses.replace(CLOCK, state=(
-      embodiments.Slice('proprio', 2, 3, 's'), embodiments.Slice('proprio', 0, 1, 's')))
+  record = dataclasses.replace(
+    CLOCK, state=(embodiments.Slice('proprio', 2, 3, 's'), embodiments.Slice('proprio', 0, 1, 's'))
+  )
   state_TX = sources.Episodes(clock_path, 'train', record)[0].state_TX
   np.testing.assert_array_equal(state_TX[5], (-5, 5))
 
@@ -81,15 +87,21 @@ def test_cache_holds_episodes_within_its_bound(clock_path):
   assert cache.used == episodes[0].nbytes
   small = storage.Cache(2.5 * 100 / 2**30)
   made = [small.get(i, lambda: np.zeros(100, np.uint8)) for i in (0, 1, 0, 2)]
-  assert small.used == 200 and small.get(0, lambda: None) is made[0]  # 1 was the least recently used.
+  assert (
+    small.used == 200 and small.get(0, lambda: None) is made[0]
+  )  # 1 was the least recently used.
 
 
 def test_language_spans_follow_the_instruction(tmp_path):
   def edit(episodes):
     for step in episodes[0][5:]:
       step['language_instruction'] = 'Other'
+
   path = synthetic.make_dataset(tmp_path, [12, 12], edit)
-  assert open_clock(path).spans(0) == (sources.Span(0, 5, ('Task 0',)), sources.Span(5, 12, ('Other',)))
+  assert open_clock(path).spans(0) == (
+    sources.Span(0, 5, ('Task 0',)),
+    sources.Span(5, 12, ('Other',)),
+  )
   assert open_clock(path)[0].texts(4) == ('Task 0',) and open_clock(path)[0].texts(5) == ('Other',)
 
 
@@ -103,18 +115,28 @@ def test_missing_directory_and_description(tmp_path):
 def test_tfrecord_names_the_converter(clock_path, tmp_path):
   path = copy(clock_path, tmp_path)
   description = path / 'dataset_info.json'
-  description.write_text(description.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"'))
+  description.write_text(
+    description.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
+  )
   with pytest.raises(ValueError, match=r'tfrecord format.*python -m data.convert --source='):
     open_clock(path)
 
 
 def test_missing_keys_list_what_exists(clock_path):
   record = dataclasses.replace(
-      CLOCK, views=(embodiments.View('front', 0, 0, 16, 16),), language=('text',),
-      state=(embodiments.Slice('joints', 0, 3, 'rad'),), action=(embodiments.Slice('action', 0, 5, 's'),))
-  with pytest.raises(ValueError, match=(
+    CLOCK,
+    views=(embodiments.View('front', 0, 0, 16, 16),),
+    language=('text',),
+    state=(embodiments.Slice('joints', 0, 3, 'rad'),),
+    action=(embodiments.Slice('action', 0, 5, 's'),),
+  )
+  with pytest.raises(
+    ValueError,
+    match=(
       "does not fit embodiment 'clock': no 'observation/front'; no 'observation/joints'; no 'text'; 'action' has 2 "
-      "columns, the record takes up to 5. Its steps have .*'observation/top'")):
+      "columns, the record takes up to 5. Its steps have .*'observation/top'"
+    ),
+  ):
     sources.Episodes(clock_path, 'train', record)
 
 
@@ -127,7 +149,9 @@ def test_truncated_shard_names_file_and_record(clock_path, tmp_path):
   path = copy(clock_path, tmp_path)
   shard = next(path.glob('*train.*record-*'))
   shard.write_bytes(shard.read_bytes()[:-70000])
-  with pytest.raises(ValueError, match=f'Cannot read record 3 of .*{shard.name}: the shard is missing, truncated'):
+  with pytest.raises(
+    ValueError, match=f'Cannot read record 3 of .*{shard.name}: the shard is missing, truncated'
+  ):
     open_clock(path)[3]
 
 
@@ -151,23 +175,39 @@ def test_nan_names_the_step(tmp_path, part, value):
   def edit(episodes):
     step = episodes[1][7]
     (step['observation'] if part == 'proprio' else step)[part][1] = value
+
   path = synthetic.make_dataset(tmp_path, [12, 12], edit)
-  with pytest.raises(ValueError, match=f'record 1 of .* has NaN or infinity in .*{part}.* at step 7'):
+  with pytest.raises(
+    ValueError, match=f'record 1 of .* has NaN or infinity in .*{part}.* at step 7'
+  ):
     open_clock(path)[1]
 
 
 def make_image_dataset(tmp_path, encoded: bytes) -> str:
   def edit(episodes):
     episodes[0][3]['observation']['top'] = io.BytesIO(encoded)
+
   return synthetic.make_dataset(tmp_path, [12, 12], edit)
 
 
-@pytest.mark.parametrize('encoded, message', [
+@pytest.mark.parametrize(
+  'encoded, message',
+  [
     (b'no image', r"Image 'top' of step 3 of record 0 .* is not a readable JPEG or PNG"),
-    (synthetic.encode(np.zeros((8, 16, 3), np.uint8)), r'has shape \(8, 16, 3\); features.json says \(16, 16, 3\)'),
-    (cv2.imencode('.png', np.zeros((16, 16), np.uint8))[1].tobytes(), r'decodes to uint8 \(16, 16\); expected uint8'),
-    (cv2.imencode('.png', np.zeros((16, 16, 3), np.uint16))[1].tobytes(), r'decodes to uint16 \(16, 16, 3\)'),
-])
+    (
+      synthetic.encode(np.zeros((8, 16, 3), np.uint8)),
+      r'has shape \(8, 16, 3\); features.json says \(16, 16, 3\)',
+    ),
+    (
+      cv2.imencode('.png', np.zeros((16, 16), np.uint8))[1].tobytes(),
+      r'decodes to uint8 \(16, 16\); expected uint8',
+    ),
+    (
+      cv2.imencode('.png', np.zeros((16, 16, 3), np.uint16))[1].tobytes(),
+      r'decodes to uint16 \(16, 16, 3\)',
+    ),
+  ],
+)
 def test_wrong_image(tmp_path, encoded, message):
   episode = open_clock(make_image_dataset(tmp_path, encoded))[0]
   with pytest.raises(ValueError, match=message):
@@ -175,9 +215,13 @@ def test_wrong_image(tmp_path, encoded, message):
 
 
 def test_text_where_numbers_belong(tmp_path):
-  record = dataclasses.replace(CLOCK, action=(embodiments.Slice('language_instruction', 0, 1, 's'),))
+  record = dataclasses.replace(
+    CLOCK, action=(embodiments.Slice('language_instruction', 0, 1, 's'),)
+  )
   path = synthetic.make_dataset(tmp_path, [12, 12])
-  with pytest.raises(ValueError, match="stores 'language_instruction' as bytes_list; expected numbers"):
+  with pytest.raises(
+    ValueError, match="stores 'language_instruction' as bytes_list; expected numbers"
+  ):
     sources.Episodes(path, 'train', record)[0]
 
 
@@ -186,10 +230,12 @@ def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
   path.mkdir()
   assert storage.read_beside(path, 'x.json') is None
   original = storage.write_atomic
+
   def refuse(target, content):
     if target.parent == path:
       raise PermissionError('read-only')
     return original(target, content)
+
   monkeypatch.setattr(storage, 'write_atomic', refuse)
   where = storage.write_beside(path, 'x.json', b'1')
   assert where.parent != path and where == storage.find_beside(path, 'x.json')

@@ -1,4 +1,7 @@
-"""Statistics against numbers computed by hand and in one go; the file beside the data and who may use it."""
+"""Statistics against numbers computed by hand and in one go; the file beside the data and who may
+use it.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,11 +28,17 @@ BRIDGE = pathlib.Path(__file__).parents[3] / 'shared/data/bridge_rlds_sample/bri
 def test_statistics_by_hand(tmp_path):
   path = synthetic.make_dataset(tmp_path, [101, 9])
   got = statistics.compute(sources.Episodes(path, 'train[:1]', CLOCK))
-  np.testing.assert_allclose(got.state.q01, (1, 0, -99), atol=1e-4)  # Of 0 ... 100 the quantiles are 1 and 99.
+  np.testing.assert_allclose(
+    got.state.q01, (1, 0, -99), atol=1e-4
+  )  # Of 0 ... 100 the quantiles are 1 and 99.
   np.testing.assert_allclose(got.state.q99, (99, 0, -1), atol=1e-4)
   np.testing.assert_allclose(got.action.q99, (99, 99.5), atol=1e-4)
-  np.testing.assert_allclose((got.action.min, got.action.mean, got.action.max), ([0, 0.5], [50, 50.5], [100, 100.5]))
-  np.testing.assert_allclose(got.action.std, [np.sqrt((101 ** 2 - 1) / 12)] * 2, rtol=1e-6)  # Of 101 equal steps.
+  np.testing.assert_allclose(
+    (got.action.min, got.action.mean, got.action.max), ([0, 0.5], [50, 50.5], [100, 100.5])
+  )
+  np.testing.assert_allclose(
+    got.action.std, [np.sqrt((101**2 - 1) / 12)] * 2, rtol=1e-6
+  )  # Of 101 equal steps.
   assert got.steps == 101 and got.action.norms == ('q99', 'q99')
 
 
@@ -37,31 +46,47 @@ def write_random(tmp_path) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
   """A dataset of random walks; its directory, states and actions."""
   rng = np.random.default_rng(0)
   walks = [rng.normal(size=(n, 3)).cumsum(0).astype(np.float32) for n in (40, 9, 23)]
-  commands = [walk[:, :2] + rng.normal(0.1, 0.3, (len(walk), 2)).astype(np.float32) for walk in walks]
+  commands = [
+    walk[:, :2] + rng.normal(0.1, 0.3, (len(walk), 2)).astype(np.float32) for walk in walks
+  ]
+
   def edit(episodes):
     for episode, walk, command in zip(episodes, walks, commands):
       for step, state, action in zip(episode, walk, command):
         step['observation']['proprio'], step['action'] = state, action
+
   return synthetic.make_dataset(tmp_path, [40, 9, 23], edit), walks, commands
 
 
 @pytest.mark.parametrize('S', [8, 4])
 def test_relative_statistics_are_the_references(tmp_path, S):
-  """Spec 5.1: of every step where a chunk fits, each of its actions minus the state of that step, all pooled."""
+  """Spec 5.1: of every step where a chunk fits, each of its actions minus the state of that step,
+  all pooled.
+  """
   path, walks, commands = write_random(tmp_path)
   record = dataclasses.replace(RELATIVE, chunk_s=S / 10)
   got = statistics.compute(sources.Episodes(path, 'train', record)).action
-  relative = np.asarray([command[i + k, 0] - walk[i, 0] for walk, command in zip(walks, commands)
-                         for i in range(len(walk) - (S - 1)) for k in range(S)])
+  relative = np.asarray(
+    [
+      command[i + k, 0] - walk[i, 0]
+      for walk, command in zip(walks, commands)
+      for i in range(len(walk) - (S - 1))
+      for k in range(S)
+    ]
+  )
   absolute = np.concatenate(commands)[:, 1]
   for dim, x in enumerate((relative, absolute)):
     want = (*np.quantile(x, (0.01, 0.99)), x.mean(), x.std(), x.min(), x.max())
-    np.testing.assert_allclose([getattr(got, key)[dim] for key in normalize.ARRAYS], want, atol=1e-5)
+    np.testing.assert_allclose(
+      [getattr(got, key)[dim] for key in normalize.ARRAYS], want, atol=1e-5
+    )
 
 
 def test_no_episode_is_as_long_as_a_chunk(tmp_path):
   path = synthetic.make_dataset(tmp_path, [7, 7])
-  with pytest.raises(ValueError, match=r"no episode is as long as one chunk \(8 steps\).*'clock_relative' have none"):
+  with pytest.raises(
+    ValueError, match=r"no episode is as long as one chunk \(8 steps\).*'clock_relative' have none"
+  ):
     statistics.compute(sources.Episodes(path, 'train', RELATIVE))
 
 
@@ -70,10 +95,14 @@ def test_statistics_are_of_the_slices_units(tmp_path):
   path = published.write(tmp_path, 'agibot_world', [60])
   got = statistics.compute(sources.Episodes(path, 'train', embodiments.get('agibot_world')))
   t = np.arange(60)
-  scaled = np.clip((t[:, None] + (0, 1 / 8) - 35) / 85, 0, 1)  # The state's grippers are t and t + 1/8.
+  scaled = np.clip(
+    (t[:, None] + (0, 1 / 8) - 35) / 85, 0, 1
+  )  # The state's grippers are t and t + 1/8.
   np.testing.assert_allclose(got.state.mean[14:16], scaled.mean(0), rtol=1e-5)
   np.testing.assert_allclose(got.state.max[14:16], scaled.max(0), rtol=1e-5)
-  relative = [np.clip((100 + t[i + k] - 35) / 85, 0, 1) - scaled[i, 0] for i in range(13) for k in range(48)]
+  relative = [
+    np.clip((100 + t[i + k] - 35) / 85, 0, 1) - scaled[i, 0] for i in range(13) for k in range(48)
+  ]
   np.testing.assert_allclose(got.action.mean[14], np.mean(relative), rtol=1e-5)
 
 
@@ -95,7 +124,9 @@ def test_sketch_subsamples_uniformly():
     sketch.add(part)
   q = sketch.quantiles()
   assert sum(len(rows) for rows, _ in sketch._parts) <= 4000
-  np.testing.assert_allclose((q.q01[0], q.q99[0]), (1000, 99000), atol=700)  # Three standard errors at 2000 rows.
+  np.testing.assert_allclose(
+    (q.q01[0], q.q99[0]), (1000, 99000), atol=700
+  )  # Three standard errors at 2000 rows.
   np.testing.assert_allclose((q.mean[0], q.min[0], q.max[0]), (49999.5, 0, 99999))  # Of all rows.
   np.testing.assert_allclose(q.std[0], np.arange(100_000).std(), rtol=1e-6)
 
@@ -121,12 +152,20 @@ def test_norm_and_unit_are_the_records_business(tmp_path, monkeypatch):
   """Another norm needs no other numbers, unless the file is so old that it lacks them."""
   path = synthetic.make_dataset(tmp_path, [12, 12])
   statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
-  by_range = dataclasses.replace(CLOCK, state=(embodiments.Slice('proprio', 0, 3, 'h', norm='min_max'),))
+  by_range = dataclasses.replace(
+    CLOCK, state=(embodiments.Slice('proprio', 0, 3, 'h', norm='min_max'),)
+  )
   runs = []
   original = statistics.compute
   monkeypatch.setattr(statistics, 'compute', lambda e: runs.append(1) or original(e))
-  for age in (lambda stored: None, lambda stored: [stored[part].pop(key) for part in ('state', 'action')
-                                                   for key in ('mean', 'std', 'min', 'max', 'norms')]):
+  for age in (
+    lambda stored: None,
+    lambda stored: [
+      stored[part].pop(key)
+      for part in ('state', 'action')
+      for key in ('mean', 'std', 'min', 'max', 'norms')
+    ],
+  ):
     rewrite(path, age)
     got = statistics.load_or_compute(sources.Episodes(path, 'train', by_range))
     np.testing.assert_array_equal(got.state.normalize(np.float32([11, 50, -11])), (1, 0, -1))
@@ -158,12 +197,16 @@ def test_files_of_older_versions_are_still_true(tmp_path, monkeypatch):
   """As the first version wrote them: quantiles only, slices without the fields that came later."""
   path = synthetic.make_dataset(tmp_path, [12, 12])
   want = statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
+
   def age(stored):
     del stored['embodiment']
     for part in ('state', 'action'):
       stored[part] = {key: stored[part][key] for key in ('q01', 'q99')}
-      stored['of'][part] = [{key: s[key] for key in ('key', 'start', 'stop', 'unit', 'relative_to', 'rest')}
-                            for s in stored['of'][part]]
+      stored['of'][part] = [
+        {key: s[key] for key in ('key', 'start', 'stop', 'unit', 'relative_to', 'rest')}
+        for s in stored['of'][part]
+      ]
+
   rewrite(path, age)
   monkeypatch.setattr(statistics, 'compute', lambda e: pytest.fail('computed again'))
   got = statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
@@ -177,8 +220,10 @@ def test_statistics_of_another_embodiment_are_refused(tmp_path):
   statistics.load_or_compute(episodes)
   file = statistics.find(episodes)
   other = dataclasses.replace(CLOCK, name='twin', action=(embodiments.Slice('action', 1, 2, 's'),))
-  message = (r"holds statistics of another embodiment: of 'clock', state proprio\[0\], .*, action action\[0\], "
-             r"action\[1\], 8 steps a chunk; 'twin' has state .*, action action\[1\], 8 steps a chunk. Delete the file")
+  message = (
+    r"holds statistics of another embodiment: of 'clock', state proprio\[0\], .*, action action\[0\], "
+    r"action\[1\], 8 steps a chunk; 'twin' has state .*, action action\[1\], 8 steps a chunk. Delete the file"
+  )
   with pytest.raises(ValueError, match=message):
     statistics.load(file, other)
   with pytest.raises(ValueError, match=message):
@@ -203,15 +248,21 @@ def test_damaged_files(tmp_path, content):
   path = synthetic.make_dataset(tmp_path, [12, 12])
   episodes = sources.Episodes(path, 'train', CLOCK)
   statistics.find(episodes).write_text(content)
-  with pytest.raises(ValueError, match=r'wam_statistics_clock.json is no statistics file .*; delete it'):
+  with pytest.raises(
+    ValueError, match=r'wam_statistics_clock.json is no statistics file .*; delete it'
+  ):
     statistics.load_or_compute(episodes)
   with pytest.raises(ValueError, match='There is no statistics file .*nowhere.json'):
     statistics.load(tmp_path / 'nowhere.json', CLOCK)
 
 
 def run(*args):
-  return subprocess.run([sys.executable, '-m', 'data.statistics', *map(str, args)], capture_output=True, text=True,
-                        cwd=pathlib.Path(__file__).parents[2])
+  return subprocess.run(
+    [sys.executable, '-m', 'data.statistics', *map(str, args)],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
 
 
 def test_command_prints_and_writes_the_table(tmp_path):
@@ -225,7 +276,13 @@ def test_command_prints_and_writes_the_table(tmp_path):
   rows = {(row['part'], row['name']): row for row in table['dimensions']}
   assert len(rows) == 16
   joint = rows['action', 'action_dict/joint_position[2]']  # 100 + t + k - t of a chunk's 24 steps.
-  assert (joint['min'], joint['max'], joint['mean'], joint['relative'], joint['unit']) == (100, 123, 111.5, True, 'rad')
+  assert (joint['min'], joint['max'], joint['mean'], joint['relative'], joint['unit']) == (
+    100,
+    123,
+    111.5,
+    True,
+    'rad',
+  )
   assert rows['state', 'gripper_position[0]']['max'] == 59 and not joint['hardly_varies']
   stored = json.loads((pathlib.Path(path) / 'wam_statistics_droid.json').read_text())
   assert stored['embodiment'] == 'droid' and stored['action']['mean'][2] == 111.5
@@ -240,10 +297,18 @@ def test_command_reports_mistakes(tmp_path):
 @pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')
 def test_real_bridge_statistics(tmp_path):
   from data import convert
+
   path = str(convert.convert(BRIDGE, tmp_path / 'bridge/1.0.0'))
   episodes = sources.Episodes(path, 'train', embodiments.get('bridge_widowx'))
   got = statistics.load_or_compute(episodes)
   rows = np.concatenate([episodes.numeric(i)[1] for i in range(len(episodes))])
-  np.testing.assert_allclose((got.action.q01, got.action.q99), np.quantile(rows, (0.01, 0.99), axis=0), atol=1e-6)
-  np.testing.assert_allclose((got.action.mean, got.action.std), (rows.mean(0), rows.std(0)), atol=1e-6)
-  assert got.steps == 250 and (got.action.min[6], got.action.max[6]) == (0, 1)  # The gripper closes and opens.
+  np.testing.assert_allclose(
+    (got.action.q01, got.action.q99), np.quantile(rows, (0.01, 0.99), axis=0), atol=1e-6
+  )
+  np.testing.assert_allclose(
+    (got.action.mean, got.action.std), (rows.mean(0), rows.std(0)), atol=1e-6
+  )
+  assert got.steps == 250 and (got.action.min[6], got.action.max[6]) == (
+    0,
+    1,
+  )  # The gripper closes and opens.

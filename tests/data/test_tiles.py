@@ -1,4 +1,5 @@
 """The fast painter and `transforms.compose` make the same pictures, up to one level of 255."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,11 +14,22 @@ from wam_jax.data import transforms
 
 View = embodiments.View
 DROID = embodiments.get('droid')
-FLIPPED = dataclasses.replace(DROID, name='flipped', views=tuple(
-    dataclasses.replace(view, flip=flip) for view, flip in zip(DROID.views, ('rows', 'columns', 'both'))))
-THIRDS = dataclasses.replace(DROID, name='thirds', views=(
+FLIPPED = dataclasses.replace(
+  DROID,
+  name='flipped',
+  views=tuple(
+    dataclasses.replace(view, flip=flip)
+    for view, flip in zip(DROID.views, ('rows', 'columns', 'both'))
+  ),
+)
+THIRDS = dataclasses.replace(
+  DROID,
+  name='thirds',
+  views=(
     *(View(v.key, row, 0, 176, 320) for v, row in zip(DROID.views[:2], (0, 176))),
-    View(DROID.views[2].key, 0, 320, 200, 180, repeat=3)))  # A gap below and beside; one side shrinks.
+    View(DROID.views[2].key, 0, 320, 200, 180, repeat=3),
+  ),
+)  # A gap below and beside; one side shrinks.
 AREA = dataclasses.replace(DROID, name='area', resize='area')
 
 
@@ -25,7 +37,9 @@ def make_views(seed=0):
   """Smooth pictures of 180 x 320."""
   rng = np.random.default_rng(seed)
   small = lambda: rng.integers(0, 256, (12, 20, 3), np.uint8)
-  return {view.key: cv2.resize(small(), (320, 180), interpolation=cv2.INTER_CUBIC) for view in DROID.views}
+  return {
+    view.key: cv2.resize(small(), (320, 180), interpolation=cv2.INTER_CUBIC) for view in DROID.views
+  }
 
 
 def paint(record, augmentation, views, out=None):
@@ -37,7 +51,10 @@ def paint(record, augmentation, views, out=None):
 @pytest.mark.parametrize('record', [DROID, FLIPPED, THIRDS, AREA], ids=lambda record: record.name)
 @pytest.mark.parametrize('seed', range(3))
 def test_paints_what_compose_makes(record, seed):
-  augmentation, views = transforms.sample_augmentation(np.random.default_rng(seed)), make_views(seed)
+  augmentation, views = (
+    transforms.sample_augmentation(np.random.default_rng(seed)),
+    make_views(seed),
+  )
   want = transforms.compose(record, views, augmentation).astype(int)
   got = paint(record, augmentation, views).astype(int)
   assert np.abs(got - want).max() <= 1
@@ -45,11 +62,18 @@ def test_paints_what_compose_makes(record, seed):
 
 
 def test_without_a_change_of_colour_only_the_order_of_channels_changes():
-  record = dataclasses.replace(DROID, name='plain', resize='area', composite=(171, 304), views=(
-      View(DROID.views[0].key, 0, 0, 171, 304),))
+  record = dataclasses.replace(
+    DROID,
+    name='plain',
+    resize='area',
+    composite=(171, 304),
+    views=(View(DROID.views[0].key, 0, 0, 171, 304),),
+  )
   views = make_views()
-  np.testing.assert_array_equal(paint(record, transforms.CENTER_CROP, views),
-                                transforms.compose(record, views, transforms.CENTER_CROP))
+  np.testing.assert_array_equal(
+    paint(record, transforms.CENTER_CROP, views),
+    transforms.compose(record, views, transforms.CENTER_CROP),
+  )
 
 
 def test_a_painter_remembers_nothing_of_the_image_before():
@@ -82,8 +106,15 @@ def test_gaps_by_hand():
 
 
 def test_columns_are_repeated():
-  record = dataclasses.replace(DROID, name='repeated', resize='area', composite=(171, 912), views=(
-      View(DROID.views[0].key, 0, 0, 171, 912, repeat=3),))
+  record = dataclasses.replace(
+    DROID,
+    name='repeated',
+    resize='area',
+    composite=(171, 912),
+    views=(View(DROID.views[0].key, 0, 0, 171, 912, repeat=3),),
+  )
   views = make_views()
   crop = transforms.CENTER_CROP.crop(views[DROID.views[0].key])
-  np.testing.assert_array_equal(paint(record, transforms.CENTER_CROP, views), crop.repeat(3, axis=1))
+  np.testing.assert_array_equal(
+    paint(record, transforms.CENTER_CROP, views), crop.repeat(3, axis=1)
+  )

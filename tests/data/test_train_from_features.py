@@ -1,4 +1,7 @@
-"""Commands end to end: train from pixels, store features, train from those: the same losses, or a refusal."""
+"""Commands end to end: train from pixels, store features, train from those: the same losses, or a
+refusal.
+"""
+
 from __future__ import annotations
 
 import json
@@ -14,16 +17,30 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(module: str, *args: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, '-m', module, *args], cwd=ROOT, env=programs.environment(), check=False,
-                        text=True, capture_output=True, timeout=240)
+  return subprocess.run(
+    [sys.executable, '-m', module, *args],
+    cwd=ROOT,
+    env=programs.environment(),
+    check=False,
+    text=True,
+    capture_output=True,
+    timeout=240,
+  )
 
 
 def test_training_from_stored_features_is_training_from_pixels(tmp_path):
   dataset = tmp_path / 'data/tabletop/disc_reach/1.0.0'
-  settings = ['--config=tests/train_config.py', f'--config.data.mixture.disc.path={dataset}', '--config.eval_every=0',
-              '--config.steps=4', '--config.save_every=4']
-  prepare = (f'data.tabletop --output={tmp_path / "data"} --embodiment=disc --tasks=reach --episodes=8 '
-             '--other_episodes=1')
+  settings = [
+    '--config=tests/train_config.py',
+    f'--config.data.mixture.disc.path={dataset}',
+    '--config.eval_every=0',
+    '--config.steps=4',
+    '--config.save_every=4',
+  ]
+  prepare = (
+    f'data.tabletop --output={tmp_path / "data"} --embodiment=disc --tasks=reach --episodes=8 '
+    '--other_episodes=1'
+  )
 
   def train(name: str, *flags: str) -> subprocess.CompletedProcess:
     return run('wam_jax.train', *settings, f'--workdir={tmp_path / name}', *flags)
@@ -31,19 +48,34 @@ def test_training_from_stored_features_is_training_from_pixels(tmp_path):
   done = train('pixels', f'--config.data.mixture.disc.prepare={prepare}')
   assert done.returncode == 0, done.stderr
   # Every anchor, so that both draw the same windows.
-  done = run('data.encode', f'--workdir={tmp_path / "pixels"}', f'--dataset={dataset}', '--embodiment=tabletop_disc',
-             '--anchor_stride=1', '--dtype=float16')
+  done = run(
+    'data.encode',
+    f'--workdir={tmp_path / "pixels"}',
+    f'--dataset={dataset}',
+    '--embodiment=tabletop_disc',
+    '--anchor_stride=1',
+    '--dtype=float16',
+  )
   assert done.returncode == 0, done.stderr
   done = train('features', '--config.data.features=require')
   assert done.returncode == 0, done.stderr
 
-  want, got = ([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-               for name in ('pixels', 'features'))
+  want, got = (
+    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+    for name in ('pixels', 'features')
+  )
   assert [line['step'] for line in got] == [line['step'] for line in want] == [2, 4]
   for key in ('loss', 'video_loss', 'action_loss'):
-    np.testing.assert_allclose([line[key] for line in got], [line[key] for line in want], rtol=2 ** -11)  # Of float16.
+    np.testing.assert_allclose(
+      [line[key] for line in got], [line[key] for line in want], rtol=2**-11
+    )  # Of float16.
 
-  # A tokenizer fitted to fewer windows has other weights than those that the features were made with.
+  # A tokenizer fitted to fewer windows has other weights than those that the features were made
+  # with.
   done = train('other', '--config.data.features=require', '--config.model.tokenizer.fit_windows=16')
   assert done.returncode == 1 and done.stderr.count('error: ') == 1, done.stderr
-  assert str(dataset) in done.stderr and 'tokenizer' in done.stderr and 'python -m data.encode' in done.stderr
+  assert (
+    str(dataset) in done.stderr
+    and 'tokenizer' in done.stderr
+    and 'python -m data.encode' in done.stderr
+  )

@@ -1,4 +1,7 @@
-"""Tiling puts every quadrant in its place; augmentation is one for all views; the tokenizer's ids by hand."""
+"""Tiling puts every quadrant in its place; augmentation is one for all views; the tokenizer's ids
+by hand.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,18 +25,27 @@ def paint_quadrants(rows, columns, colours) -> np.ndarray:
   image = np.zeros((rows, columns, 3), np.uint8)
   for i, colour in enumerate(colours):
     top, left = i // 2 * rows // 2, i % 2 * columns // 2
-    image[top:top + rows // 2, left:left + columns // 2] = colour
+    image[top : top + rows // 2, left : left + columns // 2] = colour
   return image
 
 
 def test_painted_quadrants_land_in_their_rectangles():
   colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
   record = embodiments.Embodiment(
-      'four', (View('a', 0, 0, 16, 32), View('b', 16, 0, 16, 16), View('c', 16, 16, 16, 8)), (32, 32), (), (),
-      10.0, 2.5, 0.8)
-  views = {'a': paint_quadrants(8, 16, colours),      # Enlarged.
-           'b': paint_quadrants(16, 16, colours),     # As it is.
-           'c': paint_quadrants(64, 64, colours[::-1])}  # Shrunk, and narrowed.
+    'four',
+    (View('a', 0, 0, 16, 32), View('b', 16, 0, 16, 16), View('c', 16, 16, 16, 8)),
+    (32, 32),
+    (),
+    (),
+    10.0,
+    2.5,
+    0.8,
+  )
+  views = {
+    'a': paint_quadrants(8, 16, colours),  # Enlarged.
+    'b': paint_quadrants(16, 16, colours),  # As it is.
+    'c': paint_quadrants(64, 64, colours[::-1]),
+  }  # Shrunk, and narrowed.
   got = transforms.compose(record, views)
   for (row, column), colour in zip([(3, 3), (3, 28), (12, 3), (12, 28)], colours):
     np.testing.assert_array_equal(got[row, column], colour)
@@ -55,10 +67,13 @@ def test_droid_layout(name, rows):
   """Spec 5.7: the wrist fills the top row, exterior 1 lies bottom left, exterior 2 bottom right."""
   painted = [paint_quadrants(180, 320, COLOURS[i:] + COLOURS[:i]) for i in range(3)]
   got = place(embodiments.get(name), painted)
-  for (row, column, width), colours in zip([(rows, 0, 320), (rows, 320, 320), (0, 0, 640)],
-                                           [COLOURS[i:] + COLOURS[:i] for i in range(3)]):
+  for (row, column, width), colours in zip(
+    [(rows, 0, 320), (rows, 320, 320), (0, 0, 640)], [COLOURS[i:] + COLOURS[:i] for i in range(3)]
+  ):
     for i, colour in enumerate(colours):
-      corner = got[row + (i // 2) * rows * 3 // 4:, column + (i % 2) * width * 3 // 4:][:rows // 4, :width // 4]
+      corner = got[row + (i // 2) * rows * 3 // 4 :, column + (i % 2) * width * 3 // 4 :][
+        : rows // 4, : width // 4
+      ]
       np.testing.assert_array_equal(corner, np.broadcast_to(colour, corner.shape))
   noise = np.random.default_rng(0).integers(0, 256, (180, 320, 3), np.uint8)
   wrist = place(embodiments.get(name), [noise] * 3)[:rows]
@@ -69,14 +84,18 @@ def test_droid_layout(name, rows):
 @pytest.mark.parametrize('name', ['agibot', 'agibot_reference', 'yam'])
 def test_quadrant_layout(name):
   """Spec 5.7: view 0 top left, view 1 bottom left, view 2 top right, the rest black."""
-  got = place(embodiments.get(name), [np.full((480, 640, 3), colour, np.uint8) for colour in COLOURS[:3]])
+  got = place(
+    embodiments.get(name), [np.full((480, 640, 3), colour, np.uint8) for colour in COLOURS[:3]]
+  )
   want = np.zeros((352, 640, 3), np.uint8)
   want[:176, :320], want[176:, :320], want[:176, 320:] = COLOURS[:3]
   np.testing.assert_array_equal(got, want)
 
 
 def test_libero_shows_the_same_world_from_files_and_from_the_simulator():
-  """The simulator's images are upside down; the published set turned them by half a turn, which mirrors them."""
+  """The simulator's images are upside down; the published set turned them by half a turn, which
+  mirrors them.
+  """
   world = paint_quadrants(256, 256, COLOURS)
   simulated = world[::-1]
   stored = simulated[::-1, ::-1]
@@ -97,25 +116,40 @@ def test_a_single_view_fills_the_composite(name):
   np.testing.assert_array_equal(got[[0, 0, -1, -1], [0, -1, 0, -1]], COLOURS)
 
 
-@pytest.mark.parametrize('old, new', [
-    ((171, 304), (176, 320)),    # DROID's crop.
-    ((180, 320), (160, 320)), ((456, 608), (176, 320)), ((256, 256), (352, 320)), ((40, 50), (17, 64))])
+@pytest.mark.parametrize(
+  'old, new',
+  [
+    ((171, 304), (176, 320)),  # DROID's crop.
+    ((180, 320), (160, 320)),
+    ((456, 608), (176, 320)),
+    ((256, 256), (352, 320)),
+    ((40, 50), (17, 64)),
+  ],
+)
 def test_bilinear_is_antialiased_and_rounds_down(old, new):
   image = np.random.default_rng(0).integers(0, 256, (*old, 3), np.uint8)
   want = jax.image.resize(image.astype(np.float32), (*new, 3), 'bilinear', antialias=True)
   got = transforms.resize(image, *new, 'bilinear')
   difference = np.asarray(want) - got
-  assert -0.015 < difference.min() and difference.max() < 1  # Down from a hundredth higher; float32 rounding is 0.002.
+  assert (
+    -0.015 < difference.min() and difference.max() < 1
+  )  # Down from a hundredth higher; float32 rounding is 0.002.
   assert difference.mean() > 0.4
 
 
 def test_bilinear_weights_by_hand():
-  """Halving averages four rows under a triangle: 1, 3, 3, 1; at the border 3 and 3 of the first, 1 of the third."""
+  """Halving averages four rows under a triangle: 1, 3, 3, 1; at the border 3 and 3 of the first, 1
+  of the third.
+  """
   image = np.zeros((8, 1, 3), np.uint8)
   image[:, 0, 0] = (0, 70, 140, 210, 0, 80, 160, 240)
   got = transforms.resize(image, 4, 1, 'bilinear')[:, 0, 0]
-  want = ((3 * 0 + 3 * 70 + 140) / 7, (70 + 3 * 140 + 3 * 210 + 0) / 8, (210 + 3 * 0 + 3 * 80 + 160) / 8,
-          (80 + 3 * 160 + 3 * 240) / 7)
+  want = (
+    (3 * 0 + 3 * 70 + 140) / 7,
+    (70 + 3 * 140 + 3 * 210 + 0) / 8,
+    (210 + 3 * 0 + 3 * 80 + 160) / 8,
+    (80 + 3 * 160 + 3 * 240) / 7,
+  )
   np.testing.assert_array_equal(got, np.floor(want))
 
 
@@ -128,13 +162,17 @@ def test_resize_averages_when_shrinking():
 def test_view_errors():
   with pytest.raises(ValueError, match=r"View 'wrist' of 'clock' is missing; got \['top'\]"):
     transforms.compose(synthetic.CLOCK, {'top': np.zeros((8, 8, 3), np.uint8)})
-  with pytest.raises(ValueError, match=r"View 'top' of 'clock' is float64 \(8, 8, 3\); expected uint8 RGB"):
+  with pytest.raises(
+    ValueError, match=r"View 'top' of 'clock' is float64 \(8, 8, 3\); expected uint8 RGB"
+  ):
     transforms.compose(synthetic.CLOCK, {'top': np.zeros((8, 8, 3))})
 
 
 def test_augmentation_without_change_is_the_centre_crop():
   image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-  np.testing.assert_array_equal(transforms.CENTER_CROP.crop(image), image[1:39, 2:59])  # 38 x 57 of 40 x 60.
+  np.testing.assert_array_equal(
+    transforms.CENTER_CROP.crop(image), image[1:39, 2:59]
+  )  # 38 x 57 of 40 x 60.
   np.testing.assert_array_equal(transforms.CENTER_CROP.jitter(image), image)
 
 
@@ -144,8 +182,12 @@ def test_centre_crop_of_droid_and_who_uses_it():
   np.testing.assert_array_equal(transforms.CENTER_CROP.crop(image), image[4:175, 8:312])
   record = embodiments.get('droid')
   views = {v.key: image for v in record.views}
-  cropped, whole = (normalize.KnownEmbodiment(0, record, None, crop).compose(views) for crop in (True, False))
-  np.testing.assert_array_equal(cropped[176:, :320], transforms.resize(image[4:175, 8:312], 176, 320, 'bilinear'))
+  cropped, whole = (
+    normalize.KnownEmbodiment(0, record, None, crop).compose(views) for crop in (True, False)
+  )
+  np.testing.assert_array_equal(
+    cropped[176:, :320], transforms.resize(image[4:175, 8:312], 176, 320, 'bilinear')
+  )
   np.testing.assert_array_equal(cropped, transforms.compose(record, views, transforms.CENTER_CROP))
   np.testing.assert_array_equal(whole, transforms.compose(record, views))
   assert (cropped != whole).mean() > 0.9
@@ -160,8 +202,12 @@ def test_jitter_is_the_four_changes_in_order():
   x = 1.2 * x - 0.2 * (x @ transforms.GRAY)[..., None]
   only_hue = dataclasses.replace(transforms.CENTER_CROP, hue=0.05)
   want = only_hue.jitter(np.rint(x).astype(np.uint8))
-  np.testing.assert_allclose(a.jitter(image).astype(int), want, atol=2)  # `want` is rounded once more.
-  np.testing.assert_allclose(want.mean(-1), x.mean(-1), atol=1)  # Turning the hue keeps how light a pixel is.
+  np.testing.assert_allclose(
+    a.jitter(image).astype(int), want, atol=2
+  )  # `want` is rounded once more.
+  np.testing.assert_allclose(
+    want.mean(-1), x.mean(-1), atol=1
+  )  # Turning the hue keeps how light a pixel is.
 
 
 def test_jitter_by_hand():
@@ -179,11 +225,15 @@ def test_jitter_by_hand():
 
 def test_one_augmentation_for_all_views_and_reproducible():
   a = transforms.sample_augmentation(np.random.default_rng(3))
-  assert a == transforms.sample_augmentation(np.random.default_rng(3)) != transforms.sample_augmentation(
-      np.random.default_rng(4))
+  assert (
+    a
+    == transforms.sample_augmentation(np.random.default_rng(3))
+    != transforms.sample_augmentation(np.random.default_rng(4))
+  )
   image = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8), (16, 16))
   record = embodiments.Embodiment(
-      'twins', (View('a', 0, 0, 16, 16), View('b', 0, 16, 16, 16)), (16, 32), (), (), 10.0, 2.5, 0.8)
+    'twins', (View('a', 0, 0, 16, 16), View('b', 0, 16, 16, 16)), (16, 32), (), (), 10.0, 2.5, 0.8
+  )
   got = transforms.compose(record, {'a': image, 'b': image}, a)
   np.testing.assert_array_equal(got[:, :16], got[:, 16:])
   assert np.abs(got[:, :16].astype(int) - image).max() > 5
@@ -193,7 +243,9 @@ def test_tokenize_by_hand():
   ids = transforms.tokenize("Push the RED block, 3 times; don't", 6, 100)
   words = ['push', 'the', 'red', 'block', '3', 'times']
   np.testing.assert_array_equal(ids, [1 + zlib.crc32(w.encode()) % 99 for w in words])
-  np.testing.assert_array_equal(transforms.tokenize('-- go!', 4, 100), [1 + zlib.crc32(b'go') % 99, 0, 0, 0])
+  np.testing.assert_array_equal(
+    transforms.tokenize('-- go!', 4, 100), [1 + zlib.crc32(b'go') % 99, 0, 0, 0]
+  )
   assert transforms.tokenize('', 3, 100).tolist() == [0, 0, 0] and ids.dtype == np.int32
 
 

@@ -1,4 +1,5 @@
 """Anchors and the arithmetic from anchor to steps, against numbers written out."""
+
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +34,9 @@ def test_window_inside_the_span():
 
 
 def test_window_past_the_span_repeats_its_last_step_and_is_masked():
-  window = windows.make_window(CLOCK, 2, anchor=4, stop=20)  # The second chunk's last frame would be step 20.
+  window = windows.make_window(
+    CLOCK, 2, anchor=4, stop=20
+  )  # The second chunk's last frame would be step 20.
   np.testing.assert_array_equal(window.frame_steps_R, (4, 8, 12, 16, 19))
   np.testing.assert_array_equal(window.mask_Q, (True, False))
   np.testing.assert_array_equal(windows.make_window(CLOCK, 2, 11, 20).state_steps_Q, (11, 19))
@@ -43,15 +46,24 @@ def test_anchors_are_all_steps_where_a_chunk_fits(tmp_path):
   def edit(episodes):
     for step in episodes[1][9:]:
       step['language_instruction'] = 'Other'
+
   path = synthetic.make_dataset(tmp_path, [10, 20, 8], edit)  # Spans: 10, 9 + 11, 8.
   anchors = windows.make_anchors(sources.Episodes(path, 'train', CLOCK))
   assert [anchors[i] for i in range(len(anchors))] == [
-      (0, 0, 10), (0, 1, 10), (1, 0, 9), (1, 9, 20), (1, 10, 20), (1, 11, 20)]
+    (0, 0, 10),
+    (0, 1, 10),
+    (1, 0, 9),
+    (1, 9, 20),
+    (1, 10, 20),
+    (1, 11, 20),
+  ]
 
 
 def test_no_span_is_long_enough(tmp_path):
   path = synthetic.make_dataset(tmp_path, [8, 8])
-  with pytest.raises(ValueError, match=r'none of its 2 language spans .* one chunk of 8 steps \(longest: 8'):
+  with pytest.raises(
+    ValueError, match=r'none of its 2 language spans .* one chunk of 8 steps \(longest: 8'
+  ):
     windows.make_anchors(sources.Episodes(path, 'train', CLOCK))
 
 
@@ -60,7 +72,9 @@ def test_index_is_kept_and_forgotten_when_the_dataset_changes(tmp_path, monkeypa
   windows.make_anchors(sources.Episodes(path, 'train', CLOCK))
   reads = []
   original = sources.Episodes.spans
-  monkeypatch.setattr(sources.Episodes, 'spans', lambda self, i: reads.append(i) or original(self, i))
+  monkeypatch.setattr(
+    sources.Episodes, 'spans', lambda self, i: reads.append(i) or original(self, i)
+  )
   assert len(windows.make_anchors(sources.Episodes(path, 'train', CLOCK))) == 8 and not reads
   other = storage.epath.Path(synthetic.make_dataset(tmp_path / 'b', [12, 13]))
   for file in other.iterdir():
@@ -94,25 +108,43 @@ def test_a_chunk_counts_at_the_end_of_an_episode_where_the_references_does():
 
 
 # Record, control steps between two frames and in a chunk: spec 5.4 where it is the reference's.
-RATES = [('droid', 3, 24), ('agibot', 6, 48), ('agibot_reference', 3, 24), ('yam_reference', 3, 24), ('libero', 4, 32),
-         ('oxe', 1, 8)]
+RATES = [
+  ('droid', 3, 24),
+  ('agibot', 6, 48),
+  ('agibot_reference', 3, 24),
+  ('yam_reference', 3, 24),
+  ('libero', 4, 32),
+  ('oxe', 1, 8),
+]
 
 
 @pytest.mark.parametrize('name, stride, S', RATES)
 def test_frames_states_and_actions_of_a_batch_tell_the_same_time(name, stride, S, tmp_path):
-  """Chunk i shows the times a_i + stride ... a_i + S, acts from a_i to a_i + S - 1, and starts at the state of a_i."""
+  """Chunk i shows the times a_i + stride ... a_i + S, acts from a_i to a_i + S - 1, and starts at
+  the state of a_i.
+  """
   record, lengths = embodiments.get(name), [S + 6, 2 * S + 9]
   config = make_config(name, published.write(tmp_path, name, lengths), S)
   with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
     batches = [next(iterator) for _ in range(4)]
   batch = jax.tree.map(lambda *x: np.concatenate(x), *batches)
   r, whole_B = 8, batch.chunk_mask_BQ.all(1)
-  assert batch.frames_BRIJ3.shape[1:] == (1 + 2 * r, *record.composite, 3) and 0 < whole_B.sum() < len(whole_B)
+  assert batch.frames_BRIJ3.shape[1:] == (
+    1 + 2 * r,
+    *record.composite,
+    3,
+  ) and 0 < whole_B.sum() < len(whole_B)
   view = record.views[0]
-  times_BR = np.rint(batch.frames_BRIJ3[:, :, view.row + 9, view.column + 9, 0] / 2).astype(int)  # Grey 2 t.
+  times_BR = np.rint(batch.frames_BRIJ3[:, :, view.row + 9, view.column + 9, 0] / 2).astype(
+    int
+  )  # Grey 2 t.
   anchor_B = times_BR[:, 0]
-  np.testing.assert_array_equal(times_BR[whole_B], anchor_B[whole_B, None] + stride * np.arange(1 + 2 * r))
-  np.testing.assert_array_equal(times_BR[:, :1 + r], anchor_B[:, None] + stride * np.arange(1 + r))  # One fits always.
+  np.testing.assert_array_equal(
+    times_BR[whole_B], anchor_B[whole_B, None] + stride * np.arange(1 + 2 * r)
+  )
+  np.testing.assert_array_equal(
+    times_BR[:, : 1 + r], anchor_B[:, None] + stride * np.arange(1 + r)
+  )  # One fits always.
   state_BQX, action_BQSU = unnormalize(config, name, batch, S)
   chunk_BQ, mask_BQ = anchor_B[:, None] + S * np.arange(2), batch.chunk_mask_BQ
   if record.state:  # State number 0 is t at step t.
@@ -122,33 +154,53 @@ def test_frames_states_and_actions_of_a_batch_tell_the_same_time(name, stride, S
   want_BQS = chunk_BQ[..., None] + np.arange(S) + 100.0  # Action number 0 is 100 + t.
   if record.action[0].relative_to:
     want_BQS -= chunk_BQ[..., None]
-  inside_BQS = mask_BQ[..., None] & (np.abs(batch.action_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0]) < 1)
+  inside_BQS = mask_BQ[..., None] & (
+    np.abs(batch.action_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0]) < 1
+  )
   assert inside_BQS.sum() > 0.8 * S * mask_BQ.sum()
   np.testing.assert_allclose(action_BQSU[..., 0][inside_BQS], want_BQS[inside_BQS], atol=1e-3)
   assert not batch.action_BAU[~batch.action_mask_BAU].any()
-  np.testing.assert_array_equal(batch.action_mask_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0],
-                                np.repeat(mask_BQ[..., None], S, -1))
+  np.testing.assert_array_equal(
+    batch.action_mask_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0],
+    np.repeat(mask_BQ[..., None], S, -1),
+  )
 
 
 def make_config(name, path, S):
   record = embodiments.get(name)
   model = cfg.ModelConfig(
-      frames_per_chunk=2, actions_per_chunk=S, action_dim=max(record.action_dim, 1), max_chunks=2,
-      proprio_dim=max(record.proprio_dim, 1), tokenizer=cfg.TokenizerConfig(temporal=4, spatial=8))
-  return cfg.TrainConfig(batch_size=4, model=model, data=cfg.DataConfig(
-      mixture={'d': cfg.DatasetConfig(path=path, embodiment=name)}, embodiments=(name,)))
+    frames_per_chunk=2,
+    actions_per_chunk=S,
+    action_dim=max(record.action_dim, 1),
+    max_chunks=2,
+    proprio_dim=max(record.proprio_dim, 1),
+    tokenizer=cfg.TokenizerConfig(temporal=4, spatial=8),
+  )
+  return cfg.TrainConfig(
+    batch_size=4,
+    model=model,
+    data=cfg.DataConfig(
+      mixture={'d': cfg.DatasetConfig(path=path, embodiment=name)}, embodiments=(name,)
+    ),
+  )
 
 
 def unnormalize(config, name, batch, S):
   """(state [B, Q, X], action [B, Q, S, U]) in the slices' units, as relative as the record says."""
   known = normalize.from_metadata(pipeline.load_metadata(config))[name]
-  action_BQSU = batch.action_BAU.reshape(*batch.chunk_mask_BQ.shape, S, -1)[..., :known.record.action_dim]
-  return (known.statistics.state.unnormalize(batch.proprio_BQX[..., :known.record.proprio_dim]),
-          known.statistics.action.unnormalize(action_BQSU))
+  action_BQSU = batch.action_BAU.reshape(*batch.chunk_mask_BQ.shape, S, -1)[
+    ..., : known.record.action_dim
+  ]
+  return (
+    known.statistics.state.unnormalize(batch.proprio_BQX[..., : known.record.proprio_dim]),
+    known.statistics.action.unnormalize(action_BQSU),
+  )
 
 
 def open_droid(tmp_path, lengths):
-  return sources.Episodes(published.write(tmp_path, 'droid', lengths), 'train', embodiments.get('droid'))
+  return sources.Episodes(
+    published.write(tmp_path, 'droid', lengths), 'train', embodiments.get('droid')
+  )
 
 
 def list_anchors(anchors):
@@ -163,9 +215,15 @@ def test_failed_episodes_are_left_out_unless_wanted(tmp_path):
   episodes = open_droid(tmp_path, [30, 30, 40, 30])  # Number 2 lies in a directory called failure.
   assert list_anchors(windows.make_anchors(episodes)) == {0: (0, 5), 1: (0, 5), 3: (0, 5)}
   assert list_anchors(windows.make_anchors(episodes, failures=True)) == {
-      0: (0, 5), 1: (0, 5), 2: (0, 15), 3: (0, 5)}
+    0: (0, 5),
+    1: (0, 5),
+    2: (0, 15),
+    3: (0, 5),
+  }
   only_failed = sources.Episodes(str(episodes.path), 'train[2:3]', episodes.record)
-  with pytest.raises(ValueError, match="none of its 1 episodes has 'success' in its name, .*trajectory_2.h5"):
+  with pytest.raises(
+    ValueError, match="none of its 1 episodes has 'success' in its name, .*trajectory_2.h5"
+  ):
     windows.make_anchors(only_failed)
 
 
@@ -177,29 +235,54 @@ def write_ranges(tmp_path, kept) -> str:
 
 def test_chunks_start_inside_the_kept_ranges(tmp_path):
   episodes = open_droid(tmp_path, [110, 60, 80, 50])
-  ranges = write_ranges(tmp_path, {published.episode_name(0): [[3, 5], [40, 95]],
-                                   published.episode_name(2): [[0, 80]],  # Failed.
-                                   published.episode_name(3): [], 'an episode of another split': [[0, 9]]})
+  ranges = write_ranges(
+    tmp_path,
+    {
+      published.episode_name(0): [[3, 5], [40, 95]],
+      published.episode_name(2): [[0, 80]],  # Failed.
+      published.episode_name(3): [],
+      'an episode of another split': [[0, 9]],
+    },
+  )
   anchors = windows.make_anchors(episodes, ranges)  # Episode 1 is not named, hence not kept.
   got = {anchors[i][1]: anchors[i][2] for i in range(len(anchors))}
   assert {anchors[i][0] for i in range(len(anchors))} == {0}
-  assert sorted(got) == [3, 4, *range(40, 86)]  # Of 40 ... 94, those with a whole chunk of 24 before the end at 110.
-  assert got[3] == 28 and got[4] == 29  # One chunk: the next would start at step 27 or 28, outside the range.
-  assert got[40] == 110 and got[71] == 71 + 24 + 1  # Starts at 40, 64 and 88, as far as the episode goes; only at 71.
+  assert sorted(got) == [
+    3,
+    4,
+    *range(40, 86),
+  ]  # Of 40 ... 94, those with a whole chunk of 24 before the end at 110.
+  assert (
+    got[3] == 28 and got[4] == 29
+  )  # One chunk: the next would start at step 27 or 28, outside the range.
+  assert (
+    got[40] == 110 and got[71] == 71 + 24 + 1
+  )  # Starts at 40, 64 and 88, as far as the episode goes; only at 71.
   mask = lambda step: windows.make_window(episodes.record, 4, step, got[step]).mask_Q.tolist()
   assert mask(3) == mask(71) == [True, False, False, False]
-  assert mask(40) == mask(61) == [True, True, False, False]  # The chunk from 88, or 109, is cut off by the end.
+  assert (
+    mask(40) == mask(61) == [True, True, False, False]
+  )  # The chunk from 88, or 109, is cut off by the end.
   failed = windows.make_anchors(episodes, ranges, failures=True)
   assert {failed[i][0] for i in range(len(failed))} == {0, 2}
 
 
-@pytest.mark.parametrize('content, message', [
+@pytest.mark.parametrize(
+  'content, message',
+  [
     ('{"a": [[0, 3]]', 'ranges.json is not JSON'),
-    ('[[0, 3]]', 'must map names of episodes to lists of .first step, step after the last.; it has list at the top'),
+    (
+      '[[0, 3]]',
+      'must map names of episodes to lists of .first step, step after the last.; it has list at the top',
+    ),
     ('{"a": [[0, 3.5]], "b": [3]}', r"it has 'a': \[\[0, 3.5\]\]; 'b': \[3\]"),
-    ('{"elsewhere--x.h5": [[0, 30]]}', "names none of the episodes of .*'elsewhere--x.h5', the dataset '/nfs/.*_0.h5'"),
+    (
+      '{"elsewhere--x.h5": [[0, 30]]}',
+      "names none of the episodes of .*'elsewhere--x.h5', the dataset '/nfs/.*_0.h5'",
+    ),
     ('{}', "names none of the episodes of .* for example, 'nothing'"),
-])
+  ],
+)
 def test_wrong_ranges(tmp_path, content, message):
   episodes = open_droid(tmp_path, [30])
   (tmp_path / 'ranges.json').write_text(content)
@@ -211,7 +294,9 @@ def test_ranges_need_names_and_leave_something(tmp_path):
   episodes = open_droid(tmp_path, [30])
   with pytest.raises(ValueError, match='There is no file of step ranges .*nowhere.json'):
     windows.make_anchors(episodes, str(tmp_path / 'nowhere.json'))
-  with pytest.raises(ValueError, match='none of its 1 language spans and kept ranges is longer than one chunk'):
+  with pytest.raises(
+    ValueError, match='none of its 1 language spans and kept ranges is longer than one chunk'
+  ):
     windows.make_anchors(episodes, write_ranges(tmp_path, {published.episode_name(0): [[20, 30]]}))
   path = synthetic.make_dataset(tmp_path / 'clock', [12, 12])
   with pytest.raises(ValueError, match="'clock' has no episode_key"):
@@ -220,8 +305,12 @@ def test_ranges_need_names_and_leave_something(tmp_path):
 
 def test_episodes_without_a_name(tmp_path):
   record = dataclasses.replace(CLOCK, episode_key=('episode_metadata/file_path',), success='good')
-  with pytest.raises(ValueError, match="record 0 of .* has no .*episode_metadata/file_path.* 'clock'"):
-    windows.make_anchors(sources.Episodes(synthetic.make_dataset(tmp_path, [12, 12]), 'train', record))
+  with pytest.raises(
+    ValueError, match="record 0 of .* has no .*episode_metadata/file_path.* 'clock'"
+  ):
+    windows.make_anchors(
+      sources.Episodes(synthetic.make_dataset(tmp_path, [12, 12]), 'train', record)
+    )
 
 
 def test_names_are_kept_beside_the_dataset(tmp_path, monkeypatch):
@@ -231,11 +320,20 @@ def test_names_are_kept_beside_the_dataset(tmp_path, monkeypatch):
   assert list_anchors(windows.make_anchors(episodes)) == want
 
 
-@pytest.mark.parametrize('data, message', [
-    (dict(ranges={'e': 'x.json'}), r"data.ranges names \['e'\], which data.mixture does not have; it has \['d'\]"),
+@pytest.mark.parametrize(
+  'data, message',
+  [
+    (
+      dict(ranges={'e': 'x.json'}),
+      r"data.ranges names \['e'\], which data.mixture does not have; it has \['d'\]",
+    ),
     (dict(failures=('e',)), r"data.failures names \['e'\]"),
-    (dict(statistics={'hexapod': 'x.json'}), r"data.statistics names \['hexapod'\], which data.embodiments"),
-])
+    (
+      dict(statistics={'hexapod': 'x.json'}),
+      r"data.statistics names \['hexapod'\], which data.embodiments",
+    ),
+  ],
+)
 def test_config_names_known_datasets(data, message):
   known = dict(mixture={'d': cfg.DatasetConfig(embodiment='droid')}, embodiments=('droid',))
   with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 Needs the extra `metaworld`.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -28,9 +29,13 @@ def _run(env, seed, steps=8):
 
 
 def test_every_task_has_an_instruction_an_environment_and_an_expert():
-  from metaworld import env_dict, policies
+  from metaworld import env_dict
+  from metaworld import policies
+
   names = {f'{task}-v3' for task in metaworld.TASKS}
-  assert len(names) == 50 and names == set(env_dict.ALL_V3_ENVIRONMENTS) == set(policies.ENV_POLICY_MAP)
+  assert len(names) == 50 and names == set(env_dict.ALL_V3_ENVIRONMENTS) == set(
+    policies.ENV_POLICY_MAP
+  )
   assert len(set(metaworld.TASKS.values())) == 50
   assert all(text == text.lower().strip() for text in metaworld.TASKS.values())
 
@@ -52,7 +57,9 @@ def test_a_seed_decides_everything_whatever_came_before(env):
 def test_views_are_upright(env):
   env.reset(0)
   model, data = env._world.model, env._world.data
-  up = {model.camera(i).name: data.cam_xmat[i].reshape(3, 3)[2, 1] for i in range(model.ncam)}  # World z of image up.
+  up = {
+    model.camera(i).name: data.cam_xmat[i].reshape(3, 3)[2, 1] for i in range(model.ncam)
+  }  # World z of image up.
   assert sorted(up) == sorted(metaworld.ALL_VIEWS)
   assert sorted(metaworld.UPSIDE_DOWN) == sorted(name for name, z in up.items() if z < -0.1)
   # A white ball 0.3 m above the hand is drawn above a black one at the hand.
@@ -83,7 +90,9 @@ def test_actions_move_the_hand_as_documented(env):
   for _ in range(5):
     seen = env.step([1, 0, 0, -1])
   moved = seen['proprio'] - start
-  assert 0.04 < moved[0] <= 0.11 and abs(moved[1]) < 0.01  # 0.02 m each, less what the arm still lags behind.
+  assert (
+    0.04 < moved[0] <= 0.11 and abs(moved[1]) < 0.01
+  )  # 0.02 m each, less what the arm still lags behind.
   for _ in range(8):
     seen = env.step([0, 0, 0, 7.0])  # Clipped to 1: closes.
   assert seen['proprio'][3] < start[3] - 0.2
@@ -91,7 +100,9 @@ def test_actions_move_the_hand_as_documented(env):
 
 @pytest.mark.parametrize('task', ['door-close', 'handle-press', 'reach'])
 def test_experts_succeed_within_the_limit(task, monkeypatch):
-  monkeypatch.setattr(metaworld.MetaworldEnv, '_observe', lambda self: {})  # Drawing is what takes time.
+  monkeypatch.setattr(
+    metaworld.MetaworldEnv, '_observe', lambda self: {}
+  )  # Drawing is what takes time.
   env = metaworld.MetaworldEnv(task, view_size=8)
   for seed in range(3):
     env.reset(seed)
@@ -104,10 +115,15 @@ def test_experts_succeed_within_the_limit(task, monkeypatch):
   env.close()
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(tasks='fly'), "task='fly' must be one of"), (dict(tasks=()), 'tasks is empty'),
-    (dict(tasks='reach', view_size=4), 'view_size=4'), (dict(tasks='reach', backend='x11'), "backend='x11'"),
-])
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (dict(tasks='fly'), "task='fly' must be one of"),
+    (dict(tasks=()), 'tasks is empty'),
+    (dict(tasks='reach', view_size=4), 'view_size=4'),
+    (dict(tasks='reach', backend='x11'), "backend='x11'"),
+  ],
+)
 def test_bad_choices_are_errors(arguments, message):
   with pytest.raises(ValueError, match=message):
     metaworld.MetaworldEnv(**arguments)

@@ -1,4 +1,7 @@
-"""The tabletop world: determinism, what actions do, what counts as success, splits, pixels and errors."""
+"""The tabletop world: determinism, what actions do, what counts as success, splits, pixels and
+errors.
+"""
+
 from __future__ import annotations
 
 import math
@@ -10,12 +13,17 @@ import pytest
 
 from wam_jax.data import embodiments
 from wam_jax.envs import tabletop
-from wam_jax.envs.tabletop import render, robots, tasks, world
+from wam_jax.envs.tabletop import render
+from wam_jax.envs.tabletop import robots
+from wam_jax.envs.tabletop import tasks
+from wam_jax.envs.tabletop import world
 
 PLAIN = render.Look((200, 200, 200), 'plain', 'flat', 1.0)
 
 
-def _run_expert(embodiment: str, task: str, seed: int, split: str = 'train') -> tabletop.TabletopEnv:
+def _run_expert(
+  embodiment: str, task: str, seed: int, split: str = 'train'
+) -> tabletop.TabletopEnv:
   env = tabletop.TabletopEnv(embodiment, (task,), split, view_size=8)
   env.reset(seed)
   act = tabletop.make_expert(env, seed)
@@ -40,7 +48,11 @@ def test_same_seed_gives_the_same_episode_and_another_seed_another(embodiment):
     for _ in range(15):
       actions.append(act())
       observations.append(env.step(actions[-1]))
-    return env.instruction, np.stack(actions), {k: np.stack([o[k] for o in observations]) for k in observations[0]}
+    return (
+      env.instruction,
+      np.stack(actions),
+      {k: np.stack([o[k] for o in observations]) for k in observations[0]},
+    )
 
   words, actions, views = record(3)
   again = record(3)
@@ -59,8 +71,11 @@ def test_expert_succeeds_within_the_time_limit(embodiment, task):
 
 
 def test_expert_succeeds_on_held_out_splits():
-  assert all(_run_expert('disc', task, 5, split).success
-             for task in tabletop.TASKS for split in ('unseen_task', 'unseen_look'))
+  assert all(
+    _run_expert('disc', task, 5, split).success
+    for task in tabletop.TASKS
+    for split in ('unseen_task', 'unseen_look')
+  )
 
 
 def test_expert_recovers_from_a_disturbance():
@@ -107,7 +122,9 @@ def test_success_needs_four_steps_in_a_row():
 
 
 def test_carried_item_does_not_count_until_released():
-  scenario = _scenario([world.Item('red', 'disc', 0.5, 0.5)], [tasks.Zone('blue', 0.5, 0.5)], 'place')
+  scenario = _scenario(
+    [world.Item('red', 'disc', 0.5, 0.5)], [tasks.Zone('blue', 0.5, 0.5)], 'place'
+  )
   table = world.World(scenario.items, (0.5, 0.5), 0.045)
   assert tasks.satisfied(scenario, table)
   table.step((0.5, 0.5), True, 0.1)
@@ -139,8 +156,10 @@ def test_arm_and_cart_follow_their_joints():
   moved = arm.step(np.array([0.5, -0.5, -1.0]))['proprio']
   np.testing.assert_allclose(moved[:2] - start[:2], [0.03, -0.03], atol=1e-6)
   shoulder, bend = moved[:2]
-  tip = (robots.ARM_BASE[0] + 0.58 * (math.sin(shoulder) + math.sin(shoulder + bend)),
-         robots.ARM_BASE[1] - 0.58 * (math.cos(shoulder) + math.cos(shoulder + bend)))
+  tip = (
+    robots.ARM_BASE[0] + 0.58 * (math.sin(shoulder) + math.sin(shoulder + bend)),
+    robots.ARM_BASE[1] - 0.58 * (math.cos(shoulder) + math.cos(shoulder + bend)),
+  )
   np.testing.assert_allclose(moved[2:4], tip, atol=1e-5)
   cart = tabletop.TabletopEnv('cart', ('reach',), view_size=8)
   start = cart.reset(2)['proprio']
@@ -154,7 +173,9 @@ def test_inverse_kinematics_inverts_over_the_whole_table(name):
   for x in np.linspace(0.08, 0.92, 9):
     for y in np.linspace(0.1, 0.92, 9):
       joints = robot.limit(robot.inverse(x, y))
-      np.testing.assert_allclose(robot.forward(joints), (x, y), atol=1e-9, err_msg=f'{name} at {x, y}')
+      np.testing.assert_allclose(
+        robot.forward(joints), (x, y), atol=1e-9, err_msg=f'{name} at {x, y}'
+      )
 
 
 def test_robots_match_their_embodiment_records():
@@ -180,7 +201,11 @@ def test_closed_effector_pushes_and_open_one_passes_over():
 
 
 def test_lifted_item_follows_the_tip_and_passes_over_others():
-  table = world.World((world.Item('red', 'disc', 0.3, 0.5), world.Item('blue', 'square', 0.5, 0.5)), (0.31, 0.5), 0.045)
+  table = world.World(
+    (world.Item('red', 'disc', 0.3, 0.5), world.Item('blue', 'square', 0.5, 0.5)),
+    (0.31, 0.5),
+    0.045,
+  )
   table.step((0.31, 0.5), True, 0.2)
   assert table.holding == 0
   for x in (0.4, 0.5, 0.6, 0.7):
@@ -208,7 +233,9 @@ def test_splits_hold_out_combinations_and_looks():
     seen, unseen = combinations(task, 'train'), combinations(task, 'unseen_task')
     assert seen and unseen and not seen & unseen
     words = {word for c in seen for word in c}
-    assert {word for c in unseen for word in c} <= words  # only the combination is new, never the word
+    assert {
+      word for c in unseen for word in c
+    } <= words  # only the combination is new, never the word
   train, unseen = render.looks('train'), render.looks('unseen_look')
   for field in ('table', 'texture', 'finish'):
     assert not {getattr(a, field) for a in train} & {getattr(a, field) for a in unseen}
@@ -227,14 +254,17 @@ def test_scenes_are_unambiguous_and_spaced(task):
   rng = np.random.default_rng(1)
   for _ in range(60):
     scenario = tasks.sample(task, rng, 'train', 2)
-    targets, others = scenario.items[:scenario.targets], scenario.items[scenario.targets:]
+    targets, others = scenario.items[: scenario.targets], scenario.items[scenario.targets :]
     for other in others:
       clash = [t for t in targets if t.color == other.color]
-      assert not clash or (task == 'reach_shape' and clash[0].shape != other.shape
-                           and f'{clash[0].color} {clash[0].shape}' in scenario.instruction)
+      assert not clash or (
+        task == 'reach_shape'
+        and clash[0].shape != other.shape
+        and f'{clash[0].color} {clash[0].shape}' in scenario.instruction
+      )
     places = [(i.x, i.y) for i in scenario.items]
     assert all(math.dist(a, b) >= 0.17 for i, a in enumerate(places) for b in places[:i])
-    assert all(math.dist(scenario.tip, p) > 0.249 for p in places[:scenario.targets])
+    assert all(math.dist(scenario.tip, p) > 0.249 for p in places[: scenario.targets])
     assert scenario.instruction == scenario.instruction.lower()
     assert all(word in scenario.instruction for word in {t.color for t in targets})
     assert len(scenario.instruction.split()) <= 16
@@ -246,7 +276,9 @@ def test_reach_any_offers_two_equal_choices_and_the_expert_takes_either():
     env = tabletop.TabletopEnv('disc', ('reach_any',), view_size=8)
     env.reset(0)
     left, right = (env.world.position(i) for i in range(2))
-    assert math.dist(env.world.tip, left) == pytest.approx(math.dist(env.world.tip, right), abs=1e-9)
+    assert math.dist(env.world.tip, left) == pytest.approx(
+      math.dist(env.world.tip, right), abs=1e-9
+    )
     assert left[0] < env.world.tip[0] < right[0]
     action = tabletop.make_expert(env, seed)()
     sides.add(bool(action[0] > 0))
@@ -260,7 +292,9 @@ def test_items_have_their_colour_in_both_views(color, shape):
   table = world.World(scenario.items, scenario.tip, 0.045)
   draw = render.Renderer(scenario, robots.ROBOTS['disc'], PLAIN)
   top = draw.image('top', 32, table, scenario.tip)
-  assert np.abs(top[9, 19].astype(int) - render.COLORS[color]).max() <= 12  # (0.6, 0.3) * 32 = column 19.2, row 9.6
+  assert (
+    np.abs(top[9, 19].astype(int) - render.COLORS[color]).max() <= 12
+  )  # (0.6, 0.3) * 32 = column 19.2, row 9.6
   wrist = draw.image('wrist', 32, table, scenario.tip)
   # 80 pixels a metre: 0.1 m right and 0.12 m up of the centre.
   np.testing.assert_array_equal(wrist[16 - 10, 16 + 8], render.COLORS[color])
@@ -270,7 +304,9 @@ def test_items_have_their_colour_in_both_views(color, shape):
 def test_colours_are_far_apart_from_each_other_and_from_tables():
   colors = {name: np.array(rgb) for name, rgb in render.COLORS.items()}
   names = list(colors)
-  assert min(np.abs(colors[a] - colors[b]).max() for i, a in enumerate(names) for b in names[:i]) > 90
+  assert (
+    min(np.abs(colors[a] - colors[b]).max() for i, a in enumerate(names) for b in names[:i]) > 90
+  )
   for look in render.looks('train'):
     assert min(np.abs(c - look.table).max() for c in colors.values()) > 90
 
@@ -278,9 +314,14 @@ def test_colours_are_far_apart_from_each_other_and_from_tables():
 def test_zone_is_a_ring_of_its_colour():
   scenario = _scenario([], [tasks.Zone('green', 0.5, 0.5)], tip=(0.1, 0.1))
   image = render.Renderer(scenario, robots.ROBOTS['disc'], PLAIN).image(
-      'top', 200, world.World((), (0.1, 0.1), 0.045), (0.1, 0.1))
-  np.testing.assert_array_equal(image[100, 100 + 22], render.COLORS['green'])  # 0.11 m: inside the ring
-  np.testing.assert_array_equal(image[100, 100], [int(0.65 * 200 + 0.35 * c) for c in render.COLORS['green']])
+    'top', 200, world.World((), (0.1, 0.1), 0.045), (0.1, 0.1)
+  )
+  np.testing.assert_array_equal(
+    image[100, 100 + 22], render.COLORS['green']
+  )  # 0.11 m: inside the ring
+  np.testing.assert_array_equal(
+    image[100, 100], [int(0.65 * 200 + 0.35 * c) for c in render.COLORS['green']]
+  )
   np.testing.assert_array_equal(image[100, 100 + 30], (200, 200, 200))
 
 
@@ -289,7 +330,11 @@ def test_robots_look_different():
   for robot in robots.ROBOTS.values():
     scenario = _scenario([], tip=(0.4, 0.6))
     joints = robot.limit(robot.inverse(0.4, 0.6))
-    images.append(render.Renderer(scenario, robot, PLAIN).image('top', 32, world.World((), (0.4, 0.6), 0.04), joints))
+    images.append(
+      render.Renderer(scenario, robot, PLAIN).image(
+        'top', 32, world.World((), (0.4, 0.6), 0.04), joints
+      )
+    )
   for i, a in enumerate(images):
     for b in images[:i]:
       assert (np.abs(a.astype(int) - b).max(-1) > 40).sum() > 15
@@ -304,14 +349,17 @@ def test_views_have_the_asked_size():
   assert env.time_s == 0 and env.max_steps == 45 and env.control_hz == 5
 
 
-@pytest.mark.parametrize('arguments, message', [
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
     (('robot', ('reach',)), "embodiment='robot' must be one of"),
     (('disc', ('reach', 'juggle')), "task='juggle' must be one of"),
     (('disc', ()), 'tasks is empty'),
     (('disc', ('reach',), 'test'), "split='test' must be one of"),
     (('disc', ('reach',), 'train', 4), 'view_size=4'),
     (('disc', ('reach',), 'train', 32, 9), 'max_distractors=9'),
-])
+  ],
+)
 def test_bad_choices_are_errors(arguments, message):
   with pytest.raises(ValueError, match=message):
     tabletop.TabletopEnv(*arguments)
@@ -334,7 +382,9 @@ def test_bad_actions_are_errors():
 
 
 def test_importing_the_world_needs_neither_jax_nor_tensorflow():
-  code = ('import sys; import wam_jax.envs.tabletop; '
-          'print([m for m in ("jax", "flax", "tensorflow") if m in sys.modules])')
+  code = (
+    'import sys; import wam_jax.envs.tabletop; '
+    'print([m for m in ("jax", "flax", "tensorflow") if m in sys.modules])'
+  )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == '[]'

@@ -1,4 +1,7 @@
-"""Fine-tuning of an imported checkpoint: the argument is its workdir. Frames are shrunk, so that it runs anywhere."""
+"""Fine-tuning of an imported checkpoint: the argument is its workdir. Frames are shrunk, so that it
+runs anywhere.
+"""
+
 import ml_collections
 
 from wam_jax import config as cfg
@@ -17,7 +20,14 @@ def get_config(imported: str):
   c.steps, c.batch_size, c.log_every, c.save_every = 2, 2, 1, 2
   c.optimizer.ema_decay = 0.5
   c.data.embodiments = ('droid',)
-  c.data.mixture = {'droid': dict(path='', split='train', embodiment='droid', weight=1.0, prepare='', source='')}
+  c.data.mixture = {
+    'droid': dict(path='', split='train', embodiment='droid', weight=1.0, prepare='', source='')
+  }
   c.data.statistics = {}
-  c.evaluation.env, c.evaluation.split, c.evaluation.episodes, c.evaluation.batch = 'dataset', 'train', 2, 2
+  c.evaluation.env, c.evaluation.split, c.evaluation.episodes, c.evaluation.batch = (
+    'dataset',
+    'train',
+    2,
+    2,
+  )
   return c

@@ -1,4 +1,7 @@
-"""An official checkpoint inspected, imported, trained on DROID episodes, evaluated and given back, by commands."""
+"""An official checkpoint inspected, imported, trained on DROID episodes, evaluated and given back,
+by commands.
+"""
+
 from __future__ import annotations
 
 import json
@@ -16,19 +19,33 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(module: str, *flags: str) -> str:
-  done = subprocess.run([sys.executable, '-m', module, *flags], cwd=ROOT, env=programs.environment(), text=True,
-                        timeout=400, capture_output=True)
+  done = subprocess.run(
+    [sys.executable, '-m', module, *flags],
+    cwd=ROOT,
+    env=programs.environment(),
+    text=True,
+    timeout=400,
+    capture_output=True,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout
 
 
 def write_vocabulary(path: pathlib.Path) -> None:
   """A sentencepiece model with UMT5's special ids, smaller than the tiny text encoder's table."""
-  text = (path.parent / 'text.txt')
+  text = path.parent / 'text.txt'
   text.write_text('push it\na robot view\n' * 20)
   sentencepiece.SentencePieceTrainer.Train(
-      input=str(text), model_prefix=str(path.with_suffix('')), vocab_size=30, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-      hard_vocab_limit=False, minloglevel=2)
+    input=str(text),
+    model_prefix=str(path.with_suffix('')),
+    vocab_size=30,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    hard_vocab_limit=False,
+    minloglevel=2,
+  )
 
 
 def test_there_and_back(tmp_path):
@@ -38,10 +55,19 @@ def test_there_and_back(tmp_path):
   imported, tuned = tmp_path / 'imported', tmp_path / 'tuned'
 
   assert 'dreamzero' in run('wam_jax.convert', 'inspect', f'--source={tmp_path / "official"}')
-  run('wam_jax.convert', 'import', f'--source={tmp_path / "official"}', f'--output={imported}',
-      f'--tokenizer={tmp_path / "spiece.model"}')
-  flags = [f'--config=tests/interop/imported_config.py:{imported}', f'--workdir={tuned}',
-           f'--config.data.mixture.droid.path={dataset}', f'--config.model.text.tokenizer={tmp_path / "spiece.model"}']
+  run(
+    'wam_jax.convert',
+    'import',
+    f'--source={tmp_path / "official"}',
+    f'--output={imported}',
+    f'--tokenizer={tmp_path / "spiece.model"}',
+  )
+  flags = [
+    f'--config=tests/interop/imported_config.py:{imported}',
+    f'--workdir={tuned}',
+    f'--config.data.mixture.droid.path={dataset}',
+    f'--config.model.text.tokenizer={tmp_path / "spiece.model"}',
+  ]
   assert 'weights from step 0' in run('wam_jax.train', *flags)
   lines = [json.loads(line) for line in (tuned / 'metrics.jsonl').read_text().splitlines()]
   assert [line['step'] for line in lines] == [1, 2] and all(line['loss'] for line in lines)
@@ -49,7 +75,11 @@ def test_there_and_back(tmp_path):
 
   run('wam_jax.convert', 'export', f'--source={tuned}', f'--output={tmp_path / "back"}')
   given = foreign.load(tmp_path / 'back')
-  assert {name: w.shape for name, w in given.items()} == {name: w.shape for name, w in weights.items()}
+  assert {name: w.shape for name, w in given.items()} == {
+    name: w.shape for name, w in weights.items()
+  }
   # Training moved the transformer and left the encoders alone.
-  changed = {name for name, w in given.items() if (w.astype('f4') != weights[name].astype('f4')).any()}
+  changed = {
+    name for name, w in given.items() if (w.astype('f4') != weights[name].astype('f4')).any()
+  }
   assert all(name.startswith('action_head.model.') for name in changed) and len(changed) > 100

@@ -1,4 +1,5 @@
 """Weights in files: the formats of others, read and written piece by piece, and what is refused."""
+
 import json
 import pathlib
 import pickle
@@ -22,9 +23,13 @@ from wam_jax.interop import pth
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
-    'a': RNG.standard_normal((3, 4)).astype(np.float32), 'b': np.arange(6).astype(foreign.BF16).reshape(1, 2, 3),
-    'scalar': np.array(2.5, np.float32), 'none': np.zeros((0, 3), np.float32), 'ids': np.arange(5),
-    'wide': RNG.standard_normal((300, 600)).astype(np.float16)}
+  'a': RNG.standard_normal((3, 4)).astype(np.float32),
+  'b': np.arange(6).astype(foreign.BF16).reshape(1, 2, 3),
+  'scalar': np.array(2.5, np.float32),
+  'none': np.zeros((0, 3), np.float32),
+  'ids': np.arange(5),
+  'wide': RNG.standard_normal((300, 600)).astype(np.float16),
+}
 
 
 def test_the_safetensors_library_writes_what_we_read(tmp_path):
@@ -65,7 +70,9 @@ def test_writer_takes_each_announced_weight_once(tmp_path):
 
 
 def shard_files(path):
-  foreign.save(path, {'a': WEIGHTS['a'], 'b': WEIGHTS['b'], 'c': WEIGHTS['wide']}, 'model', shards=3)
+  foreign.save(
+    path, {'a': WEIGHTS['a'], 'b': WEIGHTS['b'], 'c': WEIGHTS['wide']}, 'model', shards=3
+  )
   return sorted(path.glob('*.safetensors'))
 
 
@@ -87,16 +94,24 @@ def rename_dtype(path, files):
   files[0].write_bytes(content.replace(b'"F32"', b'"F8X"'))
 
 
-@pytest.mark.parametrize(('damage', 'message'), [
-    (damage_all, r'1-of-00003.safetensors is cut: \d+ bytes, its header describes \d+\n.*2-of-00003.* is cut or is no '
-                 r'safetensors file: 29 bytes, .*\n.*3-of-00003.safetensors does not exist'),
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (
+      damage_all,
+      r'1-of-00003.safetensors is cut: \d+ bytes, its header describes \d+\n.*2-of-00003.* is cut or is no '
+      r'safetensors file: 29 bytes, .*\n.*3-of-00003.safetensors does not exist',
+    ),
     (rename_dtype, r'unreadable header: a has dtype F8X; known are F64, F32'),
     (lambda path, files: files[0].write_bytes(files[0].read_bytes() + b'more'), 'is too long'),
-    (lambda path, files: edit_index(path, lambda m: m.update(ghost=files[0].name)),
-     'ghost is not in model-00001-of-00003'),
+    (
+      lambda path, files: edit_index(path, lambda m: m.update(ghost=files[0].name)),
+      'ghost is not in model-00001-of-00003',
+    ),
     (lambda path, files: edit_index(path, lambda m: m.clear()), 'has no weight_map'),
     (lambda path, files: (path / 'model.safetensors.index.json').write_text('{'), 'is not JSON'),
-])
+  ],
+)
 def test_damaged_shards_are_all_named(tmp_path, damage, message):
   damage(tmp_path, shard_files(tmp_path))
   with pytest.raises(ValueError, match=message):
@@ -111,7 +126,9 @@ def test_weight_in_two_shards_is_refused(tmp_path):
 
 
 def test_absent_weights(tmp_path):
-  with pytest.raises(ValueError, match='has neither model.safetensors nor model.safetensors.index.json'):
+  with pytest.raises(
+    ValueError, match='has neither model.safetensors nor model.safetensors.index.json'
+  ):
     io.open_weights(epath.Path(tmp_path), 'model')
 
 
@@ -122,17 +139,32 @@ def test_only_ten_problems_are_listed():
 
 
 def test_pytorch_wrote_what_we_read():
-  """The file is of torch 2.13: tensors dense, in bfloat16, transposed, sliced, scalar, shared, empty, a parameter."""
+  """The file is of torch 2.13: tensors dense, in bfloat16, transposed, sliced, scalar, shared,
+  empty, a parameter.
+  """
   big = np.arange(24, dtype=np.float32).reshape(4, 6)
-  want = {'dense': np.arange(6).reshape(2, 3), 'half': np.arange(4), 'transposed': np.arange(6).reshape(2, 3).T,
-          'rows': big[1:3], 'columns': big[:, 2:4], 'scalar': np.float32(1.5), 'parameter': np.arange(3),
-          'shared': big, 'ints': np.arange(3), 'empty': np.zeros((0, 3))}
+  want = {
+    'dense': np.arange(6).reshape(2, 3),
+    'half': np.arange(4),
+    'transposed': np.arange(6).reshape(2, 3).T,
+    'rows': big[1:3],
+    'columns': big[:, 2:4],
+    'scalar': np.float32(1.5),
+    'parameter': np.arange(3),
+    'shared': big,
+    'ints': np.arange(3),
+    'empty': np.zeros((0, 3)),
+  }
   got = pth.open_file(epath.Path(pathlib.Path(__file__).with_name('state_dict.pth')))
   assert list(got) == list(want)
   for name, w in want.items():
     assert got[name].shape == w.shape
     np.testing.assert_array_equal(got[name].read().astype(np.float64), w)
-  assert [got[name].dtype.name for name in ('half', 'ints', 'dense')] == ['bfloat16', 'int64', 'float32']
+  assert [got[name].dtype.name for name in ('half', 'ints', 'dense')] == [
+    'bfloat16',
+    'int64',
+    'float32',
+  ]
 
 
 def test_test_helper_writes_pytorch_files(tmp_path):
@@ -148,15 +180,26 @@ def rewrite(path, **members):
       archive.writestr(f'archive/{name.replace("_", ".")}', content)
 
 
-@pytest.mark.parametrize(('damage', 'message'), [
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
     (lambda path: path.write_bytes(path.read_bytes()[:-30]), 'not a zip file'),
-    (lambda path: rewrite(path, data_pkl=pickle.dumps(pathlib.PurePosixPath('/'))),
-     'it needs pathlib.PurePosixPath, which is no tensor'),
-    (lambda path: rewrite(path, data_pkl=pickle.dumps({'a': 1})), 'holds dict of other things than tensors'),
+    (
+      lambda path: rewrite(path, data_pkl=pickle.dumps(pathlib.PurePosixPath('/'))),
+      'it needs pathlib.PurePosixPath, which is no tensor',
+    ),
+    (
+      lambda path: rewrite(path, data_pkl=pickle.dumps({'a': 1})),
+      'holds dict of other things than tensors',
+    ),
     (lambda path: rewrite(path, data_pkl=b'\x80\x02}.', byteorder='big'), 'big-endian'),
-    (lambda path: rewrite(path, other='x'), "cannot be read as a PyTorch file of tensors: 'data.pkl'"),
+    (
+      lambda path: rewrite(path, other='x'),
+      "cannot be read as a PyTorch file of tensors: 'data.pkl'",
+    ),
     (lambda path: path.unlink(), 'does not exist'),
-])
+  ],
+)
 def test_other_pth_files_are_refused(tmp_path, damage, message):
   path = tmp_path / 'x.pth'
   foreign.save_pth(path, {'a': WEIGHTS['a']})
@@ -167,10 +210,15 @@ def test_other_pth_files_are_refused(tmp_path, damage, message):
 
 def write_item(place):
   rng = np.random.default_rng(1)
-  tree = {'blocks/w': rng.standard_normal((3, 40, 50)).astype(foreign.BF16), 'bias': np.arange(7, dtype=np.float32),
-          'scale/deep': np.array(2.0, np.float32), 'zeros': np.zeros((2, 2), np.float32)}
-  writer = arrays.ItemWriter(place, {path: io.Shape(x.shape, x.dtype) for path, x in tree.items()},
-                             frozenset({'blocks/w'}))
+  tree = {
+    'blocks/w': rng.standard_normal((3, 40, 50)).astype(foreign.BF16),
+    'bias': np.arange(7, dtype=np.float32),
+    'scale/deep': np.array(2.0, np.float32),
+    'zeros': np.zeros((2, 2), np.float32),
+  }
+  writer = arrays.ItemWriter(
+    place, {path: io.Shape(x.shape, x.dtype) for path, x in tree.items()}, frozenset({'blocks/w'})
+  )
   for layer in (2, 0, 1):
     writer.write('blocks/w', np.asfortranarray(tree['blocks/w'][layer]), layer)
   for path in ('bias', 'scale/deep', 'zeros'):
@@ -179,7 +227,7 @@ def write_item(place):
   return tree
 
 
-@pytest.mark.parametrize('chunk_bytes', [2 ** 25, 500])
+@pytest.mark.parametrize('chunk_bytes', [2**25, 500])
 def test_item_comes_back_whole_and_by_layers(tmp_path, monkeypatch, chunk_bytes):
   monkeypatch.setattr(arrays, '_CHUNK_BYTES', chunk_bytes)
   monkeypatch.setattr(arrays, '_SLAB_BYTES', 4 * chunk_bytes)
@@ -195,22 +243,41 @@ def test_item_comes_back_whole_and_by_layers(tmp_path, monkeypatch, chunk_bytes)
 
 def test_orbax_reads_our_items_to_numpy_and_onto_a_mesh(tmp_path):
   tree = write_item(tmp_path / 'item')
-  nested = {'blocks': {'w': tree['blocks/w']}, 'bias': tree['bias'], 'scale': {'deep': tree['scale/deep']},
-            'zeros': tree['zeros']}
+  nested = {
+    'blocks': {'w': tree['blocks/w']},
+    'bias': tree['bias'],
+    'scale': {'deep': tree['scale/deep']},
+    'zeros': tree['zeros'],
+  }
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     stored = reader.metadata(tmp_path / 'item').item_metadata.tree
-    restored = reader.restore(tmp_path / 'item', args=ocp.args.PyTreeRestore(
-        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)))
+    restored = reader.restore(
+      tmp_path / 'item',
+      args=ocp.args.PyTreeRestore(
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+      ),
+    )
   assert jax.tree.structure(restored) == jax.tree.structure(nested)
   jax.tree.map(np.testing.assert_array_equal, restored, nested)
   mesh = jax.make_mesh((8,), ('x',))
-  spread = lambda x: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None, 'x')[:x.ndim]))
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-      x.shape, np.float32, sharding=spread(x) if x.ndim == 3 else jax.sharding.NamedSharding(
-          mesh, jax.sharding.PartitionSpec())), nested)
+  spread = lambda x: jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(*(None, 'x')[: x.ndim])
+  )
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape,
+      np.float32,
+      sharding=spread(x)
+      if x.ndim == 3
+      else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    ),
+    nested,
+  )
   with ocp.StandardCheckpointer() as reader:
     on_mesh = reader.restore(tmp_path / 'item', abstract)
-  jax.tree.map(np.testing.assert_array_equal, on_mesh, jax.tree.map(lambda x: x.astype(np.float32), nested))
+  jax.tree.map(
+    np.testing.assert_array_equal, on_mesh, jax.tree.map(lambda x: x.astype(np.float32), nested)
+  )
   assert on_mesh['blocks']['w'].sharding.spec == jax.sharding.PartitionSpec(None, 'x')
 
 
@@ -233,12 +300,18 @@ def test_damaged_item_is_named(tmp_path):
     arrays.open_item(tmp_path)
 
 
-@pytest.mark.parametrize(('base_layer', 'default'), [(False, ''), (False, '.default'), (True, ''), (True, '.default')])
+@pytest.mark.parametrize(
+  ('base_layer', 'default'), [(False, ''), (False, '.default'), (True, ''), (True, '.default')]
+)
 def test_adapters_are_merged_in_float32_and_rounded_once(base_layer, default):
   rng = np.random.default_rng(0)
-  plain = {'action_head.model.blocks.0.self_attn.q.weight': rng.standard_normal((6, 5)).astype(foreign.BF16),
-           'action_head.model.blocks.0.self_attn.q.bias': np.ones(6, np.float32),
-           'action_head.model.blocks.0.norm3.weight': np.ones(6, np.float32)}
+  plain = {
+    'action_head.model.blocks.0.self_attn.q.weight': rng.standard_normal((6, 5)).astype(
+      foreign.BF16
+    ),
+    'action_head.model.blocks.0.self_attn.q.bias': np.ones(6, np.float32),
+    'action_head.model.blocks.0.norm3.weight': np.ones(6, np.float32),
+  }
   adapters, wrapped, merged = foreign.adapted(plain, rank=2, base_layer=base_layer, default=default)
   assert len(adapters) == 2 and any('.base_layer.' in name for name in wrapped) == base_layer
   as_weights = lambda tree: {name: Held(w) for name, w in tree.items()}
@@ -248,8 +321,10 @@ def test_adapters_are_merged_in_float32_and_rounded_once(base_layer, default):
   for name, w in merged.items():
     np.testing.assert_array_equal(got[name].read(), w)
     assert (got[name].shape, got[name].dtype) == (w.shape, w.dtype)
-  assert not np.array_equal(merged['action_head.model.blocks.0.self_attn.q.weight'],
-                            plain['action_head.model.blocks.0.self_attn.q.weight'])
+  assert not np.array_equal(
+    merged['action_head.model.blocks.0.self_attn.q.weight'],
+    plain['action_head.model.blocks.0.self_attn.q.weight'],
+  )
 
 
 class Held:
@@ -270,7 +345,9 @@ def test_adapters_that_do_not_fit_are_named():
   with pytest.raises(ValueError, match='is there twice'):
     lora.split(weights | {f'base_model.model.{q}.weight': Held(np.zeros(1))})
   halves = lora.Adapter(Held(np.zeros((2, 5))), Held(np.zeros((6, 3))))
-  with pytest.raises(ValueError, match=r'A \[2, 5\] and B \[6, 3\]; expected rank 2\n  k is adapted, but not there'):
+  with pytest.raises(
+    ValueError, match=r'A \[2, 5\] and B \[6, 3\]; expected rank 2\n  k is adapted, but not there'
+  ):
     lora.merge(weights, {f'{q}.weight': halves, 'k': halves}, 2, 2)
 
 
@@ -312,9 +389,13 @@ def test_disk_that_fills_up(tmp_path, kind):
   """A file-size limit stands for the full disk; both come to the writers as an OSError."""
   big = np.random.default_rng(0).standard_normal((400, 400)).astype(np.float32)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # Python ignores SIGXFSZ: write() fails.
+  resource.setrlimit(
+    resource.RLIMIT_FSIZE, (100_000, limits[1])
+  )  # Python ignores SIGXFSZ: write() fails.
   try:
-    with pytest.raises(ValueError, match='could not be written .*File too large.*removed again; make room'):
+    with pytest.raises(
+      ValueError, match='could not be written .*File too large.*removed again; make room'
+    ):
       with output.staged(tmp_path / 'result', 10) as partial:
         shape = {'w': io.Shape(big.shape, big.dtype)}
         if kind == 'item':
@@ -340,6 +421,8 @@ def test_header_of_the_format():
   """The file byte by byte: length, JSON padded to 8 bytes, arrays."""
   header, offsets = io._make_header({'x': io.Shape((2,), np.dtype(np.float32))})
   assert struct.unpack('<Q', header[:8]) == (len(header) - 8,) and len(header) % 8 == 0
-  assert json.loads(header[8:]) == {'__metadata__': {'format': 'pt'},
-                                    'x': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}
+  assert json.loads(header[8:]) == {
+    '__metadata__': {'format': 'pt'},
+    'x': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]},
+  }
   assert offsets == {'x': 0}

@@ -1,4 +1,5 @@
 """Adapters trained on an imported checkpoint, evaluated and exported: merged weights act alike."""
+
 from __future__ import annotations
 
 import functools
@@ -34,11 +35,24 @@ def velocities(config, params):
   normal = lambda *shape: rng.standard_normal((1, *shape)).astype(np.float32)
   clean, action = normal(F, 4, 4, m.tokenizer.channels), normal(A, m.action_dim)
   window = train_step.Window(
-      clean, action, np.ones_like(action, bool), np.ones((1, A), bool), np.ones((1, F), bool),
-      normal(m.max_chunks, m.proprio_dim), np.zeros(1, np.int32), normal(m.text.length, m.text.dim),
-      encoders.Condition(normal(m.image_tokens, m.image_dim), normal(F, 4, 4, m.tokenizer.channels + 4)))
-  noise = train_step.Noise(np.full((1, F), 0.5, np.float32), np.full((1, A), 0.5, np.float32),
-                           normal(*clean.shape[1:]), normal(*action.shape[1:]))
+    clean,
+    action,
+    np.ones_like(action, bool),
+    np.ones((1, A), bool),
+    np.ones((1, F), bool),
+    normal(m.max_chunks, m.proprio_dim),
+    np.zeros(1, np.int32),
+    normal(m.text.length, m.text.dim),
+    encoders.Condition(
+      normal(m.image_tokens, m.image_dim), normal(F, 4, 4, m.tokenizer.channels + 4)
+    ),
+  )
+  noise = train_step.Noise(
+    np.full((1, F), 0.5, np.float32),
+    np.full((1, A), 0.5, np.float32),
+    normal(*clean.shape[1:]),
+    normal(*action.shape[1:]),
+  )
   return jax.jit(functools.partial(train_step.predict, config))(params, window, noise)
 
 
@@ -50,26 +64,39 @@ def test_adapters_there_and_back(tmp_path):
   base, tuned, back = tmp_path / 'imported', tmp_path / 'tuned', tmp_path / 'back'
   import_from(tmp_path / 'official', base, vocabulary)
   programs.run(
-      'wam_jax.train', f'--config=tests/interop/imported_config.py:{base}', f'--workdir={tuned}',
-      f'--config.data.mixture.droid.path={dataset}', f'--config.model.text.tokenizer={vocabulary}',
-      '--config.model.lora.rank=2', '--config.trainable=lora', '--config.optimizer.learning_rate=0.05',
-      '--config.optimizer.warmup_steps=1')
+    'wam_jax.train',
+    f'--config=tests/interop/imported_config.py:{base}',
+    f'--workdir={tuned}',
+    f'--config.data.mixture.droid.path={dataset}',
+    f'--config.model.text.tokenizer={vocabulary}',
+    '--config.model.lora.rank=2',
+    '--config.trainable=lora',
+    '--config.optimizer.learning_rate=0.05',
+    '--config.optimizer.warmup_steps=1',
+  )
   assert 'open loop on 2 windows' in programs.run('wam_jax.evaluate', f'--workdir={tuned}')
   said = inspection.show(inspection.inspect(epath.Path(tuned), layouts.Options(), None))
-  assert '30 adapters of rank 2, alpha 4' in said and f'started from step 0 of {base}, parameters of SHA-256' in said
+  assert (
+    '30 adapters of rank 2, alpha 4' in said
+    and f'started from step 0 of {base}, parameters of SHA-256' in said
+  )
   own = workdirs.open_workdir(tuned, None)
   report = exporting.export_checkpoint(own, tmp_path / 'exported', exporting.Options())
   assert 'averaged weights, 30 LoRA adapters merged' in exporting.show(report)
   import_from(tmp_path / 'exported', back, vocabulary)
 
   place = tuned / 'checkpoints' / '2'
-  params = finetuning.overlay(*(checkpoint._load_tree(place / item) for item in ('params', 'ema_params')))
+  params = finetuning.overlay(
+    *(checkpoint._load_tree(place / item) for item in ('params', 'ema_params'))
+  )
   assert not checkpoint._load_tree(place / 'ema_params')['blocks'].keys() & {'norm3', 'modulation'}
   adapted = checkpoint._load_newest(tuned, None, lambda place, config, _: config)
   want = velocities(adapted, params)
   plain = finetuning.merged_config(adapted)
   before = velocities(plain, checkpoint.load_for_inference(base)[1])
-  for got, w, b in zip(velocities(plain, checkpoint.load_for_inference(back)[1]), want, before, strict=True):
+  for got, w, b in zip(
+    velocities(plain, checkpoint.load_for_inference(back)[1]), want, before, strict=True
+  ):
     scale = np.abs(w).max()
     np.testing.assert_allclose(got, w, atol=1e-5 * scale)  # Sums in another order.
     assert np.abs(w - b).max() > 1e-2 * scale

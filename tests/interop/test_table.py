@@ -1,4 +1,5 @@
 """The weight tables at the released sizes, by arithmetic alone."""
+
 import math
 
 import pytest
@@ -8,13 +9,19 @@ from wam_jax.interop.table import dit
 from wam_jax.interop.table import rows
 
 
-@pytest.mark.parametrize(('config', 'billions', 'weights'), [
-    (cfg.WAN2_1_I2V_14B, 16.484, 1317), (cfg.WAN2_2_TI2V_5B, 5.607, 997)])
+@pytest.mark.parametrize(
+  ('config', 'billions', 'weights'),
+  [(cfg.WAN2_1_I2V_14B, 16.484, 1317), (cfg.WAN2_2_TI2V_5B, 5.607, 997)],
+)
 def test_released_sizes(config, billions, weights):
   """Source: specification of the released models, computed from the official modules."""
   table = dit.rows(config)
   assert round(sum(math.prod(row.shape) for row in table) / 1e9, 3) == billions
-  assert len({name for row in table for name in row.names}) == sum(len(row.names) for row in table) == weights
+  assert (
+    len({name for row in table for name in row.names})
+    == sum(len(row.names) for row in table)
+    == weights
+  )
   assert len({row.path for row in table}) == len(table)
 
 
@@ -34,4 +41,7 @@ def test_released_shapes():
 def test_mismatches_are_all_named():
   row = rows.Row('a.{}.weight', 'a/w', '(N K) D -> D N K', dict(N=2, K=3, D=4), 2)
   assert rows.list_mismatches([row], {'a.0.weight': (6, 5), 'b': (1,)}) == [
-      'a.1.weight is missing; expected [6, 4]', 'b [1] is unexpected', 'a.0.weight is [6, 5]; expected [6, 4]']
+    'a.1.weight is missing; expected [6, 4]',
+    'b [1] is unexpected',
+    'a.0.weight is [6, 5]; expected [6, 4]',
+  ]

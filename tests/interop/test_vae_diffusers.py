@@ -1,4 +1,7 @@
-"""The VAEs against `diffusers.AutoencoderKLWan`, a second source, at tiny random sizes other than the golden files'."""
+"""The VAEs against `diffusers.AutoencoderKLWan`, a second source, at tiny random sizes other than
+the golden files'.
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -15,19 +18,38 @@ torch = pytest.importorskip('torch')
 
 import diffusers  # noqa: E402
 
-RESIDUAL = dict(is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16)
+RESIDUAL = dict(
+  is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16
+)
 TINY = {
-    'wan2_1': dict(base_dim=4, z_dim=5, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True]),
-    'wan2_2': dict(base_dim=4, decoder_base_dim=6, z_dim=7, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
-                   temperal_downsample=[False, True, True], **RESIDUAL)}
-FULL = {
-    'wan2_1': dict(),
-    'wan2_2': dict(base_dim=160, decoder_base_dim=256, z_dim=48, **RESIDUAL)}
+  'wan2_1': dict(
+    base_dim=4, z_dim=5, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True]
+  ),
+  'wan2_2': dict(
+    base_dim=4,
+    decoder_base_dim=6,
+    z_dim=7,
+    dim_mult=[1, 2, 4, 4],
+    num_res_blocks=2,
+    temperal_downsample=[False, True, True],
+    **RESIDUAL,
+  ),
+}
+FULL = {'wan2_1': dict(), 'wan2_2': dict(base_dim=160, decoder_base_dim=256, z_dim=48, **RESIDUAL)}
 
 
 def our_config(kind, c):
-  return cfg.TokenizerConfig(kind=kind, channels=c.z_dim, vae=cfg.VAEConfig(
-      c.base_dim, c.decoder_base_dim or c.base_dim, tuple(c.dim_mult), c.num_res_blocks, tuple(c.temperal_downsample)))
+  return cfg.TokenizerConfig(
+    kind=kind,
+    channels=c.z_dim,
+    vae=cfg.VAEConfig(
+      c.base_dim,
+      c.decoder_base_dim or c.base_dim,
+      tuple(c.dim_mult),
+      c.num_res_blocks,
+      tuple(c.temperal_downsample),
+    ),
+  )
 
 
 def random_model(kind):
@@ -44,18 +66,37 @@ def test_encode_and_decode(kind, request):
   theirs = random_model(kind)
   c = our_config(kind, theirs.config)
   weights = {name: w.numpy() for name, w in theirs.state_dict().items()}
-  ours = vae.WanVAE(rows.to_params(table.rows(c, 'diffusers'), weights), c,
-                    np.stack([np.zeros(c.channels), np.ones(c.channels)]))  # Theirs does not normalise.
+  ours = vae.WanVAE(
+    rows.to_params(table.rows(c, 'diffusers'), weights),
+    c,
+    np.stack([np.zeros(c.channels), np.ones(c.channels)]),
+  )  # Theirs does not normalise.
   rng = np.random.default_rng(0)
   size = 3 * ours.spatial, 2 * ours.spatial
   frames = rng.uniform(-1, 1, (2, 9, *size, 3)).astype(np.float32)
   latents = rng.normal(size=(2, 3, 3, 2, c.channels)).astype(np.float32)
-  first, last = lambda x: torch.from_numpy(x.transpose(0, 4, 1, 2, 3)), lambda x: x.numpy().transpose(0, 2, 3, 4, 1)
+  first, last = (
+    lambda x: torch.from_numpy(x.transpose(0, 4, 1, 2, 3)),
+    lambda x: x.numpy().transpose(0, 2, 3, 4, 1),
+  )
   with torch.no_grad():
-    mean, decoded = last(theirs.encode(first(frames)).latent_dist.mean), last(theirs.decode(first(latents)).sample)
-  assert np.mean(np.abs(decoded) < 1) > 0.5, 'Most decoded pixels must not be clamped to compare them.'
-  parity.check(request, f'VAE {kind} encode (diffusers)', ours.encode(frames), mean, absolute=parity.ENCODERS)
-  parity.check(request, f'VAE {kind} decode (diffusers)', ours.decode(latents), decoded, absolute=parity.ENCODERS)
+    mean, decoded = (
+      last(theirs.encode(first(frames)).latent_dist.mean),
+      last(theirs.decode(first(latents)).sample),
+    )
+  assert np.mean(np.abs(decoded) < 1) > 0.5, (
+    'Most decoded pixels must not be clamped to compare them.'
+  )
+  parity.check(
+    request, f'VAE {kind} encode (diffusers)', ours.encode(frames), mean, absolute=parity.ENCODERS
+  )
+  parity.check(
+    request,
+    f'VAE {kind} decode (diffusers)',
+    ours.decode(latents),
+    decoded,
+    absolute=parity.ENCODERS,
+  )
 
 
 @pytest.mark.parametrize('kind', FULL)
@@ -63,4 +104,6 @@ def test_released_sizes_have_the_weights_of_the_table(kind):
   with torch.device('meta'):
     theirs = diffusers.AutoencoderKLWan(**FULL[kind])
   shapes = {name: tuple(w.shape) for name, w in theirs.state_dict().items()}
-  assert rows.list_mismatches(table.rows(our_config(kind, theirs.config), 'diffusers'), shapes) == []
+  assert (
+    rows.list_mismatches(table.rows(our_config(kind, theirs.config), 'diffusers'), shapes) == []
+  )

@@ -1,4 +1,7 @@
-"""The demos run as plain scripts at the smallest size, and the notebooks are what is made of them."""
+"""The demos run as plain scripts at the smallest size, and the notebooks are what is made of
+them.
+"""
+
 from __future__ import annotations
 
 import json
@@ -18,10 +21,15 @@ convert = runpy.run_path(str(COLAB / 'to_notebook.py'))['convert']
 
 
 def test_cells():
-  notebook = json.loads(convert(
-      '# ruff: off\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 1  # %% stays\n\n# comment\n'))
+  notebook = json.loads(
+    convert(
+      '# ruff: off\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 1  # %% stays\n\n# comment\n'
+    )
+  )
   assert [(cell['cell_type'], ''.join(cell['source'])) for cell in notebook['cells']] == [
-      ('markdown', '# Title\n\nText.'), ('code', 'x = 1  # %% stays\n\n# comment')]
+    ('markdown', '# Title\n\nText.'),
+    ('code', 'x = 1  # %% stays\n\n# comment'),
+  ]
   assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
 
 
@@ -42,11 +50,18 @@ def test_train_and_watch_runs(tmp_path):
   script = tmp_path / 'demo.py'
   script.write_text(source.replace("\nSIZE = ''", "\nSIZE = 'smoke'"))
   assert script.read_text() != source
-  done = subprocess.run([sys.executable, script], cwd=ROOT, env=programs.environment() | {'HOME': str(tmp_path)},
-                        text=True, capture_output=True, timeout=300)
+  done = subprocess.run(
+    [sys.executable, script],
+    cwd=ROOT,
+    env=programs.environment() | {'HOME': str(tmp_path)},
+    text=True,
+    capture_output=True,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   assert 'done: step 4' in done.stdout and 'traced 1 time(s)' in done.stdout
   workdir = tmp_path / 'wam/tiny'
   assert (workdir / 'loss.png').exists()
   assert {path.name for path in (workdir / 'watch').iterdir()} >= {
-      f'disc_{number}{end}' for number in range(2) for end in ('.mp4', '.png', '_actions.png')}
+    f'disc_{number}{end}' for number in range(2) for end in ('.mp4', '.png', '_actions.png')
+  }

@@ -1,7 +1,10 @@
-"""The launchers: what they print is what they run, and what they do when machines vanish. No cloud is needed.
+"""The launchers: what they print is what they run, and what they do when machines vanish. No cloud
+is needed.
 
-Executables of the same names as the real ones come first in PATH; they note how they were called and answer as told.
+Executables of the same names as the real ones come first in PATH; they note how they were called
+and answer as told.
 """
+
 from __future__ import annotations
 
 import os
@@ -18,7 +21,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
-TRAIN = 'python -m wam_jax.train --distributed --config=configs/tiny.py:smoke --workdir=/mnt/runs/droid'
+TRAIN = (
+  'python -m wam_jax.train --distributed --config=configs/tiny.py:smoke --workdir=/mnt/runs/droid'
+)
 ZONE = '--zone=us-east5-a'
 FAKE = '#!/usr/bin/env bash\nprintf "%s\\n" "${0##*/} ${*@Q}" >>"${CALLS}"\n'
 
@@ -30,22 +35,48 @@ class Machines:
     self.root, self.bin, self.notes = root, root / 'bin', root / 'calls'
     self.bin.mkdir()
     self.environment = os.environ | {
-        'PATH': f'{self.bin}:{os.environ["PATH"]}', 'CALLS': str(self.notes), 'HOME': str(root), 'TMPDIR': str(root)}
-    for name in ('gcloud', 'xpk', 'kubectl', 'sbatch', 'scancel', 'scontrol', 'git', 'sleep', 'mkdir'):
+      'PATH': f'{self.bin}:{os.environ["PATH"]}',
+      'CALLS': str(self.notes),
+      'HOME': str(root),
+      'TMPDIR': str(root),
+    }
+    for name in (
+      'gcloud',
+      'xpk',
+      'kubectl',
+      'sbatch',
+      'scancel',
+      'scontrol',
+      'git',
+      'sleep',
+      'mkdir',
+    ):
       self.answer(name, '')
 
   def answer(self, name: str, body: str) -> None:
-    """Makes the executable `name`; `body` is bash and finds in its directory what it wrote there before."""
+    """Makes the executable `name`; `body` is bash and finds in its directory what it wrote there
+    before.
+    """
     (self.bin / name).write_text(f'{FAKE}cd {shlex.quote(str(self.root))}\n{body}\n')
     (self.bin / name).chmod(0o755)
 
   def calls(self) -> list[list[str]]:
-    return [shlex.split(line) for line in self.notes.read_text().splitlines()] if self.notes.exists() else []
+    return (
+      [shlex.split(line) for line in self.notes.read_text().splitlines()]
+      if self.notes.exists()
+      else []
+    )
 
   def start(self, script: str | pathlib.Path, *args: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [LAUNCH / script, *args], cwd=ROOT, env=self.environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True)
+      [LAUNCH / script, *args],
+      cwd=ROOT,
+      env=self.environment,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      start_new_session=True,
+    )
 
   def run(self, script: str | pathlib.Path, *args: str) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
@@ -66,9 +97,21 @@ def test_shellcheck_finds_nothing():
   assert sorted(p.name for p in LAUNCH.glob('*.sh') if os.access(p, os.X_OK)) == SCRIPTS
   # Off: functions that are called in conditions handle their errors themselves.
   done = subprocess.run(
-      [shutil.which('shellcheck', path=f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'),
-       '--enable=all', '--exclude=SC2310,SC2312', '--external-sources', '--check-sourced', '--source-path=.',
-       *(f'launch/{name}' for name in SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+    [
+      shutil.which(
+        'shellcheck', path=f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
+      ),
+      '--enable=all',
+      '--exclude=SC2310,SC2312',
+      '--external-sources',
+      '--check-sourced',
+      '--source-path=.',
+      *(f'launch/{name}' for name in SCRIPTS),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -84,75 +127,98 @@ def test_help_names_every_flag(machines, script):
 
 QUEUE = 'gcloud compute tpus queued-resources'
 SEND = [
-    f'git -C {ROOT} archive --format=tar.gz --prefix=wam_jax/ --output=TMP/wam_jax.droid.tar.gz HEAD',
-    f'{QUEUE} scp TMP/wam_jax.droid.tar.gz droid:wam_jax.tar.gz --worker=all {ZONE} --quiet',
-    f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='rm -rf wam_jax && tar -xzf wam_jax.tar.gz && "
-    "wam_jax/launch/tpu_host.sh setup bucket:/mnt/runs'"]
+  f'git -C {ROOT} archive --format=tar.gz --prefix=wam_jax/ --output=TMP/wam_jax.droid.tar.gz HEAD',
+  f'{QUEUE} scp TMP/wam_jax.droid.tar.gz droid:wam_jax.tar.gz --worker=all {ZONE} --quiet',
+  f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='rm -rf wam_jax && tar -xzf wam_jax.tar.gz && "
+  "wam_jax/launch/tpu_host.sh setup bucket:/mnt/runs'",
+]
 STATE = [
-    f"{QUEUE} describe droid {ZONE} --quiet --format='value(state.state)'",
-    f"gcloud compute tpus tpu-vm describe droid {ZONE} --quiet --format='value(state)'"]
+  f"{QUEUE} describe droid {ZONE} --quiet --format='value(state.state)'",
+  f"gcloud compute tpus tpu-vm describe droid {ZONE} --quiet --format='value(state)'",
+]
 START = f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh start {TRAIN}'"
-STATUS = f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh status'"
+STATUS = (
+  f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh status'"
+)
 DELETE = f'{QUEUE} delete droid --force {ZONE} --quiet'
 
 
 def create(accelerator: str, version: str, capacity: str = '', place: str = ZONE) -> str:
-  return (f'{QUEUE} create droid --node-id=droid --accelerator-type={accelerator} --runtime-version={version} '
-          f'{capacity}{place} --quiet')
+  return (
+    f'{QUEUE} create droid --node-id=droid --accelerator-type={accelerator} --runtime-version={version} '
+    f'{capacity}{place} --quiet'
+  )
 
 
 CLUSTER = f'--cluster=pod {ZONE}'
 JOB = f'{ROOT}/launch/slurm_job.sh'
 DRY_RUNS = {
-    f'tpu.sh create droid {ZONE} --accelerator=v6e-256': [create('v6e-256', 'v2-alpha-tpuv6e'), *STATE],
-    f'tpu.sh create droid {ZONE} --accelerator=v5litepod-64 --capacity=spot': [
-        create('v5litepod-64', 'v2-alpha-tpuv5-lite', '--spot '), *STATE],
-    f'tpu.sh create droid {ZONE} --accelerator=v4-8 --capacity=reserved --project=robots': [
-        create('v4-8', 'tpu-ubuntu2204-base', '--reserved ', f'{ZONE} --project=robots'),
-        *(line.replace(ZONE, f'{ZONE} --project=robots') for line in STATE)],
-    f'tpu.sh create droid {ZONE} --accelerator=v5p-16 --runtime_version=v9': [create('v5p-16', 'v9'), *STATE],
-    f'tpu.sh sync droid {ZONE} --mount=bucket:/mnt/runs --ref=HEAD': SEND,
-    f'tpu.sh start droid {ZONE} -- {TRAIN}': [START],
-    f'tpu.sh start droid {ZONE} --iap -- python -c "print(1, 2)"': [
-        f'{QUEUE} ssh droid --worker=all {ZONE} --quiet --tunnel-through-iap '
-        r"--command='wam_jax/launch/tpu_host.sh start python -c '\''print(1, 2)'\'''"],
-    f'tpu.sh status droid {ZONE}': [*STATE, STATUS],
-    f'tpu.sh watch droid {ZONE} --worker=3': [
-        f"{QUEUE} ssh droid --worker=3 {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh logs follow'"],
-    f'tpu.sh logs droid {ZONE} --worker=all': [STATUS.replace('status', 'logs')],
-    f'tpu.sh stop droid {ZONE}': [STATUS.replace('status', 'stop')],
-    f'tpu.sh delete droid {ZONE}': [DELETE],
-    f'xpk.sh attach runs {CLUSTER} --bucket=bucket --directory=/mnt/runs': [
-        'xpk storage attach runs --type=gcsfuse --bucket=bucket --mount-point=/mnt/runs '
-        '--mount-options=implicit-dirs,file-system:rename-dir-limit:1000000,metadata-cache:ttl-secs:0 '
-        f'--readonly=false --auto-mount=false --size=1 {CLUSTER}'],
-    f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-256 --storage=runs -- {TRAIN}': [
-        f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 --base-docker-image=python:3.12 '
-        f'--script-dir={ROOT} --storage=runs --max-restarts=50 --restart-on-exit-codes=1 '
-        '--termination-grace-period-seconds=600 --priority=medium '
-        f"--command='pip install --quiet --editable '\\''.[tpu,gcs]'\\'' && exec {TRAIN}'"],
-    f'xpk.sh start droid {CLUSTER} --project=p --tpu_type=tpu7x-4x4x4 --image=gcr.io/p/wam --restarts=3 --grace_s=60 '
-    f'--priority=high -- {TRAIN}': [
-        f'xpk workload create --workload=droid {CLUSTER} --project=p --tpu-type=tpu7x-4x4x4 '
-        '--docker-image=gcr.io/p/wam --max-restarts=3 --restart-on-exit-codes=1 '
-        f"--termination-grace-period-seconds=60 --priority=high --command='exec {TRAIN}'"],
-    f'xpk.sh status droid {CLUSTER}': [f'xpk workload list {CLUSTER} --filter-by-job=droid'],
-    f'xpk.sh watch droid {CLUSTER}': [
-        'kubectl logs --follow --all-containers --tail=100 '
-        '--selector=xpk.google.com/workload=droid,batch.kubernetes.io/job-completion-index=0'],
-    f'xpk.sh delete droid {CLUSTER}': [f'xpk workload delete --workload=droid {CLUSTER} --force'],
-    f'slurm.sh droid --nodes=4 --gpus=8 -- {TRAIN}': [
-        'mkdir -p TMP/wam_jax_logs',
-        'sbatch --job-name=droid --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --requeue --signal=B:USR1@600 '
-        f'--output=TMP/wam_jax_logs/%x-%j.log --open-mode=append --chdir={ROOT} {JOB} 50 '
-        f'srun --kill-on-bad-exit=0 --wait=0 {TRAIN}'],
-    'slurm.sh droid --nodes=1 --gpus=2 --cpus=12 --time=1-00:00:00 --partition=gpu --account=lab --restarts=2 '
-    f'--grace_s=120 --logs=/logs --container=wam.sqsh --container_mounts=/data:/data -- {TRAIN}': [
-        'mkdir -p /logs',
-        'sbatch --job-name=droid --nodes=1 --gpus-per-node=2 --ntasks-per-node=2 --cpus-per-task=12 '
-        '--time=1-00:00:00 --partition=gpu --account=lab --requeue --signal=B:USR1@120 --output=/logs/%x-%j.log '
-        f'--open-mode=append --chdir={ROOT} {JOB} 2 srun --kill-on-bad-exit=0 --wait=0 --container-image=wam.sqsh '
-        f'--container-workdir={ROOT} --container-mounts={ROOT}:{ROOT},/data:/data {TRAIN}'],
+  f'tpu.sh create droid {ZONE} --accelerator=v6e-256': [
+    create('v6e-256', 'v2-alpha-tpuv6e'),
+    *STATE,
+  ],
+  f'tpu.sh create droid {ZONE} --accelerator=v5litepod-64 --capacity=spot': [
+    create('v5litepod-64', 'v2-alpha-tpuv5-lite', '--spot '),
+    *STATE,
+  ],
+  f'tpu.sh create droid {ZONE} --accelerator=v4-8 --capacity=reserved --project=robots': [
+    create('v4-8', 'tpu-ubuntu2204-base', '--reserved ', f'{ZONE} --project=robots'),
+    *(line.replace(ZONE, f'{ZONE} --project=robots') for line in STATE),
+  ],
+  f'tpu.sh create droid {ZONE} --accelerator=v5p-16 --runtime_version=v9': [
+    create('v5p-16', 'v9'),
+    *STATE,
+  ],
+  f'tpu.sh sync droid {ZONE} --mount=bucket:/mnt/runs --ref=HEAD': SEND,
+  f'tpu.sh start droid {ZONE} -- {TRAIN}': [START],
+  f'tpu.sh start droid {ZONE} --iap -- python -c "print(1, 2)"': [
+    f'{QUEUE} ssh droid --worker=all {ZONE} --quiet --tunnel-through-iap '
+    r"--command='wam_jax/launch/tpu_host.sh start python -c '\''print(1, 2)'\'''"
+  ],
+  f'tpu.sh status droid {ZONE}': [*STATE, STATUS],
+  f'tpu.sh watch droid {ZONE} --worker=3': [
+    f"{QUEUE} ssh droid --worker=3 {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh logs follow'"
+  ],
+  f'tpu.sh logs droid {ZONE} --worker=all': [STATUS.replace('status', 'logs')],
+  f'tpu.sh stop droid {ZONE}': [STATUS.replace('status', 'stop')],
+  f'tpu.sh delete droid {ZONE}': [DELETE],
+  f'xpk.sh attach runs {CLUSTER} --bucket=bucket --directory=/mnt/runs': [
+    'xpk storage attach runs --type=gcsfuse --bucket=bucket --mount-point=/mnt/runs '
+    '--mount-options=implicit-dirs,file-system:rename-dir-limit:1000000,metadata-cache:ttl-secs:0 '
+    f'--readonly=false --auto-mount=false --size=1 {CLUSTER}'
+  ],
+  f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-256 --storage=runs -- {TRAIN}': [
+    f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 --base-docker-image=python:3.12 '
+    f'--script-dir={ROOT} --storage=runs --max-restarts=50 --restart-on-exit-codes=1 '
+    '--termination-grace-period-seconds=600 --priority=medium '
+    f"--command='pip install --quiet --editable '\\''.[tpu,gcs]'\\'' && exec {TRAIN}'"
+  ],
+  f'xpk.sh start droid {CLUSTER} --project=p --tpu_type=tpu7x-4x4x4 --image=gcr.io/p/wam --restarts=3 --grace_s=60 '
+  f'--priority=high -- {TRAIN}': [
+    f'xpk workload create --workload=droid {CLUSTER} --project=p --tpu-type=tpu7x-4x4x4 '
+    '--docker-image=gcr.io/p/wam --max-restarts=3 --restart-on-exit-codes=1 '
+    f"--termination-grace-period-seconds=60 --priority=high --command='exec {TRAIN}'"
+  ],
+  f'xpk.sh status droid {CLUSTER}': [f'xpk workload list {CLUSTER} --filter-by-job=droid'],
+  f'xpk.sh watch droid {CLUSTER}': [
+    'kubectl logs --follow --all-containers --tail=100 '
+    '--selector=xpk.google.com/workload=droid,batch.kubernetes.io/job-completion-index=0'
+  ],
+  f'xpk.sh delete droid {CLUSTER}': [f'xpk workload delete --workload=droid {CLUSTER} --force'],
+  f'slurm.sh droid --nodes=4 --gpus=8 -- {TRAIN}': [
+    'mkdir -p TMP/wam_jax_logs',
+    'sbatch --job-name=droid --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --requeue --signal=B:USR1@600 '
+    f'--output=TMP/wam_jax_logs/%x-%j.log --open-mode=append --chdir={ROOT} {JOB} 50 '
+    f'srun --kill-on-bad-exit=0 --wait=0 {TRAIN}',
+  ],
+  'slurm.sh droid --nodes=1 --gpus=2 --cpus=12 --time=1-00:00:00 --partition=gpu --account=lab --restarts=2 '
+  f'--grace_s=120 --logs=/logs --container=wam.sqsh --container_mounts=/data:/data -- {TRAIN}': [
+    'mkdir -p /logs',
+    'sbatch --job-name=droid --nodes=1 --gpus-per-node=2 --ntasks-per-node=2 --cpus-per-task=12 '
+    '--time=1-00:00:00 --partition=gpu --account=lab --requeue --signal=B:USR1@120 --output=/logs/%x-%j.log '
+    f'--open-mode=append --chdir={ROOT} {JOB} 2 srun --kill-on-bad-exit=0 --wait=0 --container-image=wam.sqsh '
+    f'--container-workdir={ROOT} --container-mounts={ROOT}:{ROOT},/data:/data {TRAIN}',
+  ],
 }
 READY = 'case $* in *state.state*) echo ACTIVE ;; *"value(state)"*) echo READY ;; esac'
 
@@ -175,12 +241,31 @@ def test_dry_run_prints_what_is_run(machines, given):
 
 def test_dry_run_of_a_whole_run(machines):
   status, printed, _ = machines.run(
-      'tpu.sh', 'run', 'droid', ZONE, '--accelerator=v5p-128', '--capacity=spot', '--mount=bucket:/mnt/runs',
-      '--dry_run', '--', *TRAIN.split())
+    'tpu.sh',
+    'run',
+    'droid',
+    ZONE,
+    '--accelerator=v5p-128',
+    '--capacity=spot',
+    '--mount=bucket:/mnt/runs',
+    '--dry_run',
+    '--',
+    *TRAIN.split(),
+  )
   assert status == 0
   assert [line for line in printed.splitlines() if not line.startswith('#')] == [
-      line.replace('TMP', str(machines.root)) for line in (
-          SEND[0], create('v5p-128', 'v2-alpha-tpuv5', '--spot '), *STATE, *SEND[1:], START, *STATE, STATUS, DELETE)]
+    line.replace('TMP', str(machines.root))
+    for line in (
+      SEND[0],
+      create('v5p-128', 'v2-alpha-tpuv5', '--spot '),
+      *STATE,
+      *SEND[1:],
+      START,
+      *STATE,
+      STATUS,
+      DELETE,
+    )
+  ]
   assert machines.calls() == []
 
 
@@ -188,46 +273,103 @@ RUN = f'tpu.sh run droid {ZONE} --accelerator=v5p-8'
 SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
 
 
-@pytest.mark.parametrize(('given', 'message'), [
-    ('tpu.sh launch', "'launch' is not among the commands: create delete logs run start status stop sync watch."),
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    (
+      'tpu.sh launch',
+      "'launch' is not among the commands: create delete logs run start status stop sync watch.",
+    ),
     ('tpu.sh create', "the name after 'create' must be up to 40 lower-case letters"),
-    (f'tpu.sh create Droid {ZONE}', "the name after 'create', Droid, must be up to 40 lower-case letters"),
+    (
+      f'tpu.sh create Droid {ZONE}',
+      "the name after 'create', Droid, must be up to 40 lower-case letters",
+    ),
     ('tpu.sh status droid', '--zone must be a zone, as us-east5-a.'),
     ('tpu.sh status droid --zone=us-east5', '--zone=us-east5 must be a zone, as us-east5-a.'),
     (f'tpu.sh status droid {ZONE} now', "'now' is not a flag; flags look like --zone=us-east5-a."),
-    (f'tpu.sh status droid {ZONE} --keep', '--keep is not among the flags: dry_run iap project zone.'),
+    (
+      f'tpu.sh status droid {ZONE} --keep',
+      '--keep is not among the flags: dry_run iap project zone.',
+    ),
     (f'tpu.sh status droid {ZONE} --project', '--project needs a value: --project=VALUE.'),
     (f'tpu.sh status droid {ZONE} --iap=yes', '--iap takes no value.'),
     (f'tpu.sh status droid {ZONE} -- ls', "'status' runs nothing: leave out what follows --."),
-    (f'tpu.sh logs droid {ZONE} --worker=first', "--worker=first must be the number of a host, or 'all'."),
+    (
+      f'tpu.sh logs droid {ZONE} --worker=first',
+      "--worker=first must be the number of a host, or 'all'.",
+    ),
     (f'tpu.sh create droid {ZONE}', '--accelerator= must be v4-N, v5litepod-N, v5p-N or v6e-N.'),
-    (f'tpu.sh create droid {ZONE} --accelerator=v5e-4', '--accelerator=v5e-4: Cloud TPU calls it v5litepod-4.'),
+    (
+      f'tpu.sh create droid {ZONE} --accelerator=v5e-4',
+      '--accelerator=v5e-4: Cloud TPU calls it v5litepod-4.',
+    ),
     (f'tpu.sh create droid {ZONE} --accelerator=tpu7x-8', 'is for Kubernetes only: launch/xpk.sh.'),
-    (f'tpu.sh create droid {ZONE} --accelerator=v6e-24', 'N one of 1, 4, 8, 16, 32, 64, 128, 256 chips.'),
-    (f'tpu.sh create droid {ZONE} --accelerator=v5p-12', 'a host has 8 cores, so N must be a multiple of 8.'),
-    (f'tpu.sh create droid {ZONE} --accelerator=v5p-8 --capacity=cheap', 'must be on_demand, spot or reserved.'),
-    (f'tpu.sh sync droid {ZONE} --mount=gs://bucket:/mnt/runs', 'must be BUCKET:/mnt/DIR: a bucket without gs://'),
+    (
+      f'tpu.sh create droid {ZONE} --accelerator=v6e-24',
+      'N one of 1, 4, 8, 16, 32, 64, 128, 256 chips.',
+    ),
+    (
+      f'tpu.sh create droid {ZONE} --accelerator=v5p-12',
+      'a host has 8 cores, so N must be a multiple of 8.',
+    ),
+    (
+      f'tpu.sh create droid {ZONE} --accelerator=v5p-8 --capacity=cheap',
+      'must be on_demand, spot or reserved.',
+    ),
+    (
+      f'tpu.sh sync droid {ZONE} --mount=gs://bucket:/mnt/runs',
+      'must be BUCKET:/mnt/DIR: a bucket without gs://',
+    ),
     (RUN, f'what to run is missing. It comes last: {TRAIN[:33]}'.replace('python', '-- python')),
     (f'{RUN} --attempts=0 -- {TRAIN}', '--attempts=0 must be at least 1.'),
-    (f'{RUN} -- {TRAIN}', '--workdir=/mnt/runs/droid must be gs://BUCKET/DIR or below the DIR of a --mount'),
-    (f'{RUN} --mount=b1:/mnt/ru -- {TRAIN}', '--workdir=/mnt/runs/droid must be gs://BUCKET/DIR or below'),
+    (
+      f'{RUN} -- {TRAIN}',
+      '--workdir=/mnt/runs/droid must be gs://BUCKET/DIR or below the DIR of a --mount',
+    ),
+    (
+      f'{RUN} --mount=b1:/mnt/ru -- {TRAIN}',
+      '--workdir=/mnt/runs/droid must be gs://BUCKET/DIR or below',
+    ),
     (f'{RUN} -- {TRAIN.replace(" --distributed", "")}', 'the command needs --distributed'),
     (f'{RUN} -- {TRAIN.replace(" --config", " --conf")}', 'the command needs --config=FILE'),
-    (f'{RUN} -- {TRAIN.replace("tiny", "tyni")}', f'--config=configs/tyni.py:smoke: there is no such file in {ROOT}.'),
+    (
+      f'{RUN} -- {TRAIN.replace("tiny", "tyni")}',
+      f'--config=configs/tyni.py:smoke: there is no such file in {ROOT}.',
+    ),
     (f'{RUN} -- {TRAIN.replace("dir=", "dir ")}', 'the command needs --workdir=DIR'),
-    (f'{RUN} -- {TRAIN.replace("/mnt", "s3://mnt")}', '--workdir=s3://mnt/runs/droid must be gs://BUCKET/DIR or a dir'),
+    (
+      f'{RUN} -- {TRAIN.replace("/mnt", "s3://mnt")}',
+      '--workdir=s3://mnt/runs/droid must be gs://BUCKET/DIR or a dir',
+    ),
     (f'xpk.sh watch droid {ZONE}', '--cluster must be up to 40 lower-case letters'),
-    (f'xpk.sh start droid {CLUSTER} --tpu_type=h100-8 -- {TRAIN}', '--tpu_type=h100-8 must be v4-N'),
-    (f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-8 --priority=top -- {TRAIN}', '--priority=top must be very-low'),
-    (f'xpk.sh attach runs {CLUSTER} --bucket=gs://b --directory=/mnt', '--bucket=gs://b must be the name of a bucket'),
-    (f'xpk.sh attach runs {CLUSTER} --bucket=b1 --directory=mnt', '--directory=mnt must be an absolute path'),
-    (f'slurm.sh --nodes=1 -- {TRAIN}', 'the name of the job (the first word), --nodes=1, must be up to 40'),
+    (
+      f'xpk.sh start droid {CLUSTER} --tpu_type=h100-8 -- {TRAIN}',
+      '--tpu_type=h100-8 must be v4-N',
+    ),
+    (
+      f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-8 --priority=top -- {TRAIN}',
+      '--priority=top must be very-low',
+    ),
+    (
+      f'xpk.sh attach runs {CLUSTER} --bucket=gs://b --directory=/mnt',
+      '--bucket=gs://b must be the name of a bucket',
+    ),
+    (
+      f'xpk.sh attach runs {CLUSTER} --bucket=b1 --directory=mnt',
+      '--directory=mnt must be an absolute path',
+    ),
+    (
+      f'slurm.sh --nodes=1 -- {TRAIN}',
+      'the name of the job (the first word), --nodes=1, must be up to 40',
+    ),
     (f'slurm.sh droid --nodes=2 -- {TRAIN}', '--gpus must be the number of GPUs of each host.'),
     (f'{SLURM} --time=24 -- {TRAIN}', '--time=24 must be [D-]HH:MM:SS'),
     (f'{SLURM} --logs=logs -- {TRAIN}', '--logs=logs must be an absolute path.'),
     (f'{SLURM} --container_mounts=/a:/a -- {TRAIN}', '--container_mounts needs --container.'),
     (SLURM, 'what to run is missing.'),
-])
+  ],
+)
 def test_wrong_arguments_stop_before_anything_runs(machines, given, message):
   status, _, error = machines.run(*shlex.split(given))
   assert status == 1
@@ -243,7 +385,8 @@ def test_uncommitted_changes_are_not_left_behind_silently(machines):
   assert [call[0] for call in machines.calls()] == ['git']
 
 
-# A slice whose fate is a line of `fates` per start: `preempted`, or the exit status of the command on its first host.
+# A slice whose fate is a line of `fates` per start: `preempted`, or the exit status of the command
+# on its first host.
 SLICE = """
 case $* in
   *" create "*) touch slice; rm -f preempted; echo none on host-0 >hosts ;;
@@ -276,7 +419,9 @@ def kinds(calls: list[list[str]]) -> list[str]:
 RUN_DROID = ('tpu.sh', *RUN.split()[1:], '--capacity=spot', '--mount=bucket:/mnt/runs')
 
 
-def run_with_fates(machines, *fates: str, flags=(), gcloud: str = SLICE) -> tuple[int, str, list[str]]:
+def run_with_fates(
+  machines, *fates: str, flags=(), gcloud: str = SLICE
+) -> tuple[int, str, list[str]]:
   """Exit status, messages and steps of a run."""
   machines.answer('gcloud', gcloud)
   (machines.root / 'fates').write_text('\n'.join(fates) + '\n')
@@ -298,8 +443,13 @@ def test_run_survives_two_preemptions(machines):
 def test_run_starts_a_failed_command_again_on_the_same_slice(machines):
   status, said, steps = run_with_fates(machines, '1', '143', '0', flags=('--keep',))
   assert status == 0, said
-  assert steps == ['create', *['send', 'start', 'sleep 30', 'sleep 30', 'send', 'start', 'sleep 30', 'sleep 60'],
-                   'send', 'start', 'sleep 30']
+  assert steps == [
+    'create',
+    *['send', 'start', 'sleep 30', 'sleep 30', 'send', 'start', 'sleep 30', 'sleep 60'],
+    'send',
+    'start',
+    'sleep 30',
+  ]
   assert (machines.root / 'wam_jax.droid.log').read_text() == 'ValueError: no such key\n'
 
 
@@ -308,22 +458,45 @@ def test_run_gives_up_and_deletes_the_slice(machines):
   assert status == 1
   assert 'error: gave up after 4 failures in a row.' in said
   assert [step for step in steps if step.startswith('sleep')] == [
-      'sleep 30', 'sleep 30', 'sleep 30', 'sleep 60', 'sleep 30', 'sleep 120', 'sleep 30']
+    'sleep 30',
+    'sleep 30',
+    'sleep 30',
+    'sleep 60',
+    'sleep 30',
+    'sleep 120',
+    'sleep 30',
+  ]
   assert steps[-1] == 'delete'
 
 
 def test_run_waits_for_capacity_and_asks_again_when_refused(machines):
-  (machines.root / 'states').write_text('WAITING_FOR_RESOURCES\nFAILED\nFAILED\nPROVISIONING\nACTIVE\n')
+  (machines.root / 'states').write_text(
+    'WAITING_FOR_RESOURCES\nFAILED\nFAILED\nPROVISIONING\nACTIVE\n'
+  )
   next_state = 'read -r state <states; sed -i 1d states; echo "${state:-ACTIVE}"'
-  status, said, steps = run_with_fates(machines, '0', gcloud=SLICE.replace('echo ACTIVE', next_state))
+  status, said, steps = run_with_fates(
+    machines, '0', gcloud=SLICE.replace('echo ACTIVE', next_state)
+  )
   assert status == 0, said
-  assert steps == ['create', 'sleep 30', 'sleep 30', 'delete', 'create', 'sleep 30', 'send', 'start', 'sleep 30',
-                   'delete']
+  assert steps == [
+    'create',
+    'sleep 30',
+    'sleep 30',
+    'delete',
+    'create',
+    'sleep 30',
+    'send',
+    'start',
+    'sleep 30',
+    'delete',
+  ]
 
 
 def test_run_joins_a_running_command_and_ctrl_c_leaves_it(machines):
   (machines.root / 'slice').touch()
-  (machines.root / 'hosts').write_text('running on host-1: quiet\nrunning on host-0: step 70 loss none\n')
+  (machines.root / 'hosts').write_text(
+    'running on host-1: quiet\nrunning on host-0: step 70 loss none\n'
+  )
   machines.answer('gcloud', SLICE)
   machines.answer('sleep', '[[ -e joined ]] && exec /bin/sleep 60; touch joined')
   process = machines.start(*RUN_DROID, '--', *TRAIN.split())
@@ -347,12 +520,12 @@ def host(machines):
   return machines
 
 
-TRAINING = '''
+TRAINING = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(143)))
 print('step 1', sys.argv[1], flush=True)
 time.sleep(60)
-'''
+"""
 
 
 def test_host_starts_watches_and_stops_a_command(host):
@@ -391,14 +564,24 @@ def test_host_knows_when_a_command_vanished(host):
 def test_host_installs_and_mounts(host):
   (host.root / '.local/bin').mkdir(parents=True)
   for name in ('python3', 'uv', 'lsb_release', 'curl', 'sudo', 'mountpoint'):
-    host.answer(name, {'lsb_release': 'echo jammy', 'sudo': '[[ $1 != tee ]] || cat >/dev/null', 'curl': 'echo key',
-                       'mountpoint': '[[ $2 == /mnt/old ]]'}.get(name, ''))
+    host.answer(
+      name,
+      {
+        'lsb_release': 'echo jammy',
+        'sudo': '[[ $1 != tee ]] || cat >/dev/null',
+        'curl': 'echo key',
+        'mountpoint': '[[ $2 == /mnt/old ]]',
+      }.get(name, ''),
+    )
   (host.bin / 'uv').rename(host.root / '.local/bin/uv')
-  host.answer('sudo', 'case $* in *gcsfuse) cp bin/python3 bin/gcsfuse ;; tee*) cat ;; esac')  # apt-get brings it.
+  host.answer(
+    'sudo', 'case $* in *gcsfuse) cp bin/python3 bin/gcsfuse ;; tee*) cat ;; esac'
+  )  # apt-get brings it.
   status, _, error = host.run(host.script, 'setup', 'bucket:/mnt/runs', 'other:/mnt/old')
   assert status == 0, error
   python, key = f'{host.root}/venv/bin/python', '/usr/share/keyrings/cloud.google.asc'
-  assert sorted(map(shlex.join, host.calls())) == sorted([
+  assert sorted(map(shlex.join, host.calls())) == sorted(
+    [
       'python3 -m pip install --quiet --user uv',
       f'uv venv --quiet --allow-existing --python=3.12 {host.root}/venv',
       f"uv pip install --quiet --python={python} --editable '.[tpu,gcs]'",
@@ -408,9 +591,12 @@ def test_host_installs_and_mounts(host):
       'sudo tee /etc/apt/sources.list.d/gcsfuse.list',
       'sudo apt-get update --quiet=2',
       'sudo apt-get install --quiet=2 --yes -o DPkg::Lock::Timeout=600 gcsfuse',
-      'mountpoint --quiet /mnt/runs', f'sudo install --directory --owner={os.getuid()} /mnt/runs',
+      'mountpoint --quiet /mnt/runs',
+      f'sudo install --directory --owner={os.getuid()} /mnt/runs',
       'gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 bucket /mnt/runs',
-      'mountpoint --quiet /mnt/old'])
+      'mountpoint --quiet /mnt/old',
+    ]
+  )
 
 
 # Its one host is a directory, where what is sent and said to it really happens.
@@ -427,14 +613,17 @@ esac
 
 
 def test_run_on_a_host_from_commit_to_exit(host):
-  """The checkout really is packed, sent and unpacked; the command fails once and is done the second time."""
+  """The checkout really is packed, sent and unpacked; the command fails once and is done the second
+  time.
+  """
   checkout = host.root / 'wam_jax'
   me = ('-c', 'user.name=me', '-c', 'user.email=me@localhost')
   git = lambda *words: subprocess.run(['git', *me, *words], cwd=checkout, check=True)
   (host.bin / 'git').unlink()
   (checkout / 'step.py').write_text(
-      'import pathlib, sys\nseen = pathlib.Path("../seen")\nseen.open("a").write(sys.argv[1] + "\\n")\n'
-      'sys.exit(seen.read_text().count("\\n") < 2)\n')
+    'import pathlib, sys\nseen = pathlib.Path("../seen")\nseen.open("a").write(sys.argv[1] + "\\n")\n'
+    'sys.exit(seen.read_text().count("\\n") < 2)\n'
+  )
   git('init', '--quiet')
   git('add', '.')
   git('commit', '--quiet', '--message=all')
@@ -445,14 +634,18 @@ def test_run_on_a_host_from_commit_to_exit(host):
   shutil.copy(host.bin / 'python3', uv)
   host.answer('sleep', 'exec /bin/sleep 0.05')
   said = "it's $HOME; 100% *"
-  status, _, error = host.run(checkout / 'launch/tpu.sh', *RUN_DROID[1:-1], '--', sys.executable, 'step.py', said)
+  status, _, error = host.run(
+    checkout / 'launch/tpu.sh', *RUN_DROID[1:-1], '--', sys.executable, 'step.py', said
+  )
   assert status == 0, error
   assert (host.root / 'host/seen').read_text() == f'{said}\n' * 2
   assert error.count('the command failed') == 1
   assert not (host.root / 'slice').exists()
 
 
-def run_job(machines, step: str, restarts: int = 3, count: int = 0, send: signal.Signals | None = None):
+def run_job(
+  machines, step: str, restarts: int = 3, count: int = 0, send: signal.Signals | None = None
+):
   """Exit status, output and calls of the SLURM job whose `srun` is `step`."""
   machines.environment |= {'SLURM_JOB_ID': '7', 'SLURM_RESTART_COUNT': str(count)}
   machines.answer('srun', f'echo $$ >srun.pid\n{step}')
@@ -477,11 +670,19 @@ def test_job_that_is_done_ends(machines):
 
 
 def test_job_that_fails_is_queued_again(machines):
-  assert run_job(machines, 'exit 1', restarts=3, count=2) == (1, 'status 1: queued again\n', [REQUEUE])
+  assert run_job(machines, 'exit 1', restarts=3, count=2) == (
+    1,
+    'status 1: queued again\n',
+    [REQUEUE],
+  )
 
 
 def test_job_that_keeps_failing_is_given_up(machines):
-  assert run_job(machines, 'exit 1', restarts=3, count=3) == (1, 'status 1: given up after 3 starts\n', [])
+  assert run_job(machines, 'exit 1', restarts=3, count=3) == (
+    1,
+    'status 1: given up after 3 starts\n',
+    [],
+  )
 
 
 def test_job_near_its_limit_saves_and_is_queued_again(machines):

@@ -1,4 +1,7 @@
-"""The kinds of attention against the masked reference: values, gradients, and what they never make."""
+"""The kinds of attention against the masked reference: values, gradients, and what they never
+make.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,13 +27,13 @@ CONFIG = cfg.ModelConfig(dim=16, mlp_dim=32, num_heads=2, num_layers=2)
 KINDS = ('chunks', 'splash')
 # Arguments of `masks.training_layout` with chunks of two frames, chunks in the window, state rule.
 WINDOWS = {
-    'released': ((5, range(0, 7), 6, 2, 3, 1, 3), 3, 'reference'),
-    'states see their chunk': ((5, range(1, 7), 5, 2, 3, 1, 3), 3, 'chunk'),
-    'short window': ((7, range(1, 9), 3, 2, 2, 1, 4), 2, 'self'),
-    'frames of several blocks': ((3, range(1, 5), 150, 2, 5, 1, 2), 2, 'self'),
-    'one chunk': ((1, range(1, 3), 7, 2, 4, 1, 1), 1, 'self'),
-    'video alone': ((3, range(0, 5), 4, 2, 0, 0, 0), 2, 'self'),
-    'without clean video': ((0, range(0, 7), 4, 2, 3, 1, 3), 2, 'chunk'),
+  'released': ((5, range(0, 7), 6, 2, 3, 1, 3), 3, 'reference'),
+  'states see their chunk': ((5, range(1, 7), 5, 2, 3, 1, 3), 3, 'chunk'),
+  'short window': ((7, range(1, 9), 3, 2, 2, 1, 4), 2, 'self'),
+  'frames of several blocks': ((3, range(1, 5), 150, 2, 5, 1, 2), 2, 'self'),
+  'one chunk': ((1, range(1, 3), 7, 2, 4, 1, 1), 1, 'self'),
+  'video alone': ((3, range(0, 5), 4, 2, 0, 0, 0), 2, 'self'),
+  'without clean video': ((0, range(0, 7), 4, 2, 3, 1, 3), 2, 'chunk'),
 }
 
 
@@ -40,7 +43,9 @@ class Window:
   def __init__(self, name):
     arguments, chunks, rule = WINDOWS[name]
     self.layout = masks.training_layout(*arguments)
-    self.config = dataclasses.replace(CONFIG, frames_per_chunk=2, max_chunks=chunks, state_rule=rule)
+    self.config = dataclasses.replace(
+      CONFIG, frames_per_chunk=2, max_chunks=chunks, state_rule=rule
+    )
     T, rng = len(self.layout.kind), np.random.default_rng(0)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
     self.x_BTD, self.angles_TR = normal(2, T, CONFIG.dim), normal(T, CONFIG.head_dim // 2)
@@ -48,25 +53,40 @@ class Window:
     self.seen_BT[1] = (self.layout.kind < masks.ACTION) | (rng.random(T) < 0.5)
 
   def attend(self, kind):
-    """(output, parameters' and tokens' gradients) of the self-attention module; of tokens that see anything."""
+    """(output, parameters' and tokens' gradients) of the self-attention module; of tokens that see
+    anything.
+    """
     config = dataclasses.replace(self.config, attention=kind)
     module, plan = dit.SelfAttention(config), attention.make_plan(config, self.layout)
     mask = attention.training_mask(config, self.layout) & self.seen_BT[:, None]
     tokens = dit.Tokens(
-        None, self.layout.group[plan.order], self.angles_TR[plan.order],
-        mask[:, None] if kind == 'dense' else attention.arrange(self.seen_BT, plan.order), plan.alone_T, plan.pattern)
-    back_T = np.argsort(np.where(plan.order < 0, len(plan.order), plan.order))[:len(self.layout.kind)]
+      None,
+      self.layout.group[plan.order],
+      self.angles_TR[plan.order],
+      mask[:, None] if kind == 'dense' else attention.arrange(self.seen_BT, plan.order),
+      plan.alone_T,
+      plan.pattern,
+    )
+    back_T = np.argsort(np.where(plan.order < 0, len(plan.order), plan.order))[
+      : len(self.layout.kind)
+    ]
 
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def run(params, x_BTD):
-      y_BTD, _ = module.apply({'params': params}, attention.arrange(x_BTD, plan.order), tokens, None)
+      y_BTD, _ = module.apply(
+        {'params': params}, attention.arrange(x_BTD, plan.order), tokens, None
+      )
       y_BTD = jnp.where(mask.any(-1)[..., None], attention.arrange(y_BTD, back_T), 0)
-      return jnp.mean(y_BTD ** 2) * y_BTD.size, y_BTD
+      return jnp.mean(y_BTD**2) * y_BTD.size, y_BTD
 
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), self.x_BTD, _all_see_all(self), None)['params'])
+    shapes = jax.eval_shape(
+      lambda: module.init(jax.random.key(0), self.x_BTD, _all_see_all(self), None)['params']
+    )
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32) / 4, dit.nn.unbox(shapes))
+    params = jax.tree.map(
+      lambda p: rng.normal(size=p.shape).astype(np.float32) / 4, dit.nn.unbox(shapes)
+    )
     (_, y_BTD), gradients = run(params, self.x_BTD)
     return jax.tree.leaves((y_BTD, gradients))
 
@@ -82,7 +102,9 @@ def test_kinds_agree(name):
   for kind in KINDS:
     for got, expected in zip(window.attend(kind), want):
       # Float32, sums in another order.
-      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-6 * np.abs(expected).max(), err_msg=kind)
+      np.testing.assert_allclose(
+        got, expected, rtol=1e-4, atol=2e-6 * np.abs(expected).max(), err_msg=kind
+      )
 
 
 def test_golden_forward_and_gradients_by_chunks(golden_dit, request):
@@ -99,11 +121,16 @@ def test_golden_forward_and_gradients_by_chunks(golden_dit, request):
   @functools.partial(jax.value_and_grad, has_aux=True)
   def run(params):
     video, action = model.apply({'params': params}, **case.inputs())
-    return jnp.mean(video ** 2) + jnp.mean(action ** 2), (video, action)
+    return jnp.mean(video**2) + jnp.mean(action**2), (video, action)
 
   (_, (video, action)), gradients = run(case.params)
   check = functools.partial(parity.check, request)
-  check('DiT by chunks: video', np.moveaxis(video, -1, 1), golden_dit['out/train/video'], absolute=parity.OUTPUTS)
+  check(
+    'DiT by chunks: video',
+    np.moveaxis(video, -1, 1),
+    golden_dit['out/train/video'],
+    absolute=parity.OUTPUTS,
+  )
   check('DiT by chunks: action', action, golden_dit['out/train/action'], absolute=parity.OUTPUTS)
   gradients = test_wam_golden.rows.to_weights(case.rows, gradients)
   for name, want in golden_dit.below('out/grad/').items():
@@ -116,21 +143,35 @@ def test_attention_to_a_prompt_in_blocks(keys):
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(2, 2, n, 16)).astype(np.float32) for n in (256, keys, keys))
   gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(f(*a) ** 2), (0, 1, 2)))(q, k, v)
-  np.testing.assert_allclose(attention.attend_all(q, k, v, 128), attention.attend(q, k, v), atol=2e-6)
-  for got, want in zip(gradient(functools.partial(attention.attend_all, side=128)), gradient(attention.attend)):
+  np.testing.assert_allclose(
+    attention.attend_all(q, k, v, 128), attention.attend(q, k, v), atol=2e-6
+  )
+  for got, want in zip(
+    gradient(functools.partial(attention.attend_all, side=128)), gradient(attention.attend)
+  ):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)  # Float32, sums in another order.
 
 
 def test_rotations_agree():
   rng = np.random.default_rng(0)
-  x, angles = rng.normal(size=(2, 3, 5, 8)).astype(np.float32), rng.normal(size=(5, 4)).astype(np.float32)
-  np.testing.assert_allclose(attention.rotate_by_product(x, angles), attention.rotate(x, angles), atol=1e-6)
+  x, angles = (
+    rng.normal(size=(2, 3, 5, 8)).astype(np.float32),
+    rng.normal(size=(5, 4)).astype(np.float32),
+  )
+  np.testing.assert_allclose(
+    attention.rotate_by_product(x, angles), attention.rotate(x, angles), atol=1e-6
+  )
   half = jnp.bfloat16(x)
-  np.testing.assert_array_equal(attention.rotate_by_product(half, angles), attention.rotate(half, angles))
+  np.testing.assert_array_equal(
+    attention.rotate_by_product(half, angles), attention.rotate(half, angles)
+  )
 
 
-@pytest.mark.parametrize('order', [
-    [0, 1, 2, 3], [2, 3, 0, 1], [-1, 0, 1, -1, -1, 3], [3, 2, 1, 0, -1], [-1, -1], [1]], ids=str)
+@pytest.mark.parametrize(
+  'order',
+  [[0, 1, 2, 3], [2, 3, 0, 1], [-1, 0, 1, -1, -1, 3], [3, 2, 1, 0, -1], [-1, -1], [1]],
+  ids=str,
+)
 def test_arrange(order):
   x = np.arange(1, 9).reshape(2, 4)
   want = np.where(np.array(order) < 0, 0, x[:, order])
@@ -140,36 +181,69 @@ def test_arrange(order):
 def test_automatic_choice(monkeypatch):
   assert [attention.choose(CONFIG, n) for n in (512, 513, 14180)] == ['dense', 'chunks', 'chunks']
   monkeypatch.setattr(attention, 'platform', lambda: 'tpu')
-  assert [attention.choose(CONFIG, n) for n in (512, 513, 4095, 4096)] == ['dense', 'chunks', 'chunks', 'splash']
+  assert [attention.choose(CONFIG, n) for n in (512, 513, 4095, 4096)] == [
+    'dense',
+    'chunks',
+    'chunks',
+    'splash',
+  ]
   defective = dataclasses.replace(CONFIG, history_rule='reference_global')
   assert attention.choose(defective, 14180) == 'dense'
   assert attention.choose(dataclasses.replace(CONFIG, attention='chunks'), 3) == 'chunks'
 
 
 def plan_on(sizes, **changes):
-  mesh = sharding.make_mesh(sizes, jax.devices()[:np.prod(list(sizes.values()))])
+  mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
   with sharding.activate(mesh, cfg.DEFAULT_RULES):
-    return attention.make_plan(dataclasses.replace(CONFIG, **changes), masks.training_layout(*WINDOWS['one chunk'][0]))
+    return attention.make_plan(
+      dataclasses.replace(CONFIG, **changes), masks.training_layout(*WINDOWS['one chunk'][0])
+    )
 
 
 def test_meshes_that_do_not_fit_raise():
-  with pytest.raises(ValueError, match=r'num_heads=2 must be divisible by the 8 shards .* nearest valid: 2\.'):
+  with pytest.raises(
+    ValueError, match=r'num_heads=2 must be divisible by the 8 shards .* nearest valid: 2\.'
+  ):
     plan_on({'data': 1, 'fsdp': 1, 'tensor': 8, 'seq': 1})
-  with pytest.raises(ValueError, match=r'26 tokens cannot be split into the 8 shards .* nearest valid: 2\.'):
+  with pytest.raises(
+    ValueError, match=r'26 tokens cannot be split into the 8 shards .* nearest valid: 2\.'
+  ):
     plan_on({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 8}, attention='splash', frames_per_chunk=2)
   several = masks.training_layout(3, range(1, 5), 2, 2, 4, 2, 2)
   with pytest.raises(ValueError, match="needs one state a chunk, or model.state_rule='chunk'"):
-    attention.make_plan(dataclasses.replace(CONFIG, attention='splash', frames_per_chunk=2), several)
+    attention.make_plan(
+      dataclasses.replace(CONFIG, attention='splash', frames_per_chunk=2), several
+    )
 
 
 def test_no_matrix_of_all_pairs():
-  """Of the 14B training window at a quarter of the rows and columns: no array has two axes of its tokens."""
-  c = dataclasses.replace(cfg.WAN2_1_I2V_14B, dim=64, mlp_dim=64, num_heads=4, num_layers=2, image_dim=0,
-                          attention='chunks', text=cfg.TextConfig(dim=8))
+  """Of the 14B training window at a quarter of the rows and columns: no array has two axes of its
+  tokens.
+  """
+  c = dataclasses.replace(
+    cfg.WAN2_1_I2V_14B,
+    dim=64,
+    mlp_dim=64,
+    num_heads=4,
+    num_layers=2,
+    image_dim=0,
+    attention='chunks',
+    text=cfg.TextConfig(dim=8),
+  )
   noisy = (1, 9, 12, 20, 16)
   zeros = lambda *shape: np.zeros(shape, np.float32)
-  arguments = (zeros(1, 7, *noisy[2:]), zeros(*noisy), zeros(1, 9), zeros(1, 96, 32), zeros(1, 96), zeros(1, 4, 64),
-               zeros(1, 4, 8), np.zeros(1, np.int32), np.ones((1, 96), bool), zeros(1, 9, 12, 20, 20))
+  arguments = (
+    zeros(1, 7, *noisy[2:]),
+    zeros(*noisy),
+    zeros(1, 9),
+    zeros(1, 96, 32),
+    zeros(1, 96),
+    zeros(1, 4, 64),
+    zeros(1, 4, 8),
+    np.zeros(1, np.int32),
+    np.ones((1, 96), bool),
+    zeros(1, 9, 12, 20, 20),
+  )
   model = wam.WorldActionModel(c)
   params = jax.eval_shape(lambda: dit.nn.unbox(model.init(jax.random.key(0), *arguments)['params']))
   loss = lambda params: jnp.sum(model.apply({'params': params}, *arguments)[0] ** 2)
@@ -191,7 +265,9 @@ def _variables(jaxpr):
 @pytest.mark.slow
 @pytest.mark.parametrize('topology', ['v5p:2x2x1', 'v6e:2x2'])
 def test_kernels_compile_for_tpus(topology, monkeypatch):
-  """Attention of the 14B training window and to its prompt, with gradients, heads and tokens split; needs no TPU."""
+  """Attention of the 14B training window and to its prompt, with gradients, heads and tokens split;
+  needs no TPU.
+  """
   pytest.importorskip('libtpu')
   jax.devices()  # The processors' backend reads its flags here; TPUs' would end the process over them.
   monkeypatch.setenv('XLA_FLAGS', '')
@@ -206,14 +282,22 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
     assert plan.pattern.side == 896 and len(plan.order) == 14336
 
     def loss(q, k, v, seen, prompt):
-      q, k = (attention.rotate_by_product(x, np.zeros((len(plan.order), c.head_dim // 2), np.float32)) for x in (q, k))
+      q, k = (
+        attention.rotate_by_product(x, np.zeros((len(plan.order), c.head_dim // 2), np.float32))
+        for x in (q, k)
+      )
       y = attention.attend_blocks(q, k, v, seen, plan.pattern, dit.SAVED)
-      return jnp.sum((y + attention.attend_all(q, prompt, prompt, plan.pattern.side)).astype(jnp.float32) ** 2)
+      return jnp.sum(
+        (y + attention.attend_all(q, prompt, prompt, plan.pattern.side)).astype(jnp.float32) ** 2
+      )
 
     tokens = jax.ShapeDtypeStruct((1, c.num_heads, len(plan.order), c.head_dim), jnp.bfloat16)
     prompt = jax.ShapeDtypeStruct((1, c.num_heads, c.image_tokens, c.head_dim), jnp.bfloat16)
     split = sharding.batch_sharding(mesh, cfg.DEFAULT_RULES)
     lowered = jax.jit(jax.grad(loss, (0, 1, 2, 4)), out_shardings=split).lower(
-        tokens, tokens, tokens, jax.ShapeDtypeStruct((1, len(plan.order)), bool), prompt)
+      tokens, tokens, tokens, jax.ShapeDtypeStruct((1, len(plan.order)), bool), prompt
+    )
   assert 'splash_mha_dkv' in lowered.as_text()
-  assert lowered.compile().memory_analysis().temp_size_in_bytes < 4e9  # The logits alone would be 33 GB.
+  assert (
+    lowered.compile().memory_analysis().temp_size_in_bytes < 4e9
+  )  # The logits alone would be 33 GB.

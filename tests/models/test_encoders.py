@@ -1,4 +1,7 @@
-"""The frozen encoders of the released kind, tiny and random: what training and control get from them, and storing."""
+"""The frozen encoders of the released kind, tiny and random: what training and control get from
+them, and storing.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,50 +25,92 @@ from wam_jax.models import vae
 
 B, Q, A, U, X, P = 2, 2, 3, 3, 4, 5
 MODEL = cfg.ModelConfig(
-    dim=16, mlp_dim=32, num_heads=2, num_layers=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
-    frames_per_chunk=1, actions_per_chunk=A, max_chunks=Q, image_condition=True, image_dim=8, image_tokens=5,
-    tokenizer=cfg.TokenizerConfig('wan2_1', temporal=4, spatial=8, channels=4, resize=(16, 32),
-                                  vae=cfg.VAEConfig(4, 4)),
-    text=cfg.TextConfig('umt5', vocab=32, dim=8, length=P, layers=1, heads=2, attention_dim=8, mlp_dim=16),
-    image=cfg.ImageConfig('clip', size=8, patch=4, dim=8, heads=2, layers=2, out_dim=4))
+  dim=16,
+  mlp_dim=32,
+  num_heads=2,
+  num_layers=2,
+  freq_dim=16,
+  action_dim=U,
+  proprio_dim=X,
+  action_hidden=8,
+  frames_per_chunk=1,
+  actions_per_chunk=A,
+  max_chunks=Q,
+  image_condition=True,
+  image_dim=8,
+  image_tokens=5,
+  tokenizer=cfg.TokenizerConfig(
+    'wan2_1', temporal=4, spatial=8, channels=4, resize=(16, 32), vae=cfg.VAEConfig(4, 4)
+  ),
+  text=cfg.TextConfig(
+    'umt5', vocab=32, dim=8, length=P, layers=1, heads=2, attention_dim=8, mlp_dim=16
+  ),
+  image=cfg.ImageConfig('clip', size=8, patch=4, dim=8, heads=2, layers=2, out_dim=4),
+)
 FRAMES = np.random.default_rng(0).integers(0, 256, (B, 1 + 4 * Q, 32, 64, 3)).astype(np.uint8)
 BATCH = types.Batch(
-    FRAMES, np.zeros((B, Q * A, U), np.float32), np.ones((B, Q * A, U), bool),
-    np.random.default_rng(1).normal(size=(B, Q, X)).astype(np.float32), np.ones((B, Q), bool),
-    np.int32([[5, 6, 1, 0, 0], [7, 8, 9, 3, 1]]), np.zeros(B, np.int32), np.zeros((B, 2), np.int32))
+  FRAMES,
+  np.zeros((B, Q * A, U), np.float32),
+  np.ones((B, Q * A, U), bool),
+  np.random.default_rng(1).normal(size=(B, Q, X)).astype(np.float32),
+  np.ones((B, Q), bool),
+  np.int32([[5, 6, 1, 0, 0], [7, 8, 9, 3, 1]]),
+  np.zeros(B, np.int32),
+  np.zeros((B, 2), np.int32),
+)
 
 
 CONFIG = cfg.TrainConfig(model=MODEL, flow=cfg.FlowConfig(mask_padded_noise=False))
 
 
 def random_like(shapes, seed):
-  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which compiles nothing."""
+  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which
+  compiles nothing.
+  """
   rng = np.random.default_rng(seed)
-  draw = lambda path, p: (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
+  draw = lambda path, p: (
+    (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
+  )
   return jax.tree_util.tree_map_with_path(draw, nn.unbox(shapes))
 
 
 @pytest.fixture(scope='module')
 def frozen():
-  parts = [random_like(jax.eval_shape(lambda key, module=module, config=config: module.init(config, key).params,
-                                      jax.random.key(0)), seed)
-           for seed, (module, config) in enumerate(((vae, MODEL.tokenizer), (text, MODEL.text), (image, MODEL.image)))]
+  parts = [
+    random_like(
+      jax.eval_shape(
+        lambda key, module=module, config=config: module.init(config, key).params, jax.random.key(0)
+      ),
+      seed,
+    )
+    for seed, (module, config) in enumerate(
+      ((vae, MODEL.tokenizer), (text, MODEL.text), (image, MODEL.image))
+    )
+  ]
   video = vae.WanVAE(parts[0], MODEL.tokenizer, np.float32([[0.1] * 4, [1.5] * 4]))
-  return encoders.Encoders(video, text.UMT5(parts[1], MODEL.text), image.ClipVision(parts[2], MODEL.image), MODEL)
+  return encoders.Encoders(
+    video, text.UMT5(parts[1], MODEL.text), image.ClipVision(parts[2], MODEL.image), MODEL
+  )
 
 
 @functools.cache
 def params():
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
-  return random_like(train_step.abstract_state(CONFIG, mesh, encoders.Encoders(None, None, None, MODEL)).params, 9)
+  return random_like(
+    train_step.abstract_state(CONFIG, mesh, encoders.Encoders(None, None, None, MODEL)).params, 9
+  )
 
 
 def test_condition_is_the_first_frame_before_grey(frozen):
   condition = frozen.encode_condition(FRAMES[:, :1])
   small = FRAMES[:, :1].astype(np.float32).reshape(B, 1, 16, 2, 32, 2, 3).mean((3, 5)) / 127.5 - 1
   grey = np.concatenate([small, np.zeros((B, 4 * Q, *small.shape[2:]), np.float32)], 1)
-  np.testing.assert_allclose(condition.latents_BFHWC[..., 4:], frozen.tokenizer.encode(grey), atol=1e-5)
-  np.testing.assert_allclose(condition.latents_BFHWC[:, 0, ..., 4:], frozen.encode(FRAMES)[:, 0], atol=1e-5)
+  np.testing.assert_allclose(
+    condition.latents_BFHWC[..., 4:], frozen.tokenizer.encode(grey), atol=1e-5
+  )
+  np.testing.assert_allclose(
+    condition.latents_BFHWC[:, 0, ..., 4:], frozen.encode(FRAMES)[:, 0], atol=1e-5
+  )
   np.testing.assert_array_equal(condition.latents_BFHWC[:, 0, ..., :4], 1)
   np.testing.assert_array_equal(condition.latents_BFHWC[:, 1:, ..., :4], 0)
   np.testing.assert_allclose(condition.image_BIC, frozen.image.encode(small[:, 0]), atol=1e-5)
@@ -73,8 +118,9 @@ def test_condition_is_the_first_frame_before_grey(frozen):
 
 def test_models_without_such_inputs_get_none(frozen):
   plain = dataclasses.replace(MODEL, image_condition=False, image_dim=0, image=cfg.ImageConfig())
-  assert encoders.Encoders(frozen.tokenizer, frozen.text, None, plain).encode_condition(FRAMES[:, :1]) == (
-      encoders.Condition())
+  assert encoders.Encoders(frozen.tokenizer, frozen.text, None, plain).encode_condition(
+    FRAMES[:, :1]
+  ) == (encoders.Condition())
 
 
 def test_stored_and_back(frozen):
@@ -86,28 +132,45 @@ def test_stored_and_back(frozen):
 
 
 def test_control_sees_what_training_sees(frozen):
-  """One Euler step from pure noise, chunk by chunk with streams and cache, is the teacher-forced velocity."""
+  """One Euler step from pure noise, chunk by chunk with streams and cache, is the teacher-forced
+  velocity.
+  """
   sample = cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.5)
   policy = policy_lib.Policy(MODEL, sample, CONFIG.flow)
   rng = np.random.default_rng(3)
   noise_video = rng.normal(size=(B, Q, 2, 4, 4)).astype(np.float32)
   noise_action = rng.normal(size=(B, Q * A, U)).astype(np.float32)
-  state = policy.reset(params(), frozen, BATCH.prompt_ids_BP, BATCH.embodiment_B, np.ones((B, A, U), bool),
-                       FRAMES[:, 0], jax.random.key(0))
+  state = policy.reset(
+    params(),
+    frozen,
+    BATCH.prompt_ids_BP,
+    BATCH.embodiment_B,
+    np.ones((B, A, U), bool),
+    FRAMES[:, 0],
+    jax.random.key(0),
+  )
   actions, videos, imagined = [], [], []
   for q in range(Q):
     seen = np.repeat(FRAMES[:, :1], 4, 1) if q == 0 else FRAMES[:, 1:5]
-    noise = noise_video[:, q:q + 1], noise_action[:, q * A:(q + 1) * A]
-    action, video, state = policy.step(params(), frozen, state, types.Observation(seen, BATCH.proprio_BQX[:, q]), noise)
+    noise = noise_video[:, q : q + 1], noise_action[:, q * A : (q + 1) * A]
+    action, video, state = policy.step(
+      params(), frozen, state, types.Observation(seen, BATCH.proprio_BQX[:, q]), noise
+    )
     actions.append(action)
     videos.append(video)
     imagined.append(policy.imagine(frozen, state, video))
 
   window = jax.jit(functools.partial(train_step.encode_batch, MODEL))(params(), frozen, BATCH)
-  draw = train_step.Noise(np.ones((B, 1 + Q)), np.ones((B, Q * A)),
-                          jnp.pad(noise_video, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0))), noise_action)
+  draw = train_step.Noise(
+    np.ones((B, 1 + Q)),
+    np.ones((B, Q * A)),
+    jnp.pad(noise_video, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0))),
+    noise_action,
+  )
   video, action = jax.jit(functools.partial(train_step.predict, CONFIG))(params(), window, draw)
-  np.testing.assert_allclose(np.concatenate(actions, 1), noise_action - action, atol=2e-5)  # Float32 sums.
+  np.testing.assert_allclose(
+    np.concatenate(actions, 1), noise_action - action, atol=2e-5
+  )  # Float32 sums.
   np.testing.assert_allclose(np.concatenate(videos, 1), noise_video - 0.5 * video, atol=2e-5)
   assert policy.traces == 1
   # Imagined frames continue the observed ones.
@@ -124,6 +187,9 @@ def test_a_training_step_leaves_the_encoders_alone(frozen):
 
 
 def test_imported_encoders_are_not_made_up():
-  with pytest.raises(ValueError, match=r"model.tokenizer.kind='wan2_1', model.text.kind='umt5', model.image.kind='clip'"
-                                       ' has trained weights: .*convert import'):
+  with pytest.raises(
+    ValueError,
+    match=r"model.tokenizer.kind='wan2_1', model.text.kind='umt5', model.image.kind='clip'"
+    ' has trained weights: .*convert import',
+  ):
     train_step.fit_frozen(CONFIG, [])

@@ -1,4 +1,7 @@
-"""The CLIP vision tower: the official module's numbers, its inputs, and the same numbers on a mesh and in bfloat16."""
+"""The CLIP vision tower: the official module's numbers, its inputs, and the same numbers on a mesh
+and in bfloat16.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +20,9 @@ from wam_jax.interop.table import image as table
 from wam_jax.interop.table import rows
 from wam_jax.models import image
 
-TINY = cfg.ImageConfig(kind='clip', size=8, patch=4, dim=16, heads=4, layers=3, mlp_ratio=2, out_dim=6)
+TINY = cfg.ImageConfig(
+  kind='clip', size=8, patch=4, dim=16, heads=4, layers=3, mlp_ratio=2, out_dim=6
+)
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 10, 12, 3), np.uint8)
 
 
@@ -28,12 +33,24 @@ def tiny():
 
 def load(golden):
   g = golden.config
-  assert (g['pool_type'], g['activation']) == ('token', 'gelu')  # The only ones of the released models.
+  assert (g['pool_type'], g['activation']) == (
+    'token',
+    'gelu',
+  )  # The only ones of the released models.
   assert (tuple(g['preprocess_mean']), tuple(g['preprocess_std'])) == (image.MEAN, image.STD)
-  config = cfg.ImageConfig(kind='clip', size=g['image_size'], patch=g['patch_size'], dim=g['dim'],
-                           heads=g['num_heads'], layers=g['num_layers'], mlp_ratio=g['mlp_ratio'],
-                           out_dim=g['out_dim'])
-  weights = {f'visual.{name}': w for name, w in golden.below('w/').items()} | {'log_scale': np.float32(0)}
+  config = cfg.ImageConfig(
+    kind='clip',
+    size=g['image_size'],
+    patch=g['patch_size'],
+    dim=g['dim'],
+    heads=g['num_heads'],
+    layers=g['num_layers'],
+    mlp_ratio=g['mlp_ratio'],
+    out_dim=g['out_dim'],
+  )
+  weights = {f'visual.{name}': w for name, w in golden.below('w/').items()} | {
+    'log_scale': np.float32(0)
+  }
   return image.ClipVision(rows.to_params(table.rows(config, 'wan'), weights), config)
 
 
@@ -45,21 +62,32 @@ def test_golden_clip_vit(request, golden_clip_vit):
   @jax.jit
   def run(model):
     size = model.config.size
-    apply = lambda method: image.ClipTower(model.config).apply({'params': model.params}, pixels_BIJ3, method=method)
+    apply = lambda method: image.ClipTower(model.config).apply(
+      {'params': model.params}, pixels_BIJ3, method=method
+    )
     return {
-        'sub/resized': image.resize_bicubic(raw_BIJ3, size, size).transpose(0, 3, 1, 2),
-        'sub/preprocessed': image.preprocess(raw_BIJ3, size).transpose(0, 3, 1, 2),
-        'out/penultimate': apply('penultimate'), 'out/last': apply('last'), 'out/encode_image': model.encode(raw_BIJ3)}
+      'sub/resized': image.resize_bicubic(raw_BIJ3, size, size).transpose(0, 3, 1, 2),
+      'sub/preprocessed': image.preprocess(raw_BIJ3, size).transpose(0, 3, 1, 2),
+      'out/penultimate': apply('penultimate'),
+      'out/last': apply('last'),
+      'out/encode_image': model.encode(raw_BIJ3),
+    }
 
   got = run(load(golden_clip_vit))
-  assert set(got) == {f'{kind}{name}' for kind in ('sub/', 'out/') for name in golden_clip_vit.below(kind)}
+  assert set(got) == {
+    f'{kind}{name}' for kind in ('sub/', 'out/') for name in golden_clip_vit.below(kind)
+  }
   for name, value in got.items():
-    parity.check(request, f'CLIP {name.split("/")[1]}', value, golden_clip_vit[name], absolute=parity.ENCODERS)
+    parity.check(
+      request, f'CLIP {name.split("/")[1]}', value, golden_clip_vit[name], absolute=parity.ENCODERS
+    )
 
 
 def test_bicubic_by_hand():
-  """Half the size: each output lies between its two middle inputs; weights -3/32, 19/32, 19/32, -3/32."""
-  x_BIJC = np.array([0., 32, 64, 0, 0, 0]).reshape(1, 1, 6, 1)
+  """Half the size: each output lies between its two middle inputs; weights -3/32, 19/32, 19/32,
+  -3/32.
+  """
+  x_BIJC = np.array([0.0, 32, 64, 0, 0, 0]).reshape(1, 1, 6, 1)
   # The first output's outer left input is beyond the edge, which repeats the input there.
   want = [16 * 19 / 16 - 3 * 2, (64 * 19 - 32 * 3) / 32, 0 - 3 * 0]
   np.testing.assert_allclose(image.resize_bicubic(x_BIJC, 1, 3).reshape(-1), want, rtol=1e-6)
@@ -73,15 +101,19 @@ def test_bytes_and_floats_encode_the_same(tiny):
 
 
 def test_last_block_and_projection_are_not_needed(tiny):
-  less = image.ClipVision({k: v for k, v in tiny.params.items() if k not in ('last_block', 'projection')}, TINY)
+  less = image.ClipVision(
+    {k: v for k, v in tiny.params.items() if k not in ('last_block', 'projection')}, TINY
+  )
   encode = jax.jit(image.ClipVision.encode)
   np.testing.assert_array_equal(encode(less, FRAMES), encode(tiny, FRAMES))
 
 
 def test_bfloat16(tiny):
   """bfloat16 parameters and activations: float32's numbers to bfloat16's 8 bits."""
-  half = image.ClipVision(jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params),
-                          dataclasses.replace(TINY, dtype='bfloat16'))
+  half = image.ClipVision(
+    jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params),
+    dataclasses.replace(TINY, dtype='bfloat16'),
+  )
   encode = jax.jit(image.ClipVision.encode)
   got, want = encode(half, FRAMES), encode(tiny, FRAMES)
   assert got.dtype == jnp.bfloat16
@@ -94,7 +126,9 @@ def test_same_numbers_on_a_mesh(tiny):
   placed = jax.device_put(tiny, sharding.state_shardings(abstract, mesh, rules))
   with sharding.activate(mesh, rules):
     got = jax.jit(lambda model, frames: model.encode(frames))(placed, FRAMES)
-  np.testing.assert_allclose(got, jax.jit(image.ClipVision.encode)(tiny, FRAMES), atol=1e-5)  # Sums in another order.
+  np.testing.assert_allclose(
+    got, jax.jit(image.ClipVision.encode)(tiny, FRAMES), atol=1e-5
+  )  # Sums in another order.
 
 
 def test_rows_and_abstract_parameters_have_the_same_shapes():

@@ -1,4 +1,7 @@
-"""UMT5: the official module's numbers, its buckets, padding, and the same numbers on a mesh and in bfloat16."""
+"""UMT5: the official module's numbers, its buckets, padding, and the same numbers on a mesh and in
+bfloat16.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +20,18 @@ from wam_jax.interop.table import rows
 from wam_jax.interop.table import text as table
 from wam_jax.models import text
 
-TINY = cfg.TextConfig(kind='umt5', vocab=24, length=8, dim=16, layers=2, heads=4, attention_dim=24, mlp_dim=32,
-                      buckets=8, max_distance=16)
+TINY = cfg.TextConfig(
+  kind='umt5',
+  vocab=24,
+  length=8,
+  dim=16,
+  layers=2,
+  heads=4,
+  attention_dim=24,
+  mlp_dim=32,
+  buckets=8,
+  max_distance=16,
+)
 IDS_BP = np.array([[5, 9, 3, 7, 7, 2, 1, 0], [4, 8, 1, 0, 0, 0, 0, 0]], np.int32)
 
 
@@ -30,8 +43,17 @@ def tiny():
 def load(golden):
   g = golden.config
   config = cfg.TextConfig(
-      kind='umt5', vocab=g['vocab'], length=g['length'], dim=g['dim'], layers=g['num_layers'], heads=g['num_heads'],
-      attention_dim=g['dim_attn'], mlp_dim=g['dim_ffn'], buckets=g['num_buckets'], max_distance=g['max_dist'])
+    kind='umt5',
+    vocab=g['vocab'],
+    length=g['length'],
+    dim=g['dim'],
+    layers=g['num_layers'],
+    heads=g['num_heads'],
+    attention_dim=g['dim_attn'],
+    mlp_dim=g['dim_ffn'],
+    buckets=g['num_buckets'],
+    max_distance=g['max_dist'],
+  )
   assert g['eps'] == text.RMSNorm.eps
   weights = golden.below('w/')
   return text.UMT5(rows.to_params(table.rows(config, 'wan', g['shared_pos']), weights), config)
@@ -44,31 +66,55 @@ def test_golden_umt5(request, golden_umt5):
   def run(model):
     shared = 'relative_bias' in model.params
     hidden, captured = text.UMT5Encoder(model.config, shared).apply(
-        {'params': model.params}, ids_BP, mask_BP,
-        capture_intermediates=lambda module, _: isinstance(module, text.UMT5Block))
-    bias_table = model.params['relative_bias'] if shared else model.params['blocks']['relative_bias'][0]
-    buckets = text.relative_buckets(ids_BP.shape[1], model.config.buckets, model.config.max_distance)
+      {'params': model.params},
+      ids_BP,
+      mask_BP,
+      capture_intermediates=lambda module, _: isinstance(module, text.UMT5Block),
+    )
+    bias_table = (
+      model.params['relative_bias'] if shared else model.params['blocks']['relative_bias'][0]
+    )
+    buckets = text.relative_buckets(
+      ids_BP.shape[1], model.config.buckets, model.config.max_distance
+    )
     return {
-        'sub/relative_buckets': buckets, 'sub/pos_bias_block0': text.relative_bias(bias_table, buckets)[None],
-        'sub/after_block0': captured['intermediates']['blocks']['__call__'][0][0][0],
-        'out/hidden': hidden, 'out/hidden_nomask': model.hidden(ids_BP, np.ones_like(mask_BP)),
-        'out/prompt_after_official_zeroing': text.zero_after_shortest(hidden, mask_BP),
-        'encode': model.encode(ids_BP, mask_BP)}
+      'sub/relative_buckets': buckets,
+      'sub/pos_bias_block0': text.relative_bias(bias_table, buckets)[None],
+      'sub/after_block0': captured['intermediates']['blocks']['__call__'][0][0][0],
+      'out/hidden': hidden,
+      'out/hidden_nomask': model.hidden(ids_BP, np.ones_like(mask_BP)),
+      'out/prompt_after_official_zeroing': text.zero_after_shortest(hidden, mask_BP),
+      'encode': model.encode(ids_BP, mask_BP),
+    }
 
   got = run(load(golden_umt5))
   encoded = got.pop('encode')
-  assert set(got) == {f'{kind}{name}' for kind in ('sub/', 'out/') for name in golden_umt5.below(kind)}
+  assert set(got) == {
+    f'{kind}{name}' for kind in ('sub/', 'out/') for name in golden_umt5.below(kind)
+  }
   for name, value in got.items():
     exact = np.issubdtype(golden_umt5[name].dtype, np.integer)
-    parity.check(request, f'UMT5 {name.split("/")[1]}', value, golden_umt5[name],
-                 absolute=0 if exact else parity.ENCODERS)
+    parity.check(
+      request,
+      f'UMT5 {name.split("/")[1]}',
+      value,
+      golden_umt5[name],
+      absolute=0 if exact else parity.ENCODERS,
+    )
   # Ours keeps each prompt whole where the reference cuts it at the shortest of the batch.
-  parity.check(request, 'UMT5 encode', encoded, golden_umt5['out/hidden'] * (mask_BP > 0)[..., None],
-               absolute=parity.ENCODERS)
+  parity.check(
+    request,
+    'UMT5 encode',
+    encoded,
+    golden_umt5['out/hidden'] * (mask_BP > 0)[..., None],
+    absolute=parity.ENCODERS,
+  )
 
 
 def test_buckets_by_hand():
-  """8 buckets, 4 a side: distances 0 and 1 exactly, then 2 to 5 and from 6 (2 * sqrt(16 / 2) = 5.7) on."""
+  """8 buckets, 4 a side: distances 0 and 1 exactly, then 2 to 5 and from 6 (2 * sqrt(16 / 2) = 5.7)
+  on.
+  """
   want_P = [0, 5, 6, 6, 6, 6, 7, 7, 7]
   buckets_PP = text.relative_buckets(9, 8, 16)
   np.testing.assert_array_equal(buckets_PP[0], want_P)
@@ -89,7 +135,9 @@ def test_padding_is_zero_and_changes_nothing(tiny):
 def test_zero_after_shortest():
   x_BPD = np.ones((2, 8, 1))
   want_P = [1, 1, 1, 0, 0, 0, 0, 0]
-  np.testing.assert_array_equal(text.zero_after_shortest(x_BPD, IDS_BP != 0)[..., 0], [want_P, want_P])
+  np.testing.assert_array_equal(
+    text.zero_after_shortest(x_BPD, IDS_BP != 0)[..., 0], [want_P, want_P]
+  )
 
 
 def test_shared_bias_equals_the_same_table_in_every_layer(tiny):
@@ -97,15 +145,19 @@ def test_shared_bias_equals_the_same_table_in_every_layer(tiny):
   blocks = dict(params['blocks'])
   table_RN = blocks.pop('relative_bias')[0]
   shared = text.UMT5(params | {'blocks': blocks, 'relative_bias': table_RN}, TINY)
-  copied = text.UMT5(params | {'blocks': blocks | {'relative_bias': jnp.stack([table_RN] * TINY.layers)}}, TINY)
+  copied = text.UMT5(
+    params | {'blocks': blocks | {'relative_bias': jnp.stack([table_RN] * TINY.layers)}}, TINY
+  )
   encode = jax.jit(text.UMT5.encode)
   np.testing.assert_array_equal(encode(shared, IDS_BP), encode(copied, IDS_BP))
 
 
 def test_bfloat16(tiny):
   """bfloat16 parameters and activations: float32's numbers to bfloat16's 8 bits."""
-  half = text.UMT5(jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params),
-                   dataclasses.replace(TINY, dtype='bfloat16'))
+  half = text.UMT5(
+    jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params),
+    dataclasses.replace(TINY, dtype='bfloat16'),
+  )
   encode = jax.jit(text.UMT5.encode)
   got, want = encode(half, IDS_BP), encode(tiny, IDS_BP)
   assert got.dtype == jnp.bfloat16
@@ -118,7 +170,9 @@ def test_same_numbers_on_a_mesh(tiny):
   placed = jax.device_put(tiny, sharding.state_shardings(abstract, mesh, rules))
   with sharding.activate(mesh, rules):
     got = jax.jit(lambda model, ids_BP: model.encode(ids_BP))(placed, IDS_BP)
-  np.testing.assert_allclose(got, jax.jit(text.UMT5.encode)(tiny, IDS_BP), atol=1e-5)  # Sums in another order.
+  np.testing.assert_allclose(
+    got, jax.jit(text.UMT5.encode)(tiny, IDS_BP), atol=1e-5
+  )  # Sums in another order.
 
 
 def test_rows_and_abstract_parameters_have_the_same_shapes():

@@ -1,4 +1,7 @@
-"""The patch tokenizer: causal in time, streaming, unit-variance latents, an exact inverse at full width."""
+"""The patch tokenizer: causal in time, streaming, unit-variance latents, an exact inverse at full
+width.
+"""
+
 from __future__ import annotations
 
 import numpy as np
@@ -14,7 +17,9 @@ FRAMES = np.random.default_rng(0).integers(60, 196, (3, 1 + 3 * T, 8, 12, 3)).as
 
 
 def fit(channels, frames=FRAMES):
-  return tokenizer.fit_patch_tokenizer(frames, cfg.TokenizerConfig(temporal=T, spatial=S, channels=channels))
+  return tokenizer.fit_patch_tokenizer(
+    frames, cfg.TokenizerConfig(temporal=T, spatial=S, channels=channels)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +51,7 @@ def test_streaming_equals_whole(fitted):
   first, stream = fitted.encode_start(FRAMES[:, :1])
   parts = [first]
   for k in range(3):
-    latents, stream = fitted.encode_more(stream, FRAMES[:, 1 + k * T:1 + (k + 1) * T])
+    latents, stream = fitted.encode_more(stream, FRAMES[:, 1 + k * T : 1 + (k + 1) * T])
     parts.append(latents)
   # Float32 sums may run in another order when fewer patches are multiplied at once.
   np.testing.assert_allclose(np.concatenate(parts, 1), fitted.encode(FRAMES), atol=1e-5)
@@ -57,7 +62,9 @@ def test_streaming_decode_equals_whole(fitted):
   first, stream = fitted.decode_start(latents[:, :1])
   second, stream = fitted.decode_more(stream, latents[:, 1:2])
   rest, _ = fitted.decode_more(stream, latents[:, 2:])
-  np.testing.assert_allclose(np.concatenate([first, second, rest], 1), fitted.decode(latents), atol=1e-5)
+  np.testing.assert_allclose(
+    np.concatenate([first, second, rest], 1), fitted.decode(latents), atol=1e-5
+  )
 
 
 def test_full_width_is_an_exact_inverse():
@@ -78,12 +85,19 @@ def test_latents_of_the_fit_have_mean_0_and_unit_covariance(fitted):
 def test_lost_detail_is_the_variance_of_the_dropped_components():
   """No linear map of that width loses less (Eckart-Young)."""
   still = np.concatenate([np.repeat(FRAMES[:, :1], T, 1), FRAMES[:, 1:]], 1)
-  patches_NP = pixels(still).astype(np.float64).reshape(3, 4, T, 4, S, 6, S, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  patches_NP = (
+    pixels(still)
+    .astype(np.float64)
+    .reshape(3, 4, T, 4, S, 6, S, 3)
+    .transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  )
   singular = np.linalg.svd((p := patches_NP.reshape(-1, FULL)) - p.mean(0), compute_uv=False)
   for channels in (1, 6, 20):
     fitted = fit(channels)
-    lost = np.asarray(fitted.decode_more(*fitted.encode_more((), still)[::-1])[0], np.float64) - pixels(still)
-    np.testing.assert_allclose((lost ** 2).sum(), (singular[channels:] ** 2).sum(), rtol=1e-4)
+    lost = np.asarray(
+      fitted.decode_more(*fitted.encode_more((), still)[::-1])[0], np.float64
+    ) - pixels(still)
+    np.testing.assert_allclose((lost**2).sum(), (singular[channels:] ** 2).sum(), rtol=1e-4)
 
 
 def test_decoded_pixels_stay_in_range(fitted):
@@ -93,12 +107,16 @@ def test_decoded_pixels_stay_in_range(fitted):
 
 
 def test_more_channels_than_numbers_in_a_patch_raise():
-  with pytest.raises(ValueError, match=f'channels={FULL + 1} exceeds the {FULL} numbers of a patch'):
+  with pytest.raises(
+    ValueError, match=f'channels={FULL + 1} exceeds the {FULL} numbers of a patch'
+  ):
     fit(FULL + 1)
 
 
 def test_frames_that_do_not_vary_enough_raise():
-  gray = np.repeat(FRAMES[:, :1, :1, :1, :1], 12, axis=3)  # One grey for each window: few directions.
+  gray = np.repeat(
+    FRAMES[:, :1, :1, :1, :1], 12, axis=3
+  )  # One grey for each window: few directions.
   gray = np.broadcast_to(gray, FRAMES.shape)
   with pytest.raises(ValueError, match='vary in fewer than model.tokenizer.channels=5 directions'):
     fit(5, gray)

@@ -1,4 +1,7 @@
-"""The Wan VAEs: the official modules' numbers (golden files), and streaming, causality, shapes and errors."""
+"""The Wan VAEs: the official modules' numbers (golden files), and streaming, causality, shapes and
+errors.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,10 +19,16 @@ from wam_jax.interop.table import rows
 from wam_jax.interop.table import vae as table
 from wam_jax.models import vae
 
-FULL = {'wan2_1': cfg.TokenizerConfig(kind='wan2_1', channels=16),
-        'wan2_2': cfg.TokenizerConfig(kind='wan2_2', channels=48, vae=cfg.VAEConfig(160, 256))}
-TINY = {kind: cfg.TokenizerConfig(kind=kind, channels=c.channels, vae=cfg.VAEConfig(4, 8, (1, 2, 2), 1, (True, True)))
-        for kind, c in FULL.items()}
+FULL = {
+  'wan2_1': cfg.TokenizerConfig(kind='wan2_1', channels=16),
+  'wan2_2': cfg.TokenizerConfig(kind='wan2_2', channels=48, vae=cfg.VAEConfig(160, 256)),
+}
+TINY = {
+  kind: cfg.TokenizerConfig(
+    kind=kind, channels=c.channels, vae=cfg.VAEConfig(4, 8, (1, 2, 2), 1, (True, True))
+  )
+  for kind, c in FULL.items()
+}
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 13, 16, 24, 3)).astype(np.uint8)
 
 
@@ -30,7 +39,10 @@ def tiny(kind):
   rng = np.random.default_rng(1)
 
   def draw(path, x):
-    spread, centre = (x.size / x.shape[-1]) ** -0.5 if path[-1].key == 'w' else 0.1, path[-1].key == 'scale'
+    spread, centre = (
+      (x.size / x.shape[-1]) ** -0.5 if path[-1].key == 'w' else 0.1,
+      path[-1].key == 'scale',
+    )
     return (spread * rng.normal(size=x.shape) + centre).astype(np.float32)
 
   return model.replace(params=jax.tree_util.tree_map_with_path(draw, model.params))
@@ -59,24 +71,42 @@ def test_golden_vae22(golden_vae22, request):
 
 
 def compare(golden, request):
-  """Each direction starts from the official numbers; frames that do not fill a group are ignored there."""
+  """Each direction starts from the official numbers; frames that do not fill a group are ignored
+  there.
+  """
   g = golden.config
   c = cfg.TokenizerConfig(
-      kind={'21': 'wan2_1', '38': 'wan2_2'}[str(g['kind'])], channels=g['z_dim'],
-      vae=cfg.VAEConfig(g['dim'], g['dec_dim'] or g['dim'], tuple(g['dim_mult']), g['num_res_blocks'],
-                        tuple(g['temporal_downsample'])))
-  model = vae.WanVAE(rows.to_params(table.rows(c, 'wan'), golden.below('w/')), c,
-                     np.stack([golden['stats/mean'], golden['stats/std']]))
+    kind={'21': 'wan2_1', '38': 'wan2_2'}[str(g['kind'])],
+    channels=g['z_dim'],
+    vae=cfg.VAEConfig(
+      g['dim'],
+      g['dec_dim'] or g['dim'],
+      tuple(g['dim_mult']),
+      g['num_res_blocks'],
+      tuple(g['temporal_downsample']),
+    ),
+  )
+  model = vae.WanVAE(
+    rows.to_params(table.rows(c, 'wan'), golden.below('w/')),
+    c,
+    np.stack([golden['stats/mean'], golden['stats/std']]),
+  )
   frames = last(golden['in/video'])
-  latents = model.encode(frames[:, :1 + (frames.shape[1] - 1) // model.temporal * model.temporal])
+  latents = model.encode(frames[:, : 1 + (frames.shape[1] - 1) // model.temporal * model.temporal])
   official = last(golden['out/latent'])
-  got = {'latent': latents, 'latent_unnormalised': model.unnormalise(latents),
-         'latent_first_frame_only': model.encode_start(frames[:, :1])[0],
-         'decoded_unclamped': model.decode_unclamped(official), 'decoded': model.decode(official)}
+  got = {
+    'latent': latents,
+    'latent_unnormalised': model.unnormalise(latents),
+    'latent_first_frame_only': model.encode_start(frames[:, :1])[0],
+    'decoded_unclamped': model.decode_unclamped(official),
+    'decoded': model.decode(official),
+  }
   want = golden.below('out/')
   assert got.keys() == want.keys()
   for name in want:
-    parity.check(request, f'VAE {c.kind} {name}', got[name], last(want[name]), absolute=parity.ENCODERS)
+    parity.check(
+      request, f'VAE {c.kind} {name}', got[name], last(want[name]), absolute=parity.ENCODERS
+    )
   np.testing.assert_array_equal(model.mean_std_2C, np.float32(vae.RELEASED[c.channels]))
 
 
@@ -118,7 +148,7 @@ def test_streams_are_compiled_once(model):
   latents, encoding = model.encode_start(FRAMES[:, :1])
   stream = encoding, model.decode_start(latents)[1]
   for k in range(3):
-    frames, after = step(model, stream, FRAMES[:, 1 + 4 * k:5 + 4 * k])
+    frames, after = step(model, stream, FRAMES[:, 1 + 4 * k : 5 + 4 * k])
     chex.assert_trees_all_equal_shapes_and_dtypes(stream, after)
     stream = after
   np.testing.assert_allclose(frames, model.decode(encoded(model.config.kind))[:, -4:], atol=1e-5)
@@ -131,7 +161,9 @@ def test_later_frames_do_not_change_earlier_latents(model):
     changed[:, frame] = 255 - changed[:, frame]
     differs = np.any(np.asarray(model.encode(changed)) != want, axis=(0, 2, 3, 4))
     group = -(-frame // 4)
-    np.testing.assert_array_equal(differs[:group + 1], np.arange(group + 1) == group, err_msg=f'frame {frame}')
+    np.testing.assert_array_equal(
+      differs[: group + 1], np.arange(group + 1) == group, err_msg=f'frame {frame}'
+    )
 
 
 def test_later_latents_do_not_change_earlier_frames(model):
@@ -142,19 +174,23 @@ def test_later_latents_do_not_change_earlier_frames(model):
     changed[:, k] += 1
     differs = np.any(np.asarray(model.decode_unclamped(changed)) != want, axis=(0, 2, 3, 4))
     first = 1 + 4 * (k - 1) if k else 0
-    assert not differs[:first].any() and differs[first:1 + 4 * k].all()
+    assert not differs[:first].any() and differs[first : 1 + 4 * k].all()
 
 
 def test_samples_of_a_batch_do_not_meet(model):
   latents = encoded(model.config.kind)
   for b in range(2):
     # One sample alone may be convolved in another order of sums.
-    np.testing.assert_allclose(model.encode(FRAMES[b:b + 1])[0], latents[b], atol=1e-5)
-    np.testing.assert_allclose(model.decode(latents[b:b + 1])[0], model.decode(latents)[b], atol=1e-5)
+    np.testing.assert_allclose(model.encode(FRAMES[b : b + 1])[0], latents[b], atol=1e-5)
+    np.testing.assert_allclose(
+      model.decode(latents[b : b + 1])[0], model.decode(latents)[b], atol=1e-5
+    )
 
 
 def test_bytes_and_floats_are_the_same_frames(model):
-  np.testing.assert_allclose(model.encode(FRAMES.astype(np.float32) / 127.5 - 1), encoded(model.config.kind), atol=1e-5)
+  np.testing.assert_allclose(
+    model.encode(FRAMES.astype(np.float32) / 127.5 - 1), encoded(model.config.kind), atol=1e-5
+  )
 
 
 def test_decoded_frames_are_clamped(model):
@@ -167,28 +203,38 @@ def test_decoded_frames_are_clamped(model):
 
 def test_other_statistics_of_latents(model):
   plain = model.unnormalise(encoded(model.config.kind))
-  mean_std_2C = np.stack([np.linspace(-1, 1, model.config.channels), np.linspace(1, 2, model.config.channels)])
+  mean_std_2C = np.stack(
+    [np.linspace(-1, 1, model.config.channels), np.linspace(1, 2, model.config.channels)]
+  )
   other = model.replace(mean_std_2C=mean_std_2C)
-  np.testing.assert_allclose(other.encode(FRAMES), (plain - mean_std_2C[0]) / mean_std_2C[1], atol=1e-5)
-  np.testing.assert_allclose(other.decode(other.encode(FRAMES)), model.decode(encoded(model.config.kind)), atol=1e-5)
+  np.testing.assert_allclose(
+    other.encode(FRAMES), (plain - mean_std_2C[0]) / mean_std_2C[1], atol=1e-5
+  )
+  np.testing.assert_allclose(
+    other.decode(other.encode(FRAMES)), model.decode(encoded(model.config.kind)), atol=1e-5
+  )
 
 
 def test_bfloat16_parameters_and_computation(model):
-  half = model.replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params),
-                       config=dataclasses.replace(model.config, dtype='bfloat16'))
+  half = model.replace(
+    params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params),
+    config=dataclasses.replace(model.config, dtype='bfloat16'),
+  )
   want = encoded(model.config.kind)
   latents, stream = half.encode_start(FRAMES[:, :1])
   assert latents.dtype == jnp.float32
   assert {x.dtype for x in jax.tree.leaves(stream)} == {jnp.dtype(jnp.bfloat16)}
   got = half.encode(FRAMES)
   # Eight bits of mantissa through some twenty layers.
-  assert 0 < np.sqrt(np.mean((got - want) ** 2)) < 0.03 * np.sqrt(np.mean(want ** 2))
+  assert 0 < np.sqrt(np.mean((got - want) ** 2)) < 0.03 * np.sqrt(np.mean(want**2))
   frames, want = half.decode_unclamped(want), model.decode_unclamped(want)
-  assert 0 < np.sqrt(np.mean((frames - want) ** 2)) < 0.03 * np.sqrt(np.mean(want ** 2))
+  assert 0 < np.sqrt(np.mean((frames - want) ** 2)) < 0.03 * np.sqrt(np.mean(want**2))
 
 
-@pytest.mark.parametrize('kind, size, latents',
-                         [('wan2_1', (352, 640), (44, 80, 16)), ('wan2_2', (160, 320), (10, 20, 48))])
+@pytest.mark.parametrize(
+  'kind, size, latents',
+  [('wan2_1', (352, 640), (44, 80, 16)), ('wan2_2', (160, 320), (10, 20, 48))],
+)
 def test_released_shapes(kind, size, latents):
   """33 frames are 9 latent frames and back; nothing is computed or allocated."""
   model = jax.eval_shape(lambda key: vae.init(FULL[kind], key), jax.random.key(0))
@@ -203,19 +249,32 @@ def test_released_shapes(kind, size, latents):
 def test_wrong_frames_raise(model):
   with pytest.raises(ValueError, match='6 frames after the first one must be a multiple of 4'):
     model.encode(FRAMES[:, :7])
-  with pytest.raises(ValueError, match=f'Frames of 15 x 24 pixels must have multiples of {model.spatial}'):
+  with pytest.raises(
+    ValueError, match=f'Frames of 15 x 24 pixels must have multiples of {model.spatial}'
+  ):
     model.encode(FRAMES[:, :, :15])
 
 
 def test_wrong_configs_raise(model):
   def initialise(**changes):
-    sizes = dict(encoder_dim=4, decoder_dim=4, multipliers=(1, 2, 2), blocks=1, temporal_down=(True, True)) | changes
-    return vae.init(cfg.TokenizerConfig(kind='wan2_2', vae=cfg.VAEConfig(**sizes)), jax.random.key(0))
+    sizes = (
+      dict(
+        encoder_dim=4, decoder_dim=4, multipliers=(1, 2, 2), blocks=1, temporal_down=(True, True)
+      )
+      | changes
+    )
+    return vae.init(
+      cfg.TokenizerConfig(kind='wan2_2', vae=cfg.VAEConfig(**sizes)), jax.random.key(0)
+    )
 
-  with pytest.raises(ValueError, match=r'temporal_down=\(True,\) must have one entry for each of the 3 multipliers'):
+  with pytest.raises(
+    ValueError, match=r'temporal_down=\(True,\) must have one entry for each of the 3 multipliers'
+  ):
     initialise(temporal_down=(True,))
   with pytest.raises(ValueError, match='cannot share 4 numbers equally among 8 channels'):
     initialise(multipliers=(1, 2), temporal_down=(True,))
   nameless = model.replace(config=dataclasses.replace(model.config, channels=6))
-  with pytest.raises(ValueError, match='No mean .* were released for channels=6, only for .16, 48.; give mean_std'):
+  with pytest.raises(
+    ValueError, match='No mean .* were released for channels=6, only for .16, 48.; give mean_std'
+  ):
     nameless.unnormalise(np.zeros(6))

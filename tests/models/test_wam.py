@@ -1,8 +1,9 @@
 """The world action model on random weights: control equals training, and nothing leaks.
 
-Two latent frames a chunk, three chunks, three embodiments. Of the three samples the first has every action step, the
-second lacks the last of each chunk, the third is video only.
+Two latent frames a chunk, three chunks, three embodiments. Of the three samples the first has every
+action step, the second lacks the last of each chunk, the third is video only.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,9 +22,22 @@ from wam_jax.models import wam
 
 B, Q, F, A, H, W, C, U, X = 3, 3, 2, 3, 4, 2, 3, 3, 4
 CONFIG = cfg.ModelConfig(
-    dim=16, mlp_dim=32, num_heads=2, num_layers=2, patch=2, freq_dim=16, action_dim=U, proprio_dim=X, action_hidden=8,
-    num_embodiments=3, frames_per_chunk=F, actions_per_chunk=A, max_chunks=Q,
-    tokenizer=cfg.TokenizerConfig(channels=C), text=cfg.TextConfig(dim=8, length=4))
+  dim=16,
+  mlp_dim=32,
+  num_heads=2,
+  num_layers=2,
+  patch=2,
+  freq_dim=16,
+  action_dim=U,
+  proprio_dim=X,
+  action_hidden=8,
+  num_embodiments=3,
+  frames_per_chunk=F,
+  actions_per_chunk=A,
+  max_chunks=Q,
+  tokenizer=cfg.TokenizerConfig(channels=C),
+  text=cfg.TextConfig(dim=8, length=4),
+)
 CHUNK_STATE = dataclasses.replace(CONFIG, state_rule='chunk')
 BFLOAT16 = dataclasses.replace(CONFIG, dtype='bfloat16')
 EMBODIMENT_B = np.int32([0, 2, 1])
@@ -35,9 +49,16 @@ def make_inputs():
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   level = lambda *shape: rng.uniform(size=shape).astype(np.float32)
   return dict(
-      clean_BFHWC=normal(B, 1 + Q * F, H, W, C), noisy_BFHWC=normal(B, Q * F, H, W, C), sigma_video_BF=level(B, Q * F),
-      noisy_action_BAU=normal(B, Q * A, U), sigma_action_BA=level(B, Q * A), proprio_BQX=normal(B, Q, X),
-      text_BPC=normal(B, 4, 8), embodiment_B=EMBODIMENT_B, action_valid_BA=VALID_BA)
+    clean_BFHWC=normal(B, 1 + Q * F, H, W, C),
+    noisy_BFHWC=normal(B, Q * F, H, W, C),
+    sigma_video_BF=level(B, Q * F),
+    noisy_action_BAU=normal(B, Q * A, U),
+    sigma_action_BA=level(B, Q * A),
+    proprio_BQX=normal(B, Q, X),
+    text_BPC=normal(B, 4, 8),
+    embodiment_B=EMBODIMENT_B,
+    action_valid_BA=VALID_BA,
+  )
 
 
 INPUTS = make_inputs()
@@ -49,16 +70,22 @@ def init(key):
 
 @functools.cache
 def random_params():
-  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which compiles nothing."""
+  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which
+  compiles nothing.
+  """
   rng = np.random.default_rng(1)
-  draw = lambda path, p: (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
+  draw = lambda path, p: (
+    (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
+  )
   return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
 
 
 @functools.cache
 def compiled(config):
   """Teacher-forced (video, action) velocities of `(params, inputs)`."""
-  return jax.jit(lambda params, inputs: wam.WorldActionModel(config).apply({'params': params}, **inputs))
+  return jax.jit(
+    lambda params, inputs: wam.WorldActionModel(config).apply({'params': params}, **inputs)
+  )
 
 
 def forward(config=CONFIG, params=None, **changes):
@@ -73,38 +100,55 @@ def compiled_method(config, name):
 
 def cached(config):
   """The same velocities chunk by chunk, from a cache of the clean frames before."""
-  without_states = dataclasses.replace(config, state_rule='self')  # Neither prompt nor commit has any.
+  without_states = dataclasses.replace(
+    config, state_rule='self'
+  )  # Neither prompt nor commit has any.
   prompt_kv, commit, denoise = (
-      functools.partial(compiled_method(c, name), random_params())
-      for c, name in ((without_states, 'prompt_kv'), (without_states, 'commit'), (config, 'denoise')))
+    functools.partial(compiled_method(c, name), random_params())
+    for c, name in ((without_states, 'prompt_kv'), (without_states, 'commit'), (config, 'denoise'))
+  )
   prompt = prompt_kv(INPUTS['text_BPC'])
   slots = (1 + (Q - 1) * F) * (H // config.patch) * (W // config.patch)
-  cache = attention.KVCache.empty(config.num_layers, B, config.num_heads, slots, config.head_dim, config.dtype)
+  cache = attention.KVCache.empty(
+    config.num_layers, B, config.num_heads, slots, config.head_dim, config.dtype
+  )
   cache = commit(cache, INPUTS['clean_BFHWC'][:, :1], jnp.int32(0), prompt)
   outputs = []
   for q in range(Q):
     if q:
       start = 1 + (q - 1) * F
-      cache = commit(cache, INPUTS['clean_BFHWC'][:, start:start + F], jnp.int32(start), prompt)
-    chunk = lambda name, size, q=q: INPUTS[name][:, q * size:(q + 1) * size]
-    outputs.append(denoise(
-        cache, chunk('noisy_BFHWC', F), chunk('sigma_video_BF', F), chunk('noisy_action_BAU', A),
-        chunk('sigma_action_BA', A), chunk('proprio_BQX', 1), cache.frames, prompt, EMBODIMENT_B,
-        chunk('action_valid_BA', A)))
+      cache = commit(cache, INPUTS['clean_BFHWC'][:, start : start + F], jnp.int32(start), prompt)
+    chunk = lambda name, size, q=q: INPUTS[name][:, q * size : (q + 1) * size]
+    outputs.append(
+      denoise(
+        cache,
+        chunk('noisy_BFHWC', F),
+        chunk('sigma_video_BF', F),
+        chunk('noisy_action_BAU', A),
+        chunk('sigma_action_BA', A),
+        chunk('proprio_BQX', 1),
+        cache.frames,
+        prompt,
+        EMBODIMENT_B,
+        chunk('action_valid_BA', A),
+      )
+    )
   return [np.concatenate(parts, 1) for parts in zip(*outputs)]
 
 
 @pytest.mark.parametrize('config', [CONFIG, CHUNK_STATE], ids=['self', 'chunk'])
 def test_cached_chunks_equal_teacher_forcing(config):
   for got, want in zip(cached(config), forward(config)):
-    np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums in another order; outputs are near 1.
+    np.testing.assert_allclose(
+      got, want, atol=1e-5
+    )  # Float32, sums in another order; outputs are near 1.
     assert np.std(want) > 0.1
 
 
 def test_bfloat16_is_close():
   """bfloat16 keeps 8 bits, 0.4 %, through some ten roundings a layer."""
   for got, want in zip(forward(BFLOAT16), forward()):
-    assert 1e-3 < np.sqrt(np.mean((got - want) ** 2) / np.mean(want ** 2)) < 0.05
+    assert 1e-3 < np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < 0.05
 
 
 def test_state_rules_differ():
@@ -116,18 +160,28 @@ def test_state_rules_differ():
 def test_chunks_see_the_clean_past_and_their_own_inputs_only():
   """Changes one input of one chunk at a time and lists the chunks whose outputs change at all.
 
-  Exact, not close: a masked key has weight zero. Clean chunk c is one of frames; clean chunk 0 is frame 0.
+  Exact, not close: a masked key has weight zero. Clean chunk c is one of frames; clean chunk 0 is
+  frame 0.
   """
   before = forward()
   chunks_changed = lambda after: [
-      [c for c in range(1, Q + 1) if np.any(a[0, (c - 1) * n:c * n] != b[0, (c - 1) * n:c * n])]
-      for a, b, n in zip(before, after, (F, A))]
+    [c for c in range(1, Q + 1) if np.any(a[0, (c - 1) * n : c * n] != b[0, (c - 1) * n : c * n])]
+    for a, b, n in zip(before, after, (F, A))
+  ]
   frames = lambda c: slice(0, 1) if c == 0 else slice(1 + (c - 1) * F, 1 + c * F)
   for c in range(Q + 1):
     later = list(range(c + 1, Q + 1))
-    assert chunks_changed(forward(clean_BFHWC=moved('clean_BFHWC', 0, frames(c)))) == [later, later], f'clean chunk {c}'
-  for name, n in (('noisy_BFHWC', F), ('sigma_video_BF', F), ('noisy_action_BAU', A), ('sigma_action_BA', A),
-                  ('proprio_BQX', 1)):
+    assert chunks_changed(forward(clean_BFHWC=moved('clean_BFHWC', 0, frames(c)))) == [
+      later,
+      later,
+    ], f'clean chunk {c}'
+  for name, n in (
+    ('noisy_BFHWC', F),
+    ('sigma_video_BF', F),
+    ('noisy_action_BAU', A),
+    ('sigma_action_BA', A),
+    ('proprio_BQX', 1),
+  ):
     for c in range(1, Q + 1):
       after = forward(**{name: moved(name, 0, slice((c - 1) * n, c * n))})
       assert chunks_changed(after) == [[c], [c]], f'{name} of chunk {c}'
@@ -172,7 +226,7 @@ def test_samples_of_a_batch_do_not_mix():
   """Each alone gives what it gives in the batch; float32 sums may run in another order."""
   together = forward()
   for i in range(B):
-    alone = forward(**{name: np.repeat(value[i:i + 1], B, 0) for name, value in INPUTS.items()})
+    alone = forward(**{name: np.repeat(value[i : i + 1], B, 0) for name, value in INPUTS.items()})
     for got, want in zip(alone, together):
       np.testing.assert_allclose(got[i], want[i], atol=1e-5)
 
@@ -191,7 +245,8 @@ def test_each_embodiment_has_its_own_action_weights():
 
 
 NO_ACTIONS = dict.fromkeys(
-    ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA'))
+  ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA')
+)
 
 
 def test_video_alone_is_video_whose_actions_nobody_sees():
@@ -203,32 +258,51 @@ def test_video_alone_is_video_whose_actions_nobody_sees():
 
 def test_without_clean_video_chunks_see_their_noisy_past():
   """Noise in chunk c reaches the velocities of chunk c and of later ones; chunk 0 is frame 0."""
-  inputs = dict(clean_BFHWC=None, noisy_BFHWC=INPUTS['clean_BFHWC'], sigma_video_BF=np.full((B, 1 + Q * F), 0.5))
+  inputs = dict(
+    clean_BFHWC=None, noisy_BFHWC=INPUTS['clean_BFHWC'], sigma_video_BF=np.full((B, 1 + Q * F), 0.5)
+  )
   frames = lambda c: slice(0, 1) if c == 0 else slice(1 + (c - 1) * F, 1 + c * F)
   before = forward(**inputs)[0]
   for c in range(Q + 1):
     noisy = inputs['noisy_BFHWC'].copy()
     noisy[:, frames(c)] += 0.3
     after = forward(**{**inputs, 'noisy_BFHWC': noisy})[0]
-    assert [k for k in range(Q + 1) if np.any(after[:, frames(k)] != before[:, frames(k)])] == list(range(c, Q + 1))
+    assert [k for k in range(Q + 1) if np.any(after[:, frames(k)] != before[:, frames(k)])] == list(
+      range(c, Q + 1)
+    )
 
 
 def test_full_cache_drops_the_oldest_frames():
-  """A window of one chunk and frame 0: a cache of its size gives what a cache that drops nothing gives."""
+  """A window of one chunk and frame 0: a cache of its size gives what a cache that drops nothing
+  gives.
+  """
   config = dataclasses.replace(CONFIG, max_chunks=1)
   prompt_kv, commit, denoise = (
-      functools.partial(compiled_method(config, name), random_params())
-      for name in ('prompt_kv', 'commit_and_predict', 'denoise'))
+    functools.partial(compiled_method(config, name), random_params())
+    for name in ('prompt_kv', 'commit_and_predict', 'denoise')
+  )
   prompt = prompt_kv(INPUTS['text_BPC'])
   tokens, outputs = (H // config.patch) * (W // config.patch), []
   for frames in (config.window_frames, 1 + Q * F):
-    cache = attention.KVCache.empty(config.num_layers, B, config.num_heads, frames * tokens, config.head_dim, 'float32')
+    cache = attention.KVCache.empty(
+      config.num_layers, B, config.num_heads, frames * tokens, config.head_dim, 'float32'
+    )
     for start in (0, *range(1, 1 + Q * F, F)):
-      clean = INPUTS['clean_BFHWC'][:, start:start + (F if start else 1)]
+      clean = INPUTS['clean_BFHWC'][:, start : start + (F if start else 1)]
       cache, predicted = commit(cache, clean, jnp.int32(start), prompt)
     assert cache.frames == 1 + Q * F
-    video, _ = denoise(cache, INPUTS['noisy_BFHWC'][:, :F], INPUTS['sigma_video_BF'][:, :F], None, None, None,
-                       cache.frames, prompt, None, None)
+    video, _ = denoise(
+      cache,
+      INPUTS['noisy_BFHWC'][:, :F],
+      INPUTS['sigma_video_BF'][:, :F],
+      None,
+      None,
+      None,
+      cache.frames,
+      prompt,
+      None,
+      None,
+    )
     outputs.append((predicted, video))
   for got, want in zip(*outputs):
     np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums in another order.
@@ -249,8 +323,10 @@ def test_untrained_video_velocity_is_zero():
 
 
 def loss(config, blocks):
-  video, action = wam.WorldActionModel(config).apply({'params': {**random_params(), 'blocks': blocks}}, **INPUTS)
-  return jnp.mean(video ** 2) + jnp.mean(action ** 2)
+  video, action = wam.WorldActionModel(config).apply(
+    {'params': {**random_params(), 'blocks': blocks}}, **INPUTS
+  )
+  return jnp.mean(video**2) + jnp.mean(action**2)
 
 
 @functools.cache
@@ -258,38 +334,62 @@ def gradients(config):
   return jax.jit(jax.value_and_grad(functools.partial(loss, config)))(random_params()['blocks'])
 
 
-@pytest.mark.parametrize('attention, remat', [
-    ('chunks', 'none'), ('splash', 'none'), ('dense', 'block'), ('chunks', 'block'), ('chunks', 'dots'),
-    ('splash', 'save_attention'), ('dense', 'offload')])
+@pytest.mark.parametrize(
+  'attention, remat',
+  [
+    ('chunks', 'none'),
+    ('splash', 'none'),
+    ('dense', 'block'),
+    ('chunks', 'block'),
+    ('chunks', 'dots'),
+    ('splash', 'save_attention'),
+    ('dense', 'offload'),
+  ],
+)
 def test_kinds_of_attention_and_rematerialisation_give_the_same_gradients(attention, remat):
   """A window of two of the three chunks; one sample has padded actions, one none."""
   config = dataclasses.replace(CONFIG, attention='dense', max_chunks=2)
-  (want_loss, want), (got_loss, got) = gradients(config), gradients(
-      dataclasses.replace(config, attention=attention, remat=remat))
+  (want_loss, want), (got_loss, got) = (
+    gradients(config),
+    gradients(dataclasses.replace(config, attention=attention, remat=remat)),
+  )
   np.testing.assert_allclose(got_loss, want_loss, rtol=1e-5)
   for (path, w), g in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got)):
     # Float32, the same numbers added in another order; keys' biases have no gradient but rounding.
-    np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5 * max(np.abs(w).max(), 0.01),
-                               err_msg=jax.tree_util.keystr(path))
+    np.testing.assert_allclose(
+      g, w, rtol=1e-4, atol=1e-5 * max(np.abs(w).max(), 0.01), err_msg=jax.tree_util.keystr(path)
+    )
 
 
 def test_rematerialisation_saves_what_it_says():
   """Counted in the program of the gradient: forward kernels, products, and copies to the host."""
+
   def count(name, **changes):
     config = dataclasses.replace(CONFIG, **changes)
     program = jax.make_jaxpr(jax.grad(functools.partial(loss, config)))(random_params()['blocks'])
     return sum(name in operation for operation in operations(program.jaxpr))
 
-  kernels = {remat: count('splash_mha_fwd', attention='splash', remat=remat)
-             for remat in ('none', 'save_attention', 'block')}
-  assert kernels == {'none': 2, 'save_attention': 3, 'block': 4}  # Self-attention and prompt, once or twice.
-  products = {remat: count('dot_general', attention='chunks', remat=remat) for remat in ('none', 'dots', 'block')}
+  kernels = {
+    remat: count('splash_mha_fwd', attention='splash', remat=remat)
+    for remat in ('none', 'save_attention', 'block')
+  }
+  assert kernels == {
+    'none': 2,
+    'save_attention': 3,
+    'block': 4,
+  }  # Self-attention and prompt, once or twice.
+  products = {
+    remat: count('dot_general', attention='chunks', remat=remat)
+    for remat in ('none', 'dots', 'block')
+  }
   assert products['none'] < products['dots'] < products['block']
   assert count('Host', remat='offload') and not count('Host', remat='block')
 
 
 def operations(jaxpr):
-  """Names of a program's operations, and where they put their results; without calls that give nothing."""
+  """Names of a program's operations, and where they put their results; without calls that give
+  nothing.
+  """
   for equation in jaxpr.eqns:
     if not equation.outvars:
       continue

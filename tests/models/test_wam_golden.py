@@ -1,4 +1,7 @@
-"""The transformer and its modules against the official PyTorch ones, on the golden files (tests/golden/README.md)."""
+"""The transformer and its modules against the official PyTorch ones, on the golden files
+(tests/golden/README.md).
+"""
+
 from __future__ import annotations
 
 import functools
@@ -27,14 +30,28 @@ class Case:
     self.golden, self.chunks, self.frames = golden, g['chunks'], g['frames']
     self.grid = g['latent_h'] // g['patch_size'][1], g['latent_w'] // g['patch_size'][2]
     self.config = cfg.ModelConfig(
-        dim=g['dim'], mlp_dim=g['ffn_dim'], num_heads=g['num_heads'], num_layers=g['num_layers'],
-        patch=g['patch_size'][1], image_condition=bool(g['y_channels']), image_dim=g['image_embed_dim'],
-        image_tokens=g['image_tokens'], freq_dim=g['freq_dim'], action_dim=g['action_dim'],
-        proprio_dim=g['max_state_dim'], action_hidden=g['hidden_size'], frames_per_chunk=g['num_frame_per_block'],
-        actions_per_chunk=g['num_action_per_block'], predict_first_frame=True, state_rule='reference', eps=g['eps'],
-        max_chunks=self.chunks if g['max_chunk_size'] == -1 else g['max_chunk_size'],
-        history_rule='reference_global' if g['max_chunk_size'] == -1 else 'chunk',
-        tokenizer=cfg.TokenizerConfig(channels=g['out_dim']), text=cfg.TextConfig(dim=g['text_dim']))
+      dim=g['dim'],
+      mlp_dim=g['ffn_dim'],
+      num_heads=g['num_heads'],
+      num_layers=g['num_layers'],
+      patch=g['patch_size'][1],
+      image_condition=bool(g['y_channels']),
+      image_dim=g['image_embed_dim'],
+      image_tokens=g['image_tokens'],
+      freq_dim=g['freq_dim'],
+      action_dim=g['action_dim'],
+      proprio_dim=g['max_state_dim'],
+      action_hidden=g['hidden_size'],
+      frames_per_chunk=g['num_frame_per_block'],
+      actions_per_chunk=g['num_action_per_block'],
+      predict_first_frame=True,
+      state_rule='reference',
+      eps=g['eps'],
+      max_chunks=self.chunks if g['max_chunk_size'] == -1 else g['max_chunk_size'],
+      history_rule='reference_global' if g['max_chunk_size'] == -1 else 'chunk',
+      tokenizer=cfg.TokenizerConfig(channels=g['out_dim']),
+      text=cfg.TextConfig(dim=g['text_dim']),
+    )
     self.states_per_chunk = g['num_state_per_block']
     self.model = wam.WorldActionModel(self.config)
     self.rows = table.rows(self.config)
@@ -47,23 +64,39 @@ class Case:
     """Arguments of the teacher-forced forward."""
     golden = self.golden
     return dict(
-        clean_BFHWC=self.clean, noisy_BFHWC=video(golden['in/noisy_latents']),
-        sigma_video_BF=golden['in/timestep'] / 1000, noisy_action_BAU=golden['in/noisy_action'],
-        sigma_action_BA=golden['in/timestep_action'] / 1000, proprio_BQX=golden['in/state'],
-        text_BPC=golden['in/context'], embodiment_B=self.embodiment_B,
-        action_valid_BA=np.ones(golden['in/noisy_action'].shape[:2], bool), condition_BFHWC=self.condition,
-        image_BIC=golden['in/clip_feature'])
+      clean_BFHWC=self.clean,
+      noisy_BFHWC=video(golden['in/noisy_latents']),
+      sigma_video_BF=golden['in/timestep'] / 1000,
+      noisy_action_BAU=golden['in/noisy_action'],
+      sigma_action_BA=golden['in/timestep_action'] / 1000,
+      proprio_BQX=golden['in/state'],
+      text_BPC=golden['in/context'],
+      embodiment_B=self.embodiment_B,
+      action_valid_BA=np.ones(golden['in/noisy_action'].shape[:2], bool),
+      condition_BFHWC=self.condition,
+      image_BIC=golden['in/clip_feature'],
+    )
 
   def compiled(self, method=None, **options):
     """The model or one of its methods as a compiled function of the inputs."""
-    run = jax.jit(lambda params, args, named: self.model.apply(
-        {'params': params}, *args, **named, method=method, **options))
+    run = jax.jit(
+      lambda params, args, named: self.model.apply(
+        {'params': params}, *args, **named, method=method, **options
+      )
+    )
     return lambda *args, **named: run(self.params, args, named)
 
   def layout(self, clean_frames, chunks):
     c = self.config
-    return masks.training_layout(clean_frames, range(self.frames), self.grid[0] * self.grid[1], c.frames_per_chunk,
-                                 c.actions_per_chunk, self.states_per_chunk, chunks)
+    return masks.training_layout(
+      clean_frames,
+      range(self.frames),
+      self.grid[0] * self.grid[1],
+      c.frames_per_chunk,
+      c.actions_per_chunk,
+      self.states_per_chunk,
+      chunks,
+    )
 
 
 def video(x):
@@ -77,7 +110,11 @@ def case(golden_dit):
 
 
 def test_files_are_there():
-  names = {path.stem for prefix in ('dit', 'embodiment_heads') for path in parity.files(parity.HERE, prefix)}
+  names = {
+    path.stem
+    for prefix in ('dit', 'embodiment_heads')
+    for path in parity.files(parity.HERE, prefix)
+  }
   assert names == {'dit_i2v_block1_window', 'dit_i2v_block2', 'dit_ti2v_global', 'embodiment_heads'}
 
 
@@ -85,8 +122,13 @@ def test_golden_forward_and_intermediates(golden_dit, case, request):
   forward = case.compiled(capture_intermediates=True, mutable=['intermediates'])
   (got_video, got_action), state = forward(**case.inputs())
   captured = state['intermediates']
-  check = lambda name, got: parity.check(request, f'DiT {name.removeprefix("sub/train/")}', got, golden_dit[name],
-                                         absolute=parity.OUTPUTS)
+  check = lambda name, got: parity.check(
+    request,
+    f'DiT {name.removeprefix("sub/train/")}',
+    got,
+    golden_dit[name],
+    absolute=parity.OUTPUTS,
+  )
   check('out/train/video', np.moveaxis(got_video, -1, 1))
   check('out/train/action', got_action)
 
@@ -104,7 +146,9 @@ def test_golden_forward_and_intermediates(golden_dit, case, request):
     for half, got in (('clean', per_token[:, clean]), ('noisy', per_token[:, ~clean])):
       want = golden_dit[f'sub/train/{name}_{half}'].reshape(len(got), -1, got.shape[-1])
       # Where states do not divide the actions, the reference embeds times that belong to no token.
-      parity.check(request, f'DiT {name}_{half}', got, want[:, :got.shape[1]], absolute=parity.OUTPUTS)
+      parity.check(
+        request, f'DiT {name}_{half}', got, want[:, : got.shape[1]], absolute=parity.OUTPUTS
+      )
   check('sub/train/block0_self_attn', output('blocks', 'self_attn')[0][0][0])
   check('sub/train/block0_cross_attn', output('blocks', 'cross_attn')[0][0])
   for i, x_BTD in enumerate(output('blocks')[0][0]):
@@ -118,87 +162,136 @@ def test_golden_gradients(golden_dit, case, request):
   @jax.value_and_grad
   def loss(params):
     got_video, got_action = case.model.apply({'params': params}, **inputs)
-    return jnp.mean(got_video ** 2) + jnp.mean(got_action ** 2)
+    return jnp.mean(got_video**2) + jnp.mean(got_action**2)
 
   value, gradients = loss(case.params)
   parity.check(request, 'DiT loss', value, golden_dit['out/grad/loss'], relative=parity.GRADIENTS)
   gradients = rows.to_weights(case.rows, gradients)
   norms = dict(zip(golden_dit['out/grad/param_names'].tolist(), golden_dit['out/grad/param_l2']))
   for name, norm in norms.items():
-    parity.check(request, 'DiT gradient norms', np.linalg.norm(gradients[name]), norm, relative=parity.GRADIENTS,
-                 absolute=1e-7)  # Float32 rounding of gradients that vanish.
+    parity.check(
+      request,
+      'DiT gradient norms',
+      np.linalg.norm(gradients[name]),
+      norm,
+      relative=parity.GRADIENTS,
+      absolute=1e-7,
+    )  # Float32 rounding of gradients that vanish.
   without = set(filter(None, np.ravel(golden_dit['out/grad/no_grad_names']).tolist()))
   assert norms.keys() | without == gradients.keys()
   for name in without:
     parity.check(request, 'DiT gradients that are not there', gradients[name], 0 * gradients[name])
   for name, want in golden_dit.below('out/grad/').items():
     if name in gradients:
-      parity.check(request, f'DiT gradient of {name}', gradients[name], want, relative=parity.GRADIENTS)
+      parity.check(
+        request, f'DiT gradient of {name}', gradients[name], want, relative=parity.GRADIENTS
+      )
 
 
 def test_golden_forward_without_clean(golden_dit, case, request):
   inputs = {**case.inputs(), 'clean_BFHWC': None}
   for name, got in zip(('video', 'action'), case.compiled()(**inputs)):
     got = np.moveaxis(got, -1, 1) if name == 'video' else got
-    parity.check(request, f'DiT without clean video: {name}', got, golden_dit[f'out/train_without_clean/{name}'],
-                 absolute=parity.OUTPUTS)
+    parity.check(
+      request,
+      f'DiT without clean video: {name}',
+      got,
+      golden_dit[f'out/train_without_clean/{name}'],
+      absolute=parity.OUTPUTS,
+    )
 
 
 def test_golden_forward_without_actions(golden_dit, case, request):
-  """The reference's result is defined only where its window is off, and leaks; ours by default does neither."""
+  """The reference's result is defined only where its window is off, and leaks; ours by default does
+  neither.
+  """
   if 'out/train_without_action/video' not in golden_dit:
     return
   nothing = dict.fromkeys(
-      ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA'))
+    ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA')
+  )
   got_video, got_action = case.compiled()(**case.inputs() | nothing)
   assert got_action is None
-  parity.check(request, 'DiT without actions: video', np.moveaxis(got_video, -1, 1),
-               golden_dit['out/train_without_action/video'], absolute=parity.OUTPUTS)
+  parity.check(
+    request,
+    'DiT without actions: video',
+    np.moveaxis(got_video, -1, 1),
+    golden_dit['out/train_without_action/video'],
+    absolute=parity.OUTPUTS,
+  )
 
 
 def test_golden_masks(golden_dit, case, request):
-  c, teacher_forced, alone = case.config, case.layout(case.frames, case.chunks), case.layout(0, case.chunks)
+  c, teacher_forced, alone = (
+    case.config,
+    case.layout(case.frames, case.chunks),
+    case.layout(0, case.chunks),
+  )
   check = lambda name, got: parity.check(request, f'mask {name}', got, golden_dit[f'mask/{name}'])
   check('teacher_forcing', case.model._training_mask(teacher_forced))
   check('without_clean', case.model._training_mask(alone))
-  # The builder that the reference does not use: no window, and of frame 0 and states each token sees itself.
+  # The builder that the reference does not use: no window, and of frame 0 and states each token
+  # sees itself.
   lonely = ((alone.frame == 0) | (alone.kind == masks.STATE))[:, None]
   unused = masks.without_clean(
-      alone, frames_per_chunk=c.frames_per_chunk, window_frames=case.frames, state_rule='self')
+    alone, frames_per_chunk=c.frames_per_chunk, window_frames=case.frames, state_rule='self'
+  )
   check('flex_static_builder', np.where(lonely, np.eye(len(unused), dtype=bool), unused))
 
 
 def test_golden_cached_chunks(golden_dit, case, request):
-  """Frame 0 is committed, then each chunk denoised and its clean frames committed, past the window if it is short."""
+  """Frame 0 is committed, then each chunk denoised and its clean frames committed, past the window
+  if it is short.
+  """
   c, golden = case.config, golden_dit
   tokens, F = case.grid[0] * case.grid[1], c.frames_per_chunk
   commit, denoise = case.compiled('commit_and_predict'), case.compiled('denoise')
-  part = lambda x, start, n: None if x is None else x[:, start:start + n]
-  check = lambda name, got, want: parity.check(request, f'DiT cached: {name}', got, golden[f'out/cached/{want}'],
-                                               absolute=parity.OUTPUTS)
+  part = lambda x, start, n: None if x is None else x[:, start : start + n]
+  check = lambda name, got, want: parity.check(
+    request, f'DiT cached: {name}', got, golden[f'out/cached/{want}'], absolute=parity.OUTPUTS
+  )
 
   def commit_frames(cache, start, frames, name):
-    cache, got = commit(cache, part(case.clean, start, frames), jnp.int32(start), prompt,
-                        part(case.condition, start, frames))
+    cache, got = commit(
+      cache,
+      part(case.clean, start, frames),
+      jnp.int32(start),
+      prompt,
+      part(case.condition, start, frames),
+    )
     check('committed video', np.moveaxis(got, -1, 1), f'prefill_{name}/video')
     return cache
 
   window = c.window_frames if c.history_rule == 'chunk' else wam.REFERENCE_GLOBAL_FRAMES
   prompt = case.compiled('prompt_kv')(golden['in/context'], golden['in/clip_feature'])
-  cache = attention.KVCache.empty(c.num_layers, len(case.clean), c.num_heads, window * tokens, c.head_dim, 'float32')
+  cache = attention.KVCache.empty(
+    c.num_layers, len(case.clean), c.num_heads, window * tokens, c.head_dim, 'float32'
+  )
   cache = commit_frames(cache, 0, 1, 'first')
   for q in range(case.chunks):
     start = 1 + q * F
     if q:
       cache = commit_frames(cache, start - F, F, f'chunk{q - 1}')
-    parity.check(request, 'DiT cached: length', int(cache.seen_from(start, 0, window, tokens).sum()),
-                 golden[f'out/cached/chunk{q}/cache_len'])
+    parity.check(
+      request,
+      'DiT cached: length',
+      int(cache.seen_from(start, 0, window, tokens).sum()),
+      golden[f'out/cached/chunk{q}/cache_len'],
+    )
     given = golden.below(f'in/cached/chunk{q}/')
     got_video, got_action = denoise(
-        cache, video(given['noisy_latents']), given['timestep'] / 1000, given['noisy_action'],
-        given['timestep_action'] / 1000, part(golden['in/state'], q * case.states_per_chunk, case.states_per_chunk),
-        jnp.int32(start), prompt, case.embodiment_B, np.ones(given['noisy_action'].shape[:2], bool),
-        part(case.condition, start, F))
+      cache,
+      video(given['noisy_latents']),
+      given['timestep'] / 1000,
+      given['noisy_action'],
+      given['timestep_action'] / 1000,
+      part(golden['in/state'], q * case.states_per_chunk, case.states_per_chunk),
+      jnp.int32(start),
+      prompt,
+      case.embodiment_B,
+      np.ones(given['noisy_action'].shape[:2], bool),
+      part(case.condition, start, F),
+    )
     check('video', np.moveaxis(got_video, -1, 1), f'chunk{q}/video')
     check('action', got_action, f'chunk{q}/action')
   newest = np.arange(max(0, start - window), start)
@@ -212,57 +305,90 @@ def test_golden_rotary_embedding(golden_dit, case, request):
   tokens, K = case.grid[0] * case.grid[1], c.head_dim
   A, S = case.chunks * c.actions_per_chunk, case.chunks * case.states_per_chunk
   q_BTNK = golden['sub/rope_q_in']
-  check = lambda component, got, name: parity.check(request, component, got, golden[f'sub/{name}'],
-                                                    absolute=parity.OUTPUTS)
-  turned = lambda q_BTNK, angles: np.swapaxes(attention.rotate(np.swapaxes(q_BTNK, 1, 2), angles), 1, 2)
+  check = lambda component, got, name: parity.check(
+    request, component, got, golden[f'sub/{name}'], absolute=parity.OUTPUTS
+  )
+  turned = lambda q_BTNK, angles: np.swapaxes(
+    attention.rotate(np.swapaxes(q_BTNK, 1, 2), angles), 1, 2
+  )
 
-  angles = dict(video=attention.video_angles(0, case.frames, *case.grid, K),
-                action=attention.sequence_angles(0, A, K), state=attention.sequence_angles(0, S, K))
+  angles = dict(
+    video=attention.video_angles(0, case.frames, *case.grid, K),
+    action=attention.sequence_angles(0, A, K),
+    state=attention.sequence_angles(0, S, K),
+  )
   for name in ('video', 'action'):
     check('rotary tables', np.cos(angles[name]), f'freqs_{name}_cos')
     check('rotary tables', np.sin(angles[name]), f'freqs_{name}_sin')
   start = 0
   for name, part in angles.items():
-    check('rotary embedding', turned(q_BTNK[:, start:start + len(part)], part), f'rope_q_{name}')
+    check('rotary embedding', turned(q_BTNK[:, start : start + len(part)], part), f'rope_q_{name}')
     start += len(part)
   for q in range(case.chunks):
     chunk, n_actions, n_states = jnp.int32(q), c.actions_per_chunk, case.states_per_chunk
-    here = np.concatenate([
+    here = np.concatenate(
+      [
         attention.video_angles(1 + chunk * c.frames_per_chunk, c.frames_per_chunk, *case.grid, K),
         attention.sequence_angles(chunk * n_actions, n_actions, K),
-        attention.sequence_angles(chunk * n_states, n_states, K)])
+        attention.sequence_angles(chunk * n_states, n_states, K),
+      ]
+    )
     assert len(here) == c.frames_per_chunk * tokens + n_actions + n_states
-    check('rotary embedding, cached', turned(q_BTNK[:, :len(here)], here), f'rope_q_cached_chunk{q}')
+    check(
+      'rotary embedding, cached', turned(q_BTNK[:, : len(here)], here), f'rope_q_cached_chunk{q}'
+    )
 
 
 def test_golden_times(golden_dit, case, request):
   c, time = case.config, golden_dit['sub/time_in']
-  check = lambda name, got: parity.check(request, f'DiT {name}', got, golden_dit[f'sub/{name}'],
-                                         absolute=parity.OUTPUTS)
+  check = lambda name, got: parity.check(
+    request, f'DiT {name}', got, golden_dit[f'sub/{name}'], absolute=parity.OUTPUTS
+  )
   sinusoid = layers.sinusoid(time, c.freq_dim, 'cos_sin')
   check('time_sinusoid', sinusoid)
   embedding = case.compiled(lambda model, x_BGS: model.time_embedding(x_BGS))(sinusoid[None])
   check('time_embedding_out', embedding[0])
-  projection = case.compiled(lambda model, x_BGD: model.time_projection(jax.nn.silu(x_BGD)))(embedding)
+  projection = case.compiled(lambda model, x_BGD: model.time_projection(jax.nn.silu(x_BGD)))(
+    embedding
+  )
   check('time_projection_out', projection[0].reshape(len(time), -1))
   check('action_time_encoding', layers.sinusoid(time[None], c.dim, 'sin_cos'))
 
 
 def test_golden_embodiment_heads(golden_embodiment_heads, request):
-  """The modules with more categories than the reference's model has, and another one for each sample."""
+  """The modules with more categories than the reference's model has, and another one for each
+  sample.
+  """
   golden, g = golden_embodiment_heads, golden_embodiment_heads.config
-  config = cfg.ModelConfig(dim=g['dim'], num_heads=1, num_embodiments=g['num_embodiments'],
-                           action_dim=g['action_dim'], proprio_dim=g['max_state_dim'], action_hidden=g['hidden_size'])
+  config = cfg.ModelConfig(
+    dim=g['dim'],
+    num_heads=1,
+    num_embodiments=g['num_embodiments'],
+    action_dim=g['action_dim'],
+    proprio_dim=g['max_state_dim'],
+    action_hidden=g['hidden_size'],
+  )
   names = ('action_encoder', 'state_encoder', 'action_decoder')
-  params = rows.to_params([row for row in table.rows(config) if row.path.startswith(names)], golden.below('w/'))
+  params = rows.to_params(
+    [row for row in table.rows(config) if row.path.startswith(names)], golden.below('w/')
+  )
   embodiment_B = golden['in/embodiment_id']
   got = dict(
-      action_encoder=action.ActionEncoder(config).apply(
-          {'params': params['action_encoder']}, golden['in/action'], golden['in/timestep'] / 1000, embodiment_B),
-      state_encoder=action.CategoryMLP(config, config.dim, 'embed').apply(
-          {'params': params['state_encoder']}, golden['in/state'], embodiment_B),
-      action_decoder=action.CategoryMLP(config, config.action_dim, 'channels').apply(
-          {'params': params['action_decoder']}, golden['in/hidden'], embodiment_B),
-      time_encoding=layers.sinusoid(golden['in/timestep'], config.dim, 'sin_cos'))
+    action_encoder=action.ActionEncoder(config).apply(
+      {'params': params['action_encoder']},
+      golden['in/action'],
+      golden['in/timestep'] / 1000,
+      embodiment_B,
+    ),
+    state_encoder=action.CategoryMLP(config, config.dim, 'embed').apply(
+      {'params': params['state_encoder']}, golden['in/state'], embodiment_B
+    ),
+    action_decoder=action.CategoryMLP(config, config.action_dim, 'channels').apply(
+      {'params': params['action_decoder']}, golden['in/hidden'], embodiment_B
+    ),
+    time_encoding=layers.sinusoid(golden['in/timestep'], config.dim, 'sin_cos'),
+  )
   for name, value in got.items():
-    parity.check(request, f'embodiment {name}', value, golden[f'out/{name}'], absolute=parity.OUTPUTS)
+    parity.check(
+      request, f'embodiment {name}', value, golden[f'out/{name}'], absolute=parity.OUTPUTS
+    )

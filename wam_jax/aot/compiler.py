@@ -1,9 +1,11 @@
-"""Compiles the training step for a slice that is not there, in a process of its own, and keeps what the compiler says.
+"""Compiles the training step for a slice that is not there, in a process of its own, and keeps what
+the compiler says.
 
-libtpu holds TPU's compiler and needs no TPU for it. A process of its own, because libtpu reads its settings from the
-environment, talks to stderr, and can be stopped only with the process: HLO and the plan of memory are complete long
-before the machine code.
+libtpu holds TPU's compiler and needs no TPU for it. A process of its own, because libtpu reads its
+settings from the environment, talks to stderr, and can be stopped only with the process: HLO and
+the plan of memory are complete long before the machine code.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,10 +25,18 @@ from wam_jax import config as cfg
 from wam_jax.aot import chips
 
 # Where there is no TPU: do not ask the cloud's metadata server what this machine is.
-_ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'none', 'TPU_WORKER_HOSTNAMES': 'localhost',
-                'TPU_WORKER_ID': '0', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
-_DUMPED = {'hlo': 'after_optimizations.txt', 'buffers': 'after_optimizations-buffer-assignment.txt',
-           'usage': 'after_optimizations-memory-usage-report.txt'}
+_ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'none',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+_DUMPED = {
+  'hlo': 'after_optimizations.txt',
+  'buffers': 'after_optimizations-buffer-assignment.txt',
+  'usage': 'after_optimizations-memory-usage-report.txt',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +48,12 @@ class Compiled:
     arguments: bytes per device of 'parameters', 'optimizer', 'average', 'encoders' and 'batch'.
     partitions: of each device in the order of the program, its coordinates in the slice.
     mesh: axis name to size.
-    attention: keys of a sample in the kernels of self-attention, padding included, and pairs that a device computes of
-      them; 0 where it is no kernel.
+    attention: keys of a sample in the kernels of self-attention, padding included, and pairs that a
+      device computes of them; 0 where it is no kernel.
     libtpu: its version.
     seconds: it took.
-    analysis: bytes by kind as the finished program states them; empty where it stopped before the machine code.
+    analysis: bytes by kind as the finished program states them; empty where it stopped before the
+      machine code.
     shortage: the compiler's message where the program does not fit.
   """
 
@@ -59,8 +70,13 @@ class Compiled:
   shortage: str = ''
 
 
-def compile_step(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib.Path, machine_code: bool = False,
-                 say: Callable[[str], None] = lambda _: None) -> Compiled:
+def compile_step(
+  config: cfg.TrainConfig,
+  where: chips.Slice,
+  directory: pathlib.Path,
+  machine_code: bool = False,
+  say: Callable[[str], None] = lambda _: None,
+) -> Compiled:
   """Compiles `train_step.make_train_step` of this config for that slice.
 
   Args:
@@ -72,15 +88,27 @@ def compile_step(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib
     RuntimeError: the compiler failed for another reason than memory.
   """
   if importlib.util.find_spec('libtpu') is None:
-    raise ValueError("Ahead-of-time compilation needs libtpu, which needs no TPU: pip install -e '.[aot]'.")
+    raise ValueError(
+      "Ahead-of-time compilation needs libtpu, which needs no TPU: pip install -e '.[aot]'."
+    )
   request = {'config': cfg.to_dict(config), 'topology': where.name}
   (directory / 'request.json').write_text(json.dumps(request))
   start = time.monotonic()
   with open(directory / 'log.txt', 'wb') as log:
-    child = subprocess.Popen([sys.executable, '-m', 'wam_jax.aot.compiler', str(directory)],
-                             env=os.environ | _ENVIRONMENT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(
+      [sys.executable, '-m', 'wam_jax.aot.compiler', str(directory)],
+      env=os.environ | _ENVIRONMENT,
+      stdout=log,
+      stderr=log,
+      stdin=subprocess.DEVNULL,
+    )
     try:
-      _watch(child, directory, machine_code, lambda stage: say(f'{stage}, {time.monotonic() - start:.0f} s'))
+      _watch(
+        child,
+        directory,
+        machine_code,
+        lambda stage: say(f'{stage}, {time.monotonic() - start:.0f} s'),
+      )
     finally:
       child.kill()
       child.wait()
@@ -88,8 +116,14 @@ def compile_step(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib
   found = {key: _find(directory, ending) for key, ending in _DUMPED.items()}
   if not all(found.values()):
     tail = (directory / 'log.txt').read_text(errors='replace')[-2000:]
-    raise RuntimeError(f'The compiler ended with code {child.returncode} before memory was planned:\n{tail}')
-  return Compiled(**{key: path.read_text() for key, path in found.items()}, **answer, seconds=time.monotonic() - start)
+    raise RuntimeError(
+      f'The compiler ended with code {child.returncode} before memory was planned:\n{tail}'
+    )
+  return Compiled(
+    **{key: path.read_text() for key, path in found.items()},
+    **answer,
+    seconds=time.monotonic() - start,
+  )
 
 
 def _watch(child, directory, machine_code, say) -> None:
@@ -100,7 +134,13 @@ def _watch(child, directory, machine_code, say) -> None:
     found = [_find(directory, ending) for ending in _DUMPED.values()]
     before, sizes = sizes, tuple(path.stat().st_size for path in found if path)
     planned = len(sizes) == len(_DUMPED) and sizes == before
-    say('machine code' if planned else 'optimizing' if (directory / 'answer.json').exists() else 'tracing')
+    say(
+      'machine code'
+      if planned
+      else 'optimizing'
+      if (directory / 'answer.json').exists()
+      else 'tracing'
+    )
     if planned and not machine_code:
       return
 
@@ -112,7 +152,9 @@ def _find(directory: pathlib.Path, ending: str) -> pathlib.Path | None:
 def _read_answer(directory: pathlib.Path) -> dict[str, Any]:
   path = directory / 'answer.json'
   if not path.exists():
-    raise RuntimeError('The compiler did not start:\n' + (directory / 'log.txt').read_text(errors='replace')[-2000:])
+    raise RuntimeError(
+      'The compiler did not start:\n' + (directory / 'log.txt').read_text(errors='replace')[-2000:]
+    )
   answer = json.loads(path.read_text())
   if mistake := answer.pop('mistake', None):
     raise ValueError(mistake)
@@ -134,12 +176,22 @@ def _main(directory: pathlib.Path) -> None:
     return
   tell(**answer)
   try:
-    compiled = lowered.compile(compiler_options={'xla_dump_to': str(directory), 'xla_dump_hlo_as_text': True})
+    compiled = lowered.compile(
+      compiler_options={'xla_dump_to': str(directory), 'xla_dump_hlo_as_text': True}
+    )
     sizes = compiled.memory_analysis()
-    tell(**answer, analysis={kind: getattr(sizes, f'{kind}_size_in_bytes')
-                             for kind in ('argument', 'output', 'alias', 'temp', 'generated_code')})
+    tell(
+      **answer,
+      analysis={
+        kind: getattr(sizes, f'{kind}_size_in_bytes')
+        for kind in ('argument', 'output', 'alias', 'temp', 'generated_code')
+      },
+    )
   except RuntimeError as e:
-    tell(**answer, **({'shortage': str(e)} if 'RESOURCE_EXHAUSTED' in str(e) else {'failure': str(e)[:4000]}))
+    tell(
+      **answer,
+      **({'shortage': str(e)} if 'RESOURCE_EXHAUSTED' in str(e) else {'failure': str(e)[:4000]}),
+    )
 
 
 def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, Any]]:
@@ -152,8 +204,12 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   from wam_jax.aot import abstract
 
   jax.config.update('jax_platforms', 'cpu')
-  slice_of = topologies.get_topology_desc(platform='tpu', topology_name=where.name, wrap=where.wraps + (False,) * (
-      3 - len(where.wraps)), chip_config_name=where.chip.config)
+  slice_of = topologies.get_topology_desc(
+    platform='tpu',
+    topology_name=where.name,
+    wrap=where.wraps + (False,) * (3 - len(where.wraps)),
+    chip_config_name=where.chip.config,
+  )
   mesh = sharding.make_mesh(config.mesh, slice_of.devices)
   sharding.check_sizes(config, mesh)
   state, batch = abstract.arguments(config, mesh)
@@ -161,13 +217,22 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   with sharding.activate(mesh, config.rules):
     attention = _attention(config)
     lowered = step.__wrapped__.lower(state, batch)
-  parts = {'parameters': state.params, 'optimizer': state.opt_state, 'average': state.ema_params,
-           'encoders': state.frozen, 'batch': batch}
+  parts = {
+    'parameters': state.params,
+    'optimizer': state.opt_state,
+    'average': state.ema_params,
+    'encoders': state.frozen,
+    'batch': batch,
+  }
   import libtpu
+
   return lowered, {
-      'arguments': {name: abstract.bytes_per_device(tree) for name, tree in parts.items()},
-      'partitions': [[*map(int, d.coords)] for d in mesh.devices.flat],
-      'mesh': {name: int(n) for name, n in mesh.shape.items()}, 'attention': attention, 'libtpu': libtpu.__version__}
+    'arguments': {name: abstract.bytes_per_device(tree) for name, tree in parts.items()},
+    'partitions': [[*map(int, d.coords)] for d in mesh.devices.flat],
+    'mesh': {name: int(n) for name, n in mesh.shape.items()},
+    'attention': attention,
+    'libtpu': libtpu.__version__,
+  }
 
 
 def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
@@ -182,7 +247,7 @@ def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
   if not isinstance(plan.pattern, masks.Blocks):
     return 0, 0
   seen = np.sum(plan.pattern.visible, 1).reshape(attention.shards_of('tokens'), -1).sum(1)
-  return len(plan.order), int(seen.max()) * plan.pattern.side ** 2
+  return len(plan.order), int(seen.max()) * plan.pattern.side**2
 
 
 if __name__ == '__main__':

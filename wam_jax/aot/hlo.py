@@ -1,8 +1,9 @@
 """Reads the text of a compiled XLA program and adds up what one device executes.
 
-XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it runs: loops by the
-bound that their condition compares with, fusions and calls once per use.
+XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it
+runs: loops by the bound that their condition compares with, fusions and calls once per use.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,9 +19,25 @@ _BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'f8e4m3fn': 8, 'f8e5m2': 8, 't
 _SHAPE = re.compile(r'\b(pred|token|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,<=]*)\](\{[^{}]*\})?')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$')
 _COMMENT = re.compile(r'/\*.*?\*/')
-_CALLED = re.compile(r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
-_NO_WORK = frozenset(('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id',
-                      'replica-id', 'opt-barrier', 'iota', 'domain', 'add-dependency'))
+_CALLED = re.compile(
+  r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)'
+)
+_NO_WORK = frozenset(
+  (
+    'parameter',
+    'constant',
+    'tuple',
+    'get-tuple-element',
+    'bitcast',
+    'after-all',
+    'partition-id',
+    'replica-id',
+    'opt-barrier',
+    'iota',
+    'domain',
+    'add-dependency',
+  )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +165,10 @@ def parse(text: str) -> Program:
 
 def parse_shape(text: str) -> tuple[Array, ...]:
   """The arrays of a shape, in order; nested tuples come out flat."""
-  return tuple(Array(dtype, tuple(int(n.lstrip('<=')) for n in sizes.split(',') if n), _space(layout))
-               for dtype, sizes, layout in _SHAPE.findall(text))
+  return tuple(
+    Array(dtype, tuple(int(n.lstrip('<=')) for n in sizes.split(',') if n), _space(layout))
+    for dtype, sizes, layout in _SHAPE.findall(text)
+  )
 
 
 def _space(layout: str) -> int:
@@ -164,9 +183,18 @@ def _parse_line(line: str) -> Instruction:
   opcode, arguments = rest[end:].strip().split('(', 1)
   close = _closing('(' + arguments, 0) - 1
   inside = arguments[:close]
-  operands = tuple(part.split()[-1].lstrip('%') for part in _split(inside)) if opcode != 'constant' else ()
-  return Instruction(name.removeprefix('ROOT ').lstrip('%'), rest[:end], opcode, operands, inside,
-                     arguments[close + 1:], is_root)
+  operands = (
+    tuple(part.split()[-1].lstrip('%') for part in _split(inside)) if opcode != 'constant' else ()
+  )
+  return Instruction(
+    name.removeprefix('ROOT ').lstrip('%'),
+    rest[:end],
+    opcode,
+    operands,
+    inside,
+    arguments[close + 1 :],
+    is_root,
+  )
 
 
 def _closing(text: str, start: int) -> int:
@@ -187,7 +215,7 @@ def _split(text: str) -> Iterator[str]:
     elif match[0] in ')}]':
       depth -= 1
     elif not depth:
-      yield text[start:match.start()]
+      yield text[start : match.start()]
       start = match.end()
   if text[start:].strip():
     yield text[start:]
@@ -197,29 +225,46 @@ def product_flops(instruction: Instruction, inputs: list[Array]) -> float:
   """Of a `dot` or `convolution`; padding and holes of a convolution are not multiplied."""
   out = instruction.arrays[0]
   if instruction.opcode == 'dot':
-    return 2 * out.elements * math.prod(inputs[0].sizes[i] for i in instruction.sizes('lhs_contracting_dims'))
+    return (
+      2
+      * out.elements
+      * math.prod(inputs[0].sizes[i] for i in instruction.sizes('lhs_contracting_dims'))
+    )
   return _convolution_flops(instruction, inputs, out)
 
 
 def _convolution_flops(instruction, inputs, out):
   lhs, rhs, result = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes).groups()
-  window = dict(re.findall(r'(\w+)=(\S+)', re.search(r'window=\{([^}]*)\}|$', instruction.attributes)[1] or ''))
-  products = 2 * out.sizes[result.index('b')] * out.sizes[result.index('f')] * inputs[1].sizes[rhs.index('i')]
+  window = dict(
+    re.findall(r'(\w+)=(\S+)', re.search(r'window=\{([^}]*)\}|$', instruction.attributes)[1] or '')
+  )
+  products = (
+    2
+    * out.sizes[result.index('b')]
+    * out.sizes[result.index('f')]
+    * inputs[1].sizes[rhs.index('i')]
+  )
   for axis in range(len(lhs) - 2):
     places = (labels.index(str(axis)) for labels in (lhs, rhs, result))
     sizes = (array.sizes[place] for array, place in zip((*inputs, out), places))
-    settings = (int(window[key].split('x')[axis].split('_')[0]) if key in window else int(key != 'pad')
-                for key in ('pad', 'stride', 'lhs_dilate', 'rhs_dilate'))
+    settings = (
+      int(window[key].split('x')[axis].split('_')[0]) if key in window else int(key != 'pad')
+      for key in ('pad', 'stride', 'lhs_dilate', 'rhs_dilate')
+    )
     products *= _count_valid(*sizes, *settings)
   return products
 
 
 @functools.cache
-def _count_valid(size: int, kernel: int, out: int, low: int, stride: int, dilate: int, kernel_dilate: int) -> int:
-  """Pairs of an output o and a kernel position k that meet an element of the input, not padding or a hole.
+def _count_valid(
+  size: int, kernel: int, out: int, low: int, stride: int, dilate: int, kernel_dilate: int
+) -> int:
+  """Pairs of an output o and a kernel position k that meet an element of the input, not padding or
+  a hole.
 
-  That is where o * stride + k * kernel_dilate - low is a multiple of `dilate` from 0 to (size - 1) * dilate. Sizes run
-  to millions, since batches stand as spatial axes, so all k of an output, or all o of a kernel position, count at once.
+  That is where o * stride + k * kernel_dilate - low is a multiple of `dilate` from 0 to (size - 1)
+  * dilate. Sizes run to millions, since batches stand as spatial axes, so all k of an output, or
+    all o of a kernel position, count at once.
   """
   last = (size - 1) * dilate
   if kernel_dilate == 1:
@@ -230,13 +275,19 @@ def _count_valid(size: int, kernel: int, out: int, low: int, stride: int, dilate
   if dilate == 1:
     begin = low - np.arange(kernel) * kernel_dilate
     first = -(-np.maximum(begin, 0) // stride)
-    return int(np.maximum(np.minimum((out - 1) * stride, last + begin) // stride - first + 1, 0).sum())
+    return int(
+      np.maximum(np.minimum((out - 1) * stride, last + begin) // stride - first + 1, 0).sum()
+    )
   place = np.arange(out)[:, None] * stride + np.arange(kernel) * kernel_dilate - low
   return int(((place >= 0) & (place <= last) & (place % dilate == 0)).sum())
 
 
-def count(program: Program, peak_flops: float, hbm_bytes_per_s: float,
-          kernel_flops: Callable[[Instruction, list[Array]], float | None]) -> Work:
+def count(
+  program: Program,
+  peak_flops: float,
+  hbm_bytes_per_s: float,
+  kernel_flops: Callable[[Instruction, list[Array]], float | None],
+) -> Work:
   """Adds up the program.
 
   Args:
@@ -249,17 +300,26 @@ def count(program: Program, peak_flops: float, hbm_bytes_per_s: float,
 
 
 class _Counter:
-
   def __init__(self, program, peak_flops, hbm_bytes_per_s, kernel_flops):
-    self._program, self._peak, self._bandwidth, self._kernel_flops = program, peak_flops, hbm_bytes_per_s, kernel_flops
+    self._program, self._peak, self._bandwidth, self._kernel_flops = (
+      program,
+      peak_flops,
+      hbm_bytes_per_s,
+      kernel_flops,
+    )
     self._fused: dict[tuple[str, str], Collective] = {}
     self.work = Work()
 
   def visit(self, name: str, times: int, aside: bool = False) -> None:
-    """Counts a computation that runs `times` times, with all that it calls; `aside`: beside other operations."""
+    """Counts a computation that runs `times` times, with all that it calls; `aside`: beside other
+    operations.
+    """
     instructions = list(self._program.computations[name].values())
     for position, instruction in enumerate(instructions):
-      kind, overlapped = instruction.opcode.removesuffix('-start'), aside or _is_overlapped(instructions, position)
+      kind, overlapped = (
+        instruction.opcode.removesuffix('-start'),
+        aside or _is_overlapped(instructions, position),
+      )
       if instruction.opcode == 'while':
         self.visit(instruction.called_as('body'), times * self._trips(instruction, name), aside)
       elif instruction.opcode in ('call', 'async-start', 'conditional'):
@@ -267,7 +327,9 @@ class _Counter:
           self.visit(called, times, overlapped)
       elif kind in COLLECTIVES:
         self._add_collective(instruction, self._program.computations[name], kind, times, overlapped)
-      elif instruction.opcode not in _NO_WORK and not instruction.opcode.endswith(('-done', '-update')):
+      elif instruction.opcode not in _NO_WORK and not instruction.opcode.endswith(
+        ('-done', '-update')
+      ):
         self._add_operation(instruction, name, times, aside or kind != instruction.opcode)
 
   def _add_operation(self, instruction, name, times, aside):
@@ -280,7 +342,10 @@ class _Counter:
       kernel = found or 0.0
       target = re.sub(r'[.\d]+$', '', instruction.name)
       executions, total = self.work.kernels.get(target, (0, 0.0))
-      self.work.kernels[target] = (executions + times, None if found is None else total + times * kernel)
+      self.work.kernels[target] = (
+        executions + times,
+        None if found is None else total + times * kernel,
+      )
     moved = times * self._bytes(instruction, name)
     self.work.flops += times * flops
     self.work.kernel_flops += times * kernel
@@ -305,21 +370,32 @@ class _Counter:
     """To and from HBM; of an array that is only sliced or updated in place, the slice."""
     if instruction.opcode == 'fusion':
       (called,) = instruction.called
-      inputs = sum(self._read(called, i) for i, _ in enumerate(instruction.operands)
-                   if _in_hbm(self._program.computations[name][instruction.operands[i]]))
+      inputs = sum(
+        self._read(called, i)
+        for i, _ in enumerate(instruction.operands)
+        if _in_hbm(self._program.computations[name][instruction.operands[i]])
+      )
       return inputs + self._written(called, instruction)
     known = self._program.computations[name]
     if instruction.opcode in ('dynamic-slice', 'slice', 'gather', 'copy-start'):
       return 2 * _hbm_bytes(instruction.arrays[:1])
     if instruction.opcode == 'dynamic-update-slice':
       return 2 * _hbm_bytes(known[instruction.operands[1]].arrays)
-    return _hbm_bytes(instruction.arrays) + sum(_hbm_bytes(known[operand].arrays) for operand in instruction.operands)
+    return _hbm_bytes(instruction.arrays) + sum(
+      _hbm_bytes(known[operand].arrays) for operand in instruction.operands
+    )
 
   def _read(self, computation: str, number: int) -> float:
     """Bytes that a fusion reads of its operand `number`."""
     known = self._program.computations[computation]
-    parameter = next((i for i in known.values() if i.opcode == 'parameter' and i.literal == str(number)), None)
-    return 0.0 if parameter is None else min(self._uses(known, parameter), sum(a.bytes for a in parameter.arrays))
+    parameter = next(
+      (i for i in known.values() if i.opcode == 'parameter' and i.literal == str(number)), None
+    )
+    return (
+      0.0
+      if parameter is None
+      else min(self._uses(known, parameter), sum(a.bytes for a in parameter.arrays))
+    )
 
   def _uses(self, known, value) -> float:
     total = 0.0
@@ -349,7 +425,9 @@ class _Counter:
       if part.opcode == 'parameter' or part.opcode.removesuffix('-start') in COLLECTIVES:
         continue
       updated = part.opcode == 'dynamic-update-slice'
-      total += _hbm_bytes([array]) and (known[part.operands[1]].arrays[0].bytes if updated else array.bytes)
+      total += _hbm_bytes([array]) and (
+        known[part.operands[1]].arrays[0].bytes if updated else array.bytes
+      )
     return total
 
   def _add_collective(self, instruction, known, kind, times, overlapped):
@@ -358,7 +436,7 @@ class _Counter:
       arrays = [array for operand in instruction.operands for array in known[operand].arrays]
     elif instruction.opcode.endswith('-start'):  # (inputs, outputs, flags)
       arrays = [a for a in arrays if a.dtype not in ('u32', 's32') or a.sizes]
-      arrays = arrays[len(arrays) // 2:] if len(arrays) > 1 else arrays
+      arrays = arrays[len(arrays) // 2 :] if len(arrays) > 1 else arrays
     one = Collective(kind, instruction.attributes, sum(a.bytes for a in arrays), times, overlapped)
     self.work.collectives.append(one)
     return one
@@ -375,9 +453,12 @@ class _Counter:
         channel = re.search(r'channel_id=(\d+)', inner.attributes)
         key = (name, channel[1] if channel else inner.name)
         if key not in self._fused:
-          scattered = kind == 'all-reduce' and any(i.opcode == 'dynamic-slice' and i.is_root for i in inside.values())
+          scattered = kind == 'all-reduce' and any(
+            i.opcode == 'dynamic-slice' and i.is_root for i in inside.values()
+          )
           self._fused[key] = self._add_collective(
-              inner, inside, 'reduce-scatter' if scattered else kind, times, False)
+            inner, inside, 'reduce-scatter' if scattered else kind, times, False
+          )
         self._fused[key].overlapped |= 'async_collective_fusion' in called
 
   def _trips(self, loop: Instruction, name: str) -> int:
@@ -394,15 +475,23 @@ class _Counter:
     return max(0, -(-(high - low + (direction in ('LE', 'GE'))) // step))
 
   def _comparison(self, known):
-    """The comparison that a loop's condition gives, with the instructions outside of any fusion that it compares."""
+    """The comparison that a loop's condition gives, with the instructions outside of any fusion
+    that it compares.
+    """
     root = next(i for i in known.values() if i.is_root)
     if root.opcode == 'fusion':
       compare, values = self._comparison(self._program.computations[root.called[0]])
-      return compare, [known[root.operands[int(v.literal)]] if v.opcode == 'parameter' else v for v in values]
-    return (root, [known[name] for name in root.operands]) if root.opcode == 'compare' else (None, [])
+      return compare, [
+        known[root.operands[int(v.literal)]] if v.opcode == 'parameter' else v for v in values
+      ]
+    return (
+      (root, [known[name] for name in root.operands]) if root.opcode == 'compare' else (None, [])
+    )
 
   def _first_value(self, value, start, name) -> int | None:
-    """The number that a value of a loop's condition is when the loop begins with the state `start`."""
+    """The number that a value of a loop's condition is when the loop begins with the state
+    `start`.
+    """
     known = self._program.computations[name]
     if value.opcode == 'get-tuple-element' and start.opcode == 'tuple':
       value = _behind(known, known[start.operands[_index(value)]])
@@ -423,7 +512,9 @@ class _Counter:
 
 def _behind(known, value):
   """What `value` is a copy of."""
-  while value.opcode in ('copy', 'bitcast', 'copy-done', 'copy-start', 'convert') and value.operands:
+  while (
+    value.opcode in ('copy', 'bitcast', 'copy-done', 'copy-start', 'convert') and value.operands
+  ):
     value = known[value.operands[0]]
   return value
 
@@ -433,7 +524,11 @@ def _index(element) -> int:
 
 
 def _number(value) -> int | None:
-  return int(value.literal) if value.opcode == 'constant' and re.fullmatch(r'-?\d+', value.literal) else None
+  return (
+    int(value.literal)
+    if value.opcode == 'constant' and re.fullmatch(r'-?\d+', value.literal)
+    else None
+  )
 
 
 def _is_overlapped(instructions, position) -> bool:
@@ -441,7 +536,7 @@ def _is_overlapped(instructions, position) -> bool:
   start = instructions[position]
   if not start.opcode.endswith('-start'):
     return False
-  for instruction in instructions[position + 1:]:
+  for instruction in instructions[position + 1 :]:
     if start.name in instruction.operands:
       return False
     if instruction.opcode in ('fusion', 'convolution', 'dot', 'custom-call', 'while'):

@@ -1,4 +1,5 @@
 """Bytes of HBM per device, as the compiler planned them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -58,7 +59,9 @@ def planned(compiled: compiler.Compiled, chip: chips.Chip) -> Memory:
       sums['temporaries'] += int(size)
   total = int(re.search(r'Memory Space: default.*\n\s*Total bytes: (\d+)', compiled.usage)[1])
   program = compiled.analysis.get('generated_code', 0)
-  return Memory(**sums, program=program, total=total + program, usable=int(chip.usable_gib * chips.GIB))
+  return Memory(
+    **sums, program=program, total=total + program, usable=int(chip.usable_gib * chips.GIB)
+  )
 
 
 def largest_temporaries(compiled: compiler.Compiled, number: int = 5) -> list[str]:

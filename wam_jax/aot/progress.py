@@ -1,4 +1,5 @@
 """Says what is under way while a compiler works."""
+
 from __future__ import annotations
 
 import math

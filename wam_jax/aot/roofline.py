@@ -1,4 +1,7 @@
-"""How long a step takes at best: arithmetic at the chip's peak, memory and interconnect at their full bandwidth."""
+"""How long a step takes at best: arithmetic at the chip's peak, memory and interconnect at their
+full bandwidth.
+"""
+
 from __future__ import annotations
 
 import collections
@@ -13,16 +16,19 @@ from wam_jax.aot import chips
 from wam_jax.aot import hlo
 
 ASSUMPTIONS = (
-    'matrix products and attention kernels run at the peak of the chip',
-    'every operation takes the longer of its arithmetic and its HBM traffic, one after the other',
-    'collectives run on rings over the torus axes of their group, at the full bandwidth of the links',
-    'a collective beside which the compiler schedules other work is hidden by it; any other is waited for',
-    'latencies, input, logging and checkpoints take no time')
+  'matrix products and attention kernels run at the peak of the chip',
+  'every operation takes the longer of its arithmetic and its HBM traffic, one after the other',
+  'collectives run on rings over the torus axes of their group, at the full bandwidth of the links',
+  'a collective beside which the compiler schedules other work is hidden by it; any other is waited for',
+  'latencies, input, logging and checkpoints take no time',
+)
 
 
 @dataclasses.dataclass
 class Traffic:
-  """All collectives of one kind in a step: executions, bytes that a device sends, seconds, and seconds waited for."""
+  """All collectives of one kind in a step: executions, bytes that a device sends, seconds, and
+  seconds waited for.
+  """
 
   count: int = 0
   bytes: float = 0.0
@@ -93,7 +99,9 @@ def _ring(one: hlo.Collective, where: chips.Slice, coordinates) -> tuple[float, 
 
 
 def _directions(where, places) -> int:
-  """Links that a device of a group sends on at once: two along a whole axis that wraps, one along any other."""
+  """Links that a device of a group sends on at once: two along a whole axis that wraps, one along
+  any other.
+  """
   count = 0
   for axis, (size, wraps) in enumerate(zip(where.shape, where.wraps)):
     spanned = len(set(places[:, axis].tolist()))
@@ -104,12 +112,15 @@ def _directions(where, places) -> int:
 def group(attributes: str, devices: int) -> list[int]:
   """Devices, by their number in the program, of the first group of a collective.
 
-  The text has one of three forms: {{0,1},{2,3}}, [2,2]<=[4] (perhaps T(...)), or mesh['a'=2,'b'=2] {'b'}.
+  The text has one of three forms: {{0,1},{2,3}}, [2,2]<=[4] (perhaps T(...)), or mesh['a'=2,'b'=2]
+  {'b'}.
   """
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', attributes):
     return _mesh_group(*found.groups())
   if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes):
-    shape, dims, order = (tuple(map(int, part.split(','))) if part else () for part in found.groups())
+    shape, dims, order = (
+      tuple(map(int, part.split(','))) if part else () for part in found.groups()
+    )
     numbers = np.arange(math.prod(dims)).reshape(dims)
     return (numbers.transpose(order) if order else numbers).reshape(shape)[0].tolist()
   if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
@@ -121,8 +132,10 @@ def _mesh_group(axes: str, named: str) -> list[int]:
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
   numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
   index = []
-  chosen = {name: (int(before or 1), int(size or sizes[name]))
-            for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named)}
+  chosen = {
+    name: (int(before or 1), int(size or sizes[name]))
+    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named)
+  }
   for name, n in sizes.items():
     before, size = chosen.get(name, (1, 1))
     after = n // (before * size)

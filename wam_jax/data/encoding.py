@@ -1,4 +1,7 @@
-"""Frozen encoders over a dataset's windows into the files of `features`; `data.encode` is the command."""
+"""Frozen encoders over a dataset's windows into the files of `features`; `data.encode` is the
+command.
+"""
+
 from __future__ import annotations
 
 import collections
@@ -7,8 +10,8 @@ import functools
 import itertools
 import shutil
 import time
-from typing import Any
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -63,10 +66,20 @@ class Job:
     number, step, stop = self.anchors[sample]
     augmentation = transforms.CENTER_CROP if self.transform == 'center' else None
     if self.transform == 'random':
-      augmentation = transforms.sample_augmentation(np.random.default_rng((self.storing.seed, sample, variant)))
-    steps_R = windows.make_window(self.episodes.record, self.model.max_chunks, step, stop).frame_steps_R
-    film = pipeline.Film(self.episodes.record, self.episodes[number], (number,), steps_R, augmentation,
-                         None if self.transform == 'random' else self.cache)
+      augmentation = transforms.sample_augmentation(
+        np.random.default_rng((self.storing.seed, sample, variant))
+      )
+    steps_R = windows.make_window(
+      self.episodes.record, self.model.max_chunks, step, stop
+    ).frame_steps_R
+    film = pipeline.Film(
+      self.episodes.record,
+      self.episodes[number],
+      (number,),
+      steps_R,
+      augmentation,
+      None if self.transform == 'random' else self.cache,
+    )
     frames_RIJ3 = np.empty(film.shape, np.uint8)
     film.paint(frames_RIJ3)
     return frames_RIJ3
@@ -79,18 +92,25 @@ class Job:
   def pack_prompt(self, row: int, text_PD: np.ndarray) -> bytes:
     """The record of a prompt: its real tokens."""
     ids = np.trim_zeros(self.prompt_ids[row], 'b')
-    return _pack(text_PD[:len(ids)], lambda: f'the prompt with token ids {ids.tolist()}')
+    return _pack(text_PD[: len(ids)], lambda: f'the prompt with token ids {ids.tolist()}')
 
 
 def _pack(values: np.ndarray, where: Callable[[], str]) -> bytes:
   if not np.isfinite(values.astype(np.float32)).all():
-    raise ValueError(f'The encoders give NaN, infinity or, with --dtype=float16, more than that holds for {where()}. '
-                     'Store --dtype=bfloat16, or look for what is wrong with python -m data.validate.')
+    raise ValueError(
+      f'The encoders give NaN, infinity or, with --dtype=float16, more than that holds for {where()}. '
+      'Store --dtype=bfloat16, or look for what is wrong with python -m data.validate.'
+    )
   return values.tobytes()
 
 
-def make_job(model: cfg.ModelConfig, episodes: sources.Episodes, anchors: windows.Anchors, storing: features.Storing,
-             transform: str) -> Job:
+def make_job(
+  model: cfg.ModelConfig,
+  episodes: sources.Episodes,
+  anchors: windows.Anchors,
+  storing: features.Storing,
+  transform: str,
+) -> Job:
   """The windows on the grid of anchors, and their prompts.
 
   Raises:
@@ -98,26 +118,41 @@ def make_job(model: cfg.ModelConfig, episodes: sources.Episodes, anchors: window
   """
   record = episodes.record
   if record.camera_frames_per_chunk != model.camera_frames_per_chunk:
-    raise ValueError(f'{record.name!r} shows {record.camera_frames_per_chunk} camera frames a chunk, the model of the '
-                     f'workdir takes {model.camera_frames_per_chunk}; give a --workdir made for this robot.')
+    raise ValueError(
+      f'{record.name!r} shows {record.camera_frames_per_chunk} camera frames a chunk, the model of the '
+      f'workdir takes {model.camera_frames_per_chunk}; give a --workdir made for this robot.'
+    )
   samples_W = select(anchors, storing)
-  prompt_ids = list_prompts(episodes, anchors, samples_W, model.text) if model.text.kind == 'umt5' else []
-  return Job(episodes, anchors, model, storing, transform, samples_W, prompt_ids, storage.Cache(CACHE_GIB))
+  prompt_ids = (
+    list_prompts(episodes, anchors, samples_W, model.text) if model.text.kind == 'umt5' else []
+  )
+  return Job(
+    episodes, anchors, model, storing, transform, samples_W, prompt_ids, storage.Cache(CACHE_GIB)
+  )
 
 
 def select(anchors: windows.Anchors, storing: features.Storing) -> np.ndarray:
-  """[W] samples of the anchor table on the grid, in order; every stretch of anchors has at least one."""
+  """[W] samples of the anchor table on the grid, in order; every stretch of anchors has at least
+  one.
+  """
   counts_K = np.diff(np.append(anchors.before_K, anchors.total))
   offsets_K = np.zeros_like(counts_K)
   if storing.draw_offset:
-    drawn_N = np.random.default_rng(storing.seed).integers(storing.anchor_stride, size=anchors.episode_K.max() + 1)
+    drawn_N = np.random.default_rng(storing.seed).integers(
+      storing.anchor_stride, size=anchors.episode_K.max() + 1
+    )
     offsets_K = drawn_N[anchors.episode_K] % counts_K
-  return np.concatenate([before + np.arange(offset, count, storing.anchor_stride)
-                         for before, offset, count in zip(anchors.before_K, offsets_K, counts_K)])
+  return np.concatenate(
+    [
+      before + np.arange(offset, count, storing.anchor_stride)
+      for before, offset, count in zip(anchors.before_K, offsets_K, counts_K)
+    ]
+  )
 
 
-def list_prompts(episodes: sources.Episodes, anchors: windows.Anchors, samples_W: np.ndarray,
-                 text: cfg.TextConfig) -> list[np.ndarray]:
+def list_prompts(
+  episodes: sources.Episodes, anchors: windows.Anchors, samples_W: np.ndarray, text: cfg.TextConfig
+) -> list[np.ndarray]:
   """[P] token ids of each different prompt that training may draw for these windows."""
   tokenize, found = prompts.make_tokenizer(text), {}
   steps: dict[int, list[int]] = {}
@@ -149,7 +184,9 @@ def window_parts(frozen: encoders.Encoders, frames_BRIJ3: jax.Array) -> dict[str
   condition = frozen.encode_condition(frames_BRIJ3[:, :1])
   parts = {'clean': frozen.encode(frames_BRIJ3), 'image': condition.image_BIC}
   if condition.latents_BFHWC is not None:
-    parts['condition'] = condition.latents_BFHWC[..., 4:]  # Without the mask, which is always the same.
+    parts['condition'] = condition.latents_BFHWC[
+      ..., 4:
+    ]  # Without the mask, which is always the same.
   return {name: x for name, x in parts.items() if x is not None}
 
 
@@ -168,11 +205,19 @@ class Machine:
 
   def place(self, frozen: encoders.Encoders) -> encoders.Encoders:
     """The encoders on the devices, large arrays split over them."""
-    return jax.tree.map(jax.device_put, frozen, sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES))
+    return jax.tree.map(
+      jax.device_put, frozen, sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES)
+    )
 
-  def store(self, files: features.Files, numbers: Sequence[int], load: Callable[[int], np.ndarray],
-            compute: Callable[[encoders.Encoders, jax.Array], jax.Array], frozen: encoders.Encoders,
-            pack: Callable[[int, np.ndarray], bytes]) -> dict[str, float]:
+  def store(
+    self,
+    files: features.Files,
+    numbers: Sequence[int],
+    load: Callable[[int], np.ndarray],
+    compute: Callable[[encoders.Encoders, jax.Array], jax.Array],
+    frozen: encoders.Encoders,
+    pack: Callable[[int, np.ndarray], bytes],
+  ) -> dict[str, float]:
     """Writes the record files `numbers`; returns how many records that are, and how long it took.
 
     Args:
@@ -180,19 +225,29 @@ class Machine:
       compute: values of the items of a batch.
       pack: the record of (row, its values).
     """
-    # A file begins with a batch of its own: what it holds must not depend on where an earlier call stopped.
-    jobs = [(number, files.rows(number)[i:i + self.batch]) for number in numbers
-            for i in range(0, len(files.rows(number)), self.batch)]
+    # A file begins with a batch of its own: what it holds must not depend on where an earlier call
+    # stopped.
+    jobs = [
+      (number, files.rows(number)[i : i + self.batch])
+      for number in numbers
+      for i in range(0, len(files.rows(number)), self.batch)
+    ]
     total = sum(len(rows) for _, rows in jobs)
     if not jobs:
       return dict(records=0, compile_s=0.0, seconds=0.0, per_s=0.0)
     start = time.monotonic()
     program = self._compile(compute, frozen, load(jobs[0][1][0]))
     compiled = time.monotonic()
-    done = storage.progress(self._compute(jobs, load, program), total, f'encoding {files.kind}',
-                            amount=lambda job: len(job[1]))
+    done = storage.progress(
+      self._compute(jobs, load, program),
+      total,
+      f'encoding {files.kind}',
+      amount=lambda job: len(job[1]),
+    )
     for number, parts in itertools.groupby(done, key=lambda job: job[0]):
-      files.write(number, (pack(row, x) for _, rows, values in parts for row, x in zip(rows, values)))
+      files.write(
+        number, (pack(row, x) for _, rows, values in parts for row, x in zip(rows, values))
+      )
     seconds = time.monotonic() - compiled
     return dict(records=total, compile_s=compiled - start, seconds=seconds, per_s=total / seconds)
 
@@ -206,13 +261,16 @@ class Machine:
 
   def _compute(self, jobs, load, program) -> Iterator[tuple[int, range, np.ndarray]]:
     """(file, rows, values of each) of every job, in order."""
+
     def load_batch(job):
       rows = list(job[1])
       return np.stack([load(row) for row in rows + rows[-1:] * (self.batch - len(rows))])
 
     ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads + 1)
     under_way = collections.deque()
-    for job, batch in zip(jobs, grain.MapDataset.source(jobs).map(load_batch).to_iter_dataset(ahead)):
+    for job, batch in zip(
+      jobs, grain.MapDataset.source(jobs).map(load_batch).to_iter_dataset(ahead)
+    ):
       under_way.append((*job, program(batch)))
       if len(under_way) == 2:  # The devices compute one batch while the one before is stored.
         yield _fetch(*under_way.popleft())
@@ -234,47 +292,87 @@ def make_machine(batch: int, threads: int) -> Machine:
   devices = jax.local_devices()
   batch = batch or 8 * len(devices)
   if batch % len(devices):
-    raise ValueError(f'--batch={batch} must be divisible by the {len(devices)} devices; nearest valid: '
-                     f'{max(1, round(batch / len(devices))) * len(devices)}.')
-  return Machine(sharding.make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1, 'seq': 1}, devices), batch, threads)
+    raise ValueError(
+      f'--batch={batch} must be divisible by the {len(devices)} devices; nearest valid: '
+      f'{max(1, round(batch / len(devices))) * len(devices)}.'
+    )
+  return Machine(
+    sharding.make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1, 'seq': 1}, devices), batch, threads
+  )
 
 
-def encode(job: Job, frozen: encoders.Encoders, machine: Machine, shard_index: int = 0,
-           shard_count: int = 1) -> dict[str, Any]:
+def encode(
+  job: Job, frozen: encoders.Encoders, machine: Machine, shard_index: int = 0, shard_count: int = 1
+) -> dict[str, Any]:
   """Stores what is missing of a job, or this process's share of it; returns a JSON-ready summary.
 
   Raises:
     ValueError: other features are in the way; no room; an encoder gives NaN.
   """
-  of = features.describe(job.episodes, job.anchors, job.model, features.fingerprint_encoders(frozen), job.transform)
+  of = features.describe(
+    job.episodes, job.anchors, job.model, features.fingerprint_encoders(frozen), job.transform
+  )
   frozen = machine.place(frozen)
   place = features.place_of(job.episodes, of)
   one = jax.ShapeDtypeStruct((1, *job.frames_shape), np.uint8)
   shapes = {name: x.shape[1:] for name, x in jax.eval_shape(window_parts, frozen, one).items()}
-  plan = features.make_plan(of, job.storing, shapes, job.samples_W, job.prompt_ids, job.model.text.dim)
+  plan = features.make_plan(
+    of, job.storing, shapes, job.samples_W, job.prompt_ids, job.model.text.dim
+  )
   features.begin(place, plan, job.samples_W, job.prompt_ids)
   files = features.files_of(place, plan)
   _check_room(plan, files)
 
-  dtype, share = job.storing.dtype, {kind: f.missing(shard_index, shard_count) for kind, f in files.items()}
-  texts = machine.store(files['prompts'], share['prompts'], job.prompt_ids.__getitem__,
-                        functools.partial(encode_prompts, dtype), frozen, job.pack_prompt)
+  dtype, share = (
+    job.storing.dtype,
+    {kind: f.missing(shard_index, shard_count) for kind, f in files.items()},
+  )
+  texts = machine.store(
+    files['prompts'],
+    share['prompts'],
+    job.prompt_ids.__getitem__,
+    functools.partial(encode_prompts, dtype),
+    frozen,
+    job.pack_prompt,
+  )
   frozen = frozen.replace(text=None)  # Makes room on the devices.
-  videos = machine.store(files['windows'], share['windows'], job.load_frames,
-                         functools.partial(encode_windows, dtype), frozen, job.pack_window)
+  videos = machine.store(
+    files['windows'],
+    share['windows'],
+    job.load_frames,
+    functools.partial(encode_windows, dtype),
+    frozen,
+    job.pack_window,
+  )
   missing = features.finish(place)
-  held = [f.path(n).stat().length for f in files.values() for n in range(len(f)) if f.path(n).exists()]
-  return dict(dataset=str(job.episodes.path), split=job.episodes.split, embodiment=job.episodes.record.name,
-              place=str(place), transform=of['transform'], windows=len(job.samples_W), variants=job.storing.variants,
-              prompts=len(job.prompt_ids), bytes=sum(held), missing_files=len(missing), encoded_prompts=texts,
-              encoded_windows=videos)
+  held = [
+    f.path(n).stat().length for f in files.values() for n in range(len(f)) if f.path(n).exists()
+  ]
+  return dict(
+    dataset=str(job.episodes.path),
+    split=job.episodes.split,
+    embodiment=job.episodes.record.name,
+    place=str(place),
+    transform=of['transform'],
+    windows=len(job.samples_W),
+    variants=job.storing.variants,
+    prompts=len(job.prompt_ids),
+    bytes=sum(held),
+    missing_files=len(missing),
+    encoded_prompts=texts,
+    encoded_windows=videos,
+  )
 
 
 def _check_room(plan: dict[str, Any], files: dict[str, features.Files]) -> None:
   """Raises unless what is missing fits on the disk."""
-  needed = sum(plan['files'][kind]['bytes'] * len(f.missing()) / max(1, len(f)) for kind, f in files.items())
+  needed = sum(
+    plan['files'][kind]['bytes'] * len(f.missing()) / max(1, len(f)) for kind, f in files.items()
+  )
   place = files['windows'].place
   free = shutil.disk_usage(place).free
   if needed > free:
-    raise ValueError(f'{place} needs about {needed / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are free. Make '
-                     'room, or store fewer windows: a larger --anchor_stride, fewer --augmentations.')
+    raise ValueError(
+      f'{place} needs about {needed / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are free. Make '
+      'room, or store fewer windows: a larger --anchor_stride, fewer --augmentations.'
+    )

@@ -1,13 +1,15 @@
-"""Where every image of a dataset lies in its shards, so that a window costs its own images and not its episode.
+"""Where every image of a dataset lies in its shards, so that a window costs its own images and not
+its episode.
 
-TFDS keeps an episode as one record: 500 steps of three cameras are 30 MB, of which a window needs a fifteenth.
-`data.convert` writes the records uncompressed and beside them
+TFDS keeps an episode as one record: 500 steps of three cameras are 30 MB, of which a window needs a
+fifteenth. `data.convert` writes the records uncompressed and beside them
   DATASET/wam_frames/SHARD        the shard's episodes without their images, one after the other
   DATASET/wam_frames/index.json   where each of these lies, and a fingerprint of the shard
-An episode without images is its tf.Example, each image feature replaced by a table of its steps' images: [steps, 3]
-int64, (position in the shard, bytes, CRC-32C). No image is stored twice, whatever is read is checked, and local paths
-and object stores are read alike.
+An episode without images is its tf.Example, each image feature replaced by a table of its steps'
+images: [steps, 3] int64, (position in the shard, bytes, CRC-32C). No image is stored twice,
+whatever is read is checked, and local paths and object stores are read alike.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -16,22 +18,25 @@ import hashlib
 import json
 import os
 import struct
-from typing import Any
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from array_record.python import array_record_module
-from etils import epath
 import fsspec
 import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 FOLDER, INDEX = 'wam_frames', 'index.json'
-WRITER_OPTIONS = 'group_size:1,uncompressed'  # A record is one chunk, and its bytes are those in the file.
+WRITER_OPTIONS = (
+  'group_size:1,uncompressed'  # A record is one chunk, and its bytes are those in the file.
+)
 
-# ArrayRecord files are Riegeli files: blocks of 64 KiB, each with a header of 24 bytes, around chunks with a header of
-# 40 bytes. A position below counts the bytes outside of block headers. Source: riegeli_records_file_format.md there.
+# ArrayRecord files are Riegeli files: blocks of 64 KiB, each with a header of 24 bytes, around
+# chunks with a header of 40 bytes. A position below counts the bytes outside of block headers.
+# Source: riegeli_records_file_format.md there.
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
 _RECORDS = b'r'
 
@@ -50,15 +55,23 @@ class Index:
     entries = json.loads((path / FOLDER / INDEX).read_text())
     files = [epath.Path(shard.filename) for shard in shards]
     self._fingerprints = fingerprints(files)
-    stale = [file.name for file, now in zip(files, self._fingerprints)
-             if file.name not in entries or entries[file.name]['fingerprint'] != now]
+    stale = [
+      file.name
+      for file, now in zip(files, self._fingerprints)
+      if file.name not in entries or entries[file.name]['fingerprint'] != now
+    ]
     if stale:
-      raise ValueError(f'{path / FOLDER} does not belong to the shards beside it: {", ".join(stale[:10])}. Remove that '
-                       'folder and read whole episodes, or make the dataset again with python -m data.convert.')
+      raise ValueError(
+        f'{path / FOLDER} does not belong to the shards beside it: {", ".join(stale[:10])}. Remove that '
+        'folder and read whole episodes, or make the dataset again with python -m data.convert.'
+      )
     self._shards = list(map(str, files))
     self._lean = [str(path / FOLDER / file.name) for file in files]
-    rows = [(n, *entry) for n, (file, shard) in enumerate(zip(files, shards))
-            for entry in entries[file.name]['episodes'][shard.skip:shard.skip + shard.take]]
+    rows = [
+      (n, *entry)
+      for n, (file, shard) in enumerate(zip(files, shards))
+      for entry in entries[file.name]['episodes'][shard.skip : shard.skip + shard.take]
+    ]
     self._rows = np.asarray(rows, np.int64)
 
   def episode(self, number: int) -> bytes:
@@ -70,7 +83,9 @@ class Index:
   def images(self, number: int, table: bytes) -> Images:
     """The images of one view of an episode."""
     shard = int(self._rows[number, 0])
-    return Images(self._shards[shard], self._fingerprints[shard], np.frombuffer(table, '<i8').reshape(-1, 3))
+    return Images(
+      self._shards[shard], self._fingerprints[shard], np.frombuffer(table, '<i8').reshape(-1, 3)
+    )
 
 
 class Images(Sequence):
@@ -89,7 +104,9 @@ class Images(Sequence):
   def __getitem__(self, step: int) -> bytes:
     position, size, crc = self.table_T3[step].tolist()
     content = _read_payload(_open(self._shard, self._fingerprint), position, size)
-    return _checked(content, crc, lambda: f'image of step {step} at byte {_in_file(position)} of {self._shard}')
+    return _checked(
+      content, crc, lambda: f'image of step {step} at byte {_in_file(position)} of {self._shard}'
+    )
 
 
 def open_index(path: epath.Path, shards: Sequence[Any]) -> Index | None:
@@ -99,7 +116,9 @@ def open_index(path: epath.Path, shards: Sequence[Any]) -> Index | None:
 
 def fingerprints(shards: Sequence[epath.Path]) -> list[str]:
   """Of each shard: changes when its size or its end does."""
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:  # Object stores answer slowly, but many at a time.
+  with concurrent.futures.ThreadPoolExecutor(
+    16
+  ) as pool:  # Object stores answer slowly, but many at a time.
     return list(pool.map(_fingerprint, shards))
 
 
@@ -108,7 +127,9 @@ def _fingerprint(shard: epath.Path) -> str:
 
 
 def read_tail(path: epath.Path, size: int = 2 * _BLOCK) -> tuple[int, bytes]:
-  """(length, last `size` bytes) of a file; of an ArrayRecord shard, mostly the positions of its last records."""
+  """(length, last `size` bytes) of a file; of an ArrayRecord shard, mostly the positions of its
+  last records.
+  """
   with epath.Path(path).open('rb') as f:
     length = f.seek(0, os.SEEK_END)
     f.seek(max(0, length - size))
@@ -117,17 +138,22 @@ def read_tail(path: epath.Path, size: int = 2 * _BLOCK) -> tuple[int, bytes]:
 
 def image_keys(features: tfds.features.FeaturesDict) -> list[str]:
   """Keys, in a serialized episode, of the images of its steps."""
+
   def visit(prefix, feature):
     if isinstance(feature, tfds.features.FeaturesDict):
       for key, value in feature.items():
         yield from visit(f'{prefix}/{key}', value)
     elif isinstance(feature, tfds.features.Image):
       yield prefix
+
   return list(visit('steps', features['steps'].feature)) if 'steps' in features else []
 
 
-def index_shard(shard: str, crcs: Sequence[int], keys: Sequence[str], target: str) -> dict[str, Any]:
-  """Writes the episodes of a finished local shard, without images, to `target`; returns the shard's index entry.
+def index_shard(
+  shard: str, crcs: Sequence[int], keys: Sequence[str], target: str
+) -> dict[str, Any]:
+  """Writes the episodes of a finished local shard, without images, to `target`; returns the shard's
+  index entry.
 
   Reads every record again, as a reader of ArrayRecord and as this module do.
 
@@ -141,12 +167,19 @@ def index_shard(shard: str, crcs: Sequence[int], keys: Sequence[str], target: st
   entries, start = [], 0
   try:
     if reader.num_records() != len(crcs):
-      raise ValueError(f'{shard} holds {reader.num_records()} records after writing {len(crcs)}; is the disk full?')
+      raise ValueError(
+        f'{shard} holds {reader.num_records()} records after writing {len(crcs)}; is the disk full?'
+      )
     with open(target, 'wb') as out:
       for number, (position, size) in enumerate(_records(shard, len(crcs))):
         record = reader.read([number])[0]
-        if google_crc32c.value(record) != crcs[number] or _read_payload(_LocalFile(shard), position, size) != record:
-          raise ValueError(f'Record {number} of {shard} is not what was written; check the disk and run again.')
+        if (
+          google_crc32c.value(record) != crcs[number]
+          or _read_payload(_LocalFile(shard), position, size) != record
+        ):
+          raise ValueError(
+            f'Record {number} of {shard} is not what was written; check the disk and run again.'
+          )
         lean = _without_images(record, position, keys)
         out.write(lean)
         entries.append((start, len(lean), google_crc32c.value(lean)))
@@ -157,7 +190,9 @@ def index_shard(shard: str, crcs: Sequence[int], keys: Sequence[str], target: st
 
 
 def _without_images(record: bytes, position: int, keys: Sequence[str]) -> bytes:
-  """The episode `record`, which begins at `position` of its shard, with tables in place of images."""
+  """The episode `record`, which begins at `position` of its shard, with tables in place of
+  images.
+  """
   example = tf_example_pb2.Example.FromString(record)
   features = example.features.feature
   for key in keys:
@@ -184,10 +219,14 @@ def _records(shard: str, count: int) -> Iterator[tuple[int, int]]:
   while count:
     header = _read_payload(file, position, _CHUNK_HEADER)
     if len(header) < _CHUNK_HEADER:
-      raise ValueError(f'{shard} ends after byte {_in_file(position)} with {count} records missing; is the disk full?')
+      raise ValueError(
+        f'{shard} ends after byte {_in_file(position)} with {count} records missing; is the disk full?'
+      )
     _, stored, _, kind, size = struct.unpack('<QQQQQ', header)
     position += _CHUNK_HEADER + stored
-    if bytes([kind & 255]) == _RECORDS:  # Others hold the file's signature and the list of its records.
+    if (
+      bytes([kind & 255]) == _RECORDS
+    ):  # Others hold the file's signature and the list of its records.
       yield position - size, size
       count -= 1
 
@@ -201,8 +240,12 @@ def _read_payload(file, position: int, size: int) -> bytes:
   head = _BLOCK - first % _BLOCK
   if head >= len(content):
     return content
-  return b''.join([content[:head], *(content[i + _BLOCK_HEADER:i + _BLOCK]
-                                     for i in range(head, len(content), _BLOCK))])
+  return b''.join(
+    [
+      content[:head],
+      *(content[i + _BLOCK_HEADER : i + _BLOCK] for i in range(head, len(content), _BLOCK)),
+    ]
+  )
 
 
 def _in_file(position: int) -> int:
@@ -212,7 +255,9 @@ def _in_file(position: int) -> int:
 
 def _checked(content: bytes, crc: int, where: Callable[[], str]) -> bytes:
   if google_crc32c.value(content) != crc:
-    raise ValueError(f'Cannot read {where()}: its checksum does not match. Restore the file or rebuild the dataset.')
+    raise ValueError(
+      f'Cannot read {where()}: its checksum does not match. Restore the file or rebuild the dataset.'
+    )
   return content
 
 

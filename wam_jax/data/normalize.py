@@ -2,12 +2,13 @@
 
 Owns the numbers; needs no dataset. `statistics.py` computes them, a checkpoint carries them.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,15 @@ ARRAYS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
 
 @dataclasses.dataclass(frozen=True)
 class Quantiles:
-  """Quantiles, moments and bounds of one vector, [N] float32 each, raw units, and the map that they give.
+  """Quantiles, moments and bounds of one vector, [N] float32 each, raw units, and the map that they
+  give.
 
   Attributes:
     q01, q99: 1% and 99% quantiles.
     mean, std, min, max: None where nobody computed them.
-    norms: of each dimension, what maps to -1 and 1; () for 'q99' everywhere. 'q99' (the quantiles) and 'min_max' clip
-      what lies beyond, 'mean_std' (one deviation) and 'none' (-1 and 1) do not. 'q99_reference' is 'q99' without a
+    norms: of each dimension, what maps to -1 and 1; () for 'q99' everywhere. 'q99' (the quantiles)
+      and 'min_max' clip what lies beyond, 'mean_std' (one deviation) and 'none' (-1 and 1) do not.
+      'q99_reference' is 'q99' without a
       floor: a dimension without range passes as it is, clipped, and comes back as q01.
   Raises:
     ValueError: a dimension's norm needs what is None.
@@ -42,9 +45,13 @@ class Quantiles:
   norms: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if (self.mean is None and 'mean_std' in self.norms) or (self.min is None and 'min_max' in self.norms):
-      raise ValueError(f'Statistics without mean, std, min and max cannot serve the norms {sorted(set(self.norms))}; '
-                       'compute them again: python -m data.statistics')
+    if (self.mean is None and 'mean_std' in self.norms) or (
+      self.min is None and 'min_max' in self.norms
+    ):
+      raise ValueError(
+        f'Statistics without mean, std, min and max cannot serve the norms {sorted(set(self.norms))}; '
+        'compute them again: python -m data.statistics'
+      )
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
@@ -64,7 +71,9 @@ class Quantiles:
 
   @functools.cached_property
   def is_flat(self) -> np.ndarray:
-    """[N] bool, the dimensions that hardly vary: `half_range` is floored there, where the norm does that."""
+    """[N] bool, the dimensions that hardly vary: `half_range` is floored there, where the norm does
+    that.
+    """
     return self._ends[1] - self._ends[0] < np.float32(RANGE_FLOOR)
 
   @functools.cached_property
@@ -80,10 +89,15 @@ class Quantiles:
 
   @functools.cached_property
   def _forward(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Middle, half range and bound that `normalize` uses: a dimension of no range at all passes as it is."""
+    """Middle, half range and bound that `normalize` uses: a dimension of no range at all passes as
+    it is.
+    """
     none = self.half_range == 0
-    return (np.where(none, np.float32(0), self.middle), np.where(none, np.float32(1), self.half_range),
-            np.where(self._has('mean_std', 'none'), np.float32(np.inf), np.float32(1)))
+    return (
+      np.where(none, np.float32(0), self.middle),
+      np.where(none, np.float32(1), self.half_range),
+      np.where(self._has('mean_std', 'none'), np.float32(np.inf), np.float32(1)),
+    )
 
   def normalize(self, x: np.ndarray) -> np.ndarray:
     """(x - middle) / half_range, clipped to [-1, 1] where the norm clips, float32."""
@@ -101,7 +115,8 @@ class Statistics:
 
   Attributes:
     state: quantiles of the record's state vector.
-    action: quantiles of its action vector; relative dimensions as differences to the state at the chunk's start.
+    action: quantiles of its action vector; relative dimensions as differences to the state at the
+      chunk's start.
     steps: control steps that were seen.
   """
 
@@ -112,17 +127,33 @@ class Statistics:
 
 def to_dict(statistics: Statistics) -> dict[str, Any]:
   """JSON-ready; `from_dict` is the inverse."""
+
   def plain(quantiles):
     arrays = {key: getattr(quantiles, key) for key in ARRAYS}
-    return {key: x.tolist() for key, x in arrays.items() if x is not None} | {'norms': list(quantiles.norms)}
-  return {'state': plain(statistics.state), 'action': plain(statistics.action), 'steps': statistics.steps}
+    return {key: x.tolist() for key, x in arrays.items() if x is not None} | {
+      'norms': list(quantiles.norms)
+    }
+
+  return {
+    'state': plain(statistics.state),
+    'action': plain(statistics.action),
+    'steps': statistics.steps,
+  }
 
 
 def from_dict(content: Mapping[str, Any]) -> Statistics:
-  """Statistics from `to_dict`'s result, also after a trip through JSON; at least q01 and q99 must be there."""
+  """Statistics from `to_dict`'s result, also after a trip through JSON; at least q01 and q99 must
+  be there.
+  """
+
   def read(part):
-    arrays = {key: np.asarray(part[key], np.float32) for key in ARRAYS if key in part or key in ('q01', 'q99')}
+    arrays = {
+      key: np.asarray(part[key], np.float32)
+      for key in ARRAYS
+      if key in part or key in ('q01', 'q99')
+    }
     return Quantiles(**arrays, norms=tuple(part.get('norms', ())))
+
   return Statistics(read(content['state']), read(content['action']), int(content['steps']))
 
 
@@ -131,34 +162,48 @@ def check_widths(statistics: Statistics, record: embodiments.Embodiment, where: 
   widths = statistics.state.q01.size, statistics.action.q01.size
   if widths != (record.proprio_dim, record.action_dim):
     raise ValueError(
-        f'{where} has statistics of {widths[0]} state and {widths[1]} action dimensions, but {record.name!r} has '
-        f'{record.proprio_dim} and {record.action_dim}: they are of another embodiment. Compute its own: '
-        f'python -m data.statistics --dataset=DIR --embodiment={record.name}')
+      f'{where} has statistics of {widths[0]} state and {widths[1]} action dimensions, but {record.name!r} has '
+      f'{record.proprio_dim} and {record.action_dim}: they are of another embodiment. Compute its own: '
+      f'python -m data.statistics --dataset=DIR --embodiment={record.name}'
+    )
 
 
 def combine(statistics: Sequence[Statistics]) -> Statistics:
-  """Over several datasets of one embodiment: the least q01 and min, the greatest q99 and max, pooled moments.
+  """Over several datasets of one embodiment: the least q01 and min, the greatest q99 and max,
+  pooled moments.
 
   Source: spec 5.3.
   """
   steps = [s.steps for s in statistics]
-  state, action = (_pool([getattr(s, part) for s in statistics], steps) for part in ('state', 'action'))
+  state, action = (
+    _pool([getattr(s, part) for s in statistics], steps) for part in ('state', 'action')
+  )
   return Statistics(state, action, sum(steps))
 
 
 def _pool(parts: Sequence[Quantiles], steps: Sequence[int]) -> Quantiles:
-  extremes = {key: reduce([getattr(q, key) for q in parts], axis=0)
-              for key, reduce in (('q01', np.min), ('q99', np.max), ('min', np.min), ('max', np.max))
-              if all(getattr(q, key) is not None for q in parts)}
+  extremes = {
+    key: reduce([getattr(q, key) for q in parts], axis=0)
+    for key, reduce in (('q01', np.min), ('q99', np.max), ('min', np.min), ('max', np.max))
+    if all(getattr(q, key) is not None for q in parts)
+  }
   if any(q.mean is None for q in parts):
     return Quantiles(**extremes, norms=parts[0].norms)
   mean = np.average([q.mean for q in parts], axis=0, weights=steps)
-  square = np.average([np.square(q.std) + np.square(q.mean - mean) for q in parts], axis=0, weights=steps)
-  return Quantiles(**extremes, mean=mean.astype(np.float32), std=np.sqrt(square).astype(np.float32),
-                   norms=parts[0].norms)
+  square = np.average(
+    [np.square(q.std) + np.square(q.mean - mean) for q in parts], axis=0, weights=steps
+  )
+  return Quantiles(
+    **extremes,
+    mean=mean.astype(np.float32),
+    std=np.sqrt(square).astype(np.float32),
+    norms=parts[0].norms,
+  )
 
 
-def subtract_reference(record: embodiments.Embodiment, action_QSU: np.ndarray, proprio_QX: np.ndarray) -> np.ndarray:
+def subtract_reference(
+  record: embodiments.Embodiment, action_QSU: np.ndarray, proprio_QX: np.ndarray
+) -> np.ndarray:
   """Actions minus the state at their chunk's first step, on the relative dimensions.
 
   Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID` (spec 5.4 (5)).
@@ -180,35 +225,45 @@ def normalize_proprio(statistics: Statistics, proprio: np.ndarray, proprio_dim: 
 
 
 def normalize_action(statistics: Statistics, action: np.ndarray, action_dim: int) -> np.ndarray:
-  """Raw, already relative [..., U] actions to the model's [..., action_dim] float32, zero on padded dimensions."""
+  """Raw, already relative [..., U] actions to the model's [..., action_dim] float32, zero on padded
+  dimensions.
+  """
   return _pad(statistics.action.normalize(action), action_dim)
 
 
-def unnormalize_action(statistics: Statistics, record: embodiments.Embodiment, action_AU: np.ndarray,
-                       proprio: np.ndarray) -> np.ndarray:
-  """The model's actions of one chunk as the robot takes them: [steps_per_chunk, record.action_dim], absolute.
+def unnormalize_action(
+  statistics: Statistics, record: embodiments.Embodiment, action_AU: np.ndarray, proprio: np.ndarray
+) -> np.ndarray:
+  """The model's actions of one chunk as the robot takes them: [steps_per_chunk, record.action_dim],
+  absolute.
 
   In the units of the stored arrays: what the record's slices changed is changed back.
 
   Args:
     action_AU: [A, U] normalized and padded, as the model gives them.
-    proprio: [record.proprio_dim] the record's state vector at the chunk's first step, from which relative actions
-      count (`embodiments.read`).
+    proprio: [record.proprio_dim] the record's state vector at the chunk's first step, from which
+      relative actions count (`embodiments.read`).
   Raises:
     ValueError: `action_AU` or `proprio` is too small for the record.
   """
   if action_AU.shape[0] < record.steps_per_chunk or action_AU.shape[1] < record.action_dim:
-    raise ValueError(f'Actions of shape {action_AU.shape} are too small for {record.name!r}: expected at least '
-                     f'({record.steps_per_chunk}, {record.action_dim}).')
+    raise ValueError(
+      f'Actions of shape {action_AU.shape} are too small for {record.name!r}: expected at least '
+      f'({record.steps_per_chunk}, {record.action_dim}).'
+    )
   if proprio.shape != (record.proprio_dim,):
-    raise ValueError(f'Proprio of {record.name!r} has shape {proprio.shape}; expected ({record.proprio_dim},).')
-  action_SU = statistics.action.unnormalize(action_AU[:record.steps_per_chunk, :record.action_dim])
+    raise ValueError(
+      f'Proprio of {record.name!r} has shape {proprio.shape}; expected ({record.proprio_dim},).'
+    )
+  action_SU = statistics.action.unnormalize(
+    action_AU[: record.steps_per_chunk, : record.action_dim]
+  )
   return embodiments.restore(record.action, action_SU + reference(record, proprio[None]))
 
 
 def _pad(x: np.ndarray, width: int) -> np.ndarray:
   padded = np.zeros(x.shape[:-1] + (width,), np.float32)
-  padded[..., :x.shape[-1]] = x
+  padded[..., : x.shape[-1]] = x
   return padded
 
 
@@ -229,15 +284,27 @@ class KnownEmbodiment:
   center_crop: bool = False
 
   def compose(self, views: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The composite image that evaluation and control show the model: `transforms.compose` as this run needs it."""
-    return transforms.compose(self.record, views, transforms.CENTER_CROP if self.center_crop else None)
+    """The composite image that evaluation and control show the model: `transforms.compose` as this
+    run needs it.
+    """
+    return transforms.compose(
+      self.record, views, transforms.CENTER_CROP if self.center_crop else None
+    )
 
 
 def to_metadata(known: Sequence[KnownEmbodiment]) -> dict[str, Any]:
   """JSON-ready description of all embodiments of a model; `from_metadata` is the inverse."""
-  return {'embodiments': {
-      e.record.name: {'id': e.id, 'record': dataclasses.asdict(e.record), 'center_crop': e.center_crop,
-                      'statistics': e.statistics and to_dict(e.statistics)} for e in known}}
+  return {
+    'embodiments': {
+      e.record.name: {
+        'id': e.id,
+        'record': dataclasses.asdict(e.record),
+        'center_crop': e.center_crop,
+        'statistics': e.statistics and to_dict(e.statistics),
+      }
+      for e in known
+    }
+  }
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> dict[str, KnownEmbodiment]:
@@ -247,12 +314,20 @@ def from_metadata(metadata: Mapping[str, Any]) -> dict[str, KnownEmbodiment]:
     ValueError: it is not such a description, or the statistics of one do not fit its record.
   """
   try:
-    known = {name: KnownEmbodiment(int(e['id']), embodiments.from_dict(e['record']),
-                                   e['statistics'] and from_dict(e['statistics']), bool(e.get('center_crop', False)))
-             for name, e in metadata['embodiments'].items()}
+    known = {
+      name: KnownEmbodiment(
+        int(e['id']),
+        embodiments.from_dict(e['record']),
+        e['statistics'] and from_dict(e['statistics']),
+        bool(e.get('center_crop', False)),
+      )
+      for name, e in metadata['embodiments'].items()
+    }
   except (KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f'The metadata of this checkpoint describes no embodiments as this version writes them '
-                     f'({type(e).__name__}: {e}); it holds {sorted(metadata)}.') from e
+    raise ValueError(
+      f'The metadata of this checkpoint describes no embodiments as this version writes them '
+      f'({type(e).__name__}: {e}); it holds {sorted(metadata)}.'
+    ) from e
   for name, e in known.items():
     if e.statistics:
       check_widths(e.statistics, e.record, f'{name!r} in the metadata of this checkpoint')

@@ -1,8 +1,11 @@
-"""What the text encoder is told: the released models' templates, instructions put into them, and text to token ids.
+"""What the text encoder is told: the released models' templates, instructions put into them, and
+text to token ids.
 
-The templates are inputs of trained weights and must match byte for byte; `{}` stands for the instruction.
+The templates are inputs of trained weights and must match byte for byte; `{}` stands for the
+instruction.
 Source: DreamZero `transform/dreamzero_cotrain.py`.
 """
+
 from __future__ import annotations
 
 import ast
@@ -10,39 +13,49 @@ import functools
 import html
 import importlib
 import re
-from typing import Any, NamedTuple
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from etils import epath
 import numpy as np
+from etils import epath
 
 from wam_jax import config as cfg
 
 DROID = (
-    'A multi-view video shows that a robot {} The video is split into three views: The top view shows the camera view '
-    "from the robot's wrist, the bottom-left view shows the camera view from the left exterior camera, and the "
-    'bottom-right view shows the camera view from the right exterior camera. During training, one of the two bottom '
-    'exterior views may be a black screen (dropped view). The robot {}')
+  'A multi-view video shows that a robot {} The video is split into three views: The top view shows the camera view '
+  "from the robot's wrist, the bottom-left view shows the camera view from the left exterior camera, and the "
+  'bottom-right view shows the camera view from the right exterior camera. During training, one of the two bottom '
+  'exterior views may be a black screen (dropped view). The robot {}'
+)
 AGIBOT = (
-    'A multi-view video shows that a robot {} The video is split into four views: The top-left view shows the camera '
-    "view from the robot's head, the top-right view shows the camera view from the right hand, the bottom-left view "
-    'shows the camera view from the left hand, and the bottom-right view is a black screen (inactive view). The robot '
-    '{}')
+  'A multi-view video shows that a robot {} The video is split into four views: The top-left view shows the camera '
+  "view from the robot's head, the top-right view shows the camera view from the right hand, the bottom-left view "
+  'shows the camera view from the left hand, and the bottom-right view is a black screen (inactive view). The robot '
+  '{}'
+)
 YAM = (
-    'A multi-view video shows that a robot {} The video is split into four views: The top-left view shows the top '
-    'camera, the top-right view shows the right camera, the bottom-left view shows the left camera, and the '
-    'bottom-right view is a black screen. The robot {}')
+  'A multi-view video shows that a robot {} The video is split into four views: The top-left view shows the top '
+  'camera, the top-right view shows the right camera, the bottom-left view shows the left camera, and the '
+  'bottom-right view is a black screen. The robot {}'
+)
 HUMAN = 'A single view video shows that a human {}'
 NEGATIVE = (
-    'Vibrant colors, overexposed, static, blurry details, text, subtitles, style, artwork, painting, image, still, '
-    'grayscale, dull, worst quality, low quality, JPEG artifacts, ugly, mutilated, extra fingers, bad hands, bad face, '
-    'deformed, disfigured, mutated limbs, fused fingers, stagnant image, cluttered background, three legs, many people '
-    'in the background, walking backwards.')
+  'Vibrant colors, overexposed, static, blurry details, text, subtitles, style, artwork, painting, image, still, '
+  'grayscale, dull, worst quality, low quality, JPEG artifacts, ugly, mutilated, extra fingers, bad hands, bad face, '
+  'deformed, disfigured, mutated limbs, fused fingers, stagnant image, cluttered background, three legs, many people '
+  'in the background, walking backwards.'
+)
 DEFAULT_INSTRUCTION = 'Perform the default behavior.'
 
 # By the released models' embodiment tag.
-TEMPLATES = {'oxe_droid': DROID, 'agibot': AGIBOT, 'xdof': AGIBOT, 'yam': YAM, 'gr1_unified': HUMAN,
-             'mecka_hands': HUMAN}
+TEMPLATES = {
+  'oxe_droid': DROID,
+  'agibot': AGIBOT,
+  'xdof': AGIBOT,
+  'yam': YAM,
+  'gr1_unified': HUMAN,
+  'mecka_hands': HUMAN,
+}
 TAGS = ('<LAPA>', '<DREAM>', '<COTRAIN>')
 PAD, END = 0, 1  # Ids of <pad> and </s>.
 
@@ -53,7 +66,8 @@ def fill(template: str, text: str) -> str:
 
 
 def parse_instruction(text: str) -> str:
-  """The lower-cased instruction: without tags, and of a Python literal its value or the first of a list or tuple.
+  """The lower-cased instruction: without tags, and of a Python literal its value or the first of a
+  list or tuple.
 
   An empty list is an empty instruction (the reference stops there).
   """
@@ -69,7 +83,9 @@ def parse_instruction(text: str) -> str:
 
 
 def clean(text: str) -> str:
-  """`text` with broken Unicode mended, HTML entities resolved twice and every run of white space as one space."""
+  """`text` with broken Unicode mended, HTML entities resolved twice and every run of white space as
+  one space.
+  """
   text = html.unescape(html.unescape(_import('ftfy').fix_text(text)))
   return re.sub(r'\s+', ' ', text).strip()
 
@@ -78,22 +94,26 @@ def make_tokenizer(config: cfg.TextConfig) -> Callable[[str], np.ndarray]:
   """Text to [length] int32 ids, 0 after the text; can be pickled.
 
   Raises:
-    ValueError: the file of `config.tokenizer` is missing, unreadable, no T5 vocabulary, or larger than `config.vocab`.
+    ValueError: the file of `config.tokenizer` is missing, unreadable, no T5 vocabulary, or larger
+      than `config.vocab`.
   """
   if config.kind == 'word':
     # Not at the top: embodiments, which transforms imports, take their templates from here.
     from wam_jax.data import transforms
+
     return functools.partial(transforms.tokenize, length=config.length, vocab=config.vocab)
   size = _load(config.tokenizer).size
   if size > config.vocab:
-    raise ValueError(f'model.text.tokenizer={config.tokenizer!r} has {size} tokens, more than model.text.vocab='
-                     f'{config.vocab}; name the vocabulary the text encoder was trained with.')
+    raise ValueError(
+      f'model.text.tokenizer={config.tokenizer!r} has {size} tokens, more than model.text.vocab='
+      f'{config.vocab}; name the vocabulary the text encoder was trained with.'
+    )
   _import('ftfy')
   return functools.partial(_tokenize, path=config.tokenizer, length=config.length)
 
 
 def _tokenize(text: str, path: str, length: int) -> np.ndarray:
-  ids = [*_load(path).encode(clean(text))[:length - 1], END]
+  ids = [*_load(path).encode(clean(text))[: length - 1], END]
   return np.pad(np.asarray(ids, np.int32), (0, length - len(ids)), constant_values=PAD)
 
 
@@ -104,21 +124,32 @@ class _Vocabulary(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _load(path: str) -> _Vocabulary:
-  file, expected = epath.Path(path).expanduser(), 'tokenizer.json or the sentencepiece .model of google/umt5-xxl'
+  file, expected = (
+    epath.Path(path).expanduser(),
+    'tokenizer.json or the sentencepiece .model of google/umt5-xxl',
+  )
   if not path or not file.exists() or file.is_dir():
-    raise ValueError(f'model.text.tokenizer={path!r} is not a file; expected the path of {expected}.')
+    raise ValueError(
+      f'model.text.tokenizer={path!r} is not a file; expected the path of {expected}.'
+    )
   readers = {'.json': ('tokenizers', _read_json), '.model': ('sentencepiece', _read_sentencepiece)}
   if file.suffix not in readers:
-    raise ValueError(f'model.text.tokenizer={path!r} must end in .json or .model; expected {expected}.')
+    raise ValueError(
+      f'model.text.tokenizer={path!r} must end in .json or .model; expected {expected}.'
+    )
   library, read = readers[file.suffix]
   library = _import(library)
   try:
     vocabulary, special = read(library, file.read_bytes())
   except Exception as e:  # The libraries raise what they like on a damaged file.
-    raise ValueError(f'model.text.tokenizer={path!r} cannot be read ({e}); expected {expected}.') from e
+    raise ValueError(
+      f'model.text.tokenizer={path!r} cannot be read ({e}); expected {expected}.'
+    ) from e
   if special != (PAD, END):
-    raise ValueError(f'model.text.tokenizer={path!r} has <pad> and </s> as {special} where T5 has {(PAD, END)}; '
-                     f'expected {expected}.')
+    raise ValueError(
+      f'model.text.tokenizer={path!r} has <pad> and </s> as {special} where T5 has {(PAD, END)}; '
+      f'expected {expected}.'
+    )
   return vocabulary
 
 
@@ -133,11 +164,16 @@ def _read_json(tokenizers, content):
 
 def _read_sentencepiece(sentencepiece, content):
   processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-  return _Vocabulary(processor.encode, processor.get_piece_size()), (processor.pad_id(), processor.eos_id())
+  return _Vocabulary(processor.encode, processor.get_piece_size()), (
+    processor.pad_id(),
+    processor.eos_id(),
+  )
 
 
 def _import(name: str) -> Any:
   try:
     return importlib.import_module(name)
   except ImportError as e:
-    raise ValueError(f"model.text.kind='umt5' needs the package {name}: pip install 'wam_jax[umt5]'.") from e
+    raise ValueError(
+      f"model.text.kind='umt5' needs the package {name}: pip install 'wam_jax[umt5]'."
+    ) from e

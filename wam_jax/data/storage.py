@@ -1,4 +1,7 @@
-"""What is kept so that it need not be made twice: values in memory, and small derived files beside a dataset."""
+"""What is kept so that it need not be made twice: values in memory, and small derived files beside
+a dataset.
+"""
+
 from __future__ import annotations
 
 import collections
@@ -7,9 +10,9 @@ import pathlib
 import sys
 import threading
 import time
-from typing import Any, TypeVar
-from collections.abc import Callable, Hashable, Iterable, Iterator
 import uuid
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -22,7 +25,8 @@ FALLBACK = pathlib.Path('~/.cache/wam_jax')  # For what belongs beside a dataset
 class Cache:
   """Least recently used values, at most `gib` of them; safe under threads.
 
-  `get` may call `make` twice for one key when two threads miss together: cheaper than holding the lock meanwhile.
+  `get` may call `make` twice for one key when two threads miss together: cheaper than holding the
+  lock meanwhile.
   """
 
   def __init__(self, gib: float):
@@ -68,13 +72,16 @@ def read_beside(path: epath.Path, name: str) -> bytes | None:
 
 
 def find_beside(path: epath.Path, name: str) -> epath.Path:
-  """Where `read_beside` looks first: the file beside the dataset, or the fallback if only that exists."""
+  """Where `read_beside` looks first: the file beside the dataset, or the fallback if only that
+  exists.
+  """
   beside, fallback = _beside(path, name)
   return fallback if fallback.exists() and not beside.exists() else beside
 
 
 def write_beside(path: epath.Path, name: str, content: bytes) -> epath.Path:
-  """Writes a small derived file into the dataset's directory, or under ~/.cache/wam_jax where that is read-only.
+  """Writes a small derived file into the dataset's directory, or under ~/.cache/wam_jax where that
+  is read-only.
 
   A reader sees the old file or the whole new one. Returns where it went.
   """
@@ -105,8 +112,14 @@ def write_atomic(target: epath.Path, content: bytes) -> epath.Path:
   return target
 
 
-def progress(items: Iterable[T], total: float, what: str, every_s: float = 5.0,
-             amount: Callable[[T], float] = lambda item: 1, unit: str = '') -> Iterator[T]:
+def progress(
+  items: Iterable[T],
+  total: float,
+  what: str,
+  every_s: float = 5.0,
+  amount: Callable[[T], float] = lambda item: 1,
+  unit: str = '',
+) -> Iterator[T]:
   """Yields `items`, telling stderr rate and time left every few seconds.
 
   Args:
@@ -120,5 +133,8 @@ def progress(items: Iterable[T], total: float, what: str, every_s: float = 5.0,
     if time.monotonic() - last > every_s:
       last = time.monotonic()
       rate = max(done, 1e-9) / (last - start)
-      print(f'{what}: {round(done, 2):.10g}/{round(total, 2):.10g}{unit}, {rate:.3g}{unit}/s, '
-            f'{(total - done) / rate:.0f} s left', file=sys.stderr)
+      print(
+        f'{what}: {round(done, 2):.10g}/{round(total, 2):.10g}{unit}, {rate:.3g}{unit}/s, '
+        f'{(total - done) / rate:.0f} s left',
+        file=sys.stderr,
+      )

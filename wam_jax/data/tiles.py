@@ -1,15 +1,18 @@
-"""Augmented composite images straight into a batch: what `transforms.compose` makes, up to one level, in half the time.
+"""Augmented composite images straight into a batch: what `transforms.compose` makes, up to one
+level, in half the time.
 
-Reading and decoding a 180 x 320 JPEG takes about 0.3 ms; everything after it here less than half of that. What it takes
-is little memory traffic: the colour matrix is applied where the image was decoded, before the crop, exchanging red and
-blue in passing; the crop is resized into its place in the batch.
+Reading and decoding a 180 x 320 JPEG takes about 0.3 ms; everything after it here less than half of
+that. What it takes is little memory traffic: the colour matrix is applied where the image was
+decoded, before the crop, exchanging red and blue in passing; the crop is resized into its place in
+the batch.
 """
+
 from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,14 +47,17 @@ class Painter:
     for rows, columns in self._gaps:
       out_IJ3[rows, columns] = 0
     for view in self._record.views:
-      tile = out_IJ3[view.row:view.row + view.height, view.column:view.column + view.width]
+      tile = out_IJ3[view.row : view.row + view.height, view.column : view.column + view.width]
       self._paint_view(view, decode(view.key), tile)
 
   def _paint_view(self, view: embodiments.View, image_IJ3: np.ndarray, tile: np.ndarray) -> None:
     crop = self._augmentation.crop(transforms.flip(image_IJ3, view.flip))
     rows, columns = view.height, view.width // view.repeat
-    enlarging = self._record.resize == 'bilinear' and rows >= crop.shape[0] and columns >= crop.shape[1]
-    # `transforms.resize` rounds down; half a level less before rounding to nearest is the same on average.
+    enlarging = (
+      self._record.resize == 'bilinear' and rows >= crop.shape[0] and columns >= crop.shape[1]
+    )
+    # `transforms.resize` rounds down; half a level less before rounding to nearest is the same on
+    # average.
     self._change[:, 3] = self._offset(crop) - (0.5 if enlarging else 0.0)
     cv2.transform(image_IJ3, self._change, dst=image_IJ3)
     if enlarging:
@@ -67,26 +73,37 @@ class Painter:
   def _enlarge(self, image_IJ3: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Linear interpolation, rounded to nearest.
 
-    OpenCV has faster and more exact code for x86, which it uses only where told that its own results need not be met.
+    OpenCV has faster and more exact code for x86, which it uses only where told that its own
+    results need not be met.
     """
     cv2.ipp.setUseIPP_NotExact(True)  # Of this thread.
-    pixels_IJ4 = cv2.resize(self._widen(image_IJ3), (columns, rows), dst=self._scratch((rows, columns, 4), np.uint8))
+    pixels_IJ4 = cv2.resize(
+      self._widen(image_IJ3), (columns, rows), dst=self._scratch((rows, columns, 4), np.uint8)
+    )
     cv2.ipp.setUseIPP_NotExact(False)
     return pixels_IJ4
 
   def _widen(self, image_IJ3: np.ndarray) -> np.ndarray:
-    """With a fourth channel: OpenCV resizes and interleaves pixels of four bytes nearly twice as fast."""
-    return cv2.cvtColor(image_IJ3, cv2.COLOR_RGB2RGBA, dst=self._scratch((*image_IJ3.shape[:2], 4), np.uint8))
+    """With a fourth channel: OpenCV resizes and interleaves pixels of four bytes nearly twice as
+    fast.
+    """
+    return cv2.cvtColor(
+      image_IJ3, cv2.COLOR_RGB2RGBA, dst=self._scratch((*image_IJ3.shape[:2], 4), np.uint8)
+    )
 
   def _scratch(self, *key: Any) -> np.ndarray:
-    """Memory of a shape and dtype that is used for every image: fresh pages would cost as much as the arithmetic."""
+    """Memory of a shape and dtype that is used for every image: fresh pages would cost as much as
+    the arithmetic.
+    """
     if key not in self._memory:
       self._memory[key] = np.empty(*key)
     return self._memory[key]
 
   def _offset(self, crop_IJ3: np.ndarray) -> float:
     """What contrast adds to every pixel."""
-    return sum(map(operator.mul, cv2.sumElems(crop_IJ3), self._luma)) / (crop_IJ3.shape[0] * crop_IJ3.shape[1])
+    return sum(map(operator.mul, cv2.sumElems(crop_IJ3), self._luma)) / (
+      crop_IJ3.shape[0] * crop_IJ3.shape[1]
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -94,9 +111,15 @@ def _gaps(record: embodiments.Embodiment) -> tuple[tuple[slice, slice], ...]:
   """Rectangles of the composite that no view covers."""
   free = np.ones(record.composite, bool)
   for view in record.views:
-    free[view.row:view.row + view.height, view.column:view.column + view.width] = False
-  edges = lambda values: [0, *(np.flatnonzero((values[1:] != values[:-1]).reshape(len(values) - 1, -1).any(1)) + 1),
-                          len(values)]
-  return tuple((slice(top, bottom), slice(left, right))
-               for top, bottom in zip(edges(free)[:-1], edges(free)[1:])
-               for left, right in zip(edges(free[top])[:-1], edges(free[top])[1:]) if free[top, left])
+    free[view.row : view.row + view.height, view.column : view.column + view.width] = False
+  edges = lambda values: [
+    0,
+    *(np.flatnonzero((values[1:] != values[:-1]).reshape(len(values) - 1, -1).any(1)) + 1),
+    len(values),
+  ]
+  return tuple(
+    (slice(top, bottom), slice(left, right))
+    for top, bottom in zip(edges(free)[:-1], edges(free)[1:])
+    for left, right in zip(edges(free[top])[:-1], edges(free[top])[1:])
+    if free[top, left]
+  )

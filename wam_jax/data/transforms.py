@@ -2,6 +2,7 @@
 
 Shared by training and control, so that both see the same pixels and words.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,8 +10,8 @@ import functools
 import math
 import re
 import threading
-from collections.abc import Mapping
 import zlib
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -27,9 +28,10 @@ BAND = 16  # Output rows that are averaged at a time when an image shrinks.
 class Augmentation:
   """A crop and a colour change, one for all views and frames of a sample. Source: spec 5.6.
 
-  The colour change is one matrix, so that it costs a tenth of decoding the image. The reference changes brightness,
-  contrast, saturation and hue one after the other in random order, clips after each, and turns the hue of HSV; here
-  their order is fixed, values are clipped once, and hue is an angle about the grey axis.
+  The colour change is one matrix, so that it costs a tenth of decoding the image. The reference
+  changes brightness, contrast, saturation and hue one after the other in random order, clips after
+  each, and turns the hue of HSV; here their order is fixed, values are clipped once, and hue is an
+  angle about the grey axis.
 
   Attributes:
     crop_row, crop_column: where the crop lies, 0 top or left, 1 bottom or right.
@@ -49,7 +51,7 @@ class Augmentation:
     rows, columns = (int(CROP * n) for n in image_IJ3.shape[:2])
     top = round(self.crop_row * (image_IJ3.shape[0] - rows))
     left = round(self.crop_column * (image_IJ3.shape[1] - columns))
-    return image_IJ3[top:top + rows, left:left + columns]
+    return image_IJ3[top : top + rows, left : left + columns]
 
   def jitter(self, image_IJ3: np.ndarray) -> np.ndarray:
     """The colour change, uint8 RGB to uint8 RGB."""
@@ -77,8 +79,11 @@ def sample_augmentation(rng: np.random.Generator) -> Augmentation:
   return Augmentation(rng.uniform(), rng.uniform(), *around, hue=rng.uniform(-0.08, 0.08))
 
 
-def compose(record: embodiments.Embodiment, views: Mapping[str, np.ndarray],
-            augmentation: Augmentation | None = None) -> np.ndarray:
+def compose(
+  record: embodiments.Embodiment,
+  views: Mapping[str, np.ndarray],
+  augmentation: Augmentation | None = None,
+) -> np.ndarray:
   """The composite image [I, J, 3] uint8: every view in its rectangle, black elsewhere.
 
   Args:
@@ -96,24 +101,32 @@ def compose(record: embodiments.Embodiment, views: Mapping[str, np.ndarray],
     image = resize(image, view.height, view.width // view.repeat, record.resize)
     if view.repeat > 1:
       image = cv2.resize(image, (view.width, view.height), interpolation=cv2.INTER_NEAREST)
-    composite_IJ3[view.row:view.row + view.height, view.column:view.column + view.width] = image
+    composite_IJ3[view.row : view.row + view.height, view.column : view.column + view.width] = image
   return composite_IJ3
 
 
 def flip(image_IJ3: np.ndarray, axes: str) -> np.ndarray:
   """The image upside down ('rows'), mirrored ('columns'), 'both', or as it is ('')."""
-  return {'': lambda x: x, 'rows': lambda x: x[::-1], 'columns': lambda x: x[:, ::-1],
-          'both': lambda x: x[::-1, ::-1]}[axes](image_IJ3)
+  return {
+    '': lambda x: x,
+    'rows': lambda x: x[::-1],
+    'columns': lambda x: x[:, ::-1],
+    'both': lambda x: x[::-1, ::-1],
+  }[axes](image_IJ3)
 
 
 def _check_view(record, views, key):
   if key not in views:
-    raise ValueError(f'View {key!r} of {record.name!r} is missing; got {sorted(views)}, '
-                     f'expected {[v.key for v in record.views]}.')
+    raise ValueError(
+      f'View {key!r} of {record.name!r} is missing; got {sorted(views)}, '
+      f'expected {[v.key for v in record.views]}.'
+    )
   image = np.asarray(views[key])
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-    raise ValueError(f'View {key!r} of {record.name!r} is {image.dtype} {image.shape}; '
-                     'expected uint8 RGB of shape (rows, columns, 3).')
+    raise ValueError(
+      f'View {key!r} of {record.name!r} is {image.dtype} {image.shape}; '
+      'expected uint8 RGB of shape (rows, columns, 3).'
+    )
   return image
 
 
@@ -121,15 +134,19 @@ def resize(image_IJ3: np.ndarray, rows: int, columns: int, kind: str = 'area') -
   """A uint8 image at another size.
 
   Args:
-    kind: 'area', the mean of the pixels covered when both sides shrink and linear otherwise, rounded; or 'bilinear',
-      where a side that shrinks is averaged under a triangle as wide as two new pixels, rounded down (the reference).
-  Source: PyTorch `interpolate(mode='bilinear', antialias=True)` on float images, then a cast to uint8.
+    kind: 'area', the mean of the pixels covered when both sides shrink and linear otherwise,
+      rounded; or 'bilinear', where a side that shrinks is averaged under a triangle as wide as two
+      new pixels, rounded down (the reference).
+  Source: PyTorch `interpolate(mode='bilinear', antialias=True)` on float images, then a cast to
+  uint8.
   """
   if image_IJ3.shape[:2] == (rows, columns):
     return image_IJ3
   if kind == 'area':
     shrinking = rows <= image_IJ3.shape[0] and columns <= image_IJ3.shape[1]
-    return cv2.resize(image_IJ3, (columns, rows), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    return cv2.resize(
+      image_IJ3, (columns, rows), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    )
   x = _scratch.array('old', image_IJ3.shape)
   np.copyto(x, image_IJ3)
   if rows < x.shape[0]:
@@ -137,12 +154,18 @@ def resize(image_IJ3: np.ndarray, rows: int, columns: int, kind: str = 'area') -
   if columns < x.shape[1]:
     x = cv2.transpose(_shrink(cv2.transpose(x), columns))
   if x.shape[:2] != (rows, columns):
-    x = cv2.resize(x, (columns, rows), _scratch.array('new', (rows, columns, 3)), interpolation=cv2.INTER_LINEAR)
-  return cv2.convertScaleAbs(x, alpha=1, beta=-0.49)  # To nearest, so down, but for float rounding of whole levels.
+    x = cv2.resize(
+      x, (columns, rows), _scratch.array('new', (rows, columns, 3)), interpolation=cv2.INTER_LINEAR
+    )
+  return cv2.convertScaleAbs(
+    x, alpha=1, beta=-0.49
+  )  # To nearest, so down, but for float rounding of whole levels.
 
 
 class _Scratch(threading.local):
-  """Memory of one thread that is used again for every image: fresh pages would cost more than the arithmetic."""
+  """Memory of one thread that is used again for every image: fresh pages would cost more than the
+  arithmetic.
+  """
 
   def __init__(self):
     self._held: dict[str, np.ndarray] = {}
@@ -169,16 +192,24 @@ def _shrink(x_IJ3: np.ndarray, rows: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _bands(old: int, new: int) -> tuple[tuple[slice, slice, np.ndarray], ...]:
-  """Rows of the result, the old rows that they see, and the weights between them, a band at a time."""
+  """Rows of the result, the old rows that they see, and the weights between them, a band at a
+  time.
+  """
   scale = old / new
   distance = np.arange(old) + 0.5 - scale * (np.arange(new)[:, None] + 0.5)
   weights = np.maximum(1 - np.abs(distance) / scale, 0)
   weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
   bands = []
   for start in range(0, new, BAND):
-    seen = np.flatnonzero(weights[start:start + BAND].any(0))
+    seen = np.flatnonzero(weights[start : start + BAND].any(0))
     source = slice(seen[0], seen[-1] + 1)
-    bands.append((slice(start, start + BAND), source, np.ascontiguousarray(weights[start:start + BAND, source])))
+    bands.append(
+      (
+        slice(start, start + BAND),
+        source,
+        np.ascontiguousarray(weights[start : start + BAND, source]),
+      )
+    )
   return tuple(bands)
 
 
@@ -189,12 +220,13 @@ def prompt(record: embodiments.Embodiment, instruction: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def tokenize(text: str, length: int, vocab: int) -> np.ndarray:
-  """[length] int32 ids: 1 + crc32(word) % (vocab - 1) for each lower-cased word, 0 padding, truncated. Read-only.
+  """[length] int32 ids: 1 + crc32(word) % (vocab - 1) for each lower-cased word, 0 padding,
+  truncated. Read-only.
 
   Words are runs of letters and digits. The hash is the same on every machine and in every Python.
   """
   words = re.findall(r'[^\W_]+', text.lower())[:length]
   ids_P = np.zeros(length, np.int32)
-  ids_P[:len(words)] = [1 + zlib.crc32(word.encode()) % (vocab - 1) for word in words]
+  ids_P[: len(words)] = [1 + zlib.crc32(word.encode()) % (vocab - 1) for word in words]
   ids_P.flags.writeable = False
   return ids_P

@@ -1,16 +1,20 @@
-"""Which steps of an episode make a sample: the table of anchors, and the arithmetic from anchor to steps.
+"""Which steps of an episode make a sample: the table of anchors, and the arithmetic from anchor to
+steps.
 
-A window is one conditioning frame at step a and Q chunks. With S control steps a chunk and a camera frame every
-`stride` steps, chunk q covers the actions of steps a + q*S ... a + (q+1)*S - 1, starts at the state of step a + q*S,
-and shows the frames a + q*S + stride ... a + (q+1)*S. A window stays inside one language span.
+A window is one conditioning frame at step a and Q chunks. With S control steps a chunk and a camera
+frame every `stride` steps, chunk q covers the actions of steps a + q*S ... a + (q+1)*S - 1, starts
+at the state of step a + q*S, and shows the frames a + q*S + stride ... a + (q+1)*S. A window stays
+inside one language span.
 
-A chunk counts where its last frame, step a + (q+1)*S, still exists: at the end of an episode just as in the reference
-(spec 5.4, cases 3 and 4). Otherwise it differs. The reference takes up to four chunks around a drawn step, backwards
-too, and compares instructions at the chunks' starts only, so that a chunk may run into the next instruction; here the
-drawn step is the first of its window, chunks follow forwards, and those past the span are padded and masked. Idle steps
-are cut out of the reference's episodes, so that a window may jump in time; here every chunk that counts starts inside
+A chunk counts where its last frame, step a + (q+1)*S, still exists: at the end of an episode just
+as in the reference (spec 5.4, cases 3 and 4). Otherwise it differs. The reference takes up to four
+chunks around a drawn step, backwards too, and compares instructions at the chunks' starts only, so
+that a chunk may run into the next instruction; here the drawn step is the first of its window,
+chunks follow forwards, and those past the span are padded and masked. Idle steps are cut out of the
+reference's episodes, so that a window may jump in time; here every chunk that counts starts inside
 one kept range, and time runs on.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,8 +23,8 @@ import json
 import re
 from typing import Any
 
-from etils import epath
 import numpy as np
+from etils import epath
 
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
@@ -46,17 +50,26 @@ class Window:
 
 
 def make_window(record: embodiments.Embodiment, chunks: int, anchor: int, stop: int) -> Window:
-  """The window of `chunks` chunks that begins at step `anchor` of a language span ending before `stop`."""
+  """The window of `chunks` chunks that begins at step `anchor` of a language span ending before
+  `stop`.
+  """
   S, last = record.steps_per_chunk, stop - 1
   starts_Q = anchor + S * np.arange(chunks)
   frames_R = anchor + record.stride * np.arange(1 + chunks * record.camera_frames_per_chunk)
   return Window(
-      frame_steps_R=np.minimum(frames_R, last), state_steps_Q=np.minimum(starts_Q, last),
-      action_steps_QS=np.minimum(starts_Q[:, None] + np.arange(S), last), mask_Q=starts_Q + S <= last)
+    frame_steps_R=np.minimum(frames_R, last),
+    state_steps_Q=np.minimum(starts_Q, last),
+    action_steps_QS=np.minimum(starts_Q[:, None] + np.arange(S), last),
+    mask_Q=starts_Q + S <= last,
+  )
 
 
-def gather(episode: sources.Episode, record: embodiments.Embodiment, window: Window) -> tuple[np.ndarray, np.ndarray]:
-  """(proprio_QX, action_QSU) of a window, in the units of the record's slices, relative where it says so."""
+def gather(
+  episode: sources.Episode, record: embodiments.Embodiment, window: Window
+) -> tuple[np.ndarray, np.ndarray]:
+  """(proprio_QX, action_QSU) of a window, in the units of the record's slices, relative where it
+  says so.
+  """
   proprio_QX = embodiments.convert(record.state, episode.state_TX[window.state_steps_Q])
   action_QSU = embodiments.convert(record.action, episode.action_TU[window.action_steps_QS])
   return proprio_QX, normalize.subtract_reference(record, action_QSU, proprio_QX)
@@ -64,9 +77,11 @@ def gather(episode: sources.Episode, record: embodiments.Embodiment, window: Win
 
 @dataclasses.dataclass(frozen=True)
 class Anchors:
-  """Every step of a dataset where a window may begin, with at least one whole chunk, in dataset order.
+  """Every step of a dataset where a window may begin, with at least one whole chunk, in dataset
+  order.
 
-  Held as stretches of steps, not step by step: tens of millions of anchors take a few megabytes in every process.
+  Held as stretches of steps, not step by step: tens of millions of anchors take a few megabytes in
+  every process.
 
   Attributes:
     episode_K, start_K: [K] episode and first step of each stretch.
@@ -94,24 +109,31 @@ class Anchors:
     k = int(np.searchsorted(self.before_K, sample, 'right')) - 1
     step = int(self.start_K[k]) + sample - int(self.before_K[k])
     chunks = -(-(int(self.end_K[k]) - step) // self.steps_per_chunk)  # That start before the end.
-    return int(self.episode_K[k]), step, min(int(self.stop_K[k]), step + chunks * self.steps_per_chunk + 1)
+    return (
+      int(self.episode_K[k]),
+      step,
+      min(int(self.stop_K[k]), step + chunks * self.steps_per_chunk + 1),
+    )
 
 
 def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = False) -> Anchors:
   """The anchors of a dataset; its language spans are read once and kept beside it.
 
   Args:
-    ranges: JSON file {name of an episode: [[first step, step after the last], ...]} of the steps where chunks may
-      start, named as by the record's `episode_key`; episodes that it does not name are left out. '' for all steps.
-      Such a file without DROID's idle steps is published with openpi (droid_sample_ranges_v1_0_1.json).
+    ranges: JSON file {name of an episode: [[first step, step after the last], ...]} of the steps
+      where chunks may start, named as by the record's `episode_key`; episodes that it does not name
+      are left out. '' for all steps. Such a file without DROID's idle steps is published with
+      openpi (droid_sample_ranges_v1_0_1.json).
     failures: also take episodes whose name lacks the record's `success`.
   Raises:
-    ValueError: the ranges cannot be read or name none of the episodes; no episode is left; or no span is long enough
-      for one chunk.
+    ValueError: the ranges cannot be read or name none of the episodes; no episode is left; or no
+      span is long enough for one chunk.
   """
   S, where = episodes.record.steps_per_chunk, f'{episodes.path} split {episodes.split!r}'
   spans_S3 = _load_spans(episodes)
-  spans_S4 = np.insert(spans_S3, 2, spans_S3[:, 2], axis=1)  # Episode, start, end of the starts, end.
+  spans_S4 = np.insert(
+    spans_S3, 2, spans_S3[:, 2], axis=1
+  )  # Episode, start, end of the starts, end.
   if episodes.record.success and not failures:
     spans_S4 = _leave_out_failures(spans_S4, episodes, where)
   if ranges:
@@ -119,9 +141,10 @@ def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = 
   counts_S = np.maximum(np.minimum(spans_S4[:, 2], spans_S4[:, 3] - S) - spans_S4[:, 1], 0)
   if not counts_S.sum():
     raise ValueError(
-        f'{where}: none of its {len(spans_S4)} language spans{" and kept ranges" if ranges else ""} is longer than one '
-        f'chunk of {S} steps (longest: {(spans_S4[:, 3] - spans_S4[:, 1]).max(initial=0)}); shorten chunk_s of '
-        f'{episodes.record.name!r} or use longer episodes.')
+      f'{where}: none of its {len(spans_S4)} language spans{" and kept ranges" if ranges else ""} is longer than one '
+      f'chunk of {S} steps (longest: {(spans_S4[:, 3] - spans_S4[:, 1]).max(initial=0)}); shorten chunk_s of '
+      f'{episodes.record.name!r} or use longer episodes.'
+    )
   used_K = counts_S > 0
   counts_K = counts_S[used_K]
   return Anchors(*spans_S4[used_K].T, np.cumsum(counts_K) - counts_K, int(counts_K.sum()), S)
@@ -131,22 +154,31 @@ def _leave_out_failures(spans_S4: np.ndarray, episodes: sources.Episodes, where:
   names, mark = _load_names(episodes), episodes.record.success
   succeeded_N = np.asarray([mark in name for name in names])
   if not succeeded_N.any():
-    raise ValueError(f'{where}: none of its {len(names)} episodes has {mark!r} in its name, which marks success (as in '
-                     f'{names[0]!r}); take failures too, or correct {episodes.record.name!r}.')
+    raise ValueError(
+      f'{where}: none of its {len(names)} episodes has {mark!r} in its name, which marks success (as in '
+      f'{names[0]!r}); take failures too, or correct {episodes.record.name!r}.'
+    )
   return spans_S4[succeeded_N[spans_S4[:, 0]]]
 
 
 def _cut(spans_S4: np.ndarray, episodes: sources.Episodes, ranges: str, where: str) -> np.ndarray:
   """The spans, each divided into the parts where chunks may start."""
   if not episodes.record.episode_key:
-    raise ValueError(f'{where}: {ranges} keeps ranges of named episodes, but {episodes.record.name!r} has no '
-                     'episode_key that says how its episodes are named; add it, or leave the ranges out.')
+    raise ValueError(
+      f'{where}: {ranges} keeps ranges of named episodes, but {episodes.record.name!r} has no '
+      'episode_key that says how its episodes are named; add it, or leave the ranges out.'
+    )
   kept, names = _read_ranges(ranges), _load_names(episodes)
   if not any(names[episode] in kept for episode in spans_S4[:, 0]):
-    raise ValueError(f'{ranges} names none of the episodes of {where}: it has, for example, '
-                     f'{next(iter(kept), "nothing")!r}, the dataset {names[0]!r}. Use the file of this version.')
-  parts = [(episode, max(start, first), min(end, last), stop) for episode, start, end, stop in spans_S4.tolist()
-           for first, last in kept.get(names[episode], ())]
+    raise ValueError(
+      f'{ranges} names none of the episodes of {where}: it has, for example, '
+      f'{next(iter(kept), "nothing")!r}, the dataset {names[0]!r}. Use the file of this version.'
+    )
+  parts = [
+    (episode, max(start, first), min(end, last), stop)
+    for episode, start, end, stop in spans_S4.tolist()
+    for first, last in kept.get(names[episode], ())
+  ]
   return np.asarray([part for part in parts if part[1] < part[2]], np.int64).reshape(-1, 4)
 
 
@@ -159,23 +191,32 @@ def _read_ranges(file: str) -> dict[str, list[list[int]]]:
   except ValueError as e:
     raise ValueError(f'{path} is not JSON ({e}); download it again.') from e
   if isinstance(kept, dict):
-    wrong = [f'{name!r}: {str(pairs)[:80]}' for name, pairs in kept.items() if not _are_ranges(pairs)]
+    wrong = [
+      f'{name!r}: {str(pairs)[:80]}' for name, pairs in kept.items() if not _are_ranges(pairs)
+    ]
   else:
     wrong = [f'{type(kept).__name__} at the top']
   if wrong:
-    raise ValueError(f'{path} must map names of episodes to lists of [first step, step after the last]; it has '
-                     f'{"; ".join(wrong[:10])}.')
+    raise ValueError(
+      f'{path} must map names of episodes to lists of [first step, step after the last]; it has '
+      f'{"; ".join(wrong[:10])}.'
+    )
   return kept
 
 
 def _are_ranges(pairs: Any) -> bool:
   return isinstance(pairs, list) and all(
-      isinstance(pair, list) and len(pair) == 2 and all(type(step) is int and step >= 0 for step in pair)
-      for pair in pairs)
+    isinstance(pair, list)
+    and len(pair) == 2
+    and all(type(step) is int and step >= 0 for step in pair)
+    for pair in pairs
+  )
 
 
 def _load_spans(episodes: sources.Episodes) -> np.ndarray:
-  """[spans, 3] int64 episode, start, stop; from the file beside the dataset while that is still true."""
+  """[spans, 3] int64 episode, start, stop; from the file beside the dataset while that is still
+  true.
+  """
   file = _file_name('wam_spans', episodes) + '.npz'
   key = f'{episodes.fingerprint} {episodes.split} {episodes.record.views[0].key} {episodes.record.language}'
   content = storage.read_beside(episodes.path, file)
@@ -183,7 +224,9 @@ def _load_spans(episodes: sources.Episodes) -> np.ndarray:
     with np.load(io.BytesIO(content)) as stored:
       if str(stored['key']) == key:
         return stored['spans']
-  numbers = storage.progress(range(len(episodes)), len(episodes), f'indexing {episodes.path} {episodes.split}')
+  numbers = storage.progress(
+    range(len(episodes)), len(episodes), f'indexing {episodes.path} {episodes.split}'
+  )
   spans = np.asarray([(i, s.start, s.stop) for i in numbers for s in episodes.spans(i)], np.int64)
   buffer = io.BytesIO()
   np.savez(buffer, key=key, spans=spans)
@@ -192,13 +235,17 @@ def _load_spans(episodes: sources.Episodes) -> np.ndarray:
 
 
 def _load_names(episodes: sources.Episodes) -> list[str]:
-  """Names of all episodes by the record's `episode_key`; from the file beside the dataset while that is still true."""
+  """Names of all episodes by the record's `episode_key`; from the file beside the dataset while
+  that is still true.
+  """
   file = _file_name('wam_names', episodes) + '.json'
   key = f'{episodes.fingerprint} {episodes.split} {episodes.record.episode_key}'
   content = storage.read_beside(episodes.path, file)
   stored = json.loads(content) if content is not None else {}
   if stored.get('key') != key:
-    numbers = storage.progress(range(len(episodes)), len(episodes), f'names of {episodes.path} {episodes.split}')
+    numbers = storage.progress(
+      range(len(episodes)), len(episodes), f'names of {episodes.path} {episodes.split}'
+    )
     stored = {'key': key, 'names': [episodes.name(i) for i in numbers]}
     storage.write_beside(episodes.path, file, json.dumps(stored).encode())
   return stored['names']

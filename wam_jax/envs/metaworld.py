@@ -1,9 +1,12 @@
-"""`MetaworldEnv`: Meta-World's 50 tasks with a Sawyer arm in MuJoCo, behind the interface of the tabletop.
+"""`MetaworldEnv`: Meta-World's 50 tasks with a Sawyer arm in MuJoCo, behind the interface of the
+tabletop.
 
-Owns views, instructions, seeds and drawing; tasks, rewards and experts are those of the package `metaworld` (optional:
+Owns views, instructions, seeds and drawing; tasks, rewards and experts are those of the package
+`metaworld` (optional:
 pip install 'wam_jax[metaworld]'). Draws without a screen, by EGL or OSMesa, without shadows, reflections and
 multisampling, which together cost six times as much as everything else.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -15,65 +18,76 @@ from typing import Any
 
 import numpy as np
 
-ACTION_REPEAT = 2  # Simulator steps (1/80 s) per control step: halves the images, and experts succeed as often.
+ACTION_REPEAT = (
+  2  # Simulator steps (1/80 s) per control step: halves the images, and experts succeed as often.
+)
 CONTROL_HZ = 80 / ACTION_REPEAT
 LIMIT = 500 // ACTION_REPEAT  # Control steps; 500 of the simulator are Meta-World's own horizon.
-VIEWS = 'corner', 'corner4', 'gripperPOV'  # `corner4` is what papers call corner2 with its position changed.
+VIEWS = (
+  'corner',
+  'corner4',
+  'gripperPOV',
+)  # `corner4` is what papers call corner2 with its position changed.
 ALL_VIEWS = *VIEWS, 'corner2', 'corner3', 'topview', 'behindGripper'
-UPSIDE_DOWN = 'corner', 'corner2', 'corner3', 'corner4'  # As Meta-World has them; drawn turned here.
+UPSIDE_DOWN = (
+  'corner',
+  'corner2',
+  'corner3',
+  'corner4',
+)  # As Meta-World has them; drawn turned here.
 BACKENDS = 'egl', 'osmesa'
 
 TASKS = {
-    'assembly': 'pick up the ring by its handle and put it on the peg',
-    'basketball': 'drop the ball through the hoop',
-    'bin-picking': 'move the block from one bin into the other',
-    'box-close': 'put the lid on the box',
-    'button-press-topdown': 'press the button down',
-    'button-press-topdown-wall': 'reach over the wall and press the button down',
-    'button-press': 'press the button in',
-    'button-press-wall': 'reach over the wall and press the button in',
-    'coffee-button': 'press the button of the coffee machine',
-    'coffee-pull': 'pull the mug away from the coffee machine',
-    'coffee-push': 'push the mug under the coffee machine',
-    'dial-turn': 'turn the dial',
-    'disassemble': 'take the ring off the peg',
-    'door-close': 'close the door',
-    'door-lock': 'lock the door',
-    'door-open': 'open the door',
-    'door-unlock': 'unlock the door',
-    'hand-insert': 'put the block into the hole',
-    'drawer-close': 'close the drawer',
-    'drawer-open': 'open the drawer',
-    'faucet-open': 'open the faucet',
-    'faucet-close': 'close the faucet',
-    'hammer': 'drive the nail in with the hammer',
-    'handle-press-side': 'press down the handle that points to the side',
-    'handle-press': 'press down the handle',
-    'handle-pull-side': 'pull up the handle that points to the side',
-    'handle-pull': 'pull up the handle',
-    'lever-pull': 'pull the lever up',
-    'peg-insert-side': 'put the peg into the hole in the side of the box',
-    'pick-place-wall': 'lift the puck over the wall to the goal',
-    'pick-out-of-hole': 'pick the puck out of the hole',
-    'reach': 'move the hand to the goal',
-    'push-back': 'push the block back to the goal',
-    'push': 'push the puck to the goal',
-    'pick-place': 'lift the puck to the goal',
-    'plate-slide': 'slide the plate into the cabinet',
-    'plate-slide-side': 'slide the plate sideways into the cabinet',
-    'plate-slide-back': 'slide the plate out of the cabinet',
-    'plate-slide-back-side': 'slide the plate sideways out of the cabinet',
-    'peg-unplug-side': 'pull the peg out of the side of the box',
-    'soccer': 'push the ball into the goal',
-    'stick-push': 'push the thermos with the stick',
-    'stick-pull': 'pull the thermos with the stick',
-    'push-wall': 'push the puck around the wall to the goal',
-    'reach-wall': 'move the hand over the wall to the goal',
-    'shelf-place': 'put the block on the shelf',
-    'sweep-into': 'sweep the block into the hole',
-    'sweep': 'sweep the block off the table',
-    'window-open': 'slide the window open',
-    'window-close': 'slide the window closed',
+  'assembly': 'pick up the ring by its handle and put it on the peg',
+  'basketball': 'drop the ball through the hoop',
+  'bin-picking': 'move the block from one bin into the other',
+  'box-close': 'put the lid on the box',
+  'button-press-topdown': 'press the button down',
+  'button-press-topdown-wall': 'reach over the wall and press the button down',
+  'button-press': 'press the button in',
+  'button-press-wall': 'reach over the wall and press the button in',
+  'coffee-button': 'press the button of the coffee machine',
+  'coffee-pull': 'pull the mug away from the coffee machine',
+  'coffee-push': 'push the mug under the coffee machine',
+  'dial-turn': 'turn the dial',
+  'disassemble': 'take the ring off the peg',
+  'door-close': 'close the door',
+  'door-lock': 'lock the door',
+  'door-open': 'open the door',
+  'door-unlock': 'unlock the door',
+  'hand-insert': 'put the block into the hole',
+  'drawer-close': 'close the drawer',
+  'drawer-open': 'open the drawer',
+  'faucet-open': 'open the faucet',
+  'faucet-close': 'close the faucet',
+  'hammer': 'drive the nail in with the hammer',
+  'handle-press-side': 'press down the handle that points to the side',
+  'handle-press': 'press down the handle',
+  'handle-pull-side': 'pull up the handle that points to the side',
+  'handle-pull': 'pull up the handle',
+  'lever-pull': 'pull the lever up',
+  'peg-insert-side': 'put the peg into the hole in the side of the box',
+  'pick-place-wall': 'lift the puck over the wall to the goal',
+  'pick-out-of-hole': 'pick the puck out of the hole',
+  'reach': 'move the hand to the goal',
+  'push-back': 'push the block back to the goal',
+  'push': 'push the puck to the goal',
+  'pick-place': 'lift the puck to the goal',
+  'plate-slide': 'slide the plate into the cabinet',
+  'plate-slide-side': 'slide the plate sideways into the cabinet',
+  'plate-slide-back': 'slide the plate out of the cabinet',
+  'plate-slide-back-side': 'slide the plate sideways out of the cabinet',
+  'peg-unplug-side': 'pull the peg out of the side of the box',
+  'soccer': 'push the ball into the goal',
+  'stick-push': 'push the thermos with the stick',
+  'stick-pull': 'pull the thermos with the stick',
+  'push-wall': 'push the puck around the wall to the goal',
+  'reach-wall': 'move the hand over the wall to the goal',
+  'shelf-place': 'put the block on the shelf',
+  'sweep-into': 'sweep the block into the hole',
+  'sweep': 'sweep the block off the table',
+  'window-open': 'slide the window open',
+  'window-close': 'slide the window closed',
 }
 
 
@@ -98,10 +112,13 @@ class MetaworldEnv:
       view_size: pixels of the square views in observations.
       backend: 'egl' or 'osmesa'; a process can have one of them only.
     Raises:
-      ValueError: an unknown name or a number out of range; all of them. Or `metaworld` is not installed.
+      ValueError: an unknown name or a number out of range; all of them. Or `metaworld` is not
+        installed.
     """
     tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    problems = [f'task={task!r} must be one of {tuple(TASKS)}' for task in tasks if task not in TASKS]
+    problems = [
+      f'task={task!r} must be one of {tuple(TASKS)}' for task in tasks if task not in TASKS
+    ]
     if not tasks:
       problems.append(f'tasks is empty; choose from {tuple(TASKS)}')
     if not 8 <= view_size <= 2048:
@@ -118,7 +135,8 @@ class MetaworldEnv:
     """Starts the episode of `seed`; the first observation.
 
     Returns:
-      'corner', 'corner4', 'gripperPOV': uint8 [s, s, 3] RGB, upright; 'proprio': float32 [4], see `proprio`.
+      'corner', 'corner4', 'gripperPOV': uint8 [s, s, 3] RGB, upright; 'proprio': float32 [4], see
+      `proprio`.
     Raises:
       ValueError: nothing can be drawn with this backend here.
     """
@@ -136,8 +154,8 @@ class MetaworldEnv:
     """Applies one action for two simulator steps and returns the observation after it.
 
     Args:
-      action: [4] displacement of the hand along x, y, z, 1 for 0.02 m in all, and the fingers' effort, above 0
-        closing; clipped to [-1, 1].
+      action: [4] displacement of the hand along x, y, z, 1 for 0.02 m in all, and the fingers'
+        effort, above 0 closing; clipped to [-1, 1].
     Raises:
       ValueError: wrong shape, or not finite.
       RuntimeError: `reset` was not called.
@@ -165,7 +183,9 @@ class MetaworldEnv:
 
   @property
   def proprio(self) -> np.ndarray:
-    """float32 [4]: the hand's position in metres (x right, y away from the robot, z up); fingers 0 closed to 1 open."""
+    """float32 [4]: the hand's position in metres (x right, y away from the robot, z up); fingers 0
+    closed to 1 open.
+    """
     return self.state[:4].astype(np.float32)
 
   def render(self, size: int, view: str = 'corner4') -> np.ndarray:
@@ -189,7 +209,8 @@ class MetaworldEnv:
 
 
 def make_expert(env: MetaworldEnv, seed: int, noise: float) -> Callable[[], np.ndarray]:
-  """Meta-World's scripted policy for the env's current episode: a function that gives the next action, [4] in [-1, 1].
+  """Meta-World's scripted policy for the env's current episode: a function that gives the next
+  action, [4] in [-1, 1].
 
   Args:
     seed: of the noise.
@@ -208,12 +229,16 @@ def make_expert(env: MetaworldEnv, seed: int, noise: float) -> Callable[[], np.n
 
 
 def _make_world(task: str) -> Any:
-  """A Meta-World environment that draws new positions at each reset, from its seed, and shows its goal to experts."""
+  """A Meta-World environment that draws new positions at each reset, from its seed, and shows its
+  goal to experts.
+  """
   world = _import('metaworld.env_dict').ALL_V3_ENVIRONMENTS[f'{task}-v3']()
   world.max_path_length = math.inf  # The caller ends the episode.
   world.seeded_rand_vec, world._freeze_rand_vec = True, False
   world._set_task_called, world._partially_observable = True, False
-  vars(world).pop('sawyer_observation_space', None)  # Cached while the goal was hidden, with bounds that hide it.
+  vars(world).pop(
+    'sawyer_observation_space', None
+  )  # Cached while the goal was hidden, with bounds that hide it.
   return world
 
 
@@ -228,16 +253,20 @@ class _Camera:
       self._context = importlib.import_module(f'mujoco.{backend}').GLContext(64, 64)
       self._context.make_current()
     except Exception as error:  # The libraries raise what they like, down to AttributeError.
-      raise ValueError(f'Cannot draw by {backend} here ({type(error).__name__}: {error}). Install its library '
-                       '(libegl1 with a driver, or libosmesa6), or choose the other one of '
-                       f'{BACKENDS}.') from error
+      raise ValueError(
+        f'Cannot draw by {backend} here ({type(error).__name__}: {error}). Install its library '
+        '(libegl1 with a driver, or libosmesa6), or choose the other one of '
+        f'{BACKENDS}.'
+      ) from error
     self._scene = mujoco.MjvScene(model, maxgeom=2000)
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
       self._scene.flags[flag] = 0
     self._option, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
     self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
     self._buffers = []
-    self.close = weakref.finalize(self, _free, self._context, self._buffers)  # At exit at the latest.
+    self.close = weakref.finalize(
+      self, _free, self._context, self._buffers
+    )  # At exit at the latest.
 
   def image(self, data: Any, view: str, size: int) -> np.ndarray:
     """uint8 [size, size, 3] RGB of a camera of the model, upright."""
@@ -246,18 +275,23 @@ class _Camera:
     if size > self._size:
       self._resize(size)
     self._view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, view)
-    mujoco.mjv_updateScene(self._model, data, self._option, None, self._view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+    mujoco.mjv_updateScene(
+      self._model, data, self._option, None, self._view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+    )
     area, image = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), np.uint8)
     mujoco.mjr_render(area, self._scene, self._buffers[0])
     mujoco.mjr_readPixels(image, None, area, self._buffers[0])
-    # OpenGL counts rows from below; half a turn on top of that leaves the rows and mirrors the columns.
+    # OpenGL counts rows from below; half a turn on top of that leaves the rows and mirrors the
+    # columns.
     return np.ascontiguousarray(image[:, ::-1] if view in UPSIDE_DOWN else image[::-1])
 
   def _resize(self, size: int) -> None:
     while self._buffers:
       self._buffers.pop().free()
     self._model.vis.global_.offwidth = self._model.vis.global_.offheight = self._size = size
-    self._buffers.append(self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_100))
+    self._buffers.append(
+      self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_100)
+    )
     self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers[0])
 
 
@@ -272,4 +306,6 @@ def _import(name: str) -> Any:
   try:
     return importlib.import_module(name)
   except ImportError as error:
-    raise ValueError(f"Meta-World needs the package {name}: pip install 'wam_jax[metaworld]'.") from error
+    raise ValueError(
+      f"Meta-World needs the package {name}: pip install 'wam_jax[metaworld]'."
+    ) from error

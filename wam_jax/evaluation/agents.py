@@ -1,4 +1,5 @@
 """Who acts in an evaluation: the model, or a baseline that shows what success is worth."""
+
 from __future__ import annotations
 
 import time
@@ -23,12 +24,17 @@ class Agent(Protocol):
   def reset(self, instructions: Sequence[str], composite_BIJ3: np.ndarray, seed: int) -> None:
     """Starts an episode of each robot."""
 
-  def act(self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """(raw actions [B, steps per chunk, action dim], imagined frames [B, r, I, J, 3] uint8 or None)."""
+  def act(
+    self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray | None]:
+    """(raw actions [B, steps per chunk, action dim], imagined frames [B, r, I, J, 3] uint8 or
+    None).
+    """
 
 
 class TimedPolicy:
-  """The compiled policy with a checkpoint's weights on the device; its results come to the host and are timed.
+  """The compiled policy with a checkpoint's weights on the device; its results come to the host and
+  are timed.
 
   Attributes:
     tokenize: text to prompt ids.
@@ -50,9 +56,18 @@ class TimedPolicy:
 
   def reset(self, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3, seed: int) -> None:
     """Starts an episode; arguments as in `Policy`."""
-    negative_BP = None if self._negative is None else np.tile(self.tokenize(self._negative), (len(ids_BP), 1))
-    self._state = self._policy.reset(*self._weights, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3,
-                                     jax.random.key(seed), negative_BP)
+    negative_BP = (
+      None if self._negative is None else np.tile(self.tokenize(self._negative), (len(ids_BP), 1))
+    )
+    self._state = self._policy.reset(
+      *self._weights,
+      ids_BP,
+      embodiment_B,
+      action_mask_BAU,
+      frame_BIJ3,
+      jax.random.key(seed),
+      negative_BP,
+    )
 
   def step(self, observation: types.Observation) -> tuple[np.ndarray, np.ndarray]:
     """(normalized actions [B, A, U], imagined frames [B, r, I, J, 3] uint8)."""
@@ -64,27 +79,39 @@ class TimedPolicy:
     self._compiled = True
     frames_BRIJ3 = to_uint8(self._policy.imagine(self._weights[1], self._state, latents))
     size = observation.frames_BRIJ3.shape[2:4]  # The tokenizer may work at another.
-    return action_BAU, np.stack([[transforms.resize(frame, *size) for frame in video] for video in frames_BRIJ3])
+    return action_BAU, np.stack(
+      [[transforms.resize(frame, *size) for frame in video] for video in frames_BRIJ3]
+    )
 
 
 class ModelAgent:
-  """The policy between the transforms of training and their inverse; robots share one compiled policy."""
+  """The policy between the transforms of training and their inverse; robots share one compiled
+  policy.
+  """
 
   def __init__(self, policy: TimedPolicy, model: cfg.ModelConfig, robot: normalize.KnownEmbodiment):
     self._policy, self._model, self._robot = policy, model, robot
 
   def reset(self, instructions, composite_BIJ3, seed):
     m, record, B = self._model, self._robot.record, len(instructions)
-    ids_BP = np.stack([self._policy.tokenize(transforms.prompt(record, text)) for text in instructions])
+    ids_BP = np.stack(
+      [self._policy.tokenize(transforms.prompt(record, text)) for text in instructions]
+    )
     mask_BAU = np.repeat(action_mask(m, record)[None], B, axis=0)
     self._policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
 
   def act(self, frames_BRIJ3, proprio_BX):
     proprio_BX = embodiments.convert(self._robot.record.state, proprio_BX)
-    proprio = normalize.normalize_proprio(self._robot.statistics, proprio_BX, self._model.proprio_dim)
+    proprio = normalize.normalize_proprio(
+      self._robot.statistics, proprio_BX, self._model.proprio_dim
+    )
     action_BAU, imagined = self._policy.step(types.Observation(frames_BRIJ3, proprio))
-    raw = np.stack([normalize.unnormalize_action(self._robot.statistics, self._robot.record, a, p)
-                    for a, p in zip(action_BAU, proprio_BX)])
+    raw = np.stack(
+      [
+        normalize.unnormalize_action(self._robot.statistics, self._robot.record, a, p)
+        for a, p in zip(action_BAU, proprio_BX)
+      ]
+    )
     return raw, imagined
 
 
@@ -115,7 +142,7 @@ class RandomAgent(HoldAgent):
 def action_mask(model: cfg.ModelConfig, record: embodiments.Embodiment) -> np.ndarray:
   """[A, U] bool, the real steps and dimensions of a robot's chunk."""
   mask_AU = np.zeros((model.actions_per_chunk, model.action_dim), bool)
-  mask_AU[:record.steps_per_chunk, :record.action_dim] = True
+  mask_AU[: record.steps_per_chunk, : record.action_dim] = True
   return mask_AU
 
 

@@ -1,4 +1,5 @@
 """Closed-loop episodes in the tabletop, many side by side, and what they show."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,9 +20,12 @@ class Episode:
   Attributes:
     seed, task, instruction, success: of the episode; seconds: until success, or the limit.
     scene: [size, size, 3] uint8 of each control step, the first before any action.
-    seen: composite frames as the model gets them, one per `stride` control steps, the first at reset.
-    imagined: composite frames the model predicted, aligned with `seen[1:]`; empty for agents that imagine nothing.
-    asked, done: [U] per control step: the action the policy gave, and as the simulator took it, clipped.
+    seen: composite frames as the model gets them, one per `stride` control steps, the first at
+      reset.
+    imagined: composite frames the model predicted, aligned with `seen[1:]`; empty for agents that
+      imagine nothing.
+    asked, done: [U] per control step: the action the policy gave, and as the simulator took it,
+      clipped.
   """
 
   seed: int
@@ -36,20 +40,28 @@ class Episode:
   done: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
-def run_episodes(agent: agents.Agent, robot: normalize.KnownEmbodiment, make_env: Callable[[], tabletop.TabletopEnv],
-                 seeds: Sequence[int], batch: int, record_first: int = 0, scene_size: int = 192,
-                 on_progress: Callable[[Sequence[Episode]], None] = lambda episodes: None) -> list[Episode]:
-  """An episode for each seed, `batch` at a time; the last batch is filled up with repeats that are dropped.
+def run_episodes(
+  agent: agents.Agent,
+  robot: normalize.KnownEmbodiment,
+  make_env: Callable[[], tabletop.TabletopEnv],
+  seeds: Sequence[int],
+  batch: int,
+  record_first: int = 0,
+  scene_size: int = 192,
+  on_progress: Callable[[Sequence[Episode]], None] = lambda episodes: None,
+) -> list[Episode]:
+  """An episode for each seed, `batch` at a time; the last batch is filled up with repeats that are
+  dropped.
 
   The first `record_first` episodes keep their pictures and actions.
   """
   episodes: list[Episode] = []
   for start in range(0, len(seeds), batch):
-    chosen = list(seeds[start:start + batch])
+    chosen = list(seeds[start : start + batch])
     padded = chosen + [chosen[-1]] * (batch - len(chosen))
     recorded = max(0, min(record_first - start, len(chosen)))
     ran = _run_batch(agent, robot, [make_env() for _ in padded], padded, recorded, scene_size)
-    episodes += ran[:len(chosen)]
+    episodes += ran[: len(chosen)]
     on_progress(episodes)
   return episodes
 
@@ -70,15 +82,26 @@ def _run_batch(agent, robot, envs, seeds, recorded, scene_size):
     for i, (env, episode) in enumerate(zip(envs, episodes)):
       if i < recorded and imagined is not None and not _over(env, episode):
         episode.imagined.extend(imagined[i])
-      observations[i], history[i] = _execute(env, episode, action_BSU[i], record, see, i < recorded, scene_size,
-                                             observations[i], history[i])
+      observations[i], history[i] = _execute(
+        env,
+        episode,
+        action_BSU[i],
+        record,
+        see,
+        i < recorded,
+        scene_size,
+        observations[i],
+        history[i],
+      )
     if all(_over(env, episode) for env, episode in zip(envs, episodes)):
       break
   return episodes
 
 
 def _execute(env, episode, action_SU, record, see, recorded, scene_size, observation, history):
-  """Runs one chunk of actions; (last observation, frames the model sees of it). Nothing moves once it is over."""
+  """Runs one chunk of actions; (last observation, frames the model sees of it). Nothing moves once
+  it is over.
+  """
   if _over(env, episode):
     return observation, history
   frames = []

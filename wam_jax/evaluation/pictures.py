@@ -1,4 +1,5 @@
 """Pictures of what a model imagined beside what happened: film strips, videos, action plots."""
+
 from __future__ import annotations
 
 import pathlib
@@ -20,26 +21,54 @@ def enlarge(frame_IJ3: np.ndarray, rows: int) -> np.ndarray:
   return np.repeat(np.repeat(frame_IJ3, factor, 0), factor, 1)
 
 
-def save_film_strip(path: pathlib.Path, real: Sequence[np.ndarray], imagined: Sequence[np.ndarray], title: str,
-                    rows: int = 96, most: int = 12) -> None:
-  """PNG of two rows: frames that happened above the frames the model had imagined for the same moments."""
+def save_film_strip(
+  path: pathlib.Path,
+  real: Sequence[np.ndarray],
+  imagined: Sequence[np.ndarray],
+  title: str,
+  rows: int = 96,
+  most: int = 12,
+) -> None:
+  """PNG of two rows: frames that happened above the frames the model had imagined for the same
+  moments.
+  """
   pairs = list(zip(real, imagined))[:most]
-  strip = np.concatenate([np.concatenate([enlarge(r, rows), np.full((4, *_width(r, rows)), _PAPER, np.uint8),
-                                          enlarge(i, rows)]) for r, i in _spaced(pairs)], axis=1)
+  strip = np.concatenate(
+    [
+      np.concatenate(
+        [enlarge(r, rows), np.full((4, *_width(r, rows)), _PAPER, np.uint8), enlarge(i, rows)]
+      )
+      for r, i in _spaced(pairs)
+    ],
+    axis=1,
+  )
   imageio.imwrite(path, _captioned(strip, title + '   (above: happened, below: imagined)'))
 
 
-def save_video(path: pathlib.Path, scene: Sequence[np.ndarray], seen: Sequence[np.ndarray],
-               imagined: Sequence[np.ndarray], stride: int, fps: float, title: str) -> None:
+def save_video(
+  path: pathlib.Path,
+  scene: Sequence[np.ndarray],
+  seen: Sequence[np.ndarray],
+  imagined: Sequence[np.ndarray],
+  stride: int,
+  fps: float,
+  title: str,
+) -> None:
   """MP4 of three panels: the scene, what the model sees, and what it imagined for the same moment.
 
   Args:
-    scene: one picture per control step, from before the first. seen, imagined: one per `stride` steps.
+    scene: one picture per control step, from before the first. seen, imagined: one per `stride`
+      steps.
     fps: control rate.
   """
   rows = scene[0].shape[0]
-  with warnings.catch_warnings(), imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8) as writer:
-    warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)  # The child runs the encoder, not JAX.
+  with (
+    warnings.catch_warnings(),
+    imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8) as writer,
+  ):
+    warnings.filterwarnings(
+      'ignore', 'os.fork', RuntimeWarning
+    )  # The child runs the encoder, not JAX.
     for step, picture in enumerate(scene):
       now = step // stride
       panels = [picture, enlarge(seen[min(now, len(seen) - 1)], rows)]
@@ -48,8 +77,16 @@ def save_video(path: pathlib.Path, scene: Sequence[np.ndarray], seen: Sequence[n
       writer.append_data(_even(_captioned(_beside(panels), f'{title}   scene | seen | imagined')))
 
 
-def save_action_plot(path: pathlib.Path, predicted: np.ndarray, executed: np.ndarray, names: Sequence[str],
-                     chunk: int, control_hz: float, title: str, labels=('predicted', 'executed')) -> None:
+def save_action_plot(
+  path: pathlib.Path,
+  predicted: np.ndarray,
+  executed: np.ndarray,
+  names: Sequence[str],
+  chunk: int,
+  control_hz: float,
+  title: str,
+  labels=('predicted', 'executed'),
+) -> None:
   """PNG with one panel per action dimension over time; chunks are separated by grey lines.
 
   Args:
@@ -84,7 +121,9 @@ def _width(frame, rows):
 
 def _beside(panels):
   rows = max(p.shape[0] for p in panels)
-  padded = [np.pad(p, ((0, rows - p.shape[0]), (0, 6), (0, 0)), constant_values=_PAPER) for p in panels]
+  padded = [
+    np.pad(p, ((0, rows - p.shape[0]), (0, 6), (0, 0)), constant_values=_PAPER) for p in panels
+  ]
   return np.concatenate(padded, axis=1)
 
 
@@ -96,4 +135,6 @@ def _captioned(picture, text):
 
 def _even(picture):
   """Sides padded to even lengths, as the video codec needs."""
-  return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), constant_values=_PAPER)
+  return np.pad(
+    picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), constant_values=_PAPER
+  )

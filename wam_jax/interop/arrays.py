@@ -1,9 +1,11 @@
 """The arrays of one checkpoint item, slice by slice, in the format that Orbax reads and writes.
 
-An item is a directory: zarr arrays named by their tree path with dots, inside one OCDBT key-value store, and
-`_METADATA`, JSON that lists the paths. Orbax itself writes whole arrays only; the stacked weights of a large model do
-not fit in memory, so here each layer goes to disk by itself, through tensorstore as Orbax does it.
+An item is a directory: zarr arrays named by their tree path with dots, inside one OCDBT key-value
+store, and `_METADATA`, JSON that lists the paths. Orbax itself writes whole arrays only; the
+stacked weights of a large model do not fit in memory, so here each layer goes to disk by itself,
+through tensorstore as Orbax does it.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,16 +19,22 @@ import tensorstore as ts
 
 from wam_jax.interop import io
 
-_CHUNK_BYTES = 2 ** 25  # Small enough that a host of a mesh reads little beyond its shard, large enough for a disk.
-_SLAB_BYTES = 2 ** 27  # Written at once: tensorstore holds a second, compressed copy meanwhile.
+_CHUNK_BYTES = (
+  2**25
+)  # Small enough that a host of a mesh reads little beyond its shard, large enough for a disk.
+_SLAB_BYTES = 2**27  # Written at once: tensorstore holds a second, compressed copy meanwhile.
 _METADATA = '_METADATA'
 
 
 class ItemWriter:
   """Writes one item. The directory is readable after `finish`."""
 
-  def __init__(self, directory: pathlib.Path, shapes: Mapping[str, io.Shape], stacked: frozenset[str]):
-    """`shapes` by '/'-separated path; the arrays in `stacked` are written layer by layer along axis 0."""
+  def __init__(
+    self, directory: pathlib.Path, shapes: Mapping[str, io.Shape], stacked: frozenset[str]
+  ):
+    """`shapes` by '/'-separated path; the arrays in `stacked` are written layer by layer along axis
+    0.
+    """
     directory.mkdir(parents=True)
     self._directory, self._shapes, self._stacked = directory, shapes, stacked
     # Files are synced once, when all are there; see `output.staged`.
@@ -43,7 +51,9 @@ class ItemWriter:
     """
     try:
       for slab in _slabs(array, self._store(path, layer)):
-        self._store(path, layer)[slab].write(array[slab], can_reference_source_data_indefinitely=True).result()
+        self._store(path, layer)[slab].write(
+          array[slab], can_reference_source_data_indefinitely=True
+        ).result()
         self._pending += array[slab].nbytes
         if self._pending >= _SLAB_BYTES:
           self._commit()
@@ -56,26 +66,48 @@ class ItemWriter:
       self._commit()
     except ValueError as e:
       raise OSError(_reason(e)) from e
-    entries = {str(tuple(path.split('/'))): {
+    entries = {
+      str(tuple(path.split('/'))): {
         'key_metadata': [{'key': key, 'key_type': 2} for key in path.split('/')],
-        'value_metadata': {'value_type': 'np.ndarray', 'skip_deserialize': False}} for path in self._shapes}
-    (self._directory / _METADATA).write_text(json.dumps({
-        'tree_metadata': entries, 'use_ocdbt': True, 'use_zarr3': False, 'store_array_data_equal_to_fill_value': True,
-        'custom_metadata': None}))
+        'value_metadata': {'value_type': 'np.ndarray', 'skip_deserialize': False},
+      }
+      for path in self._shapes
+    }
+    (self._directory / _METADATA).write_text(
+      json.dumps(
+        {
+          'tree_metadata': entries,
+          'use_ocdbt': True,
+          'use_zarr3': False,
+          'store_array_data_equal_to_fill_value': True,
+          'custom_metadata': None,
+        }
+      )
+    )
 
   def _store(self, path: str, layer: int | None) -> ts.TensorStore:
     """The array or the layer as the current batch sees it; made if this is its first write."""
     if path not in self._stores:
-      self._stores[path] = ts.open(ts.Spec(self._make_spec(path)), open=True, create=True, context=self._context,
-                                   transaction=self._batch).result()
+      self._stores[path] = ts.open(
+        ts.Spec(self._make_spec(path)),
+        open=True,
+        create=True,
+        context=self._context,
+        transaction=self._batch,
+      ).result()
     return self._stores[path] if layer is None else self._stores[path][layer]
 
   def _make_spec(self, path: str) -> dict[str, Any]:
     shape, dtype = self._shapes[path]
     return _spec(self._directory, path, True) | {
-        'store_data_equal_to_fill_value': True,
-        'metadata': {'shape': shape, 'chunks': _chunks(shape, dtype, path in self._stacked), 'dtype': _zarr_name(dtype),
-                     'compressor': {'id': 'zstd', 'level': 1}}}
+      'store_data_equal_to_fill_value': True,
+      'metadata': {
+        'shape': shape,
+        'chunks': _chunks(shape, dtype, path in self._stacked),
+        'dtype': _zarr_name(dtype),
+        'compressor': {'id': 'zstd', 'level': 1},
+      },
+    }
 
   def _commit(self) -> None:
     self._batch.commit_sync()
@@ -112,14 +144,18 @@ def open_item(directory: pathlib.Path) -> dict[str, Array]:
     if entry['value_metadata'].get('skip_deserialize'):  # None and empty containers hold no array.
       continue
     path = '/'.join(str(key['key']) for key in entry['key_metadata'])
-    spec = _spec(directory, path, content['use_ocdbt'], 'zarr3' if content.get('use_zarr3') else 'zarr')
+    spec = _spec(
+      directory, path, content['use_ocdbt'], 'zarr3' if content.get('use_zarr3') else 'zarr'
+    )
     try:
       store = ts.open(ts.Spec(spec), open=True, read=True, context=context).result()
     except ValueError as e:
       raise ValueError(f'{path} of {directory} cannot be opened: {_reason(e)}') from e
     shape = tuple(store.shape)
     chunk = store.chunk_layout.read_chunk.shape
-    arrays[path] = Array(store, shape, store.dtype.numpy_dtype, min(chunk[0] or 1, shape[0]) if shape else 1)
+    arrays[path] = Array(
+      store, shape, store.dtype.numpy_dtype, min(chunk[0] or 1, shape[0]) if shape else 1
+    )
   return arrays
 
 

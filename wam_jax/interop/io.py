@@ -1,11 +1,14 @@
-"""Weights in safetensors files, one at a time: any order in, any order out, never a whole file in memory.
+"""Weights in safetensors files, one at a time: any order in, any order out, never a whole file in
+memory.
 
-A file is an 8-byte little-endian length, a JSON header of that length {name: {dtype, shape, data_offsets}} with offsets
-counted from its end, and the raw little-endian arrays (github.com/huggingface/safetensors). It is read and written here
-rather than by that library because mapped pages would count as memory, and because shards are filled out of order.
+A file is an 8-byte little-endian length, a JSON header of that length {name: {dtype, shape,
+data_offsets}} with offsets counted from its end, and the raw little-endian arrays
+(github.com/huggingface/safetensors). It is read and written here rather than by that library
+because mapped pages would count as memory, and because shards are filled out of order.
 
 A weight that is not in memory is anything with `shape`, `dtype` and `read()`; see `Weight`.
 """
+
 from __future__ import annotations
 
 import collections
@@ -21,9 +24,17 @@ import numpy as np
 from etils import epath
 
 DTYPES = {
-    'F64': np.dtype(np.float64), 'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16),
-    'BF16': np.dtype(ml_dtypes.bfloat16), 'I64': np.dtype(np.int64), 'I32': np.dtype(np.int32),
-    'I16': np.dtype(np.int16), 'I8': np.dtype(np.int8), 'U8': np.dtype(np.uint8), 'BOOL': np.dtype(bool)}
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'I64': np.dtype(np.int64),
+  'I32': np.dtype(np.int32),
+  'I16': np.dtype(np.int16),
+  'I8': np.dtype(np.int8),
+  'U8': np.dtype(np.uint8),
+  'BOOL': np.dtype(bool),
+}
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100_000_000  # Of the format.
 _BLOCK = 256
@@ -60,7 +71,9 @@ class Stored(NamedTuple):
       f.seek(self.start)
       content = f.read(size)
     if len(content) != size:
-      raise ValueError(f'{self.path} ends inside an array; it was cut while it was read. Copy or download it again.')
+      raise ValueError(
+        f'{self.path} ends inside an array; it was cut while it was read. Copy or download it again.'
+      )
     return np.frombuffer(content, self.dtype).reshape(self.shape)
 
 
@@ -78,10 +91,12 @@ def fail(title: str, problems: Iterable[str], remedy: str) -> None:
 
 
 def open_weights(directory: epath.Path, stem: str) -> dict[str, Stored]:
-  """Every array of `STEM.safetensors`, or of the shards of `STEM.safetensors.index.json`, by name; reads headers only.
+  """Every array of `STEM.safetensors`, or of the shards of `STEM.safetensors.index.json`, by name;
+  reads headers only.
 
   Raises:
-    ValueError: neither file is there, or files are missing, cut or contradict the index; all of them, up to ten.
+    ValueError: neither file is there, or files are missing, cut or contradict the index; all of
+      them, up to ten.
   """
   index_path = directory / f'{stem}.safetensors.index.json'
   single = directory / f'{stem}.safetensors'
@@ -101,10 +116,16 @@ def open_weights(directory: epath.Path, stem: str) -> dict[str, Stored]:
       problems.append(str(e))
       continue
     wanted = {name for name, place in shard_of.items() if place == shard}
-    problems += [f'{name} is not in {shard}, against {index_path.name}' for name in sorted(wanted - set(found))]
-    problems += [f'{name} is in {shard}, against {index_path.name}' for name in sorted(set(found) - wanted)]
+    problems += [
+      f'{name} is not in {shard}, against {index_path.name}' for name in sorted(wanted - set(found))
+    ]
+    problems += [
+      f'{name} is in {shard}, against {index_path.name}' for name in sorted(set(found) - wanted)
+    ]
     weights |= found
-  fail(f'The shards of {index_path} are not whole:', problems, 'Copy or download these files again.')
+  fail(
+    f'The shards of {index_path} are not whole:', problems, 'Copy or download these files again.'
+  )
   return weights
 
 
@@ -130,7 +151,9 @@ def open_file(path: epath.Path) -> dict[str, Stored]:
     raise ValueError(f'{path} has an unreadable header: {e}') from e
   end = max((a.start + nbytes(a) for a in arrays.values()), default=8 + length)
   if end != size:
-    raise ValueError(f'{path} is {"cut" if end > size else "too long"}: {size} bytes, its header describes {end}')
+    raise ValueError(
+      f'{path} is {"cut" if end > size else "too long"}: {size} bytes, its header describes {end}'
+    )
   return arrays
 
 
@@ -171,15 +194,20 @@ class Shape(NamedTuple):
 class Writer:
   """Safetensors files of arrays that arrive in any order, each once.
 
-  One file STEM.safetensors, or shards of at most `shard_bytes` (or one array) and their index, as the
-  `transformers` library names them.
+  One file STEM.safetensors, or shards of at most `shard_bytes` (or one array) and their index, as
+  the `transformers` library names them.
   """
 
-  def __init__(self, directory: pathlib.Path, stem: str, shapes: Mapping[str, Shape], shard_bytes: int):
+  def __init__(
+    self, directory: pathlib.Path, stem: str, shapes: Mapping[str, Shape], shard_bytes: int
+  ):
     directory.mkdir(parents=True, exist_ok=True)
     shards = _split(shapes, shard_bytes)
-    names = [f'{stem}.safetensors'] if len(shards) == 1 else [
-        f'{stem}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
+    names = (
+      [f'{stem}.safetensors']
+      if len(shards) == 1
+      else [f'{stem}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
+    )
     self._missing: dict[str, tuple[int, int, Shape]] = {}
     self._files: list[int] = []
     for name, shard in zip(names, shards, strict=True):
@@ -189,8 +217,10 @@ class Writer:
       for key, shape in shard.items():
         self._missing[key] = self._files[-1], len(header) + offsets[key], shape
     if len(shards) > 1:
-      index = {'metadata': {'total_size': sum(map(nbytes, shapes.values()))},
-               'weight_map': {key: name for name, shard in zip(names, shards) for key in shard}}
+      index = {
+        'metadata': {'total_size': sum(map(nbytes, shapes.values()))},
+        'weight_map': {key: name for name, shard in zip(names, shards) for key in shard},
+      }
       (directory / f'{stem}.safetensors.index.json').write_text(json.dumps(index, indent=2) + '\n')
 
   def __enter__(self) -> Self:
@@ -202,7 +232,9 @@ class Writer:
         os.fsync(file)
       os.close(file)
     if error_type is None and self._missing:
-      raise ValueError(f'{len(self._missing)} arrays were never written, among them {next(iter(self._missing))}.')
+      raise ValueError(
+        f'{len(self._missing)} arrays were never written, among them {next(iter(self._missing))}.'
+      )
 
   def write(self, name: str, array: np.ndarray) -> None:
     """Puts one array where it belongs.
@@ -214,12 +246,16 @@ class Writer:
       raise ValueError(f'{name} was not announced, or is written twice.')
     file, start, shape = self._missing.pop(name)
     if (array.shape, array.dtype) != shape:
-      raise ValueError(f'{name} is {array.dtype} {array.shape}, announced as {shape.dtype} {shape.shape}.')
+      raise ValueError(
+        f'{name} is {array.dtype} {array.shape}, announced as {shape.dtype} {shape.shape}.'
+      )
     _write_at(file, _dense(array).reshape(-1).view(np.uint8).data, start)
 
 
 def _dense(array: np.ndarray) -> np.ndarray:
-  """`array` in C order. A transposed matrix goes block by block, which the processor's cache makes twice as fast."""
+  """`array` in C order. A transposed matrix goes block by block, which the processor's cache makes
+  twice as fast.
+  """
   if array.flags.c_contiguous or array.ndim != 2:
     return np.ascontiguousarray(array)
   dense = np.empty(array.shape, array.dtype)
@@ -246,9 +282,17 @@ def _make_header(shapes: Mapping[str, Shape]) -> tuple[bytes, dict[str, int]]:
   """(length and header, offset of each array after them)."""
   ends = np.cumsum([0, *map(nbytes, shapes.values())]).tolist()
   offsets = dict(zip(shapes, ends))
-  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}  # `transformers` refuses files without it.
-  header |= {name: {'dtype': _CODES[shape.dtype], 'shape': list(shape.shape),
-                    'data_offsets': [offsets[name], offsets[name] + nbytes(shape)]} for name, shape in shapes.items()}
+  header: dict[str, Any] = {
+    '__metadata__': {'format': 'pt'}
+  }  # `transformers` refuses files without it.
+  header |= {
+    name: {
+      'dtype': _CODES[shape.dtype],
+      'shape': list(shape.shape),
+      'data_offsets': [offsets[name], offsets[name] + nbytes(shape)],
+    }
+    for name, shape in shapes.items()
+  }
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)  # Arrays begin at a multiple of 8.
   return len(text).to_bytes(8, 'little') + text, offsets

@@ -1,9 +1,12 @@
-"""Low-rank adapters of a DreamZero checkpoint, merged into the weights they adapt while these are read.
+"""Low-rank adapters of a DreamZero checkpoint, merged into the weights they adapt while these are
+read.
 
 The `peft` library renames what it wraps: `blocks.0.self_attn.q.weight` becomes
-`base_model.model.blocks.0.self_attn.q.weight`, with newer versions `...q.base_layer.weight`, and beside it stand
-`...q.lora_A.default.weight` and `...q.lora_B.default.weight` (without `default` where peft itself saved them).
+`base_model.model.blocks.0.self_attn.q.weight`, with newer versions `...q.base_layer.weight`, and
+beside it stand `...q.lora_A.default.weight` and `...q.lora_B.default.weight` (without `default`
+where peft itself saved them).
 """
+
 from __future__ import annotations
 
 import re
@@ -41,7 +44,9 @@ class Merged(NamedTuple):
     return self.base.dtype
 
   def read(self) -> np.ndarray:
-    return finetuning.adapt(self.base.read(), self.adapter.up.read(), self.adapter.down.read(), self.scale)
+    return finetuning.adapt(
+      self.base.read(), self.adapter.up.read(), self.adapter.down.read(), self.scale
+    )
 
 
 def split(weights: Mapping[str, io.Weight]) -> tuple[dict[str, io.Weight], dict[str, Adapter]]:
@@ -61,13 +66,20 @@ def split(weights: Mapping[str, io.Weight]) -> tuple[dict[str, io.Weight], dict[
       problems.append(f'{short} is there twice, once as {name}')
     else:
       plain[short] = weight
-  problems += [f'{name} has no lora_{"AB"[list(found) == ["A"]]}' for name, found in halves.items() if len(found) < 2]
-  io.fail('The adapters of this LoRA checkpoint are not whole:', problems, 'Copy or download it again.')
+  problems += [
+    f'{name} has no lora_{"AB"[list(found) == ["A"]]}'
+    for name, found in halves.items()
+    if len(found) < 2
+  ]
+  io.fail(
+    'The adapters of this LoRA checkpoint are not whole:', problems, 'Copy or download it again.'
+  )
   return plain, {name: Adapter(found['A'], found['B']) for name, found in halves.items()}
 
 
-def merge(weights: Mapping[str, io.Weight], adapters: Mapping[str, Adapter], rank: int,
-          alpha: float) -> dict[str, io.Weight]:
+def merge(
+  weights: Mapping[str, io.Weight], adapters: Mapping[str, Adapter], rank: int, alpha: float
+) -> dict[str, io.Weight]:
   """`weights` with every adapter added where it belongs, scaled by alpha / rank.
 
   Raises:
@@ -77,10 +89,20 @@ def merge(weights: Mapping[str, io.Weight], adapters: Mapping[str, Adapter], ran
   for name, (down, up) in adapters.items():
     if name not in weights:
       problems.append(f'{name} is adapted, but not there')
-    elif (down.shape, up.shape) != ((rank, *weights[name].shape[1:]), (*weights[name].shape[:1], rank)):
-      problems.append(f'{name} {list(weights[name].shape)} has adapters A {list(down.shape)} and B {list(up.shape)}; '
-                      f'expected rank {rank}')
-  io.fail('The adapters do not fit their base:', problems,
-          'Pass as --base the very checkpoint that the adapters were trained on; lora_rank is in config.json.')
-  return {name: Merged(weight, adapters[name], alpha / rank) if name in adapters else weight
-          for name, weight in weights.items()}
+    elif (down.shape, up.shape) != (
+      (rank, *weights[name].shape[1:]),
+      (*weights[name].shape[:1], rank),
+    ):
+      problems.append(
+        f'{name} {list(weights[name].shape)} has adapters A {list(down.shape)} and B {list(up.shape)}; '
+        f'expected rank {rank}'
+      )
+  io.fail(
+    'The adapters do not fit their base:',
+    problems,
+    'Pass as --base the very checkpoint that the adapters were trained on; lora_rank is in config.json.',
+  )
+  return {
+    name: Merged(weight, adapters[name], alpha / rank) if name in adapters else weight
+    for name, weight in weights.items()
+  }

@@ -1,4 +1,7 @@
-"""Where a conversion writes: a directory that appears only when it is complete, and what stderr says meanwhile."""
+"""Where a conversion writes: a directory that appears only when it is complete, and what stderr
+says meanwhile.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -13,7 +16,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def staged(output: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
-  """A hidden directory beside `output` that takes its name when the block ends well, and vanishes otherwise.
+  """A hidden directory beside `output` that takes its name when the block ends well, and vanishes
+  otherwise.
 
   Args:
     size: bytes that are about to be written.
@@ -21,16 +25,22 @@ def staged(output: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
     ValueError: `output` is there already, or the disk is or becomes full.
   """
   if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-    raise ValueError(f'--output={output} exists already; nothing was changed. Pass another directory, or delete it.')
+    raise ValueError(
+      f'--output={output} exists already; nothing was changed. Pass another directory, or delete it.'
+    )
   try:
     output.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output.parent).free
     if size > free:
-      raise ValueError(f'{output.parent} has {free / 1e9:.1f} GB free; up to {size / 1e9:.1f} GB are needed. Make '
-                       'room, or pass --output on another disk.')
+      raise ValueError(
+        f'{output.parent} has {free / 1e9:.1f} GB free; up to {size / 1e9:.1f} GB are needed. Make '
+        'room, or pass --output on another disk.'
+      )
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
   except OSError as e:
-    raise ValueError(f'--output={output} cannot be written: {e.strerror}. Pass a directory you may write to.') from e
+    raise ValueError(
+      f'--output={output} cannot be written: {e.strerror}. Pass a directory you may write to.'
+    ) from e
   try:
     yield partial
     partial.chmod(0o777 & ~_umask())
@@ -38,8 +48,10 @@ def staged(output: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
     partial.replace(output)
     _sync_directory(output.parent)
   except OSError as e:
-    raise ValueError(f'--output={output} could not be written ({shutil.disk_usage(output.parent).free / 1e9:.1f} GB '
-                     f'free): {e}. What was written is removed again; make room and repeat.') from e
+    raise ValueError(
+      f'--output={output} could not be written ({shutil.disk_usage(output.parent).free / 1e9:.1f} GB '
+      f'free): {e}. What was written is removed again; make room and repeat.'
+    ) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 
@@ -65,7 +77,9 @@ def _sync_directory(directory: pathlib.Path) -> None:
 
 
 class Progress:
-  """Tells stderr, every few seconds, how many bytes are done, how fast, and how long the rest takes."""
+  """Tells stderr, every few seconds, how many bytes are done, how fast, and how long the rest
+  takes.
+  """
 
   def __init__(self, what: str, total: int, every_s: float = 5.0):
     self._what, self._total, self._every_s = what, total, every_s
@@ -79,5 +93,9 @@ class Progress:
     if now - self._last > self._every_s:
       self._last = now
       rate = self._done / (now - self._start)
-      print(f'{self._what}: {self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s, '
-            f'{(self._total - self._done) / rate:.0f} s left', file=sys.stderr, flush=True)
+      print(
+        f'{self._what}: {self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB, {rate / 1e6:.0f} MB/s, '
+        f'{(self._total - self._done) / rate:.0f} s left',
+        file=sys.stderr,
+        flush=True,
+      )

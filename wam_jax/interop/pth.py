@@ -1,10 +1,12 @@
 """Weights of a PyTorch `.pth` file, one at a time, without PyTorch.
 
-`torch.save` writes a zip archive whose members are stored uncompressed: `NAME/data.pkl`, a pickle of the state dict in
-which each tensor is a call `_rebuild_tensor_v2(storage, offset, size, stride, ...)`, and `NAME/data/KEY`, the bytes of
-each storage (pytorch.org/docs/stable/notes/serialization.html). Only those calls are understood: a file that wants to
-run anything else is refused.
+`torch.save` writes a zip archive whose members are stored uncompressed: `NAME/data.pkl`, a pickle
+of the state dict in which each tensor is a call `_rebuild_tensor_v2(storage, offset, size, stride,
+...)`, and `NAME/data/KEY`, the bytes of each storage
+(pytorch.org/docs/stable/notes/serialization.html). Only those calls are understood: a file that
+wants to run anything else is refused.
 """
+
 from __future__ import annotations
 
 import collections
@@ -21,10 +23,17 @@ from etils import epath
 from wam_jax.interop import io
 
 _DTYPES = {
-    'DoubleStorage': np.dtype(np.float64), 'FloatStorage': np.dtype(np.float32), 'HalfStorage': np.dtype(np.float16),
-    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16), 'LongStorage': np.dtype(np.int64),
-    'IntStorage': np.dtype(np.int32), 'ShortStorage': np.dtype(np.int16), 'CharStorage': np.dtype(np.int8),
-    'ByteStorage': np.dtype(np.uint8), 'BoolStorage': np.dtype(bool)}
+  'DoubleStorage': np.dtype(np.float64),
+  'FloatStorage': np.dtype(np.float32),
+  'HalfStorage': np.dtype(np.float16),
+  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'LongStorage': np.dtype(np.int64),
+  'IntStorage': np.dtype(np.int32),
+  'ShortStorage': np.dtype(np.int16),
+  'CharStorage': np.dtype(np.int8),
+  'ByteStorage': np.dtype(np.uint8),
+  'BoolStorage': np.dtype(bool),
+}
 _LOCAL_HEADER = 30  # Bytes of a zip member's own header before its name.
 
 
@@ -49,14 +58,18 @@ class _Strided(NamedTuple):
   def read(self) -> np.ndarray:
     steps = [stride * self.dtype.itemsize for stride in self.strides]
     return np.ascontiguousarray(
-        np.lib.stride_tricks.as_strided(self.storage.read()[self.offset:], self.shape, steps, writeable=False))
+      np.lib.stride_tricks.as_strided(
+        self.storage.read()[self.offset :], self.shape, steps, writeable=False
+      )
+    )
 
 
 def open_file(path: epath.Path) -> dict[str, io.Weight]:
   """Every tensor of the state dict in a `.pth` file, by name; reads the list of tensors only.
 
   Raises:
-    ValueError: no such file, or it is cut, in the format of PyTorch before 1.6, or holds something else.
+    ValueError: no such file, or it is cut, in the format of PyTorch before 1.6, or holds something
+      else.
   """
   if not path.exists():
     raise ValueError(f'{path} does not exist')
@@ -67,17 +80,32 @@ def open_file(path: epath.Path) -> dict[str, io.Weight]:
         raise ValueError('it was written on a big-endian machine')
       with archive.open(members['data.pkl']) as pickled:
         content = _Unpickler(pickled).load()
-      starts = {key: _data_start(f, info) for key, info in members.items() if key.startswith('data/')}
-  except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, EOFError, ValueError, struct.error) as e:
-    raise ValueError(f'{path} cannot be read as a PyTorch file of tensors: {e}. Copy or download it again; a file from '
-                     'PyTorch before 1.6 must be saved anew by torch.save.') from e
+      starts = {
+        key: _data_start(f, info) for key, info in members.items() if key.startswith('data/')
+      }
+  except (
+    zipfile.BadZipFile,
+    KeyError,
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    struct.error,
+  ) as e:
+    raise ValueError(
+      f'{path} cannot be read as a PyTorch file of tensors: {e}. Copy or download it again; a file from '
+      'PyTorch before 1.6 must be saved anew by torch.save.'
+    ) from e
   if not isinstance(content, Mapping) or not all(isinstance(v, _Tensor) for v in content.values()):
-    raise ValueError(f'{path} holds {type(content).__name__} of other things than tensors; expected a state dict.')
+    raise ValueError(
+      f'{path} holds {type(content).__name__} of other things than tensors; expected a state dict.'
+    )
   return {name: tensor.locate(path, starts) for name, tensor in content.items()}
 
 
 def _data_start(file: Any, info: zipfile.ZipInfo) -> int:
-  """Offset of a stored member's bytes: its own header may be longer than the archive's directory says."""
+  """Offset of a stored member's bytes: its own header may be longer than the archive's directory
+  says.
+  """
   if info.compress_type != zipfile.ZIP_STORED:
     raise ValueError(f'member {info.filename} is compressed')
   file.seek(info.header_offset)
@@ -96,7 +124,9 @@ class _Tensor(NamedTuple):
     dense = tuple(np.cumprod((1, *self.shape[:0:-1]))[::-1].tolist()) if self.shape else ()
     if all(have == want or size == 1 for have, want, size in zip(self.strides, dense, self.shape)):
       return io.Stored(path, start + self.offset * dtype.itemsize, self.shape, dtype)
-    return _Strided(io.Stored(path, start, (self.storage.size,), dtype), self.offset, self.shape, self.strides)
+    return _Strided(
+      io.Stored(path, start, (self.storage.size,), dtype), self.offset, self.shape, self.strides
+    )
 
 
 class _Unpickler(pickle.Unpickler):
@@ -112,10 +142,11 @@ class _Unpickler(pickle.Unpickler):
     if module == 'torch' and name in _DTYPES:
       return _DTYPES[name]
     known = {
-        ('collections', 'OrderedDict'): collections.OrderedDict,
-        ('torch._utils', '_rebuild_tensor_v2'): lambda storage, offset, size, stride, *_: _Tensor(
-            storage, offset, tuple(size), tuple(stride)),
-        ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+      ('collections', 'OrderedDict'): collections.OrderedDict,
+      ('torch._utils', '_rebuild_tensor_v2'): lambda storage, offset, size, stride, *_: _Tensor(
+        storage, offset, tuple(size), tuple(stride)
+      ),
+      ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
     }
     if (module, name) not in known:
       raise pickle.UnpicklingError(f'it needs {module}.{name}, which is no tensor')

@@ -2,6 +2,7 @@
 
 Source: DreamZero `VLAConfig`, `WANPolicyHeadConfig`, `CausalWanModel` and the launch scripts.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,16 +19,36 @@ from wam_jax.interop import sizes
 CONFIG = 'config.json'
 _MODULES = 'groot.vla.model.dreamzero.modules.'
 _HEAD = 'groot.vla.model.dreamzero.action_head.wan_flow_matching_action_tf.'
-_PARTS = {'dit': 'diffusion_model_cfg', 'text': 'text_encoder_cfg', 'image': 'image_encoder_cfg',
-          'tokenizer': 'vae_cfg'}
-_BASES = {'dit': 'diffusion_model_pretrained_path', 'text': 'text_encoder_pretrained_path',
-          'image': 'image_encoder_pretrained_path', 'tokenizer': 'vae_pretrained_path'}
-_DOWNLOADED = ('Wan2.1-I2V-14B-480P', 'Wan2.2-TI2V-5B')  # What the official code loads where no path is recorded.
+_PARTS = {
+  'dit': 'diffusion_model_cfg',
+  'text': 'text_encoder_cfg',
+  'image': 'image_encoder_cfg',
+  'tokenizer': 'vae_cfg',
+}
+_BASES = {
+  'dit': 'diffusion_model_pretrained_path',
+  'text': 'text_encoder_pretrained_path',
+  'image': 'image_encoder_pretrained_path',
+  'tokenizer': 'vae_pretrained_path',
+}
+_DOWNLOADED = (
+  'Wan2.1-I2V-14B-480P',
+  'Wan2.2-TI2V-5B',
+)  # What the official code loads where no path is recorded.
 
-# What the released policy does at control time. Source: DreamZero `WANPolicyHead`, eight evaluations of sixteen steps.
+# What the released policy does at control time. Source: DreamZero `WANPolicyHead`, eight
+# evaluations of sixteen steps.
 SAMPLE = cfg.SampleConfig(
-    solver='unipc', steps=16, shift=5.0, guidance_scale=5.0, negative_prompt=prompts.NEGATIVE,
-    evaluate_steps=(0, 1, 2, 6, 10, 13, 14, 15), integer_timesteps=True, same_noise=True, observed='fresh')
+  solver='unipc',
+  steps=16,
+  shift=5.0,
+  guidance_scale=5.0,
+  negative_prompt=prompts.NEGATIVE,
+  evaluate_steps=(0, 1, 2, 6, 10, 13, 14, 15),
+  integer_timesteps=True,
+  same_noise=True,
+  observed='fresh',
+)
 FLOW = cfg.FlowConfig(video_beta=3.0, action_mean='padded', mask_padded_noise=False)
 
 
@@ -39,8 +60,10 @@ def read_head(directory: epath.Path) -> dict[str, Any]:
   """
   head = head_settings(io.read_json(directory / CONFIG))
   if not isinstance(head.get(_PARTS['dit']), dict):
-    raise ValueError(f'{directory / CONFIG} has no action_head_cfg.config.diffusion_model_cfg; it is not of a '
-                     'DreamZero checkpoint.')
+    raise ValueError(
+      f'{directory / CONFIG} has no action_head_cfg.config.diffusion_model_cfg; it is not of a '
+      'DreamZero checkpoint.'
+    )
   return head
 
 
@@ -51,7 +74,9 @@ def head_settings(config: Mapping[str, Any]) -> dict[str, Any]:
   return inner if isinstance(inner, dict) else {}
 
 
-def model_config(head: Mapping[str, Any], shapes: Mapping[str, sizes.Shapes], bfloat16: bool) -> cfg.ModelConfig:
+def model_config(
+  head: Mapping[str, Any], shapes: Mapping[str, sizes.Shapes], bfloat16: bool
+) -> cfg.ModelConfig:
   """The whole model.
 
   Args:
@@ -62,22 +87,33 @@ def model_config(head: Mapping[str, Any], shapes: Mapping[str, sizes.Shapes], bf
   said = {part: head.get(key) or {} for part, key in _PARTS.items()}
   dtype = 'bfloat16' if bfloat16 else 'float32'
   resize = (head.get('target_video_height'), head.get('target_video_width'))
-  has_image = any(name.startswith('img_emb.') for name in shapes['dit']) or said['dit'].get('model_type') != 't2v'
+  has_image = (
+    any(name.startswith('img_emb.') for name in shapes['dit'])
+    or said['dit'].get('model_type') != 't2v'
+  )
   return sizes.model(
-      said['dit'], shapes['dit'], head.get('num_frames', 33),
-      sizes.video_tokenizer(said['tokenizer'], shapes['tokenizer'], resize if all(resize) else (), dtype),
-      sizes.text_encoder(said['text'], shapes['text'], said['dit'].get('text_len'), dtype),
-      sizes.image_encoder(said['image'], shapes['image'], dtype) if has_image else cfg.ImageConfig())
+    said['dit'],
+    shapes['dit'],
+    head.get('num_frames', 33),
+    sizes.video_tokenizer(
+      said['tokenizer'], shapes['tokenizer'], resize if all(resize) else (), dtype
+    ),
+    sizes.text_encoder(said['text'], shapes['text'], said['dit'].get('text_len'), dtype),
+    sizes.image_encoder(said['image'], shapes['image'], dtype) if has_image else cfg.ImageConfig(),
+  )
 
 
 def flow_and_sample(head: Mapping[str, Any]) -> dict[str, Any]:
   """Fields `flow` and `sample` of a TrainConfig that train and act as the head does."""
   flow, sample = FLOW, SAMPLE
   if head.get('decouple_video_action_noise'):
-    flow = dataclasses.replace(flow, schedule='decoupled', video_beta=float(head.get('video_noise_beta_alpha', 3.0)))
+    flow = dataclasses.replace(
+      flow, schedule='decoupled', video_beta=float(head.get('video_noise_beta_alpha', 3.0))
+    )
   if head.get('decouple_inference_noise'):
-    sample = dataclasses.replace(sample, mode='flash',
-                                 video_final_sigma=float(head.get('video_inference_final_noise', 0.8)))
+    sample = dataclasses.replace(
+      sample, mode='flash', video_final_sigma=float(head.get('video_inference_final_noise', 0.8))
+    )
   return dict(flow=flow, sample=sample)
 
 
@@ -93,50 +129,120 @@ def recorded_base(head: Mapping[str, Any], conf: Mapping[str, Any]) -> str:
 
 
 def head_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any]:
-  """The content of config.json of an export of the whole model, nothing left to be loaded elsewhere."""
+  """The content of config.json of an export of the whole model, nothing left to be loaded
+  elsewhere.
+  """
   c = config.model
   wan2_2 = c.tokenizer.kind == 'wan2_2'
   dit = {
-      '_target_': f'{_MODULES}wan_video_dit_action_casual_chunk.CausalWanModel', '_convert_': 'object',
-      _BASES['dit']: None, 'model_type': 'i2v' if c.image_condition else 'ti2v' if c.image_dim else 't2v',
-      'patch_size': [1, c.patch, c.patch], 'frame_seqlen': tokens_per_frame, 'text_len': c.text.length,
-      'in_dim': c.in_channels, 'dim': c.dim,
-      'ffn_dim': c.mlp_dim, 'freq_dim': c.freq_dim, 'text_dim': c.text.dim, 'out_dim': c.tokenizer.channels,
-      'num_heads': c.num_heads, 'num_layers': c.num_layers, 'max_chunk_size': c.max_chunks, 'eps': c.eps,
-      'num_frame_per_block': c.frames_per_chunk, 'action_dim': c.action_dim, 'max_state_dim': c.proprio_dim,
-      'hidden_size': c.action_hidden, 'num_action_per_block': c.actions_per_chunk, 'num_state_per_block': 1,
-      'concat_first_frame_latent': c.image_condition}
-  text = {'_target_': f'{_MODULES}wan_video_text_encoder.WanTextEncoder', '_convert_': 'object', _BASES['text']: None,
-          'vocab': c.text.vocab, 'dim': c.text.dim, 'dim_attn': c.text.attention_dim, 'dim_ffn': c.text.mlp_dim,
-          'num_heads': c.text.heads, 'num_layers': c.text.layers, 'num_buckets': c.text.buckets}
-  image = {'_target_': f'{_MODULES}wan_video_image_encoder.WanImageEncoder', '_convert_': 'object',
-           _BASES['image']: None}
+    '_target_': f'{_MODULES}wan_video_dit_action_casual_chunk.CausalWanModel',
+    '_convert_': 'object',
+    _BASES['dit']: None,
+    'model_type': 'i2v' if c.image_condition else 'ti2v' if c.image_dim else 't2v',
+    'patch_size': [1, c.patch, c.patch],
+    'frame_seqlen': tokens_per_frame,
+    'text_len': c.text.length,
+    'in_dim': c.in_channels,
+    'dim': c.dim,
+    'ffn_dim': c.mlp_dim,
+    'freq_dim': c.freq_dim,
+    'text_dim': c.text.dim,
+    'out_dim': c.tokenizer.channels,
+    'num_heads': c.num_heads,
+    'num_layers': c.num_layers,
+    'max_chunk_size': c.max_chunks,
+    'eps': c.eps,
+    'num_frame_per_block': c.frames_per_chunk,
+    'action_dim': c.action_dim,
+    'max_state_dim': c.proprio_dim,
+    'hidden_size': c.action_hidden,
+    'num_action_per_block': c.actions_per_chunk,
+    'num_state_per_block': 1,
+    'concat_first_frame_latent': c.image_condition,
+  }
+  text = {
+    '_target_': f'{_MODULES}wan_video_text_encoder.WanTextEncoder',
+    '_convert_': 'object',
+    _BASES['text']: None,
+    'vocab': c.text.vocab,
+    'dim': c.text.dim,
+    'dim_attn': c.text.attention_dim,
+    'dim_ffn': c.text.mlp_dim,
+    'num_heads': c.text.heads,
+    'num_layers': c.text.layers,
+    'num_buckets': c.text.buckets,
+  }
+  image = {
+    '_target_': f'{_MODULES}wan_video_image_encoder.WanImageEncoder',
+    '_convert_': 'object',
+    _BASES['image']: None,
+  }
   if c.image.kind == 'clip' and c.image.heads != sizes.IMAGE_HEADS:
     image['num_heads'] = c.image.heads
-  vae = {'_target_': f'{_MODULES}wan_video_vae.{"WanVideoVAE38" if wan2_2 else "WanVideoVAE"}', '_convert_': 'object',
-         'z_dim': c.tokenizer.channels, _BASES['tokenizer']: None}
+  vae = {
+    '_target_': f'{_MODULES}wan_video_vae.{"WanVideoVAE38" if wan2_2 else "WanVideoVAE"}',
+    '_convert_': 'object',
+    'z_dim': c.tokenizer.channels,
+    _BASES['tokenizer']: None,
+  }
   if wan2_2:
     vae['dim'] = c.tokenizer.vae.encoder_dim
   flash = config.sample.mode == 'flash'
   head = {
-      '_target_': f'{_HEAD}WANPolicyHeadConfig', '_recursive_': False, 'model_dtype': 'float32', 'tiled': False,
-      'tile_size_height': 34, 'tile_size_width': 34, 'tile_stride_height': 18, 'tile_stride_width': 16,
-      'num_frames': c.camera_frames(c.max_chunks), 'num_frame_per_block': c.frames_per_chunk,
-      'lora_rank': 4, 'lora_alpha': 4, 'lora_target_modules': 'q,k,v,o,ffn.0,ffn.2', 'init_lora_weights': 'kaiming',
-      'train_architecture': 'full', 'skip_component_loading': True, 'defer_lora_injection': False,
-      'use_gradient_checkpointing': True, 'add_pos_embed': True, 'hidden_size': 64, 'input_embedding_dim': 1536,
-      'backbone_embedding_dim': 0, 'max_state_dim': c.proprio_dim, 'max_action_dim': c.action_dim,
-      'action_dim': c.action_dim, 'action_horizon': c.actions_per_chunk, 'num_inference_timesteps': 4,
-      'noise_beta_alpha': 1.5, 'noise_beta_beta': 1.0, 'noise_s': 0.999, 'num_timestep_buckets': 1000,
-      'decouple_video_action_noise': config.flow.schedule != 'coupled',
-      'video_noise_beta_alpha': config.flow.video_beta, 'video_noise_beta_beta': 1.0, 'decouple_inference_noise': flash,
-      'video_inference_final_noise': config.sample.video_final_sigma, 'tune_projector': True,
-      'tune_diffusion_model': True, _PARTS['dit']: dit, _PARTS['text']: text, _PARTS['image']: image,
-      _PARTS['tokenizer']: vae}
+    '_target_': f'{_HEAD}WANPolicyHeadConfig',
+    '_recursive_': False,
+    'model_dtype': 'float32',
+    'tiled': False,
+    'tile_size_height': 34,
+    'tile_size_width': 34,
+    'tile_stride_height': 18,
+    'tile_stride_width': 16,
+    'num_frames': c.camera_frames(c.max_chunks),
+    'num_frame_per_block': c.frames_per_chunk,
+    'lora_rank': 4,
+    'lora_alpha': 4,
+    'lora_target_modules': 'q,k,v,o,ffn.0,ffn.2',
+    'init_lora_weights': 'kaiming',
+    'train_architecture': 'full',
+    'skip_component_loading': True,
+    'defer_lora_injection': False,
+    'use_gradient_checkpointing': True,
+    'add_pos_embed': True,
+    'hidden_size': 64,
+    'input_embedding_dim': 1536,
+    'backbone_embedding_dim': 0,
+    'max_state_dim': c.proprio_dim,
+    'max_action_dim': c.action_dim,
+    'action_dim': c.action_dim,
+    'action_horizon': c.actions_per_chunk,
+    'num_inference_timesteps': 4,
+    'noise_beta_alpha': 1.5,
+    'noise_beta_beta': 1.0,
+    'noise_s': 0.999,
+    'num_timestep_buckets': 1000,
+    'decouple_video_action_noise': config.flow.schedule != 'coupled',
+    'video_noise_beta_alpha': config.flow.video_beta,
+    'video_noise_beta_beta': 1.0,
+    'decouple_inference_noise': flash,
+    'video_inference_final_noise': config.sample.video_final_sigma,
+    'tune_projector': True,
+    'tune_diffusion_model': True,
+    _PARTS['dit']: dit,
+    _PARTS['text']: text,
+    _PARTS['image']: image,
+    _PARTS['tokenizer']: vae,
+  }
   if c.tokenizer.resize:
     head |= dict(zip(('target_video_height', 'target_video_width'), c.tokenizer.resize))
   return {
-      'architectures': ['VLA'], 'model_type': 'vla', 'torch_dtype': 'bfloat16', 'model_dtype': 'float32',
-      'compute_dtype': 'float32', 'hidden_size': 0, 'action_horizon': c.actions_per_chunk, 'action_dim': c.action_dim,
-      'backbone_cfg': {'_target_': 'groot.vla.model.dreamzero.backbone.identity.IdentityBackbone'},
-      'action_head_cfg': {'_target_': f'{_HEAD}WANPolicyHead', '_convert_': 'object', 'config': head}}
+    'architectures': ['VLA'],
+    'model_type': 'vla',
+    'torch_dtype': 'bfloat16',
+    'model_dtype': 'float32',
+    'compute_dtype': 'float32',
+    'hidden_size': 0,
+    'action_horizon': c.actions_per_chunk,
+    'action_dim': c.action_dim,
+    'backbone_cfg': {'_target_': 'groot.vla.model.dreamzero.backbone.identity.IdentityBackbone'},
+    'action_head_cfg': {'_target_': f'{_HEAD}WANPolicyHead', '_convert_': 'object', 'config': head},
+  }

@@ -2,6 +2,7 @@
 
 `wam_jax.checkpoint` owns the layout; see there.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,8 +22,12 @@ from wam_jax.data import normalize
 from wam_jax.interop import arrays
 from wam_jax.interop import io
 
-ITEMS = {'dit': ('params', ''), 'text': ('frozen', 'text/params/'), 'image': ('frozen', 'image/params/'),
-         'tokenizer': ('frozen', 'tokenizer/params/')}  # By part: item of the checkpoint, and where in it.
+ITEMS = {
+  'dit': ('params', ''),
+  'text': ('frozen', 'text/params/'),
+  'image': ('frozen', 'image/params/'),
+  'tokenizer': ('frozen', 'tokenizer/params/'),
+}  # By part: item of the checkpoint, and where in it.
 MEAN_STD = 'tokenizer/mean_std_2C'
 
 
@@ -68,7 +73,9 @@ class Own:
 
 
 class Adapted(NamedTuple):
-  """An array stacked over layers with its adapter merged in when it is read; like `arrays.Array`."""
+  """An array stacked over layers with its adapter merged in when it is read; like
+  `arrays.Array`.
+  """
 
   base: arrays.Array
   down: arrays.Array
@@ -107,8 +114,10 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
     raise ValueError(f'--source={workdir} is no workdir: it has no checkpoints/ directory.')
   places = {int(p.name): p for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()}
   if not places or step not in (None, *places):
-    raise ValueError(f'{workdir} has no checkpoint{"" if step is None else f" of step {step}"}; it has '
-                     f'{", ".join(map(str, sorted(places))) or "none"}.')
+    raise ValueError(
+      f'{workdir} has no checkpoint{"" if step is None else f" of step {step}"}; it has '
+      f'{", ".join(map(str, sorted(places))) or "none"}.'
+    )
   step = max(places) if step is None else step
   place = places[step]
   metadata = io.read_json(epath.Path(place / 'metadata' / 'metadata'))
@@ -117,17 +126,36 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
     raise ValueError(f'{place} lacks {", ".join(missing)}; pass another --checkpoint_step.')
   config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
   averaged = 'ema_params' in metadata['items']
-  params = arrays.open_item(place / 'params') | (arrays.open_item(place / 'ema_params') if averaged else {})
-  return Own(workdir, step, finetuning.merged_config(config), metadata['data'], metadata.get('source', {}),
-             metadata.get('base') or {}, config.model.lora, averaged, _merge(params, config.model.lora),
-             arrays.open_item(place / 'frozen'))
+  params = arrays.open_item(place / 'params') | (
+    arrays.open_item(place / 'ema_params') if averaged else {}
+  )
+  return Own(
+    workdir,
+    step,
+    finetuning.merged_config(config),
+    metadata['data'],
+    metadata.get('source', {}),
+    metadata.get('base') or {},
+    config.model.lora,
+    averaged,
+    _merge(params, config.model.lora),
+    arrays.open_item(place / 'frozen'),
+  )
 
 
-def _merge(params: Mapping[str, arrays.Array], lora: cfg.LoraConfig) -> dict[str, arrays.Array | Adapted]:
+def _merge(
+  params: Mapping[str, arrays.Array], lora: cfg.LoraConfig
+) -> dict[str, arrays.Array | Adapted]:
   """The arrays with every adapter beside a kernel merged into it."""
   merged = dict(params)
-  for module in [path.removesuffix(f'/{finetuning.DOWN}') for path in params if path.endswith(f'/{finetuning.DOWN}')]:
-    kernel, down, up = (merged.pop(f'{module}/{name}') for name in ('w', finetuning.DOWN, finetuning.UP))
+  for module in [
+    path.removesuffix(f'/{finetuning.DOWN}')
+    for path in params
+    if path.endswith(f'/{finetuning.DOWN}')
+  ]:
+    kernel, down, up = (
+      merged.pop(f'{module}/{name}') for name in ('w', finetuning.DOWN, finetuning.UP)
+    )
     merged[f'{module}/w'] = Adapted(kernel, down, up, lora.scale)
   return merged
 
@@ -137,8 +165,9 @@ def checkpoint_place(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / 'checkpoints' / '0'
 
 
-def write_metadata(workdir: pathlib.Path, config: cfg.TrainConfig, data: Mapping[str, Any],
-                   source: Mapping[str, Any]) -> None:
+def write_metadata(
+  workdir: pathlib.Path, config: cfg.TrainConfig, data: Mapping[str, Any], source: Mapping[str, Any]
+) -> None:
   """config.json of the workdir and the item `metadata` of its checkpoint.
 
   Args:
@@ -148,8 +177,9 @@ def write_metadata(workdir: pathlib.Path, config: cfg.TrainConfig, data: Mapping
   (workdir / 'config.json').write_text(json.dumps(plain, indent=1) + '\n')
   place = checkpoint_place(workdir) / 'metadata'
   place.mkdir()
-  (place / 'metadata').write_text(json.dumps(
-      {'items': ['frozen', 'params'], 'config': plain, 'data': data, 'source': source}))
+  (place / 'metadata').write_text(
+    json.dumps({'items': ['frozen', 'params'], 'config': plain, 'data': data, 'source': source})
+  )
 
 
 def vocabulary_name(vocabulary: epath.Path) -> str:
@@ -159,5 +189,8 @@ def vocabulary_name(vocabulary: epath.Path) -> str:
 
 def copy_vocabulary(workdir: pathlib.Path, vocabulary: epath.Path) -> None:
   """Copies the text encoder's vocabulary into the workdir."""
-  with vocabulary.open('rb') as source, (workdir / vocabulary_name(vocabulary)).open('wb') as target:
+  with (
+    vocabulary.open('rb') as source,
+    (workdir / vocabulary_name(vocabulary)).open('wb') as target,
+  ):
     shutil.copyfileobj(source, target)

@@ -2,6 +2,7 @@
 
 Source: DreamZero `MultiEmbodimentActionEncoder` and `CategorySpecificMLP`.
 """
+
 from __future__ import annotations
 
 import flax.linen as nn
@@ -25,7 +26,9 @@ class ActionEncoder(nn.Module):
     E, D, dtype = self.cfg.num_embodiments, self.cfg.dim, jnp.dtype(self.cfg.dtype)
     x_BAD = layers.CategoryDense(E, D, dtype, 'embed', name='action')(action_BAU, embodiment_B)
     time_BAD = layers.sinusoid(1000 * sigma_BA, D, 'sin_cos').astype(dtype)
-    h_BAD = layers.CategoryDense(E, D, dtype, 'embed', name='mix')(jnp.concatenate([x_BAD, time_BAD], -1), embodiment_B)
+    h_BAD = layers.CategoryDense(E, D, dtype, 'embed', name='mix')(
+      jnp.concatenate([x_BAD, time_BAD], -1), embodiment_B
+    )
     return layers.CategoryDense(E, D, dtype, 'embed', name='out')(jax.nn.swish(h_BAD), embodiment_B)
 
 
@@ -40,5 +43,9 @@ class CategoryMLP(nn.Module):
   @nn.compact
   def __call__(self, x_BTI, embodiment_B) -> jax.Array:
     E, dtype = self.cfg.num_embodiments, jnp.dtype(self.cfg.dtype)
-    h_BTM = layers.CategoryDense(E, self.cfg.action_hidden, dtype, 'mlp', self.in_axis, name='in')(x_BTI, embodiment_B)
-    return layers.CategoryDense(E, self.out, dtype, self.out_axis, name='out')(jax.nn.relu(h_BTM), embodiment_B)
+    h_BTM = layers.CategoryDense(E, self.cfg.action_hidden, dtype, 'mlp', self.in_axis, name='in')(
+      x_BTI, embodiment_B
+    )
+    return layers.CategoryDense(E, self.out, dtype, self.out_axis, name='out')(
+      jax.nn.relu(h_BTM), embodiment_B
+    )

@@ -2,6 +2,7 @@
 
 Source: DreamZero `CausalWanAttentionBlock`.
 """
+
 from __future__ import annotations
 
 import functools
@@ -20,7 +21,10 @@ from wam_jax import sharding
 from wam_jax.models import attention
 from wam_jax.models import layers
 
-SAVED, OFFLOADED = 'attention', 'block_input'  # Names that rematerialisation policies know values by.
+SAVED, OFFLOADED = (
+  'attention',
+  'block_input',
+)  # Names that rematerialisation policies know values by.
 
 
 class Prompt(NamedTuple):
@@ -38,7 +42,8 @@ class Tokens:
     modulation_BG6D: noise-level projection of each group of tokens that share a level.
     group_T: int32, the group of each token.
     angles_TR: [T, K/2] rotary angles.
-    mask: bool, broadcasts to [B, 1, T, cached slots + T]; with a pattern [B, T], tokens that are no padding.
+    mask: bool, broadcasts to [B, 1, T, cached slots + T]; with a pattern [B, T], tokens that are no
+      padding.
     pattern, alone_T: of `attention.Plan`.
   """
 
@@ -53,19 +58,30 @@ class Tokens:
     """[B, T, D]: of every token what its group has."""
     if self.pattern is None:
       return jnp.take(x_BGD, self.group_T, axis=1)
-    # A product with zeros and ones, exact too: on a TPU twice as fast as a gather with its gradient; shards split it.
+    # A product with zeros and ones, exact too: on a TPU twice as fast as a gather with its
+    # gradient; shards split it.
     one_TG = jax.nn.one_hot(self.group_T, x_BGD.shape[1], dtype=x_BGD.dtype)
     return jnp.einsum('TG,BGD->BTD', one_TG, x_BGD, precision=jax.lax.Precision.HIGHEST)
 
 
 def _to_heads(c: cfg.ModelConfig, name: str) -> layers.Einsum:
-  return layers.Einsum('BTD,DNK->BNTK', (c.dim, c.num_heads, c.head_dim), ('embed', 'heads', 'head_dim'),
-                       jnp.dtype(c.dtype), lora=c.lora.of(name))
+  return layers.Einsum(
+    'BTD,DNK->BNTK',
+    (c.dim, c.num_heads, c.head_dim),
+    ('embed', 'heads', 'head_dim'),
+    jnp.dtype(c.dtype),
+    lora=c.lora.of(name),
+  )
 
 
 def _from_heads(c: cfg.ModelConfig) -> layers.Einsum:
-  return layers.Einsum('BNTK,NKD->BTD', (c.num_heads, c.head_dim, c.dim), ('heads', 'head_dim', 'embed'),
-                       jnp.dtype(c.dtype), lora=c.lora.of('o'))
+  return layers.Einsum(
+    'BNTK,NKD->BTD',
+    (c.num_heads, c.head_dim, c.dim),
+    ('heads', 'head_dim', 'embed'),
+    jnp.dtype(c.dtype),
+    lora=c.lora.of('o'),
+  )
 
 
 class SelfAttention(nn.Module):
@@ -92,13 +108,21 @@ class SelfAttention(nn.Module):
       y = attention.attend_chunks(q, k, v, tokens.mask, tokens.pattern, self.cfg.remat != 'none')
       return self.o(checkpoint_name(y, SAVED)), None
     q = sharding.shard(q, 'batch', 'act_heads', 'tokens', 'head_dim')
-    keys, values = (k, v) if cached is None else (
-        jnp.concatenate([cached[0].astype(k.dtype), k], 2), jnp.concatenate([cached[1].astype(v.dtype), v], 2))
+    keys, values = (
+      (k, v)
+      if cached is None
+      else (
+        jnp.concatenate([cached[0].astype(k.dtype), k], 2),
+        jnp.concatenate([cached[1].astype(v.dtype), v], 2),
+      )
+    )
     return self.o(checkpoint_name(attention.attend(q, keys, values, tokens.mask), SAVED)), (k, v)
 
 
 class CrossAttention(nn.Module):
-  """Text attention plus, where there is an image encoder, image attention, added. Source: `WanI2VCrossAttention`."""
+  """Text attention plus, where there is an image encoder, image attention, added. Source:
+  `WanI2VCrossAttention`.
+  """
 
   cfg: cfg.ModelConfig
 
@@ -136,17 +160,29 @@ class Block(nn.Module):
   def setup(self):
     c = self.cfg
     self.modulation = self.param(
-        'modulation', layers.boxed(nn.initializers.normal(c.dim ** -0.5), ('norm', 'embed')), (6, c.dim), jnp.float32)
+      'modulation',
+      layers.boxed(nn.initializers.normal(c.dim**-0.5), ('norm', 'embed')),
+      (6, c.dim),
+      jnp.float32,
+    )
     self.self_attn, self.cross_attn = SelfAttention(c), CrossAttention(c)
     self.norm1, self.norm2 = layers.LayerNorm(c.eps), layers.LayerNorm(c.eps)
     self.norm3 = layers.LayerNorm(c.eps, affine=True)
-    self.ffn = layers.MLP(c.mlp_dim, c.dim, layers.gelu_tanh, jnp.dtype(c.dtype), lora_in=c.lora.of('ffn/in'),
-                          lora_out=c.lora.of('ffn/out'))
+    self.ffn = layers.MLP(
+      c.mlp_dim,
+      c.dim,
+      layers.gelu_tanh,
+      jnp.dtype(c.dtype),
+      lora_in=c.lora.of('ffn/in'),
+      lora_out=c.lora.of('ffn/out'),
+    )
 
   def __call__(self, x_BTD, cached, prompt_kv, prompt: Prompt | None, tokens: Tokens):
     x_BTD = checkpoint_name(x_BTD, OFFLOADED)
     m_BG6D = self.modulation.astype(x_BTD.dtype) + tokens.modulation_BG6D
-    shift1, scale1, gate1, shift2, scale2, gate2 = (tokens.spread(m_BG6D[:, :, i]) for i in range(6))
+    shift1, scale1, gate1, shift2, scale2, gate2 = (
+      tokens.spread(m_BG6D[:, :, i]) for i in range(6)
+    )
     y, new_kv = self.self_attn(self.norm1(x_BTD) * (1 + scale1) + shift1, tokens, cached)
     x_BTD = x_BTD + gate1 * y
     prompt_kv = self.cross_attn.project(prompt) if prompt_kv is None else prompt_kv
@@ -161,34 +197,52 @@ class Block(nn.Module):
 def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
   """All blocks as one scanned module: parameters, cache and prompt keys/values stacked on axis 0.
 
-  Its `__call__(x, cached, prompt_kv, prompt, tokens)` gives (x, new keys/values of every layer); its
-  `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer). Captured intermediates are
-  stacked like parameters.
+  Its `__call__(x, cached, prompt_kv, prompt, tokens)` gives (x, new keys/values of every layer);
+  its `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer). Captured
+  intermediates are stacked like parameters.
   """
-  block = Block if config.remat == 'none' else nn.remat(Block, prevent_cse=False, policy=_policy(config))
-  common = dict(variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True}, length=config.num_layers,
-                unroll=config.scan_unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
-  scanned = nn.scan(block, methods={
+  block = (
+    Block if config.remat == 'none' else nn.remat(Block, prevent_cse=False, policy=_policy(config))
+  )
+  common = dict(
+    variable_axes={'params': 0, 'intermediates': 0},
+    split_rngs={'params': True},
+    length=config.num_layers,
+    unroll=config.scan_unroll,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  scanned = nn.scan(
+    block,
+    methods={
       '__call__': dict(common, in_axes=(0, 0, nn.broadcast, nn.broadcast), out_axes=0),
-      'project_prompt': dict(common, in_axes=nn.broadcast, out_axes=0)})
+      'project_prompt': dict(common, in_axes=nn.broadcast, out_axes=0),
+    },
+  )
   return scanned(config, name=name)
 
 
 def _policy(config: cfg.ModelConfig):
-  """What the backward pass of a block finds of its forward pass, beside its input. Values of `ModelConfig.remat`."""
+  """What the backward pass of a block finds of its forward pass, beside its input. Values of
+  `ModelConfig.remat`.
+  """
   policies = jax.checkpoint_policies
   return {
-      'block': None,
-      'save_attention': policies.save_only_these_names(SAVED),
-      'dots': functools.partial(_is_projection, config.dim),
-      'offload': policies.save_and_offload_only_these_names(
-          names_which_can_be_saved=[], names_which_can_be_offloaded=[OFFLOADED], offload_src='device',
-          offload_dst='pinned_host'),
+    'block': None,
+    'save_attention': policies.save_only_these_names(SAVED),
+    'dots': functools.partial(_is_projection, config.dim),
+    'offload': policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[OFFLOADED],
+      offload_src='device',
+      offload_dst='pinned_host',
+    ),
   }[config.remat]
 
 
 def _is_projection(dim: int, primitive, *operands, **params) -> bool:
-  """Whether an operation is a product with weights: one without batch axes that contracts a width of the model."""
+  """Whether an operation is a product with weights: one without batch axes that contracts a width
+  of the model.
+  """
   if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params):
     return False
   (contracted, _), _ = params['dimension_numbers']

@@ -2,10 +2,11 @@
 
 Which ones a model has is its config's business; nothing else asks.
 """
+
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import Mapping
+from typing import Any
 
 import flax.serialization
 import flax.struct
@@ -23,11 +24,13 @@ Stream = Any
 
 @flax.struct.dataclass
 class Condition:
-  """What the first frame says about all frames of a window; None where the model takes no such input.
+  """What the first frame says about all frames of a window; None where the model takes no such
+  input.
 
   Attributes:
     image_BIC: tokens of the image encoder.
-    latents_BFHWC: 4 channels of mask, 1 on frame 0; then latents of the video that is the first frame followed by grey.
+    latents_BFHWC: 4 channels of mask, 1 on frame 0; then latents of the video that is the first
+      frame followed by grey.
   """
 
   image_BIC: jax.Array | None = None
@@ -69,22 +72,30 @@ class Encoders:
     return self.tokenizer.decode(latents_BFHWC)
 
   def encode_condition(self, frame_B1IJ3: jax.Array) -> Condition:
-    """Source: DreamZero policy head `encode_image`: mask of frame 0, then the frame followed by mid-grey frames."""
+    """Source: DreamZero policy head `encode_image`: mask of frame 0, then the frame followed by
+    mid-grey frames.
+    """
     c = self.config
     frame = self._resize(tokenizer.to_pixels(frame_B1IJ3))
     image_BIC = self.image.encode(frame[:, 0]) if self.image else None
     if not c.image_condition:
       return Condition(image_BIC)
-    grey = jnp.zeros((frame.shape[0], c.camera_frames(c.max_chunks) - 1, *frame.shape[2:]), frame.dtype)
+    grey = jnp.zeros(
+      (frame.shape[0], c.camera_frames(c.max_chunks) - 1, *frame.shape[2:]), frame.dtype
+    )
     return Condition(image_BIC, with_mask(self.tokenizer.encode(jnp.concatenate([frame, grey], 1))))
 
   def _resize(self, frames_BRIJ3):
-    """Bilinear without antialiasing, half-pixel centres. Source: DreamZero policy head, `target_video_height`."""
+    """Bilinear without antialiasing, half-pixel centres. Source: DreamZero policy head,
+    `target_video_height`.
+    """
     size = self.config.tokenizer.resize
     if not size or frames_BRIJ3.shape[2:4] == tuple(size):
       return frames_BRIJ3
     B, R, _, _, C = frames_BRIJ3.shape
-    return jax.image.resize(tokenizer.to_pixels(frames_BRIJ3), (B, R, *size, C), 'bilinear', antialias=False)
+    return jax.image.resize(
+      tokenizer.to_pixels(frames_BRIJ3), (B, R, *size, C), 'bilinear', antialias=False
+    )
 
 
 def with_mask(latents_BFHWC: jax.Array) -> jax.Array:
@@ -94,17 +105,30 @@ def with_mask(latents_BFHWC: jax.Array) -> jax.Array:
 
 
 def to_tree(encoders: Encoders) -> dict[str, Any]:
-  """Nested dict of arrays for a checkpoint: 'tokenizer' and, where there are any, 'text' and 'image'."""
-  present = lambda part: {key: x for key, x in flax.serialization.to_state_dict(part).items() if x is not None}
-  return {name: present(part) for name in ('tokenizer', 'text', 'image')
-          if (part := getattr(encoders, name)) is not None}
+  """Nested dict of arrays for a checkpoint: 'tokenizer' and, where there are any, 'text' and
+  'image'.
+  """
+  present = lambda part: {
+    key: x for key, x in flax.serialization.to_state_dict(part).items() if x is not None
+  }
+  return {
+    name: present(part)
+    for name in ('tokenizer', 'text', 'image')
+    if (part := getattr(encoders, name)) is not None
+  }
 
 
 def from_tree(tree: Mapping[str, Any], c: cfg.ModelConfig) -> Encoders:
   """Inverse of `to_tree`; leaves may be abstract."""
   t = c.tokenizer
-  video = (tokenizer.PatchTokenizer(**tree['tokenizer'], temporal=t.temporal, spatial=t.spatial) if t.kind == 'patch'
-           else vae.WanVAE(**tree['tokenizer'], config=t))
+  video = (
+    tokenizer.PatchTokenizer(**tree['tokenizer'], temporal=t.temporal, spatial=t.spatial)
+    if t.kind == 'patch'
+    else vae.WanVAE(**tree['tokenizer'], config=t)
+  )
   return Encoders(
-      video, text.UMT5(**tree['text'], config=c.text) if c.text.kind == 'umt5' else None,
-      image.ClipVision(**tree['image'], config=c.image) if c.image.kind == 'clip' else None, c)
+    video,
+    text.UMT5(**tree['text'], config=c.text) if c.text.kind == 'umt5' else None,
+    image.ClipVision(**tree['image'], config=c.image) if c.image.kind == 'clip' else None,
+    c,
+  )

@@ -1,4 +1,5 @@
 """Image encoder of the first frame: the CLIP vision tower (ViT-H/14 as released), frozen."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -34,25 +35,31 @@ class ClipVision:
   config: cfg.ImageConfig = flax.struct.field(pytree_node=False)
 
   def encode(self, frames_BIJ3: jax.Array) -> jax.Array:
-    """[B, 1 + patches, D] in `config.dtype`: what enters the last block, class token first, without a final norm.
+    """[B, 1 + patches, D] in `config.dtype`: what enters the last block, class token first, without
+    a final norm.
 
     Args:
       frames_BIJ3: uint8 [0, 255] or float [-1, 1] RGB of any size; squashed to a square.
     """
     return ClipTower(self.config).apply(
-        {'params': self.params}, preprocess(frames_BIJ3, self.config.size), method='penultimate')
+      {'params': self.params}, preprocess(frames_BIJ3, self.config.size), method='penultimate'
+    )
 
 
 def init(config: cfg.ImageConfig, key: jax.Array) -> ClipVision:
-  """Random parameters boxed with their axis names; under `jax.eval_shape`, the shapes of a checkpoint's."""
-  return ClipVision(ClipTower(config).init(key, jnp.zeros((1, config.size, config.size, 3)))['params'], config)
+  """Random parameters boxed with their axis names; under `jax.eval_shape`, the shapes of a
+  checkpoint's.
+  """
+  return ClipVision(
+    ClipTower(config).init(key, jnp.zeros((1, config.size, config.size, 3)))['params'], config
+  )
 
 
 class ClipTower(nn.Module):
   """Pixels of `preprocess` to tokens.
 
-  `penultimate` is all that `ClipVision.encode` needs; the last block and the projection are there so that a checkpoint
-  can be exported whole.
+  `penultimate` is all that `ClipVision.encode` needs; the last block and the projection are there
+  so that a checkpoint can be exported whole.
   """
 
   cfg: cfg.ImageConfig
@@ -61,19 +68,31 @@ class ClipTower(nn.Module):
     c = self.cfg
     if c.layers < 2 or c.size % c.patch or c.dim % c.heads:
       raise ValueError(
-          f'model.image.layers={c.layers} must be at least 2, model.image.size={c.size} a multiple of '
-          f'model.image.patch={c.patch}, and model.image.dim={c.dim} one of model.image.heads={c.heads}.')
-    D, normal = c.dim, nn.initializers.normal(c.dim ** -0.5)
+        f'model.image.layers={c.layers} must be at least 2, model.image.size={c.size} a multiple of '
+        f'model.image.patch={c.patch}, and model.image.dim={c.dim} one of model.image.heads={c.heads}.'
+      )
+    D, normal = c.dim, nn.initializers.normal(c.dim**-0.5)
     self.patch_embedding = layers.Einsum(
-        'BHpWqC,pqCD->BHWD', (c.patch, c.patch, 3, D), ('norm', 'norm', 'channels', 'embed'), jnp.dtype(c.dtype),
-        use_bias=False)
-    self.cls_embedding = self.param('cls_embedding', layers.boxed(normal, ('embed',)), (D,), jnp.float32)
+      'BHpWqC,pqCD->BHWD',
+      (c.patch, c.patch, 3, D),
+      ('norm', 'norm', 'channels', 'embed'),
+      jnp.dtype(c.dtype),
+      use_bias=False,
+    )
+    self.cls_embedding = self.param(
+      'cls_embedding', layers.boxed(normal, ('embed',)), (D,), jnp.float32
+    )
     self.pos_embedding = self.param(
-        'pos_embedding', layers.boxed(normal, ('norm', 'embed')), (c.tokens, D), jnp.float32)
+      'pos_embedding', layers.boxed(normal, ('norm', 'embed')), (c.tokens, D), jnp.float32
+    )
     self.pre_norm = layers.LayerNorm(EPS, affine=True)
     self.blocks = nn.scan(
-        ClipBlock, variable_axes={'params': 0}, split_rngs={'params': True}, length=c.layers - 1,
-        metadata_params={nn.PARTITION_NAME: 'layers'})(c)
+      ClipBlock,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      length=c.layers - 1,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(c)
     self.last_block, self.projection = ClipBlock(c), ClipProjection(c)
 
   def penultimate(self, pixels_BIJ3: jax.Array) -> jax.Array:
@@ -82,7 +101,9 @@ class ClipTower(nn.Module):
     B, p, side = pixels_BIJ3.shape[0], c.patch, c.size // c.patch
     x_BHWD = self.patch_embedding(pixels_BIJ3.reshape(B, side, p, side, p, 3))
     cls_B1D = jnp.broadcast_to(self.cls_embedding.astype(dtype), (B, 1, c.dim))
-    x_BTD = jnp.concatenate([cls_B1D, x_BHWD.reshape(B, -1, c.dim)], 1) + self.pos_embedding.astype(dtype)
+    x_BTD = jnp.concatenate([cls_B1D, x_BHWD.reshape(B, -1, c.dim)], 1) + self.pos_embedding.astype(
+      dtype
+    )
     return self.blocks(self.pre_norm(x_BTD), None)[0]
 
   def last(self, pixels_BIJ3: jax.Array) -> jax.Array:
@@ -103,17 +124,21 @@ class ClipBlock(nn.Module):
   def __call__(self, x_BTD, _):
     c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
     D, N, K = c.dim, c.heads, c.dim // c.heads
-    q, k, v = layers.Einsum('BTD,DiNK->iBNTK', (D, 3, N, K), ('embed', 'norm', 'heads', 'head_dim'), dtype,
-                            name='qkv')(layers.LayerNorm(EPS, affine=True, name='norm1')(x_BTD))
-    x_BTD = x_BTD + layers.Einsum('BNTK,NKD->BTD', (N, K, D), ('heads', 'head_dim', 'embed'), dtype,
-                                  name='o')(attention.attend(q, k, v))
+    q, k, v = layers.Einsum(
+      'BTD,DiNK->iBNTK', (D, 3, N, K), ('embed', 'norm', 'heads', 'head_dim'), dtype, name='qkv'
+    )(layers.LayerNorm(EPS, affine=True, name='norm1')(x_BTD))
+    x_BTD = x_BTD + layers.Einsum(
+      'BNTK,NKD->BTD', (N, K, D), ('heads', 'head_dim', 'embed'), dtype, name='o'
+    )(attention.attend(q, k, v))
     mlp = layers.MLP(c.mlp_ratio * D, D, layers.gelu_erf, dtype, name='mlp')
     x_BTD = x_BTD + mlp(layers.LayerNorm(EPS, affine=True, name='norm2')(x_BTD))
     return sharding.shard(x_BTD, 'batch', None, 'act_embed'), None
 
 
 class ClipProjection(nn.Module):
-  """Class token to the embedding that CLIP compares with texts', whose temperature is `log_scale`."""
+  """Class token to the embedding that CLIP compares with texts', whose temperature is
+  `log_scale`.
+  """
 
   cfg: cfg.ImageConfig
 
@@ -121,31 +146,46 @@ class ClipProjection(nn.Module):
   def __call__(self, x_BD):
     D, O = self.cfg.dim, self.cfg.out_dim
     self.param('log_scale', layers.boxed(nn.initializers.zeros, ()), (), jnp.float32)
-    head_DO = self.param('head', layers.boxed(nn.initializers.normal(D ** -0.5), ('embed', 'embed_out')), (D, O),
-                         jnp.float32)
+    head_DO = self.param(
+      'head',
+      layers.boxed(nn.initializers.normal(D**-0.5), ('embed', 'embed_out')),
+      (D, O),
+      jnp.float32,
+    )
     return layers.LayerNorm(EPS, affine=True, name='norm')(x_BD) @ head_DO.astype(self.cfg.dtype)
 
 
 def preprocess(frames_BIJ3: jax.Array, size: int) -> jax.Array:
-  """[B, size, size, 3] float32 with CLIP's mean and deviation of each colour, from frames as `encode` takes them."""
+  """[B, size, size, 3] float32 with CLIP's mean and deviation of each colour, from frames as
+  `encode` takes them.
+  """
   pixels = resize_bicubic(tokenizer.to_pixels(frames_BIJ3), size, size)
   return (pixels / 2 + 0.5 - np.float32(MEAN)) / np.float32(STD)
 
 
 def resize_bicubic(x_BIJC: jax.Array, rows: int, columns: int) -> jax.Array:
-  """[B, rows, columns, C] float32 by cubic convolution: half-pixel centres, edges repeated, no antialiasing.
+  """[B, rows, columns, C] float32 by cubic convolution: half-pixel centres, edges repeated, no
+  antialiasing.
 
-  Source: torch `interpolate(mode='bicubic', align_corners=False)`; values may leave the range of the input.
+  Source: torch `interpolate(mode='bicubic', align_corners=False)`; values may leave the range of
+  the input.
   """
   _, I, J, _ = x_BIJC.shape
-  return jnp.einsum('BIJC,iI,jJ->BijC', x_BIJC.astype(jnp.float32), _cubic_matrix(rows, I), _cubic_matrix(columns, J),
-                    precision=jax.lax.Precision.HIGHEST)
+  return jnp.einsum(
+    'BIJC,iI,jJ->BijC',
+    x_BIJC.astype(jnp.float32),
+    _cubic_matrix(rows, I),
+    _cubic_matrix(columns, J),
+    precision=jax.lax.Precision.HIGHEST,
+  )
 
 
 def _cubic_matrix(out: int, size: int) -> np.ndarray:
-  """[out, size] float32: what each input contributes to each output, the cubic kernel of parameter -0.75.
+  """[out, size] float32: what each input contributes to each output, the cubic kernel of parameter
+  -0.75.
 
-  Scale and centres are float32, rounded as in the source: over hundreds of pixels that shows in the fifth digit.
+  Scale and centres are float32, rounded as in the source: over hundreds of pixels that shows in the
+  fifth digit.
   """
   a, scale = -0.75, np.float32(size / out)
   centre = (np.float64(scale) * (np.arange(out) + 0.5) - 0.5).astype(np.float32)

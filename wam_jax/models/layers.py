@@ -1,8 +1,11 @@
-"""Every `self.param` of the transformer: einsum layers, norms, modulation, embeddings of numbers."""
+"""Every `self.param` of the transformer: einsum layers, norms, modulation, embeddings of
+numbers.
+"""
+
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,15 +25,16 @@ def boxed(init: Init, axes: tuple[str, ...]) -> Init:
 
 
 class Einsum(nn.Module):
-  """Linear layer as an einsum, with bias over the kernel's output letters and, where asked for, a low-rank adapter.
+  """Linear layer as an einsum, with bias over the kernel's output letters and, where asked for, a
+  low-rank adapter.
 
   Attributes:
     equation: activation, kernel -> output, as 'BTD,DNK->BNTK'.
     shape, axes: of the kernel, sizes and logical names, one per letter.
     dtype: of the computation; parameters are float32.
     kernel_init: default Xavier uniform over the contracted and kept letters.
-    lora: adds alpha / rank * (x A) B, which is zero at first: A is uniform within 1 / sqrt(width in), as in `peft`, and
-      B is zero. The contracted letters of the kernel must come first.
+    lora: adds alpha / rank * (x A) B, which is zero at first: A is uniform within 1 / sqrt(width
+      in), as in `peft`, and B is zero. The contracted letters of the kernel must come first.
   """
 
   equation: str
@@ -47,7 +51,8 @@ class Einsum(nn.Module):
     kept = [i for i, letter in enumerate(kernel) if letter in out]
     contracted = [i for i in range(len(kernel)) if i not in kept]
     init = self.kernel_init or nn.initializers.variance_scaling(
-        1.0, 'fan_avg', 'uniform', in_axis=contracted, out_axis=kept)
+      1.0, 'fan_avg', 'uniform', in_axis=contracted, out_axis=kept
+    )
     w = self.param('w', boxed(init, self.axes), self.shape, jnp.float32)
     y = jnp.einsum(self.equation, x.astype(self.dtype), w.astype(self.dtype))
     if self.use_bias:
@@ -55,8 +60,12 @@ class Einsum(nn.Module):
     return y if self.lora is None else y + self._change(x, len(contracted))
 
   def _bias(self, kernel, kept, out):
-    b = self.param('b', boxed(nn.initializers.zeros, tuple(self.axes[i] for i in kept)),
-                   tuple(self.shape[i] for i in kept), jnp.float32)
+    b = self.param(
+      'b',
+      boxed(nn.initializers.zeros, tuple(self.axes[i] for i in kept)),
+      tuple(self.shape[i] for i in kept),
+      jnp.float32,
+    )
     aligned = [self.shape[kernel.index(letter)] if letter in kernel else 1 for letter in out]
     return b.astype(self.dtype).reshape(aligned)
 
@@ -64,11 +73,21 @@ class Einsum(nn.Module):
     """What the adapter adds."""
     given, kernel, out = self.equation.replace('->', ',').split(',')
     r = self.lora.rank
-    near_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform', in_axis=range(contracted), out_axis=-1)
-    a = self.param(finetuning.DOWN, boxed(near_in, (*self.axes[:contracted], 'rank')),
-                   (*self.shape[:contracted], r), jnp.float32)
-    b = self.param(finetuning.UP, boxed(nn.initializers.zeros, ('rank', *self.axes[contracted:])),
-                   (r, *self.shape[contracted:]), jnp.float32)
+    near_in = nn.initializers.variance_scaling(
+      1 / 3, 'fan_in', 'uniform', in_axis=range(contracted), out_axis=-1
+    )
+    a = self.param(
+      finetuning.DOWN,
+      boxed(near_in, (*self.axes[:contracted], 'rank')),
+      (*self.shape[:contracted], r),
+      jnp.float32,
+    )
+    b = self.param(
+      finetuning.UP,
+      boxed(nn.initializers.zeros, ('rank', *self.axes[contracted:])),
+      (r, *self.shape[contracted:]),
+      jnp.float32,
+    )
     inner, left, right = kernel[:contracted], kernel[:contracted] + 'r', 'r' + kernel[contracted:]
     low = ''.join(letter for letter in given if letter not in inner) + 'r'
     h = jnp.einsum(f'{given},{left}->{low}', x.astype(self.dtype), a.astype(self.dtype))
@@ -103,14 +122,18 @@ class HeadsRMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x_BNTK: jax.Array) -> jax.Array:
     _, N, _, K = x_BNTK.shape
-    scale_NK = self.param('scale', boxed(nn.initializers.ones, ('heads', 'head_dim')), (N, K), jnp.float32)
+    scale_NK = self.param(
+      'scale', boxed(nn.initializers.ones, ('heads', 'head_dim')), (N, K), jnp.float32
+    )
     y = x_BNTK.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.eps)
     return y.astype(x_BNTK.dtype) * scale_NK[:, None].astype(x_BNTK.dtype)
 
 
 class CategoryDense(nn.Module):
-  """Linear layer with one kernel per embodiment. Source: DreamZero `CategorySpecificLinear` (it has one category)."""
+  """Linear layer with one kernel per embodiment. Source: DreamZero `CategorySpecificLinear` (it has
+  one category).
+  """
 
   num_embodiments: int
   features: int
@@ -122,9 +145,16 @@ class CategoryDense(nn.Module):
   def __call__(self, x_BTI: jax.Array, embodiment_B: jax.Array) -> jax.Array:
     E, I, O = self.num_embodiments, x_BTI.shape[-1], self.features
     init = nn.initializers.normal(0.02)
-    w_EIO = self.param('w', boxed(init, ('embodiment', self.in_axis, self.out_axis)), (E, I, O), jnp.float32)
-    b_EO = self.param('b', boxed(nn.initializers.zeros, ('embodiment', self.out_axis)), (E, O), jnp.float32)
-    w_BIO, b_BO = look_up(w_EIO.astype(self.dtype), embodiment_B), look_up(b_EO.astype(self.dtype), embodiment_B)
+    w_EIO = self.param(
+      'w', boxed(init, ('embodiment', self.in_axis, self.out_axis)), (E, I, O), jnp.float32
+    )
+    b_EO = self.param(
+      'b', boxed(nn.initializers.zeros, ('embodiment', self.out_axis)), (E, O), jnp.float32
+    )
+    w_BIO, b_BO = (
+      look_up(w_EIO.astype(self.dtype), embodiment_B),
+      look_up(b_EO.astype(self.dtype), embodiment_B),
+    )
     return jnp.einsum('BTI,BIO->BTO', x_BTI.astype(self.dtype), w_BIO) + b_BO[:, None]
 
 
@@ -142,14 +172,30 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     D = x_BTD.shape[-1]
-    h_BTM = Einsum('BTD,DM->BTM', (D, self.hidden), ('embed', 'mlp'), self.dtype, self.kernel_init, lora=self.lora_in,
-                   name='in')(x_BTD)
-    return Einsum('BTM,MD->BTD', (self.hidden, self.out), ('mlp', 'embed'), self.dtype, self.kernel_init,
-                  lora=self.lora_out, name='out')(self.activation(h_BTM))
+    h_BTM = Einsum(
+      'BTD,DM->BTM',
+      (D, self.hidden),
+      ('embed', 'mlp'),
+      self.dtype,
+      self.kernel_init,
+      lora=self.lora_in,
+      name='in',
+    )(x_BTD)
+    return Einsum(
+      'BTM,MD->BTD',
+      (self.hidden, self.out),
+      ('mlp', 'embed'),
+      self.dtype,
+      self.kernel_init,
+      lora=self.lora_out,
+      name='out',
+    )(self.activation(h_BTM))
 
 
 def look_up(table, ids):
-  """`table[ids]`; on a mesh the table is gathered first, or XLA would make the rows of the whole batch everywhere."""
+  """`table[ids]`; on a mesh the table is gathered first, or XLA would make the rows of the whole
+  batch everywhere.
+  """
   return sharding.shard(table, *(None,) * table.ndim)[ids]
 
 

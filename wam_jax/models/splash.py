@@ -1,8 +1,10 @@
-"""Attention on TPUs by Pallas's splash kernels, forward and backward, where whole blocks see whole blocks.
+"""Attention on TPUs by Pallas's splash kernels, forward and backward, where whole blocks see whole
+blocks.
 
-Elsewhere the kernels are interpreted, slowly. On a mesh each device computes its samples, its heads and its queries;
-keys and values come from all shards of 'tokens'.
+Elsewhere the kernels are interpreted, slowly. On a mesh each device computes its samples, its heads
+and its queries; keys and values come from all shards of 'tokens'.
 """
+
 from __future__ import annotations
 
 import jax
@@ -17,14 +19,24 @@ from wam_jax import sharding
 from wam_jax.models import attention
 
 
-def attend(q_BNTK, k_BNSK, v_BNSK, seen_BS, visible: tuple[tuple[bool, ...], ...], key_axis: str | None = None,
-           name: str | None = None):
-  """As `attention.attend`: the i-th block of queries sees the j-th of keys where `visible[i][j]`, and no unseen key.
+def attend(
+  q_BNTK,
+  k_BNSK,
+  v_BNSK,
+  seen_BS,
+  visible: tuple[tuple[bool, ...], ...],
+  key_axis: str | None = None,
+  name: str | None = None,
+):
+  """As `attention.attend`: the i-th block of queries sees the j-th of keys where `visible[i][j]`,
+  and no unseen key.
 
   Args:
     seen_BS: bool, keys that are no padding.
-    key_axis: logical axis that keys are split over: 'tokens', or None where all shards have all of them.
-    name: by which a rematerialisation policy knows what the backward pass needs of the forward pass.
+    key_axis: logical axis that keys are split over: 'tokens', or None where all shards have all of
+      them.
+    name: by which a rematerialisation policy knows what the backward pass needs of the forward
+      pass.
   """
   rows, columns = q_BNTK.shape[2] // len(visible), k_BNSK.shape[2] // len(visible[0])
   kernel = _kernel(np.asarray(visible), rows, columns, name)
@@ -34,7 +46,9 @@ def attend(q_BNTK, k_BNSK, v_BNSK, seen_BS, visible: tuple[tuple[bool, ...], ...
   if active is None:
     return _batched(kernel, *arrays)
   mesh, rules = active
-  batch = 'batch' if len(q_BNTK) % attention.shards_of('batch') == 0 else None  # Initialisation runs one sample.
+  batch = (
+    'batch' if len(q_BNTK) % attention.shards_of('batch') == 0 else None
+  )  # Initialisation runs one sample.
   spec = lambda *names: sharding._spec(names, rules, mesh)
   queries, keys = spec(batch, 'act_heads', 'tokens'), spec(batch, 'act_heads', key_axis)
 
@@ -44,8 +58,13 @@ def attend(q_BNTK, k_BNSK, v_BNSK, seen_BS, visible: tuple[tuple[bool, ...], ...
     return _batched(kernel, q, k, v, seen)
 
   kernel_specs = kernel.manual_sharding_spec(NamedSharding(mesh, spec('act_heads', 'tokens')))
-  return jax.shard_map(local, mesh=mesh, in_specs=(kernel_specs, queries, keys, keys, spec(batch)), out_specs=queries,
-                       check_vma=False)(kernel, *arrays)
+  return jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(kernel_specs, queries, keys, keys, spec(batch)),
+    out_specs=queries,
+    check_vma=False,
+  )(kernel, *arrays)
 
 
 def _kernel(visible, rows, columns, name):
@@ -57,23 +76,42 @@ def _kernel(visible, rows, columns, name):
   forward = _walk(visible)
   backward = [_walk(share.T) for share in np.split(visible, shards)]
   longest = max(steps.shape[1] for steps, _ in backward)
-  backward = [np.concatenate([np.pad(a, ((0, 0), (0, longest - a.shape[1])), mode).T for a in arrays])
-              for arrays, mode in zip(zip(*backward), ('edge', 'constant'))]
+  backward = [
+    np.concatenate([np.pad(a, ((0, 0), (0, longest - a.shape[1])), mode).T for a in arrays])
+    for arrays, mode in zip(zip(*backward), ('edge', 'constant'))
+  ]
 
   def walk(steps, run):
     per_head = lambda a: jnp.asarray(np.broadcast_to(a, (heads, *a.shape)).astype(np.int32))
     return splash_attention_mask_info.MaskInfo(per_head(steps), None, per_head(run), None, None)
 
   sizes = splash_attention.BlockSizes(
-      block_q=rows, block_kv=columns, block_q_dkv=rows, block_kv_dkv=columns, block_q_dq=rows, block_kv_dq=columns)
+    block_q=rows,
+    block_kv=columns,
+    block_q_dkv=rows,
+    block_kv_dkv=columns,
+    block_q_dq=rows,
+    block_kv_dq=columns,
+  )
   return splash_attention_kernel.SplashAttentionKernel(
-      walk(*forward), walk(*forward), walk(*backward), block_sizes=sizes, is_mqa=False, save_residuals=False,
-      mask_value=splash_attention_kernel.DEFAULT_MASK_VALUE, attn_logits_soft_cap=None, residual_checkpoint_name=name,
-      mask_function=None, interpret=attention.platform() != 'tpu')
+    walk(*forward),
+    walk(*forward),
+    walk(*backward),
+    block_sizes=sizes,
+    is_mqa=False,
+    save_residuals=False,
+    mask_value=splash_attention_kernel.DEFAULT_MASK_VALUE,
+    attn_logits_soft_cap=None,
+    residual_checkpoint_name=name,
+    mask_function=None,
+    interpret=attention.platform() != 'tpu',
+  )
 
 
 def _walk(visible):
-  """(block of each step, whether to compute it: 2 or 0), [rows, steps]: a row's visible blocks, the last repeated."""
+  """(block of each step, whether to compute it: 2 or 0), [rows, steps]: a row's visible blocks, the
+  last repeated.
+  """
   number = visible.sum(1, keepdims=True)
   step = np.minimum(np.arange(max(1, number.max())), np.maximum(number - 1, 0))
   order = np.argsort(~visible, axis=1, kind='stable')
@@ -82,5 +120,6 @@ def _walk(visible):
 
 def _batched(kernel, q_BNTK, k_BNSK, v_BNSK, seen_BS):
   one = lambda q, k, v, seen: kernel(
-      q, k, v, segment_ids=splash_attention.SegmentIds(jnp.ones(q.shape[1], jnp.int32), seen))
+    q, k, v, segment_ids=splash_attention.SegmentIds(jnp.ones(q.shape[1], jnp.int32), seen)
+  )
   return jax.vmap(one)(q_BNTK, k_BNSK, v_BNSK, seen_BS)

@@ -1,4 +1,7 @@
-"""Text encoders. `WordEncoder` needs no download and is trained with the model; `UMT5`, Wan's, is frozen."""
+"""Text encoders. `WordEncoder` needs no download and is trained with the model; `UMT5`, Wan's, is
+frozen.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -17,7 +20,8 @@ from wam_jax.models import layers
 
 
 class WordEncoder(nn.Module):
-  """Hashed words to contextual embeddings; padded positions come out as zeros, as the reference's UMT5 output does.
+  """Hashed words to contextual embeddings; padded positions come out as zeros, as the reference's
+  UMT5 output does.
 
   Token ids come from `data.transforms.tokenize`.
   """
@@ -27,13 +31,21 @@ class WordEncoder(nn.Module):
   @nn.compact
   def __call__(self, ids_BP: jax.Array) -> jax.Array:
     D = self.cfg.dim
-    table_VD = self.param('table', layers.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')),
-                          (self.cfg.vocab, D), jnp.float32)
+    table_VD = self.param(
+      'table',
+      layers.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')),
+      (self.cfg.vocab, D),
+      jnp.float32,
+    )
     real_BP = ids_BP > 0
-    x_BPD = layers.look_up(table_VD, ids_BP) + layers.sinusoid(jnp.arange(ids_BP.shape[1]), D, 'cos_sin') * 0.1
+    x_BPD = (
+      layers.look_up(table_VD, ids_BP)
+      + layers.sinusoid(jnp.arange(ids_BP.shape[1]), D, 'cos_sin') * 0.1
+    )
     for i in range(self.cfg.layers):
-      x_BPD = x_BPD + _Attention(D, name=f'attention_{i}')(layers.LayerNorm(affine=True, name=f'norm1_{i}')(x_BPD),
-                                                         real_BP)
+      x_BPD = x_BPD + _Attention(D, name=f'attention_{i}')(
+        layers.LayerNorm(affine=True, name=f'norm1_{i}')(x_BPD), real_BP
+      )
       mlp = layers.MLP(4 * D, D, layers.gelu_tanh, name=f'mlp_{i}')
       x_BPD = x_BPD + mlp(layers.LayerNorm(affine=True, name=f'norm2_{i}')(x_BPD))
     return x_BPD * real_BP[..., None]
@@ -47,15 +59,19 @@ class _Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BPD, real_BP):
     N, K = 2, self.dim // 2
-    project = lambda name: layers.Einsum('BPD,DNK->BNPK', (self.dim, N, K), ('embed', 'heads', 'head_dim'),
-                                         name=name)(x_BPD)
+    project = lambda name: layers.Einsum(
+      'BPD,DNK->BNPK', (self.dim, N, K), ('embed', 'heads', 'head_dim'), name=name
+    )(x_BPD)
     y = attention.attend(project('q'), project('k'), project('v'), real_BP[:, None, None])
-    return layers.Einsum('BNPK,NKD->BPD', (N, K, self.dim), ('heads', 'head_dim', 'embed'), name='o')(y)
+    return layers.Einsum(
+      'BNPK,NKD->BPD', (N, K, self.dim), ('heads', 'head_dim', 'embed'), name='o'
+    )(y)
 
 
 @flax.struct.dataclass
 class UMT5:
-  """The frozen text encoder of Wan. Source: DreamZero `WanTextEncoder`; T5 1.1 with a relative bias in every layer.
+  """The frozen text encoder of Wan. Source: DreamZero `WanTextEncoder`; T5 1.1 with a relative bias
+  in every layer.
 
   Attributes:
     params: of `UMT5Encoder`, of any dtype.
@@ -66,7 +82,8 @@ class UMT5:
   config: cfg.TextConfig = flax.struct.field(pytree_node=False)
 
   def encode(self, ids_BP: jax.Array, mask_BP: jax.Array | None = None) -> jax.Array:
-    """[B, P] int32 token ids to [B, P, D] in `config.dtype`, exactly 0 after each prompt's own last token.
+    """[B, P] int32 token ids to [B, P, D] in `config.dtype`, exactly 0 after each prompt's own last
+    token.
 
     Args:
       mask_BP: real tokens, bool or 0/1; by default all but id 0, the padding.
@@ -76,11 +93,15 @@ class UMT5:
 
   def hidden(self, ids_BP: jax.Array, mask_BP: jax.Array) -> jax.Array:
     """As `encode`, but padded positions hold what the network makes of them."""
-    return UMT5Encoder(self.config, 'relative_bias' in self.params).apply({'params': self.params}, ids_BP, mask_BP)
+    return UMT5Encoder(self.config, 'relative_bias' in self.params).apply(
+      {'params': self.params}, ids_BP, mask_BP
+    )
 
 
 def init(config: cfg.TextConfig, key: jax.Array) -> UMT5:
-  """Random parameters boxed with their axis names; under `jax.eval_shape`, the shapes of a checkpoint's."""
+  """Random parameters boxed with their axis names; under `jax.eval_shape`, the shapes of a
+  checkpoint's.
+  """
   ids_BP = jnp.ones((1, 1), jnp.int32)
   return UMT5(UMT5Encoder(config).init(key, ids_BP, ids_BP)['params'], config)
 
@@ -91,7 +112,9 @@ def zero_padding(x_BPD: jax.Array, mask_BP: jax.Array) -> jax.Array:
 
 
 def zero_after_shortest(x_BPD: jax.Array, mask_BP: jax.Array) -> jax.Array:
-  """Every sample with zeros after the shortest prompt of the batch, as the reference's `encode_prompt` does."""
+  """Every sample with zeros after the shortest prompt of the batch, as the reference's
+  `encode_prompt` does.
+  """
   shortest = jnp.min(jnp.sum(jnp.asarray(mask_BP, bool), axis=1))
   return jnp.where((jnp.arange(x_BPD.shape[1]) < shortest)[:, None], x_BPD, 0)
 
@@ -109,21 +132,34 @@ class UMT5Encoder(nn.Module):
   @nn.compact
   def __call__(self, ids_BP: jax.Array, mask_BP: jax.Array) -> jax.Array:
     c = self.cfg
-    table_VD = self.param('table', layers.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')), (c.vocab, c.dim),
-                          jnp.float32)
+    table_VD = self.param(
+      'table',
+      layers.boxed(nn.initializers.normal(1.0), ('vocab', 'embed')),
+      (c.vocab, c.dim),
+      jnp.float32,
+    )
     # Not `layers.look_up`: this table is larger than the rows of any batch.
     x_BPD = table_VD[ids_BP].astype(c.dtype)
     buckets_PP = relative_buckets(ids_BP.shape[1], c.buckets, c.max_distance)
     bias_NPP = relative_bias(_bias_table(self), buckets_PP) if self.shared_bias else None
     scanned = nn.scan(
-        UMT5Block, variable_axes={'params': 0, 'intermediates': 0}, split_rngs={'params': True}, length=c.layers,
-        in_axes=nn.broadcast, metadata_params={nn.PARTITION_NAME: 'layers'})
-    x_BPD, _ = scanned(c, self.shared_bias, name='blocks')(x_BPD, bias_NPP, buckets_PP, jnp.asarray(mask_BP, bool))
+      UMT5Block,
+      variable_axes={'params': 0, 'intermediates': 0},
+      split_rngs={'params': True},
+      length=c.layers,
+      in_axes=nn.broadcast,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    x_BPD, _ = scanned(c, self.shared_bias, name='blocks')(
+      x_BPD, bias_NPP, buckets_PP, jnp.asarray(mask_BP, bool)
+    )
     return RMSNorm(name='norm')(x_BPD)
 
 
 class UMT5Block(nn.Module):
-  """Self-attention with a bias by distance and without scaling, then a gated feed-forward; no other biases."""
+  """Self-attention with a bias by distance and without scaling, then a gated feed-forward; no other
+  biases.
+  """
 
   cfg: cfg.TextConfig
   shared_bias: bool
@@ -134,37 +170,52 @@ class UMT5Block(nn.Module):
     D, N, K, M = c.dim, c.heads, c.attention_dim // c.heads, c.mlp_dim
     linear = functools.partial(layers.Einsum, dtype=jnp.dtype(c.dtype), use_bias=False)
     h_BPD = RMSNorm(name='norm1')(x_BPD)
-    q, k, v = (linear('BPD,DNK->BNPK', (D, N, K), ('embed', 'heads', 'head_dim'), name=name)(h_BPD) for name in 'qkv')
+    q, k, v = (
+      linear('BPD,DNK->BNPK', (D, N, K), ('embed', 'heads', 'head_dim'), name=name)(h_BPD)
+      for name in 'qkv'
+    )
     if not self.shared_bias:
       bias_NPP = relative_bias(_bias_table(self), buckets_PP)
     logits_BNPP = jnp.einsum('BNPK,BNSK->BNPS', q, k, preferred_element_type=jnp.float32) + bias_NPP
     logits_BNPP = jnp.where(mask_BP[:, None, None], logits_BNPP, attention.NEGATIVE)
     y_BNPK = jnp.einsum('BNPS,BNSK->BNPK', jax.nn.softmax(logits_BNPP, -1).astype(v.dtype), v)
-    x_BPD = x_BPD + linear('BNPK,NKD->BPD', (N, K, D), ('heads', 'head_dim', 'embed'), name='o')(y_BNPK)
+    x_BPD = x_BPD + linear('BNPK,NKD->BPD', (N, K, D), ('heads', 'head_dim', 'embed'), name='o')(
+      y_BNPK
+    )
     h_BPD = RMSNorm(name='norm2')(x_BPD)
-    gate, h = (linear('BPD,DM->BPM', (D, M), ('embed', 'mlp'), name=name)(h_BPD) for name in ('gate', 'in'))
-    x_BPD = x_BPD + linear('BPM,MD->BPD', (M, D), ('mlp', 'embed'), name='out')(layers.gelu_tanh(gate) * h)
+    gate, h = (
+      linear('BPD,DM->BPM', (D, M), ('embed', 'mlp'), name=name)(h_BPD) for name in ('gate', 'in')
+    )
+    x_BPD = x_BPD + linear('BPM,MD->BPD', (M, D), ('mlp', 'embed'), name='out')(
+      layers.gelu_tanh(gate) * h
+    )
     return sharding.shard(x_BPD, 'batch', None, 'act_embed'), None
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale over the last axis; the root mean square in float32, without subtracting the mean."""
+  """x / rms(x) * scale over the last axis; the root mean square in float32, without subtracting the
+  mean.
+  """
 
   eps: float = 1e-6
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param('scale', layers.boxed(nn.initializers.ones, ('norm',)), x.shape[-1:], jnp.float32)
+    scale = self.param(
+      'scale', layers.boxed(nn.initializers.ones, ('norm',)), x.shape[-1:], jnp.float32
+    )
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
     return y.astype(x.dtype) * scale.astype(x.dtype)
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-  """[query, key] int32: bucket of the distance key - query; the upper half of the buckets is for keys that follow.
+  """[query, key] int32: bucket of the distance key - query; the upper half of the buckets is for
+  keys that follow.
 
-  Half of each side's buckets hold one distance each, the others grow as its logarithm and the last holds all from
-  `max_distance` on. Logarithms in float32, which decides distances on the edge of two buckets as the reference does.
+  Half of each side's buckets hold one distance each, the others grow as its logarithm and the last
+  holds all from `max_distance` on. Logarithms in float32, which decides distances on the edge of
+  two buckets as the reference does.
   """
   offset_PP = np.arange(length)[None] - np.arange(length)[:, None]
   side = buckets // 2
@@ -173,7 +224,9 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
   ratio_PP = np.maximum(distance_PP, exact).astype(np.float32) / np.float32(exact)
   growth_PP = np.log(ratio_PP) / np.float32(np.log(max_distance / exact)) * np.float32(side - exact)
   far_PP = np.minimum(exact + growth_PP.astype(np.int32), side - 1)
-  return ((offset_PP > 0) * side + np.where(distance_PP < exact, distance_PP, far_PP)).astype(np.int32)
+  return ((offset_PP > 0) * side + np.where(distance_PP < exact, distance_PP, far_PP)).astype(
+    np.int32
+  )
 
 
 def relative_bias(table_RN: jax.Array, buckets_PP: np.ndarray) -> jax.Array:
@@ -183,5 +236,9 @@ def relative_bias(table_RN: jax.Array, buckets_PP: np.ndarray) -> jax.Array:
 
 def _bias_table(module):
   c = module.cfg
-  return module.param('relative_bias', layers.boxed(nn.initializers.normal(0.1), ('norm', 'heads')),
-                      (c.buckets, c.heads), jnp.float32)
+  return module.param(
+    'relative_bias',
+    layers.boxed(nn.initializers.normal(0.1), ('norm', 'heads')),
+    (c.buckets, c.heads),
+    jnp.float32,
+  )

@@ -1,9 +1,10 @@
 """The video tokenizer that needs no download: principal components of space-time patches.
 
-Causal in time and with the interface of the Wan VAEs: the first frame is encoded alone (as a still of `temporal` equal
-frames), then each latent frame shows the next `temporal` camera frames. A latent never depends on another group's
-frames, so the state of a stream is empty.
+Causal in time and with the interface of the Wan VAEs: the first frame is encoded alone (as a still
+of `temporal` equal frames), then each latent frame shows the next `temporal` camera frames. A
+latent never depends on another group's frames, so the state of a stream is empty.
 """
+
 from __future__ import annotations
 
 import flax.struct
@@ -19,7 +20,8 @@ class PatchTokenizer:
   """Linear map between pixels in [-1, 1] and latents of unit variance; frozen once fitted.
 
   Attributes:
-    mean_P: [t*s*s*3] mean patch. encode_PC, decode_CP: scaled principal directions and their inverse.
+    mean_P: [t*s*s*3] mean patch. encode_PC, decode_CP: scaled principal directions and their
+      inverse.
     temporal, spatial: t and s.
   """
 
@@ -46,7 +48,9 @@ class PatchTokenizer:
     return self._encode(frames_BRIJ3), stream
 
   def decode(self, latents_BFHWC: jax.Array) -> jax.Array:
-    """[B, 1 + k, H, W, C] to [B, 1 + k*t, I, J, 3] float32 in [-1, 1]; frame 0 is the mean of its still."""
+    """[B, 1 + k, H, W, C] to [B, 1 + k*t, I, J, 3] float32 in [-1, 1]; frame 0 is the mean of its
+    still.
+    """
     first, stream = self.decode_start(latents_BFHWC[:, :1])
     return jnp.concatenate([first, self.decode_more(stream, latents_BFHWC[:, 1:])[0]], axis=1)
 
@@ -59,13 +63,17 @@ class PatchTokenizer:
     return self._decode(latents_BFHWC), stream
 
   def _encode(self, frames_BRIJ3):
-    return (_patches(to_pixels(frames_BRIJ3), self.temporal, self.spatial) - self.mean_P) @ self.encode_PC
+    return (
+      _patches(to_pixels(frames_BRIJ3), self.temporal, self.spatial) - self.mean_P
+    ) @ self.encode_PC
 
   def _decode(self, latents_BFHWC):
     B, F, H, W, _ = latents_BFHWC.shape
     t, s = self.temporal, self.spatial
     patches = (latents_BFHWC @ self.decode_CP + self.mean_P).reshape(B, F, H, W, t, s, s, 3)
-    return jnp.clip(patches.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, F * t, H * s, W * s, 3), -1, 1)
+    return jnp.clip(
+      patches.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, F * t, H * s, W * s, 3), -1, 1
+    )
 
 
 def to_pixels(frames: jax.Array) -> jax.Array:
@@ -74,7 +82,8 @@ def to_pixels(frames: jax.Array) -> jax.Array:
 
 
 def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -> PatchTokenizer:
-  """Tokenizer whose latents are the `channels` strongest principal components of the given windows' patches.
+  """Tokenizer whose latents are the `channels` strongest principal components of the given windows'
+  patches.
 
   Args:
     frames_BRIJ3: [B, 1 + k*t, I, J, 3] uint8.
@@ -83,7 +92,9 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
   """
   t, s, C = config.temporal, config.spatial, config.channels
   if C > t * s * s * 3:
-    raise ValueError(f'model.tokenizer.channels={C} exceeds the {t * s * s * 3} numbers of a patch.')
+    raise ValueError(
+      f'model.tokenizer.channels={C} exceeds the {t * s * s * 3} numbers of a patch.'
+    )
   still = np.repeat(frames_BRIJ3[:, :1], t, axis=1)
   pixels = np.concatenate([still, frames_BRIJ3[:, 1:]], axis=1).astype(np.float32) / 127.5 - 1
   patches_NP = np.asarray(_patches(pixels, t, s), np.float64).reshape(-1, t * s * s * 3)
@@ -91,7 +102,9 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
   values, vectors_PP = np.linalg.eigh(np.cov(patches_NP - mean_P, rowvar=False))
   values, vectors_PC = values[::-1][:C], vectors_PP[:, ::-1][:, :C]
   if values[-1] <= 1e-9:
-    raise ValueError(f'The frames vary in fewer than model.tokenizer.channels={C} directions; lower it.')
+    raise ValueError(
+      f'The frames vary in fewer than model.tokenizer.channels={C} directions; lower it.'
+    )
   std_C = np.sqrt(values)
   to32 = lambda x: jnp.asarray(x, jnp.float32)
   return PatchTokenizer(to32(mean_P), to32(vectors_PC / std_C), to32((vectors_PC * std_C).T), t, s)

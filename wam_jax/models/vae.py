@@ -1,17 +1,19 @@
 """The Wan 2.1 and 2.2 video VAEs: frames to latents and back, streaming and causal in time.
 
-Frame 0 is encoded alone, then groups of `temporal` frames; one latent frame is decoded at a time. A convolution over
-time sees, before its input, the last frames it was given: they are the state of the stream, so new frames alone can
-be encoded. On frame 0 that past is zero and nothing is resampled in time: there the network is one of images.
+Frame 0 is encoded alone, then groups of `temporal` frames; one latent frame is decoded at a time. A
+convolution over time sees, before its input, the last frames it was given: they are the state of
+the stream, so new frames alone can be encoded. On frame 0 that past is zero and nothing is
+resampled in time: there the network is one of images.
 Source: DreamZero `VideoVAE_` and `VideoVAE38_`.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import einops
 import flax.linen as nn
@@ -26,20 +28,149 @@ from wam_jax.models import tokenizer
 
 State = Mapping[str, jax.Array]
 
-# Mean and standard deviation of the released VAEs' latents, by the number of channels; checkpoints do not hold them.
+# Mean and standard deviation of the released VAEs' latents, by the number of channels; checkpoints
+# do not hold them.
 RELEASED = {
-    16: ((-.7571, -.7089, -.9113, .1075, -.1745, .9653, -.1517, 1.5508, .4134, -.0715, .5517, -.3632, -.1922, -.9497,
-          .2503, -.2921),
-         (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382,
-          1.1253, 2.8251, 1.9160)),
-    48: ((-.2289, -.0052, -.1323, -.2339, -.2799, .0174, .1838, .1557, -.1382, .0542, .2813, .0891, .1570, -.0098,
-          .0375, -.1825, -.2246, -.1207, -.0698, .5109, .2665, -.2108, -.2158, .2502, -.2055, -.0322, .1109, .1567,
-          -.0729, .0899, -.2799, -.1230, -.0313, -.1649, .0117, .0723, -.2839, -.2083, -.0520, .3748, .0152, .1957,
-          .1433, -.2944, .3573, -.0548, -.1681, -.0667),
-         (.4765, 1.0364, .4514, 1.1677, .5313, .4990, .4818, .5013, .8158, 1.0344, .5894, 1.0901, .6885, .6165, .8454,
-          .4978, .5759, .3523, .7135, .6804, .5833, 1.4146, .8986, .5659, .7069, .5338, .4889, .4917, .4069, .4999,
-          .6866, .4093, .5709, .6065, .6415, .4944, .5726, 1.2042, .5458, 1.6887, .3971, 1.0600, .3943, .5537, .5444,
-          .4089, .7468, .7744)),
+  16: (
+    (
+      -0.7571,
+      -0.7089,
+      -0.9113,
+      0.1075,
+      -0.1745,
+      0.9653,
+      -0.1517,
+      1.5508,
+      0.4134,
+      -0.0715,
+      0.5517,
+      -0.3632,
+      -0.1922,
+      -0.9497,
+      0.2503,
+      -0.2921,
+    ),
+    (
+      2.8184,
+      1.4541,
+      2.3275,
+      2.6558,
+      1.2196,
+      1.7708,
+      2.6052,
+      2.0743,
+      3.2687,
+      2.1526,
+      2.8652,
+      1.5579,
+      1.6382,
+      1.1253,
+      2.8251,
+      1.9160,
+    ),
+  ),
+  48: (
+    (
+      -0.2289,
+      -0.0052,
+      -0.1323,
+      -0.2339,
+      -0.2799,
+      0.0174,
+      0.1838,
+      0.1557,
+      -0.1382,
+      0.0542,
+      0.2813,
+      0.0891,
+      0.1570,
+      -0.0098,
+      0.0375,
+      -0.1825,
+      -0.2246,
+      -0.1207,
+      -0.0698,
+      0.5109,
+      0.2665,
+      -0.2108,
+      -0.2158,
+      0.2502,
+      -0.2055,
+      -0.0322,
+      0.1109,
+      0.1567,
+      -0.0729,
+      0.0899,
+      -0.2799,
+      -0.1230,
+      -0.0313,
+      -0.1649,
+      0.0117,
+      0.0723,
+      -0.2839,
+      -0.2083,
+      -0.0520,
+      0.3748,
+      0.0152,
+      0.1957,
+      0.1433,
+      -0.2944,
+      0.3573,
+      -0.0548,
+      -0.1681,
+      -0.0667,
+    ),
+    (
+      0.4765,
+      1.0364,
+      0.4514,
+      1.1677,
+      0.5313,
+      0.4990,
+      0.4818,
+      0.5013,
+      0.8158,
+      1.0344,
+      0.5894,
+      1.0901,
+      0.6885,
+      0.6165,
+      0.8454,
+      0.4978,
+      0.5759,
+      0.3523,
+      0.7135,
+      0.6804,
+      0.5833,
+      1.4146,
+      0.8986,
+      0.5659,
+      0.7069,
+      0.5338,
+      0.4889,
+      0.4917,
+      0.4069,
+      0.4999,
+      0.6866,
+      0.4093,
+      0.5709,
+      0.6065,
+      0.6415,
+      0.4944,
+      0.5726,
+      1.2042,
+      0.5458,
+      1.6887,
+      0.3971,
+      1.0600,
+      0.3943,
+      0.5537,
+      0.5444,
+      0.4089,
+      0.7468,
+      0.7744,
+    ),
+  ),
 }
 
 
@@ -47,8 +178,9 @@ RELEASED = {
 class WanVAE:
   """A frozen VAE; a pytree of its parameters. Every method is compiled once per shape.
 
-  Frames are [B, R, I, J, 3], uint8 [0, 255] or float [-1, 1]; latents [B, F, H, W, C] float32. A stream is a dict of
-  arrays of static shapes: what to go on with after the frames or latents so far.
+  Frames are [B, R, I, J, 3], uint8 [0, 255] or float [-1, 1]; latents [B, F, H, W, C] float32. A
+  stream is a dict of arrays of static shapes: what to go on with after the frames or latents so
+  far.
 
   Attributes:
     params: nested dict, in any float dtype.
@@ -72,7 +204,9 @@ class WanVAE:
 
   @jax.jit
   def encode(self, frames_BRIJ3: jax.Array) -> jax.Array:
-    """Normalised latents [B, 1 + k, H, W, C] of 1 + k * temporal frames: the mean of the posterior, not a sample."""
+    """Normalised latents [B, 1 + k, H, W, C] of 1 + k * temporal frames: the mean of the posterior,
+    not a sample.
+    """
     first, stream = self.encode_start(frames_BRIJ3[:, :1])
     return jnp.concatenate([first, self.encode_more(stream, frames_BRIJ3[:, 1:])[0]], 1)
 
@@ -88,8 +222,10 @@ class WanVAE:
     """(latents [B, k, H, W, C] of the next k * temporal frames, stream)."""
     self._check_frames(frames_BRIJ3)
     if frames_BRIJ3.shape[1] % self.temporal:
-      raise ValueError(f'{frames_BRIJ3.shape[1]} frames after the first one must be a multiple of {self.temporal}, '
-                       f'the frames per latent; drop the last {frames_BRIJ3.shape[1] % self.temporal}.')
+      raise ValueError(
+        f'{frames_BRIJ3.shape[1]} frames after the first one must be a multiple of {self.temporal}, '
+        f'the frames per latent; drop the last {frames_BRIJ3.shape[1] % self.temporal}.'
+      )
     mean, stream = self._scan('encode', stream, frames_BRIJ3, self.temporal)
     return self._normalise(mean), stream
 
@@ -129,18 +265,23 @@ class WanVAE:
   def _mean_std(self):
     C = self.config.channels
     if self.mean_std_2C is None and C not in RELEASED:
-      raise ValueError(f'No mean and standard deviation of latents were released for channels={C}, only for '
-                       f'{sorted(RELEASED)}; give mean_std_2C.')
+      raise ValueError(
+        f'No mean and standard deviation of latents were released for channels={C}, only for '
+        f'{sorted(RELEASED)}; give mean_std_2C.'
+      )
     return jnp.asarray(RELEASED[C] if self.mean_std_2C is None else self.mean_std_2C, jnp.float32)
 
   def _check_frames(self, frames_BRIJ3):
     I, J = frames_BRIJ3.shape[2:4]
     if I % self.spatial or J % self.spatial:
-      raise ValueError(f'Frames of {I} x {J} pixels must have multiples of {self.spatial} rows and columns; crop or '
-                       f'resize to {I // self.spatial * self.spatial} x {J // self.spatial * self.spatial}.')
+      raise ValueError(
+        f'Frames of {I} x {J} pixels must have multiples of {self.spatial} rows and columns; crop or '
+        f'resize to {I // self.spatial * self.spatial} x {J // self.spatial * self.spatial}.'
+      )
 
   def _scan(self, method, stream, x_BFHWC, group):
     """`_apply` over groups of frames, by one compiled body."""
+
     def body(stream, x):
       y, stream = self._apply(method, x, stream)
       return stream, y
@@ -184,7 +325,9 @@ def encoder_stages(c: cfg.TokenizerConfig) -> list[Stage]:
   v = c.vae
   _check(c)
   widths = [v.encoder_dim * m for m in (1, *v.multipliers)]
-  stages = [Stage(i, o, v.blocks, o, t) for i, o, t in zip(widths, widths[1:], (*v.temporal_down, False))]
+  stages = [
+    Stage(i, o, v.blocks, o, t) for i, o, t in zip(widths, widths[1:], (*v.temporal_down, False))
+  ]
   return [*stages[:-1], stages[-1]._replace(resampled=0)]
 
 
@@ -195,21 +338,26 @@ def decoder_stages(c: cfg.TokenizerConfig) -> list[Stage]:
   widths = [v.decoder_dim * m for m in (v.multipliers[-1], *v.multipliers[::-1])]
   share = 1 if c.kind == 'wan2_2' else 2
   inputs = [widths[0], *(w // share for w in widths[1:])]
-  stages = [Stage(i, o, v.blocks + 1, o // share, t)
-            for i, o, t in zip(inputs, widths[1:], (*v.temporal_down[::-1], False))]
+  stages = [
+    Stage(i, o, v.blocks + 1, o // share, t)
+    for i, o, t in zip(inputs, widths[1:], (*v.temporal_down[::-1], False))
+  ]
   return [*stages[:-1], stages[-1]._replace(resampled=0)]
 
 
 def _check(c):
   v = c.vae
   if len(v.temporal_down) != len(v.multipliers) - 1:
-    raise ValueError(f'tokenizer.vae.temporal_down={v.temporal_down} must have one entry for each of the '
-                     f'{len(v.multipliers)} multipliers but the last.')
+    raise ValueError(
+      f'tokenizer.vae.temporal_down={v.temporal_down} must have one entry for each of the '
+      f'{len(v.multipliers)} multipliers but the last.'
+    )
 
 
 @dataclasses.dataclass
 class Stream:
-  """What one pass reads of the state (`past`, None at the start of a video) and writes of the next (`now`).
+  """What one pass reads of the state (`past`, None at the start of a video) and writes of the next
+  (`now`).
 
   Both by the path of the convolution whose latest input frames they are.
   """
@@ -231,11 +379,14 @@ class Stream:
   def keep(self, module: nn.Module, x_BFHWC: jax.Array, frames: int) -> None:
     """Remembers the last `frames` of `x` for this module, zeros where there are fewer."""
     last = x_BFHWC[:, -frames:]
-    self.now['/'.join(module.path)] = jnp.pad(last, ((0, 0), (frames - last.shape[1], 0), (0, 0), (0, 0), (0, 0)))
+    self.now['/'.join(module.path)] = jnp.pad(
+      last, ((0, 0), (frames - last.shape[1], 0), (0, 0), (0, 0), (0, 0))
+    )
 
 
 class Conv(nn.Module):
-  """Convolution, causal in time: kernel - stride past frames before its input, as many zero rows and columns around.
+  """Convolution, causal in time: kernel - stride past frames before its input, as many zero rows
+  and columns around.
 
   Attributes:
     kernel, stride: of time, rows, columns.
@@ -248,21 +399,37 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x_BFHWC: jax.Array, stream: Stream) -> jax.Array:
-    w = self.param('w', layers.boxed(nn.initializers.lecun_normal(), (None, None, None, 'channels', 'channels')),
-                   (*self.kernel, x_BFHWC.shape[-1], self.features), jnp.float32)
-    b = self.param('b', layers.boxed(nn.initializers.zeros, ('channels',)), (self.features,), jnp.float32)
+    w = self.param(
+      'w',
+      layers.boxed(nn.initializers.lecun_normal(), (None, None, None, 'channels', 'channels')),
+      (*self.kernel, x_BFHWC.shape[-1], self.features),
+      jnp.float32,
+    )
+    b = self.param(
+      'b', layers.boxed(nn.initializers.zeros, ('channels',)), (self.features,), jnp.float32
+    )
     past, rows, columns = (k - s for k, s in zip(self.kernel, self.stride))
-    x_BFHWC = stream.extend(self, x_BFHWC.astype(self.dtype), past) if past else x_BFHWC.astype(self.dtype)
-    w = w[-x_BFHWC.shape[1]:]  # At the start there is one frame after zeros: only the newest tap counts.
+    x_BFHWC = (
+      stream.extend(self, x_BFHWC.astype(self.dtype), past) if past else x_BFHWC.astype(self.dtype)
+    )
+    w = w[
+      -x_BFHWC.shape[1] :
+    ]  # At the start there is one frame after zeros: only the newest tap counts.
     padding = ((0, 0), (rows // 2, -(-rows // 2)), (columns // 2, -(-columns // 2)))
     return _convolve(x_BFHWC, w.astype(self.dtype), self.stride, padding) + b.astype(self.dtype)
 
 
 def _convolve(x_BFHWC, w, stride, padding):
   if w.shape[0] > 1:
-    return jax.lax.conv_general_dilated(x_BFHWC, w, stride, padding, dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'))
-  images = einops.rearrange(x_BFHWC, 'B F H W C -> (B F) H W C')  # Convolutions of images are the faster ones.
-  y = jax.lax.conv_general_dilated(images, w[0], stride[1:], padding[1:], dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return jax.lax.conv_general_dilated(
+      x_BFHWC, w, stride, padding, dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')
+    )
+  images = einops.rearrange(
+    x_BFHWC, 'B F H W C -> (B F) H W C'
+  )  # Convolutions of images are the faster ones.
+  y = jax.lax.conv_general_dilated(
+    images, w[0], stride[1:], padding[1:], dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
   return einops.rearrange(y, '(B F) H W C -> B F H W C', B=x_BFHWC.shape[0])
 
 
@@ -275,7 +442,9 @@ class RMSNorm(nn.Module):
     scale_C = self.param('scale', layers.boxed(nn.initializers.ones, ('norm',)), (C,), jnp.float32)
     x = x_BFHWC.astype(jnp.float32)
     norm = jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True))
-    return (x / jnp.maximum(norm, 1e-12) * math.sqrt(C) * scale_C.astype(jnp.float32)).astype(x_BFHWC.dtype)
+    return (x / jnp.maximum(norm, 1e-12) * math.sqrt(C) * scale_C.astype(jnp.float32)).astype(
+      x_BFHWC.dtype
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -302,7 +471,9 @@ class SpatialAttention(nn.Module):
   @nn.compact
   def __call__(self, x_BFHWC: jax.Array, stream: Stream) -> jax.Array:
     B, F, H, W, C = x_BFHWC.shape
-    qkv = Conv(3 * C, (1, 1, 1), dtype=self.dtype, name='qkv')(RMSNorm(name='norm')(x_BFHWC), stream)
+    qkv = Conv(3 * C, (1, 1, 1), dtype=self.dtype, name='qkv')(
+      RMSNorm(name='norm')(x_BFHWC), stream
+    )
     q, k, v = jnp.split(qkv.reshape(B, F, H * W, 3 * C), 3, -1)
     y_BFHWC = attention.attend(q, k, v).reshape(x_BFHWC.shape)
     return x_BFHWC + Conv(C, (1, 1, 1), dtype=self.dtype, name='out')(y_BFHWC, stream)
@@ -322,7 +493,9 @@ class Middle(nn.Module):
 
 
 class Downsample(nn.Module):
-  """Half the rows and columns and, with `time`, of the frames; a video's first frame passes time unchanged."""
+  """Half the rows and columns and, with `time`, of the frames; a video's first frame passes time
+  unchanged.
+  """
 
   time: bool
   dtype: Any
@@ -341,7 +514,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Twice the rows and columns and, with `time`, the frames; a video's first latent frame passes time unchanged.
+  """Twice the rows and columns and, with `time`, the frames; a video's first latent frame passes
+  time unchanged.
 
   The second one then meets zeros in time, not the first.
   """
@@ -357,7 +531,9 @@ class Upsample(nn.Module):
       if stream.starts:
         stream.keep(double, jnp.zeros_like(x_BFHWC), 2)
       else:
-        x_BFHWC = einops.rearrange(double(x_BFHWC, stream), 'B F H W (two C) -> B (F two) H W C', two=2)
+        x_BFHWC = einops.rearrange(
+          double(x_BFHWC, stream), 'B F H W (two C) -> B (F two) H W C', two=2
+        )
     x_BFHWC = einops.repeat(x_BFHWC, 'B F H W C -> B F (H p) (W q) C', p=2, q=2)
     return Conv(self.features, (1, 3, 3), dtype=self.dtype, name='space')(x_BFHWC, stream)
 
@@ -376,11 +552,17 @@ class DownStage(nn.Module):
       y = ResidualBlock(s.features, self.dtype, name=f'blocks_{i}')(y, stream)
     if s.resampled:
       y = Downsample(s.time, self.dtype, name='resample')(y, stream)
-    return y + average_down(x_BFHWC, s.features, 1 + s.time, 1 + bool(s.resampled)) if self.shortcut else y
+    return (
+      y + average_down(x_BFHWC, s.features, 1 + s.time, 1 + bool(s.resampled))
+      if self.shortcut
+      else y
+    )
 
 
 class UpStage(nn.Module):
-  """Residual blocks and up-sampling; in Wan 2.2 (`shortcut`) plus its input, repeated where it resamples."""
+  """Residual blocks and up-sampling; in Wan 2.2 (`shortcut`) plus its input, repeated where it
+  resamples.
+  """
 
   sizes: Stage
   shortcut: bool
@@ -394,7 +576,7 @@ class UpStage(nn.Module):
     if not s.resampled:
       return y
     y = Upsample(s.resampled, s.time, self.dtype, name='resample')(y, stream)
-    return y + repeat_up(x_BFHWC, s.features, 1 + s.time)[:, -y.shape[1]:] if self.shortcut else y
+    return y + repeat_up(x_BFHWC, s.features, 1 + s.time)[:, -y.shape[1] :] if self.shortcut else y
 
 
 def average_down(x_BFHWC: jax.Array, features: int, time: int, space: int) -> jax.Array:
@@ -402,14 +584,15 @@ def average_down(x_BFHWC: jax.Array, features: int, time: int, space: int) -> ja
 
   Frames are completed by zeros before them. Source: DreamZero `AvgDown3D`.
   """
-  _check_shortcut(x_BFHWC.shape[-1] * time * space ** 2, features)
+  _check_shortcut(x_BFHWC.shape[-1] * time * space**2, features)
   x = jnp.pad(x_BFHWC, ((0, 0), (-x_BFHWC.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)))
   x = einops.rearrange(x, 'B (F t) (H p) (W q) C -> B F H W (C t p q)', t=time, p=space, q=space)
   return jnp.mean(x.reshape(*x.shape[:-1], features, -1), -1)
 
 
 def repeat_up(x_BFHWC: jax.Array, features: int, time: int) -> jax.Array:
-  """Channels, each repeated as often as needed, laid out as blocks of time x 2 x 2 cells of `features` channels.
+  """Channels, each repeated as often as needed, laid out as blocks of time x 2 x 2 cells of
+  `features` channels.
 
   Source: DreamZero `DupUp3D`; of a first latent frame the caller takes the last frame only.
   """
@@ -420,8 +603,10 @@ def repeat_up(x_BFHWC: jax.Array, features: int, time: int) -> jax.Array:
 
 def _check_shortcut(numbers, channels):
   if numbers % channels:
-    raise ValueError(f'A Wan 2.2 stage cannot share {numbers} numbers equally among {channels} channels; choose '
-                     'tokenizer.vae.multipliers like (1, 2, 4, 4).')
+    raise ValueError(
+      f'A Wan 2.2 stage cannot share {numbers} numbers equally among {channels} channels; choose '
+      'tokenizer.vae.multipliers like (1, 2, 4, 4).'
+    )
 
 
 class Encoder(nn.Module):
@@ -440,7 +625,9 @@ class Encoder(nn.Module):
       x = DownStage(sizes, c.kind == 'wan2_2', dtype, name=f'stages_{i}')(x, stream)
     x = Middle(dtype, name='middle')(x, stream)
     x = conv(2 * c.channels, (3, 3, 3), name='out')(jax.nn.silu(RMSNorm(name='norm')(x)), stream)
-    mean, _ = jnp.split(conv(2 * c.channels, (1, 1, 1), name='moments')(x, stream), 2, -1)  # The rest is log-variance.
+    mean, _ = jnp.split(
+      conv(2 * c.channels, (1, 1, 1), name='moments')(x, stream), 2, -1
+    )  # The rest is log-variance.
     return mean.astype(jnp.float32)
 
 
@@ -459,12 +646,14 @@ class Decoder(nn.Module):
     x = Middle(dtype, name='middle')(x, stream)
     for i, sizes in enumerate(stages):
       x = UpStage(sizes, c.kind == 'wan2_2', dtype, name=f'stages_{i}')(x, stream)
-    x = conv(3 * n ** 2, (3, 3, 3), name='out')(jax.nn.silu(RMSNorm(name='norm')(x)), stream)
+    x = conv(3 * n**2, (3, 3, 3), name='out')(jax.nn.silu(RMSNorm(name='norm')(x)), stream)
     return einops.rearrange(x, 'B F H W (C q p) -> B F (H p) (W q) C', p=n, q=n).astype(jnp.float32)
 
 
 class Network(nn.Module):
-  """Encoder and decoder; each pass returns its result and the state that the next one starts from."""
+  """Encoder and decoder; each pass returns its result and the state that the next one starts
+  from.
+  """
 
   config: cfg.TokenizerConfig
 

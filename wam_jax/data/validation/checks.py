@@ -1,9 +1,10 @@
 """A whole validation, from the first record to the card; prints and draws nothing."""
+
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 from collections.abc import Container, Sequence
+from typing import Any
 
 from wam_jax.data import normalize
 from wam_jax.data import sources
@@ -23,8 +24,12 @@ class Result:
   statistics: normalize.Statistics
 
 
-def run(episodes: sources.Episodes, decoded: Sequence[int], with_images: Container[int],
-        findings: findings_lib.Findings) -> Result | None:
+def run(
+  episodes: sources.Episodes,
+  decoded: Sequence[int],
+  with_images: Container[int],
+  findings: findings_lib.Findings,
+) -> Result | None:
   """Validates a dataset; None if not one record of it can be read.
 
   Args:

@@ -1,4 +1,5 @@
 """What a validation found: failures, warnings and notes, by kind."""
+
 from __future__ import annotations
 
 import collections
@@ -10,19 +11,19 @@ LEVELS = ('fail', 'warn', 'note')
 
 # Kind of finding to what it is about, in the order of the report.
 KINDS = {
-    'record': 'records that cannot be read, or whose arrays and images differ in number',
-    'image': 'images that are damaged or do not decode',
-    'language': 'steps without an instruction',
-    'slice': 'slices that overlap, or that fit another part of the state better',
-    'unit': 'values that do not fit the unit of their slice',
-    'constant': 'dimensions that hardly vary',
-    'exploding': 'values far outside the others',
-    'copy': 'actions that equal the state',
-    'rate': 'timestamps, frames or rows that contradict control_hz',
-    'view': 'cameras that are blank, frozen, twice the same or swapped',
-    'alignment': 'frames that show another step than the rows beside them',
-    'anchors': 'episodes too short for one chunk, or none that training takes',
-    'statistics': 'a statistics file that is not of this dataset and embodiment',
+  'record': 'records that cannot be read, or whose arrays and images differ in number',
+  'image': 'images that are damaged or do not decode',
+  'language': 'steps without an instruction',
+  'slice': 'slices that overlap, or that fit another part of the state better',
+  'unit': 'values that do not fit the unit of their slice',
+  'constant': 'dimensions that hardly vary',
+  'exploding': 'values far outside the others',
+  'copy': 'actions that equal the state',
+  'rate': 'timestamps, frames or rows that contradict control_hz',
+  'view': 'cameras that are blank, frozen, twice the same or swapped',
+  'alignment': 'frames that show another step than the rows beside them',
+  'anchors': 'episodes too short for one chunk, or none that training takes',
+  'statistics': 'a statistics file that is not of this dataset and embodiment',
 }
 
 
@@ -35,15 +36,21 @@ class Findings:
   """
 
   accepted: frozenset[str] = frozenset()
-  _kept: dict[tuple[str, str], list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+  _kept: dict[tuple[str, str], list[str]] = dataclasses.field(
+    default_factory=lambda: collections.defaultdict(list)
+  )
   _count: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
   def __post_init__(self):
     if unknown := set(self.accepted) - set(KINDS):
-      raise ValueError(f'There are no kinds of failure {sorted(unknown)} to accept; choose from {list(KINDS)}.')
+      raise ValueError(
+        f'There are no kinds of failure {sorted(unknown)} to accept; choose from {list(KINDS)}.'
+      )
 
   def fail(self, kind: str, message: str) -> None:
-    """The dataset must not be used like this: says what, where, what was expected and how to fix it."""
+    """The dataset must not be used like this: says what, where, what was expected and how to fix
+    it.
+    """
     self._add('warn' if kind in self.accepted else 'fail', kind, message)
 
   def warn(self, kind: str, message: str) -> None:
@@ -74,12 +81,18 @@ class Findings:
     """One line each, the worst first, and a last line that counts them."""
     for level in LEVELS:
       yield from (f'{level} {kind}: {message}' for kind, message in self.messages(level))
-    counts = [(self.count(level), word) for level, word in zip(LEVELS, ('failure', 'warning', 'note'))]
+    counts = [
+      (self.count(level), word) for level, word in zip(LEVELS, ('failure', 'warning', 'note'))
+    ]
     summary = ', '.join(f'{n} {word}{"s" * (n != 1)}' for n, word in counts)
     kinds = ','.join(dict.fromkeys(kind for kind, _ in self.messages('fail')))
-    yield f'FAILED: {summary}; if that is meant: --accept={kinds}' if kinds else f'passed: {summary}'
+    yield (
+      f'FAILED: {summary}; if that is meant: --accept={kinds}' if kinds else f'passed: {summary}'
+    )
 
   def to_dict(self) -> dict[str, list[dict[str, str]]]:
     """JSON-ready."""
-    return {key: [{'kind': kind, 'message': message} for kind, message in self.messages(level)]
-            for level, key in zip(LEVELS, ('failures', 'warnings', 'notes'))}
+    return {
+      key: [{'kind': kind, 'message': message} for kind, message in self.messages(level)]
+      for level, key in zip(LEVELS, ('failures', 'warnings', 'notes'))
+    }

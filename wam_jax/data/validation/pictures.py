@@ -1,16 +1,18 @@
-"""Pictures of a dataset as PNG: a contact sheet of composite images, and plots of states and actions.
+"""Pictures of a dataset as PNG: a contact sheet of composite images, and plots of states and
+actions.
 
 Imported only where pictures are wanted: matplotlib comes with the extra `sim`.
 """
+
 from __future__ import annotations
 
 import io
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib import figure
 from matplotlib import patches
-import numpy as np
 
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
@@ -19,12 +21,19 @@ from wam_jax.data.validation import video
 DPI = 120
 TRACES = 4  # Episodes drawn.
 INK, FAINT = '0.2', '0.88'
-COLORS = ('#4477aa', '#ee6677', '#228833', '#ccbb44')  # Paul Tol's "bright": told apart by the colour-blind.
+COLORS = (
+  '#4477aa',
+  '#ee6677',
+  '#228833',
+  '#ccbb44',
+)  # Paul Tol's "bright": told apart by the colour-blind.
 FONT = dict(fontsize=8, color=INK)
 
 
 def contact_sheet(record: embodiments.Embodiment, clips: Sequence[video.Clip], title: str) -> bytes:
-  """A row of composite images per episode, beside its instruction; above them, which camera lies where."""
+  """A row of composite images per episode, beside its instruction; above them, which camera lies
+  where.
+  """
   clips = [clip for clip in clips if clip.pictures]
   columns = max((len(clip.pictures) for clip in clips), default=1)
   cell_w = min(2.4, 11 / columns)  # inches
@@ -33,21 +42,42 @@ def contact_sheet(record: embodiments.Embodiment, clips: Sequence[video.Clip], t
   size = text_w + columns * (cell_w + gap) + 0.1, head_h + len(clips) * row_h + 0.1
   sheet = figure.Figure(figsize=size, dpi=DPI, facecolor='white')
   place = lambda left, top, width, height: sheet.add_axes(
-      (left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1]))
-  _draw_layout(place(text_w, 0.1, min(2.4, 0.95 * record.composite[1] / record.composite[0]), 0.95), record)
-  sheet.text(0.1 / size[0], 1 - 0.1 / size[1], textwrap.fill(title, 26), va='top', weight='bold', **FONT)
+    (left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1])
+  )
+  _draw_layout(
+    place(text_w, 0.1, min(2.4, 0.95 * record.composite[1] / record.composite[0]), 0.95), record
+  )
+  sheet.text(
+    0.1 / size[0], 1 - 0.1 / size[1], textwrap.fill(title, 26), va='top', weight='bold', **FONT
+  )
   for i, clip in enumerate(clips):
     top = head_h + i * row_h
-    words = textwrap.fill(clip.text or '(no instruction)', 28, max_lines=max(3, int(row_h / 0.17) - 2))
+    words = textwrap.fill(
+      clip.text or '(no instruction)', 28, max_lines=max(3, int(row_h / 0.17) - 2)
+    )
     sheet.text(0.1 / size[0], 1 - top / size[1], words, va='top', **FONT)
-    sheet.text(0.1 / size[0], 1 - (top + row_h - 0.2) / size[1],
-               f'episode {clip.episode}, {len(clip.state_TX)} steps', va='bottom', fontsize=7, color='0.5')
+    sheet.text(
+      0.1 / size[0],
+      1 - (top + row_h - 0.2) / size[1],
+      f'episode {clip.episode}, {len(clip.state_TX)} steps',
+      va='bottom',
+      fontsize=7,
+      color='0.5',
+    )
     for k, (step, image) in enumerate(sorted(clip.pictures.items())):
       axis = place(text_w + k * (cell_w + gap), top, cell_w, cell_h)
-      axis.imshow(image, aspect='auto', interpolation='nearest' if image.shape[0] < 200 else 'antialiased')
+      axis.imshow(
+        image, aspect='auto', interpolation='nearest' if image.shape[0] < 200 else 'antialiased'
+      )
       axis.set_axis_off()
-      sheet.text((text_w + k * (cell_w + gap)) / size[0], 1 - (top + cell_h + 0.02) / size[1],
-                 f'{step / record.control_hz:.1f} s', va='top', fontsize=7, color='0.5')
+      sheet.text(
+        (text_w + k * (cell_w + gap)) / size[0],
+        1 - (top + cell_h + 0.02) / size[1],
+        f'{step / record.control_hz:.1f} s',
+        va='top',
+        fontsize=7,
+        color='0.5',
+      )
   return _png(sheet)
 
 
@@ -57,16 +87,35 @@ def _draw_layout(axis, record):
   axis.set(xlim=(0, columns), ylim=(rows, 0))
   axis.add_patch(patches.Rectangle((0, 0), columns, rows, color='0.3', lw=0))
   for view, color in zip(record.views, COLORS * len(record.views)):
-    axis.add_patch(patches.Rectangle((view.column, view.row), view.width, view.height, fc=color, ec='white', lw=1))
-    name = '\n'.join(textwrap.wrap(view.key.replace('_', ' '), max(6, int(16 * view.width / columns))))
-    axis.text(view.column + view.width / 2, view.row + view.height / 2, name, ha='center', va='center', fontsize=6,
-              color='white')
+    axis.add_patch(
+      patches.Rectangle(
+        (view.column, view.row), view.width, view.height, fc=color, ec='white', lw=1
+      )
+    )
+    name = '\n'.join(
+      textwrap.wrap(view.key.replace('_', ' '), max(6, int(16 * view.width / columns)))
+    )
+    axis.text(
+      view.column + view.width / 2,
+      view.row + view.height / 2,
+      name,
+      ha='center',
+      va='center',
+      fontsize=6,
+      color='white',
+    )
   axis.set_axis_off()
 
 
-def plots(record: embodiments.Embodiment, clips: Sequence[video.Clip], statistics: normalize.Statistics,
-          part: str, title: str) -> bytes:
-  """Per dimension of `part` ('state' or 'action'): traces of some episodes, and a histogram as the model sees it.
+def plots(
+  record: embodiments.Embodiment,
+  clips: Sequence[video.Clip],
+  statistics: normalize.Statistics,
+  part: str,
+  title: str,
+) -> bytes:
+  """Per dimension of `part` ('state' or 'action'): traces of some episodes, and a histogram as the
+  model sees it.
 
   Behind an action lies, thin, the state from which it counts or that changes nothing.
   """
@@ -76,19 +125,25 @@ def plots(record: embodiments.Embodiment, clips: Sequence[video.Clip], statistic
   names, units = embodiments.names(slices), [s.unit for s in slices for _ in range(s.width)]
   blocks = 1 if len(names) <= 8 else 2  # Side by side.
   lines = -(-len(names) // blocks)
-  sheet = figure.Figure(figsize=(7 * blocks, 1.05 * lines + 0.9), dpi=DPI, facecolor='white', layout='constrained')
-  dotted = '; dotted: the state it goes with' if part == 'action' and _behind(record).max() >= 0 else ''
+  sheet = figure.Figure(
+    figsize=(7 * blocks, 1.05 * lines + 0.9), dpi=DPI, facecolor='white', layout='constrained'
+  )
+  dotted = (
+    '; dotted: the state it goes with' if part == 'action' and _behind(record).max() >= 0 else ''
+  )
   sheet.suptitle(f'{title}: {part}; grey: from 1 % to 99 %{dotted}', **FONT)
   axes = sheet.subplots(lines, 2 * blocks, squeeze=False, width_ratios=[4, 1] * blocks)
   for n in range(lines * blocks):
-    trace, histogram = axes[n % lines, n // lines * 2:n // lines * 2 + 2]
+    trace, histogram = axes[n % lines, n // lines * 2 : n // lines * 2 + 2]
     if n >= len(names):
       trace.set_axis_off()
       histogram.set_axis_off()
       continue
     is_last = n % lines == lines - 1 or n == len(names) - 1
     _draw_traces(trace, record, shown, part, n)
-    if part == 'state' or record.reference_columns[n] < 0:  # The quantiles of others are of differences.
+    if (
+      part == 'state' or record.reference_columns[n] < 0
+    ):  # The quantiles of others are of differences.
       trace.axhspan(quantiles.q01[n], quantiles.q99[n], color='0.95', lw=0, zorder=0)
     trace.set_title(f'{names[n]}  {units[n]}', loc='left', pad=2, **FONT)
     histogram.hist(seen_RN[:, n], bins=41, range=(-1.05, 1.05), color=COLORS[0])

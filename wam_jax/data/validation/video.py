@@ -1,4 +1,7 @@
-"""What the images of a few episodes show: do they decode, do they differ, do they move with the robot?"""
+"""What the images of a few episodes show: do they decode, do they differ, do they move with the
+robot?
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,13 +23,21 @@ from wam_jax.data.validation import survey
 
 THUMB = 32  # Pixels a side: enough to see motion, and sensor noise averages out.
 SHEET_EPISODES, SHEET_TIMES = 6, 6  # Of the contact sheet.
-BLANK_STD = 2.0  # Grey levels over an image: a lens cap and a black fill stay below, any scene is above 10.
+BLANK_STD = (
+  2.0  # Grey levels over an image: a lens cap and a black fill stay below, any scene is above 10.
+)
 SAME = 2  # Grey levels by which thumbnails of one camera, encoded twice, may differ.
 SAME_SHARE = 0.95  # Of the steps at which two views are the same.
-LAG_STEPS, LAG_S = 3, 0.15  # The larger is the delay a camera may have: USB cameras are 50 to 150 ms late.
+LAG_STEPS, LAG_S = (
+  3,
+  0.15,
+)  # The larger is the delay a camera may have: USB cameras are 50 to 150 ms late.
 LAG_REACH_S = 1.0  # Lags up to this are looked at, or up to twice the delay allowed.
 LAG_STRENGTH = 0.3  # Correlation from which the robot's motion can be recognized in the images.
-LAG_GAIN, LAG_ERRORS = 0.05, 3.0  # In correlation over the best allowed lag, and in standard errors of that.
+LAG_GAIN, LAG_ERRORS = (
+  0.05,
+  3.0,
+)  # In correlation over the best allowed lag, and in standard errors of that.
 WRIST = re.compile('wrist|hand|gripper', re.IGNORECASE)  # Names of views that ride on the robot.
 WRIST_RATIO = 2.0  # A view that rides moves as a whole, one that stands has a still background: often 10 times less.
 WRIST_MOTION = 0.5  # Grey levels of the background's motion from which a view rides.
@@ -56,8 +67,12 @@ class Clip:
   pictures: dict[int, np.ndarray]
 
   def motion(self, view: str) -> tuple[np.ndarray, np.ndarray]:
-    """([T - 1] mean, [T - 1] median) change of the pixels from one step to the next, grey levels."""
-    change_TP = np.abs(np.diff(self.thumbs[view].reshape(len(self.state_TX), -1).astype(np.float32), axis=0))
+    """([T - 1] mean, [T - 1] median) change of the pixels from one step to the next, grey
+    levels.
+    """
+    change_TP = np.abs(
+      np.diff(self.thumbs[view].reshape(len(self.state_TX), -1).astype(np.float32), axis=0)
+    )
     return change_TP.mean(1), np.median(change_TP, axis=1)
 
 
@@ -66,7 +81,9 @@ def spread(total: int, count: int) -> list[int]:
   return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
 
 
-def decode(episodes: sources.Episodes, chosen: Sequence[int], findings: findings_lib.Findings) -> list[Clip]:
+def decode(
+  episodes: sources.Episodes, chosen: Sequence[int], findings: findings_lib.Findings
+) -> list[Clip]:
   """The `chosen` episodes, every image decoded; some of them keep composite images.
 
   An image that does not decode is a finding, and its episode is left out.
@@ -102,9 +119,16 @@ def _decode(record, i, episode, wanted, findings) -> Clip | None:
   if not is_whole:
     return None
   text = next((text.strip() for text in episode.texts(0) if text.strip()), '')
-  return Clip(i, episode.where, text, embodiments.convert(record.state, episode.state_TX),
-              embodiments.convert(record.action, episode.action_TU),
-              {key: np.stack(images) for key, images in thumbs.items()}, shape, composites)
+  return Clip(
+    i,
+    episode.where,
+    text,
+    embodiments.convert(record.state, episode.state_TX),
+    embodiments.convert(record.action, episode.action_TU),
+    {key: np.stack(images) for key, images in thumbs.items()},
+    shape,
+    composites,
+  )
 
 
 def _is_known(episode, key, step) -> bool:
@@ -116,12 +140,20 @@ def _is_known(episode, key, step) -> bool:
 
 
 def _thumb(image_IJ3: np.ndarray) -> np.ndarray:
-  return cv2.resize(cv2.cvtColor(image_IJ3, cv2.COLOR_RGB2GRAY), (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+  return cv2.resize(
+    cv2.cvtColor(image_IJ3, cv2.COLOR_RGB2GRAY), (THUMB, THUMB), interpolation=cv2.INTER_AREA
+  )
 
 
-def check(record: embodiments.Embodiment, clips: Sequence[Clip], statistics: normalize.Statistics,
-          findings: findings_lib.Findings) -> dict[str, signals.Lag | None]:
-  """All checks of the decoded images; returns per view how late it is, None where that cannot be told."""
+def check(
+  record: embodiments.Embodiment,
+  clips: Sequence[Clip],
+  statistics: normalize.Statistics,
+  findings: findings_lib.Findings,
+) -> dict[str, signals.Lag | None]:
+  """All checks of the decoded images; returns per view how late it is, None where that cannot be
+  told.
+  """
   views = [v.key for v in record.views]
   for clip in clips:
     _check_blank(clip, views, findings)
@@ -142,11 +174,17 @@ def _check_blank(clip: Clip, views: Sequence[str], findings: findings_lib.Findin
   for key in views:
     thumbs_TP = clip.thumbs[key].reshape(len(clip.state_TX), -1)
     if thumbs_TP.std(1).max() < BLANK_STD:
-      findings.fail('view', f'view {key!r} of {clip.where} is blank at all {len(thumbs_TP)} steps (grey level '
-                    f'{thumbs_TP.mean():.0f}); expected a picture: drop the episode, or use another view.')
+      findings.fail(
+        'view',
+        f'view {key!r} of {clip.where} is blank at all {len(thumbs_TP)} steps (grey level '
+        f'{thumbs_TP.mean():.0f}); expected a picture: drop the episode, or use another view.',
+      )
     elif len(thumbs_TP) > 2 and (thumbs_TP == thumbs_TP[0]).all() and _moves(clip):
-      findings.fail('view', f'view {key!r} of {clip.where} shows one frozen picture for all {len(thumbs_TP)} steps '
-                    'while the robot moves; expected video: drop the episode, or use another view.')
+      findings.fail(
+        'view',
+        f'view {key!r} of {clip.where} shows one frozen picture for all {len(thumbs_TP)} steps '
+        'while the robot moves; expected video: drop the episode, or use another view.',
+      )
 
 
 def _moves(clip: Clip) -> bool:
@@ -158,12 +196,15 @@ def _moves(clip: Clip) -> bool:
 
 def _check_same(clip: Clip, views: Sequence[str], findings: findings_lib.Findings) -> None:
   for i, a in enumerate(views):
-    for b in views[i + 1:]:
+    for b in views[i + 1 :]:
       difference_TIJ = np.abs(np.subtract(clip.thumbs[a], clip.thumbs[b], dtype=np.int16))
       is_seen = clip.thumbs[a].std() >= BLANK_STD  # Two blank views are reported as such.
       if is_seen and (difference_TIJ.max((1, 2)) <= SAME).mean() >= SAME_SHARE:
-        findings.fail('view', f'views {a!r} and {b!r} of {clip.where} show the same pixels; expected two cameras: '
-                      'correct the keys of the record, or what the dataset stores under them.')
+        findings.fail(
+          'view',
+          f'views {a!r} and {b!r} of {clip.where} show the same pixels; expected two cameras: '
+          'correct the keys of the record, or what the dataset stores under them.',
+        )
 
 
 def repeats(clips: Sequence[Clip], view: str) -> np.ndarray:
@@ -173,27 +214,40 @@ def repeats(clips: Sequence[Clip], view: str) -> np.ndarray:
 
 def _check_repeats(record, key, clips, findings) -> None:
   share, rate = signals.repeat_rate(repeats(clips, key), record.control_hz)
-  message = (f'{share:.0%} of the frames of {key!r} repeat the frame before amid motion: they are new {rate:.3g} times '
-             f'a second, {record.name!r} has {record.control_hz:g} rows a second; keep the rows with a new frame, or '
-             'record at one rate.')
+  message = (
+    f'{share:.0%} of the frames of {key!r} repeat the frame before amid motion: they are new {rate:.3g} times '
+    f'a second, {record.name!r} has {record.control_hz:g} rows a second; keep the rows with a new frame, or '
+    'record at one rate.'
+  )
   numbers.add_repeats(share, message, findings)
 
 
 def _check_wrist(views, clips, findings) -> None:
   """A view called wrist whose background stands still beside another whose background moves."""
-  background = {key: np.asarray([clip.motion(key)[1].mean() for clip in clips if len(clip.state_TX) > 2])
-                for key in views}
+  background = {
+    key: np.asarray([clip.motion(key)[1].mean() for clip in clips if len(clip.state_TX) > 2])
+    for key in views
+  }
   for wrist in filter(WRIST.search, views):
     for other in (key for key in views if not WRIST.search(key)):
-      swapped = (background[other] > WRIST_RATIO * background[wrist]) & (background[other] > WRIST_MOTION)
+      swapped = (background[other] > WRIST_RATIO * background[wrist]) & (
+        background[other] > WRIST_MOTION
+      )
       if len(swapped) >= 3 and swapped.mean() >= 0.8:
-        findings.fail('view', f'view {other!r} moves as a whole ({background[other].mean():.1f} grey levels a step), '
-                      f'{wrist!r} hardly ({background[wrist].mean():.1f}), in {swapped.sum()} of {len(swapped)} '
-                      'episodes; expected the opposite: the two cameras are swapped.')
+        findings.fail(
+          'view',
+          f'view {other!r} moves as a whole ({background[other].mean():.1f} grey levels a step), '
+          f'{wrist!r} hardly ({background[wrist].mean():.1f}), in {swapped.sum()} of {len(swapped)} '
+          'episodes; expected the opposite: the two cameras are swapped.',
+        )
 
 
-def _speed(record: embodiments.Embodiment, clip: Clip, statistics: normalize.Statistics) -> np.ndarray:
-  """[T - 1, ...] how fast each dimension moves, in its ranges; of a robot without state, what it is told to do."""
+def _speed(
+  record: embodiments.Embodiment, clip: Clip, statistics: normalize.Statistics
+) -> np.ndarray:
+  """[T - 1, ...] how fast each dimension moves, in its ranges; of a robot without state, what it is
+  told to do.
+  """
   if record.state:
     q, series_TN = statistics.state, clip.state_TX
   else:
@@ -206,22 +260,31 @@ def _speed(record: embodiments.Embodiment, clip: Clip, statistics: normalize.Sta
 def _estimate(record, key, clips, speed) -> signals.Lag | None:
   tolerance = max(LAG_STEPS, int(np.ceil(LAG_S * record.control_hz)))
   reach = max(2 * tolerance, round(LAG_REACH_S * record.control_hz))
-  return signals.estimate_lag([clip.motion(key)[0] for clip in clips], speed, record.control_hz, tolerance, reach)
+  return signals.estimate_lag(
+    [clip.motion(key)[0] for clip in clips], speed, record.control_hz, tolerance, reach
+  )
 
 
 def _check_lag(record, key, lag: signals.Lag | None, findings) -> None:
   if lag is None:
     findings.note('alignment', f'too few or too short episodes to tell whether {key!r} is late.')
   elif lag.strength < LAG_STRENGTH:
-    findings.note('alignment', f'the robot\'s motion is hardly seen in {key!r} (correlation {lag.strength:.2f}); '
-                  'whether it is late cannot be told.')
+    findings.note(
+      'alignment',
+      f"the robot's motion is hardly seen in {key!r} (correlation {lag.strength:.2f}); "
+      'whether it is late cannot be told.',
+    )
   elif abs(lag.best) > lag.tolerance:
     gain, error = lag.gain
-    message = (f'images of {key!r} come about {abs(lag.best)} steps ({abs(lag.best) / record.control_hz:.2g} s) '
-               f'{"after" if lag.best > 0 else "before"} the rows they are stored with: there the robot\'s motion '
-               f'explains theirs with correlation {lag.strength:.2f}, within {lag.tolerance} steps with {gain:.2f} +- '
-               f'{error:.2f} less ({len(lag.explained_EL)} episodes)')
+    message = (
+      f'images of {key!r} come about {abs(lag.best)} steps ({abs(lag.best) / record.control_hz:.2g} s) '
+      f"{'after' if lag.best > 0 else 'before'} the rows they are stored with: there the robot's motion "
+      f'explains theirs with correlation {lag.strength:.2f}, within {lag.tolerance} steps with {gain:.2f} +- '
+      f'{error:.2f} less ({len(lag.explained_EL)} episodes)'
+    )
     if gain > LAG_GAIN and gain > LAG_ERRORS * error:
-      findings.fail('alignment', f'{message}; expected the same step: shift the images by that much.')
+      findings.fail(
+        'alignment', f'{message}; expected the same step: shift the images by that much.'
+      )
     else:
       findings.note('alignment', f'{message}: not clear enough to tell.')

@@ -1,4 +1,5 @@
 """`TabletopEnv`: the closed-loop interface to one tabletop episode at a time."""
+
 from __future__ import annotations
 
 import math
@@ -12,8 +13,15 @@ from wam_jax.envs.tabletop import tasks as tasks_lib
 from wam_jax.envs.tabletop import world as world_lib
 
 # About 2.5 times the 90th percentile of the expert's time over all embodiments.
-TIME_LIMIT_S = {'reach': 4.0, 'reach_shape': 4.0, 'reach_any': 2.4, 'push': 9.0, 'place': 8.0, 'gather': 9.0,
-                'sort': 14.0}
+TIME_LIMIT_S = {
+  'reach': 4.0,
+  'reach_shape': 4.0,
+  'reach_any': 2.4,
+  'push': 9.0,
+  'place': 8.0,
+  'gather': 9.0,
+  'sort': 14.0,
+}
 
 
 class TabletopEnv:
@@ -28,8 +36,14 @@ class TabletopEnv:
     success: whether the goal held for 0.4 s at some time of this episode.
   """
 
-  def __init__(self, embodiment: str, tasks: Sequence[str], split: str = 'train', view_size: int = 32,
-               max_distractors: int = 2):
+  def __init__(
+    self,
+    embodiment: str,
+    tasks: Sequence[str],
+    split: str = 'train',
+    view_size: int = 32,
+    max_distractors: int = 2,
+  ):
     """Checks the choices; call `reset` before anything else.
 
     Args:
@@ -37,14 +51,21 @@ class TabletopEnv:
       tasks: names of `TASKS`; each episode draws one.
       split: 'train', 'unseen_task' (held-out combinations) or 'unseen_look' (held-out appearances).
       view_size: pixels of the square views in observations.
-      max_distractors: one up to this many objects beside the task's own (none if 0; `push` has one at most).
+      max_distractors: one up to this many objects beside the task's own (none if 0; `push` has one
+        at most).
     Raises:
       ValueError: an unknown name or a number out of range; all of them.
     """
     tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    problems = [f'{what}={value!r} must be one of {tuple(known)}' for what, value, known in (
-        ('embodiment', embodiment, robots_lib.ROBOTS), ('split', split, tasks_lib.SPLITS),
-        *(('task', task, tasks_lib.TASKS) for task in tasks)) if value not in known]
+    problems = [
+      f'{what}={value!r} must be one of {tuple(known)}'
+      for what, value, known in (
+        ('embodiment', embodiment, robots_lib.ROBOTS),
+        ('split', split, tasks_lib.SPLITS),
+        *(('task', task, tasks_lib.TASKS) for task in tasks),
+      )
+      if value not in known
+    ]
     if not tasks:
       problems.append(f'tasks is empty; choose from {tasks_lib.TASKS}')
     if not 8 <= view_size <= 2048:
@@ -70,7 +91,9 @@ class TabletopEnv:
     task = self.tasks[int(rng.integers(len(self.tasks)))]
     self.scenario = tasks_lib.sample(task, rng, self.split, self._max_distractors)
     self.joints = self.robot.limit(self.robot.inverse(*self.scenario.tip))
-    self.world = world_lib.World(self.scenario.items, self.robot.forward(self.joints), self.robot.tip_radius)
+    self.world = world_lib.World(
+      self.scenario.items, self.robot.forward(self.joints), self.robot.tip_radius
+    )
     look = self._looks[int(rng.integers(len(self._looks)))]
     self._renderer = render_lib.Renderer(self.scenario, self.robot, look)
     self._steps = self._satisfied_steps = 0
@@ -90,7 +113,9 @@ class TabletopEnv:
       raise RuntimeError('Call reset(seed) before step(action).')
     action = np.asarray(action, np.float64)
     if action.shape != (self.robot.action_dim,):
-      raise ValueError(f'action has shape {action.shape}; {self.embodiment} takes ({self.robot.action_dim},).')
+      raise ValueError(
+        f'action has shape {action.shape}; {self.embodiment} takes ({self.robot.action_dim},).'
+      )
     values = action.tolist()
     if not all(map(math.isfinite, values)):
       raise ValueError(f'action={values} has entries that are not finite.')
@@ -131,9 +156,13 @@ class TabletopEnv:
 
   @property
   def proprio(self) -> np.ndarray:
-    """float32 [X]: joints (metres, radians), for the arm also the tip, then grip in [0, 1] and holding, 0 or 1."""
+    """float32 [X]: joints (metres, radians), for the arm also the tip, then grip in [0, 1] and
+    holding, 0 or 1.
+    """
     tip = self.world.tip if self.robot.proprio_tip else ()
-    return np.array((*self.joints, *tip, self.world.grip, self.world.holding is not None), np.float32)
+    return np.array(
+      (*self.joints, *tip, self.world.grip, self.world.holding is not None), np.float32
+    )
 
   def render(self, size: int, view: str = 'top') -> np.ndarray:
     """uint8 [size, size, 3] RGB, drawn at that resolution.
@@ -146,4 +175,7 @@ class TabletopEnv:
     return self._renderer.image(view, size, self.world, self.joints)
 
   def _observe(self) -> dict[str, np.ndarray]:
-    return {**{view: self.render(self._view_size, view) for view in render_lib.VIEWS}, 'proprio': self.proprio}
+    return {
+      **{view: self.render(self._view_size, view) for view in render_lib.VIEWS},
+      'proprio': self.proprio,
+    }

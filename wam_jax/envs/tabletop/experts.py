@@ -1,8 +1,10 @@
-"""Scripted experts that read the true state: feedback laws, so a slip, noise or a bad push is simply corrected.
+"""Scripted experts that read the true state: feedback laws, so a slip, noise or a bad push is
+simply corrected.
 
-An expert decides where the tip should go and whether it should be down; the robot's inverse kinematics turns that
-into an action, so one script per task serves every embodiment.
+An expert decides where the tip should go and whether it should be down; the robot's inverse
+kinematics turns that into an action, so one script per task serves every embodiment.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,8 +33,11 @@ class _Move:
   speed: float = TOP_SPEED
 
 
-def make_expert(env: env_lib.TabletopEnv, seed: int, noise: float = 0.05) -> Callable[[], np.ndarray]:
-  """A function that returns the expert's next action, float32 [U], for the episode that `env` was just reset to.
+def make_expert(
+  env: env_lib.TabletopEnv, seed: int, noise: float = 0.05
+) -> Callable[[], np.ndarray]:
+  """A function that returns the expert's next action, float32 [U], for the episode that `env` was
+  just reset to.
 
   Args:
     env: stepped by the caller with the returned actions, or with others.
@@ -55,7 +60,9 @@ def make_expert(env: env_lib.TabletopEnv, seed: int, noise: float = 0.05) -> Cal
 
 
 def _deltas(env, move: _Move) -> tuple[float, ...]:
-  """Joint part of the action that brings the tip towards `move.tip`; slowed as a whole so that it stays straight."""
+  """Joint part of the action that brings the tip towards `move.tip`; slowed as a whole so that it
+  stays straight.
+  """
   robot, tip = env.robot, env.world.tip
   distance = math.dist(tip, move.tip)
   share = min(1.0, move.speed / env.control_hz / max(distance, 1e-9))
@@ -78,7 +85,9 @@ def _plan(env, choice: int) -> _Move:
   for index, zone in zip(range(scenario.targets), scenario.zones):
     # While a wrongly grasped or half carried item is in hand, it comes first.
     if world.holding in (None, index) and (
-        world.holding == index or math.dist(world.position(index), (zone.x, zone.y)) > 0.7 * tasks_lib.IN_ZONE):
+      world.holding == index
+      or math.dist(world.position(index), (zone.x, zone.y)) > 0.7 * tasks_lib.IN_ZONE
+    ):
       return _carry(world, index, (zone.x, zone.y))
   return _Move(world.tip, False)
 
@@ -109,7 +118,9 @@ def _gather(world, choice: int) -> _Move:
 
 
 def _push(env, zone: tasks_lib.Zone) -> _Move:
-  """Lower behind the item, push it along the line to the zone; lift and come again whenever the line is lost."""
+  """Lower behind the item, push it along the line to the zone; lift and come again whenever the
+  line is lost.
+  """
   world, radius = env.world, env.robot.tip_radius
   x, y = world.position(0)
   dx, dy = zone.x - x, zone.y - y

@@ -1,8 +1,9 @@
 """Fast software drawing of the tabletop with OpenCV, straight at the asked resolution.
 
-Owns colours, looks, textures and cameras; reads the world and changes nothing. Points are given to OpenCV in
-sixteenths of a pixel and edges are anti-aliased, so slow motion shows even at 32x32.
+Owns colours, looks, textures and cameras; reads the world and changes nothing. Points are given to
+OpenCV in sixteenths of a pixel and edges are anti-aliased, so slow motion shows even at 32x32.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +18,12 @@ from wam_jax.envs.tabletop import tasks as tasks_lib
 from wam_jax.envs.tabletop import world as world_lib
 
 COLORS = {
-    'red': (215, 35, 40), 'green': (40, 170, 60), 'blue': (40, 70, 225),
-    'yellow': (245, 215, 35), 'purple': (165, 50, 190), 'cyan': (50, 210, 225),
+  'red': (215, 35, 40),
+  'green': (40, 170, 60),
+  'blue': (40, 70, 225),
+  'yellow': (245, 215, 35),
+  'purple': (165, 50, 190),
+  'cyan': (50, 210, 225),
 }
 VIEWS = ('top', 'wrist')
 WRIST_SPAN = 0.4
@@ -47,34 +52,49 @@ class Look:
   shade: float
 
 
-_TABLES = {'train': ((214, 206, 192), (198, 203, 210), (188, 198, 184), (222, 214, 214)),
-           'unseen_look': ((96, 100, 112), (238, 238, 242), (158, 128, 100))}
-_TEXTURES = {'train': ('plain', 'grain', 'planks'), 'unseen_look': ('checker', 'stripes', 'speckle')}
+_TABLES = {
+  'train': ((214, 206, 192), (198, 203, 210), (188, 198, 184), (222, 214, 214)),
+  'unseen_look': ((96, 100, 112), (238, 238, 242), (158, 128, 100)),
+}
+_TEXTURES = {
+  'train': ('plain', 'grain', 'planks'),
+  'unseen_look': ('checker', 'stripes', 'speckle'),
+}
 _FINISHES = {'train': ('flat', 'rim'), 'unseen_look': ('dot', 'band')}
 _SHADES = {'train': (0.94, 1.0), 'unseen_look': (0.82,)}
 
 
 def looks(split: str) -> tuple[Look, ...]:
-  """All looks of a split; those of `unseen_look` share no table colour, texture or finish with the others."""
+  """All looks of a split; those of `unseen_look` share no table colour, texture or finish with the
+  others.
+  """
   key = split if split == 'unseen_look' else 'train'
-  return tuple(Look(table, texture, finish, shade) for table in _TABLES[key] for texture in _TEXTURES[key]
-               for finish in _FINISHES[key] for shade in _SHADES[key])
+  return tuple(
+    Look(table, texture, finish, shade)
+    for table in _TABLES[key]
+    for texture in _TEXTURES[key]
+    for finish in _FINISHES[key]
+    for shade in _SHADES[key]
+  )
 
 
 @functools.lru_cache(maxsize=256)
 def _surface(table: tuple[int, int, int], texture: str, scale: float, margin: float) -> np.ndarray:
-  """Table top and floor around it as uint8 [n, n, 3], `scale` pixels a metre, `margin` metres of floor."""
+  """Table top and floor around it as uint8 [n, n, 3], `scale` pixels a metre, `margin` metres of
+  floor.
+  """
   n = round((1 + 2 * margin) * scale)
   axis = (np.arange(n) + 0.5) / scale - margin
   x, y = np.meshgrid(axis, axis)
   patterns = {
-      'plain': lambda: 0 * x,
-      'grain': lambda: 7 * np.sin(2 * np.pi * (2.2 * y + 0.25 * np.sin(2 * np.pi * 0.8 * x))),
-      'planks': lambda: 9 * (np.floor(4 * x) % 2) - 4.5,
-      'checker': lambda: 34 * ((np.floor(4 * x) + np.floor(4 * y)) % 2) - 17,
-      'stripes': lambda: 20 * np.sign(np.sin(2 * np.pi * 3 * (x + y))),
-      'speckle': lambda: np.random.default_rng(0).normal(0, 16, (24, 24))[
-          np.clip((24 * y).astype(int), 0, 23), np.clip((24 * x).astype(int), 0, 23)],
+    'plain': lambda: 0 * x,
+    'grain': lambda: 7 * np.sin(2 * np.pi * (2.2 * y + 0.25 * np.sin(2 * np.pi * 0.8 * x))),
+    'planks': lambda: 9 * (np.floor(4 * x) % 2) - 4.5,
+    'checker': lambda: 34 * ((np.floor(4 * x) + np.floor(4 * y)) % 2) - 17,
+    'stripes': lambda: 20 * np.sign(np.sin(2 * np.pi * 3 * (x + y))),
+    'speckle': lambda: np.random.default_rng(0).normal(0, 16, (24, 24))[
+      np.clip((24 * y).astype(int), 0, 23), np.clip((24 * x).astype(int), 0, 23)
+    ],
   }
   image = np.clip(np.array(table)[None, None] + patterns[texture]()[..., None], 0, 255)
   outside = (x < 0) | (x > 1) | (y < 0) | (y > 1)
@@ -91,7 +111,10 @@ class _Canvas:
 
   def _point(self, x, y):
     half = 1 << (_SHIFT - 1)
-    return (round((x - self._origin[0]) * self._unit) - half, round((y - self._origin[1]) * self._unit) - half)
+    return (
+      round((x - self._origin[0]) * self._unit) - half,
+      round((y - self._origin[1]) * self._unit) - half,
+    )
 
   def disc(self, x, y, radius, color):
     if radius * self._scale < 10:
@@ -99,7 +122,15 @@ class _Canvas:
       outline = np.rint(radius * self._unit * _CIRCLE + self._point(x, y)).astype(np.int32)
       cv2.fillConvexPoly(self.image, outline, color, cv2.LINE_AA, _SHIFT)
       return
-    cv2.circle(self.image, self._point(x, y), round(radius * self._unit), color, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+    cv2.circle(
+      self.image,
+      self._point(x, y),
+      round(radius * self._unit),
+      color,
+      cv2.FILLED,
+      cv2.LINE_AA,
+      _SHIFT,
+    )
 
   def polygon(self, points, color):
     outline = np.array([self._point(*p) for p in points], np.int32)
@@ -109,8 +140,15 @@ class _Canvas:
     dx, dy = stop[0] - start[0], stop[1] - start[1]
     length = max(math.hypot(dx, dy), 1e-9)
     nx, ny = -dy / length * width / 2, dx / length * width / 2
-    self.polygon(((start[0] + nx, start[1] + ny), (stop[0] + nx, stop[1] + ny),
-                  (stop[0] - nx, stop[1] - ny), (start[0] - nx, start[1] - ny)), color)
+    self.polygon(
+      (
+        (start[0] + nx, start[1] + ny),
+        (stop[0] + nx, stop[1] + ny),
+        (stop[0] - nx, stop[1] - ny),
+        (start[0] - nx, start[1] - ny),
+      ),
+      color,
+    )
 
 
 class Renderer:
@@ -119,9 +157,13 @@ class Renderer:
   def __init__(self, scenario: tasks_lib.Scenario, robot: robots_lib.Robot, look: Look):
     self._scenario, self._robot, self._look = scenario, robot, look
     self._still: dict[tuple[str, int], np.ndarray] = {}
-    self._colors = [tuple(int(c * look.shade) for c in COLORS[item.color]) for item in scenario.items]
+    self._colors = [
+      tuple(int(c * look.shade) for c in COLORS[item.color]) for item in scenario.items
+    ]
 
-  def image(self, view: str, size: int, world: world_lib.World, joints: robots_lib.Vector) -> np.ndarray:
+  def image(
+    self, view: str, size: int, world: world_lib.World, joints: robots_lib.Vector
+  ) -> np.ndarray:
     """uint8 [size, size, 3] RGB of the whole table ('top') or of 0.4 m around the tip ('wrist')."""
     still = self._still.get((view, size))
     if still is None:
@@ -132,7 +174,7 @@ class Renderer:
       # The camera moves by whole pixels, so the table's texture stays as sharp as everything on it.
       scale = size / WRIST_SPAN
       column, row = (round((t - WRIST_SPAN / 2 + _MARGIN) * scale) for t in world.tip)
-      crop = np.ascontiguousarray(still[row:row + size, column:column + size])
+      crop = np.ascontiguousarray(still[row : row + size, column : column + size])
       canvas = _Canvas(crop, scale, (column / scale - _MARGIN, row / scale - _MARGIN))
     for index in range(len(self._scenario.items)):
       if index != world.holding:
@@ -225,8 +267,15 @@ def _draw_human(canvas, world, joints):
   for offset, lean in ((-0.034, -0.5), (-0.012, -0.15), (0.012, 0.15), (0.034, 0.6)):
     root = x + offset * side[0], y + offset * side[1]
     lean *= 1 - world.grip
-    canvas.rod(root, (root[0] + length * (ahead[0] + lean * side[0]), root[1] + length * (ahead[1] + lean * side[1])),
-               0.018, _SKIN)
+    canvas.rod(
+      root,
+      (
+        root[0] + length * (ahead[0] + lean * side[0]),
+        root[1] + length * (ahead[1] + lean * side[1]),
+      ),
+      0.018,
+      _SKIN,
+    )
 
 
 _ROBOT_DRAWERS = {'disc': _draw_disc, 'arm': _draw_arm, 'cart': _draw_cart, 'human': _draw_human}

@@ -1,8 +1,10 @@
-"""Kinematics of the tabletop robots: joint limits, speeds, where the tip is and how to bring it somewhere.
+"""Kinematics of the tabletop robots: joint limits, speeds, where the tip is and how to bring it
+somewhere.
 
-Owns no physics and no drawing. Lengths are metres on the table [0, 1]^2, x to the right and y DOWN as in the image;
-angles are radians.
+Owns no physics and no drawing. Lengths are metres on the table [0, 1]^2, x to the right and y DOWN
+as in the image; angles are radians.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,9 +28,11 @@ class Robot:
     control_hz: actions per second.
     tip_radius: of the effector's contact disc, metres.
     low, high: limits of the joints.
-    max_delta: joint change of an action of 1, per control step; the action has one more entry, the grip.
+    max_delta: joint change of an action of 1, per control step; the action has one more entry, the
+      grip.
     forward: joints -> tip (x, y).
-    inverse: tip (x, y) -> joints; continuous over the table, so that following a straight line of tips works.
+    inverse: tip (x, y) -> joints; continuous over the table, so that following a straight line of
+      tips works.
     proprio_joints: whether proprioception starts with the joints themselves.
     proprio_tip: whether it has the tip position (after the joints).
   """
@@ -55,9 +59,13 @@ class Robot:
     return len(self.low) * self.proprio_joints + 2 * self.proprio_tip + 2
 
   def move(self, joints: Vector, action: Vector) -> Vector:
-    """Joints after one control step of `action` (entries in [-1, 1]), kept inside limits and over the table."""
-    moved = tuple(min(max(q + a * d, lo), hi) for q, a, d, lo, hi
-                  in zip(joints, action, self.max_delta, self.low, self.high))
+    """Joints after one control step of `action` (entries in [-1, 1]), kept inside limits and over
+    the table.
+    """
+    moved = tuple(
+      min(max(q + a * d, lo), hi)
+      for q, a, d, lo, hi in zip(joints, action, self.max_delta, self.low, self.high)
+    )
     x, y = self.forward(moved)
     margin = self.tip_radius
     inside = min(max(x, margin), 1 - margin), min(max(y, margin), 1 - margin)
@@ -92,7 +100,8 @@ def _cart_forward(joints):
 
 
 def _cart_inverse(x, y):
-  # Three joints for two coordinates: the pole leans outwards in proportion to how far the tip is from the middle.
+  # Three joints for two coordinates: the pole leans outwards in proportion to how far the tip is
+  # from the middle.
   angle = CART_LEAN * (x - 0.5)
   length = (y - RAIL_Y) / math.cos(angle)
   return x - length * math.sin(angle), angle, length
@@ -102,10 +111,35 @@ def _point(joints):
   return joints[0], joints[1]
 
 
-ROBOTS = {robot.name: robot for robot in (
-    Robot('disc', 10.0, 0.045, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)),
-    Robot('arm', 15.0, 0.04, (-3.0, 0.1), (1.7, 2.95), (0.06, 0.06), _arm_forward, _arm_inverse,
-          proprio_tip=True),
-    Robot('cart', 5.0, 0.04, (0.05, -0.8, 0.02), (0.95, 0.8, 1.2), (0.1, 0.2, 0.1), _cart_forward, _cart_inverse),
-    Robot('human', 10.0, 0.05, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)),
-)}
+ROBOTS = {
+  robot.name: robot
+  for robot in (
+    Robot(
+      'disc', 10.0, 0.045, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)
+    ),
+    Robot(
+      'arm',
+      15.0,
+      0.04,
+      (-3.0, 0.1),
+      (1.7, 2.95),
+      (0.06, 0.06),
+      _arm_forward,
+      _arm_inverse,
+      proprio_tip=True,
+    ),
+    Robot(
+      'cart',
+      5.0,
+      0.04,
+      (0.05, -0.8, 0.02),
+      (0.95, 0.8, 1.2),
+      (0.1, 0.2, 0.1),
+      _cart_forward,
+      _cart_inverse,
+    ),
+    Robot(
+      'human', 10.0, 0.05, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)
+    ),
+  )
+}

@@ -2,6 +2,7 @@
 
 Owns no physics and no drawing. A `Scenario` is everything that a seed decides about one episode.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,18 +28,37 @@ _ZONE_SPACING = 0.30
 _ITEM_ZONE_SPACING = 0.23
 
 PHRASES = {
-    'reach': ('touch the {a}', 'reach the {a}', 'move to the {a}', 'go to the {a}'),
-    'reach_shape': ('touch the {a}', 'reach the {a}', 'move to the {a}', 'go to the {a}'),
-    'reach_any': ('touch any {c} object', 'touch one of the {c} objects', 'reach any of the {c} objects',
-                  'go to any {c} object'),
-    'push': ('push the {a} into the {z} zone', 'push the {a} to the {z} zone', 'slide the {a} to the {z} zone',
-             'shove the {a} into the {z} zone'),
-    'place': ('put the {a} in the {z} zone', 'place the {a} in the {z} zone', 'carry the {a} to the {z} zone',
-              'pick up the {a} and drop it in the {z} zone'),
-    'gather': ('bring the two {c} objects together', 'gather the {c} objects', 'put the {c} objects side by side',
-               'collect the two {c} objects'),
-    'sort': ('sort the {c} and {d} objects by color', 'put the {c} and {d} objects in the zones of their color',
-             'bring the {c} and {d} objects to the matching zones'),
+  'reach': ('touch the {a}', 'reach the {a}', 'move to the {a}', 'go to the {a}'),
+  'reach_shape': ('touch the {a}', 'reach the {a}', 'move to the {a}', 'go to the {a}'),
+  'reach_any': (
+    'touch any {c} object',
+    'touch one of the {c} objects',
+    'reach any of the {c} objects',
+    'go to any {c} object',
+  ),
+  'push': (
+    'push the {a} into the {z} zone',
+    'push the {a} to the {z} zone',
+    'slide the {a} to the {z} zone',
+    'shove the {a} into the {z} zone',
+  ),
+  'place': (
+    'put the {a} in the {z} zone',
+    'place the {a} in the {z} zone',
+    'carry the {a} to the {z} zone',
+    'pick up the {a} and drop it in the {z} zone',
+  ),
+  'gather': (
+    'bring the two {c} objects together',
+    'gather the {c} objects',
+    'put the {c} objects side by side',
+    'collect the two {c} objects',
+  ),
+  'sort': (
+    'sort the {c} and {d} objects by color',
+    'put the {c} and {d} objects in the zones of their color',
+    'bring the {c} and {d} objects to the matching zones',
+  ),
 }
 TASKS = tuple(PHRASES)
 
@@ -105,13 +125,22 @@ def sample(task: str, rng: np.random.Generator, split: str, max_distractors: int
     if layout is not None:
       break
   items, zones, tip = layout
-  return Scenario(task, goal.combination, _say(goal, rng, named=split == 'unseen_task'), items, zones,
-                  len(goal.things), tip)
+  return Scenario(
+    task,
+    goal.combination,
+    _say(goal, rng, named=split == 'unseen_task'),
+    items,
+    zones,
+    len(goal.things),
+    tip,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Goal:
-  """Words before places: `things` are (colour, shape) of the targets, `zones` colours of the goal zones."""
+  """Words before places: `things` are (colour, shape) of the targets, `zones` colours of the goal
+  zones.
+  """
 
   task: str
   things: tuple[tuple[str, str], ...]
@@ -137,13 +166,15 @@ def _thing_to_zone(task):
   def goal(rng):
     color, zone = _pick(rng, COLORS, 2)
     return _Goal(task, ((color, _pick(rng, SHAPES)[0]),), (zone,))
+
   return goal
 
 
 def _two_alike(task):
   def goal(rng):
-    color, = _pick(rng, COLORS)
+    (color,) = _pick(rng, COLORS)
     return _Goal(task, tuple((color, _pick(rng, SHAPES)[0]) for _ in range(2)))
+
   return goal
 
 
@@ -153,9 +184,13 @@ def _two_to_zones(rng):
 
 
 _GOALS: dict[str, Callable[[np.random.Generator], _Goal]] = {
-    'reach': _one_thing('reach'), 'reach_shape': _one_thing('reach_shape'), 'reach_any': _two_alike('reach_any'),
-    'push': _thing_to_zone('push'), 'place': _thing_to_zone('place'), 'gather': _two_alike('gather'),
-    'sort': _two_to_zones,
+  'reach': _one_thing('reach'),
+  'reach_shape': _one_thing('reach_shape'),
+  'reach_any': _two_alike('reach_any'),
+  'push': _thing_to_zone('push'),
+  'place': _thing_to_zone('place'),
+  'gather': _two_alike('gather'),
+  'sort': _two_to_zones,
 }
 
 
@@ -166,11 +201,14 @@ def _say(goal: _Goal, rng: np.random.Generator, named: bool) -> str:
   full = named or goal.task == 'reach_shape' or rng.random() < 0.5
   noun = f'{color} {shape}' if full else f'{color} object'
   return phrases[rng.integers(len(phrases))].format(
-      a=noun, c=color, d=goal.things[-1][0], z=goal.zones[0] if goal.zones else '')
+    a=noun, c=color, d=goal.things[-1][0], z=goal.zones[0] if goal.zones else ''
+  )
 
 
 def _distractors(goal: _Goal, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-  """Things that never fit the instruction; all colours differ from the targets', but for one in `reach_shape`."""
+  """Things that never fit the instruction; all colours differ from the targets', but for one in
+  `reach_shape`.
+  """
   taken = {color for color, _ in goal.things}
   colors = _pick(rng, [c for c in COLORS if c not in taken], min(count, 4))
   things = [(color, _pick(rng, SHAPES)[0]) for color in colors]
@@ -197,11 +235,13 @@ def _lay_out(goal, rng, max_distractors):
       return None
     places.append(place)
   if goal.task != 'reach_any':
-    tip = _tip_place(rng, places[:len(goal.things)])
+    tip = _tip_place(rng, places[: len(goal.things)])
   if tip is None:
     return None
-  items = tuple(world_lib.Item(c, s, x, y, float(rng.uniform(-math.pi, math.pi)))
-                for (c, s), (x, y) in zip(things, places))
+  items = tuple(
+    world_lib.Item(c, s, x, y, float(rng.uniform(-math.pi, math.pi)))
+    for (c, s), (x, y) in zip(things, places)
+  )
   return items, zones, tip
 
 
@@ -225,7 +265,9 @@ def _zone_places(goal, rng):
 
 
 def _mirrored_places(tip, rng):
-  """Left and right of the tip at exactly the same distance: neither target is better than the other."""
+  """Left and right of the tip at exactly the same distance: neither target is better than the
+  other.
+  """
   reach, rise = float(rng.uniform(0.28, 0.32)), float(rng.uniform(-0.08, 0.08))
   return [(tip[0] - reach, tip[1] + rise), (tip[0] + reach, tip[1] + rise)]
 
@@ -246,7 +288,9 @@ def _free_place(rng, places, zones, low, high, goal, number):
 
 
 def _distance_to_path(point, start, zone):
-  """Distance from `point` to the segment from `start`, begun a hand's width behind it, to the zone."""
+  """Distance from `point` to the segment from `start`, begun a hand's width behind it, to the
+  zone.
+  """
   dx, dy = zone.x - start[0], zone.y - start[1]
   length = math.hypot(dx, dy)
   along = ((point[0] - start[0]) * dx + (point[1] - start[1]) * dy) / length
@@ -266,10 +310,14 @@ def satisfied(scenario: Scenario, world: world_lib.World) -> bool:
   """Whether the goal's condition holds at this instant; success asks for it during `DWELL_S`."""
   task = scenario.task
   if task in ('reach', 'reach_shape', 'reach_any'):
-    return any(math.dist(world.tip, world.position(i)) < REACH_RADIUS for i in range(scenario.targets))
+    return any(
+      math.dist(world.tip, world.position(i)) < REACH_RADIUS for i in range(scenario.targets)
+    )
   if world.holding is not None:
     return False
   if task == 'gather':
     return math.dist(world.position(0), world.position(1)) < TOGETHER
-  return all(math.dist(world.position(i), (zone.x, zone.y)) < IN_ZONE
-             for i, zone in zip(range(scenario.targets), scenario.zones))
+  return all(
+    math.dist(world.position(i), (zone.x, zone.y)) < IN_ZONE
+    for i, zone in zip(range(scenario.targets), scenario.zones)
+  )

@@ -1,8 +1,11 @@
-"""Physics of the table on pymunk: items with friction against the table, an effector that presses down or hovers.
+"""Physics of the table on pymunk: items with friction against the table, an effector that presses
+down or hovers.
 
-Owns no robots (it sees only where the tip goes), no tasks and no drawing. The effector hovers while its grip is open:
-it then touches nothing. Closing over an item lifts the item; closing beside one lets the effector push it.
+Owns no robots (it sees only where the tip goes), no tasks and no drawing. The effector hovers while
+its grip is open: it then touches nothing. Closing over an item lifts the item; closing beside one
+lets the effector push it.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,15 +16,18 @@ import pymunk
 GRAB_RADIUS = 0.05
 GRIP_SPEED = 5.0
 _SUBSTEP_S = 0.02
-# Share of its speed that an item keeps after one second: it slides about a centimetre, as a block on a table does.
+# Share of its speed that an item keeps after one second: it slides about a centimetre, as a block
+# on a table does.
 _DAMPING = 1e-6
 _MASS = 0.2
 
 SHAPES = {
-    'disc': None,
-    'square': ((-0.062, -0.062), (0.062, -0.062), (0.062, 0.062), (-0.062, 0.062)),
-    'triangle': tuple((0.085 * math.sin(a), -0.085 * math.cos(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)),
-    'bar': ((-0.085, -0.04), (0.085, -0.04), (0.085, 0.04), (-0.085, 0.04)),
+  'disc': None,
+  'square': ((-0.062, -0.062), (0.062, -0.062), (0.062, 0.062), (-0.062, 0.062)),
+  'triangle': tuple(
+    (0.085 * math.sin(a), -0.085 * math.cos(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)
+  ),
+  'bar': ((-0.085, -0.04), (0.085, -0.04), (0.085, 0.04), (-0.085, 0.04)),
 }
 DISC_RADIUS = 0.07
 
@@ -78,11 +84,18 @@ class World:
 
   def _add(self, item: Item) -> None:
     outline = SHAPES[item.shape]
-    moment = (pymunk.moment_for_circle(_MASS, 0, DISC_RADIUS) if outline is None
-              else pymunk.moment_for_poly(_MASS, outline))
+    moment = (
+      pymunk.moment_for_circle(_MASS, 0, DISC_RADIUS)
+      if outline is None
+      else pymunk.moment_for_poly(_MASS, outline)
+    )
     body = pymunk.Body(_MASS, moment)
     body.position, body.angle = (item.x, item.y), item.angle
-    shape = pymunk.Circle(body, DISC_RADIUS) if outline is None else pymunk.Poly(body, outline, radius=0.002)
+    shape = (
+      pymunk.Circle(body, DISC_RADIUS)
+      if outline is None
+      else pymunk.Poly(body, outline, radius=0.002)
+    )
     shape.friction = 0.5
     self._space.add(body, shape)
     self._bodies.append(body)
@@ -105,7 +118,9 @@ class World:
     return self.grip >= 0.5
 
   def step(self, tip: tuple[float, float], close: bool, duration_s: float) -> None:
-    """Moves the effector to `tip` in a straight line over `duration_s`, opening or closing the grip meanwhile."""
+    """Moves the effector to `tip` in a straight line over `duration_s`, opening or closing the grip
+    meanwhile.
+    """
     travel = GRIP_SPEED * duration_s
     was_closed = self.closed
     self.grip = min(1.0, self.grip + travel) if close else max(0.0, self.grip - travel)
@@ -114,7 +129,10 @@ class World:
     elif was_closed and not self.closed:
       self._open()
     substeps = max(1, round(duration_s / _SUBSTEP_S))
-    self._effector.velocity = (tip[0] - self.tip[0]) / duration_s, (tip[1] - self.tip[1]) / duration_s
+    self._effector.velocity = (
+      (tip[0] - self.tip[0]) / duration_s,
+      (tip[1] - self.tip[1]) / duration_s,
+    )
     for _ in range(substeps):
       self._space.step(duration_s / substeps)
     self._effector.velocity = 0.0, 0.0

@@ -1,13 +1,16 @@
-"""What a row of the weight tables is: PyTorch name, our path, and the change of layout, exact in both directions.
+"""What a row of the weight tables is: PyTorch name, our path, and the change of layout, exact in
+both directions.
 
-The tables beside this file (`dit`, `vae`, `text`, `image`) are the only places that know PyTorch spelling.
+The tables beside this file (`dit`, `vae`, `text`, `image`) are the only places that know PyTorch
+spelling.
 """
+
 from __future__ import annotations
 
 import math
 import re
-from typing import Any, NamedTuple
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import einops
 import numpy as np
@@ -60,16 +63,24 @@ class Row(NamedTuple):
 
 
 def list_mismatches(rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-  """One line per PyTorch weight that is missing, unexpected or of another shape than the rows say."""
+  """One line per PyTorch weight that is missing, unexpected or of another shape than the rows
+  say.
+  """
   want = {name: row.torch_shape for row in rows for name in row.names}
-  return ([f'{name} is missing; expected {list(want[name])}' for name in want if name not in shapes]
-          + [f'{name} {list(shape)} is unexpected' for name, shape in shapes.items() if name not in want]
-          + [f'{name} is {list(shapes[name])}; expected {list(shape)}' for name, shape in want.items()
-             if name in shapes and tuple(shapes[name]) != shape])
+  return (
+    [f'{name} is missing; expected {list(want[name])}' for name in want if name not in shapes]
+    + [f'{name} {list(shape)} is unexpected' for name, shape in shapes.items() if name not in want]
+    + [
+      f'{name} is {list(shapes[name])}; expected {list(shape)}'
+      for name, shape in want.items()
+      if name in shapes and tuple(shapes[name]) != shape
+    ]
+  )
 
 
 def to_params(rows: Iterable[Row], weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Nested parameters from a PyTorch state dict; for small models, large ones are streamed by `interop.io`.
+  """Nested parameters from a PyTorch state dict; for small models, large ones are streamed by
+  `interop.io`.
 
   Raises:
     ValueError: weights missing, left over or misshapen, up to ten.
@@ -77,8 +88,11 @@ def to_params(rows: Iterable[Row], weights: Mapping[str, np.ndarray]) -> dict[st
   rows = list(rows)
   problems = list_mismatches(rows, {name: w.shape for name, w in weights.items()})
   if problems:
-    raise ValueError('The weights do not match the model:\n  ' + '\n  '.join(problems[:10])
-                     + '\nCheck the sizes in the config and the checkpoint layout.')
+    raise ValueError(
+      'The weights do not match the model:\n  '
+      + '\n  '.join(problems[:10])
+      + '\nCheck the sizes in the config and the checkpoint layout.'
+    )
   params: dict[str, Any] = {}
   for row in rows:
     arrays = [row.to_ours(np.asarray(weights[name])) for name in row.names]
@@ -91,12 +105,16 @@ def to_params(rows: Iterable[Row], weights: Mapping[str, np.ndarray]) -> dict[st
 
 
 def to_weights(rows: Iterable[Row], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """PyTorch state dict of nested parameters (or gradients of their form); inverse of `to_params`."""
+  """PyTorch state dict of nested parameters (or gradients of their form); inverse of
+  `to_params`.
+  """
   weights = {}
   for row in rows:
     leaf = look_up(params, row.path)
     layers = leaf if row.layers else [leaf]
-    weights.update({name: row.to_torch(np.asarray(w)) for name, w in zip(row.names, layers, strict=True)})
+    weights.update(
+      {name: row.to_torch(np.asarray(w)) for name, w in zip(row.names, layers, strict=True)}
+    )
   return weights
 
 
@@ -113,5 +131,7 @@ def _axes(pattern: str) -> set[str]:
 
 def _shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
   groups = re.findall(r'\(([^)]*)\)|(\w+)', side)
-  return tuple(math.prod(int(axis) if axis == '1' else sizes[axis] for axis in (group or single).split())
-               for group, single in groups)
+  return tuple(
+    math.prod(int(axis) if axis == '1' else sizes[axis] for axis in (group or single).split())
+    for group, single in groups
+  )
