@@ -20,7 +20,7 @@ import sys
 import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks import contest  # noqa: E402
+from benchmarks import contest
 
 SIZE = (180, 320)  # Rows and columns of the stored images.
 

@@ -17,9 +17,9 @@ os.environ.setdefault(
   str(pathlib.Path(tempfile.gettempdir()) / f'wam_jax_test_programs_{os.getuid()}'),
 )
 
-import pytest  # noqa: E402
+import pytest
 
-from tests import parity  # noqa: E402
+from tests import parity
 
 
 def pytest_addoption(parser):

@@ -49,12 +49,12 @@ def test_a_contestant_works_only_while_it_is_measured(tmp_path):
     after = len(log.read_text())
     time.sleep(0.2)
     assert len(log.read_text()) == after
-  assert (
-    turn.samples == 3 * (after - first)
-    and 0.2 <= turn.cpu_s < 0.5
-    and turn.cpu_s < 1.1 * turn.wall_s + 0.01
-  )
-  assert turn.rate == turn.samples / turn.cpu_s and contestant.start_s > 0 and turn.rss_mib > 5
+  assert turn.samples == 3 * (after - first)
+  assert 0.2 <= turn.cpu_s < 0.5
+  assert turn.cpu_s < 1.1 * turn.wall_s + 0.01
+  assert turn.rate == turn.samples / turn.cpu_s
+  assert contestant.start_s > 0
+  assert turn.rss_mib > 5
 
 
 def test_a_contestant_that_fails_is_named():
@@ -76,9 +76,9 @@ def test_made_up_episodes_are_as_large_as_droids(tmp_path):
     cv2.imdecode(np.frombuffer(encoded[t][2], np.uint8), cv2.IMREAD_COLOR).astype(int)
     for t in (0, 2)
   )
-  assert (
-    first.shape == (180, 320, 3) and 0.5 < np.abs(first - last).mean() < first.std()
-  )  # They move.
+  # They move.
+  assert first.shape == (180, 320, 3)
+  assert 0.5 < np.abs(first - last).mean() < first.std()
 
 
 def run(*args):
@@ -109,18 +109,18 @@ def test_data_benchmark_prints_its_tables(tmp_path):
     'wam_jax, tiled as DROID',
   ]
   assert 0.5 < droid['samples_per_s'] / ours['samples_per_s'] < 1.5
-  assert 0.2 < ours['samples_per_s'] / decoding['samples_per_s'] < 1 and 0.2 < ours['of_limit'] < 1
+  assert 0.2 < ours['samples_per_s'] / decoding['samples_per_s'] < 1
+  assert 0.2 < ours['of_limit'] < 1
   indexed, whole = tables['access']
   assert indexed['warm_ms'] < whole['warm_ms']
-  assert 'decoding alone' in done.stdout and 'one window, whole episode' in done.stdout
+  assert 'decoding alone' in done.stdout
+  assert 'one window, whole episode' in done.stdout
 
 
 def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
   done = run(f'--data={tmp_path}', '--tensorflow_python=/nowhere/python')
-  assert (
-    done.returncode == 1
-    and 'error: --tensorflow_python=/nowhere/python cannot import tensorflow' in done.stderr
-  )
+  assert done.returncode == 1
+  assert 'error: --tensorflow_python=/nowhere/python cannot import tensorflow' in done.stderr
   assert not list(tmp_path.iterdir())
 
 

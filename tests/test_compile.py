@@ -59,7 +59,9 @@ def test_reports_what_a_slice_would_do(tmp_path):
   assert (made['topology'], made['chips'], made['devices']) == ('v5e:2x2', 4, 4)
   assert made['mesh'] == {'data': 2, 'fsdp': 2, 'tensor': 1, 'seq': 1}
   m = made['memory']
-  assert m['fits'] and 'fits' in printed and m['usable'] == int(15.75 * 2**30)
+  assert m['fits']
+  assert 'fits' in printed
+  assert m['usable'] == int(15.75 * 2**30)
   assert m['total'] >= m['arguments'] + m['outputs'] + m['temporaries'] > m['temporaries'] > 0
   # The state is donated: all but the batch, the encoders and single numbers comes back in place.
   of = m['of_arguments']
@@ -69,26 +71,27 @@ def test_reports_what_a_slice_would_do(tmp_path):
     config.batch_size
     * flops.total(flops.training(config.model, abstract.sizes(config).tokens_per_frame)).train
   )
-  assert made['flops']['model'] == model and 1.1 < made['flops']['ratio'] < 2.5
+  assert made['flops']['model'] == model
+  assert 1.1 < made['flops']['ratio'] < 2.5
   assert not made['flops']['loops_counted_once']
-  assert made['collectives'] and all(
-    t['bytes'] > 0 and t['count'] > 0 for t in made['collectives'].values()
-  )
+  assert made['collectives']
+  assert all(t['bytes'] > 0 and t['count'] > 0 for t in made['collectives'].values())
   e = made['estimate']
-  assert e['step_s'] >= e['compute_s'] > 0 and e['mfu'] == pytest.approx(
-    model / e['step_s'] / (4 * 197e12)
-  )
-  assert 'at the peak of the chip' in printed and '197 TFLOP/s' in printed
-  assert progress.startswith('tracing, ') and 'Traceback' not in progress
+  assert e['step_s'] >= e['compute_s'] > 0
+  assert e['mfu'] == pytest.approx(model / e['step_s'] / (4 * 197e12))
+  assert 'at the peak of the chip' in printed
+  assert '197 TFLOP/s' in printed
+  assert progress.startswith('tracing, ')
+  assert 'Traceback' not in progress
 
 
 @needs_libtpu
 def test_says_what_does_not_fit_and_exits_with_1(tmp_path):
   file = tmp_path / 'report.json'
   printed, _ = run('--topology=v5e:2x2', '--config.batch_size=400000', f'--json={file}', code=1)
-  assert (
-    'DOES NOT FIT' in printed and 'of 15.75 usable' in printed and 'largest temporaries' in printed
-  )
+  assert 'DOES NOT FIT' in printed
+  assert 'of 15.75 usable' in printed
+  assert 'largest temporaries' in printed
   assert not json.loads(file.read_text())['memory']['fits']
 
 
@@ -198,8 +201,10 @@ def test_large_models_are_given_features_and_frozen_encoders():
     {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, abstract.jax.devices()[:1]
   )
   state, batch = abstract.arguments(large(), mesh)
-  assert batch.frames_BRIJ3 is None and batch.features.clean_BFHWC.shape == (128, 9, 44, 80, 16)
-  assert batch.features.text_BPC.shape == (128, 512, 4096) and batch.features.image_BIC.shape == (
+  assert batch.frames_BRIJ3 is None
+  assert batch.features.clean_BFHWC.shape == (128, 9, 44, 80, 16)
+  assert batch.features.text_BPC.shape == (128, 512, 4096)
+  assert batch.features.image_BIC.shape == (
     128,
     257,
     1280,
@@ -214,16 +219,16 @@ def test_what_search_weighs_divides_everything():
   assert len(found) > 100
   for choice in found:
     axes = dict(choice.mesh)
-    assert math.prod(axes.values()) == 256 and 40 % axes['tensor'] == 0 and 5120 % axes['fsdp'] == 0
+    assert math.prod(axes.values()) == 256
+    assert 40 % axes['tensor'] == 0
+    assert 5120 % axes['fsdp'] == 0
     assert 128 % (axes['data'] * axes['fsdp'] * choice.accumulate) == 0
   assert abs(search.count_parameters(config.model) / 16.484e9 - 1) < 0.02
   by = {(c.remat, c.mesh, c.accumulate): c for c in found}
   for (remat, mesh, accumulate), choice in by.items():
     if remat == 'block' and ('none', mesh, accumulate) in by:
-      assert (
-        choice.bytes < by['none', mesh, accumulate].bytes
-        and choice.seconds > by['none', mesh, accumulate].seconds
-      )
+      assert choice.bytes < by['none', mesh, accumulate].bytes
+      assert choice.seconds > by['none', mesh, accumulate].seconds
 
 
 def stub(total_of):
@@ -248,8 +253,10 @@ def test_search_learns_what_does_not_fit_and_keeps_the_fastest(monkeypatch, tmp_
   monkeypatch.setattr(search.report, 'make', make)
   found = search.run(large(), chips.find('v5p:4x4x4'), tmp_path, 8, lambda text: None)
   tried = [(row['remat'], row['accumulate']) for row in found['tried']]
-  assert len(tried) == 8 and found['considered'] > 50
-  assert found['best']['remat'] == 'dots' and found['best']['report']['memory']['fits']
+  assert len(tried) == 8
+  assert found['considered'] > 50
+  assert found['best']['remat'] == 'dots'
+  assert found['best']['report']['memory']['fits']
   assert (
     sum(remat == 'none' for remat, _ in tried) <= 2
   )  # Told once that it takes ten times as much.
@@ -261,21 +268,23 @@ def test_search_says_when_nothing_fits(monkeypatch, tmp_path):
   monkeypatch.setattr(search.compiler, 'compile_step', compile_step)
   monkeypatch.setattr(search.report, 'make', make)
   found = search.run(large(), chips.find('v5p:2x2x1'), tmp_path, 2, lambda text: None)
-  assert found['best'] is None and 'larger slice' in search.show(found)
+  assert found['best'] is None
+  assert 'larger slice' in search.show(found)
   with pytest.raises(ValueError, match='nearest valid batch'):
     search.run(large(batch_size=7), chips.find('v5p:8x8x8'), tmp_path, 2, lambda text: None)
 
 
 def test_slices():
-  assert (
-    chips.find('v5p:4x4x4').wraps == (True,) * 3 and chips.find('v5p:2x2x1').wraps == (False,) * 3
-  )
+  assert chips.find('v5p:4x4x4').wraps == (True,) * 3
+  assert chips.find('v5p:2x2x1').wraps == (False,) * 3
   assert chips.find('v6e:8x16').wraps == (False, True)
   assert chips.find('tpu7x:4x4x4').devices == 128
   with pytest.raises(ValueError, match='nearest: v5p:4x4x8'):
     chips.find('v5p-128')
-  assert chips.compiler_options('cpu') == {} and chips.compiler_options('TPU v5')
-  assert chips.peak_flops('TPU7x') == 2307e12 / 2 and chips.peak_flops('cpu') == 0
+  assert chips.compiler_options('cpu') == {}
+  assert chips.compiler_options('TPU v5')
+  assert chips.peak_flops('TPU7x') == 2307e12 / 2
+  assert chips.peak_flops('cpu') == 0
 
 
 def test_memory_is_read_off_the_buffers():

@@ -108,13 +108,15 @@ def test_every_seed_is_run_once_and_in_order():
   agent, episodes = run_expert(
     range(5, 8), on_progress=lambda episodes: reports.append(len(episodes))
   )
-  assert [e.seed for e in episodes] == [5, 6, 7] and reports == [2, 3]
+  assert [e.seed for e in episodes] == [5, 6, 7]
+  assert reports == [2, 3]
   env = make_env()
   for e in episodes:
     env.reset(e.seed)
     assert (e.task, e.instruction) == ('reach', env.instruction)
   assert [seed for *_, seed in agent.resets] == [5, 7]
-  assert agent.resets[1][0] == [episodes[2].instruction] * 2 and agent.resets[1][1].shape == (
+  assert agent.resets[1][0] == [episodes[2].instruction] * 2
+  assert agent.resets[1][1].shape == (
     2,
     32,
     48,
@@ -134,8 +136,10 @@ def test_records_of_a_failure(held):
     40,
     40,
   )
-  assert e.scene[0].shape == (64, 64, 3) and e.seen[0].shape == (32, 48, 3)
-  assert not held[1].scene and not held[1].asked
+  assert e.scene[0].shape == (64, 64, 3)
+  assert e.seen[0].shape == (32, 48, 3)
+  assert not held[1].scene
+  assert not held[1].asked
   # Nothing moved, so every picture is the first.
   assert all(np.array_equal(picture, e.scene[0]) for picture in e.scene)
   assert all(np.array_equal(frame, e.seen[0]) for frame in e.seen)

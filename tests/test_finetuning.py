@@ -156,7 +156,8 @@ def test_adapter_is_the_formula_of_peft(equation, shape, inputs):
     make(lora=lora).apply({'params': params}, x), make().apply({'params': plain}, x)
   )
   bound = np.prod(shape[:contracted]) ** -0.5
-  assert 0.6 * bound < np.abs(params['lora_a']).max() <= bound and not params['lora_b'].any()
+  assert 0.6 * bound < np.abs(params['lora_a']).max() <= bound
+  assert not params['lora_b'].any()
 
   params['lora_b'] = np.random.default_rng(1).normal(size=params['lora_b'].shape).astype(np.float32)
   I, O = np.prod(shape[:contracted]), np.prod(shape[contracted:])
@@ -215,10 +216,10 @@ def test_other_sets_are_patterns_of_paths(frozen_dtype):
   trained, kept = finetuning.split(
     nn.unbox(jax.eval_shape(lambda: train_step._init(config, None))).params, config.trainable
   )
-  assert trained['blocks']['ffn'].keys() == {'in', 'out'} and trained['blocks']['ffn'][
-    'in'
-  ].keys() == {'b'}
-  assert trained.keys() == {'blocks', 'action_decoder'} and 'action_decoder' not in kept
+  assert trained['blocks']['ffn'].keys() == {'in', 'out'}
+  assert trained['blocks']['ffn']['in'].keys() == {'b'}
+  assert trained.keys() == {'blocks', 'action_decoder'}
+  assert 'action_decoder' not in kept
   assert {x.dtype.name for x in jax.tree.leaves(kept)} == {frozen_dtype}
   with pytest.raises(
     ValueError,
@@ -283,12 +284,14 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
   ).read_bytes()
 
   loaded, tuned, _, _, _ = checkpoint.load_for_inference(tmp_path / 'resumed')
-  assert loaded.model.lora.rank == 0 and not checkpoint.list_mismatches(base, tuned)
+  assert loaded.model.lora.rank == 0
+  assert not checkpoint.list_mismatches(base, tuned)
   jax.tree.map(
     np.testing.assert_array_equal, tuned, checkpoint.load_for_inference(tmp_path / 'straight')[1]
   )
   same = {path for path, x in leaves(base).items() if np.array_equal(x, leaves(tuned)[path])}
-  assert 'text_encoder/table' in same and 'blocks/self_attn/q/b' in same
+  assert 'text_encoder/table' in same
+  assert 'blocks/self_attn/q/b' in same
   assert not same & {'blocks/self_attn/q/w', 'blocks/ffn/out/w', 'action_decoder/out/w'}
   record = checkpoint.load_base(tmp_path / 'resumed')[-1]['origin']
   assert record == {

@@ -115,7 +115,8 @@ def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
   levels = draws['coupled']
   np.testing.assert_array_equal(levels.action_BA, levels.video_BQ)
   table = flow.schedule(1000, 5.0)
-  assert np.isin(levels.video_BQ, table).all() and np.isin(levels.first_B, table).all()
+  assert np.isin(levels.video_BQ, table).all()
+  assert np.isin(levels.first_B, table).all()
   # Spec 3.2: mean 0.7476, standard deviation of one draw 0.231, so 0.0018 of the mean of 4 * 4096.
   np.testing.assert_allclose(np.mean(levels.video_BQ), 0.7476, atol=4 * 0.0018)
   np.testing.assert_allclose(np.median(levels.video_BQ), 5 / 6, atol=0.01)

@@ -209,16 +209,16 @@ def test_plans_are_the_mask(name, shards):
         got[start : start + part.size, slice(*keys)] = True
         assert part.conditional or (layout.kind[order[slice(*keys)]] < masks.ACTION).all()
       start += part.size
-    assert start == len(order) and len(order) % shards == 0 and chunks.area == got.sum()
+    assert start == len(order)
+    assert len(order) % shards == 0
+    assert chunks.area == got.sum()
     same_order(order, got, want)
     if rule == 'chunk':
       order, blocks = masks.block_plan(units, visible, shards)
       got = np.kron(np.array(blocks.visible), np.ones((blocks.side,) * 2, bool)).astype(bool)
-      assert (
-        got.shape == (len(order),) * 2
-        and len(order) % (blocks.side * shards) == 0
-        and blocks.area == got.sum()
-      )
+      assert got.shape == (len(order),) * 2
+      assert len(order) % (blocks.side * shards) == 0
+      assert blocks.area == got.sum()
       assert got.any(1).all()  # Nothing is divided by zero, not even in padding.
       same_order(order, got, want)
 
@@ -249,6 +249,7 @@ def test_blocks_of_the_released_window(shards, most_imbalance):
   order, blocks = masks.block_plan(units, rule('chunk'), shards)
   work = np.sum(blocks.visible, 1).reshape(shards, -1).sum(1)
   assert work.max() <= most_imbalance * work.mean()
-  assert blocks.area <= 1.15 * exact and len(order) <= 1.16 * len(layout.kind)
+  assert blocks.area <= 1.15 * exact
+  assert len(order) <= 1.16 * len(layout.kind)
   if shards <= 8:
     assert (blocks.side, len(order), int(np.sum(blocks.visible))) == (896, 16 * 896, 80)

@@ -94,7 +94,8 @@ def test_mfu_is_shown_with_the_peak_it_divides_by():
   for step in (1, 2, 3):  # Ten seconds each.
     progress.update(step, 0.5)
   assert 'loss 0.5000  0.4 samples/s  MFU 25.0% of 8 TFLOP/s  ETA' in stream.getvalue()
-  assert progress.timing['mfu'] == 0.25 and 'mfu' not in metrics.Progress(50, 4).timing
+  assert progress.timing['mfu'] == 0.25
+  assert 'mfu' not in metrics.Progress(50, 4).timing
 
 
 def test_goodput_is_the_share_of_time_that_the_steps_needed():
@@ -129,12 +130,14 @@ def test_boards_are_shown_what_is_written(tmp_path):
 
 def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
-  with pytest.raises(
-    ValueError,
-    match=r"--wandb_project=p needs wandb: pip install -e '.\[wandb\]', or drop the flag",
+  with (
+    pytest.raises(
+      ValueError,
+      match=r"--wandb_project=p needs wandb: pip install -e '.\[wandb\]', or drop the flag",
+    ),
+    metrics.wandb_run('p', tmp_path, cfg.from_config_dict(cfg.base())),
   ):
-    with metrics.wandb_run('p', tmp_path, cfg.from_config_dict(cfg.base())):
-      pass
+    pass
 
 
 def test_wandb_without_network(tmp_path, monkeypatch):

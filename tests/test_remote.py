@@ -72,7 +72,7 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   assert not [
     name
     for name in store.list('data/')
-    if 'origin' in name or 'record' in name and name.endswith('.json')
+    if 'origin' in name or ('record' in name and name.endswith('.json'))
   ]
   run(store, 'wam_jax.train', *train_flags(local, made))
 
@@ -87,9 +87,8 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
     store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset)
   )
   assert store.read('run/metrics.jsonl') == (local / 'metrics.jsonl').read_bytes()
-  assert store.read('run/timing.jsonl') and [
-    name for name in store.list('run/tensorboard/') if 'tfevents' in name
-  ]
+  assert store.read('run/timing.jsonl')
+  assert [name for name in store.list('run/tensorboard/') if 'tfevents' in name]
   assert json.loads(store.read('run/config.json'))['steps'] == 16
 
   evaluate = ('--env=dataset', '--episodes=1', '--steps=1', '--videos=1', '--output')

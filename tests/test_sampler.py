@@ -35,7 +35,8 @@ def runs(golden, prefix):
 def test_golden_unipc(golden_flow_unipc_scheduler, request):
   for config, given in runs(golden_flow_unipc_scheduler, 'run'):
     assert (config['solver_order'], config['solver_type']) == (2, 'bh2')
-    assert config['predict_x0'] and config['lower_order_final']
+    assert config['predict_x0']
+    assert config['lower_order_final']
     check = lambda name, got, given=given: parity.check(
       request, f'UniPC {name}', got, given[name], relative=parity.SCHEDULERS
     )

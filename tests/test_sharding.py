@@ -233,7 +233,7 @@ def test_each_large_array_of_droid_14b_is_split(layout, sizes):
     total, share = total + size, share + held
     if size > 2**20:
       name = jax.tree_util.keystr(path, simple=True, separator='/')
-      line = f'{name:<64}{str(x.shape):<26}{size / 2**20:>9.1f} MiB  1/{size / held:<4.0f} {x.sharding.spec}'
+      line = f'{name:<64}{x.shape!s:<26}{size / 2**20:>9.1f} MiB  1/{size / held:<4.0f} {x.sharding.spec}'
       print(line)
       if held > size / 32 and any(
         n % sizes[1] == 0 for n in x.shape
@@ -400,7 +400,8 @@ def test_axes_that_do_not_divide_raise_together():
   assert "['embed'] (6, 4): axis of 6 over fsdp = 4" in message
   assert "['both'] (3, 5): axis of 3 over tensor = 2" in message
   assert "['both'] (3, 5): axis of 5 over fsdp = 4" in message
-  assert 'good' not in message and "'fsdp': 4" in message
+  assert 'good' not in message
+  assert "'fsdp': 4" in message
   with pytest.raises(ValueError) as error:
     sharding.state_shardings(
       boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)}), mesh, RULES

@@ -139,7 +139,8 @@ def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
 
   command = ['env', *map('='.join, programs.environment().items()), *command_on(straight.dataset)]
   made = killed.run_killed(command, tmp_path, [('save', 20), ('step', 44)], random.Random(0))
-  assert made[0].torn and made[1].reached >= 44
+  assert made[0].torn
+  assert made[1].reached >= 44
   assert all(
     0 <= kill.lost < 2 * 10 for kill in made
   )  # The save before is complete when the next one begins.
@@ -154,11 +155,9 @@ def test_the_kill_benchmark_sees_a_difference(straight, tmp_path):
   shutil.rmtree(tmp_path / 'checkpoints/60/params')
   shutil.copytree(tmp_path / 'checkpoints/50/params', tmp_path / 'checkpoints/60/params')
   found = killed.list_differences(straight.workdir, tmp_path)
-  assert (
-    found[0] == 'metrics.jsonl'
-    and len(found) > 10
-    and all(name.startswith('params') for name in found[1:])
-  )
+  assert found[0] == 'metrics.jsonl'
+  assert len(found) > 10
+  assert all(name.startswith('params') for name in found[1:])
 
 
 def test_plans_of_kills():
@@ -170,7 +169,9 @@ def test_plans_of_kills():
     10,
   ]
   targets = [step for _, step in planned]
-  assert targets == sorted(targets) and 1 <= targets[0] and targets[-1] <= 270
+  assert targets == sorted(targets)
+  assert targets[0] >= 1
+  assert targets[-1] <= 270
 
 
 def test_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
@@ -397,11 +398,9 @@ def test_a_hung_step_ends_the_process_with_every_stack():
     text=True,
     timeout=60,
   )
-  assert (
-    done.returncode == 1
-    and 'Timeout (0:00:00.5' in done.stderr
-    and 'line 2 in <module>' in done.stderr
-  )
+  assert done.returncode == 1
+  assert 'Timeout (0:00:00.5' in done.stderr
+  assert 'line 2 in <module>' in done.stderr
 
 
 def test_init_from_a_run_that_does_not_fit(straight, config, tmp_path):
@@ -477,7 +476,8 @@ def test_four_processes_then_two_then_one_train_like_one(straight, tmp_path):
   stopped, outputs = 0, stop_after(start_by_hand(tmp_path, straight.dataset, 4), tmp_path, 4)
   for count in (2, 1):
     before, stopped = stopped, int(re.search(r'stopped at step (\d+) of 60', outputs[0])[1])
-    assert before < stopped < 60 and checkpoint.list_steps(tmp_path)[-1] == stopped
+    assert before < stopped < 60
+    assert checkpoint.list_steps(tmp_path)[-1] == stopped
     assert all('stopped at step' not in output for output in outputs[1:])  # Only process 0 reports.
     if count == 2:
       outputs = stop_after(

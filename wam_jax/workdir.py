@@ -155,7 +155,7 @@ def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
   """
   default = cfg.base().to_dict()
   dataset = dataclasses.asdict(cfg.DatasetConfig())
-  default['data']['mixture'] = {name: dataset for name in stored.get('data', {}).get('mixture', {})}
+  default['data']['mixture'] = dict.fromkeys(stored.get('data', {}).get('mixture', {}), dataset)
   return _fill(stored, default)
 
 

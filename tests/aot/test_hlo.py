@@ -120,7 +120,8 @@ def test_a_loop_without_a_bound_counts_once_and_is_named():
   work = count(
     LOOP.replace('constant(7)', 'custom-call(), custom_call_target="ask"').replace('STEP', '1')
   )
-  assert work.flops == 2 * 4 * 4 * 4 and work.unknown_loops == ['loop']
+  assert work.flops == 2 * 4 * 4 * 4
+  assert work.unknown_loops == ['loop']
 
 
 def test_a_fusion_counts_products_inside_and_traffic_outside():
@@ -214,7 +215,8 @@ def test_kernels_count_by_formula_and_those_without_one_are_listed():
   work = count(
     text, lambda i, inputs: 10.0 * inputs[0].elements if i.name.startswith('known') else None
   )
-  assert work.kernel_flops == 320 and work.kernels == {'known': (1, 320.0), 'other': (1, None)}
+  assert work.kernel_flops == 320
+  assert work.kernels == {'known': (1, 320.0), 'other': (1, None)}
 
 
 def test_a_text_without_a_program_is_refused():

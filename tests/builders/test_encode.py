@@ -288,19 +288,24 @@ def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
   apart = lambda a, b: norm(jax.tree.map(jnp.subtract, a[1], b[1])) / norm(b[1])
   np.testing.assert_allclose(from_stored[0], from_rounded[0], rtol=1e-5)
   np.testing.assert_allclose(from_stored[0], from_pixels[0], rtol=2.0**-8)
-  assert apart(from_stored, from_rounded) < 1e-4 and apart(from_stored, from_pixels) < 2.0**-6
+  assert apart(from_stored, from_rounded) < 1e-4
+  assert apart(from_stored, from_pixels) < 2.0**-6
 
 
 def test_a_model_that_needs_no_download_stores_latents_only(path, patches):
   job = make_job(path)
   summary = run(job, patches)
-  assert summary['prompts'] == 0 and summary['encoded_windows']['records'] == 5
+  assert summary['prompts'] == 0
+  assert summary['encoded_windows']['records'] == 5
   stored, batch = find(job, patches), pixel_batch(job)
   got = feature_batch(stored, batch).features
-  assert got.text_BPC is None and got.image_BIC is None and got.condition_BFHWC is None
+  assert got.text_BPC is None
+  assert got.image_BIC is None
+  assert got.condition_BFHWC is None
   assert_rounded(got, types.Features(patches.encode(batch.frames_BRIJ3)), bits=8)
   again = run(job, patches)
-  assert again['encoded_windows']['records'] == 0 and again['bytes'] == summary['bytes']
+  assert again['encoded_windows']['records'] == 0
+  assert again['bytes'] == summary['bytes']
 
 
 def test_the_grid_begins_at_every_span_or_at_a_drawn_step(path):
@@ -352,7 +357,8 @@ def test_shards_share_the_work(path, tmp_path, patches):
   assert sum(name.startswith('windows') for name in want) > 2
   shutil.rmtree(whole)
   first = run(make_job(path, storing=small), patches, 0, 2)
-  assert first['missing_files'] > 0 and not (pathlib.Path(whole) / 'manifest.json').exists()
+  assert first['missing_files'] > 0
+  assert not (pathlib.Path(whole) / 'manifest.json').exists()
   second = run(make_job(path, storing=small), patches, 1, 2)
   assert second['missing_files'] == 0
   assert first['encoded_windows']['records'] + second['encoded_windows']['records'] == 5
@@ -416,7 +422,8 @@ def test_batches_hold_features_in_place_of_pixels(path, patches):
   pixels = pipeline._load_mixture(config)[0]
   for batch in batches:  # One epoch each: 5 windows, every one once.
     windows_B = batch.sample_B2[:, 1]
-    assert sorted(windows_B) == [0, 1, 2, 3, 4] and batch.frames_BRIJ3 is None
+    assert sorted(windows_B) == [0, 1, 2, 3, 4]
+    assert batch.frames_BRIJ3 is None
     clean = patches.encode(np.stack([job.load_frames(w) for w in windows_B]))
     assert_rounded(batch.features, types.Features(clean), bits=8)
     want = pipeline._stack(
@@ -457,10 +464,8 @@ def test_prompts_of_batches_are_among_the_stored(films, frozen):
   ):
     np.testing.assert_array_equal(ids_P, tokenize(f'task {stored[window][0] % 3}'))
     np.testing.assert_array_equal(text_PC, stored.read(0, 0, ids_P).text_BPC)
-    assert (
-      text_PC[: np.count_nonzero(ids_P)].any(1).all()
-      and not text_PC[np.count_nonzero(ids_P) :].any()
-    )
+    assert text_PC[: np.count_nonzero(ids_P)].any(1).all()
+    assert not text_PC[np.count_nonzero(ids_P) :].any()
 
 
 def test_augmented_training_and_its_evaluation_have_features_of_their_own(path, patches):
@@ -556,8 +561,10 @@ def test_killed_and_continued_is_straight(tmp_path, patches):
   output, _ = process.communicate(timeout=240)
   assert process.returncode == 0, output
   summary = json.loads((tmp_path / 'summary.json').read_text())
-  assert summary['windows'] == 320 and 0 < summary['encoded_windows']['records'] < 320
-  assert '320 windows x 1 (none), 0 prompts' in output and 'windows/s' in output
+  assert summary['windows'] == 320
+  assert 0 < summary['encoded_windows']['records'] < 320
+  assert '320 windows x 1 (none), 0 prompts' in output
+  assert 'windows/s' in output
   assert kept == {p: p.stat().st_mtime_ns for p in kept}
   continued = contents(place)
   shutil.rmtree(place)

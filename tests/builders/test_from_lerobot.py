@@ -99,7 +99,8 @@ def test_every_feature_of_every_step(converted):
         t == n - 1,
         t == n - 1,
       )
-      assert step['reward'] == [t == n - 1] and step['next.done'] == [t == n - 1]
+      assert step['reward'] == [t == n - 1]
+      assert step['next.done'] == [t == n - 1]
       assert (step['frame_index'], step['index'], step['task_index']) == (
         t,
         sum(LENGTHS[:e]) + t,
@@ -152,7 +153,8 @@ def test_other_versions_give_the_same_records(converted, v2, tmp_path, version, 
     source = pathlib.Path(shutil.copytree(v2, tmp_path / 'my-robot'))
     dirs.edit_info(source, codebase_version=version)
   convert.convert(source, tmp_path / 'out', workers=2)
-  assert _shards(tmp_path / 'out') == _shards(converted[0]) and len(_shards(tmp_path / 'out')) == 3
+  assert _shards(tmp_path / 'out') == _shards(converted[0])
+  assert len(_shards(tmp_path / 'out')) == 3
 
 
 @pytest.fixture
@@ -193,7 +195,8 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
       )
       assert step['annotation']['note'].decode() == f'step {t}'
   Slice = embodiments.Slice
-  assert record.name == 'yam' and record.prompt != '{}'
+  assert record.name == 'yam'
+  assert record.prompt != '{}'
   assert record.state == (Slice('arm', 0, 2, 'unknown'), Slice('gripper', 0, 1, 'unknown'))
   assert record.action == (
     Slice('action/arm', 0, 2, 'unknown', relative_to='arm:0:2'),
@@ -520,9 +523,8 @@ def test_goes_on_where_it_stopped(v2, damaged, converted, tmp_path, capsys):
   video.write_bytes(whole)
   capsys.readouterr()
   convert.convert(damaged, tmp_path / 'out')
-  assert (
-    'going on after 2 of 3 shards' in (error := capsys.readouterr().err) and '44/44 frames' in error
-  )
+  assert 'going on after 2 of 3 shards' in (error := capsys.readouterr().err)
+  assert '44/44 frames' in error
   assert sorted(p.name for p in tmp_path.iterdir()) == ['damaged', 'out']
   assert sorted(_shards(tmp_path / 'out').values()) == sorted(_shards(converted[0]).values())
 
@@ -539,19 +541,16 @@ def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
   )
   done = run(f'--source={v2}', f'--output={tmp_path}/out')
   assert done.returncode == 0, done.stderr
-  assert "Embodiment(name='test_arm',\n    views=(View(" in done.stdout and done.stdout.endswith(
-    'False\n'
-  )
+  assert "Embodiment(name='test_arm',\n    views=(View(" in done.stdout
+  assert done.stdout.endswith('False\n')
   assert '44/44 frames' in done.stderr
   assert run(f'--source={v2}', f'--output={tmp_path}/out').stdout.startswith(
     f'already there: {tmp_path}/out'
   )
   refused = run(f'--source={tmp_path}', f'--output={tmp_path}/other')
-  assert (
-    refused.returncode == 1
-    and refused.stderr.startswith('error: ')
-    and 'no meta/info.json' in refused.stderr
-  )
+  assert refused.returncode == 1
+  assert refused.stderr.startswith('error: ')
+  assert 'no meta/info.json' in refused.stderr
 
 
 @pytest.mark.skipif(

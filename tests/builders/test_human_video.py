@@ -68,7 +68,8 @@ def test_every_caption_is_an_episode_of_what_was_shown(folder, tmp_path):
   ):
     np.testing.assert_allclose(_shades(episodes[i]), [shade(f) for f in frames], atol=2)
   assert not builder.build(tmp_path / 'out', _config(folder))
-  assert episodes[0].state_TX.shape == (5, 0) and episodes[0].action_TU.shape == (5, 0)
+  assert episodes[0].state_TX.shape == (5, 0)
+  assert episodes[0].action_TU.shape == (5, 0)
 
 
 def test_another_rate_and_shorter_episodes(folder, tmp_path):
@@ -123,9 +124,9 @@ def test_a_video_filmed_upright_is_turned(folder, tmp_path):
   builder.build(tmp_path / 'out', _config(folder))
   image = _episodes(tmp_path / 'out')[0].decode('image', 0)
   assert image.shape == (64, 48, 3)
-  assert (
-    image[36:].mean() > 180 and image[:28].mean() < 20
-  )  # 90 degrees counterclockwise: the left comes down.
+  # 90 degrees counterclockwise: the left comes down.
+  assert image[36:].mean() > 180
+  assert image[:28].mean() < 20
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,8 @@ def test_damage_is_named_and_nothing_appears(folder, tmp_path, damage, message):
   damage(folder)
   with pytest.raises(ValueError, match=message):
     builder.build(tmp_path / 'out', _config(folder))
-  assert not (tmp_path / 'out').exists() and not (tmp_path / '.out.partial').exists()
+  assert not (tmp_path / 'out').exists()
+  assert not (tmp_path / '.out.partial').exists()
 
 
 def test_a_video_that_ends_early_is_named(tmp_path):
@@ -222,9 +224,8 @@ def test_command(folder, tmp_path):
   assert '25/25 frames' in done.stderr
   assert _episodes(tmp_path / 'out')[0].decode('image', 0).shape == (32, 64, 3)
   refused = run(f'--output={tmp_path}/other', '--size=32')
-  assert refused.returncode == 1 and refused.stderr.startswith(
-    "error: size='32' must be ROWSxCOLUMNS"
-  )
+  assert refused.returncode == 1
+  assert refused.stderr.startswith("error: size='32' must be ROWSxCOLUMNS")
 
 
 @pytest.mark.skipif(

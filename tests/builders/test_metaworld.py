@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 
 pytest.importorskip('metaworld')
 
-from data.metaworld import builder  # noqa: E402
-from wam_jax.data import embodiments  # noqa: E402
-from wam_jax.data import sources  # noqa: E402
-from wam_jax.data import windows  # noqa: E402
+from data.metaworld import builder
+from wam_jax.data import embodiments
+from wam_jax.data import sources
+from wam_jax.data import windows
 
 CONFIG = builder.BuildConfig(('handle-press', 'reach'), episodes=1, view_size=16)
 
@@ -54,10 +54,13 @@ def test_replaying_the_actions_reproduces_every_step(dataset):  # Recorded by ot
         assert step['language_instruction'].decode() == env.instruction
         succeeded = env.success
         seen = env.step(step['action'])
-      assert succeeded and episode['success'] and episode['steps'][-1]['is_terminal']
+      assert succeeded
+      assert episode['success']
+      assert episode['steps'][-1]['is_terminal']
       assert len(episode['steps']) >= 33  # Two chunks and the frame before them.
       env.close()
-  assert len(set(seeds)) == 4 and min(seeds) >= 1 << 32
+  assert len(set(seeds)) == 4
+  assert min(seeds) >= 1 << 32
 
 
 def test_the_shipped_record_fits(dataset):
@@ -100,4 +103,5 @@ def test_command(dataset, tmp_path):
   )
   assert (again.returncode, again.stdout) == (0, f'already there: {dataset}\n'), again.stderr
   refused = run(f'--output={tmp_path}', '--tasks=fly')
-  assert refused.returncode == 1 and refused.stderr.startswith("error: task='fly' must be one of")
+  assert refused.returncode == 1
+  assert refused.stderr.startswith("error: task='fly' must be one of")

@@ -59,7 +59,8 @@ def test_replaying_the_actions_reproduces_every_step(dataset):
     env = builder.make_env(CONFIG, split)
     for episode in _read(dataset, split):
       seen = env.reset(int(episode['seed']))
-      assert env.task == episode['task'].decode() and episode['embodiment'] == b'disc'
+      assert env.task == episode['task'].decode()
+      assert episode['embodiment'] == b'disc'
       for step in episode['steps']:
         np.testing.assert_array_equal(step['observation']['top'], seen['top'])
         np.testing.assert_array_equal(step['observation']['wrist'], seen['wrist'])
@@ -68,7 +69,8 @@ def test_replaying_the_actions_reproduces_every_step(dataset):
         assert step['action'].dtype == np.float32
         last_success = env.success
         seen = env.step(step['action'])
-      assert last_success and episode['success']
+      assert last_success
+      assert episode['success']
       assert tabletop.held_out(env.scenario.combination) == (split == 'unseen_task')
 
 
@@ -99,7 +101,8 @@ def test_splits_and_seeds_never_share_an_episode(dataset):
   seeds = [
     int(e['seed']) for split in ('train', 'val', 'unseen_task') for e in _read(dataset, split)
   ]
-  assert len(set(seeds)) == 10 and min(seeds) >= 1 << 32
+  assert len(set(seeds)) == 10
+  assert min(seeds) >= 1 << 32
   assert expert.make_seed(0, 0, 0, 0) != expert.make_seed(1, 0, 0, 0)
 
 
@@ -195,4 +198,5 @@ def test_command_prints_the_path_and_needs_no_tensorflow(tmp_path):
     text=True,
     check=False,
   )
-  assert refused.returncode == 1 and refused.stderr.startswith("error: task='fly' must be one of")
+  assert refused.returncode == 1
+  assert refused.stderr.startswith("error: task='fly' must be one of")

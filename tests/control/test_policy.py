@@ -145,7 +145,8 @@ def test_the_state_keeps_its_shapes_in_bfloat16():
     brain.reset, params, frozen, PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0)
   )
   action, latents, after = jax.eval_shape(brain.step, params, frozen, state, observe(0))
-  assert state.cache.k.dtype == jnp.bfloat16 and action.dtype == latents.dtype == jnp.float32
+  assert state.cache.k.dtype == jnp.bfloat16
+  assert action.dtype == latents.dtype == jnp.float32
   assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == (
     jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)
   )

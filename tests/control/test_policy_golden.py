@@ -121,5 +121,6 @@ def test_golden_rollout_starts_over_where_the_official_head_does(calls):
   ]
   # Before a call the official counter still stands where it will start over.
   before = g.config['start_frames_before_call']
-  assert before[0] == 0 and before[1:] == [s + per_chunk for s in starts[:-1]]
+  assert before[0] == 0
+  assert before[1:] == [s + per_chunk for s in starts[:-1]]
   assert policy.traces == 1

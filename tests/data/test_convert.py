@@ -133,7 +133,8 @@ def test_a_killed_conversion_continues(
     [sys.executable, '-c', KILLED, str(tfrecord_path), str(tmp_path / 'out'), str(delivered)],
     cwd=ROOT,
   )
-  assert done.returncode == -9 and not (tmp_path / 'out').exists()
+  assert done.returncode == -9
+  assert not (tmp_path / 'out').exists()
   converted, original = [], convert._convert_shard
   monkeypatch.setattr(convert, '_convert_shard', lambda job: converted.append(job) or original(job))
   output = convert.convert(tfrecord_path, tmp_path / 'out')
@@ -221,18 +222,23 @@ def run(module, *args):
 
 def test_commands(clock_path, tfrecord_path, tmp_path):
   done = run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
-  assert done.returncode == 0 and 'train 8 episodes, val 2 episodes' in done.stdout
+  assert done.returncode == 0
+  assert 'train 8 episodes, val 2 episodes' in done.stdout
   again = run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
-  assert again.returncode == 1 and 'error: ' in again.stderr and 'Traceback' not in again.stderr
+  assert again.returncode == 1
+  assert 'error: ' in again.stderr
+  assert 'Traceback' not in again.stderr
   wrong = run('data.statistics', f'--dataset={tmp_path / "out"}', '--embodiment=bridge_widowx')
-  assert wrong.returncode == 1 and "does not fit embodiment 'bridge_widowx'" in wrong.stderr
+  assert wrong.returncode == 1
+  assert "does not fit embodiment 'bridge_widowx'" in wrong.stderr
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')
 def test_real_bridge_episodes_become_batches(tmp_path):
   output = str(convert.convert(BRIDGE, tmp_path / 'bridge/1.0.0'))
   done = run('data.statistics', f'--dataset={output}', '--embodiment=bridge_widowx')
-  assert done.returncode == 0 and '25 episodes, 250 steps' in done.stdout
+  assert done.returncode == 0
+  assert '25 episodes, 250 steps' in done.stdout
   config = cfg.TrainConfig(
     batch_size=4,
     model=cfg.ModelConfig(action_dim=7, proprio_dim=7, actions_per_chunk=4),
@@ -244,7 +250,10 @@ def test_real_bridge_episodes_become_batches(tmp_path):
   iterator = pipeline.make_train_iterator(config)
   batch = next(iterator)
   iterator.close()
-  assert batch.frames_BRIJ3.shape == (4, 5, 64, 64, 3) and batch.frames_BRIJ3.std() > 20
-  assert np.abs(batch.action_BAU).max() <= 1 and batch.action_mask_BAU[:, :4].all()
+  assert batch.frames_BRIJ3.shape == (4, 5, 64, 64, 3)
+  assert batch.frames_BRIJ3.std() > 20
+  assert np.abs(batch.action_BAU).max() <= 1
+  assert batch.action_mask_BAU[:, :4].all()
   episodes = sources.Episodes(output, 'train', embodiments.get('bridge_widowx'))
-  assert len(episodes) == 25 and episodes[0].texts(0) != ('',)
+  assert len(episodes) == 25
+  assert episodes[0].texts(0) != ('',)

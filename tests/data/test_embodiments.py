@@ -69,7 +69,8 @@ def test_published_datasets_have_what_their_records_need(name, tmp_path):
     [episode.decode(v.key, 7).mean() for v in record.views], 14, atol=1
   )  # JPEG.
   (span,) = episode.spans
-  assert (span.start, span.stop) == (0, 9) and len(span.texts) == len(record.language)
+  assert (span.start, span.stop) == (0, 9)
+  assert len(span.texts) == len(record.language)
 
 
 def test_droid_reads_all_three_instructions(tmp_path):
@@ -223,7 +224,8 @@ def test_read_takes_a_records_vector_from_named_arrays():
   }
   got = embodiments.read(record.state, arrays)
   np.testing.assert_array_equal(got, [*range(14), 0, 0.5, 20, 21, 22, 23])
-  assert got.dtype == np.float32 and embodiments.read((), arrays).shape == (0,)
+  assert got.dtype == np.float32
+  assert embodiments.read((), arrays).shape == (0,)
   with pytest.raises(
     ValueError, match=r"'head/position' is missing; 'waist/position' has 1 columns; got .*'camera'"
   ):

@@ -120,11 +120,9 @@ def test_files_are_whole_or_absent_and_of_the_size_asked_for(episodes):
     ValueError, match='windows-00000-of-00004.array_record would hold 1 records where 5 belong'
   ):
     files['windows'].write(0, [VALUES[0].tobytes()])
-  assert (
-    not list(place.glob('.*'))
-    and files['windows'].missing() == [0, 1, 2, 3]
-    and len(features.finish(place)) == 5
-  )
+  assert not list(place.glob('.*'))
+  assert files['windows'].missing() == [0, 1, 2, 3]
+  assert len(features.finish(place)) == 5
   with pytest.raises(
     ValueError,
     match=r'is not finished; 5 files are missing: windows-00000-of-00004.*Finish it with '
@@ -183,10 +181,8 @@ def test_weights_are_known_by_their_bits():
   spread = jax.sharding.NamedSharding(
     jax.make_mesh((8,), ('data',)), jax.sharding.PartitionSpec('data')
   )
-  assert (
-    set(want) == {'tokenizer'}
-    and features.fingerprint_encoders(frozen(jax.device_put(draw, spread))) == want
-  )
+  assert set(want) == {'tokenizer'}
+  assert features.fingerprint_encoders(frozen(jax.device_put(draw, spread))) == want
   one_bit = draw.view(np.uint32) ^ (np.arange(128).reshape(16, 8) == 77).astype(np.uint32)
   for other in (
     frozen(one_bit.view(np.float32)),
@@ -333,7 +329,8 @@ def test_a_mixture_is_of_pixels_or_of_features(episodes, tmp_path):
   ):
     look('require', b=b)
   store(episodes, of=describe(episodes, weights=features.fingerprint_encoders(frozen)))
-  assert list(look('auto', a=a)) == list(look('require', a=a)) == ['a'] and look('off', a=a) == {}
+  assert list(look('auto', a=a)) == list(look('require', a=a)) == ['a']
+  assert look('off', a=a) == {}
   with pytest.raises(
     ValueError,
     match=r"(?s)\['b'\] of config.data.mixture have no stored features, but a batch holds "

@@ -75,22 +75,24 @@ def test_positions_skip_block_headers():
 
 def test_an_indexed_episode_equals_the_whole_one(noisy_paths):
   written, indexed = map(open_noisy, noisy_paths)
-  assert written._index is None and indexed._index is not None and len(indexed) == 2
+  assert written._index is None
+  assert indexed._index is not None
+  assert len(indexed) == 2
   for number in range(2):
     want, got = written[number], indexed[number]
     assert {key: list(images) for key, images in got.encoded.items()} == want.encoded
     np.testing.assert_array_equal(got.state_TX, want.state_TX)
     np.testing.assert_array_equal(got.action_TU, want.action_TU)
-    assert got.spans == want.spans and got.length == want.length
+    assert got.spans == want.spans
+    assert got.length == want.length
     assert indexed.spans(number) == written.spans(number)
     np.testing.assert_array_equal(indexed.numeric(number)[0], want.state_TX)
 
 
 def test_split_slices_and_pickles_read_the_same(noisy_paths):
   part = pickle.loads(pickle.dumps(sources.Episodes(noisy_paths[1], 'train[1:]', CLOCK)))
-  assert (
-    len(part) == 1 and list(part[0].encoded['top']) == open_noisy(noisy_paths[0])[1].encoded['top']
-  )
+  assert len(part) == 1
+  assert list(part[0].encoded['top']) == open_noisy(noisy_paths[0])[1].encoded['top']
 
 
 def test_a_window_costs_its_own_images(noisy_paths, monkeypatch):
@@ -107,7 +109,8 @@ def test_a_window_costs_its_own_images(noisy_paths, monkeypatch):
       episode.decode(view.key, step)
   images = sum(len(episode.encoded[view.key][step]) for view in CLOCK.views for step in (3, 7, 11))
   read = read[:7]  # The episode without images, and six images.
-  assert read[0] < 6000 and images <= sum(read[1:]) < images + 6 * 24 + 1
+  assert read[0] < 6000
+  assert images <= sum(read[1:]) < images + 6 * 24 + 1
   assert episode.nbytes < 3000  # What a cache holds of it.
 
 

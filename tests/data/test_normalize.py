@@ -99,7 +99,8 @@ def test_combine_takes_the_widest():
   b = normalize.Statistics(normalize.Quantiles(np.float32([-1, 0]), np.float32([5, 3])), Q, 7)
   got = normalize.combine([a, b])
   np.testing.assert_array_equal((got.state.q01, got.state.q99), ([-1, -2], [10, 3]))
-  assert got.steps == 12 and got.state.mean is None
+  assert got.steps == 12
+  assert got.state.mean is None
 
 
 def test_combine_pools_moments_of_all_rows():
@@ -175,8 +176,10 @@ def test_metadata_survives_json():
     normalize.KnownEmbodiment(1, CLOCK, None),
   ]
   back = normalize.from_metadata(json.loads(json.dumps(normalize.to_metadata(known))))
-  assert back['clock'] == known[1] and back['clock_relative'].record == RELATIVE
-  assert back['clock_relative'].center_crop and not back['clock'].center_crop
+  assert back['clock'] == known[1]
+  assert back['clock_relative'].record == RELATIVE
+  assert back['clock_relative'].center_crop
+  assert not back['clock'].center_crop
   for part in ('state', 'action'):
     got, want = (getattr(e.statistics, part) for e in (back['clock_relative'], known[0]))
     for key in normalize.ARRAYS:
@@ -194,7 +197,9 @@ def test_metadata_of_older_checkpoints_is_read():
   for part in ('state', 'action'):
     known['statistics'][part] = {key: known['statistics'][part][key] for key in ('q01', 'q99')}
   old = normalize.from_metadata(json.loads(json.dumps(content)))['clock']
-  assert old.id == 2 and not old.center_crop and old.statistics.action.mean is None
+  assert old.id == 2
+  assert not old.center_crop
+  assert old.statistics.action.mean is None
   new = make_statistics(CLOCK)
   x = np.float32([[1, -2]])
   np.testing.assert_array_equal(old.statistics.action.normalize(x), new.action.normalize(x))

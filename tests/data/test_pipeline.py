@@ -51,7 +51,8 @@ def raw_values(config, batch):
 def test_shapes_and_types_are_those_of_batch(clock_path):
   (batch,) = take(make_clock(clock_path), 1)
   got = {k: (v.shape, v.dtype.name) for k, v in vars(batch).items() if v is not None}
-  assert isinstance(batch, types.Batch) and got == {
+  assert isinstance(batch, types.Batch)
+  assert got == {
     'frames_BRIJ3': ((8, 5, 16, 24, 3), 'uint8'),
     'action_BAU': ((8, 16, 3), 'float32'),
     'action_mask_BAU': ((8, 16, 3), 'bool'),
@@ -74,7 +75,8 @@ def test_frames_states_and_actions_tell_the_same_time(clock_path):
     clock_BR, np.minimum(start_B[:, None] + 4 * np.arange(5), last_B[:, None])
   )
   np.testing.assert_array_equal(batch.chunk_mask_BQ, start_B[:, None] + (8, 16) <= last_B[:, None])
-  assert batch.chunk_mask_BQ[:, 0].all() and 0 < batch.chunk_mask_BQ[:, 1].sum() < len(start_B)
+  assert batch.chunk_mask_BQ[:, 0].all()
+  assert 0 < batch.chunk_mask_BQ[:, 1].sum() < len(start_B)
   # Normalized values beyond the 1% and 99% quantiles are clipped: compare where they are not.
   proprio_BQX, action_BQAU = raw_values(config, batch)
   want_BQ = np.minimum(start_B[:, None] + (0, 8), last_B[:, None])
@@ -91,9 +93,8 @@ def test_frames_states_and_actions_tell_the_same_time(clock_path):
 def test_both_views_are_in_place_and_the_prompt_is_the_episodes(clock_path):
   config = make_clock(clock_path)
   (batch,) = take(config, 1)
-  assert (batch.frames_BRIJ3[:, :, :, :16, 2] == 7).all() and (
-    batch.frames_BRIJ3[:, :, :, 16:, 2] == 77
-  ).all()
+  assert (batch.frames_BRIJ3[:, :, :, :16, 2] == 7).all()
+  assert (batch.frames_BRIJ3[:, :, :, 16:, 2] == 77).all()
   for frames, ids in zip(batch.frames_BRIJ3, batch.prompt_ids_BP):
     np.testing.assert_array_equal(
       ids, transforms.tokenize(f'task {frames[0, 0, 0, 0] % 3}', 16, 2048)
@@ -107,7 +108,8 @@ def test_masked_actions_and_padded_dimensions_are_zero(clock_path):
     mask_BQAU[..., :2],
     np.broadcast_to(batch.chunk_mask_BQ[..., None, None], mask_BQAU.shape[:-1] + (2,)),
   )
-  assert not mask_BQAU[..., 2].any() and not batch.action_BAU[~batch.action_mask_BAU].any()
+  assert not mask_BQAU[..., 2].any()
+  assert not batch.action_BAU[~batch.action_mask_BAU].any()
   assert not batch.proprio_BQX[..., 3].any()
 
 
@@ -138,8 +140,10 @@ def test_video_only_robot_has_no_action(clock_path):
   (batch,) = take(config, 1)
   video_B = batch.embodiment_B == 0
   assert 0 < video_B.sum() < 8
-  assert not batch.action_mask_BAU[video_B].any() and not batch.action_BAU[video_B].any()
-  assert not batch.proprio_BQX[video_B].any() and batch.action_mask_BAU[~video_B].any()
+  assert not batch.action_mask_BAU[video_B].any()
+  assert not batch.action_BAU[video_B].any()
+  assert not batch.proprio_BQX[video_B].any()
+  assert batch.action_mask_BAU[~video_B].any()
   assert batch.chunk_mask_BQ[:, 0].all()
 
 
@@ -148,7 +152,8 @@ def test_one_epoch_holds_every_sample_once_in_another_order_each_time(tmp_path):
   batches = take(config, 6)
   epochs = [join(part).sample_B2[:, 1].tolist() for part in (batches[:3], batches[3:])]
   assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
-  assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+  assert epochs[0] != epochs[1]
+  assert epochs[0] != sorted(epochs[0])
 
 
 def test_mixture_has_its_weights(clock_path):
@@ -254,9 +259,9 @@ def test_only_the_frames_of_a_sample_are_decoded_each_once(clock_path, monkeypat
     else len(seen) // 2
   )
   assert len(seen) == 2 * steps  # Two views.
-  assert 8 * 3 <= steps <= 8 * 5 and (
-    augment or steps < 8 * 5
-  )  # Some windows end before five frames.
+  # Some windows end before five frames.
+  assert 8 * 3 <= steps <= 8 * 5
+  assert augment or steps < 8 * 5
 
 
 def test_nothing_is_decoded_before_the_first_batch_is_asked_for(clock_path, monkeypatch):
@@ -273,10 +278,10 @@ def test_robot_and_human_video_one_to_one(clock_path):
   for batch in take(config, 3):
     human_B = batch.embodiment_B == 1
     assert human_B.sum() == 4
-    assert (
-      not batch.action_mask_BAU[human_B].any() and batch.action_mask_BAU[~human_B].any((1, 2)).all()
-    )
-    assert not batch.proprio_BQX[human_B].any() and batch.chunk_mask_BQ[:, 0].all()
+    assert not batch.action_mask_BAU[human_B].any()
+    assert batch.action_mask_BAU[~human_B].any((1, 2)).all()
+    assert not batch.proprio_BQX[human_B].any()
+    assert batch.chunk_mask_BQ[:, 0].all()
     assert (batch.frames_BRIJ3[:, :, :, :16].reshape(8, -1).max(1) > 0).all()
 
 
@@ -349,7 +354,8 @@ def test_metadata_needs_no_dataset(clock_path):
     {'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_video', 1.0)}
   )
   known = normalize.from_metadata(json.loads(json.dumps(pipeline.load_metadata(config))))
-  assert known['clock'].record == synthetic.CLOCK and known['clock_video'].id == 1
+  assert known['clock'].record == synthetic.CLOCK
+  assert known['clock_video'].id == 1
   assert known['clock_video'].statistics.action.q01.shape == (0,)
   np.testing.assert_allclose(known['clock'].statistics.state.q99[2], 0, atol=1e-6)
 
@@ -358,7 +364,8 @@ def test_several_datasets_of_one_robot_share_the_widest_statistics(tmp_path):
   paths = [synthetic.make_dataset(tmp_path / str(n), [n, n]) for n in (12, 30)]
   config = synthetic.make_config({'a': (paths[0], 'clock', 1.0), 'b': (paths[1], 'clock', 1.0)})
   stats = normalize.from_metadata(pipeline.load_metadata(config))['clock'].statistics
-  assert stats.steps == 84 and stats.action.q99[0] > 28
+  assert stats.steps == 84
+  assert stats.action.q99[0] > 28
 
 
 def test_prepare_runs_the_command_of_a_missing_dataset(tmp_path, monkeypatch):
@@ -474,6 +481,5 @@ def test_warm_samples_cost_little(clock_path):
   for i in range(30):
     batches[i]
   assert (time.process_time() - start) / 240 < 1e-3
-  assert samplers[0].cache.used <= config.data.cache_gib * 2**30 and isinstance(
-    samplers[0].episodes, sources.Episodes
-  )
+  assert samplers[0].cache.used <= config.data.cache_gib * 2**30
+  assert isinstance(samplers[0].episodes, sources.Episodes)

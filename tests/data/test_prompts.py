@@ -135,7 +135,8 @@ def test_umt5_tokenizer(files, name):
   tokenize = pickle.loads(pickle.dumps(tokenize))
   words = [piece for piece, _ in files[1]]
   ids_P = tokenize('pick up the red cube')
-  assert ids_P.dtype == np.int32 and ids_P.shape == (16,)
+  assert ids_P.dtype == np.int32
+  assert ids_P.shape == (16,)
   end = list(ids_P).index(prompts.END)
   assert ''.join(words[i] for i in ids_P[:end]) == '▁pick▁up▁the▁red▁cube'
   np.testing.assert_array_equal(ids_P[end + 1 :], 0)

@@ -75,7 +75,8 @@ def test_slices_pick_columns_in_the_order_of_the_record(clock_path):
 
 def test_split_slice_and_pickle(clock_path):
   episodes = sources.Episodes(clock_path, 'train[2:4]', CLOCK, storage.Cache(1.0))
-  assert len(episodes) == 2 and episodes.where(0).startswith('record 2 of ')
+  assert len(episodes) == 2
+  assert episodes.where(0).startswith('record 2 of ')
   copy = pickle.loads(pickle.dumps(episodes))
   np.testing.assert_array_equal(copy[1].state_TX, open_clock(clock_path)[3].state_TX)
 
@@ -87,9 +88,9 @@ def test_cache_holds_episodes_within_its_bound(clock_path):
   assert cache.used == episodes[0].nbytes
   small = storage.Cache(2.5 * 100 / 2**30)
   made = [small.get(i, lambda: np.zeros(100, np.uint8)) for i in (0, 1, 0, 2)]
-  assert (
-    small.used == 200 and small.get(0, lambda: None) is made[0]
-  )  # 1 was the least recently used.
+  # 1 was the least recently used.
+  assert small.used == 200
+  assert small.get(0, lambda: None) is made[0]
 
 
 def test_language_spans_follow_the_instruction(tmp_path):
@@ -102,7 +103,8 @@ def test_language_spans_follow_the_instruction(tmp_path):
     sources.Span(0, 5, ('Task 0',)),
     sources.Span(5, 12, ('Other',)),
   )
-  assert open_clock(path)[0].texts(4) == ('Task 0',) and open_clock(path)[0].texts(5) == ('Other',)
+  assert open_clock(path)[0].texts(4) == ('Task 0',)
+  assert open_clock(path)[0].texts(5) == ('Other',)
 
 
 def test_missing_directory_and_description(tmp_path):
@@ -238,12 +240,15 @@ def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
 
   monkeypatch.setattr(storage, 'write_atomic', refuse)
   where = storage.write_beside(path, 'x.json', b'1')
-  assert where.parent != path and where == storage.find_beside(path, 'x.json')
-  assert storage.read_beside(path, 'x.json') == b'1' and not list(path.iterdir())
+  assert where.parent != path
+  assert where == storage.find_beside(path, 'x.json')
+  assert storage.read_beside(path, 'x.json') == b'1'
+  assert not list(path.iterdir())
 
 
 def test_no_tensorflow_is_imported():
-  assert 'tensorflow' not in sys.modules and tfds.__version__
+  assert 'tensorflow' not in sys.modules
+  assert tfds.__version__
 
 
 def copy(path, tmp_path) -> pathlib.Path:

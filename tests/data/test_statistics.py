@@ -39,7 +39,8 @@ def test_statistics_by_hand(tmp_path):
   np.testing.assert_allclose(
     got.action.std, [np.sqrt((101**2 - 1) / 12)] * 2, rtol=1e-6
   )  # Of 101 equal steps.
-  assert got.steps == 101 and got.action.norms == ('q99', 'q99')
+  assert got.steps == 101
+  assert got.action.norms == ('q99', 'q99')
 
 
 def write_random(tmp_path) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
@@ -140,12 +141,14 @@ def test_statistics_are_kept_until_something_they_depend_on_changes(tmp_path, mo
   again = statistics.load_or_compute(sources.Episodes(path, 'train[:1]', CLOCK))
   for key in normalize.ARRAYS:
     np.testing.assert_array_equal(getattr(first.action, key), getattr(again.action, key))
-  assert len(runs) == 1 and statistics.find(sources.Episodes(path, 'train', CLOCK)).exists()
+  assert len(runs) == 1
+  assert statistics.find(sources.Episodes(path, 'train', CLOCK)).exists()
   statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
   assert len(runs) == 2
   halved = dataclasses.replace(CLOCK, state=(embodiments.Slice('proprio', 0, 3, 's', scale=2),))
   got = statistics.load_or_compute(sources.Episodes(path, 'train', halved))
-  assert len(runs) == 3 and got.state.max[0] == 5.5
+  assert len(runs) == 3
+  assert got.state.max[0] == 5.5
 
 
 def test_norm_and_unit_are_the_records_business(tmp_path, monkeypatch):
@@ -211,7 +214,8 @@ def test_files_of_older_versions_are_still_true(tmp_path, monkeypatch):
   monkeypatch.setattr(statistics, 'compute', lambda e: pytest.fail('computed again'))
   got = statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
   np.testing.assert_array_equal(got.action.q99, want.action.q99)
-  assert got.steps == 24 and got.action.mean is None
+  assert got.steps == 24
+  assert got.action.mean is None
 
 
 def test_statistics_of_another_embodiment_are_refused(tmp_path):
@@ -283,14 +287,18 @@ def test_command_prints_and_writes_the_table(tmp_path):
     True,
     'rad',
   )
-  assert rows['state', 'gripper_position[0]']['max'] == 59 and not joint['hardly_varies']
+  assert rows['state', 'gripper_position[0]']['max'] == 59
+  assert not joint['hardly_varies']
   stored = json.loads((pathlib.Path(path) / 'wam_statistics_droid.json').read_text())
-  assert stored['embodiment'] == 'droid' and stored['action']['mean'][2] == 111.5
+  assert stored['embodiment'] == 'droid'
+  assert stored['action']['mean'][2] == 111.5
 
 
 def test_command_reports_mistakes(tmp_path):
   done = run(f'--dataset={tmp_path}', '--embodiment=droid')
-  assert done.returncode == 1 and 'error: ' in done.stderr and 'Traceback' not in done.stderr
+  assert done.returncode == 1
+  assert 'error: ' in done.stderr
+  assert 'Traceback' not in done.stderr
   assert 'should be one of' in run(f'--dataset={tmp_path}', '--embodiment=hexapod').stderr
 
 
@@ -308,7 +316,9 @@ def test_real_bridge_statistics(tmp_path):
   np.testing.assert_allclose(
     (got.action.mean, got.action.std), (rows.mean(0), rows.std(0)), atol=1e-6
   )
-  assert got.steps == 250 and (got.action.min[6], got.action.max[6]) == (
+  assert got.steps == 250
+  assert (got.action.min[6], got.action.max[6]) == (
     0,
     1,
-  )  # The gripper closes and opens.
+    # The gripper closes and opens.
+  )

@@ -22,6 +22,7 @@ def test_progress_tells_amount_rate_and_time_left(capsys):
 
 
 def test_progress_counts_items_and_keeps_quiet_when_it_is_quick(capsys):
-  assert list(storage.progress(range(3), 3, 'reading')) == [0, 1, 2] and not capsys.readouterr().err
+  assert list(storage.progress(range(3), 3, 'reading')) == [0, 1, 2]
+  assert not capsys.readouterr().err
   list(storage.progress(range(123456, 123458), 123458, 'reading', every_s=-1.0))
   assert capsys.readouterr().err.startswith('reading: 1/123458, ')

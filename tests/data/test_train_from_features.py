@@ -74,8 +74,6 @@ def test_training_from_stored_features_is_training_from_pixels(tmp_path):
   # with.
   done = train('other', '--config.data.features=require', '--config.model.tokenizer.fit_windows=16')
   assert done.returncode == 1 and done.stderr.count('error: ') == 1, done.stderr
-  assert (
-    str(dataset) in done.stderr
-    and 'tokenizer' in done.stderr
-    and 'python -m data.encode' in done.stderr
-  )
+  assert str(dataset) in done.stderr
+  assert 'tokenizer' in done.stderr
+  assert 'python -m data.encode' in done.stderr

@@ -213,11 +213,9 @@ def test_good_dataset_passes_and_its_card_is_right(good_path):
     assert row[key] == pytest.approx(want, rel=1e-4), key
   assert [r['name'] for r in seen['dimensions'] if r['relative']] == ['action[0]', 'action[1]']
   text = '\n'.join(card.lines(seen))
-  assert (
-    '6; 60 to 60 steps' in text
-    and '6 x  go there' in text
-    and 'action action[1] - state  m' in text
-  )
+  assert '6; 60 to 60 steps' in text
+  assert '6 x  go there' in text
+  assert 'action action[1] - state  m' in text
   json.dumps(seen)
 
 
@@ -270,7 +268,8 @@ def test_truncated_shard_names_all_lost_records(good_path, tmp_path):
       for i in range(EPISODES)
     ),
   )
-  assert findings.count('fail') == EPISODES and result is None
+  assert findings.count('fail') == EPISODES
+  assert result is None
 
 
 def test_images_and_rows_of_different_number(good_path, tmp_path):
@@ -293,11 +292,12 @@ def test_images_and_rows_of_different_number(good_path, tmp_path):
     "59 values of 'observation/wrist' for its 60 steps",
     'record 4 of',
   )
-  assert (
-    findings.count('fail') == 2 and result.card['readable'] == 4 and result.card['anchors'] is None
-  )
+  assert findings.count('fail') == 2
+  assert result.card['readable'] == 4
+  assert result.card['anchors'] is None
   text = '\n'.join(card.lines(result.card))
-  assert '6, 2 of them unreadable' in text and 'not counted: some records cannot be read' in text
+  assert '6, 2 of them unreadable' in text
+  assert 'not counted: some records cannot be read' in text
 
 
 def test_nan_names_record_and_step(tmp_path):
@@ -367,7 +367,8 @@ def test_episodes_that_training_leaves_out_need_no_language(tmp_path):
     success='success',
   )
   found = [message for kind, message in failures(made.data_path, record) if kind == 'language']
-  assert len(found) == 1 and 'record 1 of' in found[0]
+  assert len(found) == 1
+  assert 'record 1 of' in found[0]
 
 
 def test_more_than_ten_of_a_kind_are_counted(tmp_path):
@@ -424,10 +425,8 @@ def test_degrees_and_millimetres(tmp_path):
     "action action[0:2] holds 'm'",
     'expected at most 10',
   )
-  assert (
-    numbers.UNIT_LIMIT['rad'] == pytest.approx(12.566, abs=1e-3)
-    and numbers.UNIT_LIMIT['normalized'] == 1.1
-  )
+  assert numbers.UNIT_LIMIT['rad'] == pytest.approx(12.566, abs=1e-3)
+  assert numbers.UNIT_LIMIT['normalized'] == 1.1
 
 
 def test_constant_dimensions(tmp_path):
@@ -481,7 +480,8 @@ def test_action_equal_to_the_next_state_is_worth_a_note(tmp_path):
       e['action'][:-1, :2] = e['proprio'][1:, :2]
 
   findings, _ = validate(make_dataset(tmp_path, edit))
-  assert not findings.count('fail') and not findings.count('warn')
+  assert not findings.count('fail')
+  assert not findings.count('warn')
   assert any(
     'action is the state of the next step: action[0] = proprio[0], action[1] = proprio[1]'
     in message
@@ -626,7 +626,8 @@ def test_a_camera_may_be_two_steps_late(tmp_path):
       e['top'] = [e['top'][max(t - 2, 0)] for t in range(STEPS)]
 
   findings, result = validate(make_dataset(tmp_path, edit))
-  assert not findings.count('fail') and result.card['views']['top']['late_steps'] == 2
+  assert not findings.count('fail')
+  assert result.card['views']['top']['late_steps'] == 2
 
 
 def test_shuffled_frames_and_short_episodes_are_not_called_late(good_path, tmp_path):
@@ -648,8 +649,10 @@ def test_video_without_state_passes(good_path):
   findings, result = validate(
     good_path, dataclasses.replace(ROBOT, name='robot_video', state=(), action=())
   )
-  assert not findings.count('fail') and not findings.count('warn')
-  assert result.card['dimensions'] == [] and result.card['views']['top']['late_steps'] is None
+  assert not findings.count('fail')
+  assert not findings.count('warn')
+  assert result.card['dimensions'] == []
+  assert result.card['views']['top']['late_steps'] is None
 
 
 # Statistics, episodes too short, kinds that are accepted.
@@ -660,7 +663,8 @@ def test_statistics_file(tmp_path):
   episodes = sources.Episodes(path, 'train', ROBOT)
   statistics.load_or_compute(episodes)
   findings, _ = validate(path)
-  assert not findings.count('fail') and not findings.count('note')
+  assert not findings.count('fail')
+  assert not findings.count('note')
   file = pathlib.Path(statistics.find(episodes))
   good = file.read_text()
 
@@ -693,7 +697,8 @@ def test_an_episode_of_one_step_is_no_failure(tmp_path):
     episodes[2]['text'] = ['go there']
 
   findings, result = validate(make_dataset(tmp_path, edit))
-  assert not findings.count('fail') and result.card['length'] == {'min': 1, 'median': 60, 'max': 60}
+  assert not findings.count('fail')
+  assert result.card['length'] == {'min': 1, 'median': 60, 'max': 60}
 
 
 def test_accepted_failures_are_warnings(tmp_path):
@@ -736,7 +741,9 @@ def test_lag_of_one_series_after_another():
   speed = [np.abs(signals.smooth(rng.normal(size=(105, 3)), 6)) for _ in range(5)]
   late = [np.roll(s @ (1, 0.3, 0), 7) for s in speed]
   lag = signals.estimate_lag(late, speed, 10.0, tolerance=3, most=12)
-  assert lag.best == 7 and lag.strength > 0.9 and lag.gain[0] > 5 * lag.gain[1] > 0
+  assert lag.best == 7
+  assert lag.strength > 0.9
+  assert lag.gain[0] > 5 * lag.gain[1] > 0
   noise = [rng.uniform(size=100) for _ in speed]
   assert signals.estimate_lag(noise, speed, 10.0, tolerance=3, most=12).strength < 0.3
   assert signals.estimate_lag(late[:2], speed[:2], 10.0, 3, 12) is None
@@ -757,7 +764,9 @@ def test_contact_sheet_shows_the_composites():
     np.frombuffer(pictures.contact_sheet(ROBOT, [clip], 'title'), np.uint8), cv2.IMREAD_COLOR_RGB
   )
   red, blue = [(sheet == color).all(-1).nonzero()[1] for color in ((200, 10, 30), (20, 40, 210))]
-  assert min(red.size, blue.size) > 20000 and red.max() < blue.min()  # Time runs to the right.
+  # Time runs to the right.
+  assert min(red.size, blue.size) > 20000
+  assert red.max() < blue.min()
 
 
 # The command, on real and simulated data.
@@ -785,16 +794,14 @@ def test_command_on_bridge(tmp_path):
     f'--json={tmp_path}/card.json',
   )
   assert not done.returncode, done.stdout + done.stderr
-  assert 'passed: 0 failures, 0 warnings' in done.stdout and 'Traceback' not in done.stderr
-  assert (
-    '  episodes  25; 10 to 10 steps' in done.stdout and '8 x  put carrot on plate' in done.stdout
-  )
+  assert 'passed: 0 failures, 0 warnings' in done.stdout
+  assert 'Traceback' not in done.stderr
+  assert '  episodes  25; 10 to 10 steps' in done.stdout
+  assert '8 x  put carrot on plate' in done.stdout
   report = json.loads((tmp_path / 'card.json').read_text())
-  assert (
-    report['failures'] == []
-    and report['card']['steps'] == 250
-    and report['card']['images']['read'] == 250
-  )
+  assert report['failures'] == []
+  assert report['card']['steps'] == 250
+  assert report['card']['images']['read'] == 250
   assert [row['name'] for row in report['card']['dimensions']] == [
     f'{key}[{i}]' for key in ('state', 'action') for i in range(7)
   ]
@@ -803,7 +810,8 @@ def test_command_on_bridge(tmp_path):
   ]
   for picture in report['pictures']:
     image = cv2.imread(picture)
-    assert min(image.shape[:2]) > 600 and image.std() > 10
+    assert min(image.shape[:2]) > 600
+    assert image.std() > 10
 
 
 def test_command_on_tabletop_writes_beside_the_data(tmp_path):
@@ -819,7 +827,8 @@ def test_command_on_tabletop_writes_beside_the_data(tmp_path):
 def test_command_fails_with_status_1_and_lists_everything(tmp_path, good_path):
   """Bridge's record does not fit, tabletop's does; the images of the latter are spoilt."""
   done = run(f'--dataset={good_path}', '--embodiment=bridge_widowx')
-  assert done.returncode == 1 and 'Traceback' not in done.stderr
+  assert done.returncode == 1
+  assert 'Traceback' not in done.stderr
   assert done.stderr.startswith(
     f"error: {good_path} does not fit embodiment 'bridge_widowx': no 'observation/image_0'"
   )

@@ -75,11 +75,13 @@ def test_index_is_kept_and_forgotten_when_the_dataset_changes(tmp_path, monkeypa
   monkeypatch.setattr(
     sources.Episodes, 'spans', lambda self, i: reads.append(i) or original(self, i)
   )
-  assert len(windows.make_anchors(sources.Episodes(path, 'train', CLOCK))) == 8 and not reads
+  assert len(windows.make_anchors(sources.Episodes(path, 'train', CLOCK))) == 8
+  assert not reads
   other = storage.epath.Path(synthetic.make_dataset(tmp_path / 'b', [12, 13]))
   for file in other.iterdir():
     file.copy(storage.epath.Path(path) / file.name, overwrite=True)
-  assert len(windows.make_anchors(sources.Episodes(path, 'train', CLOCK))) == 9 and reads == [0, 1]
+  assert len(windows.make_anchors(sources.Episodes(path, 'train', CLOCK))) == 9
+  assert reads == [0, 1]
 
 
 def test_millions_of_anchors_take_little_time_and_memory(monkeypatch):
@@ -88,8 +90,10 @@ def test_millions_of_anchors_take_little_time_and_memory(monkeypatch):
   episodes = type('E', (), {'record': CLOCK, 'path': '', 'split': ''})()
   start = time.perf_counter()
   anchors = windows.make_anchors(episodes)
-  assert len(anchors) == 80_000 * 392 and time.perf_counter() - start < 2
-  assert anchors[392 * 7 + 5] == (7, 5, 400) and len(pickle.dumps(anchors)) < 4e6
+  assert len(anchors) == 80_000 * 392
+  assert time.perf_counter() - start < 2
+  assert anchors[392 * 7 + 5] == (7, 5, 400)
+  assert len(pickle.dumps(anchors)) < 4e6
   with pytest.raises(IndexError):
     anchors[len(anchors)]
 
@@ -133,7 +137,8 @@ def test_frames_states_and_actions_of_a_batch_tell_the_same_time(name, stride, S
     1 + 2 * r,
     *record.composite,
     3,
-  ) and 0 < whole_B.sum() < len(whole_B)
+  )
+  assert 0 < whole_B.sum() < len(whole_B)
   view = record.views[0]
   times_BR = np.rint(batch.frames_BRIJ3[:, :, view.row + 9, view.column + 9, 0] / 2).astype(
     int
@@ -252,12 +257,12 @@ def test_chunks_start_inside_the_kept_ranges(tmp_path):
     4,
     *range(40, 86),
   ]  # Of 40 ... 94, those with a whole chunk of 24 before the end at 110.
-  assert (
-    got[3] == 28 and got[4] == 29
-  )  # One chunk: the next would start at step 27 or 28, outside the range.
-  assert (
-    got[40] == 110 and got[71] == 71 + 24 + 1
-  )  # Starts at 40, 64 and 88, as far as the episode goes; only at 71.
+  # One chunk: the next would start at step 27 or 28, outside the range.
+  # Starts at 40, 64 and 88, as far as the episode goes; only at 71.
+  assert got[3] == 28
+  assert got[4] == 29
+  assert got[40] == 110
+  assert got[71] == 71 + 24 + 1
   mask = lambda step: windows.make_window(episodes.record, 4, step, got[step]).mask_Q.tolist()
   assert mask(3) == mask(71) == [True, False, False, False]
   assert (

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip('metaworld')
 
-from wam_jax.envs import metaworld  # noqa: E402
+from wam_jax.envs import metaworld
 
 
 @pytest.fixture(scope='module')
@@ -33,9 +33,8 @@ def test_every_task_has_an_instruction_an_environment_and_an_expert():
   from metaworld import policies
 
   names = {f'{task}-v3' for task in metaworld.TASKS}
-  assert len(names) == 50 and names == set(env_dict.ALL_V3_ENVIRONMENTS) == set(
-    policies.ENV_POLICY_MAP
-  )
+  assert len(names) == 50
+  assert names == set(env_dict.ALL_V3_ENVIRONMENTS) == set(policies.ENV_POLICY_MAP)
   assert len(set(metaworld.TASKS.values())) == 50
   assert all(text == text.lower().strip() for text in metaworld.TASKS.values())
 
@@ -46,7 +45,9 @@ def test_a_seed_decides_everything_whatever_came_before(env):
     _run(env, seed)
     tasks.add(env.task)
   again = _run(env, 3)
-  assert env.task == task and env.instruction == metaworld.TASKS[task] and env.time_s == 8 / 40
+  assert env.task == task
+  assert env.instruction == metaworld.TASKS[task]
+  assert env.time_s == 8 / 40
   assert tasks == {'drawer-open', 'reach'}
   for a, b in zip(first, again):
     assert sorted(a) == sorted((*metaworld.VIEWS, 'proprio'))
@@ -81,7 +82,8 @@ def _row_of_ball(env, view, height):
 
 def test_drawing_at_any_size_leaves_the_views_as_they_are(env):
   seen = env.reset(1)
-  assert env.render(80).shape == (80, 80, 3) and env.render(80, 'topview').std() > 10
+  assert env.render(80).shape == (80, 80, 3)
+  assert env.render(80, 'topview').std() > 10
   np.testing.assert_array_equal(env.render(32, 'corner'), seen['corner'])
 
 
@@ -90,9 +92,9 @@ def test_actions_move_the_hand_as_documented(env):
   for _ in range(5):
     seen = env.step([1, 0, 0, -1])
   moved = seen['proprio'] - start
-  assert (
-    0.04 < moved[0] <= 0.11 and abs(moved[1]) < 0.01
-  )  # 0.02 m each, less what the arm still lags behind.
+  # 0.02 m each, less what the arm still lags behind.
+  assert 0.04 < moved[0] <= 0.11
+  assert abs(moved[1]) < 0.01
   for _ in range(8):
     seen = env.step([0, 0, 0, 7.0])  # Clipped to 1: closes.
   assert seen['proprio'][3] < start[3] - 0.2

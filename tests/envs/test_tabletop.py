@@ -183,7 +183,8 @@ def test_robots_match_their_embodiment_records():
     record = embodiments.EMBODIMENTS[f'tabletop_{name}']
     assert record.control_hz == robot.control_hz
     if name == 'human':
-      assert not record.action and not record.state
+      assert not record.action
+      assert not record.state
     else:
       assert (record.action_dim, record.proprio_dim) == (robot.action_dim, robot.proprio_dim)
 
@@ -221,7 +222,8 @@ def test_walls_keep_items_on_the_table():
   table.step((0.7, 0.5), True, 0.2)
   for i in range(10):
     table.step((min(0.7 + 0.03 * i, 0.95), 0.5), True, 0.1)
-  assert 0 < table.position(0)[0] < 1 and 0 < table.position(0)[1] < 1
+  assert 0 < table.position(0)[0] < 1
+  assert 0 < table.position(0)[1] < 1
 
 
 def test_splits_hold_out_combinations_and_looks():
@@ -231,7 +233,9 @@ def test_splits_hold_out_combinations_and_looks():
 
   for task in tabletop.TASKS:
     seen, unseen = combinations(task, 'train'), combinations(task, 'unseen_task')
-    assert seen and unseen and not seen & unseen
+    assert seen
+    assert unseen
+    assert not seen & unseen
     words = {word for c in seen for word in c}
     assert {
       word for c in unseen for word in c
@@ -345,8 +349,11 @@ def test_views_have_the_asked_size():
   observation = env.reset(0)
   assert observation['top'].shape == observation['wrist'].shape == (48, 48, 3)
   assert observation['proprio'].dtype == np.float32
-  assert env.render(256).shape == (256, 256, 3) and env.render(96, 'wrist').shape == (96, 96, 3)
-  assert env.time_s == 0 and env.max_steps == 45 and env.control_hz == 5
+  assert env.render(256).shape == (256, 256, 3)
+  assert env.render(96, 'wrist').shape == (96, 96, 3)
+  assert env.time_s == 0
+  assert env.max_steps == 45
+  assert env.control_hz == 5
 
 
 @pytest.mark.parametrize(

@@ -191,12 +191,12 @@ def conf(size: tuple[int, int] = (176, 320)) -> dict[str, Any]:
           transform(
             'StateActionTransform',
             apply_to=state,
-            normalization_modes={key: 'q99' for key in state},
+            normalization_modes=dict.fromkeys(state, 'q99'),
           ),
           transform(
             'StateActionTransform',
             apply_to=action,
-            normalization_modes={key: 'q99' for key in action},
+            normalization_modes=dict.fromkeys(action, 'q99'),
           ),
           transform(
             'ConcatTransform',

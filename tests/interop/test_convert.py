@@ -138,7 +138,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
   assert json.loads((tmp_path / 'run/config.json').read_text()) == json.loads(
     json.dumps(cfg.to_dict(config))
   )
-  mesh = sharding.make_mesh({axis: 1 for axis in config.mesh}, jax.devices()[:1])
+  mesh = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
   abstract = train_step.abstract_state(config, mesh, frozen)
   assert checkpoint.list_mismatches(abstract.params, params) == []
   tables = layouts.tables(foreign.I2V, 'wan')
@@ -235,7 +235,8 @@ def test_statistics_and_record_come_from_the_checkpoint(tmp_path):
   assert robot.record == dataclasses.replace(
     shipped, prompt=prompts.DROID, state=norms(shipped.state), action=norms(shipped.action)
   )
-  assert robot.center_crop and robot.id == 0
+  assert robot.center_crop
+  assert robot.id == 0
   stored = foreign.metadata()['oxe_droid']['statistics']
   for kind in ('state', 'action'):
     for key in normalize.ARRAYS:
@@ -377,20 +378,20 @@ def test_wan_originals_get_new_action_modules(tmp_path, model, with_image):
   assert (own.config.model.image_dim, own.config.model.image.kind) == (
     (32, 'clip') if with_image else (0, 'none')
   )
-  assert own.config.model.num_embodiments == 2 and own.source['fresh'] == report['fresh']
+  assert own.config.model.num_embodiments == 2
+  assert own.source['fresh'] == report['fresh']
   _, params, _, _, _ = checkpoint.load_for_inference(tmp_path / 'run')
   table = [row for row in dit.wan_rows(own.config.model) if row.torch.format(0) not in imaged]
   assert_same_bits(rows_lib.to_weights(table, params), weights['dit'])
   w, b = params['action_encoder']['mix']['w'], params['action_encoder']['mix']['b']
-  assert (
-    w.shape == (2, 64, 32)
-    and abs(float(np.std(w.astype(np.float32))) - 0.02) < 0.002
-    and not b.any()
-  )
+  assert w.shape == (2, 64, 32)
+  assert abs(float(np.std(w.astype(np.float32))) - 0.02) < 0.002
+  assert not b.any()
   if imaged:
     assert (params['blocks']['cross_attn']['norm_k_image']['scale'] == 1).all()
     k = params['blocks']['cross_attn']['k_image']['w'].astype(np.float32)
-    assert k.shape == (3, 32, 2, 16) and abs(np.abs(k).max() - (6 / 64) ** 0.5) < 0.01
+    assert k.shape == (3, 32, 2, 16)
+    assert abs(np.abs(k).max() - (6 / 64) ** 0.5) < 0.01
     assert not np.array_equal(k[0], k[1])
   import_from(tmp_path / 'source', tmp_path / 'again', num_embodiments=2)
   again = checkpoint.load_for_inference(tmp_path / 'again')[1]
@@ -927,12 +928,11 @@ def test_inspect_describes_a_run_of_any_model(tmp_path):
 def test_inspect_describes_adapters_without_their_base(tmp_path):
   write_lora(tmp_path)
   report = inspection.inspect(epath.Path(tmp_path / 'lora'), layouts.Options(), None)
-  assert (
-    list(report['parts']) == ['dit']
-    and report['adapters'] == 30
-    and list(report['embodiments']) == ['droid']
-  )
-  assert len(report['missing']) == 1 and '--base' in report['missing'][0]
+  assert list(report['parts']) == ['dit']
+  assert report['adapters'] == 30
+  assert list(report['embodiments']) == ['droid']
+  assert len(report['missing']) == 1
+  assert '--base' in report['missing'][0]
 
 
 def test_one_weight_at_a_time_is_in_memory(tmp_path, monkeypatch):
@@ -948,7 +948,8 @@ def test_one_weight_at_a_time_is_in_memory(tmp_path, monkeypatch):
 
   monkeypatch.setattr(io.Stored, 'read', watched)
   import_from(tmp_path / 'source', tmp_path / 'run')
-  assert len(most) == 394 and max(most) <= 2
+  assert len(most) == 394
+  assert max(most) <= 2
 
 
 def test_benchmark_finds_every_bit(tmp_path):
@@ -970,8 +971,11 @@ def test_benchmark_finds_every_bit(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
-  assert report['differing'] == [] and report['layers'] == 2 and report['weights'] > 300
-  assert 0 < report['import']['peak_gb'] < 1 and report['export']['seconds'] > 0
+  assert report['differing'] == []
+  assert report['layers'] == 2
+  assert report['weights'] > 300
+  assert 0 < report['import']['peak_gb'] < 1
+  assert report['export']['seconds'] > 0
   assert [p.name for p in tmp_path.iterdir()] == ['report.json']
   assert 'bit-identical after both: yes' in done.stdout
 
@@ -991,14 +995,16 @@ def test_command_line(tmp_path):
   done = run('inspect', f'--source={tmp_path}/source', f'--json={tmp_path}/report.json')
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
-  assert report['layout'] == 'dreamzero' and report['missing'] == []
+  assert report['layout'] == 'dreamzero'
+  assert report['missing'] == []
   assert report['parts']['tokenizer'] == {
     'arrays': 194,
     'parameters': 243_583,
     'bytes': 2 * 243_583,
     'dtypes': {'bfloat16': 243_583},
   }
-  assert 'layout dreamzero' in done.stdout and 'embodiment droid: 15 Hz' in done.stdout
+  assert 'layout dreamzero' in done.stdout
+  assert 'embodiment droid: 15 Hz' in done.stdout
   done = run(
     'import', f'--source={tmp_path}/source', f'--output={tmp_path}/run', '--layout=dreamzero'
   )

@@ -70,7 +70,8 @@ def test_there_and_back(tmp_path):
   ]
   assert 'weights from step 0' in run('wam_jax.train', *flags)
   lines = [json.loads(line) for line in (tuned / 'metrics.jsonl').read_text().splitlines()]
-  assert [line['step'] for line in lines] == [1, 2] and all(line['loss'] for line in lines)
+  assert [line['step'] for line in lines] == [1, 2]
+  assert all(line['loss'] for line in lines)
   assert 'open loop on 2 windows' in run('wam_jax.evaluate', f'--workdir={tuned}')
 
   run('wam_jax.convert', 'export', f'--source={tuned}', f'--output={tmp_path / "back"}')
@@ -82,4 +83,5 @@ def test_there_and_back(tmp_path):
   changed = {
     name for name, w in given.items() if (w.astype('f4') != weights[name].astype('f4')).any()
   }
-  assert all(name.startswith('action_head.model.') for name in changed) and len(changed) > 100
+  assert all(name.startswith('action_head.model.') for name in changed)
+  assert len(changed) > 100

@@ -286,7 +286,8 @@ def test_we_read_items_of_orbax(tmp_path):
   with ocp.StandardCheckpointer() as writer:
     writer.save(tmp_path / 'item', jax.tree.map(jax.numpy.asarray, tree))
   got = arrays.open_item(tmp_path / 'item')
-  assert list(got) == ['a/w'] and got['a/w'].layers == 3
+  assert list(got) == ['a/w']
+  assert got['a/w'].layers == 3
   np.testing.assert_array_equal(got['a/w'].read(), tree['a']['w'])
 
 
@@ -313,7 +314,8 @@ def test_adapters_are_merged_in_float32_and_rounded_once(base_layer, default):
     'action_head.model.blocks.0.norm3.weight': np.ones(6, np.float32),
   }
   adapters, wrapped, merged = foreign.adapted(plain, rank=2, base_layer=base_layer, default=default)
-  assert len(adapters) == 2 and any('.base_layer.' in name for name in wrapped) == base_layer
+  assert len(adapters) == 2
+  assert any('.base_layer.' in name for name in wrapped) == base_layer
   as_weights = lambda tree: {name: Held(w) for name, w in tree.items()}
   found, halves = lora.split(as_weights(wrapped | adapters))
   assert found.keys() == plain.keys()
@@ -356,13 +358,13 @@ def test_output_appears_only_when_complete(tmp_path):
   with output.staged(target, 10) as partial:
     (partial / 'folder').mkdir()
     (partial / 'folder' / 'file').write_text('x')
-    assert not target.exists() and partial.parent == target.parent
+    assert not target.exists()
+    assert partial.parent == target.parent
   assert (target / 'folder' / 'file').read_text() == 'x'
   assert [p.name for p in target.parent.iterdir()] == ['result']
-  with pytest.raises(KeyboardInterrupt):
-    with output.staged(tmp_path / 'other', 10) as partial:
-      (partial / 'file').write_text('x')
-      raise KeyboardInterrupt
+  with pytest.raises(KeyboardInterrupt), output.staged(tmp_path / 'other', 10) as partial:
+    (partial / 'file').write_text('x')
+    raise KeyboardInterrupt
   assert [p.name for p in tmp_path.iterdir()] == ['deep']
 
 
@@ -393,18 +395,20 @@ def test_disk_that_fills_up(tmp_path, kind):
     resource.RLIMIT_FSIZE, (100_000, limits[1])
   )  # Python ignores SIGXFSZ: write() fails.
   try:
-    with pytest.raises(
-      ValueError, match='could not be written .*File too large.*removed again; make room'
+    with (
+      pytest.raises(
+        ValueError, match='could not be written .*File too large.*removed again; make room'
+      ),
+      output.staged(tmp_path / 'result', 10) as partial,
     ):
-      with output.staged(tmp_path / 'result', 10) as partial:
-        shape = {'w': io.Shape(big.shape, big.dtype)}
-        if kind == 'item':
-          writer = arrays.ItemWriter(partial / 'item', shape, frozenset())
+      shape = {'w': io.Shape(big.shape, big.dtype)}
+      if kind == 'item':
+        writer = arrays.ItemWriter(partial / 'item', shape, frozenset())
+        writer.write('w', big)
+        writer.finish()
+      else:
+        with io.Writer(partial, 'model', shape, 10**9) as writer:
           writer.write('w', big)
-          writer.finish()
-        else:
-          with io.Writer(partial, 'model', shape, 10**9) as writer:
-            writer.write('w', big)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert not list(tmp_path.iterdir())
@@ -414,13 +418,15 @@ def test_progress_says_rate_and_time_left(capsys):
   progress = output.Progress('import', 4 * 10**9, every_s=0)
   progress.add(10**9)
   line = capsys.readouterr().err
-  assert line.startswith('import: 1.0 of 4.0 GB, ') and line.endswith(' s left\n')
+  assert line.startswith('import: 1.0 of 4.0 GB, ')
+  assert line.endswith(' s left\n')
 
 
 def test_header_of_the_format():
   """The file byte by byte: length, JSON padded to 8 bytes, arrays."""
   header, offsets = io._make_header({'x': io.Shape((2,), np.dtype(np.float32))})
-  assert struct.unpack('<Q', header[:8]) == (len(header) - 8,) and len(header) % 8 == 0
+  assert struct.unpack('<Q', header[:8]) == (len(header) - 8,)
+  assert len(header) % 8 == 0
   assert json.loads(header[8:]) == {
     '__metadata__': {'format': 'pt'},
     'x': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]},

@@ -59,7 +59,8 @@ def test_train_and_watch_runs(tmp_path):
     timeout=300,
   )
   assert done.returncode == 0, done.stdout + done.stderr
-  assert 'done: step 4' in done.stdout and 'traced 1 time(s)' in done.stdout
+  assert 'done: step 4' in done.stdout
+  assert 'traced 1 time(s)' in done.stdout
   workdir = tmp_path / 'wam/tiny'
   assert (workdir / 'loss.png').exists()
   assert {path.name for path in (workdir / 'watch').iterdir()} >= {

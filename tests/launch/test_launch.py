@@ -373,7 +373,8 @@ SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
 def test_wrong_arguments_stop_before_anything_runs(machines, given, message):
   status, _, error = machines.run(*shlex.split(given))
   assert status == 1
-  assert error.startswith('error: ') and message in error
+  assert error.startswith('error: ')
+  assert message in error
   assert machines.calls() == []
 
 
@@ -434,9 +435,11 @@ def test_run_survives_two_preemptions(machines):
   assert status == 0, said
   once = ['create', 'send', 'start', 'sleep 30']
   assert steps == [*once, 'sleep 30', 'delete', *once, 'sleep 60', 'delete', *once, 'delete']
-  assert said.count('slice droid: PREEMPTED') == 4 and 'done' in said
+  assert said.count('slice droid: PREEMPTED') == 4
+  assert 'done' in said
   starts = [call[-1] for call in machines.calls() if 'tpu_host.sh start' in call[-1]]
-  assert len(set(starts)) == 1 and TRAIN in starts[0]
+  assert len(set(starts)) == 1
+  assert TRAIN in starts[0]
   assert sum(call[:1] == ['git'] and 'archive' in call for call in machines.calls()) == 1
 
 
@@ -505,7 +508,8 @@ def test_run_joins_a_running_command_and_ctrl_c_leaves_it(machines):
   os.killpg(process.pid, signal.SIGINT)
   _, said = process.communicate(timeout=30)
   assert process.returncode == 130
-  assert 'the command is running already' in said and 'running on host-0: step 70 loss none' in said
+  assert 'the command is running already' in said
+  assert 'running on host-0: step 70 loss none' in said
   assert 'slice droid is left as it is. The same command continues here' in said
   assert kinds(machines.calls()) == ['sleep 30', 'sleep 30']
 
@@ -536,7 +540,8 @@ def test_host_starts_watches_and_stops_a_command(host):
   while 'step 1 a b' not in (said := ask('status')[1]):
     assert said.startswith(f'running on {name}: ')
   status, _, error = ask('start', 'true')
-  assert status == 1 and 'a command is still running; stop it first.' in error
+  assert status == 1
+  assert 'a command is still running; stop it first.' in error
   assert ask('stop')[0] == 0
   assert ask('status')[1] == f'exit 143 on {name}\n'
   assert ask('logs')[1].endswith(f'{name}: step 1 a b\n{name}: saved\n')

@@ -279,7 +279,8 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
   layout = masks.training_layout(7, range(9), 880, 2, 24, 1, 4)
   with sharding.activate(mesh, cfg.DEFAULT_RULES):
     plan = attention.make_plan(c, layout)
-    assert plan.pattern.side == 896 and len(plan.order) == 14336
+    assert plan.pattern.side == 896
+    assert len(plan.order) == 14336
 
     def loss(q, k, v, seen, prompt):
       q, k = (

@@ -126,7 +126,7 @@ def _kernel_flops(tokens: int, area: int):
     if products is None or len(arrays) < 2:
       return None
     (*heads, T, K), S = arrays[0].sizes, arrays[1].sizes[-2]
-    return products * 2.0 * math.prod(heads) * K * (area if S == tokens else T * S)
+    return products * 2.0 * math.prod(heads) * K * (area if tokens == S else T * S)
 
   return count
 

@@ -71,7 +71,7 @@ def evaluate(options: Options) -> dict[str, Any]:
   config = _override(config, options)
   robots = normalize.from_metadata(metadata)
   if options.policy == 'untrained':
-    one_device = sharding.make_mesh({axis: 1 for axis in config.mesh}, jax.devices()[:1])
+    one_device = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
     params = train_step.init_state(config, one_device, frozen)[0].params
   name = f'{options.policy}_{config.sample.mode}{config.sample.steps}_{options.world}_step{step}'
   workdir = workdir_lib.make_path(os.fspath(options.workdir))

@@ -183,7 +183,7 @@ def shards_of(name: str) -> int:
 
 def _nearest(shards: int, valid: Callable[[int], bool]) -> int:
   """The largest divisor of `shards` that is valid, 1 if none is."""
-  return next(n for n in range(shards, 0, -1) if n == 1 or shards % n == 0 and valid(n))
+  return next(n for n in range(shards, 0, -1) if n == 1 or (shards % n == 0 and valid(n)))
 
 
 def arrange(x: jax.Array, order: np.ndarray, axis: int = 1) -> jax.Array:

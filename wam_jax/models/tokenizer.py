@@ -91,7 +91,7 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
     ValueError: more channels than a patch has numbers, or fewer distinct patches than channels.
   """
   t, s, C = config.temporal, config.spatial, config.channels
-  if C > t * s * s * 3:
+  if t * s * s * 3 < C:
     raise ValueError(
       f'model.tokenizer.channels={C} exceeds the {t * s * s * 3} numbers of a patch.'
     )

@@ -136,7 +136,7 @@ def _resample(torch, path, side, stage):
 
 def _conv(torch, path, inputs, outputs, kernel, axes='t h w'):
   """`axes`: of the PyTorch kernel after its channels; an axis of size 1 it lacks is one of ours."""
-  ours = ' '.join(axis if axis in axes.split() else '1' for axis in 't h w'.split())
+  ours = ' '.join(axis if axis in axes.split() else '1' for axis in ['t', 'h', 'w'])
   sizes = dict(o=outputs, i=inputs) | dict(zip('thw', kernel))
   return [
     Row(f'{torch}.weight', f'{path}/w', f'o i {axes} -> {ours} i o', sizes),
