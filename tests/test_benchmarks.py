@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks import contest
-from benchmarks import episodes
 from benchmarks import tabletop
+from benchmarks.data import episodes
 from wam_jax import config as cfg
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -126,13 +126,13 @@ def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
 
 def test_pytorch_baseline_is_the_same_model():
   pytest.importorskip('torch')
-  from benchmarks import stepping
+  from benchmarks.step import work
   from configs import tiny
 
   given = tiny.get_config()
   given.batch_size, given.model.num_layers, given.model.dim, given.model.mlp_dim = 2, 2, 24, 48
-  found = stepping.compare(cfg.from_config_dict(given))
+  found = work.compare(cfg.from_config_dict(given))
   assert found['gradient_error'] < 1e-5
   given.flow.weighting = 'bump'
   with pytest.raises(ValueError, match=r"flow.weighting='bump'.*use 'uniform'"):
-    stepping.compare(cfg.from_config_dict(given))
+    work.compare(cfg.from_config_dict(given))

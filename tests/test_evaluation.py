@@ -13,10 +13,11 @@ import pytest
 
 from wam_jax import config as cfg
 from wam_jax import types
+from wam_jax.control import agent as agent_lib
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.envs import tabletop
-from wam_jax.evaluation import agents
+from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
 from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
@@ -73,7 +74,7 @@ class ExpertAgent:
 @pytest.fixture(scope='module')
 def held():
   """Three episodes in which nothing moves, the first recorded."""
-  agent = agents.HoldAgent(DISC)
+  agent = baselines.HoldAgent(DISC)
   return closed_loop.run_episodes(
     agent, KNOWN, make_env, range(3), batch=3, record_first=1, scene_size=64
   )
@@ -162,7 +163,7 @@ def test_records_of_a_success_stop_with_its_chunk(solved):
 
 
 def test_actions_beyond_the_limits_are_recorded_as_asked_and_as_clipped():
-  class Wild(agents.HoldAgent):
+  class Wild(baselines.HoldAgent):
     def act(self, frames_BRIJ3, proprio_BX):
       return np.full((self._batch, *self._shape), 3.0), None
 
@@ -324,15 +325,15 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
 
 
 def test_latency_summary():
-  assert agents.latency_summary([0.010, 0.020, 0.030]) == {
+  assert agent_lib.latency_summary([0.010, 0.020, 0.030]) == {
     'p50_ms': 20.0,
     'p95_ms': 29.0,
     'calls': 3,
   }
-  assert agents.latency_summary([])['calls'] == 0
+  assert agent_lib.latency_summary([])['calls'] == 0
 
 
 def test_pixels_are_rounded_and_clipped():
   np.testing.assert_array_equal(
-    agents.to_uint8(np.float32([-1.5, -1, 0, 0.5, 1, 2])), [0, 0, 128, 191, 255, 255]
+    agent_lib.to_uint8(np.float32([-1.5, -1, 0, 0.5, 1, 2])), [0, 0, 128, 191, 255, 255]
   )

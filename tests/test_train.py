@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import killed
+from benchmarks.kills import work as kills
 from tests import programs
 from tests import train_config
 from wam_jax import checkpoint
@@ -138,31 +138,31 @@ def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
   assert checkpoint.list_steps(tmp_path)[-1] == stopped
 
   command = ['env', *map('='.join, programs.environment().items()), *command_on(straight.dataset)]
-  made = killed.run_killed(command, tmp_path, [('save', 20), ('step', 44)], random.Random(0))
+  made = kills.run_killed(command, tmp_path, [('save', 20), ('step', 44)], random.Random(0))
   assert made[0].torn
   assert made[1].reached >= 44
   assert all(
     0 <= kill.lost < 2 * 10 for kill in made
   )  # The save before is complete when the next one begins.
-  assert killed.list_differences(straight.workdir, tmp_path) == []
+  assert kills.list_differences(straight.workdir, tmp_path) == []
 
 
 def test_the_kill_benchmark_sees_a_difference(straight, tmp_path):
   shutil.copytree(straight.workdir, tmp_path, dirs_exist_ok=True)
-  assert killed.list_differences(straight.workdir, tmp_path) == []
+  assert kills.list_differences(straight.workdir, tmp_path) == []
   with (tmp_path / 'metrics.jsonl').open('a') as f:
     f.write('{"step": 61}\n')
   shutil.rmtree(tmp_path / 'checkpoints/60/params')
   shutil.copytree(tmp_path / 'checkpoints/50/params', tmp_path / 'checkpoints/60/params')
-  found = killed.list_differences(straight.workdir, tmp_path)
+  found = kills.list_differences(straight.workdir, tmp_path)
   assert found[0] == 'metrics.jsonl'
   assert len(found) > 10
   assert all(name.startswith('params') for name in found[1:])
 
 
 def test_plans_of_kills():
-  planned = killed.plan(20, 300, random.Random(0))
-  assert planned == killed.plan(20, 300, random.Random(0)) != killed.plan(20, 300, random.Random(1))
+  planned = kills.plan(20, 300, random.Random(0))
+  assert planned == kills.plan(20, 300, random.Random(0)) != kills.plan(20, 300, random.Random(1))
   assert [sum(moment == m for m, _ in planned) for moment in ('save', 'start', 'step')] == [
     6,
     4,

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from wam_jax.control import agent as agent_lib
 from wam_jax.data import normalize
 from wam_jax.envs import tabletop
-from wam_jax.evaluation import agents
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ class Episode:
 
 
 def run_episodes(
-  agent: agents.Agent,
+  agent: agent_lib.Agent,
   robot: normalize.KnownEmbodiment,
   make_env: Callable[[], tabletop.TabletopEnv],
   seeds: Sequence[int],

@@ -11,8 +11,8 @@ import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import types
+from wam_jax.control import agent as agent_lib
 from wam_jax.data import normalize
-from wam_jax.evaluation import agents
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class Forecaster:
 
   def __init__(
     self,
-    policy: agents.TimedPolicy,
+    policy: agent_lib.TimedPolicy,
     model: cfg.ModelConfig,
     robots: Sequence[normalize.KnownEmbodiment],
     seed: int,
@@ -52,7 +52,7 @@ class Forecaster:
     m, frames = self._model, batch.frames_BRIJ3
     r = m.camera_frames_per_chunk
     masks = np.stack(
-      [agents.action_mask(m, self._robots[int(robot)].record) for robot in batch.embodiment_B]
+      [agent_lib.action_mask(m, self._robots[int(robot)].record) for robot in batch.embodiment_B]
     )
     self._policy.reset(batch.prompt_ids_BP, batch.embodiment_B, masks, frames[:, 0], self._seed)
     actions, imagined = [], []

@@ -20,9 +20,10 @@ from wam_jax import remote
 from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import workdir as workdir_lib
+from wam_jax.control import agent as agent_lib
 from wam_jax.data import normalize
 from wam_jax.data import pipeline
-from wam_jax.evaluation import agents
+from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
 from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
@@ -95,7 +96,7 @@ def _report(
 ) -> dict[str, Any]:
   """Runs the evaluation; writes its report and pictures to `output`."""
   run = _evaluate_tabletop if config.evaluation.env == 'tabletop' else _evaluate_dataset
-  policy = agents.TimedPolicy(config, params, frozen)
+  policy = agent_lib.TimedPolicy(config, params, frozen)
   report = dict(
     workdir=options.workdir,
     checkpoint_step=step,
@@ -120,7 +121,7 @@ def _report(
 def _evaluate_tabletop(
   options: Options,
   config: cfg.TrainConfig,
-  policy: agents.TimedPolicy,
+  policy: agent_lib.TimedPolicy,
   robots: dict[str, normalize.KnownEmbodiment],
   output: pathlib.Path,
 ) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _evaluate_tabletop(
 def _evaluate_dataset(
   options: Options,
   config: cfg.TrainConfig,
-  policy: agents.TimedPolicy,
+  policy: agent_lib.TimedPolicy,
   robots: dict[str, normalize.KnownEmbodiment],
   output: pathlib.Path,
 ) -> dict[str, Any]:
@@ -208,16 +209,16 @@ def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
 
 def _make_agent(name, policy, model, robot):
   if name in ('model', 'untrained'):
-    return agents.ModelAgent(policy, model, robot)
-  return {'hold': agents.HoldAgent, 'random': agents.RandomAgent}[name](robot.record)
+    return agent_lib.ModelAgent(policy, model, robot)
+  return {'hold': baselines.HoldAgent, 'random': baselines.RandomAgent}[name](robot.record)
 
 
-def _latency(policy: agents.TimedPolicy) -> dict[str, Any]:
+def _latency(policy: agent_lib.TimedPolicy) -> dict[str, Any]:
   """Latency and traces of the control step, for the report; empty for baselines, which never take
   it.
   """
   return (
-    dict(latency=agents.latency_summary(policy.latencies_s), traces=policy.traces)
+    dict(latency=agent_lib.latency_summary(policy.latencies_s), traces=policy.traces)
     if policy.traces
     else {}
   )

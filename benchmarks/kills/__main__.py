@@ -18,7 +18,7 @@ import tempfile
 
 from absl import flags
 
-from benchmarks import killed
+from benchmarks.kills import work
 from wam_jax import cli
 
 _KILLS = flags.DEFINE_integer('kills', 20, 'How many.', 1)
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     root = pathlib.Path(_WORKDIR.value or scratch).expanduser().absolute()
     if any((root / name).exists() for name in ('straight', 'killed')):
       raise ValueError(f'--workdir={root} has runs already; pass an empty directory.')
-    found = killed.measure(
+    found = work.measure(
       [*command, f'--compilation_cache={root / "programs"}'],
       root,
       _KILLS.value,
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
       _SEED.value,
       lambda line: print(line, file=sys.stderr, flush=True),
     )
-  print(killed.show(found))
+  print(work.show(found))
   if _JSON.value:
     pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(found, indent=2) + '\n')
   if found['differences']:

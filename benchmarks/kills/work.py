@@ -128,7 +128,7 @@ def _start(command: Sequence[str], workdir: pathlib.Path) -> subprocess.Popen:
     text=True,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
-    cwd=pathlib.Path(__file__).parents[1],
+    cwd=pathlib.Path(__file__).parents[2],
   )
 
 

@@ -1,5 +1,5 @@
 """The transformer of `wam_jax` and its training step once more in PyTorch, as the baseline of
-benchmarks/step.py.
+`benchmarks.step`.
 
 For models with the word encoder and the patch tokenizer, as configs/tiny.py. Module names are those
 of DreamZero's checkpoints, so that weights come by the table that also reads those.

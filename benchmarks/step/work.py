@@ -1,4 +1,4 @@
-"""The training step that benchmarks/step.py times: its input, the comparison with PyTorch, and the
+"""The training step that `benchmarks.step` times: its input, the comparison with PyTorch, and the
 loop.
 """
 
@@ -48,7 +48,7 @@ def compare(config: cfg.TrainConfig) -> dict[str, float]:
   gradient.
 
   Raises:
-    ValueError: the config asks for what benchmarks/pytorch.py lacks, or they are not the same
+    ValueError: the config asks for what benchmarks/step/pytorch.py lacks, or they are not the same
       model.
   """
   m, f = config.model, config.flow
@@ -60,10 +60,12 @@ def compare(config: cfg.TrainConfig) -> dict[str, float]:
     ('flow.action_mean', f.action_mean, 'real'),
   ):
     if value != only:
-      raise ValueError(f'config.{key}={value!r} is not in benchmarks/pytorch.py; use {only!r}.')
+      raise ValueError(
+        f'config.{key}={value!r} is not in benchmarks/step/pytorch.py; use {only!r}.'
+      )
   import torch
 
-  from benchmarks import pytorch
+  from benchmarks.step import pytorch
 
   state, batch, _ = start(config)
   params = jax.tree.map(
@@ -90,11 +92,11 @@ def compare(config: cfg.TrainConfig) -> dict[str, float]:
   if (
     abs(found['wam_jax_loss'] / found['pytorch_loss'] - 1) > 1e-5 or found['gradient_error'] > 1e-4
   ):
-    raise ValueError(f'benchmarks/pytorch.py is not the model of this config: {found}.')
+    raise ValueError(f'benchmarks/step/pytorch.py is not the model of this config: {found}.')
   return found
 
 
-def work(config: cfg.TrainConfig, part: str, threads: int) -> None:
+def serve(config: cfg.TrainConfig, part: str, threads: int) -> None:
   """A contestant: steps for as long as it is asked to."""
   state, batch, step = start(config)
   if part == 'wam_jax':
@@ -107,7 +109,7 @@ def work(config: cfg.TrainConfig, part: str, threads: int) -> None:
   else:
     import torch
 
-    from benchmarks import pytorch
+    from benchmarks.step import pytorch
 
     torch.set_num_threads(threads)
     trainer = pytorch.Trainer(

@@ -160,7 +160,7 @@ def write(path: epath.Path, episodes: int, length: int, shards: int, workers: in
       name='made_up',
       version=tfds.core.Version('1.0.0'),
       data_dir=str(path),
-      module_name='benchmarks.episodes',
+      module_name='benchmarks.data.episodes',
     ),
     features=make_features(),
     description=json.dumps(dict(episodes=episodes, length=length, shards=shards)),

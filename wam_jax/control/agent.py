@@ -1,4 +1,9 @@
-"""Who acts in an evaluation: the model, or a baseline that shows what success is worth."""
+"""Raw observations in, raw actions out: the policy between the transforms of training and their
+inverse.
+
+Owns how a checkpoint acts for robots: what an evaluation runs and a server serves. The compiled
+step is `control.policy`; agents that are not the model are `evaluation.baselines`.
+"""
 
 from __future__ import annotations
 
@@ -113,30 +118,6 @@ class ModelAgent:
       ]
     )
     return raw, imagined
-
-
-class HoldAgent:
-  """Does nothing: zero actions."""
-
-  def __init__(self, record):
-    self._shape = (record.steps_per_chunk, record.action_dim)
-
-  def reset(self, instructions, composite_BIJ3, seed):
-    self._batch = len(instructions)
-
-  def act(self, frames_BRIJ3, proprio_BX):
-    return np.zeros((self._batch, *self._shape)), None
-
-
-class RandomAgent(HoldAgent):
-  """Uniform actions in [-1, 1]."""
-
-  def reset(self, instructions, composite_BIJ3, seed):
-    super().reset(instructions, composite_BIJ3, seed)
-    self._rng = np.random.default_rng(seed)
-
-  def act(self, frames_BRIJ3, proprio_BX):
-    return self._rng.uniform(-1, 1, (self._batch, *self._shape)), None
 
 
 def action_mask(model: cfg.ModelConfig, record: embodiments.Embodiment) -> np.ndarray:

@@ -4,7 +4,7 @@ build theirs.
 Whole trajectories are read and cut into windows, windows are shuffled in a buffer (encoded, as octo
 does, or decoded, as openpi does), frames are decoded, cropped, resized and jittered with
 TensorFlow's own operations, then tiled and batched. Runs in a Python that has TensorFlow and needs
-nothing else of this project: `python benchmarks/tfdata.py SETTINGS`, where SETTINGS is JSON with
+nothing else of this project: `python benchmarks/data/tfdata.py SETTINGS`, where SETTINGS is JSON with
 the fields of `Settings`. Speaks the protocol of `benchmarks.contest`.
 """
 
@@ -19,7 +19,7 @@ import sys
 
 import tensorflow as tf
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from benchmarks import contest
 
 SIZE = (180, 320)  # Rows and columns of the stored images.

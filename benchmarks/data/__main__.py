@@ -5,7 +5,7 @@ python -m benchmarks.data --tensorflow_python=PYTHON [--json=FILE]
 
 A window has DROID's arrays: three 180 x 320 JPEG views, 33 frames, each cropped, resized, jittered
 and tiled to 352 x 640 (a quadrant each, or as DROID does), with its states, actions and prompt. The
-dataset is made on first use (benchmarks/episodes.py). The baseline needs tensorflow-cpu, here or in
+dataset is made on first use (benchmarks/data/episodes.py). The baseline needs tensorflow-cpu, here or in
 the Python named (pip install 'wam_jax[benchmark]').
 """
 
@@ -33,7 +33,7 @@ from absl import flags
 from etils import epath
 
 from benchmarks import contest
-from benchmarks import episodes as made_up
+from benchmarks.data import episodes as made_up
 from data import convert
 from wam_jax import cli
 from wam_jax import config as cfg

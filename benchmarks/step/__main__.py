@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import contest
-from benchmarks import stepping
+from benchmarks.step import work
 from wam_jax import cli
 from wam_jax import config as cfg
 
@@ -49,13 +49,13 @@ def main(argv: list[str]) -> None:
   config = cfg.from_config_dict(_CONFIG.value.to_dict())
   if _PART.value:
     cli.keep_memory()  # As the train command does; for all alike.
-    return stepping.work(config, _PART.value, _THREADS.value)
+    return work.serve(config, _PART.value, _THREADS.value)
   cores = sorted(os.sched_getaffinity(0))[: _THREADS.value]
   if len(cores) < _THREADS.value:
     raise ValueError(
       f'--threads={_THREADS.value} must be at most the {len(cores)} cores of this process.'
     )
-  same = stepping.compare(config)
+  same = work.compare(config)
   print(
     f'loss {same["wam_jax_loss"]:.6f}, in PyTorch {same["pytorch_loss"]:.6f}; gradients differ by '
     f'{same["gradient_error"]:.1e} of the largest\n\n{"":<20}{"steps/s":>9}{"samples/s":>11}{"ratio":>8}'

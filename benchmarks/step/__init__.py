@@ -1,0 +1,1 @@
+"""A training step on the CPU against the same step in PyTorch."""
