@@ -35,11 +35,11 @@ from wam_jax import types
 from wam_jax.data import embodiments
 from wam_jax.data import encoding
 from wam_jax.data import features
+from wam_jax.data import images
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data import sources
 from wam_jax.data import storage
-from wam_jax.data import transforms
 from wam_jax.data import windows
 from wam_jax.models import encoders
 from wam_jax.models import image
@@ -170,7 +170,7 @@ def pixel_batch(job) -> types.Batch:
   Q, A = m.max_chunks, m.max_chunks * m.actions_per_chunk
   tokenize = prompts.make_tokenizer(m.text)
   texts = [job.episodes[job.anchors[int(sample)][0]].texts(0)[0] for sample in job.samples_W]
-  ids_WP = np.stack([tokenize(transforms.prompt(job.episodes.record, words)) for words in texts])
+  ids_WP = np.stack([tokenize(job.episodes.record.instruct(words)) for words in texts])
   draw = lambda *shape: rng.normal(size=(rows, *shape)).astype(np.float32)
   return types.Batch(
     np.stack([job.load_frames(row) for row in range(rows)]),
@@ -345,7 +345,7 @@ def test_the_centre_crop_is_what_evaluation_sees(path, patches):
   number, step, stop = job.anchors[0]
   views = {key: job.episodes[number].decode(key, step) for key in ('top', 'wrist')}
   np.testing.assert_array_equal(
-    job.load_frames(0)[0], transforms.compose(CLOCK, views, transforms.CENTER_CROP)
+    job.load_frames(0)[0], images.compose(CLOCK, views, images.CENTER_CROP)
   )
   assert find(job, patches).variants == 1
 

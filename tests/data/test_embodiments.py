@@ -275,3 +275,8 @@ def test_inconsistent_records(change, message):
 def test_unknown_name():
   with pytest.raises(ValueError, match="There is no embodiment 'hexapod'; .*bridge_widowx"):
     embodiments.get('hexapod')
+
+
+def test_prompt_fills_every_brace():
+  record = dataclasses.replace(synthetic.CLOCK, prompt='A robot {} now. It should {}.')
+  assert record.instruct(' Push IT ') == 'A robot push it now. It should push it.'

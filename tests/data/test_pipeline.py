@@ -21,8 +21,8 @@ from tests.data import synthetic
 from wam_jax import types
 from wam_jax.data import normalize
 from wam_jax.data import pipeline
+from wam_jax.data import prompts
 from wam_jax.data import sources
-from wam_jax.data import transforms
 
 
 def take(config, n, *shard):
@@ -97,7 +97,7 @@ def test_both_views_are_in_place_and_the_prompt_is_the_episodes(clock_path):
   assert (batch.frames_BRIJ3[:, :, :, 16:, 2] == 77).all()
   for frames, ids in zip(batch.frames_BRIJ3, batch.prompt_ids_BP):
     np.testing.assert_array_equal(
-      ids, transforms.tokenize(f'task {frames[0, 0, 0, 0] % 3}', 16, 2048)
+      ids, prompts.hash_words(f'task {frames[0, 0, 0, 0] % 3}', 16, 2048)
     )
 
 
@@ -325,7 +325,7 @@ def test_instructions_are_drawn_in_training_and_the_first_in_evaluation(tmp_path
     synthetic.CLOCK, language=('language_instruction', 'language_2', 'language_3')
   )
   monkeypatch.setitem(pipeline.embodiments.EMBODIMENTS, 'clock', record)
-  first = transforms.tokenize('first', 16, 2048)
+  first = prompts.hash_words('first', 16, 2048)
   is_first_B = (join(take(make_clock(path), 8)).prompt_ids_BP == first).all(1)
   assert 0.3 < is_first_B.mean() < 0.7  # Never the empty one.
   assert (join(take(make_clock(path), 8)).prompt_ids_BP != 0).any(1).all()

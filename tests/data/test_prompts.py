@@ -9,13 +9,13 @@ import hashlib
 import io
 import pickle
 import sys
+import zlib
 
 import numpy as np
 import pytest
 
 from wam_jax import config as cfg
 from wam_jax.data import prompts
-from wam_jax.data import transforms
 
 CORPUS = (
   'pick up the red cube and put it in the bowl',
@@ -83,7 +83,7 @@ def test_word_tokenizer_is_the_transform():
   config = cfg.TextConfig(length=6, vocab=100)
   tokenize = pickle.loads(pickle.dumps(prompts.make_tokenizer(config)))
   np.testing.assert_array_equal(
-    tokenize('Push the red Disc'), transforms.tokenize('Push the red Disc', 6, 100)
+    tokenize('Push the red Disc'), prompts.hash_words('Push the red Disc', 6, 100)
   )
 
 
@@ -193,3 +193,14 @@ def test_missing_package_says_what_to_install(files, monkeypatch):
   monkeypatch.setitem(sys.modules, 'ftfy', None)
   with pytest.raises(ValueError, match=r"needs the package ftfy: pip install 'wam_jax\[umt5\]'"):
     prompts.make_tokenizer(config_of(files, 'spiece.model'))
+
+
+def test_hash_words_by_hand():
+  ids = prompts.hash_words("Push the RED block, 3 times; don't", 6, 100)
+  words = ['push', 'the', 'red', 'block', '3', 'times']
+  np.testing.assert_array_equal(ids, [1 + zlib.crc32(w.encode()) % 99 for w in words])
+  np.testing.assert_array_equal(
+    prompts.hash_words('-- go!', 4, 100), [1 + zlib.crc32(b'go') % 99, 0, 0, 0]
+  )
+  assert prompts.hash_words('', 3, 100).tolist() == [0, 0, 0]
+  assert ids.dtype == np.int32

@@ -1,4 +1,4 @@
-"""The fast painter and `transforms.compose` make the same pictures, up to one level of 255."""
+"""The fast painter and `images.compose` make the same pictures, up to one level of 255."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from wam_jax.data import embodiments
+from wam_jax.data import images
 from wam_jax.data import tiles
-from wam_jax.data import transforms
 
 View = embodiments.View
 DROID = embodiments.get('droid')
@@ -52,10 +52,10 @@ def paint(record, augmentation, views, out=None):
 @pytest.mark.parametrize('seed', range(3))
 def test_paints_what_compose_makes(record, seed):
   augmentation, views = (
-    transforms.sample_augmentation(np.random.default_rng(seed)),
+    images.sample_augmentation(np.random.default_rng(seed)),
     make_views(seed),
   )
-  want = transforms.compose(record, views, augmentation).astype(int)
+  want = images.compose(record, views, augmentation).astype(int)
   got = paint(record, augmentation, views).astype(int)
   assert np.abs(got - want).max() <= 1
   assert abs((got - want).mean()) < 0.03  # Neither is brighter.
@@ -71,13 +71,13 @@ def test_without_a_change_of_colour_only_the_order_of_channels_changes():
   )
   views = make_views()
   np.testing.assert_array_equal(
-    paint(record, transforms.CENTER_CROP, views),
-    transforms.compose(record, views, transforms.CENTER_CROP),
+    paint(record, images.CENTER_CROP, views),
+    images.compose(record, views, images.CENTER_CROP),
   )
 
 
 def test_a_painter_remembers_nothing_of_the_image_before():
-  augmentation = transforms.sample_augmentation(np.random.default_rng(0))
+  augmentation = images.sample_augmentation(np.random.default_rng(0))
   painter = tiles.Painter(DROID, augmentation)
   for seed in (0, 1, 0):
     out = np.empty((352, 640, 3), np.uint8)
@@ -87,7 +87,7 @@ def test_a_painter_remembers_nothing_of_the_image_before():
 
 def test_tiles_of_a_batch_are_painted_in_place():
   frames_RIJ3 = np.full((3, 352, 640, 3), 7, np.uint8)
-  augmentation = transforms.sample_augmentation(np.random.default_rng(0))
+  augmentation = images.sample_augmentation(np.random.default_rng(0))
   paint(DROID, augmentation, make_views(), frames_RIJ3[1])
   np.testing.assert_array_equal(frames_RIJ3[1], paint(DROID, augmentation, make_views()))
   assert (frames_RIJ3[[0, 2]] == 7).all()
@@ -114,7 +114,5 @@ def test_columns_are_repeated():
     views=(View(DROID.views[0].key, 0, 0, 171, 912, repeat=3),),
   )
   views = make_views()
-  crop = transforms.CENTER_CROP.crop(views[DROID.views[0].key])
-  np.testing.assert_array_equal(
-    paint(record, transforms.CENTER_CROP, views), crop.repeat(3, axis=1)
-  )
+  crop = images.CENTER_CROP.crop(views[DROID.views[0].key])
+  np.testing.assert_array_equal(paint(record, images.CENTER_CROP, views), crop.repeat(3, axis=1))

@@ -18,9 +18,9 @@ from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.control import policy as policy_lib
 from wam_jax.data import embodiments
+from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prompts
-from wam_jax.data import transforms
 
 
 class Agent(Protocol):
@@ -85,7 +85,7 @@ class TimedPolicy:
     frames_BRIJ3 = to_uint8(self._policy.imagine(self._weights[1], self._state, latents))
     size = observation.frames_BRIJ3.shape[2:4]  # The tokenizer may work at another.
     return action_BAU, np.stack(
-      [[transforms.resize(frame, *size) for frame in video] for video in frames_BRIJ3]
+      [[images.resize(frame, *size) for frame in video] for video in frames_BRIJ3]
     )
 
 
@@ -99,9 +99,7 @@ class ModelAgent:
 
   def reset(self, instructions, composite_BIJ3, seed):
     m, record, B = self._model, self._robot.record, len(instructions)
-    ids_BP = np.stack(
-      [self._policy.tokenize(transforms.prompt(record, text)) for text in instructions]
-    )
+    ids_BP = np.stack([self._policy.tokenize(record.instruct(text)) for text in instructions])
     mask_BAU = np.repeat(action_mask(m, record)[None], B, axis=0)
     self._policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
 

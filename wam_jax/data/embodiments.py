@@ -206,6 +206,10 @@ class Embodiment:
     """
     return self._columns([s.rest for s in self.action])
 
+  def instruct(self, text: str) -> str:
+    """The prompt: the template with the lower-cased instruction at every `{}`."""
+    return prompts.fill(self.prompt, text.strip())
+
   def _columns(self, texts: list[str]) -> tuple[int, ...]:
     widths = [s.width for s in self.action]
     return tuple(

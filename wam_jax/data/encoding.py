@@ -21,11 +21,11 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax.data import features
+from wam_jax.data import images
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data import sources
 from wam_jax.data import storage
-from wam_jax.data import transforms
 from wam_jax.data import windows
 from wam_jax.models import encoders
 
@@ -64,9 +64,9 @@ class Job:
     window, variant = divmod(row, self.storing.variants)
     sample = int(self.samples_W[window])
     number, step, stop = self.anchors[sample]
-    augmentation = transforms.CENTER_CROP if self.transform == 'center' else None
+    augmentation = images.CENTER_CROP if self.transform == 'center' else None
     if self.transform == 'random':
-      augmentation = transforms.sample_augmentation(
+      augmentation = images.sample_augmentation(
         np.random.default_rng((self.storing.seed, sample, variant))
       )
     steps_R = windows.make_window(
@@ -163,7 +163,7 @@ def list_prompts(
     for span in episodes.spans(number):
       if any(span.start <= step < span.stop for step in steps[number]):
         for instruction in [text for text in span.texts if text.strip()] or ['']:
-          ids_P = tokenize(transforms.prompt(episodes.record, instruction))
+          ids_P = tokenize(episodes.record.instruct(instruction))
           found.setdefault(features.prompt_key(ids_P), ids_P)
   return list(found.values())
 

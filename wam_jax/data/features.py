@@ -36,9 +36,9 @@ from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax import types
+from wam_jax.data import images
 from wam_jax.data import sources
 from wam_jax.data import storage
-from wam_jax.data import transforms
 from wam_jax.data import windows
 from wam_jax.models import encoders
 
@@ -145,7 +145,7 @@ def describe(
       'split': episodes.split,
       'anchors (--ranges, --failures)': f'{len(anchors)} steps, {_hash_bytes(table_4K.tobytes())}',
       'embodiment': _without(dataclasses.asdict(episodes.record), unseen),
-      'transform': transform if transform == 'none' else f'{transform} crop of {transforms.CROP}',
+      'transform': transform if transform == 'none' else f'{transform} crop of {images.CROP}',
       'model': {
         'max_chunks': model.max_chunks,
         'frames_per_chunk': model.frames_per_chunk,

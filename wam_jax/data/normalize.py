@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wam_jax.data import embodiments
-from wam_jax.data import transforms
+from wam_jax.data import images
 
 RANGE_FLOOR = 1e-3  # In raw units: a dimension that hardly moves must not be blown up to [-1, 1].
 ARRAYS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
@@ -284,12 +284,10 @@ class KnownEmbodiment:
   center_crop: bool = False
 
   def compose(self, views: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The composite image that evaluation and control show the model: `transforms.compose` as this
+    """The composite image that evaluation and control show the model: `images.compose` as this
     run needs it.
     """
-    return transforms.compose(
-      self.record, views, transforms.CENTER_CROP if self.center_crop else None
-    )
+    return images.compose(self.record, views, images.CENTER_CROP if self.center_crop else None)
 
 
 def to_metadata(known: Sequence[KnownEmbodiment]) -> dict[str, Any]:

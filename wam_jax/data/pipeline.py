@@ -29,13 +29,13 @@ from wam_jax import remote
 from wam_jax import types
 from wam_jax.data import embodiments
 from wam_jax.data import features
+from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import storage
 from wam_jax.data import tiles
-from wam_jax.data import transforms
 from wam_jax.data import windows
 from wam_jax.models import encoders
 
@@ -198,7 +198,7 @@ class Film:
   episode: sources.Episode
   key: tuple[int | bool, ...]
   steps_R: np.ndarray
-  augmentation: transforms.Augmentation | None
+  augmentation: images.Augmentation | None
   cache: storage.Cache | None
 
   @property
@@ -226,7 +226,7 @@ class Film:
   def _compose(self, step: int, out_IJ3: np.ndarray) -> None:
     views = lambda: {v.key: self.episode.decode(v.key, step) for v in self.record.views}
     out_IJ3[:] = self.cache.get(
-      (*self.key, step), lambda: transforms.compose(self.record, views(), self.augmentation)
+      (*self.key, step), lambda: images.compose(self.record, views(), self.augmentation)
     )
 
 
@@ -303,11 +303,7 @@ class Sampler:
   def _film(self, number, episode, steps_R, rng):
     drawn = self.augment and self.train
     augmentation = (
-      transforms.sample_augmentation(rng)
-      if drawn
-      else transforms.CENTER_CROP
-      if self.augment
-      else None
+      images.sample_augmentation(rng) if drawn else images.CENTER_CROP if self.augment else None
     )
     return Film(
       self.embodiment.record,
@@ -321,7 +317,7 @@ class Sampler:
   def _prompt(self, texts, rng):
     texts = [text for text in texts if text.strip()] or ['']
     text = texts[rng.integers(len(texts))] if self.train and len(texts) > 1 else texts[0]
-    return self.tokenize(transforms.prompt(self.embodiment.record, text))
+    return self.tokenize(self.embodiment.record.instruct(text))
 
 
 def _load_mixture(

@@ -13,6 +13,7 @@ import functools
 import html
 import importlib
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -98,10 +99,7 @@ def make_tokenizer(config: cfg.TextConfig) -> Callable[[str], np.ndarray]:
       than `config.vocab`.
   """
   if config.kind == 'word':
-    # Not at the top: embodiments, which transforms imports, take their templates from here.
-    from wam_jax.data import transforms
-
-    return functools.partial(transforms.tokenize, length=config.length, vocab=config.vocab)
+    return functools.partial(hash_words, length=config.length, vocab=config.vocab)
   size = _load(config.tokenizer).size
   if size > config.vocab:
     raise ValueError(
@@ -110,6 +108,20 @@ def make_tokenizer(config: cfg.TextConfig) -> Callable[[str], np.ndarray]:
     )
   _import('ftfy')
   return functools.partial(_tokenize, path=config.tokenizer, length=config.length)
+
+
+@functools.lru_cache(maxsize=65536)
+def hash_words(text: str, length: int, vocab: int) -> np.ndarray:
+  """[length] int32 ids: 1 + crc32(word) % (vocab - 1) for each lower-cased word, 0 padding,
+  truncated. Read-only.
+
+  Words are runs of letters and digits. The hash is the same on every machine and in every Python.
+  """
+  words = re.findall(r'[^\W_]+', text.lower())[:length]
+  ids_P = np.zeros(length, np.int32)
+  ids_P[: len(words)] = [1 + zlib.crc32(word.encode()) % (vocab - 1) for word in words]
+  ids_P.flags.writeable = False  # Every caller with the same text holds this array.
+  return ids_P
 
 
 def _tokenize(text: str, path: str, length: int) -> np.ndarray:

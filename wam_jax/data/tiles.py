@@ -1,4 +1,4 @@
-"""Augmented composite images straight into a batch: what `transforms.compose` makes, up to one
+"""Augmented composite images straight into a batch: what `images.compose` makes, up to one
 level, in half the time.
 
 Reading and decoding a 180 x 320 JPEG takes about 0.3 ms; everything after it here less than half of
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from wam_jax.data import embodiments
-from wam_jax.data import transforms
+from wam_jax.data import images
 
 
 class Painter:
@@ -28,13 +28,13 @@ class Painter:
     augmentation: applied to each view and frame alike.
   """
 
-  def __init__(self, record: embodiments.Embodiment, augmentation: transforms.Augmentation):
+  def __init__(self, record: embodiments.Embodiment, augmentation: images.Augmentation):
     self._record, self._augmentation = record, augmentation
     self._gaps, self._memory = _gaps(record), {}
     # From blue, green, red as stored to red, green, blue; the last column is set for each image.
     self._change = np.zeros((3, 4), np.float32)
     self._change[:, :3] = augmentation._matrix[:, ::-1]
-    luma = transforms.GRAY[::-1] * augmentation.brightness * (1 - augmentation.contrast)
+    luma = images.GRAY[::-1] * augmentation.brightness * (1 - augmentation.contrast)
     self._luma = (*luma.tolist(), 0.0)
 
   def paint(self, decode: Callable[[str], np.ndarray], out_IJ3: np.ndarray) -> None:
@@ -51,19 +51,19 @@ class Painter:
       self._paint_view(view, decode(view.key), tile)
 
   def _paint_view(self, view: embodiments.View, image_IJ3: np.ndarray, tile: np.ndarray) -> None:
-    crop = self._augmentation.crop(transforms.flip(image_IJ3, view.flip))
+    crop = self._augmentation.crop(images.flip(image_IJ3, view.flip))
     rows, columns = view.height, view.width // view.repeat
     enlarging = (
       self._record.resize == 'bilinear' and rows >= crop.shape[0] and columns >= crop.shape[1]
     )
-    # `transforms.resize` rounds down; half a level less before rounding to nearest is the same on
+    # `images.resize` rounds down; half a level less before rounding to nearest is the same on
     # average.
     self._change[:, 3] = self._offset(crop) - (0.5 if enlarging else 0.0)
     cv2.transform(image_IJ3, self._change, dst=image_IJ3)
     if enlarging:
       pixels_IJ4 = self._enlarge(crop, rows, columns)
     else:
-      pixels_IJ4 = self._widen(transforms.resize(crop, rows, columns, self._record.resize))
+      pixels_IJ4 = self._widen(images.resize(crop, rows, columns, self._record.resize))
     if view.repeat > 1:
       wide = self._scratch((rows, columns, view.repeat), np.int32)
       cv2.merge([pixels_IJ4.view(np.int32)] * view.repeat, dst=wide)

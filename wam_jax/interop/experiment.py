@@ -19,9 +19,9 @@ from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
+from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prompts
-from wam_jax.data import transforms
 from wam_jax.interop import io
 
 TAGS = tuple(prompts.TEMPLATES)  # Robots that the reference has a prompt for.
@@ -222,8 +222,8 @@ def _read_robot(
     steps=0,
   )
   crop = steps.get('VideoCrop', {}).get('scale')
-  if crop not in (None, transforms.CROP):
-    raise ValueError(f'VideoCrop.scale={crop} is not supported, only {transforms.CROP}')
+  if crop not in (None, images.CROP):
+    raise ValueError(f'VideoCrop.scale={crop} is not supported, only {images.CROP}')
   return normalize.KnownEmbodiment(0, record, statistics, center_crop=crop is not None)
 
 
@@ -469,7 +469,7 @@ def _transforms(robot: _Robot, model: cfg.ModelConfig, center_crop: bool) -> dic
   step = lambda name, keys, **more: {'_target_': f'{_TRANSFORM}{name}', 'apply_to': keys, **more}
   steps = [
     step('VideoToTensor', videos),
-    *([step('VideoCrop', videos, scale=transforms.CROP)] if center_crop else []),
+    *([step('VideoCrop', videos, scale=images.CROP)] if center_crop else []),
     step('VideoResize', videos, height=robot.size[0], width=robot.size[1], interpolation='linear'),
     step('VideoColorJitter', videos, brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08),
     step('VideoToNumpy', videos),

@@ -23,7 +23,7 @@ class WordEncoder(nn.Module):
   """Hashed words to contextual embeddings; padded positions come out as zeros, as the reference's
   UMT5 output does.
 
-  Token ids come from `data.transforms.tokenize`.
+  Token ids come from `data.prompts.hash_words`.
   """
 
   cfg: cfg.TextConfig

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from wam_jax.data import embodiments
+from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import storage
-from wam_jax.data import transforms
 from wam_jax.data.validation import findings as findings_lib
 from wam_jax.data.validation import numbers
 from wam_jax.data.validation import signals
@@ -115,7 +115,7 @@ def _decode(record, i, episode, wanted, findings) -> Clip | None:
       shape[key] = views[key].shape[:2]
       thumbs[key].append(_thumb(views[key]))
     if step in wanted and is_whole:
-      composites[step] = transforms.compose(record, views)
+      composites[step] = images.compose(record, views)
   if not is_whole:
     return None
   text = next((text.strip() for text in episode.texts(0) if text.strip()), '')
@@ -125,7 +125,7 @@ def _decode(record, i, episode, wanted, findings) -> Clip | None:
     text,
     embodiments.convert(record.state, episode.state_TX),
     embodiments.convert(record.action, episode.action_TU),
-    {key: np.stack(images) for key, images in thumbs.items()},
+    {key: np.stack(shown) for key, shown in thumbs.items()},
     shape,
     composites,
   )

@@ -5,7 +5,6 @@ by hand.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 
 import cv2
 import jax
@@ -14,8 +13,8 @@ import pytest
 
 from tests.data import synthetic
 from wam_jax.data import embodiments
+from wam_jax.data import images
 from wam_jax.data import normalize
-from wam_jax.data import transforms
 
 View = embodiments.View
 
@@ -46,7 +45,7 @@ def test_painted_quadrants_land_in_their_rectangles():
     'b': paint_quadrants(16, 16, colours),  # As it is.
     'c': paint_quadrants(64, 64, colours[::-1]),
   }  # Shrunk, and narrowed.
-  got = transforms.compose(record, views)
+  got = images.compose(record, views)
   for (row, column), colour in zip([(3, 3), (3, 28), (12, 3), (12, 28)], colours):
     np.testing.assert_array_equal(got[row, column], colour)
   np.testing.assert_array_equal(got[16:, :16], views['b'])
@@ -59,7 +58,7 @@ COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
 
 def place(record, painted) -> np.ndarray:
   """The composite of a record whose view number i is `painted[i]`."""
-  return transforms.compose(record, {v.key: image for v, image in zip(record.views, painted)})
+  return images.compose(record, {v.key: image for v, image in zip(record.views, painted)})
 
 
 @pytest.mark.parametrize('name, rows', [('droid', 176), ('droid_wan22', 160)])
@@ -78,7 +77,7 @@ def test_droid_layout(name, rows):
   noise = np.random.default_rng(0).integers(0, 256, (180, 320, 3), np.uint8)
   wrist = place(embodiments.get(name), [noise] * 3)[:rows]
   np.testing.assert_array_equal(wrist[:, ::2], wrist[:, 1::2])
-  np.testing.assert_array_equal(wrist[:, ::2], transforms.resize(noise, rows, 320, 'bilinear'))
+  np.testing.assert_array_equal(wrist[:, ::2], images.resize(noise, rows, 320, 'bilinear'))
 
 
 @pytest.mark.parametrize('name', ['agibot', 'agibot_reference', 'yam'])
@@ -105,8 +104,8 @@ def test_libero_shows_the_same_world_from_files_and_from_the_simulator():
     for rows, columns in ((slice(0, 150), slice(0, 130)), (slice(200, 352), slice(500, 640))):
       np.testing.assert_array_equal(got[rows, columns], want[rows, columns])
   image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-  np.testing.assert_array_equal(transforms.flip(image, 'both'), image[::-1, ::-1])
-  np.testing.assert_array_equal(transforms.flip(image, ''), image)
+  np.testing.assert_array_equal(images.flip(image, 'both'), image[::-1, ::-1])
+  np.testing.assert_array_equal(images.flip(image, ''), image)
 
 
 @pytest.mark.parametrize('name', ['oxe', 'human'])
@@ -129,7 +128,7 @@ def test_a_single_view_fills_the_composite(name):
 def test_bilinear_is_antialiased_and_rounds_down(old, new):
   image = np.random.default_rng(0).integers(0, 256, (*old, 3), np.uint8)
   want = jax.image.resize(image.astype(np.float32), (*new, 3), 'bilinear', antialias=True)
-  got = transforms.resize(image, *new, 'bilinear')
+  got = images.resize(image, *new, 'bilinear')
   difference = np.asarray(want) - got
   # Down from a hundredth higher; float32 rounding is 0.002.
   assert difference.min() > -0.015
@@ -143,7 +142,7 @@ def test_bilinear_weights_by_hand():
   """
   image = np.zeros((8, 1, 3), np.uint8)
   image[:, 0, 0] = (0, 70, 140, 210, 0, 80, 160, 240)
-  got = transforms.resize(image, 4, 1, 'bilinear')[:, 0, 0]
+  got = images.resize(image, 4, 1, 'bilinear')[:, 0, 0]
   want = (
     (3 * 0 + 3 * 70 + 140) / 7,
     (70 + 3 * 140 + 3 * 210 + 0) / 8,
@@ -156,51 +155,51 @@ def test_bilinear_weights_by_hand():
 def test_resize_averages_when_shrinking():
   image = np.zeros((4, 4, 3), np.uint8)
   image[::2] = 200
-  np.testing.assert_array_equal(transforms.resize(image, 2, 2), np.full((2, 2, 3), 100))
+  np.testing.assert_array_equal(images.resize(image, 2, 2), np.full((2, 2, 3), 100))
 
 
 def test_view_errors():
   with pytest.raises(ValueError, match=r"View 'wrist' of 'clock' is missing; got \['top'\]"):
-    transforms.compose(synthetic.CLOCK, {'top': np.zeros((8, 8, 3), np.uint8)})
+    images.compose(synthetic.CLOCK, {'top': np.zeros((8, 8, 3), np.uint8)})
   with pytest.raises(
     ValueError, match=r"View 'top' of 'clock' is float64 \(8, 8, 3\); expected uint8 RGB"
   ):
-    transforms.compose(synthetic.CLOCK, {'top': np.zeros((8, 8, 3))})
+    images.compose(synthetic.CLOCK, {'top': np.zeros((8, 8, 3))})
 
 
 def test_augmentation_without_change_is_the_centre_crop():
   image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
   np.testing.assert_array_equal(
-    transforms.CENTER_CROP.crop(image), image[1:39, 2:59]
+    images.CENTER_CROP.crop(image), image[1:39, 2:59]
   )  # 38 x 57 of 40 x 60.
-  np.testing.assert_array_equal(transforms.CENTER_CROP.jitter(image), image)
+  np.testing.assert_array_equal(images.CENTER_CROP.jitter(image), image)
 
 
 def test_centre_crop_of_droid_and_who_uses_it():
   """171 x 304 of 180 x 320 from row 4 and column 8, then 176 x 320 (spec 5.6)."""
   image = np.random.default_rng(0).integers(0, 256, (180, 320, 3), np.uint8)
-  np.testing.assert_array_equal(transforms.CENTER_CROP.crop(image), image[4:175, 8:312])
+  np.testing.assert_array_equal(images.CENTER_CROP.crop(image), image[4:175, 8:312])
   record = embodiments.get('droid')
   views = {v.key: image for v in record.views}
   cropped, whole = (
     normalize.KnownEmbodiment(0, record, None, crop).compose(views) for crop in (True, False)
   )
   np.testing.assert_array_equal(
-    cropped[176:, :320], transforms.resize(image[4:175, 8:312], 176, 320, 'bilinear')
+    cropped[176:, :320], images.resize(image[4:175, 8:312], 176, 320, 'bilinear')
   )
-  np.testing.assert_array_equal(cropped, transforms.compose(record, views, transforms.CENTER_CROP))
-  np.testing.assert_array_equal(whole, transforms.compose(record, views))
+  np.testing.assert_array_equal(cropped, images.compose(record, views, images.CENTER_CROP))
+  np.testing.assert_array_equal(whole, images.compose(record, views))
   assert (cropped != whole).mean() > 0.9
 
 
 def test_jitter_is_the_four_changes_in_order():
   """Against each change on its own, where nothing is clipped."""
   image = np.random.default_rng(0).integers(90, 140, (8, 8, 3), np.uint8)
-  a = transforms.Augmentation(brightness=1.1, contrast=0.8, saturation=1.2, hue=0.05)
+  a = images.Augmentation(brightness=1.1, contrast=0.8, saturation=1.2, hue=0.05)
   x = 1.1 * image
-  x = 0.8 * x + 0.2 * (x @ transforms.GRAY).mean()
-  x = 1.2 * x - 0.2 * (x @ transforms.GRAY)[..., None]
-  only_hue = dataclasses.replace(transforms.CENTER_CROP, hue=0.05)
+  x = 0.8 * x + 0.2 * (x @ images.GRAY).mean()
+  x = 1.2 * x - 0.2 * (x @ images.GRAY)[..., None]
+  only_hue = dataclasses.replace(images.CENTER_CROP, hue=0.05)
   want = only_hue.jitter(np.rint(x).astype(np.uint8))
   np.testing.assert_allclose(
     a.jitter(image).astype(int), want, atol=2
@@ -212,44 +211,28 @@ def test_jitter_is_the_four_changes_in_order():
 
 def test_jitter_by_hand():
   image = np.full((4, 4, 3), (100, 50, 200), np.uint8)
-  darker = transforms.Augmentation(brightness=0.5).jitter(image)
+  darker = images.Augmentation(brightness=0.5).jitter(image)
   np.testing.assert_allclose(darker[0, 0], (50, 25, 100), atol=1)  # uint8 rounding.
-  gray = transforms.Augmentation(saturation=0.0).jitter(image)
+  gray = images.Augmentation(saturation=0.0).jitter(image)
   np.testing.assert_allclose(gray[0, 0], [0.299 * 100 + 0.587 * 50 + 0.114 * 200] * 3, atol=1)
   halves = paint_quadrants(4, 4, [(0,) * 3, (0,) * 3, (200,) * 3, (200,) * 3])
-  flat = transforms.Augmentation(contrast=0.0).jitter(halves)
+  flat = images.Augmentation(contrast=0.0).jitter(halves)
   np.testing.assert_allclose(flat, 100, atol=1)
-  turned = transforms.Augmentation(hue=1 / 3).jitter(np.full((4, 4, 3), (200, 0, 0), np.uint8))
+  turned = images.Augmentation(hue=1 / 3).jitter(np.full((4, 4, 3), (200, 0, 0), np.uint8))
   np.testing.assert_allclose(turned[0, 0], (0, 200, 0), atol=2)  # A third of a turn: red to green.
 
 
 def test_one_augmentation_for_all_views_and_reproducible():
-  a = transforms.sample_augmentation(np.random.default_rng(3))
+  a = images.sample_augmentation(np.random.default_rng(3))
   assert (
     a
-    == transforms.sample_augmentation(np.random.default_rng(3))
-    != transforms.sample_augmentation(np.random.default_rng(4))
+    == images.sample_augmentation(np.random.default_rng(3))
+    != images.sample_augmentation(np.random.default_rng(4))
   )
   image = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8), (16, 16))
   record = embodiments.Embodiment(
     'twins', (View('a', 0, 0, 16, 16), View('b', 0, 16, 16, 16)), (16, 32), (), (), 10.0, 2.5, 0.8
   )
-  got = transforms.compose(record, {'a': image, 'b': image}, a)
+  got = images.compose(record, {'a': image, 'b': image}, a)
   np.testing.assert_array_equal(got[:, :16], got[:, 16:])
   assert np.abs(got[:, :16].astype(int) - image).max() > 5
-
-
-def test_tokenize_by_hand():
-  ids = transforms.tokenize("Push the RED block, 3 times; don't", 6, 100)
-  words = ['push', 'the', 'red', 'block', '3', 'times']
-  np.testing.assert_array_equal(ids, [1 + zlib.crc32(w.encode()) % 99 for w in words])
-  np.testing.assert_array_equal(
-    transforms.tokenize('-- go!', 4, 100), [1 + zlib.crc32(b'go') % 99, 0, 0, 0]
-  )
-  assert transforms.tokenize('', 3, 100).tolist() == [0, 0, 0]
-  assert ids.dtype == np.int32
-
-
-def test_prompt_fills_every_brace():
-  record = dataclasses.replace(synthetic.CLOCK, prompt='A robot {} now. It should {}.')
-  assert transforms.prompt(record, ' Push IT ') == 'A robot push it now. It should push it.'

@@ -1,6 +1,6 @@
-"""One example in, one out, in numpy: tiling the views, augmentation, and prompts to token ids.
+"""Camera images to the composite that the model sees: flips, crops, colour, sizes and tiling.
 
-Shared by training and control, so that both see the same pixels and words.
+Shared by training and control, so that both see the same pixels.
 """
 
 from __future__ import annotations
@@ -8,16 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 import threading
-import zlib
 from collections.abc import Mapping
 
 import cv2
 import numpy as np
 
 from wam_jax.data import embodiments
-from wam_jax.data import prompts
 
 CROP = 0.95  # Share of rows and columns that augmented training sees.
 GRAY = np.float32([0.299, 0.587, 0.114])  # Luma of red, green and blue.
@@ -211,22 +208,3 @@ def _bands(old: int, new: int) -> tuple[tuple[slice, slice, np.ndarray], ...]:
       )
     )
   return tuple(bands)
-
-
-def prompt(record: embodiments.Embodiment, instruction: str) -> str:
-  """The record's template with the lower-cased instruction at every `{}`."""
-  return prompts.fill(record.prompt, instruction.strip())
-
-
-@functools.lru_cache(maxsize=65536)
-def tokenize(text: str, length: int, vocab: int) -> np.ndarray:
-  """[length] int32 ids: 1 + crc32(word) % (vocab - 1) for each lower-cased word, 0 padding,
-  truncated. Read-only.
-
-  Words are runs of letters and digits. The hash is the same on every machine and in every Python.
-  """
-  words = re.findall(r'[^\W_]+', text.lower())[:length]
-  ids_P = np.zeros(length, np.int32)
-  ids_P[: len(words)] = [1 + zlib.crc32(word.encode()) % (vocab - 1) for word in words]
-  ids_P.flags.writeable = False
-  return ids_P
