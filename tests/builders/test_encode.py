@@ -24,6 +24,7 @@ import optax
 import pytest
 import tokenizers
 
+from data.encode import work
 from tests import programs
 from tests.data import synthetic
 from tests.models import test_encoders
@@ -33,7 +34,6 @@ from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import types
 from wam_jax.data import embodiments
-from wam_jax.data import encoding
 from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import pipeline
@@ -147,11 +147,11 @@ def path(tmp_path) -> str:
 
 def make_job(path, model=PATCHES, record=CLOCK, storing=PLAIN, transform='none', split='train'):
   episodes = sources.Episodes(path, split, record, storage.Cache(1))
-  return encoding.make_job(model, episodes, windows.make_anchors(episodes), storing, transform)
+  return work.make_job(model, episodes, windows.make_anchors(episodes), storing, transform)
 
 
 def run(job, frozen, *shard, batch=8):
-  return encoding.encode(job, frozen, encoding.make_machine(batch, 2), *shard)
+  return work.encode(job, frozen, work.make_machine(batch, 2), *shard)
 
 
 def find(job, frozen) -> features.Stored:
@@ -374,7 +374,7 @@ def test_what_cannot_be_stored_is_refused(path, patches, model, frozen, monkeypa
   with pytest.raises(
     ValueError, match='--batch=12 must be divisible by the 8 devices; nearest valid: 16'
   ):
-    encoding.make_machine(12, 1)
+    work.make_machine(12, 1)
   broken = patches.replace(
     tokenizer=patches.tokenizer.replace(mean_P=patches.tokenizer.mean_P * np.nan)
   )

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from data.validate import findings as findings_lib
+from data.validate import numeric
+from data.validate import signals
+from data.validate import survey
 from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import storage
-from wam_jax.data.validation import findings as findings_lib
-from wam_jax.data.validation import numbers
-from wam_jax.data.validation import signals
-from wam_jax.data.validation import survey
 
 THUMB = 32  # Pixels a side: enough to see motion, and sensor noise averages out.
 SHEET_EPISODES, SHEET_TIMES = 6, 6  # Of the contact sheet.
@@ -219,7 +219,7 @@ def _check_repeats(record, key, clips, findings) -> None:
     f'a second, {record.name!r} has {record.control_hz:g} rows a second; keep the rows with a new frame, or '
     'record at one rate.'
   )
-  numbers.add_repeats(share, message, findings)
+  numeric.add_repeats(share, message, findings)
 
 
 def _check_wrist(views, clips, findings) -> None:

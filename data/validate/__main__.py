@@ -20,14 +20,14 @@ from absl import app
 from absl import flags
 from etils import epath
 
+from data.validate import card
+from data.validate import checks
+from data.validate import findings as findings_lib
+from data.validate import video
 from wam_jax import cli
 from wam_jax.data import embodiments
 from wam_jax.data import sources
 from wam_jax.data import storage
-from wam_jax.data.validation import card
-from wam_jax.data.validation import checks
-from wam_jax.data.validation import findings as findings_lib
-from wam_jax.data.validation import video
 
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
 
 def _draw(episodes: sources.Episodes, result: checks.Result) -> Iterator[epath.Path]:
   """Writes the pictures; yields where."""
-  from wam_jax.data.validation import pictures  # matplotlib takes a second, and is not everywhere.
+  from data.validate import pictures  # matplotlib takes a second, and is not everywhere.
 
   record, title = (
     episodes.record,

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib import figure
 from matplotlib import patches
 
+from data.validate import video
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
-from wam_jax.data.validation import video
 
 DPI = 120
 TRACES = 4  # Episodes drawn.

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Container, Sequence
 from typing import Any
 
+from data.validate import card
+from data.validate import findings as findings_lib
+from data.validate import numeric
+from data.validate import survey
+from data.validate import video
 from wam_jax.data import normalize
 from wam_jax.data import sources
-from wam_jax.data.validation import card
-from wam_jax.data.validation import findings as findings_lib
-from wam_jax.data.validation import numbers
-from wam_jax.data.validation import survey
-from wam_jax.data.validation import video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ def run(
   kept = survey.read(episodes, with_images, findings)
   if not kept.steps:
     return None
-  numbers.check(kept, episodes, findings)
-  anchors = numbers.count_anchors(kept, episodes, findings)
+  numeric.check(kept, episodes, findings)
+  anchors = numeric.count_anchors(kept, episodes, findings)
   clips = video.decode(episodes, decoded, findings)
   lags = video.check(episodes.record, clips, kept.statistics, findings)
   return Result(card.make(episodes, kept, anchors, clips, lags), clips, kept.statistics)

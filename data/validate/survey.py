@@ -1,7 +1,7 @@
 """One streaming pass over all records: what the checks of numbers, words and rates need. Decodes no
 image.
 
-Findings that belong to one record are reported here, those of the whole dataset in `numbers`.
+Findings that belong to one record are reported here, those of the whole dataset in `numeric`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from data.validate import findings as findings_lib
+from data.validate import signals
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import storage
-from wam_jax.data.validation import findings as findings_lib
-from wam_jax.data.validation import signals
 
 EQUAL = (
   1e-5  # Relative to 1 + |state|: the rounding of a copy stays below, a controller's error above.

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.validate import findings as findings_lib
+from data.validate import signals
+from data.validate import survey
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import windows
-from wam_jax.data.validation import findings as findings_lib
-from wam_jax.data.validation import signals
-from wam_jax.data.validation import survey
 
 # Largest magnitude of the bulk (1 % to 99 %) of a slice, by unit; other units are not checked. No
 # arm reaches 10 m, so more are mm; no joint turns more than twice around, so more are degrees;

@@ -20,10 +20,10 @@ import jax
 from absl import app
 from absl import flags
 
+from data.encode import work
 from wam_jax import checkpoint
 from wam_jax import cli
 from wam_jax.data import embodiments
-from wam_jax.data import encoding
 from wam_jax.data import features
 from wam_jax.data import sources
 from wam_jax.data import storage
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     shard = jax.process_index(), jax.process_count()
   cv2.setNumThreads(1)  # Images are small, and threads work side by side.
   try:
-    summary = encoding.encode(*_read_flags(*shard), *shard)
+    summary = work.encode(*_read_flags(*shard), *shard)
   except ValueError as e:
     raise SystemExit(f'error: {e}') from e
   _print(summary)
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
 
 def _read_flags(
   shard_index: int, shard_count: int
-) -> tuple[encoding.Job, encoders.Encoders, encoding.Machine]:
+) -> tuple[work.Job, encoders.Encoders, work.Machine]:
   if shard_index >= shard_count:
     raise ValueError(f'--shard_index={shard_index} must be below --shard_count={shard_count}.')
   if _AUGMENTATIONS.value and _CENTER_CROP.value:
@@ -103,9 +103,9 @@ def _read_flags(
       f'--dataset={_DATASET.value} is an object store; record files are written to a file system. Mount '
       'the bucket (gcsfuse, s3fs) and pass the mounted path.'
     )
-  machine = encoding.make_machine(_BATCH.value, _THREADS.value)
+  machine = work.make_machine(_BATCH.value, _THREADS.value)
   config, frozen = checkpoint.load_encoders(_WORKDIR.value)
-  cache = storage.Cache(encoding.CACHE_GIB)
+  cache = storage.Cache(work.CACHE_GIB)
   episodes = sources.Episodes(
     _DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache
   )
@@ -119,7 +119,7 @@ def _read_flags(
   )
   transform = 'center' if _CENTER_CROP.value else 'random' if _AUGMENTATIONS.value else 'none'
   anchors = windows.make_anchors(episodes, _RANGES.value, _FAILURES.value)
-  return encoding.make_job(config.model, episodes, anchors, storing, transform), frozen, machine
+  return work.make_job(config.model, episodes, anchors, storing, transform), frozen, machine
 
 
 def _print(summary: dict[str, Any]) -> None:

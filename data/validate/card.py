@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from data.validate import signals
+from data.validate import survey
+from data.validate import video
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
-from wam_jax.data.validation import signals
-from wam_jax.data.validation import survey
-from wam_jax.data.validation import video
 
 TOP = 5  # Most frequent instructions that are listed.
 COLUMNS = ('min', 'q01', 'mean', 'q99', 'max', 'std')

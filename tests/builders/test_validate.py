@@ -21,18 +21,18 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data.tabletop import builder
+from data.validate import card
+from data.validate import checks
+from data.validate import findings as findings_lib
+from data.validate import numeric
+from data.validate import pictures
+from data.validate import signals
+from data.validate import survey
+from data.validate import video
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import sources
 from wam_jax.data import statistics
-from wam_jax.data.validation import card
-from wam_jax.data.validation import checks
-from wam_jax.data.validation import findings as findings_lib
-from wam_jax.data.validation import numbers
-from wam_jax.data.validation import pictures
-from wam_jax.data.validation import signals
-from wam_jax.data.validation import survey
-from wam_jax.data.validation import video
 
 BRIDGE = pathlib.Path(__file__).parents[3] / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
 EPISODES, STEPS = 6, 60
@@ -425,8 +425,8 @@ def test_degrees_and_millimetres(tmp_path):
     "action action[0:2] holds 'm'",
     'expected at most 10',
   )
-  assert numbers.UNIT_LIMIT['rad'] == pytest.approx(12.566, abs=1e-3)
-  assert numbers.UNIT_LIMIT['normalized'] == 1.1
+  assert numeric.UNIT_LIMIT['rad'] == pytest.approx(12.566, abs=1e-3)
+  assert numeric.UNIT_LIMIT['normalized'] == 1.1
 
 
 def test_constant_dimensions(tmp_path):
