@@ -23,10 +23,10 @@ from absl import flags
 from data.encode import work
 from wam_jax import checkpoint
 from wam_jax import cli
+from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import features
 from wam_jax.data import sources
-from wam_jax.data import storage
 from wam_jax.data import windows
 from wam_jax.models import encoders
 
@@ -105,7 +105,7 @@ def _read_flags(
     )
   machine = work.make_machine(_BATCH.value, _THREADS.value)
   config, frozen = checkpoint.load_encoders(_WORKDIR.value)
-  cache = storage.Cache(work.CACHE_GIB)
+  cache = cache_lib.Cache(work.CACHE_GIB)
   episodes = sources.Episodes(
     _DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache
   )

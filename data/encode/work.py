@@ -20,6 +20,7 @@ import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import sharding
+from wam_jax.data import cache as cache_lib
 from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import pipeline
@@ -52,7 +53,7 @@ class Job:
   transform: str
   samples_W: np.ndarray
   prompt_ids: list[np.ndarray]
-  cache: storage.Cache
+  cache: cache_lib.Cache
 
   @property
   def frames_shape(self) -> tuple[int, ...]:
@@ -127,7 +128,7 @@ def make_job(
     list_prompts(episodes, anchors, samples_W, model.text) if model.text.kind == 'umt5' else []
   )
   return Job(
-    episodes, anchors, model, storing, transform, samples_W, prompt_ids, storage.Cache(CACHE_GIB)
+    episodes, anchors, model, storing, transform, samples_W, prompt_ids, cache_lib.Cache(CACHE_GIB)
   )
 
 

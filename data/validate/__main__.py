@@ -25,9 +25,9 @@ from data.validate import checks
 from data.validate import findings as findings_lib
 from data.validate import video
 from wam_jax import cli
+from wam_jax.data import beside
 from wam_jax.data import embodiments
 from wam_jax.data import sources
-from wam_jax.data import storage
 
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
@@ -113,7 +113,7 @@ def _draw(episodes: sources.Episodes, result: checks.Result) -> Iterator[epath.P
 
 def _write(dataset: epath.Path, name: str, content: bytes) -> epath.Path:
   if not _OUTPUT.value:
-    return storage.write_beside(dataset, name, content)
+    return beside.write(dataset, name, content)
   path = epath.Path(_OUTPUT.value).expanduser() / name
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(content)

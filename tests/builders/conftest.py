@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.data import synthetic
-from wam_jax.data import storage
+from wam_jax.data import beside
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
   """Nothing is cached outside the test's directory."""
-  monkeypatch.setattr(storage, 'FALLBACK', tmp_path / 'fallback')
+  monkeypatch.setattr(beside, 'FALLBACK', tmp_path / 'fallback')
 
 
 @pytest.fixture(scope='session')

@@ -33,13 +33,13 @@ from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import types
+from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data import sources
-from wam_jax.data import storage
 from wam_jax.data import windows
 from wam_jax.models import encoders
 from wam_jax.models import image
@@ -146,7 +146,7 @@ def path(tmp_path) -> str:
 
 
 def make_job(path, model=PATCHES, record=CLOCK, storing=PLAIN, transform='none', split='train'):
-  episodes = sources.Episodes(path, split, record, storage.Cache(1))
+  episodes = sources.Episodes(path, split, record, cache_lib.Cache(1))
   return work.make_job(model, episodes, windows.make_anchors(episodes), storing, transform)
 
 
@@ -239,7 +239,7 @@ def test_half_precision_is_nearer(films, frozen, tmp_path):
       ),
       'train',
       FILM,
-      storage.Cache(1),
+      cache_lib.Cache(1),
     ),
   )
   run(job, frozen)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.data import synthetic
+from wam_jax.data import beside
 from wam_jax.data import embodiments
-from wam_jax.data import storage
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def clocks(monkeypatch, tmp_path):
   """The synthetic robots are in the table, and nothing is cached outside the test's directory."""
   for record in (synthetic.CLOCK, synthetic.RELATIVE, synthetic.SLOW, synthetic.VIDEO):
     monkeypatch.setitem(embodiments.EMBODIMENTS, record.name, record)
-  monkeypatch.setattr(storage, 'FALLBACK', tmp_path / 'fallback')
+  monkeypatch.setattr(beside, 'FALLBACK', tmp_path / 'fallback')
 
 
 @pytest.fixture(scope='session')

@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds
 
 from tests.data import published
 from tests.data import synthetic
+from wam_jax.data import beside
+from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import sources
 from wam_jax.data import storage
@@ -74,7 +76,7 @@ def test_slices_pick_columns_in_the_order_of_the_record(clock_path):
 
 
 def test_split_slice_and_pickle(clock_path):
-  episodes = sources.Episodes(clock_path, 'train[2:4]', CLOCK, storage.Cache(1.0))
+  episodes = sources.Episodes(clock_path, 'train[2:4]', CLOCK, cache_lib.Cache(1.0))
   assert len(episodes) == 2
   assert episodes.where(0).startswith('record 2 of ')
   copy = pickle.loads(pickle.dumps(episodes))
@@ -82,11 +84,11 @@ def test_split_slice_and_pickle(clock_path):
 
 
 def test_cache_holds_episodes_within_its_bound(clock_path):
-  cache = storage.Cache(1.0)
+  cache = cache_lib.Cache(1.0)
   episodes = open_clock(clock_path, cache=cache)
   assert episodes[0] is episodes[0]
   assert cache.used == episodes[0].nbytes
-  small = storage.Cache(2.5 * 100 / 2**30)
+  small = cache_lib.Cache(2.5 * 100 / 2**30)
   made = [small.get(i, lambda: np.zeros(100, np.uint8)) for i in (0, 1, 0, 2)]
   # 1 was the least recently used.
   assert small.used == 200
@@ -230,7 +232,7 @@ def test_text_where_numbers_belong(tmp_path):
 def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
   path = storage.epath.Path(tmp_path / 'data')
   path.mkdir()
-  assert storage.read_beside(path, 'x.json') is None
+  assert beside.read(path, 'x.json') is None
   original = storage.write_atomic
 
   def refuse(target, content):
@@ -239,10 +241,10 @@ def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
     return original(target, content)
 
   monkeypatch.setattr(storage, 'write_atomic', refuse)
-  where = storage.write_beside(path, 'x.json', b'1')
+  where = beside.write(path, 'x.json', b'1')
   assert where.parent != path
-  assert where == storage.find_beside(path, 'x.json')
-  assert storage.read_beside(path, 'x.json') == b'1'
+  assert where == beside.find(path, 'x.json')
+  assert beside.read(path, 'x.json') == b'1'
   assert not list(path.iterdir())
 
 

@@ -27,6 +27,7 @@ from absl import flags
 from wam_jax import config as cfg
 from wam_jax import remote
 from wam_jax import types
+from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import features
 from wam_jax.data import images
@@ -34,7 +35,6 @@ from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import sources
 from wam_jax.data import statistics
-from wam_jax.data import storage
 from wam_jax.data import tiles
 from wam_jax.data import windows
 from wam_jax.models import encoders
@@ -151,7 +151,7 @@ def load_metadata(config: cfg.TrainConfig) -> dict[str, Any]:
   `normalize.from_metadata` turns it back into objects.
   """
   prepare(config.data)
-  known = _known_embodiments(config.data, storage.Cache(0))
+  known = _known_embodiments(config.data, cache_lib.Cache(0))
   return normalize.to_metadata(list(known.values()))
 
 
@@ -199,7 +199,7 @@ class Film:
   key: tuple[int | bool, ...]
   steps_R: np.ndarray
   augmentation: images.Augmentation | None
-  cache: storage.Cache | None
+  cache: cache_lib.Cache | None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -260,7 +260,7 @@ class Sampler:
   tokenize: Callable[[str], np.ndarray]
   train: bool
   augment: bool
-  cache: storage.Cache
+  cache: cache_lib.Cache
   stored: features.Stored | None = None
 
   def __call__(self, sample: int, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -332,7 +332,7 @@ def _load_mixture(
   _check_records(config)
   prepare(config.data)
   _use_one_thread()
-  cache = storage.Cache(config.data.cache_gib / max(1, config.data.workers))
+  cache = cache_lib.Cache(config.data.cache_gib / max(1, config.data.workers))
   known = _known_embodiments(config.data, cache)
   tokenize = prompts.make_tokenizer(config.model.text)
   samplers = []
@@ -364,7 +364,7 @@ def _load_mixture(
 
 
 def _known_embodiments(
-  config: cfg.DataConfig, cache: storage.Cache
+  config: cfg.DataConfig, cache: cache_lib.Cache
 ) -> dict[str, normalize.KnownEmbodiment]:
   found: dict[str, list[normalize.Statistics]] = {name: [] for name in config.embodiments}
   for dataset in config.mixture.values():

@@ -22,9 +22,9 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from wam_jax import remote
+from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import frames
-from wam_jax.data import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +124,14 @@ class Episodes:
   """
 
   def __init__(
-    self, path: str, split: str, record: embodiments.Embodiment, cache: storage.Cache | None = None
+    self,
+    path: str,
+    split: str,
+    record: embodiments.Embodiment,
+    cache: cache_lib.Cache | None = None,
   ):
     self.path, self.split, self.record = remote.make_path(path, 'The dataset'), split, record
-    self._cache, self._key = cache or storage.Cache(0), (str(self.path), record.name, split)
+    self._cache, self._key = cache or cache_lib.Cache(0), (str(self.path), record.name, split)
     builder = _open_builder(self.path)
     self._specs = _step_specs(builder)
     _check_keys(self.path, self._specs, record)

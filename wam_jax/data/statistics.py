@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from wam_jax.data import beside
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
@@ -156,14 +157,14 @@ def load_or_compute(episodes: sources.Episodes, file: str = '') -> normalize.Sta
   record = episodes.record
   if file:
     return load(file, record)
-  content = storage.read_beside(episodes.path, file_name(record))
+  content = beside.read(episodes.path, file_name(record))
   stored = {} if content is None else _parse(content, find(episodes))
   if stored.get('embodiment', record.name) != record.name:
     raise ValueError(_is_of_another(find(episodes), stored, record))
   described = {'dataset': episodes.fingerprint, 'split': episodes.split, **_describe(record)}
   if _essence(stored.get('of', {})) != _essence(described) or not _serves(stored, record):
     stored = {**normalize.to_dict(compute(episodes)), 'embodiment': record.name, 'of': described}
-    storage.write_beside(episodes.path, file_name(record), json.dumps(stored, indent=1).encode())
+    beside.write(episodes.path, file_name(record), json.dumps(stored, indent=1).encode())
   statistics = _make(stored, record)
   _warn_constant(episodes, statistics)
   return statistics
@@ -195,7 +196,7 @@ def find(episodes: sources.Episodes) -> epath.Path:
   """The file that `load_or_compute` keeps: beside the dataset, or in the cache where that is
   read-only.
   """
-  return storage.find_beside(episodes.path, file_name(episodes.record))
+  return beside.find(episodes.path, file_name(episodes.record))
 
 
 def _describe(record: embodiments.Embodiment) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from wam_jax.data import beside
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
@@ -219,7 +220,7 @@ def _load_spans(episodes: sources.Episodes) -> np.ndarray:
   """
   file = _file_name('wam_spans', episodes) + '.npz'
   key = f'{episodes.fingerprint} {episodes.split} {episodes.record.views[0].key} {episodes.record.language}'
-  content = storage.read_beside(episodes.path, file)
+  content = beside.read(episodes.path, file)
   if content is not None:
     with np.load(io.BytesIO(content)) as stored:
       if str(stored['key']) == key:
@@ -230,7 +231,7 @@ def _load_spans(episodes: sources.Episodes) -> np.ndarray:
   spans = np.asarray([(i, s.start, s.stop) for i in numbers for s in episodes.spans(i)], np.int64)
   buffer = io.BytesIO()
   np.savez(buffer, key=key, spans=spans)
-  storage.write_beside(episodes.path, file, buffer.getvalue())
+  beside.write(episodes.path, file, buffer.getvalue())
   return spans
 
 
@@ -240,14 +241,14 @@ def _load_names(episodes: sources.Episodes) -> list[str]:
   """
   file = _file_name('wam_names', episodes) + '.json'
   key = f'{episodes.fingerprint} {episodes.split} {episodes.record.episode_key}'
-  content = storage.read_beside(episodes.path, file)
+  content = beside.read(episodes.path, file)
   stored = json.loads(content) if content is not None else {}
   if stored.get('key') != key:
     numbers = storage.progress(
       range(len(episodes)), len(episodes), f'names of {episodes.path} {episodes.split}'
     )
     stored = {'key': key, 'names': [episodes.name(i) for i in numbers]}
-    storage.write_beside(episodes.path, file, json.dumps(stored).encode())
+    beside.write(episodes.path, file, json.dumps(stored).encode())
   return stored['names']
 
 
