@@ -35,6 +35,7 @@ from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import experiment
 from wam_jax.interop import io
 from wam_jax.interop import layouts
@@ -93,7 +94,7 @@ def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) 
       progress.add(weight.nbytes)
   record = embodiments.get('droid')
   quantiles = lambda width: normalize.Quantiles(*np.float32([[-1] * width, [1] * width]))
-  robot = normalize.KnownEmbodiment(
+  robot = robot_lib.Robot(
     0,
     record,
     normalize.Statistics(quantiles(record.proprio_dim), quantiles(record.action_dim), 0),

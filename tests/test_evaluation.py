@@ -16,6 +16,7 @@ from wam_jax import types
 from wam_jax.control import agent as agent_lib
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.envs import tabletop
 from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
@@ -23,7 +24,7 @@ from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
 
 DISC = embodiments.get('tabletop_disc')
-KNOWN = normalize.KnownEmbodiment(0, DISC, None)
+KNOWN = robot_lib.Robot(0, DISC, None)
 make_env = functools.partial(tabletop.TabletopEnv, 'disc', ('reach',))
 
 
@@ -290,9 +291,7 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
     actions_per_chunk=5, action_dim=8, proprio_dim=9, max_chunks=2, frames_per_chunk=1
   )
   policy = RecordingPolicy()
-  forecaster = open_loop.Forecaster(
-    policy, model, [normalize.KnownEmbodiment(3, bridge, statistics)], seed=0
-  )
+  forecaster = open_loop.Forecaster(policy, model, [robot_lib.Robot(3, bridge, statistics)], seed=0)
   frames = np.broadcast_to(np.arange(5, dtype=np.uint8)[None, :, None, None, None], (1, 5, 4, 4, 3))
   proprio_BQX = np.zeros((1, 2, 9), np.float32)
   proprio_BQX[0, :, 6] = 0.5, 0.8

@@ -14,7 +14,7 @@ import pytest
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import images
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 
 View = embodiments.View
 
@@ -181,9 +181,7 @@ def test_centre_crop_of_droid_and_who_uses_it():
   np.testing.assert_array_equal(images.CENTER_CROP.crop(image), image[4:175, 8:312])
   record = embodiments.get('droid')
   views = {v.key: image for v in record.views}
-  cropped, whole = (
-    normalize.KnownEmbodiment(0, record, None, crop).compose(views) for crop in (True, False)
-  )
+  cropped, whole = (robot_lib.Robot(0, record, None, crop).compose(views) for crop in (True, False))
   np.testing.assert_array_equal(
     cropped[176:, :320], images.resize(image[4:175, 8:312], 176, 320, 'bilinear')
   )

@@ -19,9 +19,9 @@ import pytest
 
 from tests.data import synthetic
 from wam_jax import types
-from wam_jax.data import normalize
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
+from wam_jax.data import robot as robot_lib
 from wam_jax.data import sources
 
 
@@ -40,7 +40,7 @@ def make_clock(path, **data):
 
 def raw_values(config, batch):
   """(proprio [B, Q, 3], action [B, Q, A, 2]) in raw units."""
-  known = normalize.from_metadata(pipeline.load_metadata(config))['clock']
+  known = robot_lib.from_metadata(pipeline.load_metadata(config))['clock']
   action_BQAU = batch.action_BAU.reshape(len(batch.action_BAU), 2, -1, batch.action_BAU.shape[-1])
   return (
     known.statistics.state.unnormalize(batch.proprio_BQX[..., :3]),
@@ -127,7 +127,7 @@ def test_slower_robot_fills_the_first_rows_of_each_chunk(clock_path):
 def test_relative_actions_count_from_the_chunks_first_state(clock_path):
   config = synthetic.make_config({'relative': (clock_path, 'clock_relative', 1.0)})
   (batch,) = take(config, 1)
-  known = normalize.from_metadata(pipeline.load_metadata(config))['clock_relative']
+  known = robot_lib.from_metadata(pipeline.load_metadata(config))['clock_relative']
   raw_BQAU = known.statistics.action.unnormalize(batch.action_BAU.reshape(-1, 2, 8, 3)[..., :2])
   for raw_QAU, mask_Q in zip(raw_BQAU, batch.chunk_mask_BQ):
     np.testing.assert_allclose(raw_QAU[mask_Q, :, 0], [np.arange(8)] * mask_Q.sum(), atol=1e-4)
@@ -353,7 +353,7 @@ def test_metadata_needs_no_dataset(clock_path):
   config = synthetic.make_config(
     {'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_video', 1.0)}
   )
-  known = normalize.from_metadata(json.loads(json.dumps(pipeline.load_metadata(config))))
+  known = robot_lib.from_metadata(json.loads(json.dumps(pipeline.load_metadata(config))))
   assert known['clock'].record == synthetic.CLOCK
   assert known['clock_video'].id == 1
   assert known['clock_video'].statistics.action.q01.shape == (0,)
@@ -363,7 +363,7 @@ def test_metadata_needs_no_dataset(clock_path):
 def test_several_datasets_of_one_robot_share_the_widest_statistics(tmp_path):
   paths = [synthetic.make_dataset(tmp_path / str(n), [n, n]) for n in (12, 30)]
   config = synthetic.make_config({'a': (paths[0], 'clock', 1.0), 'b': (paths[1], 'clock', 1.0)})
-  stats = normalize.from_metadata(pipeline.load_metadata(config))['clock'].statistics
+  stats = robot_lib.from_metadata(pipeline.load_metadata(config))['clock'].statistics
   assert stats.steps == 84
   assert stats.action.q99[0] > 28
 

@@ -16,8 +16,8 @@ from tests.data import published
 from tests.data import synthetic
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
-from wam_jax.data import normalize
 from wam_jax.data import pipeline
+from wam_jax.data import robot as robot_lib
 from wam_jax.data import sources
 from wam_jax.data import storage
 from wam_jax.data import windows
@@ -192,7 +192,7 @@ def make_config(name, path, S):
 
 def unnormalize(config, name, batch, S):
   """(state [B, Q, X], action [B, Q, S, U]) in the slices' units, as relative as the record says."""
-  known = normalize.from_metadata(pipeline.load_metadata(config))[name]
+  known = robot_lib.from_metadata(pipeline.load_metadata(config))[name]
   action_BQSU = batch.action_BAU.reshape(*batch.chunk_mask_BQ.shape, S, -1)[
     ..., : known.record.action_dim
   ]

@@ -22,6 +22,7 @@ from wam_jax import train_step
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import prompts
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import arrays
 from wam_jax.interop import experiment
 from wam_jax.interop import exporting
@@ -71,7 +72,7 @@ def write_run(workdir, config, params, frozen, robots, ema=True, step=3):
   )
   with checkpoint.Checkpoints(workdir, 1) as checkpoints:
     checkpoints.save(
-      step, state, {}, {'config': cfg.to_dict(config), 'data': normalize.to_metadata(robots)}
+      step, state, {}, {'config': cfg.to_dict(config), 'data': robot_lib.to_metadata(robots)}
     )
   return params
 
@@ -91,7 +92,7 @@ def droid(ids=0, **changes):
     key: np.linspace(i, i + 1, width, dtype=np.float32)
     for i, key in enumerate(('min', 'q01', 'mean', 'std', 'q99', 'max'))
   }
-  return normalize.KnownEmbodiment(
+  return robot_lib.Robot(
     ids,
     record,
     normalize.Statistics(
@@ -120,7 +121,7 @@ def test_import_then_export_is_bit_identical(tmp_path, model, shards, dtype):
   )
   assert first.model == second.model == model
   assert first.fields == second.fields == dict(flow=serving.FLOW, sample=serving.SAMPLE)
-  assert normalize.to_metadata(first.read_robots()) == normalize.to_metadata(second.read_robots())
+  assert robot_lib.to_metadata(first.read_robots()) == robot_lib.to_metadata(second.read_robots())
 
 
 def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
@@ -157,7 +158,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
     assert jax.tree.structure(tree) == jax.tree.structure(want)
     jax.tree.map(np.testing.assert_array_equal, tree, want)
     assert {x.dtype for x in jax.tree.leaves(tree)} == {foreign.BF16}
-  assert list(normalize.from_metadata(data)) == ['droid']
+  assert list(robot_lib.from_metadata(data)) == ['droid']
 
 
 @pytest.mark.parametrize('model', [cfg.WAN2_1_I2V_14B, cfg.WAN2_2_TI2V_5B])
@@ -605,7 +606,7 @@ def test_robots_of_one_tag_are_exported_one_at_a_time(tmp_path):
     tmp_path,
     1,
     cfg.TrainConfig(model=foreign.I2V),
-    normalize.to_metadata(robots),
+    robot_lib.to_metadata(robots),
     {},
     {},
     cfg.LoraConfig(),
@@ -914,7 +915,7 @@ def test_inspect_describes_a_run_of_any_model(tmp_path):
   )
   with checkpoint.Checkpoints(tmp_path, 1) as checkpoints:
     checkpoints.save(
-      2, state, {}, {'config': cfg.to_dict(config), 'data': normalize.to_metadata([droid()])}
+      2, state, {}, {'config': cfg.to_dict(config), 'data': robot_lib.to_metadata([droid()])}
     )
   report = inspection.inspect(epath.Path(tmp_path), layouts.Options(), None)
   assert (report['layout'], report['step'], report['averaged']) == ('wam_jax', 2, False)

@@ -19,8 +19,8 @@ from wam_jax import types
 from wam_jax.control import policy as policy_lib
 from wam_jax.data import embodiments
 from wam_jax.data import images
-from wam_jax.data import normalize
 from wam_jax.data import prompts
+from wam_jax.data import robot as robot_lib
 
 
 class Agent(Protocol):
@@ -94,27 +94,20 @@ class ModelAgent:
   policy.
   """
 
-  def __init__(self, policy: TimedPolicy, model: cfg.ModelConfig, robot: normalize.KnownEmbodiment):
+  def __init__(self, policy: TimedPolicy, model: cfg.ModelConfig, robot: robot_lib.Robot):
     self._policy, self._model, self._robot = policy, model, robot
 
   def reset(self, instructions, composite_BIJ3, seed):
     m, record, B = self._model, self._robot.record, len(instructions)
-    ids_BP = np.stack([self._policy.tokenize(record.instruct(text)) for text in instructions])
+    ids_BP = np.stack([self._policy.tokenize(self._robot.instruct(text)) for text in instructions])
     mask_BAU = np.repeat(action_mask(m, record)[None], B, axis=0)
     self._policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
 
   def act(self, frames_BRIJ3, proprio_BX):
     proprio_BX = embodiments.convert(self._robot.record.state, proprio_BX)
-    proprio = normalize.normalize_proprio(
-      self._robot.statistics, proprio_BX, self._model.proprio_dim
-    )
+    proprio = self._robot.normalize_proprio(proprio_BX, self._model.proprio_dim)
     action_BAU, imagined = self._policy.step(types.Observation(frames_BRIJ3, proprio))
-    raw = np.stack(
-      [
-        normalize.unnormalize_action(self._robot.statistics, self._robot.record, a, p)
-        for a, p in zip(action_BAU, proprio_BX)
-      ]
-    )
+    raw = np.stack([self._robot.act(a_AU, p_X) for a_AU, p_X in zip(action_BAU, proprio_BX)])
     return raw, imagined
 
 

@@ -33,6 +33,7 @@ from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prompts
+from wam_jax.data import robot as robot_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import tiles
@@ -148,11 +149,11 @@ def find_features(
 def load_metadata(config: cfg.TrainConfig) -> dict[str, Any]:
   """JSON-ready: per embodiment its id, record and statistics; all that serving needs of the data.
 
-  `normalize.from_metadata` turns it back into objects.
+  `robot_lib.from_metadata` turns it back into objects.
   """
   prepare(config.data)
   known = _known_embodiments(config.data, cache_lib.Cache(0))
-  return normalize.to_metadata(list(known.values()))
+  return robot_lib.to_metadata(list(known.values()))
 
 
 def prepare(config: cfg.DataConfig) -> None:
@@ -255,7 +256,7 @@ class Sampler:
   weight: float
   episodes: sources.Episodes
   anchors: windows.Anchors | features.Stored
-  embodiment: normalize.KnownEmbodiment
+  embodiment: robot_lib.Robot
   model: cfg.ModelConfig
   tokenize: Callable[[str], np.ndarray]
   train: bool
@@ -279,7 +280,7 @@ class Sampler:
       frames,
       action_AU,
       action_mask_AU,
-      normalize.normalize_proprio(self.embodiment.statistics, proprio_QX, self.model.proprio_dim),
+      self.embodiment.normalize_proprio(proprio_QX, self.model.proprio_dim),
       window.mask_Q,
       ids_P,
       np.int32(self.embodiment.id),
@@ -294,9 +295,7 @@ class Sampler:
     action_QAU = np.zeros((Q, self.model.actions_per_chunk, self.model.action_dim), np.float32)
     mask_QAU = np.zeros(action_QAU.shape, bool)
     mask_QAU[:, :S, :U] = mask_Q[:, None, None]
-    normalized_QSU = normalize.normalize_action(
-      self.embodiment.statistics, action_QSU, self.model.action_dim
-    )
+    normalized_QSU = self.embodiment.normalize_action(action_QSU, self.model.action_dim)
     action_QAU[:, :S] = normalized_QSU * mask_Q[:, None, None]
     return (x.reshape(Q * self.model.actions_per_chunk, -1) for x in (action_QAU, mask_QAU))
 
@@ -365,7 +364,7 @@ def _load_mixture(
 
 def _known_embodiments(
   config: cfg.DataConfig, cache: cache_lib.Cache
-) -> dict[str, normalize.KnownEmbodiment]:
+) -> dict[str, robot_lib.Robot]:
   found: dict[str, list[normalize.Statistics]] = {name: [] for name in config.embodiments}
   for dataset in config.mixture.values():
     whole_split = dataset.split.split('[')[0]
@@ -375,7 +374,7 @@ def _known_embodiments(
     given = config.statistics.get(dataset.embodiment, '')
     found[dataset.embodiment].append(statistics.load_or_compute(episodes, given))
   return {
-    name: normalize.KnownEmbodiment(
+    name: robot_lib.Robot(
       i, embodiments.get(name), normalize.combine(s) if s else None, config.augment
     )
     for i, (name, s) in enumerate(found.items())

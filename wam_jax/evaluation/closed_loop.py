@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wam_jax.control import agent as agent_lib
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.envs import tabletop
 
 
@@ -42,7 +42,7 @@ class Episode:
 
 def run_episodes(
   agent: agent_lib.Agent,
-  robot: normalize.KnownEmbodiment,
+  robot: robot_lib.Robot,
   make_env: Callable[[], tabletop.TabletopEnv],
   seeds: Sequence[int],
   batch: int,

@@ -12,7 +12,7 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.control import agent as agent_lib
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 
 
 @dataclasses.dataclass
@@ -38,7 +38,7 @@ class Forecaster:
     self,
     policy: agent_lib.TimedPolicy,
     model: cfg.ModelConfig,
-    robots: Sequence[normalize.KnownEmbodiment],
+    robots: Sequence[robot_lib.Robot],
     seed: int,
   ):
     self._policy, self._model, self._robots, self._seed = (

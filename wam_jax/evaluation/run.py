@@ -21,8 +21,8 @@ from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import workdir as workdir_lib
 from wam_jax.control import agent as agent_lib
-from wam_jax.data import normalize
 from wam_jax.data import pipeline
+from wam_jax.data import robot as robot_lib
 from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
 from wam_jax.evaluation import open_loop
@@ -70,7 +70,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     options.workdir, options.checkpoint_step
   )
   config = _override(config, options)
-  robots = normalize.from_metadata(metadata)
+  robots = robot_lib.from_metadata(metadata)
   if options.policy == 'untrained':
     one_device = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
     params = train_step.init_state(config, one_device, frozen)[0].params
@@ -90,7 +90,7 @@ def _report(
   config: cfg.TrainConfig,
   params: Any,
   frozen: Any,
-  robots: dict[str, normalize.KnownEmbodiment],
+  robots: dict[str, robot_lib.Robot],
   step: int,
   output: pathlib.Path,
 ) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _evaluate_tabletop(
   options: Options,
   config: cfg.TrainConfig,
   policy: agent_lib.TimedPolicy,
-  robots: dict[str, normalize.KnownEmbodiment],
+  robots: dict[str, robot_lib.Robot],
   output: pathlib.Path,
 ) -> dict[str, Any]:
   """Closed-loop success of every acting tabletop robot of the checkpoint; prints the table, writes
@@ -168,7 +168,7 @@ def _evaluate_dataset(
   options: Options,
   config: cfg.TrainConfig,
   policy: agent_lib.TimedPolicy,
-  robots: dict[str, normalize.KnownEmbodiment],
+  robots: dict[str, robot_lib.Robot],
   output: pathlib.Path,
 ) -> dict[str, Any]:
   """Open-loop action and video errors on recorded windows; prints them, writes pictures."""

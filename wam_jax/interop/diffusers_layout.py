@@ -18,7 +18,7 @@ from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax import workdir
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import io
 from wam_jax.interop import sizes
 from wam_jax.interop.table import image
@@ -45,7 +45,7 @@ class Configs(NamedTuple):
 
   model: cfg.ModelConfig
   fields: dict[str, Any]
-  robots: tuple[normalize.KnownEmbodiment, ...]
+  robots: tuple[robot_lib.Robot, ...]
   mean_std_2C: np.ndarray | None
 
 
@@ -90,7 +90,7 @@ def read_configs(path: epath.Path) -> Configs:
     ),
     image=dataclasses.replace(model.image, dtype=config.model.image.dtype),
   )
-  robots = tuple(normalize.from_metadata(ours['data']).values())
+  robots = tuple(robot_lib.from_metadata(ours['data']).values())
   return Configs(model, dict(flow=config.flow, sample=config.sample), robots, mean_std_2C)
 
 

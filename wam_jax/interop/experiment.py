@@ -22,6 +22,7 @@ from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prompts
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import io
 
 TAGS = tuple(prompts.TEMPLATES)  # Robots that the reference has a prompt for.
@@ -64,9 +65,7 @@ def read_conf(directory: epath.Path) -> dict[str, Any]:
   return _resolve(root, root) if isinstance(root, dict) else {}
 
 
-def read_embodiments(
-  directory: epath.Path, model: cfg.ModelConfig
-) -> list[normalize.KnownEmbodiment]:
+def read_embodiments(directory: epath.Path, model: cfg.ModelConfig) -> list[robot_lib.Robot]:
   """Every robot of the checkpoint, as the record of `data/embodiments.py` that is the same, or as
   one of its own.
 
@@ -168,7 +167,7 @@ class _Robot:
 
 def _read_robot(
   tag: str, content: Mapping[str, Any], conf: Mapping[str, Any], model: cfg.ModelConfig
-) -> normalize.KnownEmbodiment:
+) -> robot_lib.Robot:
   steps = {t['_target_'].removeprefix(_TRANSFORM): t for t in conf['transforms'][tag]['transforms']}
   order, modalities = steps['ConcatTransform'], content['modalities']
   modes = {
@@ -224,7 +223,7 @@ def _read_robot(
   crop = steps.get('VideoCrop', {}).get('scale')
   if crop not in (None, images.CROP):
     raise ValueError(f'VideoCrop.scale={crop} is not supported, only {images.CROP}')
-  return normalize.KnownEmbodiment(0, record, statistics, center_crop=crop is not None)
+  return robot_lib.Robot(0, record, statistics, center_crop=crop is not None)
 
 
 def _read_quantiles(
@@ -339,7 +338,7 @@ def find_tag(name: str) -> str:
 
 def write(
   directory: Any,
-  robots: Mapping[str, normalize.KnownEmbodiment],
+  robots: Mapping[str, robot_lib.Robot],
   model: cfg.ModelConfig,
   camera: tuple[int, int] | None,
 ) -> None:
@@ -400,7 +399,7 @@ class _Plain(yaml.SafeDumper):
     return True
 
 
-def _describe(tag: str, known: normalize.KnownEmbodiment, model: cfg.ModelConfig) -> _Robot:
+def _describe(tag: str, known: robot_lib.Robot, model: cfg.ModelConfig) -> _Robot:
   """Inverse of `_Robot.record`, checked."""
   record = known.record
   parts = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import workdir as workdir_lib
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import arrays
 from wam_jax.interop import diffusers_layout
 from wam_jax.interop import experiment
@@ -130,7 +130,7 @@ def _check_kinds(own: workdirs.Own, layout: str) -> None:
   )
 
 
-def _choose_robots(own: workdirs.Own, options: Options) -> dict[str, normalize.KnownEmbodiment]:
+def _choose_robots(own: workdirs.Own, options: Options) -> dict[str, robot_lib.Robot]:
   """Robots to describe, by the reference's tag."""
   if not options.statistics:
     return {}
@@ -173,9 +173,7 @@ def _choose_robots(own: workdirs.Own, options: Options) -> dict[str, normalize.K
   return tagged
 
 
-def _category(
-  own: workdirs.Own, robots: Mapping[str, normalize.KnownEmbodiment], options: Options
-) -> int:
+def _category(own: workdirs.Own, robots: Mapping[str, robot_lib.Robot], options: Options) -> int:
   """Which category of the action modules is exported: others have only one."""
   known, count = own.robots(), own.config.model.num_embodiments
   if options.embodiment in known:
@@ -297,7 +295,7 @@ def _converted(
 def _write_dreamzero(
   directory: pathlib.Path,
   config: cfg.TrainConfig,
-  robots: Mapping[str, normalize.KnownEmbodiment],
+  robots: Mapping[str, robot_lib.Robot],
   options: Options,
 ) -> None:
   experiment.write(directory, robots, config.model, options.camera)
@@ -306,7 +304,7 @@ def _write_dreamzero(
   )
 
 
-def _tokens_per_frame(c: cfg.ModelConfig, robots: Mapping[str, normalize.KnownEmbodiment]) -> int:
+def _tokens_per_frame(c: cfg.ModelConfig, robots: Mapping[str, robot_lib.Robot]) -> int:
   """Of the robots' composite images; of the published ones where there is no robot."""
   sizes = {tuple(c.tokenizer.resize) or robot.record.composite for robot in robots.values()}
   if len(sizes) > 1:
@@ -324,11 +322,11 @@ def _write_diffusers(
   directory: pathlib.Path,
   config: cfg.TrainConfig,
   own: workdirs.Own,
-  robots: list[normalize.KnownEmbodiment],
+  robots: list[robot_lib.Robot],
   shapes: Mapping[str, io.Shape],
 ) -> None:
   mean_std = own.frozen[workdirs.MEAN_STD].read() if workdirs.MEAN_STD in own.frozen else None
-  data = normalize.to_metadata([dataclasses.replace(robot, id=0) for robot in robots])
+  data = robot_lib.to_metadata([dataclasses.replace(robot, id=0) for robot in robots])
   diffusers_layout.write_configs(
     directory,
     config,

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import arrays
 from wam_jax.interop import io
 from wam_jax.interop import layouts
@@ -63,7 +63,7 @@ def import_checkpoint(
     progress = output.Progress('import', size)
     for item in ('params', 'frozen'):
       _write_item(workdirs.checkpoint_place(partial) / item, item, source, shapes, progress)
-    workdirs.write_metadata(partial, config, normalize.to_metadata(robots), report)
+    workdirs.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
     if vocabulary:
       workdirs.copy_vocabulary(partial, vocabulary)
   return report
@@ -71,7 +71,7 @@ def import_checkpoint(
 
 def _config(
   source: layouts.Foreign,
-  robots: list[normalize.KnownEmbodiment],
+  robots: list[robot_lib.Robot],
   target: pathlib.Path,
   vocabulary: epath.Path | None,
 ) -> cfg.TrainConfig:
@@ -140,7 +140,7 @@ def _report(
   source: layouts.Foreign,
   target: pathlib.Path,
   size: int,
-  robots: list[normalize.KnownEmbodiment],
+  robots: list[robot_lib.Robot],
   vocabulary: epath.Path | None,
 ) -> dict[str, Any]:
   counts = {

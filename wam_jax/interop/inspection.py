@@ -15,6 +15,7 @@ from etils import epath
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import io
 from wam_jax.interop import layouts
 from wam_jax.interop import workdirs
@@ -75,7 +76,7 @@ def _describe_part(weights: Mapping[str, io.Weight]) -> dict[str, Any]:
   }
 
 
-def _describe_robot(robot: normalize.KnownEmbodiment) -> dict[str, Any]:
+def _describe_robot(robot: robot_lib.Robot) -> dict[str, Any]:
   record = robot.record
   return {
     'id': robot.id,

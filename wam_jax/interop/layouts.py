@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import diffusers_layout
 from wam_jax.interop import experiment
 from wam_jax.interop import io
@@ -101,7 +101,7 @@ class Foreign:
   fresh: tuple[str, ...] = ()
   merged: int = 0
   base: epath.Path | None = None
-  robots: tuple[normalize.KnownEmbodiment, ...] = ()
+  robots: tuple[robot_lib.Robot, ...] = ()
 
   def problems(self) -> list[str]:
     """One line per weight that is missing, unexpected or misshapen, or for many that are missing
@@ -122,7 +122,7 @@ class Foreign:
       ]
     )
 
-  def read_robots(self) -> list[normalize.KnownEmbodiment]:
+  def read_robots(self) -> list[robot_lib.Robot]:
     """Robots with statistics; none in layouts that know of no robots.
 
     Raises:

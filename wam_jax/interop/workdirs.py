@@ -18,7 +18,7 @@ from etils import epath
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import workdir as workdir_lib
-from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
 from wam_jax.interop import arrays
 from wam_jax.interop import io
 
@@ -37,7 +37,7 @@ class Own:
 
   Attributes:
     config: of the run, without adapters.
-    data: what it knows of robots, as `normalize.to_metadata` gives it.
+    data: what it knows of robots, as `robot_lib.to_metadata` gives it.
     source: what `write_metadata` was told, {} for a run.
     base: what the run started from, as `checkpoint.load_base` records it; {} for scratch.
     lora: adapters that reading merges into the weights.
@@ -67,9 +67,9 @@ class Own:
     held = self.params if item == 'params' else self.frozen
     return {path.removeprefix(prefix): x for path, x in held.items() if path.startswith(prefix)}
 
-  def robots(self) -> dict[str, normalize.KnownEmbodiment]:
+  def robots(self) -> dict[str, robot_lib.Robot]:
     """By name."""
-    return normalize.from_metadata(self.data)
+    return robot_lib.from_metadata(self.data)
 
 
 class Adapted(NamedTuple):

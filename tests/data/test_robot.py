@@ -1,0 +1,146 @@
+"""A robot between raw units and the model's: it senses, is told and acts; what a checkpoint keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.data import synthetic
+from wam_jax.data import embodiments
+from wam_jax.data import images
+from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
+
+CLOCK, RELATIVE = synthetic.CLOCK, synthetic.RELATIVE
+Q = normalize.Quantiles(np.float32([0, -2]), np.float32([10, 2]))
+
+
+def make_robot(record, state, action) -> robot_lib.Robot:
+  return robot_lib.Robot(0, record, normalize.Statistics(state, action, 1))
+
+
+def test_observes_the_composite_and_the_state_in_the_records_units():
+  record = dataclasses.replace(
+    CLOCK, state=(embodiments.Slice('proprio', 1, 3, 's', offset=10, scale=2),)
+  )
+  rng = np.random.default_rng(0)
+  views = {key: rng.integers(0, 256, (32, 40, 3), np.uint8) for key in ('top', 'wrist')}
+  robot = robot_lib.Robot(0, record, None, center_crop=True)
+  image_IJ3, proprio_X = robot.observe(views, {'proprio': np.float32([7, 14, 16])})
+  np.testing.assert_array_equal(proprio_X, [2, 3])
+  np.testing.assert_array_equal(image_IJ3, images.compose(record, views, images.CENTER_CROP))
+  assert robot.instruct(' Push IT ') == record.instruct(' Push IT ')
+  with pytest.raises(ValueError, match="View 'wrist' of 'clock' is missing"):
+    robot.observe({'top': views['top']}, {'proprio': np.zeros(3)})
+  with pytest.raises(ValueError, match="'proprio' has 2 columns"):
+    robot.observe(views, {'proprio': np.zeros(2)})
+
+
+def test_act_adds_the_reference_back():
+  raw_QSU = np.random.default_rng(1).uniform(0, 2, (1, 8, 2)).astype(np.float32)
+  proprio = np.float32([0.5, 7, 9])
+  relative = normalize.subtract_reference(RELATIVE, raw_QSU, proprio[None])
+  np.testing.assert_allclose(relative[0], raw_QSU[0] - (0.5, 0), atol=1e-6)
+  robot = make_robot(RELATIVE, Q, normalize.Quantiles(np.float32([-3, -3]), np.float32([3, 3])))
+  padded_AU = np.zeros((10, 4), np.float32)
+  padded_AU[:8] = robot.normalize_action(relative[0], 4)
+  np.testing.assert_allclose(robot.act(padded_AU, proprio), raw_QSU[0], atol=1e-5)
+  with pytest.raises(ValueError, match=r'Actions of shape \(4, 2\) are too small'):
+    robot.act(padded_AU[:4, :2], proprio)
+  with pytest.raises(
+    ValueError, match=r"Proprio of 'clock_relative' has shape \(2,\); expected \(3,\)"
+  ):
+    robot.act(padded_AU, proprio[:2])
+
+
+def test_proprio_is_padded_with_zeros():
+  got = make_robot(CLOCK, Q, Q).normalize_proprio(np.float32([[10, 0]]), 4)
+  np.testing.assert_array_equal(got, [[1, 0, 0, 0]])
+
+
+def test_actions_come_back_in_the_units_of_the_robot():
+  """LIBERO's gripper is 1 open here and -1 open there."""
+  libero = embodiments.get('libero')
+  ones = np.ones(7, np.float32)
+  state = normalize.Quantiles(np.zeros(8, np.float32), np.ones(8, np.float32))
+  robot = make_robot(libero, state, normalize.Quantiles(-ones, ones))
+  given_AU = np.zeros((32, 7), np.float32)
+  given_AU[:16, 6] = 1  # Open, then half closed.
+  got = robot.act(given_AU, np.zeros(8, np.float32))
+  np.testing.assert_array_equal(got[:, 6], [-1] * 16 + [1] * 16)
+  np.testing.assert_array_equal(got[:, :6], 0)
+
+
+def make_statistics(record):
+  draw = np.random.default_rng(0).uniform
+  part = lambda width: normalize.Quantiles(
+    *draw(-3, 3, (6, width)).astype(np.float32), norms=('q99',) * width
+  )
+  return normalize.Statistics(part(record.proprio_dim), part(record.action_dim), 3)
+
+
+def test_metadata_survives_json():
+  robots = [
+    robot_lib.Robot(0, RELATIVE, make_statistics(RELATIVE), center_crop=True),
+    robot_lib.Robot(1, CLOCK, None),
+  ]
+  back = robot_lib.from_metadata(json.loads(json.dumps(robot_lib.to_metadata(robots))))
+  assert back['clock'] == robots[1]
+  assert back['clock_relative'].record == RELATIVE
+  assert back['clock_relative'].center_crop
+  assert not back['clock'].center_crop
+  for part in ('state', 'action'):
+    got, want = (getattr(e.statistics, part) for e in (back['clock_relative'], robots[0]))
+    for key in normalize.ARRAYS:
+      np.testing.assert_array_equal(getattr(got, key), getattr(want, key))
+    assert got.norms == want.norms
+  with pytest.raises(ValueError, match='describes no embodiments as this version writes them'):
+    robot_lib.from_metadata({'something': 1})
+
+
+def test_metadata_of_older_checkpoints_is_read():
+  """As the first version wrote it: q01 and q99 only, no norms, no crop."""
+  content = robot_lib.to_metadata([robot_lib.Robot(2, CLOCK, make_statistics(CLOCK))])
+  stored = content['embodiments']['clock']
+  del stored['center_crop']
+  for part in ('state', 'action'):
+    stored['statistics'][part] = {key: stored['statistics'][part][key] for key in ('q01', 'q99')}
+  old = robot_lib.from_metadata(json.loads(json.dumps(content)))['clock']
+  assert old.id == 2
+  assert not old.center_crop
+  assert old.statistics.action.mean is None
+  new = make_statistics(CLOCK)
+  x = np.float32([[1, -2]])
+  np.testing.assert_array_equal(old.statistics.action.normalize(x), new.action.normalize(x))
+
+
+def test_statistics_of_another_embodiment_in_a_checkpoint():
+  robot = robot_lib.Robot(0, CLOCK, make_statistics(embodiments.get('droid')))
+  with pytest.raises(
+    ValueError,
+    match=(
+      "'clock' in the metadata of this checkpoint has statistics of 8 state and 8 action dimensions, but 'clock' has 3 "
+      'and 2: they are of another embodiment'
+    ),
+  ):
+    robot_lib.from_metadata(robot_lib.to_metadata([robot]))
+
+
+def test_unit_changes_come_before_the_reference_is_subtracted():
+  record = dataclasses.replace(
+    RELATIVE,
+    state=(embodiments.Slice('proprio', 0, 1, 's', offset=10, scale=2),),
+    action=(embodiments.Slice('action', 0, 1, 's', relative_to='proprio:0:1', offset=10, scale=2),),
+  )
+  state, action = (
+    embodiments.convert(part, np.float32([[14.0]])) for part in (record.state, record.action)
+  )
+  np.testing.assert_array_equal(
+    normalize.subtract_reference(record, action[None] + 1, state), [[[1]]]
+  )
+  unit = normalize.Quantiles(np.float32([-1]), np.float32([1]))
+  got = make_robot(record, unit, unit).act(np.ones((8, 1), np.float32), state[0])
+  np.testing.assert_array_equal(got, np.full((8, 1), 16))  # (14 - 10) / 2 + 1, times 2, plus 10.

@@ -1,0 +1,152 @@
+"""A robot as a model knows it: what it senses, is told and does, between raw units and the model's.
+
+Training and control go through the same object, so that both see the same pixels, words and
+numbers. A checkpoint carries it as JSON; needs no dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wam_jax.data import embodiments
+from wam_jax.data import images
+from wam_jax.data import normalize
+
+
+@dataclasses.dataclass(frozen=True)
+class Robot:
+  """What a checkpoint knows about one robot.
+
+  Attributes:
+    id: its category in the model.
+    record: its cameras, slices and rates.
+    statistics: None if no dataset of the training mixture had it.
+    center_crop: training saw random crops, so that everything else sees the centre crop.
+  """
+
+  id: int
+  record: embodiments.Embodiment
+  statistics: normalize.Statistics | None
+  center_crop: bool = False
+
+  def compose(self, views: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[I, J, 3] uint8, the composite image that evaluation and control show the model.
+
+    Args:
+      views: view key to [rows, columns, 3] uint8 RGB of any size, as stored.
+    Raises:
+      ValueError: a view is missing, or is not uint8 RGB.
+    """
+    augmentation = images.CENTER_CROP if self.center_crop else None
+    return images.compose(self.record, views, augmentation)
+
+  def observe(
+    self, views: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(composite image [I, J, 3] uint8, state vector [X] float32 in the record's units).
+
+    Args:
+      views: as `compose` takes them.
+      state: the robot's arrays by the keys of the record's state slices, as stored.
+    Raises:
+      ValueError: a view or an array is missing or has another shape than the record says.
+    """
+    return self.compose(views), embodiments.read(self.record.state, state)
+
+  def instruct(self, text: str) -> str:
+    """The prompt for an instruction."""
+    return self.record.instruct(text)
+
+  def normalize_proprio(self, proprio: np.ndarray, width: int) -> np.ndarray:
+    """State [..., X] in the record's units to the model's [..., width] float32, zero on padded
+    dimensions.
+    """
+    return _pad(self.statistics.state.normalize(proprio), width)
+
+  def normalize_action(self, action: np.ndarray, width: int) -> np.ndarray:
+    """Actions [..., U] in the record's units, already relative where it says so, to the model's
+    [..., width] float32, zero on padded dimensions.
+    """
+    return _pad(self.statistics.action.normalize(action), width)
+
+  def act(self, normalized_AU: np.ndarray, proprio_X: np.ndarray) -> np.ndarray:
+    """The model's actions of one chunk as the robot takes them: [steps_per_chunk,
+    record.action_dim], absolute.
+
+    In the units of the stored arrays: what the record's slices changed is changed back.
+
+    Args:
+      normalized_AU: [A, U] normalized and padded, as the model gives them.
+      proprio_X: [record.proprio_dim] the state vector at the chunk's first step, from which relative
+        actions count (`observe`).
+    Raises:
+      ValueError: `normalized_AU` or `proprio_X` is too small for the record.
+    """
+    S, U = self.record.steps_per_chunk, self.record.action_dim
+    if normalized_AU.shape[0] < S or normalized_AU.shape[1] < U:
+      raise ValueError(
+        f'Actions of shape {normalized_AU.shape} are too small for {self.record.name!r}: expected at '
+        f'least ({S}, {U}).'
+      )
+    if proprio_X.shape != (self.record.proprio_dim,):
+      raise ValueError(
+        f'Proprio of {self.record.name!r} has shape {proprio_X.shape}; expected '
+        f'({self.record.proprio_dim},).'
+      )
+    action_SU = self.statistics.action.unnormalize(normalized_AU[:S, :U])
+    action_SU = action_SU + normalize.reference(self.record, proprio_X[None])
+    return embodiments.restore(self.record.action, action_SU)
+
+
+def _pad(x: np.ndarray, width: int) -> np.ndarray:
+  padded = np.zeros((*x.shape[:-1], width), np.float32)
+  padded[..., : x.shape[-1]] = x
+  return padded
+
+
+def to_metadata(robots: Sequence[Robot]) -> dict[str, Any]:
+  """JSON-ready description of all robots of a model; `from_metadata` is the inverse."""
+  return {
+    'embodiments': {
+      robot.record.name: {
+        'id': robot.id,
+        'record': dataclasses.asdict(robot.record),
+        'center_crop': robot.center_crop,
+        'statistics': robot.statistics and normalize.to_dict(robot.statistics),
+      }
+      for robot in robots
+    }
+  }
+
+
+def from_metadata(metadata: Mapping[str, Any]) -> dict[str, Robot]:
+  """Robots by name, from `to_metadata`'s result, also after a trip through JSON.
+
+  Raises:
+    ValueError: it is not such a description, or the statistics of one do not fit its record.
+  """
+  try:
+    robots = {name: _parse(stored) for name, stored in metadata['embodiments'].items()}
+  except (KeyError, TypeError, AttributeError) as e:
+    raise ValueError(
+      f'The metadata of this checkpoint describes no embodiments as this version writes them '
+      f'({type(e).__name__}: {e}); it holds {sorted(metadata)}.'
+    ) from e
+  for name, robot in robots.items():
+    if robot.statistics:
+      where = f'{name!r} in the metadata of this checkpoint'
+      normalize.check_widths(robot.statistics, robot.record, where)
+  return robots
+
+
+def _parse(stored: Mapping[str, Any]) -> Robot:
+  return Robot(
+    id=int(stored['id']),
+    record=embodiments.from_dict(stored['record']),
+    statistics=stored['statistics'] and normalize.from_dict(stored['statistics']),
+    center_crop=bool(stored.get('center_crop', False)),  # The first version wrote none.
+  )
