@@ -23,9 +23,9 @@ from absl import flags
 
 from configs import droid_5b
 from configs import droid_14b
+from wam_jax import chips
 from wam_jax import cli
 from wam_jax import config as cfg
-from wam_jax.aot import chips
 from wam_jax.aot import compiler
 from wam_jax.aot import progress
 from wam_jax.aot import report

@@ -14,12 +14,12 @@ import sys
 import pytest
 
 from tests import train_config
+from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax import train
 from wam_jax import train_step
 from wam_jax.aot import abstract
-from wam_jax.aot import chips
 from wam_jax.aot import compiler
 from wam_jax.aot import memory
 from wam_jax.aot import report

@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from wam_jax import chips
 from wam_jax import cli
 from wam_jax import config as cfg
-from wam_jax.aot import chips
 from wam_jax.aot import compiler
 from wam_jax.aot import progress
 from wam_jax.aot import report as report_lib

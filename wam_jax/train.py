@@ -42,6 +42,7 @@ from jax.sharding import NamedSharding
 from ml_collections import config_flags
 
 from wam_jax import checkpoint
+from wam_jax import chips
 from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax import finetuning
@@ -53,7 +54,6 @@ from wam_jax import train_step
 from wam_jax import types
 from wam_jax import workdir as workdir_lib
 from wam_jax.aot import abstract
-from wam_jax.aot import chips
 from wam_jax.data import pipeline
 from wam_jax.models import encoders
 

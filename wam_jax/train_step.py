@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import flow
 from wam_jax import sharding
 from wam_jax import types
-from wam_jax.aot import chips
 from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 from wam_jax.models import wam

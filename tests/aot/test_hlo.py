@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from wam_jax.aot import chips
+from wam_jax import chips
 from wam_jax.aot import hlo
 from wam_jax.aot import roofline
 

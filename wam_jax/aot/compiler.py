@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax import chips
 from wam_jax import config as cfg
-from wam_jax.aot import chips
 
 # Where there is no TPU: do not ask the cloud's metadata server what this machine is.
 _ENVIRONMENT = {

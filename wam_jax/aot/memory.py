@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from wam_jax.aot import chips
+from wam_jax import chips
 from wam_jax.aot import compiler
 
 _ALLOCATION = re.compile(r'^allocation \d+: size (\d+), (.*?):?$', re.M)

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
+from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax.aot import abstract
-from wam_jax.aot import chips
 from wam_jax.aot import compiler
 from wam_jax.aot import hlo
 from wam_jax.aot import memory

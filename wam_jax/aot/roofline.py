@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wam_jax.aot import chips
+from wam_jax import chips
 from wam_jax.aot import hlo
 
 ASSUMPTIONS = (

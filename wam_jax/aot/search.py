@@ -13,10 +13,10 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax.aot import abstract
-from wam_jax.aot import chips
 from wam_jax.aot import compiler
 from wam_jax.aot import report
 
