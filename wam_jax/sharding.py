@@ -11,7 +11,7 @@ import contextvars
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,9 +24,15 @@ from wam_jax import config as cfg
 
 Rules = Mapping[str, tuple[str, ...]]
 
-_ACTIVE: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
-  'active_mesh', default=None
-)
+
+class Active(NamedTuple):
+  """The mesh that a computation is traced for, and the rules that split its arrays over it."""
+
+  mesh: Mesh
+  rules: Rules
+
+
+_ACTIVE: contextvars.ContextVar[Active | None] = contextvars.ContextVar('active_mesh', default=None)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -62,7 +68,7 @@ def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
     ValueError: sizes that it does not divide, all of them, each with the nearest valid one.
   """
   shards = {
-    name: math.prod(mesh.shape[axis] for axis in _axes(_spec((name,), config.rules, mesh)[0]))
+    name: math.prod(mesh.shape[axis] for axis in _axes(spec(mesh, config.rules, name)[0]))
     for name in config.rules
   }
   problems = []
@@ -109,25 +115,44 @@ def _nearest_mesh(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
 @contextlib.contextmanager
 def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
   """While active, `shard` constrains activations to this mesh by these rules."""
-  token = _ACTIVE.set((mesh, rules))
+  token = _ACTIVE.set(Active(mesh, rules))
   try:
     yield
   finally:
     _ACTIVE.reset(token)
 
 
+def active() -> Active | None:
+  """What `activate` has made active; None outside of it."""
+  return _ACTIVE.get()
+
+
+def platform() -> str:
+  """Platform of the devices that run what is traced now: 'cpu', 'gpu' or 'tpu'."""
+  current = active()
+  return current.mesh.devices.flat[0].platform if current else jax.default_backend()
+
+
+def shards_of(name: str) -> int:
+  """Number of parts that the active mesh splits a logical axis into; 1 where no mesh is active."""
+  current = active()
+  if current is None:
+    return 1
+  return math.prod(current.mesh.shape[axis] for axis in current.rules[name])
+
+
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
   """`x` constrained to the rules' split of its axes; `x` itself when no mesh is active."""
-  active = _ACTIVE.get()
-  if active is None:
+  current = active()
+  if current is None:
     return x
-  mesh, rules = active
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(names, rules, mesh)))
+  split = NamedSharding(current.mesh, spec(current.mesh, current.rules, *names))
+  return jax.lax.with_sharding_constraint(x, split)
 
 
 def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
   """Sharding of host batches: leading axis split over the axes of 'batch'."""
-  return NamedSharding(mesh, _spec(('batch',), rules, mesh))
+  return NamedSharding(mesh, spec(mesh, rules, 'batch'))
 
 
 def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -142,14 +167,14 @@ def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
   def one(path: Any, leaf: Any) -> NamedSharding:
     names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
     shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
-    spec = _spec(names, rules, mesh)
-    for size, axes in zip(shape, spec):
+    split = spec(mesh, rules, *names)
+    for size, axes in zip(shape, split):
       parts = math.prod(mesh.shape[a] for a in _axes(axes))
       if size % parts:
         problems.append(
           f'{jax.tree_util.keystr(path)} {shape}: axis of {size} over {axes} = {parts}'
         )
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, split)
 
   shardings = jax.tree_util.tree_map_with_path(
     one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
@@ -169,7 +194,7 @@ def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2**20) ->
   An array of at least `least` bytes is split along its longest axis that the mesh axes of the rule
   'frozen' divide; others are replicated.
   """
-  axes = _spec(('frozen',), rules, mesh)[0]
+  axes = spec(mesh, rules, 'frozen')[0]
   parts = math.prod(mesh.shape[a] for a in _axes(axes))
 
   def one(leaf: Any) -> NamedSharding:
@@ -184,7 +209,13 @@ def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2**20) ->
   return jax.tree.map(one, tree)
 
 
-def _spec(names: tuple[str | None, ...], rules: Rules, mesh: Mesh) -> PartitionSpec:
+def spec(mesh: Mesh, rules: Rules, *names: str | None) -> PartitionSpec:
+  """How the rules split an array over the mesh, given the logical name of each axis, None for
+  whole.
+
+  Raises:
+    ValueError: a name without a rule, or a rule that names an axis the mesh has not.
+  """
   unknown = [n for n in names if n is not None and n not in rules]
   if unknown:
     raise ValueError(f'No rule for the axis names {unknown}; config.rules has {sorted(rules)}.')

@@ -180,7 +180,7 @@ def test_arrange(order):
 
 def test_automatic_choice(monkeypatch):
   assert [attention.choose(CONFIG, n) for n in (512, 513, 14180)] == ['dense', 'chunks', 'chunks']
-  monkeypatch.setattr(attention, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   assert [attention.choose(CONFIG, n) for n in (512, 513, 4095, 4096)] == [
     'dense',
     'chunks',

@@ -239,6 +239,7 @@ def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
   """Of the busiest shard of the active mesh's 'tokens'; see `Compiled`."""
   from wam_jax import flops
   from wam_jax import masks
+  from wam_jax import sharding
   from wam_jax.aot import abstract
   from wam_jax.models import attention
 
@@ -246,7 +247,7 @@ def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
   plan = attention.make_plan(config.model, layout)
   if not isinstance(plan.pattern, masks.Blocks):
     return 0, 0
-  seen = np.sum(plan.pattern.visible, 1).reshape(attention.shards_of('tokens'), -1).sum(1)
+  seen = np.sum(plan.pattern.visible, 1).reshape(sharding.shards_of('tokens'), -1).sum(1)
   return len(plan.order), int(seen.max()) * plan.pattern.side**2
 
 

@@ -7,7 +7,6 @@ backward.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -128,7 +127,7 @@ def make_plan(c: cfg.ModelConfig, layout: masks.Layout) -> Plan:
     ValueError: the mesh does not divide the heads or has more shards than the tokens can use.
   """
   tokens, kind = len(layout.kind), choose(c, len(layout.kind))
-  heads, shards = shards_of('act_heads'), shards_of('tokens')
+  heads, shards = sharding.shards_of('act_heads'), sharding.shards_of('tokens')
   if c.num_heads % heads:
     raise ValueError(
       f'model.num_heads={c.num_heads} must be divisible by the {heads} shards of the mesh axes of '
@@ -166,19 +165,7 @@ def choose(c: cfg.ModelConfig, tokens: int) -> str:
     return c.attention
   if tokens <= MOST_DENSE or c.history_rule == 'reference_global':
     return 'dense'
-  return 'splash' if tokens >= LEAST_SPLASH and platform() == 'tpu' else 'chunks'
-
-
-def platform() -> str:
-  """Of the devices that run what is traced now."""
-  active = sharding._ACTIVE.get()
-  return active[0].devices.flat[0].platform if active else jax.default_backend()
-
-
-def shards_of(name: str) -> int:
-  """Parts that the active mesh splits a logical axis into."""
-  active = sharding._ACTIVE.get()
-  return math.prod(active[0].shape[axis] for axis in active[1][name]) if active else 1
+  return 'splash' if tokens >= LEAST_SPLASH and sharding.platform() == 'tpu' else 'chunks'
 
 
 def _nearest(shards: int, valid: Callable[[int], bool]) -> int:
@@ -220,7 +207,7 @@ def attend_chunks(q_BNTK, k_BNTK, v_BNTK, seen_BT, chunks: masks.Chunks, recompu
     keys = np.concatenate([np.arange(a, b) for a, b in part.keys])
     q = jax.lax.slice_in_dim(q_BNTK, start, start + part.size, axis=2)
     mask = arrange(seen_BT, keys)[:, None, None] if part.conditional else None
-    split = None if part.size % shards_of('tokens') else 'tokens'
+    split = None if part.size % sharding.shards_of('tokens') else 'tokens'
     parts.append(
       shard(one(shard(q, split), arrange(k_BNTK, keys, 2), arrange(v_BNTK, keys, 2), mask))
     )

@@ -16,7 +16,6 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import NamedSharding
 
 from wam_jax import sharding
-from wam_jax.models import attention
 
 
 def attend(
@@ -42,14 +41,14 @@ def attend(
   kernel = _kernel(np.asarray(visible), rows, columns, name)
   q_BNTK = (q_BNTK.astype(jnp.float32) * q_BNTK.shape[-1] ** -0.5).astype(q_BNTK.dtype)
   arrays = q_BNTK, k_BNSK, v_BNSK, seen_BS.astype(jnp.int32)
-  active = sharding._ACTIVE.get()
+  active = sharding.active()
   if active is None:
     return _batched(kernel, *arrays)
   mesh, rules = active
   batch = (
-    'batch' if len(q_BNTK) % attention.shards_of('batch') == 0 else None
+    'batch' if len(q_BNTK) % sharding.shards_of('batch') == 0 else None
   )  # Initialisation runs one sample.
-  spec = lambda *names: sharding._spec(names, rules, mesh)
+  spec = lambda *names: sharding.spec(mesh, rules, *names)
   queries, keys = spec(batch, 'act_heads', 'tokens'), spec(batch, 'act_heads', key_axis)
 
   def local(kernel, q, k, v, seen):
@@ -72,7 +71,7 @@ def _kernel(visible, rows, columns, name):
 
   Their maker takes a mask of pairs and cannot split one whose blocks are all or nothing.
   """
-  heads, shards = attention.shards_of('act_heads'), attention.shards_of('tokens')
+  heads, shards = sharding.shards_of('act_heads'), sharding.shards_of('tokens')
   forward = _walk(visible)
   backward = [_walk(share.T) for share in np.split(visible, shards)]
   longest = max(steps.shape[1] for steps, _ in backward)
@@ -104,7 +103,7 @@ def _kernel(visible, rows, columns, name):
     attn_logits_soft_cap=None,
     residual_checkpoint_name=name,
     mask_function=None,
-    interpret=attention.platform() != 'tpu',
+    interpret=sharding.platform() != 'tpu',
   )
 
 
