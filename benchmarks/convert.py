@@ -36,11 +36,13 @@ from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import experiment
-from wam_jax.interop import io
 from wam_jax.interop import layouts
+from wam_jax.interop import lazy
 from wam_jax.interop import output
-from wam_jax.interop import serving
+from wam_jax.interop.dreamzero import config as dreamzero_config
+from wam_jax.interop.dreamzero import robots as dreamzero_robots
+from wam_jax.interop.files import jsonfile
+from wam_jax.interop.files import safetensors
 
 _LAYERS = flags.DEFINE_integer(
   'layers', 0, 'Of the transformer; 0 for as many of 40 as the disk holds.', 0, 40
@@ -74,7 +76,7 @@ def make_model(layers: int, heads: int) -> cfg.ModelConfig:
 
 def choose_layers(free: int, heads: int) -> int:
   """Layers for which two copies fit into `free` bytes, at most the released 40."""
-  one, two = (sum(map(io.nbytes, _shapes(make_model(n, heads)).values())) for n in (1, 2))
+  one, two = (sum(map(lazy.nbytes, _shapes(make_model(n, heads)).values())) for n in (1, 2))
   return max(1, min(cfg.WAN2_1_I2V_14B.num_layers, 1 + int((0.95 * free / 2 - one) // (two - one))))
 
 
@@ -82,10 +84,10 @@ def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) 
   """Writes the checkpoint; returns the checksum of every weight."""
   shapes = _shapes(model)
   rng = np.random.default_rng(0)
-  pool = (0.02 * rng.standard_normal(_POOL, np.float32)).astype(io.DTYPES['BF16'])
-  progress = output.Progress('make', sum(map(io.nbytes, shapes.values())))
+  pool = (0.02 * rng.standard_normal(_POOL, np.float32)).astype(safetensors.DTYPES['BF16'])
+  progress = output.Progress('make', sum(map(lazy.nbytes, shapes.values())))
   sums = {}
-  with io.Writer(directory, 'model', shapes, shard_bytes) as writer:
+  with safetensors.Writer(directory, 'model', shapes, shard_bytes) as writer:
     for name, shape in shapes.items():
       weight = np.resize(pool[rng.integers(_POOL // 2) :], math.prod(shape.shape))
       sums[name] = zlib.crc32(weight.view(np.uint8).data)
@@ -100,14 +102,17 @@ def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) 
     normalize.Statistics(quantiles(record.proprio_dim), quantiles(record.action_dim), 0),
     True,
   )
-  experiment.write(directory, {'oxe_droid': robot}, model, None)
-  io.write_json(directory / serving.CONFIG, serving.head_config(cfg.TrainConfig(model=model), 880))
+  dreamzero_robots.write(directory, {'oxe_droid': robot}, model, None)
+  jsonfile.write(
+    directory / dreamzero_config.CONFIG,
+    dreamzero_config.head_config(cfg.TrainConfig(model=model), 880),
+  )
   return sums
 
 
-def _shapes(model: cfg.ModelConfig) -> dict[str, io.Shape]:
+def _shapes(model: cfg.ModelConfig) -> dict[str, lazy.Shape]:
   return {
-    layouts.PREFIXES[part] + name: io.Shape(row.torch_shape, io.DTYPES['BF16'])
+    layouts.PREFIXES[part] + name: lazy.Shape(row.torch_shape, safetensors.DTYPES['BF16'])
     for part, table in layouts.tables(model, 'dreamzero').items()
     for row in table
     for name in row.names
@@ -132,7 +137,7 @@ def convert(*arguments: str) -> dict[str, float]:
 
 def differing(directory: pathlib.Path, sums: dict[str, int]) -> list[str]:
   """Names that are not there, or not bit by bit what was made."""
-  weights = io.open_weights(epath.Path(directory), 'model')
+  weights = safetensors.open_weights(epath.Path(directory), 'model')
   return [
     name
     for name in sums.keys() | weights.keys()
@@ -146,7 +151,7 @@ def measure(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) -
   """The whole comparison, in `directory`."""
   source, workdir, exported = (directory / name for name in ('source', 'workdir', 'exported'))
   sums = _apart(generate, source, model, shard_bytes)
-  sizes = list(map(io.nbytes, _shapes(model).values()))
+  sizes = list(map(lazy.nbytes, _shapes(model).values()))
   report: dict[str, Any] = {
     'layers': model.num_layers,
     'weights': len(sums),

@@ -24,9 +24,9 @@ from wam_jax import cli
 from wam_jax.interop import exporting
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
-from wam_jax.interop import io
 from wam_jax.interop import layouts
-from wam_jax.interop import workdirs
+from wam_jax.interop import own as own_lib
+from wam_jax.interop.files import jsonfile
 
 _COMMANDS = ('import', 'export', 'inspect')
 _SOURCE = flags.DEFINE_string(
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
     raise ValueError(f'{argv[1]} needs --output=DIRECTORY.')
   report = {'import': _import, 'export': _export, 'inspect': _inspect}[argv[1]]()
   if _JSON.value:
-    io.write_json(pathlib.Path(_JSON.value).expanduser(), report)
+    jsonfile.write(pathlib.Path(_JSON.value).expanduser(), report)
 
 
 def _import() -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _export() -> dict[str, Any]:
       "--layout=wan cannot be written: Wan-AI's files have no room for the action modules; "
       'pass dreamzero or diffusers.'
     )
-  own = workdirs.open_workdir(_local('source', _SOURCE.value), _STEP.value)
+  own = own_lib.open_workdir(_local('source', _SOURCE.value), _STEP.value)
   report = exporting.export_checkpoint(
     own,
     _local('output', _OUTPUT.value),

@@ -14,7 +14,7 @@ import yaml
 from etils import epath
 
 from tests import programs
-from tests.interop import foreign
+from tests.interop import tiny
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import sharding
@@ -23,16 +23,16 @@ from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import arrays
-from wam_jax.interop import experiment
 from wam_jax.interop import exporting
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
-from wam_jax.interop import io
 from wam_jax.interop import layouts
-from wam_jax.interop import serving
+from wam_jax.interop import lazy
+from wam_jax.interop import own as own_lib
 from wam_jax.interop import sizes
-from wam_jax.interop import workdirs
+from wam_jax.interop.dreamzero import config as dreamzero_config
+from wam_jax.interop.dreamzero import robots as dreamzero_robots
+from wam_jax.interop.files import orbax
 from wam_jax.interop.table import dit
 from wam_jax.interop.table import rows as rows_lib
 from wam_jax.interop.table import text
@@ -47,7 +47,7 @@ def import_from(source, target, dtype='keep', statistics=True, vocabulary=None, 
 
 
 def export_to(workdir, target, **options):
-  own = workdirs.open_workdir(pathlib.Path(workdir), None)
+  own = own_lib.open_workdir(pathlib.Path(workdir), None)
   return exporting.export_checkpoint(own, pathlib.Path(target), exporting.Options(**options))
 
 
@@ -79,7 +79,7 @@ def write_run(workdir, config, params, frozen, robots, ema=True, step=3):
 
 def trees(model, seed=0):
   """(parameters, frozen parameters, the weights they are) of a random model."""
-  weights = foreign.random_weights(model, 'wan', np.float32, seed)
+  weights = tiny.random_weights(model, 'wan', np.float32, seed)
   tables = layouts.tables(model, 'wan')
   params = {part: rows_lib.to_params(tables[part], weights[part]) for part in weights}
   frozen = {part: {'params': params[part]} for part in params if part != 'dit'}
@@ -106,26 +106,30 @@ def droid(ids=0, **changes):
 
 @pytest.mark.parametrize(
   ('model', 'shards', 'dtype'),
-  [(foreign.I2V, 3, foreign.BF16), (foreign.TI2V, 1, foreign.BF16), (foreign.I2V, 1, np.float32)],
+  [(tiny.I2V, 3, tiny.BF16), (tiny.TI2V, 1, tiny.BF16), (tiny.I2V, 1, np.float32)],
 )
 def test_import_then_export_is_bit_identical(tmp_path, model, shards, dtype):
-  weights = foreign.prefixed(foreign.random_weights(model, 'dreamzero', dtype))
-  foreign.write_dreamzero(tmp_path / 'source', model, weights, shards)
+  weights = tiny.prefixed(tiny.random_weights(model, 'dreamzero', dtype))
+  tiny.write_dreamzero(tmp_path / 'source', model, weights, shards)
   import_from(tmp_path / 'source', tmp_path / 'run')
   export_to(tmp_path / 'run', tmp_path / 'back', shard_bytes=20_000)
   assert len(list((tmp_path / 'back').glob('*.safetensors'))) > 10
-  assert_same_bits(foreign.load(tmp_path / 'back'), weights)
+  assert_same_bits(tiny.load(tmp_path / 'back'), weights)
   first, second = (
     layouts.open_source(epath.Path(tmp_path / name), layouts.Options())
     for name in ('source', 'back')
   )
   assert first.model == second.model == model
-  assert first.fields == second.fields == dict(flow=serving.FLOW, sample=serving.SAMPLE)
+  assert (
+    first.fields
+    == second.fields
+    == dict(flow=dreamzero_config.FLOW, sample=dreamzero_config.SAMPLE)
+  )
   assert robot_lib.to_metadata(first.read_robots()) == robot_lib.to_metadata(second.read_robots())
 
 
 def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
-  weights = foreign.write_dreamzero(tmp_path / 'source')
+  weights = tiny.write_dreamzero(tmp_path / 'source')
   (tmp_path / 'source' / 'tokenizer').mkdir()
   (tmp_path / 'source' / 'tokenizer' / 'spiece.model').write_bytes(b'pieces')
   import_from(tmp_path / 'source', tmp_path / 'run')
@@ -133,7 +137,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
   assert step == 0
   assert (
     dataclasses.replace(config.model, text=dataclasses.replace(config.model.text, tokenizer=''))
-    == foreign.I2V
+    == tiny.I2V
   )
   assert pathlib.Path(config.model.text.tokenizer).read_bytes() == b'pieces'
   assert json.loads((tmp_path / 'run/config.json').read_text()) == json.loads(
@@ -142,7 +146,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
   mesh = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
   abstract = train_step.abstract_state(config, mesh, frozen)
   assert checkpoint.list_mismatches(abstract.params, params) == []
-  tables = layouts.tables(foreign.I2V, 'wan')
+  tables = layouts.tables(tiny.I2V, 'wan')
   got = {
     'dit': params,
     'text': frozen.text.params,
@@ -157,7 +161,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
     want = rows_lib.to_params(tables[part], of_part)
     assert jax.tree.structure(tree) == jax.tree.structure(want)
     jax.tree.map(np.testing.assert_array_equal, tree, want)
-    assert {x.dtype for x in jax.tree.leaves(tree)} == {foreign.BF16}
+    assert {x.dtype for x in jax.tree.leaves(tree)} == {tiny.BF16}
   assert list(robot_lib.from_metadata(data)) == ['droid']
 
 
@@ -168,7 +172,10 @@ def test_released_configs_are_recognised(model):
     for part, table in layouts.tables(model, 'dreamzero').items()
   }
   assert (
-    serving.model_config(serving.head_settings(foreign.head(model)), shapes, bfloat16=True) == model
+    dreamzero_config.model_config(
+      dreamzero_config.head_settings(tiny.head(model)), shapes, bfloat16=True
+    )
+    == model
   )
   silent = {
     'diffusion_model_cfg': {'num_heads': model.num_heads, 'num_frame_per_block': 2},
@@ -178,9 +185,12 @@ def test_released_configs_are_recognised(model):
   silent = (
     silent if model.tokenizer.resize else {'diffusion_model_cfg': silent['diffusion_model_cfg']}
   )
-  assert serving.model_config(silent, shapes, bfloat16=True) == model
-  exported = serving.head_config(cfg.TrainConfig(model=model), 880)
-  assert serving.model_config(serving.head_settings(exported), shapes, bfloat16=True) == model
+  assert dreamzero_config.model_config(silent, shapes, bfloat16=True) == model
+  exported = dreamzero_config.head_config(cfg.TrainConfig(model=model), 880)
+  assert (
+    dreamzero_config.model_config(dreamzero_config.head_settings(exported), shapes, bfloat16=True)
+    == model
+  )
 
 
 def assert_table_fits(table, golden):
@@ -229,7 +239,7 @@ def test_golden_umt5_is_recognised_at_its_sizes(golden_umt5):
 
 
 def test_statistics_and_record_come_from_the_checkpoint(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   (robot,) = layouts.open_source(epath.Path(tmp_path / 'source'), layouts.Options()).read_robots()
   shipped = embodiments.get('droid')
   norms = lambda slices: tuple(dataclasses.replace(s, norm='q99_reference') for s in slices)
@@ -238,7 +248,7 @@ def test_statistics_and_record_come_from_the_checkpoint(tmp_path):
   )
   assert robot.center_crop
   assert robot.id == 0
-  stored = foreign.metadata()['oxe_droid']['statistics']
+  stored = tiny.metadata()['oxe_droid']['statistics']
   for kind in ('state', 'action'):
     for key in normalize.ARRAYS:
       want = np.float32(stored[kind]['joint_position'][key] + stored[kind]['gripper_position'][key])
@@ -247,20 +257,20 @@ def test_statistics_and_record_come_from_the_checkpoint(tmp_path):
 
 
 def test_a_robot_that_is_not_shipped_gets_a_record_of_its_own(tmp_path):
-  content, conf = foreign.metadata(), foreign.conf((48, 64))
+  content, conf = tiny.metadata(), tiny.conf((48, 64))
   content['oxe_droid']['modalities']['action']['joint_position']['shape'] = [3]
   content['oxe_droid']['modalities']['state']['joint_position']['shape'] = [3]
   for kind in ('state', 'action'):
     of_key = content['oxe_droid']['statistics'][kind]['joint_position']
     of_key.update({key: numbers[:3] for key, numbers in of_key.items()})
-  foreign.write_experiment(tmp_path, conf, content)
-  (robot,) = experiment.read_embodiments(epath.Path(tmp_path), foreign.I2V)
+  tiny.write_experiment(tmp_path, conf, content)
+  (robot,) = dreamzero_robots.read_embodiments(epath.Path(tmp_path), tiny.I2V)
   record = robot.record
   assert (record.name, record.composite, record.proprio_dim) == ('oxe_droid', (96, 128), 4)
   assert (record.control_hz, record.video_fps, record.steps_per_chunk) == (15, 5, 24)
   assert record.views[2] == embodiments.View('wrist_image_left', 0, 0, 48, 128, repeat=2)
   assert record.reference_columns == (0, 1, 2, -1)
-  again = experiment._describe('oxe_droid', robot, foreign.I2V).record(8)
+  again = dreamzero_robots._describe('oxe_droid', robot, tiny.I2V).record(8)
   assert dataclasses.replace(again, language=record.language) == record
 
 
@@ -268,30 +278,30 @@ def test_a_robot_that_is_not_shipped_gets_a_record_of_its_own(tmp_path):
   ('base_layer', 'default'), [(False, '.default'), (True, '.default'), (True, '')]
 )
 def test_adapters_within_a_whole_checkpoint_are_merged(tmp_path, base_layer, default):
-  weights = foreign.prefixed(foreign.random_weights(foreign.I2V, 'dreamzero'))
-  adapters, wrapped, merged = foreign.adapted(weights, base_layer=base_layer, default=default)
-  assert len(adapters) == 2 * 10 * foreign.I2V.num_layers
-  foreign.write_dreamzero(tmp_path / 'source', weights=wrapped | adapters)
+  weights = tiny.prefixed(tiny.random_weights(tiny.I2V, 'dreamzero'))
+  adapters, wrapped, merged = tiny.adapted(weights, base_layer=base_layer, default=default)
+  assert len(adapters) == 2 * 10 * tiny.I2V.num_layers
+  tiny.write_dreamzero(tmp_path / 'source', weights=wrapped | adapters)
   report = import_from(tmp_path / 'source', tmp_path / 'run')
   assert report['adapters_merged'] == 30
   export_to(tmp_path / 'run', tmp_path / 'back')
-  assert_same_bits(foreign.load(tmp_path / 'back'), merged)
+  assert_same_bits(tiny.load(tmp_path / 'back'), merged)
 
 
 def write_lora(tmp_path, base='Wan2.1-I2V-14B-480P', layout='wan'):
   """A checkpoint of adapters and action modules only, its base, and what both make."""
-  weights = foreign.random_weights(foreign.I2V, 'dreamzero')
-  adapters, _, merged = foreign.adapted(foreign.prefixed(weights))
-  foreign.write_dreamzero(
-    tmp_path / 'lora', weights=foreign.trained_only(foreign.prefixed(weights), adapters)
+  weights = tiny.random_weights(tiny.I2V, 'dreamzero')
+  adapters, _, merged = tiny.adapted(tiny.prefixed(weights))
+  tiny.write_dreamzero(
+    tmp_path / 'lora', weights=tiny.trained_only(tiny.prefixed(weights), adapters)
   )
-  conf = foreign.conf() | {'save_lora_only': True}
+  conf = tiny.conf() | {'save_lora_only': True}
   if layout == 'wan':
-    foreign.write_wan(tmp_path / base, foreign.I2V)
+    tiny.write_wan(tmp_path / base, tiny.I2V)
   else:
     conf['pretrained_model_path'] = f'./checkpoints/{base}'
-    foreign.write_dreamzero(tmp_path / base, weights=foreign.prefixed(weights), shards=2)
-  foreign.write_experiment(tmp_path / 'lora', conf, foreign.metadata())
+    tiny.write_dreamzero(tmp_path / base, weights=tiny.prefixed(weights), shards=2)
+  tiny.write_experiment(tmp_path / 'lora', conf, tiny.metadata())
   return merged
 
 
@@ -302,14 +312,14 @@ def test_adapters_alone_are_merged_into_their_base(tmp_path, layout):
   report = import_from(tmp_path / 'lora', tmp_path / 'run', base=epath.Path(tmp_path / base))
   assert (report['base'], report['fresh']) == (str(tmp_path / base), [])
   export_to(tmp_path / 'run', tmp_path / 'back')
-  assert_same_bits(foreign.load(tmp_path / 'back'), merged)
+  assert_same_bits(tiny.load(tmp_path / 'back'), merged)
 
 
 def rewrap(tmp_path, change):
   """`change` on the arrays of the LoRA checkpoint."""
-  weights = foreign.load(tmp_path / 'lora')
+  weights = tiny.load(tmp_path / 'lora')
   change(weights)
-  foreign.save(tmp_path / 'lora', weights, 'model')
+  tiny.save(tmp_path / 'lora', weights, 'model')
 
 
 @pytest.mark.parametrize(
@@ -360,18 +370,18 @@ def test_base_under_another_name_may_be_linked(tmp_path):
 
 
 def test_base_of_a_whole_checkpoint_is_refused(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   with pytest.raises(ValueError, match='holds all its weights; leave out --base'):
     import_from(tmp_path / 'source', tmp_path / 'run', base=epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize(
-  ('model', 'with_image'), [(foreign.I2V, True), (foreign.TI2V, True), (foreign.TI2V, False)]
+  ('model', 'with_image'), [(tiny.I2V, True), (tiny.TI2V, True), (tiny.TI2V, False)]
 )
 def test_wan_originals_get_new_action_modules(tmp_path, model, with_image):
-  weights = foreign.write_wan(tmp_path / 'source', model, with_image)
+  weights = tiny.write_wan(tmp_path / 'source', model, with_image)
   report = import_from(tmp_path / 'source', tmp_path / 'run', num_embodiments=2)
-  own = workdirs.open_workdir(tmp_path / 'run', None)
+  own = own_lib.open_workdir(tmp_path / 'run', None)
   action = {name for row in dit.action_rows(model) for name in row.names}
   imaged = {name for name in report['fresh'] if 'img' in name}
   assert set(report['fresh']) - imaged == action
@@ -400,7 +410,7 @@ def test_wan_originals_get_new_action_modules(tmp_path, model, with_image):
 
 
 def test_wan_encoders_may_lie_elsewhere(tmp_path):
-  foreign.write_wan(tmp_path / 'source', foreign.I2V)
+  tiny.write_wan(tmp_path / 'source', tiny.I2V)
   (tmp_path / 'else').mkdir()
   files = {'text': 'models_t5_umt5-xxl-enc-bf16.pth', 'tokenizer': 'Wan2.1_VAE.pth'}
   for name in files.values():
@@ -422,23 +432,23 @@ def test_wan_encoders_may_lie_elsewhere(tmp_path):
     )
 
 
-@pytest.mark.parametrize('model', [foreign.I2V, foreign.TI2V])
+@pytest.mark.parametrize('model', [tiny.I2V, tiny.TI2V])
 def test_diffusers_directory_holds_every_bit(tmp_path, model):
-  weights = foreign.prefixed(foreign.random_weights(model, 'dreamzero'))
+  weights = tiny.prefixed(tiny.random_weights(model, 'dreamzero'))
   for unused in (
     'visual.head',
     'log_scale',
   ):  # Of CLIP; Diffusers has no room for them, and nothing reads them.
     weights[layouts.PREFIXES['image'] + unused][...] = 0
   weights[layouts.PREFIXES['image'] + 'log_scale'][...] = np.log(1 / 0.07)
-  foreign.write_dreamzero(tmp_path / 'source', model, weights)
+  tiny.write_dreamzero(tmp_path / 'source', model, weights)
   (tmp_path / 'source' / 'tokenizer.json').write_text('{}')
   import_from(tmp_path / 'source', tmp_path / 'run')
   export_to(tmp_path / 'run', tmp_path / 'pipeline', layout='diffusers', shard_bytes=100_000)
   import_from(tmp_path / 'pipeline', tmp_path / 'again')
   export_to(tmp_path / 'again', tmp_path / 'back')
-  assert_same_bits(foreign.load(tmp_path / 'back'), weights)
-  first, second = (workdirs.open_workdir(tmp_path / name, None) for name in ('run', 'again'))
+  assert_same_bits(tiny.load(tmp_path / 'back'), weights)
+  first, second = (own_lib.open_workdir(tmp_path / name, None) for name in ('run', 'again'))
   without_file = lambda c: dataclasses.replace(
     c.model, text=dataclasses.replace(c.model.text, tokenizer='')
   )
@@ -452,12 +462,12 @@ def test_diffusers_directory_holds_every_bit(tmp_path, model):
   assert (tmp_path / 'again/tokenizer.json').exists()
 
 
-@pytest.mark.parametrize('model', [foreign.I2V, foreign.TI2V])
+@pytest.mark.parametrize('model', [tiny.I2V, tiny.TI2V])
 def test_diffusers_and_transformers_open_the_export(tmp_path, model):
   torch, diffusers, transformers = (
     pytest.importorskip(name) for name in ('torch', 'diffusers', 'transformers')
   )
-  foreign.write_dreamzero(tmp_path / 'source', model)
+  tiny.write_dreamzero(tmp_path / 'source', model)
   import_from(tmp_path / 'source', tmp_path / 'run')
   export_to(tmp_path / 'run', tmp_path / 'pipeline', layout='diffusers')
   for folder, kind in (
@@ -469,7 +479,7 @@ def test_diffusers_and_transformers_open_the_export(tmp_path, model):
       kind.load_config(place)
     )  # `from_pretrained` would need one more package.
     opened.load_state_dict(
-      {name: torch.tensor(w.astype(np.float32)) for name, w in foreign.load(place).items()}
+      {name: torch.tensor(w.astype(np.float32)) for name, w in tiny.load(place).items()}
     )
   for folder, kind in (
     ('text_encoder', transformers.UMT5EncoderModel),
@@ -483,7 +493,7 @@ def test_diffusers_and_transformers_open_the_export(tmp_path, model):
 
 
 def test_latents_of_another_mean_are_kept(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   import_from(tmp_path / 'source', tmp_path / 'run')
   export_to(tmp_path / 'run', tmp_path / 'pipeline', layout='diffusers')
   path = tmp_path / 'pipeline/vae/config.json'
@@ -501,19 +511,16 @@ def test_latents_of_another_mean_are_kept(tmp_path):
 
 @pytest.mark.parametrize(('ema', 'dtype'), [(True, 'keep'), (False, 'bfloat16')])
 def test_export_of_a_run_takes_its_averages(tmp_path, ema, dtype):
-  params, frozen, weights = trees(foreign.I2V)
-  config = cfg.TrainConfig(model=foreign.I2V, data=cfg.DataConfig(embodiments=('droid',)))
+  params, frozen, weights = trees(tiny.I2V)
+  config = cfg.TrainConfig(model=tiny.I2V, data=cfg.DataConfig(embodiments=('droid',)))
   write_run(tmp_path / 'run', config, params, frozen, [droid()], ema)
   report = export_to(tmp_path / 'run', tmp_path / 'back', dtype=dtype)
   assert (report['averaged'], report['step']) == (ema, 3)
   weights['dit'] = {name: w * (2 if ema else 1) for name, w in weights['dit'].items()}
-  want = foreign.prefixed(weights)
+  want = tiny.prefixed(weights)
   assert_same_bits(
-    foreign.load(tmp_path / 'back'),
-    {
-      name: w.astype(foreign.BF16 if dtype == 'bfloat16' else np.float32)
-      for name, w in want.items()
-    },
+    tiny.load(tmp_path / 'back'),
+    {name: w.astype(tiny.BF16 if dtype == 'bfloat16' else np.float32) for name, w in want.items()},
   )
   conf = yaml.safe_load((tmp_path / 'back/experiment_cfg/conf.yaml').read_text())
   assert (conf['save_lora_only'], conf['relative_action'], conf['relative_action_keys']) == (
@@ -543,16 +550,16 @@ def test_export_of_a_run_takes_its_averages(tmp_path, ema, dtype):
 def test_flat_dimensions_are_exported_as_we_floor_them(tmp_path):
   robot = droid()
   robot.statistics.state.q99[3] = robot.statistics.state.q01[3]
-  experiment.write(tmp_path, {'oxe_droid': robot}, foreign.I2V, None)
-  content = json.loads((tmp_path / experiment.METADATA).read_text())['oxe_droid']['statistics'][
-    'state'
-  ]
+  dreamzero_robots.write(tmp_path, {'oxe_droid': robot}, tiny.I2V, None)
+  content = json.loads((tmp_path / dreamzero_robots.METADATA).read_text())['oxe_droid'][
+    'statistics'
+  ]['state']
   q01, q99 = (np.float32(content['joint_position'][key]) for key in ('q01', 'q99'))
   np.testing.assert_allclose(q99 - q01, [3, 3, 3, 1e-3, 3, 3, 3], atol=1e-6)
 
 
 def test_one_category_of_several_is_exported(tmp_path):
-  model = dataclasses.replace(foreign.I2V, num_embodiments=3)
+  model = dataclasses.replace(tiny.I2V, num_embodiments=3)
   params, frozen, weights = trees(model)
   config = cfg.TrainConfig(
     model=model, data=cfg.DataConfig(embodiments=('droid', 'other', 'third'))
@@ -580,10 +587,10 @@ def test_one_category_of_several_is_exported(tmp_path):
     export_to(tmp_path / 'run', tmp_path / 'back', statistics=False)
   export_to(tmp_path / 'run', tmp_path / 'back', embodiment='other', tag='oxe_droid')
   export_to(tmp_path / 'run', tmp_path / 'alone', embodiment='other', statistics=False)
-  assert_same_bits(foreign.load(tmp_path / 'alone'), foreign.load(tmp_path / 'back'))
+  assert_same_bits(tiny.load(tmp_path / 'alone'), tiny.load(tmp_path / 'back'))
   action = {name for row in dit.action_rows(model) for name in row.names}
   weights['dit'] = {name: w[2:] if name in action else w for name, w in weights['dit'].items()}
-  assert_same_bits(foreign.load(tmp_path / 'back'), foreign.prefixed(weights))
+  assert_same_bits(tiny.load(tmp_path / 'back'), tiny.prefixed(weights))
 
 
 def test_what_the_reference_cannot_express_is_refused(tmp_path):
@@ -592,20 +599,20 @@ def test_what_the_reference_cannot_express_is_refused(tmp_path):
   with pytest.raises(
     ValueError, match="cannot express embodiment 'droid' under the tag 'oxe_droid':\n  views"
   ):
-    experiment.write(tmp_path, {'oxe_droid': droid(views=flipped)}, foreign.I2V, None)
+    dreamzero_robots.write(tmp_path, {'oxe_droid': droid(views=flipped)}, tiny.I2V, None)
   with pytest.raises(ValueError, match='pass --camera_resolution=COLUMNSxROWS'):
     whole = (embodiments.View('image', 0, 0, 352, 640),)
-    experiment.write(
-      tmp_path, {'xdof': droid(views=whole, composite=(352, 640))}, foreign.I2V, None
+    dreamzero_robots.write(
+      tmp_path, {'xdof': droid(views=whole, composite=(352, 640))}, tiny.I2V, None
     )
 
 
 def test_robots_of_one_tag_are_exported_one_at_a_time(tmp_path):
   robots = [droid(), dataclasses.replace(droid(), record=embodiments.get('droid_wan22'))]
-  own = workdirs.Own(
+  own = own_lib.Own(
     tmp_path,
     1,
-    cfg.TrainConfig(model=foreign.I2V),
+    cfg.TrainConfig(model=tiny.I2V),
     robot_lib.to_metadata(robots),
     {},
     {},
@@ -623,17 +630,17 @@ def test_a_key_relative_for_one_robot_only_is_refused(tmp_path):
   with pytest.raises(
     ValueError, match='relative for all robots or for none:\n  joint_position of xdof'
   ):
-    views = experiment._tile('xdof', ('a', 'b', 'c'), (176, 320))[0]
-    experiment.write(
+    views = dreamzero_robots._tile('xdof', ('a', 'b', 'c'), (176, 320))[0]
+    dreamzero_robots.write(
       tmp_path,
       {'oxe_droid': droid(), 'xdof': droid(action=absolute, views=views)},
-      foreign.I2V,
+      tiny.I2V,
       None,
     )
 
 
 def test_models_that_exist_only_here_are_refused(tmp_path):
-  own = workdirs.Own(tmp_path, 1, cfg.TrainConfig(), {}, {}, {}, cfg.LoraConfig(), False, {}, {})
+  own = own_lib.Own(tmp_path, 1, cfg.TrainConfig(), {}, {}, {}, cfg.LoraConfig(), False, {}, {})
   with pytest.raises(
     ValueError, match=r"only here.*:\n  model.tokenizer.kind='patch'\n  model.text.kind='word'"
   ):
@@ -641,7 +648,7 @@ def test_models_that_exist_only_here_are_refused(tmp_path):
 
 
 def test_damaged_checkpoint_of_ours_is_refused(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   import_from(tmp_path / 'source', tmp_path / 'run')
   path = tmp_path / 'run/checkpoints/0/metadata/metadata'
   content = json.loads(path.read_text())
@@ -654,13 +661,13 @@ def test_damaged_checkpoint_of_ours_is_refused(tmp_path):
   ):
     export_to(tmp_path / 'run', tmp_path / 'back')
   with pytest.raises(ValueError, match='has no checkpoint of step 7; it has 0'):
-    workdirs.open_workdir(tmp_path / 'run', 7)
+    own_lib.open_workdir(tmp_path / 'run', 7)
 
 
 def change(source, edit):
-  weights = foreign.load(source)
+  weights = tiny.load(source)
   edit(weights)
-  foreign.save(source, weights, 'model')
+  tiny.save(source, weights, 'model')
 
 
 def edit_json(path, edit):
@@ -670,15 +677,15 @@ def edit_json(path, edit):
 
 
 def edit_conf(source, edit):
-  content = foreign.conf()
+  content = tiny.conf()
   edit(content)
-  foreign.write_experiment(source, content, foreign.metadata())
+  tiny.write_experiment(source, content, tiny.metadata())
 
 
 def edit_metadata(source, edit):
-  content = foreign.metadata()
+  content = tiny.metadata()
   edit(content['oxe_droid'])
-  foreign.write_experiment(source, foreign.conf(), content)
+  tiny.write_experiment(source, tiny.conf(), content)
 
 
 D = 'action_head.model.'
@@ -760,7 +767,7 @@ BAD_INPUT = {
     'video is missing',
   ),
   'unknown tag': (
-    lambda s: foreign.write_experiment(s, foreign.conf(), {'r2d2': {}}),
+    lambda s: tiny.write_experiment(s, tiny.conf(), {'r2d2': {}}),
     'statistics of r2d2 and transforms of oxe_droid, but both of none of oxe_droid, agibot',
   ),
   'no transforms': (
@@ -815,7 +822,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize('case', BAD_INPUT)
 def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, case):
   damage, message = BAD_INPUT[case]
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   damage(tmp_path / 'source')
   with pytest.raises(ValueError, match=message):
     import_from(tmp_path / 'source', tmp_path / 'run')
@@ -823,25 +830,25 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, case):
 
 
 def test_statistics_may_be_left_out_on_purpose(tmp_path):
-  weights = foreign.write_dreamzero(tmp_path / 'source')
+  weights = tiny.write_dreamzero(tmp_path / 'source')
   (tmp_path / 'source/experiment_cfg/metadata.json').unlink()
   assert import_from(tmp_path / 'source', tmp_path / 'run', statistics=False)['embodiments'] == []
   with pytest.raises(ValueError, match='knows no robot with statistics'):
     export_to(tmp_path / 'run', tmp_path / 'back')
   export_to(tmp_path / 'run', tmp_path / 'back', statistics=False)
-  assert_same_bits(foreign.load(tmp_path / 'back'), weights)
+  assert_same_bits(tiny.load(tmp_path / 'back'), weights)
 
 
 @pytest.mark.parametrize(
   ('write', 'layout', 'message'),
   [
     (
-      foreign.write_dreamzero,
+      tiny.write_dreamzero,
       'wan',
       "is in the layout 'dreamzero', not 'wan'; pass --layout=dreamzero",
     ),
     (
-      lambda path: foreign.write_wan(path, foreign.I2V),
+      lambda path: tiny.write_wan(path, tiny.I2V),
       'diffusers',
       "is in the layout 'wan', not 'diffusers'",
     ),
@@ -872,7 +879,7 @@ def test_wrong_layout(tmp_path, write, layout, message):
   ],
 )
 def test_damaged_diffusers_directory(tmp_path, edit, message):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   import_from(tmp_path / 'source', tmp_path / 'run')
   export_to(tmp_path / 'run', tmp_path / 'pipeline', layout='diffusers')
   edit(tmp_path / 'pipeline')
@@ -881,7 +888,7 @@ def test_damaged_diffusers_directory(tmp_path, edit, message):
 
 
 def test_outputs_are_never_overwritten(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   with pytest.raises(ValueError, match='exists already; nothing was changed'):
     import_from(tmp_path / 'source', tmp_path / 'source')
   import_from(tmp_path / 'source', tmp_path / 'run')
@@ -890,7 +897,7 @@ def test_outputs_are_never_overwritten(tmp_path):
 
 
 def test_inspect_lists_what_is_missing(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   change(tmp_path / 'source', lambda w: w.pop(f'{D}head.head.bias'))
   (tmp_path / 'source/experiment_cfg/metadata.json').unlink()
   report = inspection.inspect(epath.Path(tmp_path / 'source'), layouts.Options(), None)
@@ -937,17 +944,17 @@ def test_inspect_describes_adapters_without_their_base(tmp_path):
 
 
 def test_one_weight_at_a_time_is_in_memory(tmp_path, monkeypatch):
-  foreign.write_dreamzero(tmp_path / 'source')
-  monkeypatch.setattr(arrays, '_SLAB_BYTES', 1)  # Nothing is held back to be written with more.
+  tiny.write_dreamzero(tmp_path / 'source')
+  monkeypatch.setattr(orbax, '_SLAB_BYTES', 1)  # Nothing is held back to be written with more.
   alive, most = weakref.WeakValueDictionary(), []
-  read = io.Stored.read
+  read = lazy.Stored.read
 
   def watched(stored):
     alive[len(most)] = array = read(stored)
     most.append(len(alive))
     return array
 
-  monkeypatch.setattr(io.Stored, 'read', watched)
+  monkeypatch.setattr(lazy.Stored, 'read', watched)
   import_from(tmp_path / 'source', tmp_path / 'run')
   assert len(most) == 394
   assert max(most) <= 2
@@ -992,7 +999,7 @@ def run(*arguments):
 
 
 def test_command_line(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'source')
+  tiny.write_dreamzero(tmp_path / 'source')
   done = run('inspect', f'--source={tmp_path}/source', f'--json={tmp_path}/report.json')
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
@@ -1017,7 +1024,7 @@ def test_command_line(tmp_path):
     'export', f'--source={tmp_path}/run', f'--output={tmp_path}/back', '--max_shard_gb=0.001'
   )
   assert done.returncode == 0, done.stderr
-  assert_same_bits(foreign.load(tmp_path / 'back'), foreign.load(tmp_path / 'source'))
+  assert_same_bits(tiny.load(tmp_path / 'back'), tiny.load(tmp_path / 'source'))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import sentencepiece
 
 from tests import programs
 from tests.data import published
-from tests.interop import foreign
+from tests.interop import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def write_vocabulary(path: pathlib.Path) -> None:
 
 
 def test_there_and_back(tmp_path):
-  weights = foreign.write_dreamzero(tmp_path / 'official')
+  weights = tiny.write_dreamzero(tmp_path / 'official')
   write_vocabulary(tmp_path / 'spiece.model')
   dataset = published.write(tmp_path / 'data', 'droid', [100, 90])
   imported, tuned = tmp_path / 'imported', tmp_path / 'tuned'
@@ -75,7 +75,7 @@ def test_there_and_back(tmp_path):
   assert 'open loop on 2 windows' in run('wam_jax.evaluate', f'--workdir={tuned}')
 
   run('wam_jax.convert', 'export', f'--source={tuned}', f'--output={tmp_path / "back"}')
-  given = foreign.load(tmp_path / 'back')
+  given = tiny.load(tmp_path / 'back')
   assert {name: w.shape for name, w in given.items()} == {
     name: w.shape for name, w in weights.items()
   }

@@ -11,20 +11,22 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import safetensors.numpy
+import safetensors.numpy as library
 from etils import epath
 
-from tests.interop import foreign
-from wam_jax.interop import arrays
-from wam_jax.interop import io
-from wam_jax.interop import lora
+from tests.interop import tiny
+from wam_jax.interop import errors
+from wam_jax.interop import lazy
 from wam_jax.interop import output
-from wam_jax.interop import pth
+from wam_jax.interop.dreamzero import lora
+from wam_jax.interop.files import orbax
+from wam_jax.interop.files import pth
+from wam_jax.interop.files import safetensors
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
   'a': RNG.standard_normal((3, 4)).astype(np.float32),
-  'b': np.arange(6).astype(foreign.BF16).reshape(1, 2, 3),
+  'b': np.arange(6).astype(tiny.BF16).reshape(1, 2, 3),
   'scalar': np.array(2.5, np.float32),
   'none': np.zeros((0, 3), np.float32),
   'ids': np.arange(5),
@@ -33,8 +35,8 @@ WEIGHTS = {
 
 
 def test_the_safetensors_library_writes_what_we_read(tmp_path):
-  safetensors.numpy.save_file(WEIGHTS, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
-  got = io.open_weights(epath.Path(tmp_path), 'model')
+  library.save_file(WEIGHTS, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+  got = safetensors.open_weights(epath.Path(tmp_path), 'model')
   assert set(got) == set(WEIGHTS)
   for name, w in WEIGHTS.items():
     assert (got[name].shape, got[name].dtype) == (w.shape, w.dtype)
@@ -43,26 +45,26 @@ def test_the_safetensors_library_writes_what_we_read(tmp_path):
 
 @pytest.mark.parametrize(('shard_bytes', 'files'), [(10**9, 1), (200, 2)])
 def test_the_safetensors_library_reads_what_we_write_in_any_order(tmp_path, shard_bytes, files):
-  shapes = {name: io.Shape(w.shape, w.dtype) for name, w in WEIGHTS.items()}
-  with io.Writer(tmp_path, 'model', shapes, shard_bytes) as writer:
+  shapes = {name: lazy.Shape(w.shape, w.dtype) for name, w in WEIGHTS.items()}
+  with safetensors.Writer(tmp_path, 'model', shapes, shard_bytes) as writer:
     for name in reversed(WEIGHTS):
       writer.write(name, np.copy(WEIGHTS[name], order='F'))
-  got = foreign.load(tmp_path)
+  got = tiny.load(tmp_path)
   assert len(list(tmp_path.glob('*.safetensors'))) == files
   assert (tmp_path / 'model.safetensors.index.json').exists() == (files > 1)
   assert got.keys() == WEIGHTS.keys()
   for name, w in WEIGHTS.items():
     assert got[name].dtype == w.dtype
     np.testing.assert_array_equal(got[name], w)
-  assert io.open_weights(epath.Path(tmp_path), 'model').keys() == WEIGHTS.keys()
+  assert safetensors.open_weights(epath.Path(tmp_path), 'model').keys() == WEIGHTS.keys()
 
 
 def test_writer_takes_each_announced_weight_once(tmp_path):
-  shape = io.Shape((2,), np.dtype(np.float32))
+  shape = lazy.Shape((2,), np.dtype(np.float32))
   with pytest.raises(ValueError, match='1 arrays were never written, among them b'):
-    with io.Writer(tmp_path / '1', 'model', {'a': shape, 'b': shape}, 10**9) as writer:
+    with safetensors.Writer(tmp_path / '1', 'model', {'a': shape, 'b': shape}, 10**9) as writer:
       writer.write('a', np.zeros(2, np.float32))
-  with io.Writer(tmp_path / '2', 'model', {'a': shape}, 10**9) as writer:
+  with safetensors.Writer(tmp_path / '2', 'model', {'a': shape}, 10**9) as writer:
     with pytest.raises(ValueError, match='a is float32 .3,., announced as float32 .2,.'):
       writer.write('a', np.zeros(3, np.float32))
     with pytest.raises(ValueError, match='was not announced, or is written twice'):
@@ -70,9 +72,7 @@ def test_writer_takes_each_announced_weight_once(tmp_path):
 
 
 def shard_files(path):
-  foreign.save(
-    path, {'a': WEIGHTS['a'], 'b': WEIGHTS['b'], 'c': WEIGHTS['wide']}, 'model', shards=3
-  )
+  tiny.save(path, {'a': WEIGHTS['a'], 'b': WEIGHTS['b'], 'c': WEIGHTS['wide']}, 'model', shards=3)
   return sorted(path.glob('*.safetensors'))
 
 
@@ -115,27 +115,27 @@ def rename_dtype(path, files):
 def test_damaged_shards_are_all_named(tmp_path, damage, message):
   damage(tmp_path, shard_files(tmp_path))
   with pytest.raises(ValueError, match=message):
-    io.open_weights(epath.Path(tmp_path), 'model')
+    safetensors.open_weights(epath.Path(tmp_path), 'model')
 
 
 def test_weight_in_two_shards_is_refused(tmp_path):
   files = shard_files(tmp_path)
-  safetensors.numpy.save_file({'a': WEIGHTS['a'], 'b': WEIGHTS['b']}, files[0])
+  library.save_file({'a': WEIGHTS['a'], 'b': WEIGHTS['b']}, files[0])
   with pytest.raises(ValueError, match='b is in model-00001-of-00003.safetensors, against'):
-    io.open_weights(epath.Path(tmp_path), 'model')
+    safetensors.open_weights(epath.Path(tmp_path), 'model')
 
 
 def test_absent_weights(tmp_path):
   with pytest.raises(
     ValueError, match='has neither model.safetensors nor model.safetensors.index.json'
   ):
-    io.open_weights(epath.Path(tmp_path), 'model')
+    safetensors.open_weights(epath.Path(tmp_path), 'model')
 
 
 def test_only_ten_problems_are_listed():
-  io.fail('title', [], 'remedy')
+  errors.fail('title', [], 'remedy')
   with pytest.raises(ValueError, match=r'title\n  0\n(.*\n){9}  \.\.\. and 2 more\nremedy'):
-    io.fail('title', map(str, range(12)), 'remedy')
+    errors.fail('title', map(str, range(12)), 'remedy')
 
 
 def test_pytorch_wrote_what_we_read():
@@ -155,7 +155,7 @@ def test_pytorch_wrote_what_we_read():
     'ints': np.arange(3),
     'empty': np.zeros((0, 3)),
   }
-  got = pth.open_file(epath.Path(pathlib.Path(__file__).with_name('state_dict.pth')))
+  got = pth.open_file(epath.Path(pathlib.Path(__file__).with_name('files') / 'state_dict.pth'))
   assert list(got) == list(want)
   for name, w in want.items():
     assert got[name].shape == w.shape
@@ -169,7 +169,7 @@ def test_pytorch_wrote_what_we_read():
 
 def test_test_helper_writes_pytorch_files(tmp_path):
   weights = {'a': WEIGHTS['a'], 'b': WEIGHTS['b'], 'scalar': WEIGHTS['scalar']}
-  foreign.save_pth(tmp_path / 'x.pth', weights)
+  tiny.save_pth(tmp_path / 'x.pth', weights)
   for name, w in pth.open_file(epath.Path(tmp_path / 'x.pth')).items():
     np.testing.assert_array_equal(w.read(), weights[name])
 
@@ -202,7 +202,7 @@ def rewrite(path, **members):
 )
 def test_other_pth_files_are_refused(tmp_path, damage, message):
   path = tmp_path / 'x.pth'
-  foreign.save_pth(path, {'a': WEIGHTS['a']})
+  tiny.save_pth(path, {'a': WEIGHTS['a']})
   damage(path)
   with pytest.raises(ValueError, match=message):
     pth.open_file(epath.Path(path))
@@ -211,13 +211,13 @@ def test_other_pth_files_are_refused(tmp_path, damage, message):
 def write_item(place):
   rng = np.random.default_rng(1)
   tree = {
-    'blocks/w': rng.standard_normal((3, 40, 50)).astype(foreign.BF16),
+    'blocks/w': rng.standard_normal((3, 40, 50)).astype(tiny.BF16),
     'bias': np.arange(7, dtype=np.float32),
     'scale/deep': np.array(2.0, np.float32),
     'zeros': np.zeros((2, 2), np.float32),
   }
-  writer = arrays.ItemWriter(
-    place, {path: io.Shape(x.shape, x.dtype) for path, x in tree.items()}, frozenset({'blocks/w'})
+  writer = orbax.ItemWriter(
+    place, {path: lazy.Shape(x.shape, x.dtype) for path, x in tree.items()}, frozenset({'blocks/w'})
   )
   for layer in (2, 0, 1):
     writer.write('blocks/w', np.asfortranarray(tree['blocks/w'][layer]), layer)
@@ -229,10 +229,10 @@ def write_item(place):
 
 @pytest.mark.parametrize('chunk_bytes', [2**25, 500])
 def test_item_comes_back_whole_and_by_layers(tmp_path, monkeypatch, chunk_bytes):
-  monkeypatch.setattr(arrays, '_CHUNK_BYTES', chunk_bytes)
-  monkeypatch.setattr(arrays, '_SLAB_BYTES', 4 * chunk_bytes)
+  monkeypatch.setattr(orbax, '_CHUNK_BYTES', chunk_bytes)
+  monkeypatch.setattr(orbax, '_SLAB_BYTES', 4 * chunk_bytes)
   tree = write_item(tmp_path / 'item')
-  got = arrays.open_item(tmp_path / 'item')
+  got = orbax.open_item(tmp_path / 'item')
   assert got.keys() == tree.keys()
   for path, x in tree.items():
     assert (got[path].shape, got[path].dtype) == (x.shape, x.dtype)
@@ -285,7 +285,7 @@ def test_we_read_items_of_orbax(tmp_path):
   tree = {'a': {'w': np.arange(12, dtype=np.float32).reshape(3, 4)}, 'none': None}
   with ocp.StandardCheckpointer() as writer:
     writer.save(tmp_path / 'item', jax.tree.map(jax.numpy.asarray, tree))
-  got = arrays.open_item(tmp_path / 'item')
+  got = orbax.open_item(tmp_path / 'item')
   assert list(got) == ['a/w']
   assert got['a/w'].layers == 3
   np.testing.assert_array_equal(got['a/w'].read(), tree['a']['w'])
@@ -296,9 +296,9 @@ def test_damaged_item_is_named(tmp_path):
   for path in (tmp_path / 'item').glob('d/*'):
     path.write_bytes(b'')
   with pytest.raises(ValueError, match='of .*item cannot be opened'):
-    arrays.open_item(tmp_path / 'item')
+    orbax.open_item(tmp_path / 'item')
   with pytest.raises(ValueError, match='_METADATA does not exist'):
-    arrays.open_item(tmp_path)
+    orbax.open_item(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -307,13 +307,11 @@ def test_damaged_item_is_named(tmp_path):
 def test_adapters_are_merged_in_float32_and_rounded_once(base_layer, default):
   rng = np.random.default_rng(0)
   plain = {
-    'action_head.model.blocks.0.self_attn.q.weight': rng.standard_normal((6, 5)).astype(
-      foreign.BF16
-    ),
+    'action_head.model.blocks.0.self_attn.q.weight': rng.standard_normal((6, 5)).astype(tiny.BF16),
     'action_head.model.blocks.0.self_attn.q.bias': np.ones(6, np.float32),
     'action_head.model.blocks.0.norm3.weight': np.ones(6, np.float32),
   }
-  adapters, wrapped, merged = foreign.adapted(plain, rank=2, base_layer=base_layer, default=default)
+  adapters, wrapped, merged = tiny.adapted(plain, rank=2, base_layer=base_layer, default=default)
   assert len(adapters) == 2
   assert any('.base_layer.' in name for name in wrapped) == base_layer
   as_weights = lambda tree: {name: Held(w) for name, w in tree.items()}
@@ -401,13 +399,13 @@ def test_disk_that_fills_up(tmp_path, kind):
       ),
       output.staged(tmp_path / 'result', 10) as partial,
     ):
-      shape = {'w': io.Shape(big.shape, big.dtype)}
+      shape = {'w': lazy.Shape(big.shape, big.dtype)}
       if kind == 'item':
-        writer = arrays.ItemWriter(partial / 'item', shape, frozenset())
+        writer = orbax.ItemWriter(partial / 'item', shape, frozenset())
         writer.write('w', big)
         writer.finish()
       else:
-        with io.Writer(partial, 'model', shape, 10**9) as writer:
+        with safetensors.Writer(partial, 'model', shape, 10**9) as writer:
           writer.write('w', big)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -424,7 +422,7 @@ def test_progress_says_rate_and_time_left(capsys):
 
 def test_header_of_the_format():
   """The file byte by byte: length, JSON padded to 8 bytes, arrays."""
-  header, offsets = io._make_header({'x': io.Shape((2,), np.dtype(np.float32))})
+  header, offsets = safetensors._make_header({'x': lazy.Shape((2,), np.dtype(np.float32))})
   assert struct.unpack('<Q', header[:8]) == (len(header) - 8,)
   assert len(header) % 8 == 0
   assert json.loads(header[8:]) == {

@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from tests.data import published
-from tests.interop import foreign
 from tests.interop import test_imported_run as programs
+from tests.interop import tiny
 from wam_jax import checkpoint
 from wam_jax import finetuning
 from wam_jax import train_step
@@ -19,7 +19,7 @@ from wam_jax.interop import exporting
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
 from wam_jax.interop import layouts
-from wam_jax.interop import workdirs
+from wam_jax.interop import own as own_lib
 from wam_jax.models import encoders
 
 
@@ -57,7 +57,7 @@ def velocities(config, params):
 
 
 def test_adapters_there_and_back(tmp_path):
-  foreign.write_dreamzero(tmp_path / 'official')
+  tiny.write_dreamzero(tmp_path / 'official')
   vocabulary = tmp_path / 'spiece.model'
   programs.write_vocabulary(vocabulary)
   dataset = published.write(tmp_path / 'data', 'droid', [100, 90])
@@ -78,7 +78,7 @@ def test_adapters_there_and_back(tmp_path):
   said = inspection.show(inspection.inspect(epath.Path(tuned), layouts.Options(), None))
   assert '30 adapters of rank 2, alpha 4' in said
   assert f'started from step 0 of {base}, parameters of SHA-256' in said
-  own = workdirs.open_workdir(tuned, None)
+  own = own_lib.open_workdir(tuned, None)
   report = exporting.export_checkpoint(own, tmp_path / 'exported', exporting.Options())
   assert 'averaged weights, 30 LoRA adapters merged' in exporting.show(report)
   import_from(tmp_path / 'exported', back, vocabulary)

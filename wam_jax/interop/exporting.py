@@ -17,15 +17,18 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import arrays
-from wam_jax.interop import diffusers_layout
-from wam_jax.interop import experiment
+from wam_jax.interop import errors
 from wam_jax.interop import importing
-from wam_jax.interop import io
 from wam_jax.interop import layouts
+from wam_jax.interop import lazy
 from wam_jax.interop import output
-from wam_jax.interop import serving
-from wam_jax.interop import workdirs
+from wam_jax.interop import own as own_lib
+from wam_jax.interop.diffusers import config as diffusers_config
+from wam_jax.interop.dreamzero import config as dreamzero_config
+from wam_jax.interop.dreamzero import robots as dreamzero_robots
+from wam_jax.interop.files import jsonfile
+from wam_jax.interop.files import orbax
+from wam_jax.interop.files import safetensors
 from wam_jax.interop.table import dit
 from wam_jax.interop.table import image
 from wam_jax.interop.table import rows as rows_lib
@@ -66,7 +69,7 @@ class _File:
   rows: list[rows_lib.Row]
 
 
-def export_checkpoint(own: workdirs.Own, target: pathlib.Path, options: Options) -> dict[str, Any]:
+def export_checkpoint(own: own_lib.Own, target: pathlib.Path, options: Options) -> dict[str, Any]:
   """Writes `target`; it appears when all of it is on disk.
 
   Returns:
@@ -87,7 +90,7 @@ def export_checkpoint(own: workdirs.Own, target: pathlib.Path, options: Options)
   _check_arrays(own)
   files = _files(model, options.layout)
   shapes = [_shapes(file, own, options.dtype) for file in files]
-  size = sum(io.nbytes(shape) for of_file in shapes for shape in of_file.values())
+  size = sum(lazy.nbytes(shape) for of_file in shapes for shape in of_file.values())
   with output.staged(target, size) as partial:
     if options.layout == 'dreamzero':
       _write_dreamzero(partial, config, robots, options)
@@ -115,22 +118,22 @@ def export_checkpoint(own: workdirs.Own, target: pathlib.Path, options: Options)
   }
 
 
-def _check_kinds(own: workdirs.Own, layout: str) -> None:
+def _check_kinds(own: own_lib.Own, layout: str) -> None:
   c = own.config.model
   wanted = [f'model.tokenizer.kind={c.tokenizer.kind!r}'] * (c.tokenizer.kind == 'patch')
   wanted += [f'model.text.kind={c.text.kind!r}'] * (c.text.kind != 'umt5')
   wanted += ['model.prompt_in_modulation=True'] * c.prompt_in_modulation
   wanted += ['other mean and deviation of latents than the released'] * (
-    layout == 'dreamzero' and workdirs.MEAN_STD in own.frozen
+    layout == 'dreamzero' and own_lib.MEAN_STD in own.frozen
   )
-  io.fail(
+  errors.fail(
     'This model has parts that exist only here, so there is nothing to export them to:',
     wanted,
     "Models with a Wan VAE ('wan2_1', 'wan2_2') and the text encoder 'umt5' can be exported.",
   )
 
 
-def _choose_robots(own: workdirs.Own, options: Options) -> dict[str, robot_lib.Robot]:
+def _choose_robots(own: own_lib.Own, options: Options) -> dict[str, robot_lib.Robot]:
   """Robots to describe, by the reference's tag."""
   if not options.statistics:
     return {}
@@ -154,7 +157,7 @@ def _choose_robots(own: workdirs.Own, options: Options) -> dict[str, robot_lib.R
       f'--tag={options.tag} names one robot, but there are {", ".join(sorted(known))}; add '
       '--embodiment=NAME.'
     )
-  tagged = {options.tag or experiment.find_tag(name): robot for name, robot in known.items()}
+  tagged = {options.tag or dreamzero_robots.find_tag(name): robot for name, robot in known.items()}
   if len(tagged) < len(known):
     raise ValueError(
       f'{", ".join(sorted(known))} share a tag of the reference; pass --embodiment=NAME of one.'
@@ -163,17 +166,17 @@ def _choose_robots(own: workdirs.Own, options: Options) -> dict[str, robot_lib.R
     lost = [
       f'{robot.record.name}: its tag would be {tag!r}'
       for tag, robot in tagged.items()
-      if tag not in experiment.TAGS
+      if tag not in dreamzero_robots.TAGS
     ]
-    io.fail(
+    errors.fail(
       'The official server has no prompt for these robots:',
       lost,
-      f'Pass --embodiment=NAME --tag=TAG to export one under another tag: {", ".join(experiment.TAGS)}.',
+      f'Pass --embodiment=NAME --tag=TAG to export one under another tag: {", ".join(dreamzero_robots.TAGS)}.',
     )
   return tagged
 
 
-def _category(own: workdirs.Own, robots: Mapping[str, robot_lib.Robot], options: Options) -> int:
+def _category(own: own_lib.Own, robots: Mapping[str, robot_lib.Robot], options: Options) -> int:
   """Which category of the action modules is exported: others have only one."""
   known, count = own.robots(), own.config.model.num_embodiments
   if options.embodiment in known:
@@ -187,7 +190,7 @@ def _category(own: workdirs.Own, robots: Mapping[str, robot_lib.Robot], options:
   return ids.pop()
 
 
-def _check_arrays(own: workdirs.Own) -> None:
+def _check_arrays(own: own_lib.Own) -> None:
   """Raises unless the checkpoint holds every weight that its config asks for, and no other."""
   problems = []
   for part, table in layouts.tables(own.config.model, 'wan').items():
@@ -200,7 +203,7 @@ def _check_arrays(own: workdirs.Own) -> None:
       for path in sorted(want.keys() | have.keys())
       if want.get(path) != have.get(path)
     ]
-  io.fail(
+  errors.fail(
     f'Checkpoint {own.step} of {own.workdir} does not fit its config:',
     problems,
     'It may be damaged, or of another version; pass another --checkpoint_step.',
@@ -215,8 +218,8 @@ def _files(model: cfg.ModelConfig, layout: str) -> list[_File]:
     ]
   files = [
     _File(
-      diffusers_layout.ACTION_FOLDER,
-      diffusers_layout.ACTION_STEM,
+      diffusers_config.ACTION_FOLDER,
+      diffusers_config.ACTION_STEM,
       'dit',
       '',
       dit.action_rows(model),
@@ -226,11 +229,11 @@ def _files(model: cfg.ModelConfig, layout: str) -> list[_File]:
   if 'image' in tables:
     tables['image'] = image.rows(dataclasses.replace(model.image, out_dim=0), layout)
   return files + [
-    _File(*diffusers_layout.FOLDERS[part], part, '', table) for part, table in tables.items()
+    _File(*diffusers_config.FOLDERS[part], part, '', table) for part, table in tables.items()
   ]
 
 
-def _shapes(file: _File, own: workdirs.Own, dtype: str) -> dict[str, io.Shape]:
+def _shapes(file: _File, own: own_lib.Own, dtype: str) -> dict[str, lazy.Shape]:
   """Of every weight in the file, in its order: layer by layer."""
   held = own.part(file.part)
   shapes = {}
@@ -239,7 +242,7 @@ def _shapes(file: _File, own: workdirs.Own, dtype: str) -> dict[str, io.Shape]:
       if layer < max(1, row.layers):
         name, kind = row.names[layer], importing.DTYPES[dtype] or held[row.path].dtype
         shapes |= {
-          file.prefix + piece: io.Shape(x, kind)
+          file.prefix + piece: lazy.Shape(x, kind)
           for piece, x in _pieces(file, name, row.torch_shape)
         }
   return shapes
@@ -256,14 +259,14 @@ def _pieces(file: _File, name: str, shape: tuple[int, ...]) -> list[tuple[str, t
 def _write_shards(
   folder: pathlib.Path,
   stem: str,
-  files: list[tuple[_File, dict[str, io.Shape]]],
-  own: workdirs.Own,
+  files: list[tuple[_File, dict[str, lazy.Shape]]],
+  own: own_lib.Own,
   category: int,
   shard_bytes: int,
   progress: output.Progress,
 ) -> None:
   announced = {name: shape for _, shapes in files for name, shape in shapes.items()}
-  with io.Writer(folder, stem, announced, shard_bytes) as writer:
+  with safetensors.Writer(folder, stem, announced, shard_bytes) as writer:
     for file, _ in files:
       held = own.part(file.part)
       for row in file.rows:
@@ -279,7 +282,7 @@ def _write_shards(
 
 
 def _converted(
-  row: rows_lib.Row, array: arrays.Array, category: int
+  row: rows_lib.Row, array: orbax.Array, category: int
 ) -> Iterator[tuple[str, np.ndarray]]:
   """(name, weight in PyTorch's layout), one after the other."""
   if not row.layers:
@@ -298,9 +301,10 @@ def _write_dreamzero(
   robots: Mapping[str, robot_lib.Robot],
   options: Options,
 ) -> None:
-  experiment.write(directory, robots, config.model, options.camera)
-  io.write_json(
-    directory / serving.CONFIG, serving.head_config(config, _tokens_per_frame(config.model, robots))
+  dreamzero_robots.write(directory, robots, config.model, options.camera)
+  jsonfile.write(
+    directory / dreamzero_config.CONFIG,
+    dreamzero_config.head_config(config, _tokens_per_frame(config.model, robots)),
   )
 
 
@@ -321,13 +325,13 @@ def _tokens_per_frame(c: cfg.ModelConfig, robots: Mapping[str, robot_lib.Robot])
 def _write_diffusers(
   directory: pathlib.Path,
   config: cfg.TrainConfig,
-  own: workdirs.Own,
+  own: own_lib.Own,
   robots: list[robot_lib.Robot],
-  shapes: Mapping[str, io.Shape],
+  shapes: Mapping[str, lazy.Shape],
 ) -> None:
-  mean_std = own.frozen[workdirs.MEAN_STD].read() if workdirs.MEAN_STD in own.frozen else None
+  mean_std = own.frozen[own_lib.MEAN_STD].read() if own_lib.MEAN_STD in own.frozen else None
   data = robot_lib.to_metadata([dataclasses.replace(robot, id=0) for robot in robots])
-  diffusers_layout.write_configs(
+  diffusers_config.write_configs(
     directory,
     config,
     data,

@@ -17,14 +17,20 @@ from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import arrays
-from wam_jax.interop import io
+from wam_jax.interop import errors
 from wam_jax.interop import layouts
+from wam_jax.interop import lazy
 from wam_jax.interop import output
-from wam_jax.interop import workdirs
+from wam_jax.interop import own as own_lib
+from wam_jax.interop.files import orbax
+from wam_jax.interop.files import safetensors
 from wam_jax.interop.table import rows as rows_lib
 
-DTYPES = {'keep': None, 'bfloat16': io.DTYPES['BF16'], 'float32': io.DTYPES['F32']}
+DTYPES = {
+  'keep': None,
+  'bfloat16': safetensors.DTYPES['BF16'],
+  'float32': safetensors.DTYPES['F32'],
+}
 
 
 def import_checkpoint(
@@ -45,7 +51,7 @@ def import_checkpoint(
   Raises:
     ValueError: weights or statistics are missing or do not fit, or `target` cannot be written.
   """
-  io.fail(
+  errors.fail(
     f'{source.path} does not hold the weights that its config asks for:',
     source.problems(),
     f'Check that the copy is whole, that it is of the layout {source.layout!r} and that its config is its own.',
@@ -54,18 +60,20 @@ def import_checkpoint(
   vocabulary = vocabulary or source.find_vocabulary()
   config = _config(source, robots, target, vocabulary)
   shapes = {
-    part: {row.path: io.Shape(row.shape, _dtype(row, source.weights[part], dtype)) for row in table}
+    part: {
+      row.path: lazy.Shape(row.shape, _dtype(row, source.weights[part], dtype)) for row in table
+    }
     for part, table in source.tables.items()
   }
-  size = sum(io.nbytes(shape) for of_part in shapes.values() for shape in of_part.values())
+  size = sum(lazy.nbytes(shape) for of_part in shapes.values() for shape in of_part.values())
   report = _report(source, target, size, robots, vocabulary)
   with output.staged(target, size) as partial:
     progress = output.Progress('import', size)
     for item in ('params', 'frozen'):
-      _write_item(workdirs.checkpoint_place(partial) / item, item, source, shapes, progress)
-    workdirs.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
+      _write_item(own_lib.checkpoint_place(partial) / item, item, source, shapes, progress)
+    own_lib.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
     if vocabulary:
-      workdirs.copy_vocabulary(partial, vocabulary)
+      own_lib.copy_vocabulary(partial, vocabulary)
   return report
 
 
@@ -77,7 +85,7 @@ def _config(
 ) -> cfg.TrainConfig:
   text = source.model.text
   if vocabulary:
-    text = dataclasses.replace(text, tokenizer=str(target / workdirs.vocabulary_name(vocabulary)))
+    text = dataclasses.replace(text, tokenizer=str(target / own_lib.vocabulary_name(vocabulary)))
   names = tuple(robot.record.name for robot in robots)[: source.model.num_embodiments]
   return cfg.TrainConfig(
     name=target.name,
@@ -88,7 +96,7 @@ def _config(
   )
 
 
-def _dtype(row: rows_lib.Row, weights: Mapping[str, io.Weight], dtype: str) -> np.dtype:
+def _dtype(row: rows_lib.Row, weights: Mapping[str, lazy.Weight], dtype: str) -> np.dtype:
   """Of our array: that of all layers, or float32, which holds every other, where they differ."""
   if DTYPES[dtype] is not None:
     return DTYPES[dtype]
@@ -100,23 +108,23 @@ def _write_item(
   place: pathlib.Path,
   item: str,
   source: layouts.Foreign,
-  shapes: Mapping[str, Mapping[str, io.Shape]],
+  shapes: Mapping[str, Mapping[str, lazy.Shape]],
   progress: output.Progress,
 ) -> None:
   parts = {
     part: prefix
-    for part, (its_item, prefix) in workdirs.ITEMS.items()
+    for part, (its_item, prefix) in own_lib.ITEMS.items()
     if its_item == item and part in source.tables
   }
   extra = source.extra if item == 'frozen' else {}
   announced = {
     prefix + path: shape for part, prefix in parts.items() for path, shape in shapes[part].items()
   }
-  announced |= {path: io.Shape(x.shape, x.dtype) for path, x in extra.items()}
+  announced |= {path: lazy.Shape(x.shape, x.dtype) for path, x in extra.items()}
   stacked = frozenset(
     prefix + row.path for part, prefix in parts.items() for row in source.tables[part] if row.layers
   )
-  writer = arrays.ItemWriter(place, announced, stacked)
+  writer = orbax.ItemWriter(place, announced, stacked)
   for part, prefix in parts.items():
     for row in source.tables[part]:
       for layer, weight in _converted(row, source.weights[part]):
@@ -129,7 +137,7 @@ def _write_item(
 
 
 def _converted(
-  row: rows_lib.Row, weights: Mapping[str, io.Weight]
+  row: rows_lib.Row, weights: Mapping[str, lazy.Weight]
 ) -> Iterator[tuple[int | None, np.ndarray]]:
   """(layer or None, one weight in our layout), one after the other."""
   for i, name in enumerate(row.names):

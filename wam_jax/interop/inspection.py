@@ -16,9 +16,9 @@ from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import io
 from wam_jax.interop import layouts
-from wam_jax.interop import workdirs
+from wam_jax.interop import lazy
+from wam_jax.interop import own as own_lib
 
 
 def inspect(path: epath.Path, options: layouts.Options, step: int | None) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def inspect(path: epath.Path, options: layouts.Options, step: int | None) -> dic
   Raises:
     ValueError: the directory is in no known layout, or damaged.
   """
-  if workdirs.is_workdir(path) and not options.layout:
-    own = workdirs.open_workdir(pathlib.Path(path), step)
-    encoders = [part for part in workdirs.ITEMS if part != 'dit']
+  if own_lib.is_workdir(path) and not options.layout:
+    own = own_lib.open_workdir(pathlib.Path(path), step)
+    encoders = [part for part in own_lib.ITEMS if part != 'dit']
     parts = {'dit': own.params} | {
       part: {path: x for path, x in own.frozen.items() if path.startswith(f'{part}/')}
       for part in encoders
@@ -67,12 +67,12 @@ def inspect(path: epath.Path, options: layouts.Options, step: int | None) -> dic
   }
 
 
-def _describe_part(weights: Mapping[str, io.Weight]) -> dict[str, Any]:
+def _describe_part(weights: Mapping[str, lazy.Weight]) -> dict[str, Any]:
   return {
     'arrays': len(weights),
     'parameters': sum(math.prod(w.shape) for w in weights.values()),
-    'bytes': sum(map(io.nbytes, weights.values())),
-    'dtypes': io.count_dtypes(weights.values()),
+    'bytes': sum(map(lazy.nbytes, weights.values())),
+    'dtypes': lazy.count_dtypes(weights.values()),
   }
 
 

@@ -23,13 +23,16 @@ from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import diffusers_layout
-from wam_jax.interop import experiment
-from wam_jax.interop import io
-from wam_jax.interop import lora
-from wam_jax.interop import pth
-from wam_jax.interop import serving
+from wam_jax.interop import errors
+from wam_jax.interop import lazy
 from wam_jax.interop import sizes
+from wam_jax.interop.diffusers import config as diffusers_config
+from wam_jax.interop.dreamzero import config as dreamzero_config
+from wam_jax.interop.dreamzero import lora
+from wam_jax.interop.dreamzero import robots as dreamzero_robots
+from wam_jax.interop.files import jsonfile
+from wam_jax.interop.files import pth
+from wam_jax.interop.files import safetensors
 from wam_jax.interop.table import dit
 from wam_jax.interop.table import image
 from wam_jax.interop.table import rows as rows_lib
@@ -50,7 +53,7 @@ ENCODERS = {
 }  # Wan-AI's file names.
 VOCABULARIES = ('tokenizer.json', 'spiece.model', 'tokenizer.model')
 _FLAGS = {'text': 'text_encoder', 'image': 'image_encoder', 'tokenizer': 'vae'}
-_REFERENCE = dict(flow=serving.FLOW, sample=serving.SAMPLE)
+_REFERENCE = dict(flow=dreamzero_config.FLOW, sample=dreamzero_config.SAMPLE)
 _FOLDERS = ('.', 'tokenizer', 'google/umt5-xxl')
 
 
@@ -95,7 +98,7 @@ class Foreign:
   model: cfg.ModelConfig
   fields: Mapping[str, Any]
   tables: Mapping[str, list[rows_lib.Row]]
-  weights: Mapping[str, Mapping[str, io.Weight]]
+  weights: Mapping[str, Mapping[str, lazy.Weight]]
   extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   lacks: tuple[str, ...] = ()
   fresh: tuple[str, ...] = ()
@@ -129,7 +132,7 @@ class Foreign:
       ValueError: a DreamZero directory without them.
     """
     if self.layout == 'dreamzero':
-      return experiment.read_embodiments(self.path, self.model)
+      return dreamzero_robots.read_embodiments(self.path, self.model)
     return list(self.robots)
 
   def find_vocabulary(self) -> epath.Path | None:
@@ -178,7 +181,7 @@ def find_layout(path: epath.Path) -> str:
     raise ValueError(f'--source={path} is no directory.')
   if (path / 'model_index.json').exists() or (path / 'transformer' / 'config.json').exists():
     return 'diffusers'
-  if (path / 'config.json').exists() and 'action_head_cfg' in io.read_json(path / 'config.json'):
+  if (path / 'config.json').exists() and 'action_head_cfg' in jsonfile.read(path / 'config.json'):
     return 'dreamzero'
   if any(path.glob('diffusion_pytorch_model*.safetensors*')):
     return 'wan'
@@ -211,15 +214,15 @@ def open_source(path: epath.Path, options: Options) -> Foreign:
 
 
 def _open_dreamzero(path: epath.Path, options: Options) -> Foreign:
-  head, conf = serving.read_head(path), experiment.read_conf(path)
-  weights, adapters = lora.split(io.open_weights(path, 'model'))
+  head, conf = dreamzero_config.read_head(path), dreamzero_robots.read_conf(path)
+  weights, adapters = lora.split(safetensors.open_weights(path, 'model'))
   parts, problems = _split_parts(weights)
-  io.fail(
+  errors.fail(
     f'{path} has weights that belong to no part of a DreamZero model:',
     problems,
     'It may be of another model.',
   )
-  recorded = serving.recorded_base(head, conf)
+  recorded = dreamzero_config.recorded_base(head, conf)
   partial = bool(conf.get('save_lora_only')) or any(name not in weights for name in adapters)
   lacks = ()
   if not partial and options.base is not None:
@@ -239,13 +242,13 @@ def _open_dreamzero(path: epath.Path, options: Options) -> Foreign:
       lora.merge(whole, adapters, head.get('lora_rank', 4), head.get('lora_alpha', 4))
     )
   head = _with_heads(head, options)
-  model = serving.model_config(head, _shapes(parts), bool(conf.get('eval_bf16', False)))
+  model = dreamzero_config.model_config(head, _shapes(parts), bool(conf.get('eval_bf16', False)))
   table = tables(model, 'dreamzero')
   return Foreign(
     'dreamzero',
     path,
     model,
-    serving.flow_and_sample(head),
+    dreamzero_config.flow_and_sample(head),
     {} if lacks else table,
     parts,
     lacks=lacks,
@@ -255,10 +258,10 @@ def _open_dreamzero(path: epath.Path, options: Options) -> Foreign:
 
 
 def _split_parts(
-  weights: Mapping[str, io.Weight],
-) -> tuple[dict[str, dict[str, io.Weight]], list[str]]:
+  weights: Mapping[str, lazy.Weight],
+) -> tuple[dict[str, dict[str, lazy.Weight]], list[str]]:
   """(weights by part without prefix, names that belong to none)."""
-  parts: dict[str, dict[str, io.Weight]] = {part: {} for part in PARTS}
+  parts: dict[str, dict[str, lazy.Weight]] = {part: {} for part in PARTS}
   unknown = []
   for name, weight in weights.items():
     part = next((part for part, prefix in PREFIXES.items() if name.startswith(prefix)), None)
@@ -270,8 +273,8 @@ def _split_parts(
 
 
 def _add_base(
-  path: epath.Path, recorded: str, parts: Mapping[str, Mapping[str, io.Weight]], options: Options
-) -> dict[str, dict[str, io.Weight]]:
+  path: epath.Path, recorded: str, parts: Mapping[str, Mapping[str, lazy.Weight]], options: Options
+) -> dict[str, dict[str, lazy.Weight]]:
   """The base's weights, with those of a checkpoint of trained weights in their place."""
   if not any(recorded in name for name in (*options.base.parts, *options.base.resolve().parts)):
     raise ValueError(
@@ -279,7 +282,9 @@ def _add_base(
       f'the right one; if it is the same under another name, link or rename it to {recorded!r}.'
     )
   base = open_source(options.base, dataclasses.replace(options, layout='', base=None))
-  io.fail(f'--base={options.base} is not whole:', base.lacks, 'Pass the base it was trained on.')
+  errors.fail(
+    f'--base={options.base} is not whole:', base.lacks, 'Pass the base it was trained on.'
+  )
   if base.layout == 'diffusers':
     raise ValueError(
       f'--base={options.base} is in the layout {base.layout!r}; pass the DreamZero or Wan-AI directory.'
@@ -294,7 +299,7 @@ def _add_base(
     for name, w in of_part.items()
     if name in held[part] and held[part][name].shape != w.shape
   ]
-  io.fail(
+  errors.fail(
     f'--base={options.base} does not fit --source={path}:',
     differing,
     'Pass the base it was trained on.',
@@ -303,9 +308,9 @@ def _add_base(
 
 
 def _open_wan(path: epath.Path, options: Options) -> Foreign:
-  said = io.read_json(path / 'config.json')
-  parts: dict[str, dict[str, io.Weight]] = {
-    'dit': dict(io.open_weights(path, 'diffusion_pytorch_model'))
+  said = jsonfile.read(path / 'config.json')
+  parts: dict[str, dict[str, lazy.Weight]] = {
+    'dit': dict(safetensors.open_weights(path, 'diffusion_pytorch_model'))
   }
   files = {part: _find_encoder(path, part, options) for part in ENCODERS}
   needs_image = any(name.startswith('img_emb.') for name in parts['dit'])
@@ -355,25 +360,25 @@ def _find_encoder(path: epath.Path, part: str, options: Options) -> epath.Path |
   return found[0] if found else None
 
 
-def _open_any(file: epath.Path) -> Mapping[str, io.Weight]:
-  return io.open_file(file) if file.suffix == '.safetensors' else pth.open_file(file)
+def _open_any(file: epath.Path) -> Mapping[str, lazy.Weight]:
+  return safetensors.open_file(file) if file.suffix == '.safetensors' else pth.open_file(file)
 
 
 def _open_diffusers(path: epath.Path, options: Options) -> Foreign:
-  configs = diffusers_layout.read_configs(path)
-  parts: dict[str, dict[str, io.Weight]] = {}
+  configs = diffusers_config.read_configs(path)
+  parts: dict[str, dict[str, lazy.Weight]] = {}
   problems = []
-  for part, (folder, stem) in diffusers_layout.FOLDERS.items():
+  for part, (folder, stem) in diffusers_config.FOLDERS.items():
     if part == 'image' and configs.model.image.kind == 'none':
       continue
     try:
-      parts[part] = dict(io.open_weights(path / folder, stem))
+      parts[part] = dict(safetensors.open_weights(path / folder, stem))
     except ValueError as e:
       problems.append(str(e))
-  io.fail(f'{path} is not whole:', problems, 'Copy or download these files again.')
-  if (path / diffusers_layout.ACTION_FOLDER).exists():
-    parts['dit'] |= io.open_weights(
-      path / diffusers_layout.ACTION_FOLDER, diffusers_layout.ACTION_STEM
+  errors.fail(f'{path} is not whole:', problems, 'Copy or download these files again.')
+  if (path / diffusers_config.ACTION_FOLDER).exists():
+    parts['dit'] |= safetensors.open_weights(
+      path / diffusers_config.ACTION_FOLDER, diffusers_config.ACTION_STEM
     )
   parts['text'] = {text.TIED.get(name, name): w for name, w in parts['text'].items()}
   extra = {} if configs.mean_std_2C is None else {'tokenizer/mean_std_2C': configs.mean_std_2C}
@@ -398,7 +403,7 @@ def _complete_image(source: Foreign) -> Foreign:
   c, weights = source.model.image, source.weights['image']
   held = c if 'visual_projection.weight' in weights else dataclasses.replace(c, out_dim=0)
   table = image.rows(held, 'diffusers')
-  joined = diffusers_layout.join_image(table, weights)
+  joined = diffusers_config.join_image(table, weights)
   dtype = next(iter(weights.values())).dtype
   completed = image.complete({'cls_embedding': np.zeros(0, dtype), 'projection': {}}, c)
   missing = {row.path for row in image.rows(c, 'wan')} - {row.path for row in table}
@@ -471,7 +476,9 @@ class Fresh(NamedTuple):
     return ((2 * rng.random(self.shape, np.float32) - 1) * bound).astype(self.dtype)
 
 
-def _shapes(parts: Mapping[str, Mapping[str, io.Weight]]) -> dict[str, dict[str, tuple[int, ...]]]:
+def _shapes(
+  parts: Mapping[str, Mapping[str, lazy.Weight]],
+) -> dict[str, dict[str, tuple[int, ...]]]:
   return {part: {name: tuple(w.shape) for name, w in parts.get(part, {}).items()} for part in PARTS}
 
 

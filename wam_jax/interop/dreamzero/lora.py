@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from wam_jax import finetuning
-from wam_jax.interop import io
+from wam_jax.interop import errors
+from wam_jax.interop import lazy
 
 _ADAPTER = re.compile(r'(.*)\.lora_([AB])(?:\.default)?\.weight')
 
@@ -24,14 +25,14 @@ _ADAPTER = re.compile(r'(.*)\.lora_([AB])(?:\.default)?\.weight')
 class Adapter(NamedTuple):
   """A change B A of one weight: `down` is A [r, in], `up` is B [out, r]."""
 
-  down: io.Weight
-  up: io.Weight
+  down: lazy.Weight
+  up: lazy.Weight
 
 
 class Merged(NamedTuple):
   """W + scale * B A, as `finetuning.adapt` computes it."""
 
-  base: io.Weight
+  base: lazy.Weight
   adapter: Adapter
   scale: float
 
@@ -49,14 +50,14 @@ class Merged(NamedTuple):
     )
 
 
-def split(weights: Mapping[str, io.Weight]) -> tuple[dict[str, io.Weight], dict[str, Adapter]]:
+def split(weights: Mapping[str, lazy.Weight]) -> tuple[dict[str, lazy.Weight], dict[str, Adapter]]:
   """(weights under their plain names, adapters by the name of the weight they change).
 
   Raises:
     ValueError: a weight is there under two names, or an adapter lacks a half.
   """
-  plain: dict[str, io.Weight] = {}
-  halves: dict[str, dict[str, io.Weight]] = {}
+  plain: dict[str, lazy.Weight] = {}
+  halves: dict[str, dict[str, lazy.Weight]] = {}
   problems = []
   for name, weight in weights.items():
     short = name.replace('base_model.model.', '').replace('.base_layer.', '.')
@@ -71,15 +72,15 @@ def split(weights: Mapping[str, io.Weight]) -> tuple[dict[str, io.Weight], dict[
     for name, found in halves.items()
     if len(found) < 2
   ]
-  io.fail(
+  errors.fail(
     'The adapters of this LoRA checkpoint are not whole:', problems, 'Copy or download it again.'
   )
   return plain, {name: Adapter(found['A'], found['B']) for name, found in halves.items()}
 
 
 def merge(
-  weights: Mapping[str, io.Weight], adapters: Mapping[str, Adapter], rank: int, alpha: float
-) -> dict[str, io.Weight]:
+  weights: Mapping[str, lazy.Weight], adapters: Mapping[str, Adapter], rank: int, alpha: float
+) -> dict[str, lazy.Weight]:
   """`weights` with every adapter added where it belongs, scaled by alpha / rank.
 
   Raises:
@@ -97,7 +98,7 @@ def merge(
         f'{name} {list(weights[name].shape)} has adapters A {list(down.shape)} and B {list(up.shape)}; '
         f'expected rank {rank}'
       )
-  io.fail(
+  errors.fail(
     'The adapters do not fit their base:',
     problems,
     'Pass as --base the very checkpoint that the adapters were trained on; lora_rank is in config.json.',

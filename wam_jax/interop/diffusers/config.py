@@ -19,8 +19,9 @@ from etils import epath
 from wam_jax import config as cfg
 from wam_jax import workdir
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import io
+from wam_jax.interop import lazy
 from wam_jax.interop import sizes
+from wam_jax.interop.files import jsonfile
 from wam_jax.interop.table import image
 from wam_jax.interop.table import rows as rows_lib
 from wam_jax.models import vae
@@ -56,7 +57,7 @@ def read_configs(path: epath.Path) -> Configs:
     ValueError: a config.json is missing, incomplete or of another kind of model.
   """
   said = {
-    part: io.read_json(path / folder / 'config.json')
+    part: jsonfile.read(path / folder / 'config.json')
     for part, (folder, _) in FOLDERS.items()
     if part != 'image' or (path / folder).exists()
   }
@@ -71,7 +72,7 @@ def read_configs(path: epath.Path) -> Configs:
     ) from e
   if not (path / ACTION_FOLDER / 'config.json').exists():
     return Configs(model, {}, (), mean_std_2C)
-  ours = io.read_json(path / ACTION_FOLDER / 'config.json')
+  ours = jsonfile.read(path / ACTION_FOLDER / 'config.json')
   config = cfg.from_config_dict(workdir.fill_config(ours['config']))
   of_model = {
     f.name: getattr(config.model, f.name)
@@ -168,7 +169,7 @@ def _read_image(said: Mapping[str, Any] | None) -> cfg.ImageConfig:
 class Joined(NamedTuple):
   """Weights that are one in our tables, joined along their first axis."""
 
-  pieces: tuple[io.Weight, ...]
+  pieces: tuple[lazy.Weight, ...]
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -183,8 +184,8 @@ class Joined(NamedTuple):
 
 
 def join_image(
-  table: Iterable[rows_lib.Row], weights: Mapping[str, io.Weight]
-) -> dict[str, io.Weight]:
+  table: Iterable[rows_lib.Row], weights: Mapping[str, lazy.Weight]
+) -> dict[str, lazy.Weight]:
   """Weights under the names of the table, read lazily as `table.image.fuse` does in memory."""
   joined = {name: image.parts(name) for row in table for name in row.names}
   joined = {
@@ -211,7 +212,7 @@ def write_configs(
   """Every file but the weights, whose folders are there already."""
   c = config.model
   dtype = {'torch_dtype': torch_dtype}
-  io.write_json(
+  jsonfile.write(
     directory / 'transformer/config.json',
     {
       '_class_name': 'WanTransformer3DModel',
@@ -233,8 +234,8 @@ def write_configs(
       'pos_embed_seq_len': None,
     },
   )
-  io.write_json(directory / 'vae/config.json', _vae_config(c.tokenizer, mean_std_2C))
-  io.write_json(
+  jsonfile.write(directory / 'vae/config.json', _vae_config(c.tokenizer, mean_std_2C))
+  jsonfile.write(
     directory / 'text_encoder/config.json',
     dtype
     | {
@@ -277,7 +278,7 @@ def write_configs(
   if vocabulary:
     _write_tokenizer(directory / 'tokenizer', vocabulary)
   (directory / 'scheduler').mkdir()
-  io.write_json(
+  jsonfile.write(
     directory / 'scheduler/scheduler_config.json',
     {
       '_class_name': 'UniPCMultistepScheduler',
@@ -287,7 +288,7 @@ def write_configs(
       'flow_shift': config.sample.shift,
     },
   )
-  io.write_json(
+  jsonfile.write(
     directory / 'model_index.json',
     {
       '_class_name': 'WanImageToVideoPipeline',
@@ -297,7 +298,7 @@ def write_configs(
       'expand_timesteps': not c.image_condition,
     },
   )
-  io.write_json(
+  jsonfile.write(
     directory / ACTION_FOLDER / 'config.json', {'config': cfg.to_dict(config), 'data': data}
   )
 
@@ -329,7 +330,7 @@ def _vae_config(c: cfg.TokenizerConfig, mean_std_2C: np.ndarray | None) -> dict[
 def _write_image_configs(
   directory: pathlib.Path, c: cfg.ImageConfig, dtype: Mapping[str, str]
 ) -> None:
-  io.write_json(
+  jsonfile.write(
     directory / 'image_encoder/config.json',
     {
       'architectures': ['CLIPVisionModel'],
@@ -349,7 +350,7 @@ def _write_image_configs(
     },
   )
   (directory / 'image_processor').mkdir()
-  io.write_json(
+  jsonfile.write(
     directory / 'image_processor/preprocessor_config.json',
     {
       'image_processor_type': 'CLIPImageProcessor',
@@ -372,7 +373,7 @@ def _write_tokenizer(directory: pathlib.Path, vocabulary: pathlib.Path) -> None:
   shutil.copyfile(
     vocabulary, directory / ('tokenizer.json' if vocabulary.suffix == '.json' else 'spiece.model')
   )
-  io.write_json(
+  jsonfile.write(
     directory / 'tokenizer_config.json',
     {
       'tokenizer_class': 'T5Tokenizer',

@@ -23,7 +23,8 @@ from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import io
+from wam_jax.interop import errors
+from wam_jax.interop.files import jsonfile
 
 TAGS = tuple(prompts.TEMPLATES)  # Robots that the reference has a prompt for.
 CONF, METADATA = 'experiment_cfg/conf.yaml', 'experiment_cfg/metadata.json'
@@ -83,8 +84,8 @@ def read_embodiments(directory: epath.Path, model: cfg.ModelConfig) -> list[robo
     for name in (CONF, METADATA)
     if not (directory / name).exists()
   ]
-  io.fail(f'{directory} has no statistics:', absent, remedy)
-  conf, metadata = read_conf(directory), io.read_json(directory / METADATA)
+  errors.fail(f'{directory} has no statistics:', absent, remedy)
+  conf, metadata = read_conf(directory), jsonfile.read(directory / METADATA)
   known, problems = [], []
   served = [tag for tag in metadata if tag in TAGS and tag in conf.get('transforms', {})]
   for tag in served:
@@ -101,7 +102,7 @@ def read_embodiments(directory: epath.Path, model: cfg.ModelConfig) -> list[robo
       f'there are statistics of {", ".join(metadata) or "nobody"} and transforms of '
       f'{", ".join(conf.get("transforms", {})) or "nobody"}, but both of none of {", ".join(TAGS)}'
     )
-  io.fail(f'{directory / METADATA} and conf.yaml do not describe the robots:', problems, remedy)
+  errors.fail(f'{directory / METADATA} and conf.yaml do not describe the robots:', problems, remedy)
   return known
 
 
@@ -357,7 +358,7 @@ def write(
     for name, _, _ in robot.action
     if name in relative and name not in robot.relative
   ]
-  io.fail(
+  errors.fail(
     'The reference makes an action key relative for all robots or for none:',
     mixed,
     'These are absolute, but relative for another robot. Export one with --embodiment=NAME.',
@@ -389,7 +390,7 @@ def write(
   (directory / CONF).write_text(
     yaml.dump(conf, Dumper=_Plain, sort_keys=False, default_flow_style=None, width=120)
   )
-  io.write_json(directory / METADATA, metadata)
+  jsonfile.write(directory / METADATA, metadata)
 
 
 class _Plain(yaml.SafeDumper):
@@ -433,7 +434,7 @@ def _describe(tag: str, known: robot_lib.Robot, model: cfg.ModelConfig) -> _Robo
     for part, a, b in zip(('slices', 'views', 'composite'), want, have)
     if a != b
   ]
-  io.fail(
+  errors.fail(
     f'The reference cannot express embodiment {record.name!r} under the tag {tag!r}:',
     differing,
     'It knows a fixed composite and plain arrays; only such robots can be exported to it.',

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from wam_jax.interop import io
+from wam_jax.interop import lazy
+from wam_jax.interop.files import jsonfile
 
 _CHUNK_BYTES = (
   2**25
@@ -30,7 +31,7 @@ class ItemWriter:
   """Writes one item. The directory is readable after `finish`."""
 
   def __init__(
-    self, directory: pathlib.Path, shapes: Mapping[str, io.Shape], stacked: frozenset[str]
+    self, directory: pathlib.Path, shapes: Mapping[str, lazy.Shape], stacked: frozenset[str]
   ):
     """`shapes` by '/'-separated path; the arrays in `stacked` are written layer by layer along axis
     0.
@@ -137,7 +138,7 @@ def open_item(directory: pathlib.Path) -> dict[str, Array]:
   Raises:
     ValueError: it is not an item, or damaged.
   """
-  content = io.read_json(directory / _METADATA)
+  content = jsonfile.read(directory / _METADATA)
   context = ts.Context({'cache_pool': {'total_bytes_limit': 0}})
   arrays = {}
   for entry in content['tree_metadata'].values():

@@ -320,7 +320,7 @@ def trained_only(weights: dict[str, Any], adapters: dict[str, Any]) -> dict[str,
 def save_pth(path: pathlib.Path, weights: dict[str, Any]) -> None:
   """`weights` as `torch.save` writes a state dict, opcode by opcode, so that no PyTorch is needed.
 
-  tests/interop/state_dict.pth, written by PyTorch itself, is what says that this is right.
+  tests/interop/files/state_dict.pth, written by PyTorch itself, is what says that this is right.
   """
   kinds = {'float32': 'FloatStorage', 'bfloat16': 'BFloat16Storage'}
   text = lambda s: b'X' + struct.pack('<I', len(s)) + s.encode()

@@ -19,8 +19,8 @@ from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import arrays
-from wam_jax.interop import io
+from wam_jax.interop.files import jsonfile
+from wam_jax.interop.files import orbax
 
 ITEMS = {
   'dit': ('params', ''),
@@ -53,15 +53,15 @@ class Own:
   base: Mapping[str, Any]
   lora: cfg.LoraConfig
   averaged: bool
-  params: Mapping[str, arrays.Array | Adapted]
-  frozen: Mapping[str, arrays.Array]
+  params: Mapping[str, orbax.Array | Adapted]
+  frozen: Mapping[str, orbax.Array]
 
   @property
   def adapters(self) -> int:
     """How many are merged, over all layers."""
     return sum(x.shape[0] for x in self.params.values() if isinstance(x, Adapted))
 
-  def part(self, name: str) -> dict[str, arrays.Array | Adapted]:
+  def part(self, name: str) -> dict[str, orbax.Array | Adapted]:
     """The arrays of one part, by the paths of its table."""
     item, prefix = ITEMS[name]
     held = self.params if item == 'params' else self.frozen
@@ -74,12 +74,12 @@ class Own:
 
 class Adapted(NamedTuple):
   """An array stacked over layers with its adapter merged in when it is read; like
-  `arrays.Array`.
+  `orbax.Array`.
   """
 
-  base: arrays.Array
-  down: arrays.Array
-  up: arrays.Array
+  base: orbax.Array
+  down: orbax.Array
+  up: orbax.Array
   scale: float
 
   @property
@@ -120,14 +120,14 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
     )
   step = max(places) if step is None else step
   place = places[step]
-  metadata = io.read_json(epath.Path(place / 'metadata' / 'metadata'))
+  metadata = jsonfile.read(epath.Path(place / 'metadata' / 'metadata'))
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]
   if missing:
     raise ValueError(f'{place} lacks {", ".join(missing)}; pass another --checkpoint_step.')
   config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
   averaged = 'ema_params' in metadata['items']
-  params = arrays.open_item(place / 'params') | (
-    arrays.open_item(place / 'ema_params') if averaged else {}
+  params = orbax.open_item(place / 'params') | (
+    orbax.open_item(place / 'ema_params') if averaged else {}
   )
   return Own(
     workdir,
@@ -139,13 +139,13 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
     config.model.lora,
     averaged,
     _merge(params, config.model.lora),
-    arrays.open_item(place / 'frozen'),
+    orbax.open_item(place / 'frozen'),
   )
 
 
 def _merge(
-  params: Mapping[str, arrays.Array], lora: cfg.LoraConfig
-) -> dict[str, arrays.Array | Adapted]:
+  params: Mapping[str, orbax.Array], lora: cfg.LoraConfig
+) -> dict[str, orbax.Array | Adapted]:
   """The arrays with every adapter beside a kernel merged into it."""
   merged = dict(params)
   for module in [

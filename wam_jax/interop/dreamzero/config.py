@@ -13,8 +13,8 @@ from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax.data import prompts
-from wam_jax.interop import io
 from wam_jax.interop import sizes
+from wam_jax.interop.files import jsonfile
 
 CONFIG = 'config.json'
 _MODULES = 'groot.vla.model.dreamzero.modules.'
@@ -58,7 +58,7 @@ def read_head(directory: epath.Path) -> dict[str, Any]:
   Raises:
     ValueError: config.json is missing or not that of a DreamZero checkpoint.
   """
-  head = head_settings(io.read_json(directory / CONFIG))
+  head = head_settings(jsonfile.read(directory / CONFIG))
   if not isinstance(head.get(_PARTS['dit']), dict):
     raise ValueError(
       f'{directory / CONFIG} has no action_head_cfg.config.diffusion_model_cfg; it is not of a '

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from wam_jax.interop import io
+from wam_jax.interop import lazy
 
 _DTYPES = {
   'DoubleStorage': np.dtype(np.float64),
@@ -46,7 +46,7 @@ class _Storage(NamedTuple):
 class _Strided(NamedTuple):
   """A tensor whose elements do not lie one after the other."""
 
-  storage: io.Stored
+  storage: lazy.Stored
   offset: int
   shape: tuple[int, ...]
   strides: tuple[int, ...]
@@ -64,7 +64,7 @@ class _Strided(NamedTuple):
     )
 
 
-def open_file(path: epath.Path) -> dict[str, io.Weight]:
+def open_file(path: epath.Path) -> dict[str, lazy.Weight]:
   """Every tensor of the state dict in a `.pth` file, by name; reads the list of tensors only.
 
   Raises:
@@ -119,13 +119,13 @@ class _Tensor(NamedTuple):
   shape: tuple[int, ...]
   strides: tuple[int, ...]
 
-  def locate(self, path: epath.Path, starts: Mapping[str, int]) -> io.Weight:
+  def locate(self, path: epath.Path, starts: Mapping[str, int]) -> lazy.Weight:
     dtype, start = self.storage.dtype, starts[f'data/{self.storage.key}']
     dense = tuple(np.cumprod((1, *self.shape[:0:-1]))[::-1].tolist()) if self.shape else ()
     if all(have == want or size == 1 for have, want, size in zip(self.strides, dense, self.shape)):
-      return io.Stored(path, start + self.offset * dtype.itemsize, self.shape, dtype)
+      return lazy.Stored(path, start + self.offset * dtype.itemsize, self.shape, dtype)
     return _Strided(
-      io.Stored(path, start, (self.storage.size,), dtype), self.offset, self.shape, self.strides
+      lazy.Stored(path, start, (self.storage.size,), dtype), self.offset, self.shape, self.strides
     )
 
 
