@@ -24,6 +24,7 @@ from wam_jax.aot import compiler
 from wam_jax.aot import memory
 from wam_jax.aot import report
 from wam_jax.aot import search
+from wam_jax.data import shapes
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'"
@@ -69,7 +70,7 @@ def test_reports_what_a_slice_would_do(tmp_path):
   config = cfg.from_config_dict(train_config.get_config())
   model = (
     config.batch_size
-    * flops.total(flops.training(config.model, abstract.sizes(config).tokens_per_frame)).train
+    * flops.total(flops.training(config.model, shapes.sizes(config).tokens_per_frame)).train
   )
   assert made['flops']['model'] == model
   assert 1.1 < made['flops']['ratio'] < 2.5
@@ -180,7 +181,7 @@ def test_training_divides_by_the_peak_of_its_devices(monkeypatch):
   )
   assert train._count_work(config, mesh) == {}  # CPUs have no known peak.
   monkeypatch.setattr(train.chips, 'peak_flops', lambda kind: 3e12)
-  work = flops.training(config.model, abstract.sizes(config).tokens_per_frame)
+  work = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
   assert train._count_work(config, mesh) == {
     'sample_flops': flops.total(work).train,
     'peak_flops': 6e12,

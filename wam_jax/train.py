@@ -21,6 +21,7 @@ import collections
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import json
 import math
 import os
@@ -53,8 +54,8 @@ from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import types
 from wam_jax import workdir as workdir_lib
-from wam_jax.aot import abstract
 from wam_jax.data import pipeline
+from wam_jax.data import shapes
 from wam_jax.models import encoders
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -155,13 +156,14 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       (state, shardings), base = _init_state(config, mesh, say)
       start = 0
     metadata['base'] = restored.metadata.get('base') if restored else base
-    stored = pipeline.find_features(config, state.frozen)
+    weights = functools.partial(encoders.fingerprint, state.frozen)
+    stored = pipeline.find_features(config, weights)
     if stored:
       metadata['data']['features'] = {name: s.place.name for name, s in stored.items()}
       batches = stack.enter_context(
         contextlib.closing(pipeline.make_train_iterator(config, *host, stored))
       )
-    if held_out and (stored := pipeline.find_features(config, state.frozen, 'val')):
+    if held_out and (stored := pipeline.find_features(config, weights, 'val')):
       held_out = list(pipeline.make_eval_batches(config, config.eval_batches, 'val', *host, stored))
     if restored:
       _check_same_data(restored.metadata['data'], metadata['data'], workdir)
@@ -266,7 +268,7 @@ def _count_work(config: cfg.TrainConfig, mesh: Mesh) -> dict[str, float]:
   peak = chips.peak_flops(mesh.devices.flat[0].device_kind)
   if not peak or config.trainable != ('all',):
     return {}
-  components = flops.training(config.model, abstract.sizes(config).tokens_per_frame)
+  components = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
   return {'sample_flops': flops.total(components).train, 'peak_flops': peak * mesh.size}
 
 

@@ -311,7 +311,7 @@ def encode(
     ValueError: other features are in the way; no room; an encoder gives NaN.
   """
   of = features.describe(
-    job.episodes, job.anchors, job.model, features.fingerprint_encoders(frozen), job.transform
+    job.episodes, job.anchors, job.model, encoders.fingerprint(frozen), job.transform
   )
   frozen = machine.place(frozen)
   place = features.place_of(job.episodes, of)

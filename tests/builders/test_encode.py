@@ -145,6 +145,10 @@ def path(tmp_path) -> str:
   return synthetic.make_dataset(tmp_path, [12, 17, 24])
 
 
+def find_features(config, frozen, split=''):
+  return pipeline.find_features(config, functools.partial(encoders.fingerprint, frozen), split)
+
+
 def make_job(path, model=PATCHES, record=CLOCK, storing=PLAIN, transform='none', split='train'):
   episodes = sources.Episodes(path, split, record, cache_lib.Cache(1))
   return work.make_job(model, episodes, windows.make_anchors(episodes), storing, transform)
@@ -156,7 +160,7 @@ def run(job, frozen, *shard, batch=8):
 
 def find(job, frozen) -> features.Stored:
   return features.find(
-    job.episodes, job.anchors, job.model, features.fingerprint_encoders(frozen), job.transform
+    job.episodes, job.anchors, job.model, encoders.fingerprint(frozen), job.transform
   )
 
 
@@ -415,9 +419,9 @@ def take(config, n, stored) -> list[types.Batch]:
 
 def test_batches_hold_features_in_place_of_pixels(path, patches):
   config, job = make_config(clock=path), make_job(path)
-  assert pipeline.find_features(config, patches) == {}
+  assert find_features(config, patches) == {}
   run(job, patches)
-  stored = pipeline.find_features(config, patches)
+  stored = find_features(config, patches)
   batches = take(config, 3, stored)
   pixels = pipeline._load_mixture(config)[0]
   for batch in batches:  # One epoch each: 5 windows, every one once.
@@ -440,7 +444,7 @@ def test_an_update_runs_on_stored_features(path, patches):
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
   state, shardings = train_step.init_state(config, mesh, patches)
   step = train_step.make_train_step(config, mesh, shardings)
-  (batch,) = take(config, 1, pipeline.find_features(config, patches))
+  (batch,) = take(config, 1, find_features(config, patches))
   frames = np.stack([make_job(path).load_frames(window) for window in batch.sample_B2[:, 1]])
   got, want = (
     step(jax.tree.map(jnp.copy, state), b)[1]
@@ -457,7 +461,7 @@ def test_prompts_of_batches_are_among_the_stored(films, frozen):
     batch_size=5,
     model=job.model,
   )
-  (batch,) = take(config, 1, pipeline.find_features(config, frozen))
+  (batch,) = take(config, 1, find_features(config, frozen))
   tokenize = prompts.make_tokenizer(job.model.text)
   for window, ids_P, text_PC in zip(
     batch.sample_B2[:, 1], batch.prompt_ids_BP, batch.features.text_BPC
@@ -471,24 +475,22 @@ def test_prompts_of_batches_are_among_the_stored(films, frozen):
 def test_augmented_training_and_its_evaluation_have_features_of_their_own(path, patches):
   config = with_data(make_config(clock=path), augment=True)
   run(make_job(path, storing=dataclasses.replace(PLAIN, variants=2), transform='random'), patches)
-  stored = pipeline.find_features(config, patches)
+  stored = find_features(config, patches)
   drawn = {
     (window, x.tobytes())
     for batch in take(config, 8, stored)
     for window, x in zip(batch.sample_B2[:, 1].tolist(), batch.features.clean_BFHWC)
   }
   assert len(drawn) == 10  # Two variants of each.
-  assert pipeline.find_features(config, patches, 'val') == {}
+  assert find_features(config, patches, 'val') == {}
   val = make_job(path, transform='center', split='val')
   run(val, patches)
-  (batch,) = pipeline.make_eval_batches(
-    config, 1, stored=pipeline.find_features(config, patches, 'val')
-  )
+  (batch,) = pipeline.make_eval_batches(config, 1, stored=find_features(config, patches, 'val'))
   clean = patches.encode(np.stack([val.load_frames(window) for window in batch.sample_B2[:, 1]]))
   assert_rounded(batch.features, types.Features(clean), bits=8)
   with pytest.raises(ValueError, match='transform: random crop of 0.95 stored, none here'):
-    pipeline.find_features(with_data(config, augment=False), patches)
-  assert pipeline.find_features(with_data(config, augment=False, features='off'), patches) == {}
+    find_features(with_data(config, augment=False), patches)
+  assert find_features(with_data(config, augment=False, features='off'), patches) == {}
 
 
 def test_features_of_a_part_of_the_mixture_are_refused(path, tmp_path, patches):
@@ -498,15 +500,15 @@ def test_features_of_a_part_of_the_mixture_are_refused(path, tmp_path, patches):
     ValueError,
     match=r"\['a', 'b'\] of config.data.mixture have no stored features, but .*'require'",
   ):
-    pipeline.find_features(with_data(config, features='require'), patches)
-  assert pipeline.find_features(with_data(config, features='require'), patches, 'val') == {}
+    find_features(with_data(config, features='require'), patches)
+  assert find_features(with_data(config, features='require'), patches, 'val') == {}
   run(make_job(path), patches)
   with pytest.raises(
     ValueError, match=r"\['b'\] of config.data.mixture have no .*not both, and \['a'\] have some"
   ):
-    pipeline.find_features(config, patches)
+    find_features(config, patches)
   run(make_job(other), patches)
-  stored = pipeline.find_features(config, patches)
+  stored = find_features(config, patches)
   assert {len(stored[name]) for name in 'ab'} == {5, 2}
   with pytest.raises(ValueError, match="data.features='never' must be one of"):
     with_data(config, features='never')

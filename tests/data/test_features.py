@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ from wam_jax.data import embodiments
 from wam_jax.data import features
 from wam_jax.data import sources
 from wam_jax.data import windows
-from wam_jax.models import encoders
-from wam_jax.models import tokenizer
 
 MODEL = cfg.ModelConfig(
   image_dim=6,
@@ -172,28 +169,6 @@ def test_features_begun_otherwise_are_left_alone(episodes):
     features.Storing(1, dtype='int8')
 
 
-def test_weights_are_known_by_their_bits():
-  draw = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
-  frozen = lambda x, mean=np.zeros(16, np.float32): encoders.Encoders(
-    tokenizer.PatchTokenizer(mean, x, draw.T, 2, 4), None, None, MODEL
-  )
-  want = features.fingerprint_encoders(frozen(draw))
-  spread = jax.sharding.NamedSharding(
-    jax.make_mesh((8,), ('data',)), jax.sharding.PartitionSpec('data')
-  )
-  assert set(want) == {'tokenizer'}
-  assert features.fingerprint_encoders(frozen(jax.device_put(draw, spread))) == want
-  one_bit = draw.view(np.uint32) ^ (np.arange(128).reshape(16, 8) == 77).astype(np.uint32)
-  for other in (
-    frozen(one_bit.view(np.float32)),
-    frozen(draw[::-1]),
-    frozen(draw.astype(ml_dtypes.bfloat16)),
-    frozen(draw.reshape(8, 16)),
-    frozen(draw, np.ones(16, np.float32)),
-  ):
-    assert features.fingerprint_encoders(other) != want
-
-
 @pytest.mark.parametrize(
   'change, message',
   [
@@ -314,21 +289,18 @@ def test_damage_is_found_before_training(episodes):
 
 
 def test_a_mixture_is_of_pixels_or_of_features(episodes, tmp_path):
-  frozen = encoders.Encoders(
-    tokenizer.PatchTokenizer(*np.ones((3, 2, 2), np.float32), 2, 4), None, None, MODEL
-  )
   other = sources.Episodes(
     synthetic.make_dataset(tmp_path / 'other', [24]), 'train', synthetic.CLOCK
   )
   a, b = ((e, windows.make_anchors(e)) for e in (episodes, other))
-  look = lambda mode, **datasets: features.find_all(datasets, MODEL, frozen, 'none', mode)
+  look = lambda mode, **datasets: features.find_all(datasets, MODEL, lambda: WEIGHTS, 'none', mode)
   assert look('auto', a=a, b=b) == {}
   with pytest.raises(
     ValueError,
     match=r"\['b'\] of config.data.mixture have no .* but config.data.features='require'",
   ):
     look('require', b=b)
-  store(episodes, of=describe(episodes, weights=features.fingerprint_encoders(frozen)))
+  store(episodes)
   assert list(look('auto', a=a)) == list(look('require', a=a)) == ['a']
   assert look('off', a=a) == {}
   with pytest.raises(

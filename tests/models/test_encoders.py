@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from wam_jax.control import policy as policy_lib
 from wam_jax.models import encoders
 from wam_jax.models import image
 from wam_jax.models import text
+from wam_jax.models import tokenizer
 from wam_jax.models import vae
 
 B, Q, A, U, X, P = 2, 2, 3, 3, 4, 5
@@ -193,3 +195,25 @@ def test_imported_encoders_are_not_made_up():
     ' has trained weights: .*convert import',
   ):
     train_step.fit_frozen(CONFIG, [])
+
+
+def test_weights_are_known_by_their_bits():
+  draw = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+  frozen = lambda x, mean=np.zeros(16, np.float32): encoders.Encoders(
+    tokenizer.PatchTokenizer(mean, x, draw.T, 2, 4), None, None, MODEL
+  )
+  want = encoders.fingerprint(frozen(draw))
+  spread = jax.sharding.NamedSharding(
+    jax.make_mesh((8,), ('data',)), jax.sharding.PartitionSpec('data')
+  )
+  assert set(want) == {'tokenizer'}
+  assert encoders.fingerprint(frozen(jax.device_put(draw, spread))) == want
+  one_bit = draw.view(np.uint32) ^ (np.arange(128).reshape(16, 8) == 77).astype(np.uint32)
+  for other in (
+    frozen(one_bit.view(np.float32)),
+    frozen(draw[::-1]),
+    frozen(draw.astype(ml_dtypes.bfloat16)),
+    frozen(draw.reshape(8, 16)),
+    frozen(draw, np.ones(16, np.float32)),
+  ):
+    assert encoders.fingerprint(other) != want

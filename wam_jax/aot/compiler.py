@@ -240,10 +240,10 @@ def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
   from wam_jax import flops
   from wam_jax import masks
   from wam_jax import sharding
-  from wam_jax.aot import abstract
+  from wam_jax.data import shapes
   from wam_jax.models import attention
 
-  layout = flops.training_layout(config.model, abstract.sizes(config).tokens_per_frame)
+  layout = flops.training_layout(config.model, shapes.sizes(config).tokens_per_frame)
   plan = attention.make_plan(config.model, layout)
   if not isinstance(plan.pattern, masks.Blocks):
     return 0, 0

@@ -9,11 +9,11 @@ from typing import Any
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
-from wam_jax.aot import abstract
 from wam_jax.aot import compiler
 from wam_jax.aot import hlo
 from wam_jax.aot import memory
 from wam_jax.aot import roofline
+from wam_jax.data import shapes
 
 # Matrix products of the attention kernels, by the beginning of their names; each is over all pairs
 # that are computed.
@@ -39,7 +39,7 @@ def make(
     _kernel_flops(*compiled.attention),
   )
   best = roofline.estimate(work, where, compiled.partitions)
-  components = flops.training(config.model, abstract.sizes(config).tokens_per_frame)
+  components = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
   model_flops = config.batch_size * flops.total(components).train
   done = (work.flops + work.kernel_flops) * where.devices
   mfu = model_flops / (best.step_s * where.chips * where.chip.flops)
@@ -96,7 +96,7 @@ def make(
 
 
 def _attention(config, compiled) -> dict[str, Any]:
-  size = abstract.sizes(config)
+  size = shapes.sizes(config)
   pairs = flops.training_pairs(config.model, size.tokens_per_frame)
   shards = math.prod(compiled.mesh[axis] for axis in config.rules['tokens'])
   area = compiled.attention[1] * shards
@@ -133,7 +133,7 @@ def _kernel_flops(tokens: int, area: int):
 
 def _assumptions(config, compiled) -> list[str]:
   notes = []
-  if abstract.takes_features(config):
+  if shapes.takes_features(config):
     notes.append('latents and embeddings are stored features (python -m data.encode)')
   if not compiled.analysis:
     notes.append('stopped before machine code: its own size is not in the memory')

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
-from wam_jax.aot import abstract
 from wam_jax.aot import compiler
 from wam_jax.aot import report
+from wam_jax.data import shapes
 
 # Of a block's activations, per token, what the backward pass finds: numbers as (times D, times M);
 # and the share of the forward pass that it computes again.
@@ -125,7 +125,7 @@ def _say_under(say, heading, text):
 def choices(config: cfg.TrainConfig, where: chips.Slice) -> Iterator[Choice]:
   """Every choice that divides the devices, the batch and the model."""
   m = config.model
-  cells = abstract.sizes(config).tokens_per_frame
+  cells = shapes.sizes(config).tokens_per_frame
   work = _Work(
     count_parameters(m),
     flops.training_tokens(m, cells),

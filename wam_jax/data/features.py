@@ -23,16 +23,14 @@ import json
 import math
 import shlex
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 from etils import epath
-from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax import types
@@ -40,7 +38,6 @@ from wam_jax.data import images
 from wam_jax.data import sources
 from wam_jax.data import storage
 from wam_jax.data import windows
-from wam_jax.models import encoders
 
 FORMAT = 1  # Changes when the same description would be stored as other bytes.
 FOLDER, PLAN, INDEX, MANIFEST = 'wam_features_', 'plan.json', 'index.npz', 'manifest.json'
@@ -81,23 +78,6 @@ class Storing:
       raise ValueError(f'dtype={self.dtype!r} must be one of {DTYPES}.')
 
 
-def fingerprint_encoders(frozen: encoders.Encoders) -> dict[str, str]:
-  """A hash of the weights of each frozen encoder, whatever devices hold them; every process must
-  call it.
-  """
-  return {part: _hash_arrays(tree) for part, tree in encoders.to_tree(frozen).items()}
-
-
-def _hash_arrays(tree: Any) -> str:
-  digest = hashlib.sha256()
-  for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
-    elsewhere = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
-    whole = multihost_utils.process_allgather(x, tiled=True) if elsewhere else np.asarray(x)
-    digest.update(np.ascontiguousarray(whole).reshape(-1).view(np.uint8))
-  return digest.hexdigest()[:16]
-
-
 def _hash(value: Any) -> str:
   return _hash_bytes(json.dumps(value, sort_keys=True).encode())
 
@@ -121,7 +101,7 @@ def describe(
   """JSON-ready: everything that a stored feature depends on.
 
   Args:
-    weights: of the encoders, from `fingerprint_encoders`.
+    weights: of the encoders, from `models.encoders.fingerprint`.
     transform: of TRANSFORMS.
   """
   has_text, has_image = model.text.kind == 'umt5', model.image.kind != 'none'
@@ -548,14 +528,15 @@ def _list_others(episodes: sources.Episodes) -> Iterator[dict[str, Any]]:
 def find_all(
   datasets: Mapping[str, tuple[sources.Episodes, windows.Anchors]],
   model: cfg.ModelConfig,
-  frozen: encoders.Encoders,
+  weights: Callable[[], Mapping[str, str]],
   transform: str,
   mode: str,
 ) -> dict[str, Stored]:
   """The stored features of a mixture, by dataset; {} where its batches are to be of pixels.
 
   Args:
-    frozen: whose features; every process must call this with the same.
+    weights: gives the hashes of the encoders, from `models.encoders.fingerprint`; called where there
+      may be features.
     mode: 'auto', 'require' or 'off', as `DataConfig.features`.
   Raises:
     ValueError: as `find`; some datasets have features and others not, or `mode` is 'require' and
@@ -565,8 +546,8 @@ def find_all(
     mode == 'auto' and not any(any(e.path.glob(f'{FOLDER}*')) for e, _ in datasets.values())
   ):
     return {}
-  weights = fingerprint_encoders(frozen)
-  found = {name: find(*dataset, model, weights, transform) for name, dataset in datasets.items()}
+  hashes = weights()
+  found = {name: find(*dataset, model, hashes, transform) for name, dataset in datasets.items()}
   missing = [name for name, stored in found.items() if stored is None]
   if mode == 'auto' and len(missing) == len(found):
     return {}

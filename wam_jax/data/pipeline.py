@@ -38,7 +38,6 @@ from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import tiles
 from wam_jax.data import windows
-from wam_jax.models import encoders
 
 
 class Batches(Iterator[types.Batch]):
@@ -130,19 +129,22 @@ def make_eval_batches(
 
 
 def find_features(
-  config: cfg.TrainConfig, frozen: encoders.Encoders, split: str = ''
+  config: cfg.TrainConfig, weights: Callable[[], Mapping[str, str]], split: str = ''
 ) -> dict[str, features.Stored]:
   """By dataset, what `python -m data.encode` stored of training, or of `split`, with these
   encoders; {} for pixels.
 
   `config.data.features` says whether there must be any; held-out splits need none.
+
+  Args:
+    weights: gives the hashes of the encoders, from `models.encoders.fingerprint`.
   Raises:
     ValueError: features are there and of something else, or of some of the datasets only.
   """
   datasets = {s.name: (s.episodes, s.anchors) for s in _load_mixture(config, split)}
   mode = 'auto' if split and config.data.features == 'require' else config.data.features
   return features.find_all(
-    datasets, config.model, frozen, features.transform_of(config.data.augment, not split), mode
+    datasets, config.model, weights, features.transform_of(config.data.augment, not split), mode
   )
 
 

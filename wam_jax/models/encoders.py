@@ -5,6 +5,7 @@ Which ones a model has is its config's business; nothing else asks.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import flax.serialization
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax.models import image
@@ -132,3 +135,20 @@ def from_tree(tree: Mapping[str, Any], c: cfg.ModelConfig) -> Encoders:
     image.ClipVision(**tree['image'], config=c.image) if c.image.kind == 'clip' else None,
     c,
   )
+
+
+def fingerprint(frozen: Encoders) -> dict[str, str]:
+  """A hash of the weights of each frozen encoder, whatever devices hold them; every process must
+  call it.
+  """
+  return {part: _hash_arrays(tree) for part, tree in to_tree(frozen).items()}
+
+
+def _hash_arrays(tree: Any) -> str:
+  digest = hashlib.sha256()
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
+    elsewhere = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    whole = multihost_utils.process_allgather(x, tiled=True) if elsewhere else np.asarray(x)
+    digest.update(np.ascontiguousarray(whole).reshape(-1).view(np.uint8))
+  return digest.hexdigest()[:16]

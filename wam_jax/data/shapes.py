@@ -1,0 +1,111 @@
+"""What a batch of a config looks like: sizes in pixels and patches, shapes and dtypes.
+
+Told from the config and the robots' records alone; reads no dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from wam_jax import config as cfg
+from wam_jax import types
+from wam_jax.data import embodiments
+
+IMPORTED = ('wan2_1', 'wan2_2')  # Tokenizers whose latents are worth storing.
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What a config trains on, in pixels and in patches of a latent frame.
+
+  Attributes:
+    rows, columns: pixels of the composite image.
+    latent_rows, latent_columns: cells of its latent.
+    tokens_per_frame: patches of a latent frame.
+  """
+
+  rows: int
+  columns: int
+  latent_rows: int
+  latent_columns: int
+  tokens_per_frame: int
+
+
+def sizes(config: cfg.TrainConfig) -> Sizes:
+  """Sizes that the robots of the mixture give.
+
+  Raises:
+    ValueError: there are none, or their images are not of one size.
+  """
+  model = config.model
+  used = {dataset.embodiment for dataset in config.data.mixture.values()}
+  names = sorted(used or config.data.embodiments)
+  composites = {embodiments.get(name).composite for name in names}
+  if len(composites) != 1:
+    raise ValueError(
+      f'config.data must name robots with images of one size; {names} have {sorted(composites)}.'
+    )
+  rows, columns = composites.pop()
+  latent_rows, latent_columns = (
+    n // model.tokenizer.spatial for n in model.tokenizer.resize or (rows, columns)
+  )
+  return Sizes(
+    rows=rows,
+    columns=columns,
+    latent_rows=latent_rows,
+    latent_columns=latent_columns,
+    tokens_per_frame=(latent_rows // model.patch) * (latent_columns // model.patch),
+  )
+
+
+def takes_features(config: cfg.TrainConfig) -> bool:
+  """Whether the step is given stored features: where the tokenizer is a large one, unless the
+  config says 'off'.
+  """
+  return config.model.tokenizer.kind in IMPORTED and config.data.features != 'off'
+
+
+def batch(config: cfg.TrainConfig) -> types.Batch:
+  """The batch of all hosts as ShapeDtypeStructs; of pixels or of features, as `takes_features`."""
+  c, B, Q = config.model, config.batch_size, config.model.max_chunks
+  A, P = Q * c.actions_per_chunk, c.text.length
+  array = jax.ShapeDtypeStruct
+  frames = features = None
+  if takes_features(config):
+    features = _features(config)
+  else:
+    size = sizes(config)
+    frames = array((B, c.camera_frames(Q), size.rows, size.columns, 3), np.uint8)
+  return types.Batch(
+    frames_BRIJ3=frames,
+    action_BAU=array((B, A, c.action_dim), np.float32),
+    action_mask_BAU=array((B, A, c.action_dim), bool),
+    proprio_BQX=array((B, Q, c.proprio_dim), np.float32),
+    chunk_mask_BQ=array((B, Q), bool),
+    prompt_ids_BP=array((B, P), np.int32),
+    embodiment_B=array((B,), np.int32),
+    sample_B2=array((B, 2), np.int32),
+    features=features,
+  )
+
+
+def _features(config: cfg.TrainConfig) -> types.Features:
+  c, B, size = config.model, config.batch_size, sizes(config)
+  frames = 1 + c.max_chunks * c.frames_per_chunk
+  latents = jax.ShapeDtypeStruct(
+    (B, frames, size.latent_rows, size.latent_columns, c.tokenizer.channels), np.float32
+  )
+  text = image = None
+  if c.text.kind == 'umt5':
+    text = jax.ShapeDtypeStruct((B, c.text.length, c.text.dim), c.text.dtype)
+  if c.image.kind == 'clip':
+    image = jax.ShapeDtypeStruct((B, c.image.tokens, c.image.dim), c.image.dtype)
+  return types.Features(
+    clean_BFHWC=latents,
+    text_BPC=text,
+    image_BIC=image,
+    condition_BFHWC=latents if c.image_condition else None,
+  )
