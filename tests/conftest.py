@@ -1,5 +1,5 @@
 """Eight simulated CPU devices, set before JAX starts; programs are compiled once for all tests and
-subprocesses.
+subprocesses; the order of the files and what is left out without `--slow`.
 """
 
 import os
@@ -16,10 +16,26 @@ os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR',
   str(pathlib.Path(tempfile.gettempdir()) / f'wam_jax_test_programs_{os.getuid()}'),
 )
+# JAX keeps only programs that took a second to compile; those of the tests take less each, and
+# minutes together.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import pytest
 
 from tests import parity
+
+# Files that take longest come first: with two workers a long file at the end would be alone.
+LONGEST_FIRST = (
+  'test_train.py',
+  'test_configs.py',
+  'test_sharding.py',
+  'test_encode.py',
+  'test_finetuning.py',
+  'test_vae.py',
+  'test_wam.py',
+  'test_train_step.py',
+)
 
 
 def pytest_addoption(parser):
@@ -29,6 +45,18 @@ def pytest_addoption(parser):
     default=parity.HERE,
     help='folder of golden .npz files that the tests with `golden` in their name read',
   )
+  parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
+
+
+def pytest_collection_modifyitems(config, items):
+  rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+  items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+  if config.getoption('--slow'):
+    return
+  # Not skipped but left out: a skip is for what this machine lacks.
+  slow = [item for item in items if item.get_closest_marker('slow')]
+  items[:] = [item for item in items if not item.get_closest_marker('slow')]
+  config.hook.pytest_deselected(items=slow)
 
 
 def pytest_generate_tests(metafunc):

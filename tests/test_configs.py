@@ -1,7 +1,8 @@
-"""Every file in configs/ with `smoke`: data made, trained; one of each kind by the commands,
-continued, evaluated.
+"""Every file in configs/ with `smoke`: data made, trained, continued, evaluated; one of them by the
+commands as a user types them.
 """
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -14,11 +15,11 @@ from tests import programs
 from tests.data import synthetic
 from wam_jax import config as cfg
 from wam_jax import train
+from wam_jax.evaluation import run as evaluation
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
-# Variants of one large experiment: trained in this process, but for one that goes through the
-# commands.
+# Variants of one large experiment, which share a small stand-in of the model.
 VARIANTS = {'droid_14b', 'droid_14b_flash', 'droid_5b', 'agibot_14b', 'yam_fewshot'}
 
 
@@ -42,37 +43,36 @@ def run(module: str, *flags: str) -> str:
   return done.stdout
 
 
-def place_flags(name: str, data_root: pathlib.Path) -> list[str]:
-  """Flags that put the datasets of a smoke config below `data_root`."""
+def steps_of(workdir: pathlib.Path) -> list[int]:
+  """Steps of the lines of metrics.jsonl."""
+  return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').open()]
+
+
+def load_config(name: str, data_root: pathlib.Path):
+  """The smoke config of an experiment, as a ConfigDict, with its datasets below `data_root`."""
+  c = importlib.import_module(f'configs.{name}').get_config('smoke')
+  for dataset in c.data.mixture.values():
+    dataset.path = dataset.path.replace(cfg.DATA_ROOT, str(data_root))
+    dataset.prepare = dataset.prepare.replace(cfg.DATA_ROOT, str(data_root))
   if name == 'bridge':
     source = data_root / 'published'
-    path = synthetic.write_bridge(source) if not source.exists() else str(source / 'tfrecord')
-    place = f'{data_root}/bridge/1.0.0'
-    return [
-      f'--config.data.mixture.bridge.source={path}',
-      f'--config.data.mixture.bridge.path={place}',
-    ]
-  mixture = importlib.import_module(f'configs.{name}').get_config('smoke').data.mixture
+    made = source.exists()
+    c.data.mixture.bridge.source = f'{source}/tfrecord' if made else synthetic.write_bridge(source)
+    c.data.mixture.bridge.path = f'{data_root}/bridge/1.0.0'
+  return c
+
+
+def list_flags(c) -> list[str]:
+  """Flags of the train command that put the datasets where `load_config` did."""
   return [
-    f'--config.data.mixture.{key}.{field}={getattr(dataset, field).replace(cfg.DATA_ROOT, str(data_root))}'
-    for key, dataset in mixture.items()
+    f'--config.data.mixture.{name}.{field}={dataset[field]}'
+    for name, dataset in c.data.mixture.items()
     for field in ('path', 'prepare')
   ]
 
 
-@pytest.mark.parametrize('name', sorted(set(NAMES) - VARIANTS))
-def test_trains_continues_and_evaluates(name, data_root, tmp_path):
-  workdir, output = tmp_path / 'run', tmp_path / 'evaluation'
-  train = [
-    f'--config=configs/{name}.py:smoke',
-    f'--workdir={workdir}',
-    *place_flags(name, data_root),
-  ]
-  assert 'stopped' not in run('wam_jax.train', *train, '--config.steps=2')
-  assert 'continuing after step 2 of 4' in run('wam_jax.train', *train)
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  assert [line['step'] for line in lines] == [1, 2, 3, 4]
-  printed = run('wam_jax.evaluate', f'--workdir={workdir}', f'--output={output}', '--videos=1')
+def check_evaluation(output: pathlib.Path, printed: str) -> None:
+  """What an evaluation leaves behind: figures, pictures, and a policy that was traced once."""
   report = json.loads((output / 'evaluation.json').read_text())
   if report.get('open_loop'):
     assert report['open_loop']['action_error_hold'] > 0
@@ -86,18 +86,40 @@ def test_trains_continues_and_evaluates(name, data_root, tmp_path):
   assert list(output.glob('*_0.png'))
 
 
+def test_commands_train_continue_and_evaluate(data_root, tmp_path):
+  """The three commands of the README, each a process of its own."""
+  workdir, output = tmp_path / 'run', tmp_path / 'evaluation'
+  train_flags = [
+    '--config=configs/tiny.py:smoke',
+    f'--workdir={workdir}',
+    *list_flags(load_config('tiny', data_root)),
+  ]
+  assert 'stopped' not in run('wam_jax.train', *train_flags, '--config.steps=2')
+  assert 'continuing after step 2 of 4' in run('wam_jax.train', *train_flags)
+  assert steps_of(workdir) == [1, 2, 3, 4]
+  printed = run('wam_jax.evaluate', f'--workdir={workdir}', f'--output={output}', '--videos=1')
+  check_evaluation(output, printed)
+
+
+@pytest.mark.parametrize('name', sorted(set(NAMES) - VARIANTS - {'tiny'}))
+def test_trains_continues_and_evaluates(name, data_root, tmp_path, capfd):
+  """The same in this process: `main` of each command only fills in what is passed here."""
+  c = cfg.from_config_dict(load_config(name, data_root))
+  assert train.train(dataclasses.replace(c, steps=2), tmp_path) == 0
+  assert train.train(c, tmp_path) == 0
+  assert 'continuing after step 2 of 4' in capfd.readouterr().out
+  assert steps_of(tmp_path) == [1, 2, 3, 4]
+  output = tmp_path / 'pictures'
+  evaluation.evaluate(evaluation.Options(str(tmp_path), output=str(output), videos=1))
+  check_evaluation(output, capfd.readouterr().out)
+
+
 @pytest.mark.parametrize('name', sorted(VARIANTS))
 def test_variants_train(name, data_root, tmp_path):
-  c = importlib.import_module(f'configs.{name}').get_config('smoke')
+  c = load_config(name, data_root)
   c.steps = 2
-  for dataset in c.data.mixture.values():
-    dataset.path, dataset.prepare = (
-      text.replace(cfg.DATA_ROOT, str(data_root)) for text in (dataset.path, dataset.prepare)
-    )
   assert train.train(cfg.from_config_dict(c), tmp_path) == 0
-  assert [
-    json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()
-  ] == [1, 2]
+  assert steps_of(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -14,7 +14,7 @@
 SIZE = ''  # 'smoke' for a run of a minute that learns nothing.
 WORKDIR = '~/wam/tiny'  # Run the notebook again to continue there.
 REPOSITORY = ''  # On Colab: what `git clone` takes. Elsewhere the notebook lies in its checkout.
-EXTRAS = 'sim'  # On Colab: 'sim,cuda' with a GPU, 'sim,tpu' with a TPU.
+EXTRAS = 'sim'  # On Colab: 'sim,cuda13' with a GPU, 'sim,tpu' with a TPU.
 
 # %%
 import os
