@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 
@@ -61,53 +60,47 @@ def test_nothing_is_rewritten_when_nothing_is_dropped(tmp_path):
   assert (tmp_path / 'metrics.jsonl').stat().st_ino == before
 
 
-class Terminal(io.StringIO):
-  """A stream that says it is a terminal."""
+class Clock:
+  """Seconds that pass when a test says so."""
 
-  def isatty(self):
-    return True
+  def __init__(self):
+    self.now_s = 0.0
+
+  def __call__(self):
+    return self.now_s
 
 
-@pytest.mark.parametrize(
-  ('stream', 'shown'), [(io.StringIO(), [11, 21, 31]), (Terminal(), list(range(2, 32)))]
-)
-def test_progress_shows_rate_and_time_left(stream, shown):
-  now = iter(range(100))
-  progress = metrics.Progress(steps=50, batch_size=4, stream=stream, clock=lambda: float(next(now)))
-  for step in range(1, 32):  # One second each.
-    progress.update(step, 0.5)
-  progress.say('saved')
-  parts = stream.getvalue().replace('\r', '\n').splitlines()
-  lines = [line for line in parts if line.startswith('step')]
-  assert [int(line.split()[1].split('/')[0]) for line in lines] == shown
-  assert lines[0].endswith(f'loss 0.5000  4.0 samples/s  ETA 0:00:{50 - shown[0]}')
-  assert parts[-1] == 'saved'
-  assert progress.samples_per_s == 4.0
+def test_speed_is_counted_from_the_first_step_on():
+  clock = Clock()
+  speed = metrics.Speed(4, clock=clock)
+  assert speed.samples_per_s == 0
+  for step in range(1, 32):  # One second each, after a minute of compilation.
+    clock.now_s = 60.0 + step
+    speed.update(step)
+  assert speed.samples_per_s == 4.0
+  assert speed.show(1.0) == '4.0 samples/s'
 
 
 def test_mfu_is_shown_with_the_peak_it_divides_by():
-  now = iter(range(0, 1000, 10))
-  stream = io.StringIO()
-  progress = metrics.Progress(
-    50, 4, stream, lambda: float(next(now)), sample_flops=5e12, peak_flops=8e12
-  )
+  clock = Clock()
+  speed = metrics.Speed(4, sample_flops=5e12, peak_flops=8e12, clock=clock)
   for step in (1, 2, 3):  # Ten seconds each.
-    progress.update(step, 0.5)
-  assert 'loss 0.5000  0.4 samples/s  MFU 25.0% of 8 TFLOP/s  ETA' in stream.getvalue()
-  assert progress.timing['mfu'] == 0.25
-  assert 'mfu' not in metrics.Progress(50, 4).timing
+    clock.now_s = 10.0 * step
+    speed.update(step)
+  assert speed.show(0.1) == '0.4 samples/s  MFU 25.0% of 8 TFLOP/s'
+  assert speed.timing['mfu'] == 0.25
+  assert 'mfu' not in metrics.Speed(4).timing
 
 
 def test_goodput_is_the_share_of_time_that_the_steps_needed():
-  now = [0.0]
-  progress = metrics.Progress(100, 1, io.StringIO(), lambda: now[0])
-  assert progress.goodput == 0
+  clock = Clock()
+  speed = metrics.Speed(1, clock=clock)
+  assert speed.goodput == 0
+  # 100 s to begin, then a step a second, with a pause of 50 s.
   for step in range(1, 61):
-    now[0] = (
-      100 + step if step <= 40 else 150 + step
-    )  # 100 s to begin, then a step a second, with a pause of 50 s.
-    progress.update(step, 0.0)
-  assert progress.goodput == pytest.approx(59 / 210)
+    clock.now_s = 100.0 + step if step <= 40 else 150.0 + step
+    speed.update(step)
+  assert speed.goodput == pytest.approx(59 / 210)
 
 
 class Board:

@@ -136,16 +136,3 @@ def test_broken_config_json_is_named(tmp_path):
   (tmp_path / 'config.json').write_text('{')
   with pytest.raises(ValueError, match='config.json is not JSON'):
     claim(tmp_path, CONFIG)
-
-
-def test_failed_write_keeps_the_old_text(tmp_path, monkeypatch):
-  path = tmp_path / 'x'
-  workdir_lib.save_text(path, 'old')
-
-  def refuse(fd):
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(workdir_lib.os, 'fsync', refuse)
-  with pytest.raises(OSError, match='No space left'):
-    workdir_lib.save_text(path, 'new')
-  assert path.read_text() == 'old'

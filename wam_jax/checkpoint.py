@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax import finetuning
-from wam_jax import remote
+from wam_jax import storage
 from wam_jax import workdir as workdir_lib
 from wam_jax.models import encoders
 
@@ -176,9 +176,8 @@ class Checkpoints:
     aside = self._workdir / 'unreadable'
     if jax.process_index() == 0:
       aside.mkdir(exist_ok=True)
-      move = remote.move if remote.is_remote(aside) else pathlib.Path.rename
       for step in steps:
-        move(_directory(self._workdir) / str(step), _unused(aside / str(step)))
+        storage.move(_directory(self._workdir) / str(step), _unused(aside / str(step)))
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('wam_jax:set_aside')
     self._manager.reload()
@@ -200,7 +199,7 @@ class Checkpoints:
       )
       room, cure = (
         ('', 'check the bucket')
-        if remote.is_remote(directory)
+        if storage.is_remote(directory)
         else (f' ({shutil.disk_usage(directory).free / 2**20:.0f} MiB free)', 'make room')
       )
       raise CheckpointError(

@@ -1,5 +1,5 @@
-"""Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard, Weights & Biases and the
-progress line.
+"""Where numbers of a run go: metrics.jsonl, timing.jsonl, TensorBoard and Weights & Biases.
+Also owns the speed of training, which progress.py shows.
 
 metrics.jsonl holds only what the config determines, so that a run that was killed and resumed
 writes the same file as one that was not; everything that depends on the clock goes elsewhere.
@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import datetime
+import itertools
 import json
 import math
 import pathlib
 import secrets
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import tensorboardX
 
 from wam_jax import config as cfg
-from wam_jax import workdir as workdir_lib
+from wam_jax import progress
+from wam_jax import storage
 
 
 class MetricsWriter:
@@ -35,7 +35,7 @@ class MetricsWriter:
     be written again.
 
     Args:
-      boards: of `wandb_run`, that are shown the same scalars.
+      boards: runs of `wandb_run` that are shown the same scalars.
     """
     self._boards = boards
     drop_after(workdir / 'metrics.jsonl', step)
@@ -76,7 +76,7 @@ def wandb_run(project: str, workdir: pathlib.Path, config: cfg.TrainConfig) -> I
     ) from e
   name = workdir / 'wandb_id'
   if not name.exists():
-    workdir_lib.save_text(name, secrets.token_hex(4))
+    storage.write_whole(name, secrets.token_hex(4))
   try:
     run = wandb.init(
       project=project,
@@ -107,7 +107,7 @@ def drop_after(path: pathlib.Path, step: int) -> None:
   text = path.read_text()
   kept = ''.join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
   if kept != text:
-    workdir_lib.save_text(path, kept)
+    storage.write_whole(path, kept)
 
 
 def _step_of(line: str) -> float:
@@ -125,65 +125,53 @@ def _append(f: TextIO, step: int, scalars: Mapping[str, float]) -> None:
   f.flush()
 
 
-class Progress:
-  """Progress with rate and time left: rewritten in place on a terminal, else a line every ten
-  seconds.
-  """
+class Speed:
+  """How fast steps are completed, from the first one on: compilation does not count as training."""
 
   def __init__(
     self,
-    steps: int,
     batch_size: int,
-    stream: TextIO | None = None,
-    clock=time.monotonic,
     sample_flops: float = 0.0,
     peak_flops: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
   ):
-    """`sample_flops`: of a training sample; `peak_flops`: of all devices per second, 0 where it is
-    not known.
+    """Begins the time that `goodput` is a share of.
+
+    Args:
+      sample_flops: FLOPs of training on one sample.
+      peak_flops: FLOPs per second of all devices at their best; 0 where it is not known.
     """
-    self._steps, self._batch_size, self._clock = steps, batch_size, clock
-    self._sample_flops, self._peak_flops = sample_flops, peak_flops
-    self._stream = stream or sys.stdout
-    self._in_place = self._stream.isatty()
-    self._period_s = 0.5 if self._in_place else 10.0
-    self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=16)
-    self._begin = clock()
+    self._batch_size = batch_size
+    self._sample_flops = sample_flops
+    self._peak_flops = peak_flops
+    self._clock = clock
+    self._begin_s = clock()
+    # (seconds, steps): at the first complete step, now, and about every ten seconds.
     self._first: tuple[float, int] | None = None
     self._last: tuple[float, int] | None = None
-    self._width = 0
+    self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=16)
 
-  def update(self, step: int, loss: float) -> None:
-    """Call when `step` is complete. The first call starts the clock: compilation does not count as
-    training.
-    """
-    now = (self._clock(), step)
-    self._first, self._last = self._first or now, now
-    if not self._marks:
-      self._marks.append(now)
-    elif now[0] - self._marks[-1][0] >= self._period_s or (self._in_place and step == self._steps):
-      rate = _rate(self._marks[0], now)
-      self._marks.append(now)
-      left = datetime.timedelta(seconds=round((self._steps - step) / rate)) if rate else '?'
-      self._show(
-        f'step {step}/{self._steps} ({100 * step // self._steps}%)  loss {loss:.4f}  '
-        f'{rate * self._batch_size:.1f} samples/s{self._show_mfu(rate)}  ETA {left}'
-      )
+  def update(self, step: int) -> None:
+    """Call when `step` is complete."""
+    self._last = (self._clock(), step)
+    self._first = self._first or self._last
+    if not self._marks or self._last[0] - self._marks[-1][0] >= progress.EVERY_S:
+      self._marks.append(self._last)
 
   @property
   def samples_per_s(self) -> float:
     """Average over this process's steps, the first (compilation) excluded; 0 before the second."""
-    return _rate(self._first, self._last) * self._batch_size if self._first else 0.0
+    if not self._first:
+      return 0.0
+    return progress.compute_rate(self._first, self._last) * self._batch_size
 
   @property
   def timing(self) -> dict[str, float]:
     """For timing.jsonl; `mfu` (model FLOPs, of the peak) only where the peak is known."""
-    mfu = (
-      {'mfu': self.samples_per_s * self._sample_flops / self._peak_flops}
-      if self._peak_flops
-      else {}
-    )
-    return {'samples_per_s': self.samples_per_s, 'goodput': self.goodput} | mfu
+    timing = {'samples_per_s': self.samples_per_s, 'goodput': self.goodput}
+    if self._peak_flops:
+      timing['mfu'] = self._compute_mfu(self.samples_per_s)
+    return timing
 
   @property
   def goodput(self) -> float:
@@ -194,38 +182,19 @@ class Progress:
     """
     if not self._first or self._last[1] == self._first[1]:
       return 0.0
-    best = max(
-      [_rate(a, b) for a, b in zip(self._marks, list(self._marks)[1:])]
-      + [_rate(self._first, self._last)]
-    )
-    return min(1.0, (self._last[1] - self._first[1]) / best / (self._last[0] - self._begin))
+    spans = [(self._first, self._last), *itertools.pairwise(self._marks)]
+    best = max(progress.compute_rate(start, end) for start, end in spans)
+    needed_s = (self._last[1] - self._first[1]) / best
+    return min(1.0, needed_s / (self._last[0] - self._begin_s))
 
-  def say(self, message: str) -> None:
-    """Prints `message` on lines of its own."""
-    self._clear()
-    print(message, file=self._stream, flush=True)
-
-  def _show_mfu(self, rate: float) -> str:
+  def show(self, steps_per_s: float) -> str:
+    """The rate as the progress line says it, with MFU where the peak is known."""
+    samples_per_s = steps_per_s * self._batch_size
+    text = f'{samples_per_s:.1f} samples/s'
     if not self._peak_flops:
-      return ''
-    mfu = rate * self._batch_size * self._sample_flops / self._peak_flops
-    return f'  MFU {100 * mfu:.1f}% of {self._peak_flops / 1e12:.0f} TFLOP/s'
+      return text
+    mfu = self._compute_mfu(samples_per_s)
+    return f'{text}  MFU {100 * mfu:.1f}% of {self._peak_flops / 1e12:.0f} TFLOP/s'
 
-  def _show(self, line: str) -> None:
-    if self._in_place:
-      self._clear()
-      self._stream.write(line)
-      self._stream.flush()
-      self._width = len(line)
-    else:
-      self.say(line)
-
-  def _clear(self) -> None:
-    if self._width:
-      self._stream.write('\r' + ' ' * self._width + '\r')
-      self._width = 0
-
-
-def _rate(start: tuple[float, int], end: tuple[float, int]) -> float:
-  """Steps per second."""
-  return (end[1] - start[1]) / (end[0] - start[0]) if end[0] > start[0] else 0.0
+  def _compute_mfu(self, samples_per_s: float) -> float:
+    return samples_per_s * self._sample_flops / self._peak_flops

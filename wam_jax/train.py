@@ -32,7 +32,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -49,8 +49,9 @@ from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import flops
 from wam_jax import metrics
-from wam_jax import remote
+from wam_jax import progress
 from wam_jax import sharding
+from wam_jax import storage
 from wam_jax import train_step
 from wam_jax import types
 from wam_jax import workdir as workdir_lib
@@ -142,8 +143,17 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     checkpoints = stack.enter_context(
       checkpoint.Checkpoints(workdir, config.keep, config.keep_every)
     )
-    progress = metrics.Progress(config.steps, config.batch_size, **_count_work(config, mesh))
-    say = progress.say if first else lambda message: None
+    speed = metrics.Speed(config.batch_size, **_count_work(config, mesh))
+    report = stack.enter_context(
+      progress.Progress(
+        'step',
+        config.steps,
+        done=None,  # The clock starts with the first complete step, after compilation.
+        show_rate=speed.show,
+        line=progress.Line(sys.stdout),
+      )
+    )
+    say = progress.say
 
     restored = checkpoints.restore(
       config, lambda frozen: train_step.abstract_state(config, mesh, frozen), say
@@ -177,10 +187,12 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       if first
       else None
     )
-    watch = _LossWatch(config, progress.say)
+    watch = _LossWatch(config)
     stop = stack.enter_context(_StopSignal())
     alive = stack.enter_context(_HangTimeout(config.hang_timeout_s))
-    traces = stack.enter_context(remote.staged(workdir / 'profile')) if config.profile else None
+    traces = (
+      stack.enter_context(storage.local_directory(workdir / 'profile')) if config.profile else None
+    )
     profile = stack.enter_context(_Profile(config.profile, traces))
 
     step = start
@@ -192,7 +204,8 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       state, step_metrics = run_step(state, _to_devices(batch, batch_sharding))
       watch.add(step, batch.sample_B2, step_metrics)
       if complete := watch.check(lag=2):
-        progress.update(*complete)
+        speed.update(complete.step)
+        report.update(complete.step, f'loss {complete.loss:.4f}')
 
       line = {}
       if step % config.log_every == 0 or step == config.steps:
@@ -202,7 +215,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       if held_out and (step % config.eval_every == 0 or step == config.steps):
         line.update(_evaluate(run_eval, state, held_out, batch_sharding))
       if line and writer:
-        writer.write(step, line, progress.timing)
+        writer.write(step, line, speed.timing)
         files.send_soon()
       if step % config.save_every == 0 or step == config.steps:
         watch.check(lag=0)
@@ -221,8 +234,8 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     say(f'stopped at step {step} of {config.steps}; run the same command again to continue.')
     return stop.signal
   say(
-    f'done: step {step}, {(step - start) * config.batch_size} samples, {progress.samples_per_s:.1f} samples/s, '
-    f'{100 * progress.goodput:.0f}% of the time in steps\n'
+    f'done: step {step}, {(step - start) * config.batch_size} samples, {speed.samples_per_s:.1f} samples/s, '
+    f'{100 * speed.goodput:.0f}% of the time in steps\n'
     f'checkpoint: {workdir / "checkpoints" / str(step)}\n'
     f'next: python -m wam_jax.evaluate --workdir={shlex.quote(str(workdir))}'
   )
@@ -392,6 +405,13 @@ def _evaluate(
   }
 
 
+class Complete(NamedTuple):
+  """A step whose loss is known, and finite."""
+
+  step: int
+  loss: float
+
+
 class _LossWatch:
   """Stops the run at the first step whose loss or gradient is not finite, and reports a loss far
   above the usual.
@@ -400,21 +420,21 @@ class _LossWatch:
   host run far ahead.
   """
 
-  def __init__(self, config: cfg.TrainConfig, say: Callable[[str], None]):
-    self._factor, self._stop, self._say = config.spike_factor, config.stop_on_spike, say
+  def __init__(self, config: cfg.TrainConfig):
+    self._factor, self._stop = config.spike_factor, config.stop_on_spike
     self._pending: collections.deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = (
       collections.deque()
     )
     self._recent: collections.deque[float] = collections.deque(maxlen=100)
-    self._last: tuple[int, float] | None = None
+    self._last: Complete | None = None
 
   def add(self, step: int, sample_B2: np.ndarray, step_metrics: Mapping[str, jax.Array]) -> None:
     watched = {name: step_metrics[name] for name in ('loss', 'grad_norm') if name in step_metrics}
     self._pending.append((step, sample_B2, watched))
 
-  def check(self, lag: int) -> tuple[int, float] | None:
-    """Checks all but the newest `lag` steps; returns the last complete step and its loss, None
-    before the first.
+  def check(self, lag: int) -> Complete | None:
+    """Checks all but the newest `lag` steps; returns the last complete one, None before the
+    first.
     """
     while len(self._pending) > lag:
       step, sample_B2, watched = self._pending.popleft()
@@ -423,7 +443,7 @@ class _LossWatch:
         found = ', '.join(f'{name} {float(value)}' for name, value in values.items())
         raise FloatingPointError(f'Step {step} is not finite: {found}. {_advice(sample_B2)}')
       self._check_spike(step, sample_B2, float(values['loss']))
-      self._last = (step, float(values['loss']))
+      self._last = Complete(step, float(values['loss']))
     return self._last
 
   def _check_spike(self, step: int, sample_B2: np.ndarray, loss: float) -> None:
@@ -432,7 +452,8 @@ class _LossWatch:
       found = f'The loss of step {step} is {loss:.4g}, {loss / usual:.1f} times the median of the steps before it.'
       if self._stop:
         raise FloatingPointError(f'{found} {_advice(sample_B2)}')
-      self._say(f'{found} Its samples on host {jax.process_index()}: {_names(sample_B2)}')
+      samples = f'Its samples on host {jax.process_index()}: {_names(sample_B2)}'
+      progress.say(f'{found} {samples}', from_every_process=True)
     else:
       self._recent.append(loss)
 

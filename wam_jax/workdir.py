@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from wam_jax import config as cfg
-from wam_jax import remote
+from wam_jax import storage
 
 _ABSENT = object()
 VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
@@ -49,27 +47,14 @@ _MAY_CHANGE_GROUPS = ('mesh.', 'rules.', 'sample.', 'evaluation.')
 
 
 def make_path(workdir: str) -> pathlib.Path | epath.Path:
-  """Absolute path of `workdir`, `~` expanded, or its gs:// path. Errors as `remote.make_path`."""
-  if remote.is_remote(workdir):
-    return remote.make_path(workdir, '--workdir')
+  """Absolute path of `workdir`, `~` expanded, or its gs:// path. Errors as `storage.make_path`."""
+  if storage.is_remote(workdir):
+    return storage.make_path(workdir, '--workdir')
   return pathlib.Path(workdir).expanduser().absolute()
 
 
-def save_text(path: pathlib.Path, text: str) -> None:
-  """Replaces `path` by `text`, or leaves it as it was: a reader never sees half a file."""
-  if remote.is_remote(path):
-    remote.write(path, text.encode())
-    return
-  partial = path.with_name(path.name + '.partial')
-  with partial.open('w') as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  partial.replace(path)
-
-
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[remote.Folder]:
+def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[storage.Folder]:
   """Makes `workdir`, holds it against a second training process, and records `config` in its
   config.json.
 
@@ -80,30 +65,26 @@ def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[remote.Fol
   Raises:
     ValueError: no permission, in use by another process, or made by another config.
   """
-  if remote.is_remote(workdir):
-    with remote.taken(workdir, _CONTINUED) as folder:
+  if storage.is_remote(workdir):
+    with storage.owned_folder(workdir, _CONTINUED) as folder:
       _record_config(workdir, config)
       yield folder
     return
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / '.lock').open('w')
-  except OSError as e:
-    raise ValueError(
-      f'--workdir={workdir} cannot be written: {e.strerror}. Pass a directory you may write to.'
-    ) from e
-  with lock:
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(
-        lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-      )  # Released by the kernel, however the process ends.
-    except OSError as e:
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(storage.lock(workdir / '.lock'))
+    except BlockingIOError as e:
       raise ValueError(
         f'--workdir={workdir} is in use by another training process; wait for it, stop it, '
         'or pass another directory.'
       ) from e
+    except OSError as e:
+      raise ValueError(
+        f'--workdir={workdir} cannot be written: {e.strerror}. Pass a directory you may write to.'
+      ) from e
     _record_config(workdir, config)
-    yield remote.Folder(workdir)
+    yield storage.Folder(workdir)
 
 
 def load_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -128,19 +109,14 @@ def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
   """
   if config.model.text.kind == 'word' or find_vocabulary(workdir):
     return
-  source = remote.make_path(config.model.text.tokenizer, 'config.model.text.tokenizer')
+  source = storage.make_path(config.model.text.tokenizer, 'config.model.text.tokenizer')
   if not source.is_file():
     raise ValueError(
       f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
       f'sentencepiece model of the text encoder {config.model.text.kind!r}.'
     )
   target = workdir / VOCABULARIES[source.suffix != '.json']
-  if remote.is_remote(target):
-    remote.write(target, source.read_bytes())
-    return
-  partial = target.with_name(target.name + '.partial')
-  partial.write_bytes(source.read_bytes())
-  partial.replace(target)
+  storage.write_whole(target, source.read_bytes())
 
 
 def find_vocabulary(workdir: pathlib.Path) -> pathlib.Path | None:
@@ -173,7 +149,7 @@ def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
         + '\nPass another --workdir, delete that one, or set these keys back.'
       )
   if stored != now:
-    save_text(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
+    storage.write_whole(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
 
 
 def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,154 @@
+"""Files and directories that appear whole or not at all, whatever ends their writer."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from wam_jax import storage
+
+
+def start(code, *args, **options):
+  return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], text=True, **options)
+
+
+@pytest.mark.parametrize('content', ['text\u00e4', b'bytes'])
+def test_a_file_is_replaced(tmp_path, content):
+  path = tmp_path / 'x'
+  storage.write_whole(path, 'old')
+  storage.write_whole(path, content)
+  assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+  assert [p.name for p in tmp_path.iterdir()] == ['x']
+
+
+def test_failed_write_keeps_the_old_text(tmp_path, monkeypatch):
+  path = tmp_path / 'x'
+  storage.write_whole(path, 'old')
+
+  def refuse(fd):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(storage.os, 'fsync', refuse)
+  with pytest.raises(OSError, match='No space left') as error:
+    storage.write_whole(path, 'new')
+  assert path.read_text() == 'old'
+  assert str(path) in str(error.value)
+  assert [p.name for p in tmp_path.iterdir()] == ['x']
+
+
+def test_a_full_disk_is_one_message_with_the_path(tmp_path):
+  """A file-size limit stands for the full disk."""
+  path = tmp_path / 'x'
+  storage.write_whole(path, 'old')
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # Python ignores SIGXFSZ.
+  try:
+    with pytest.raises(OSError, match='File too large') as error:
+      storage.write_whole(path, bytes(10_000))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert str(path) in str(error.value)
+  assert path.read_text() == 'old'
+  assert [p.name for p in tmp_path.iterdir()] == ['x']
+
+
+def test_errors_of_other_files_keep_their_name(tmp_path):
+  with pytest.raises(OSError, match='missing'), storage.whole_file(tmp_path / 'x'):
+    (tmp_path / 'missing').read_bytes()
+  assert not list(tmp_path.iterdir())
+
+
+WRITE = """
+import pathlib, sys
+from wam_jax import storage
+with storage.whole_file(pathlib.Path(sys.argv[1])) as partial:
+  partial.write_text('half')
+  print('writing', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
+  path = tmp_path / 'x'
+  storage.write_whole(path, 'old')
+  writer = start(WRITE, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  assert writer.stdout.readline() == 'writing\n'
+  writer.send_signal(signal.SIGKILL)
+  writer.communicate()
+  assert path.read_text() == 'old'
+  storage.write_whole(path, 'new')
+  assert path.read_text() == 'new'
+
+
+def test_directory_has_the_usual_mode_and_is_synced(tmp_path, monkeypatch):
+  synced = []
+  sync = os.fsync
+  monkeypatch.setattr(storage.os, 'fsync', lambda fd: (synced.append(os.fstat(fd)), sync(fd)))
+  with storage.whole_directory(tmp_path / 'result') as partial:
+    (partial / 'folder').mkdir()
+    (partial / 'folder' / 'file').write_text('x')
+  other = tmp_path / 'other'
+  other.mkdir()
+  assert (tmp_path / 'result').stat().st_mode == other.stat().st_mode
+  found = {state.st_ino for state in synced}
+  for path in ('result', 'result/folder', 'result/folder/file', '.'):
+    assert (tmp_path / path).stat().st_ino in found, path
+
+
+def is_worth_keeping(partial):
+  return (partial / 'shard').exists()
+
+
+def test_unfinished_work_waits_for_the_next_call(tmp_path):
+  output = tmp_path / 'deep' / 'result'
+  with pytest.raises(KeyboardInterrupt):
+    with storage.resumable_directory(output, is_worth_keeping) as partial:
+      (partial / 'shard').write_text('1')
+      raise KeyboardInterrupt
+  assert not output.exists()
+  with storage.resumable_directory(output, is_worth_keeping) as partial:
+    assert (partial / 'shard').read_text() == '1'
+  assert [p.name for p in output.parent.iterdir()] == ['result']
+  with storage.resumable_directory(output, is_worth_keeping) as partial:
+    assert partial is None
+  assert [p.name for p in output.parent.iterdir()] == ['result']
+
+
+def test_unfinished_work_that_is_worth_nothing_is_removed(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    with storage.resumable_directory(tmp_path / 'result', is_worth_keeping) as partial:
+      (partial / 'plan').write_text('1')
+      raise KeyboardInterrupt
+  assert not list(tmp_path.iterdir())
+
+
+RESUME = """
+import pathlib, sys
+from wam_jax import storage
+with storage.resumable_directory(pathlib.Path(sys.argv[1]), lambda partial: True) as partial:
+  print(partial, flush=True)
+"""
+
+
+def test_a_second_process_waits_and_finds_what_the_first_one_made(tmp_path):
+  output = tmp_path / 'result'
+  with storage.resumable_directory(output, is_worth_keeping) as partial:
+    second = start(RESUME, output, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert second.stderr.readline() == f'waiting for another process that writes {partial}\n'
+    (partial / 'shard').write_text('1')
+  assert second.communicate()[0] == 'None\n'
+  assert [p.name for p in tmp_path.iterdir()] == ['result']
+
+
+def test_a_lock_is_released_with_its_process(tmp_path):
+  path = tmp_path / '.lock'
+  with storage.lock(path):
+    with pytest.raises(BlockingIOError), storage.lock(path):
+      pytest.fail('must not start')
+  with storage.lock(path):
+    pass

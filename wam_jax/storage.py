@@ -1,0 +1,340 @@
+"""How files and directories get their place: whole or not at all, locked, on a disk or in a bucket.
+
+A reader finds the old file or the whole new one, however the writer ends; what was written is on
+the disk when it has its name. On object storage (gs://) an object appears whole by itself, cannot
+be appended to, and nothing locks it: small files of a run are written to a local directory and
+sent, and the newest process owns the place. Checkpoints and datasets are read and written in place
+by their own libraries.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+import fsspec
+from etils import epath
+
+_OWNER = '.owner'
+
+
+def make_path(path: str | os.PathLike[str], what: str = 'the path') -> epath.Path:
+  """`path` with `~` expanded, local or gs://.
+
+  Raises:
+    ValueError: another kind of object store, or gcsfs is not installed; calls the path `what`.
+  """
+  path = os.fspath(path)
+  if '://' in path and not path.startswith('gs://'):
+    raise ValueError(
+      f'{what} {path!r} is an object store other than gs://. Mount it and pass the mounted path.'
+    )
+  if is_remote(path):
+    try:
+      fsspec.get_filesystem_class('gcs')
+    except ImportError as e:
+      raise ValueError(
+        f"{what} {path!r} needs gcsfs: pip install 'wam_jax[gcs]', or mount the bucket (gcsfuse) "
+        'and pass the mounted path.'
+      ) from e
+  return epath.Path(path).expanduser()
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+  """Whether `path` is of an object store."""
+  return '://' in os.fspath(path)
+
+
+def write_whole(path: pathlib.Path | epath.Path, content: bytes | str) -> None:
+  """Puts `content` in the place of `path`, local or gs://.
+
+  Raises:
+    OSError: it cannot be written, and is what it was before; the message names `path`.
+  """
+  if isinstance(content, str):
+    content = content.encode()
+  if is_remote(path):
+    _put(path, content)
+    return
+  with whole_file(path) as partial:
+    partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A hidden file beside the local `path` that takes its place when the block ends well, and
+  vanishes otherwise.
+
+  Raises:
+    OSError: as `write_whole`.
+  """
+  partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+  try:
+    yield partial
+    _sync(partial)
+    partial.replace(path)
+  except OSError as e:
+    if e.filename in (None, str(partial)):  # A full disk has no name, and the hidden one says less.
+      e.filename = str(path)
+    raise
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_directory(output: pathlib.Path, size: int = 0) -> Iterator[pathlib.Path]:
+  """A hidden directory beside `output` that takes its name when the block ends well, and vanishes
+  otherwise.
+
+  Args:
+    size: bytes that are about to be written.
+  Raises:
+    ValueError: `output` is there already, or the disk is or becomes full.
+  """
+  if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    raise ValueError(
+      f'--output={output} exists already; nothing was changed. Pass another directory, or delete '
+      'it.'
+    )
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output.parent).free
+    if size > free:
+      raise ValueError(
+        f'{output.parent} has {free / 1e9:.1f} GB free; up to {size / 1e9:.1f} GB are needed. Make '
+        'room, or pass --output on another disk.'
+      )
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
+    partial.chmod(0o777 & ~_read_umask())  # mkdtemp lets nobody else in.
+  except OSError as e:
+    raise ValueError(
+      f'--output={output} cannot be written: {e.strerror}. Pass a directory you may write to.'
+    ) from e
+  try:
+    yield partial
+    _publish(partial, output)
+  except OSError as e:
+    free = shutil.disk_usage(output.parent).free
+    raise ValueError(
+      f'--output={output} could not be written ({free / 1e9:.1f} GB free): {e}. What was written is '
+      'removed again; make room and repeat.'
+    ) from e
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumable_directory(
+  output: pathlib.Path, is_worth_keeping: Callable[[pathlib.Path], bool]
+) -> Iterator[pathlib.Path | None]:
+  """The hidden directory `.NAME.partial` beside `output`, which takes its name when the block ends
+  well, and waits for the next call otherwise.
+
+  A second process waits until the first one is done.
+
+  Args:
+    is_worth_keeping: whether an unfinished directory holds work that the next call can go on from;
+      it is removed otherwise.
+  Yields:
+    The directory, with what earlier calls left in it; None if `output` is there already.
+  """
+  output.parent.mkdir(parents=True, exist_ok=True)
+  partial = output.with_name(f'.{output.name}.partial')
+  handle = _make_locked(partial)
+  try:
+    if output.exists():
+      yield None
+    else:
+      yield partial
+      _publish(partial, output)
+  finally:
+    if partial.exists() and (output.exists() or not is_worth_keeping(partial)):
+      shutil.rmtree(partial)
+    os.close(handle)
+
+
+def _make_locked(directory: pathlib.Path) -> int:
+  """Makes `directory` and locks it, after whoever has it; the open handle, whose end releases
+  it.
+  """
+  while True:
+    directory.mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # Its owner may rename or remove it at any time.
+      handle = os.open(directory, os.O_RDONLY)
+      try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        print(f'waiting for another process that writes {directory}', file=sys.stderr)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+      with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(handle), directory.stat()):
+          return handle
+      os.close(handle)
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path) -> Iterator[None]:
+  """Holds the file `path`, made if missing, against other processes; the kernel releases it,
+  however this one ends.
+
+  Raises:
+    BlockingIOError: another process holds it.
+  """
+  with path.open('w') as f:
+    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+
+
+def _publish(partial: pathlib.Path, output: pathlib.Path) -> None:
+  """Gives a directory its name, once all of it is on the disk."""
+  for place, _, names in os.walk(partial):
+    for name in names:
+      _sync(pathlib.Path(place, name))
+    _sync(pathlib.Path(place))
+  partial.replace(output)
+  _sync(output.parent)
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Returns when a file, or the list of a directory, is on the disk."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def _read_umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def _put(path: epath.Path, content: bytes) -> None:
+  """Puts one object.
+
+  Raises:
+    OSError: there is no such bucket, or no permission.
+  """
+  try:
+    path.write_bytes(content)
+  except Exception as e:  # gcsfs raises OSError, its own HttpError or what google.auth raises.
+    bucket = '/'.join(str(path).split('/')[:3])
+    reason = (
+      'there is no such bucket'
+      if isinstance(e, FileNotFoundError)
+      else ' '.join(str(e).split())[:300]
+    )
+    raise OSError(
+      f'{path} cannot be written: {reason}. Check the name and your permission with '
+      f'`gcloud storage ls {bucket}`; log in by `gcloud auth application-default login`.'
+    ) from e
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+  """Renames a directory; the objects of one in a store are copied within the store."""
+  if not is_remote(source):
+    source.rename(target)
+    return
+  store = fsspec.filesystem('gcs')
+  store.copy(str(source), str(target), recursive=True)
+  store.rm(str(source), recursive=True)
+
+
+class Folder:
+  """A local directory for files whose place is elsewhere; `send` brings there what has changed.
+
+  Attributes:
+    local: where to write; the place itself if that is local.
+  """
+
+  def __init__(self, local: pathlib.Path, place: epath.Path | None = None, owner: str = ''):
+    """`place` is None if it is `local`; with an `owner` nothing is sent once another one has taken
+    `place`.
+    """
+    self.local = local
+    self._place = place
+    self._owner = owner
+    # Size and time of change of each file as it was sent.
+    self._sent: dict[pathlib.Path, tuple[int, int]] = {}
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._sending = self._thread.submit(lambda: None)
+
+  def send_soon(self) -> None:
+    """Sends in the background unless that is still under way; raises what the last time raised."""
+    if self._place and self._sending.done():
+      self._sending.result()
+      self._sending = self._thread.submit(self._send)
+
+  def send(self) -> None:
+    """Returns when all files are there.
+
+    Raises:
+      OSError: they cannot be written.
+      ValueError: the place belongs to another process by now.
+    """
+    if self._place:
+      self._sending.result()
+      self._send()
+
+  def _send(self) -> None:
+    if self._owner and (self._place / _OWNER).read_text() != self._owner:
+      raise ValueError(
+        f'{self._place} has been taken over by another training process; this one stops. Pass '
+        'another directory to run both.'
+      )
+    for path in sorted(path for path in self.local.rglob('*') if path.is_file()):
+      state = path.stat()
+      stamp = state.st_size, state.st_mtime_ns
+      if self._sent.get(path) != stamp:
+        _put(self._place / path.relative_to(self.local).as_posix(), path.read_bytes())
+        self._sent[path] = stamp
+
+
+@contextlib.contextmanager
+def local_directory(place: pathlib.Path | epath.Path) -> Iterator[pathlib.Path]:
+  """A local directory whose files are in `place` at the end; `place` itself, made, if that is
+  local.
+  """
+  if not is_remote(place):
+    place.mkdir(parents=True, exist_ok=True)
+    yield place
+    return
+  with tempfile.TemporaryDirectory() as local:
+    yield pathlib.Path(local)
+    Folder(pathlib.Path(local), place).send()
+
+
+@contextlib.contextmanager
+def owned_folder(place: epath.Path, continued: Sequence[str]) -> Iterator[Folder]:
+  """The Folder of `place`, which belongs to this process until another one takes it; sent at the
+  end.
+
+  An earlier owner stops at its next `send`: nothing has to time out before a killed run can be
+  continued.
+
+  Args:
+    continued: names of files that are written on from where they are; fetched if they exist.
+  Raises:
+    OSError: `place` cannot be written.
+  """
+  owner = uuid.uuid4().hex
+  _put(place / _OWNER, owner.encode())
+  with tempfile.TemporaryDirectory() as name:
+    local = pathlib.Path(name)
+    for file in continued:
+      if (place / file).exists():
+        (local / file).write_bytes((place / file).read_bytes())
+    folder = Folder(local, place, owner)
+    try:
+      yield folder
+    finally:
+      folder.send()
