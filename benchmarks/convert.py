@@ -36,10 +36,11 @@ from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import layouts
+from wam_jax.interop import foreign
 from wam_jax.interop import lazy
 from wam_jax.interop import output
 from wam_jax.interop.dreamzero import config as dreamzero_config
+from wam_jax.interop.dreamzero import layout as dreamzero_layout
 from wam_jax.interop.dreamzero import robots as dreamzero_robots
 from wam_jax.interop.files import jsonfile
 from wam_jax.interop.files import safetensors
@@ -105,15 +106,15 @@ def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) 
   dreamzero_robots.write(directory, {'oxe_droid': robot}, model, None)
   jsonfile.write(
     directory / dreamzero_config.CONFIG,
-    dreamzero_config.head_config(cfg.TrainConfig(model=model), 880),
+    dreamzero_config.make_config(cfg.TrainConfig(model=model), 880),
   )
   return sums
 
 
 def _shapes(model: cfg.ModelConfig) -> dict[str, lazy.Shape]:
   return {
-    layouts.PREFIXES[part] + name: lazy.Shape(row.torch_shape, safetensors.DTYPES['BF16'])
-    for part, table in layouts.tables(model, 'dreamzero').items()
+    dreamzero_layout.PREFIXES[part] + name: lazy.Shape(row.torch_shape, safetensors.DTYPES['BF16'])
+    for part, table in foreign.make_tables(model, 'dreamzero').items()
     for row in table
     for name in row.names
   }

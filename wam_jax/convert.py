@@ -22,10 +22,12 @@ from etils import epath
 
 from wam_jax import cli
 from wam_jax.interop import exporting
+from wam_jax.interop import foreign
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
 from wam_jax.interop import layouts
-from wam_jax.interop import own as own_lib
+from wam_jax.interop import lazy
+from wam_jax.interop import own
 from wam_jax.interop.files import jsonfile
 
 _COMMANDS = ('import', 'export', 'inspect')
@@ -71,7 +73,7 @@ _STATISTICS = flags.DEFINE_bool(
   '--nostatistics converts weights alone, whose statistics are lost: no robot can be controlled.',
 )
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'keep', tuple(importing.DTYPES), 'Of the weights written; keep: as they are.'
+  'dtype', 'keep', tuple(lazy.DTYPES), 'Of the weights written; keep: as they are.'
 )
 _SHARD_GB = flags.DEFINE_float('max_shard_gb', 5.0, 'Export: largest file.', 0.001)
 _STEP = flags.DEFINE_integer(
@@ -122,9 +124,9 @@ def _export() -> dict[str, Any]:
       "--layout=wan cannot be written: Wan-AI's files have no room for the action modules; "
       'pass dreamzero or diffusers.'
     )
-  own = own_lib.open_workdir(_local('source', _SOURCE.value), _STEP.value)
+  source = own.open_workdir(_local('source', _SOURCE.value), _STEP.value)
   report = exporting.export_checkpoint(
-    own,
+    source,
     _local('output', _OUTPUT.value),
     exporting.Options(
       layout=_LAYOUT.value or 'dreamzero',
@@ -146,9 +148,9 @@ def _inspect() -> dict[str, Any]:
   return report
 
 
-def _options() -> layouts.Options:
+def _options() -> foreign.Options:
   given = {'text': _TEXT.value, 'image': _IMAGE.value, 'tokenizer': _VAE.value}
-  return layouts.Options(
+  return foreign.Options(
     layout=_LAYOUT.value or '',
     base=_path(_BASE.value) if _BASE.value else None,
     encoders={part: _path(place) for part, place in given.items() if place},
@@ -160,10 +162,10 @@ def _options() -> layouts.Options:
 def _vocabulary() -> epath.Path | None:
   if not _VOCABULARY.value:
     return None
-  found = layouts.find_vocabulary(_path(_VOCABULARY.value))
+  found = foreign.find_vocabulary(_path(_VOCABULARY.value))
   if found is None:
     raise ValueError(
-      f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(layouts.VOCABULARIES)}.'
+      f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(foreign.VOCABULARIES)}.'
     )
   return found
 

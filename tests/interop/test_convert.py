@@ -24,6 +24,7 @@ from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import exporting
+from wam_jax.interop import foreign
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
 from wam_jax.interop import layouts
@@ -31,6 +32,7 @@ from wam_jax.interop import lazy
 from wam_jax.interop import own as own_lib
 from wam_jax.interop import sizes
 from wam_jax.interop.dreamzero import config as dreamzero_config
+from wam_jax.interop.dreamzero import layout as dreamzero_layout
 from wam_jax.interop.dreamzero import robots as dreamzero_robots
 from wam_jax.interop.files import orbax
 from wam_jax.interop.table import dit
@@ -42,7 +44,7 @@ from wam_jax.models import tokenizer
 
 
 def import_from(source, target, dtype='keep', statistics=True, vocabulary=None, **options):
-  opened = layouts.open_source(epath.Path(source), layouts.Options(**options))
+  opened = layouts.open_source(epath.Path(source), foreign.Options(**options))
   return importing.import_checkpoint(opened, pathlib.Path(target), dtype, statistics, vocabulary)
 
 
@@ -80,7 +82,7 @@ def write_run(workdir, config, params, frozen, robots, ema=True, step=3):
 def trees(model, seed=0):
   """(parameters, frozen parameters, the weights they are) of a random model."""
   weights = tiny.random_weights(model, 'wan', np.float32, seed)
-  tables = layouts.tables(model, 'wan')
+  tables = foreign.make_tables(model, 'wan')
   params = {part: rows_lib.to_params(tables[part], weights[part]) for part in weights}
   frozen = {part: {'params': params[part]} for part in params if part != 'dit'}
   return params['dit'], frozen, weights
@@ -116,15 +118,11 @@ def test_import_then_export_is_bit_identical(tmp_path, model, shards, dtype):
   assert len(list((tmp_path / 'back').glob('*.safetensors'))) > 10
   assert_same_bits(tiny.load(tmp_path / 'back'), weights)
   first, second = (
-    layouts.open_source(epath.Path(tmp_path / name), layouts.Options())
+    layouts.open_source(epath.Path(tmp_path / name), foreign.Options())
     for name in ('source', 'back')
   )
   assert first.model == second.model == model
-  assert (
-    first.fields
-    == second.fields
-    == dict(flow=dreamzero_config.FLOW, sample=dreamzero_config.SAMPLE)
-  )
+  assert first.fields == second.fields == dict(flow=foreign.FLOW, sample=foreign.SAMPLE)
   assert robot_lib.to_metadata(first.read_robots()) == robot_lib.to_metadata(second.read_robots())
 
 
@@ -146,7 +144,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
   mesh = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
   abstract = train_step.abstract_state(config, mesh, frozen)
   assert checkpoint.list_mismatches(abstract.params, params) == []
-  tables = layouts.tables(tiny.I2V, 'wan')
+  tables = foreign.make_tables(tiny.I2V, 'wan')
   got = {
     'dit': params,
     'text': frozen.text.params,
@@ -154,7 +152,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
     'tokenizer': frozen.tokenizer.params,
   }
   for part, tree in got.items():
-    prefix = layouts.PREFIXES[part]
+    prefix = dreamzero_layout.PREFIXES[part]
     of_part = {
       name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)
     }
@@ -169,12 +167,10 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
 def test_released_configs_are_recognised(model):
   shapes = {
     part: {name: row.torch_shape for row in table for name in row.names}
-    for part, table in layouts.tables(model, 'dreamzero').items()
+    for part, table in foreign.make_tables(model, 'dreamzero').items()
   }
   assert (
-    dreamzero_config.model_config(
-      dreamzero_config.head_settings(tiny.head(model)), shapes, bfloat16=True
-    )
+    dreamzero_config.infer_model(dreamzero_config.get_head(tiny.head(model)), shapes, bfloat16=True)
     == model
   )
   silent = {
@@ -185,10 +181,10 @@ def test_released_configs_are_recognised(model):
   silent = (
     silent if model.tokenizer.resize else {'diffusion_model_cfg': silent['diffusion_model_cfg']}
   )
-  assert dreamzero_config.model_config(silent, shapes, bfloat16=True) == model
-  exported = dreamzero_config.head_config(cfg.TrainConfig(model=model), 880)
+  assert dreamzero_config.infer_model(silent, shapes, bfloat16=True) == model
+  exported = dreamzero_config.make_config(cfg.TrainConfig(model=model), 880)
   assert (
-    dreamzero_config.model_config(dreamzero_config.head_settings(exported), shapes, bfloat16=True)
+    dreamzero_config.infer_model(dreamzero_config.get_head(exported), shapes, bfloat16=True)
     == model
   )
 
@@ -203,10 +199,10 @@ def test_golden_dit_is_recognised_at_its_sizes(golden_dit):
   video = dataclasses.replace(cfg.WAN2_1_I2V_14B.tokenizer, channels=said['out_dim'])
   text = dataclasses.replace(cfg.WAN2_1_I2V_14B.text, dim=said['text_dim'])
   image = dataclasses.replace(cfg.WAN2_1_I2V_14B.image, dim=said['image_embed_dim'])
-  model = sizes.model(said, shapes, 33, video, text, image)
+  model = sizes.infer_model(said, shapes, 33, video, text, image)
   assert_table_fits(dit.rows(model), golden_dit)
   silent = {key: said[key] for key in ('num_heads', 'out_dim')}
-  assert_table_fits(dit.rows(sizes.model(silent, shapes, 33, video, text, image)), golden_dit)
+  assert_table_fits(dit.rows(sizes.infer_model(silent, shapes, 33, video, text, image)), golden_dit)
 
 
 def test_golden_vae21_is_recognised_at_its_sizes(golden_vae21):
@@ -219,7 +215,7 @@ def test_golden_vae22_is_recognised_at_its_sizes(golden_vae22):
 
 def assert_vae_fits(golden, kind):
   shapes = {name: w.shape for name, w in golden.below('w/').items()}
-  config = sizes.video_tokenizer({}, shapes, (), 'float32')
+  config = sizes.infer_tokenizer({}, shapes, (), 'float32')
   assert (config.kind, config.channels, config.vae.encoder_dim) == (
     kind,
     golden.config['z_dim'],
@@ -230,7 +226,7 @@ def assert_vae_fits(golden, kind):
 
 def test_golden_umt5_is_recognised_at_its_sizes(golden_umt5):
   shapes = {name: w.shape for name, w in golden_umt5.below('w/').items()}
-  config = sizes.text_encoder({}, shapes, 8, 'float32')
+  config = sizes.infer_text({}, shapes, 8, 'float32')
   assert (config.heads, config.buckets) == (
     golden_umt5.config['num_heads'],
     golden_umt5.config['num_buckets'],
@@ -240,7 +236,7 @@ def test_golden_umt5_is_recognised_at_its_sizes(golden_umt5):
 
 def test_statistics_and_record_come_from_the_checkpoint(tmp_path):
   tiny.write_dreamzero(tmp_path / 'source')
-  (robot,) = layouts.open_source(epath.Path(tmp_path / 'source'), layouts.Options()).read_robots()
+  (robot,) = layouts.open_source(epath.Path(tmp_path / 'source'), foreign.Options()).read_robots()
   shipped = embodiments.get('droid')
   norms = lambda slices: tuple(dataclasses.replace(s, norm='q99_reference') for s in slices)
   assert robot.record == dataclasses.replace(
@@ -264,7 +260,7 @@ def test_a_robot_that_is_not_shipped_gets_a_record_of_its_own(tmp_path):
     of_key = content['oxe_droid']['statistics'][kind]['joint_position']
     of_key.update({key: numbers[:3] for key, numbers in of_key.items()})
   tiny.write_experiment(tmp_path, conf, content)
-  (robot,) = dreamzero_robots.read_embodiments(epath.Path(tmp_path), tiny.I2V)
+  (robot,) = dreamzero_robots.read_robots(epath.Path(tmp_path), tiny.I2V)
   record = robot.record
   assert (record.name, record.composite, record.proprio_dim) == ('oxe_droid', (96, 128), 4)
   assert (record.control_hz, record.video_fps, record.steps_per_chunk) == (15, 5, 24)
@@ -439,8 +435,8 @@ def test_diffusers_directory_holds_every_bit(tmp_path, model):
     'visual.head',
     'log_scale',
   ):  # Of CLIP; Diffusers has no room for them, and nothing reads them.
-    weights[layouts.PREFIXES['image'] + unused][...] = 0
-  weights[layouts.PREFIXES['image'] + 'log_scale'][...] = np.log(1 / 0.07)
+    weights[dreamzero_layout.PREFIXES['image'] + unused][...] = 0
+  weights[dreamzero_layout.PREFIXES['image'] + 'log_scale'][...] = np.log(1 / 0.07)
   tiny.write_dreamzero(tmp_path / 'source', model, weights)
   (tmp_path / 'source' / 'tokenizer.json').write_text('{}')
   import_from(tmp_path / 'source', tmp_path / 'run')
@@ -900,7 +896,7 @@ def test_inspect_lists_what_is_missing(tmp_path):
   tiny.write_dreamzero(tmp_path / 'source')
   change(tmp_path / 'source', lambda w: w.pop(f'{D}head.head.bias'))
   (tmp_path / 'source/experiment_cfg/metadata.json').unlink()
-  report = inspection.inspect(epath.Path(tmp_path / 'source'), layouts.Options(), None)
+  report = inspection.inspect(epath.Path(tmp_path / 'source'), foreign.Options(), None)
   assert report['missing'][0] == 'dit: head.head.bias is missing; expected [64]'
   assert 'metadata.json does not exist' in report['missing'][1]
   assert report['parts']['dit']['arrays'] == 132
@@ -924,7 +920,7 @@ def test_inspect_describes_a_run_of_any_model(tmp_path):
     checkpoints.save(
       2, state, {}, {'config': cfg.to_dict(config), 'data': robot_lib.to_metadata([droid()])}
     )
-  report = inspection.inspect(epath.Path(tmp_path), layouts.Options(), None)
+  report = inspection.inspect(epath.Path(tmp_path), foreign.Options(), None)
   assert (report['layout'], report['step'], report['averaged']) == ('wam_jax', 2, False)
   assert {part: sizes['parameters'] for part, sizes in report['parts'].items()} == {
     'dit': 12,
@@ -935,7 +931,7 @@ def test_inspect_describes_a_run_of_any_model(tmp_path):
 
 def test_inspect_describes_adapters_without_their_base(tmp_path):
   write_lora(tmp_path)
-  report = inspection.inspect(epath.Path(tmp_path / 'lora'), layouts.Options(), None)
+  report = inspection.inspect(epath.Path(tmp_path / 'lora'), foreign.Options(), None)
   assert list(report['parts']) == ['dit']
   assert report['adapters'] == 30
   assert list(report['embodiments']) == ['droid']

@@ -16,6 +16,7 @@ from wam_jax import checkpoint
 from wam_jax import finetuning
 from wam_jax import train_step
 from wam_jax.interop import exporting
+from wam_jax.interop import foreign
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
 from wam_jax.interop import layouts
@@ -24,7 +25,7 @@ from wam_jax.models import encoders
 
 
 def import_from(source: pathlib.Path, target: pathlib.Path, vocabulary: pathlib.Path) -> None:
-  opened = layouts.open_source(epath.Path(source), layouts.Options())
+  opened = layouts.open_source(epath.Path(source), foreign.Options())
   importing.import_checkpoint(opened, target, 'keep', True, epath.Path(vocabulary))
 
 
@@ -75,7 +76,7 @@ def test_adapters_there_and_back(tmp_path):
     '--config.optimizer.warmup_steps=1',
   )
   assert 'open loop on 2 windows' in programs.run('wam_jax.evaluate', f'--workdir={tuned}')
-  said = inspection.show(inspection.inspect(epath.Path(tuned), layouts.Options(), None))
+  said = inspection.show(inspection.inspect(epath.Path(tuned), foreign.Options(), None))
   assert '30 adapters of rank 2, alpha 4' in said
   assert f'started from step 0 of {base}, parameters of SHA-256' in said
   own = own_lib.open_workdir(tuned, None)

@@ -16,7 +16,8 @@ import safetensors.numpy
 import yaml
 
 from wam_jax import config as cfg
-from wam_jax.interop import layouts
+from wam_jax.interop import foreign
+from wam_jax.interop.dreamzero import layout as dreamzero_layout
 from wam_jax.interop.table import dit
 
 I2V = cfg.ModelConfig(
@@ -68,14 +69,14 @@ def random_weights(
   draw = lambda shape: np.asarray(rng.standard_normal(shape, np.float32)).astype(dtype)
   return {
     part: {name: draw(row.torch_shape) for row in table for name in row.names}
-    for part, table in layouts.tables(model, layout).items()
+    for part, table in foreign.make_tables(model, layout).items()
   }
 
 
 def prefixed(weights: dict[str, dict[str, Any]]) -> dict[str, Any]:
   """The state dict of an official checkpoint."""
   return {
-    layouts.PREFIXES[part] + name: w
+    dreamzero_layout.PREFIXES[part] + name: w
     for part, of_part in weights.items()
     for name, w in of_part.items()
   }

@@ -18,23 +18,16 @@ from etils import epath
 from wam_jax import config as cfg
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
-from wam_jax.interop import layouts
+from wam_jax.interop import foreign
 from wam_jax.interop import lazy
 from wam_jax.interop import output
-from wam_jax.interop import own as own_lib
+from wam_jax.interop import own
 from wam_jax.interop.files import orbax
-from wam_jax.interop.files import safetensors
 from wam_jax.interop.table import rows as rows_lib
-
-DTYPES = {
-  'keep': None,
-  'bfloat16': safetensors.DTYPES['BF16'],
-  'float32': safetensors.DTYPES['F32'],
-}
 
 
 def import_checkpoint(
-  source: layouts.Foreign,
+  source: foreign.Foreign,
   target: pathlib.Path,
   dtype: str,
   statistics: bool,
@@ -53,7 +46,7 @@ def import_checkpoint(
   """
   errors.fail(
     f'{source.path} does not hold the weights that its config asks for:',
-    source.problems(),
+    source.list_problems(),
     f'Check that the copy is whole, that it is of the layout {source.layout!r} and that its config is its own.',
   )
   robots = source.read_robots() if statistics else []
@@ -70,22 +63,22 @@ def import_checkpoint(
   with output.staged(target, size) as partial:
     progress = output.Progress('import', size)
     for item in ('params', 'frozen'):
-      _write_item(own_lib.checkpoint_place(partial) / item, item, source, shapes, progress)
-    own_lib.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
+      _write_item(own.checkpoint_place(partial) / item, item, source, shapes, progress)
+    own.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
     if vocabulary:
-      own_lib.copy_vocabulary(partial, vocabulary)
+      own.copy_vocabulary(partial, vocabulary)
   return report
 
 
 def _config(
-  source: layouts.Foreign,
+  source: foreign.Foreign,
   robots: list[robot_lib.Robot],
   target: pathlib.Path,
   vocabulary: epath.Path | None,
 ) -> cfg.TrainConfig:
   text = source.model.text
   if vocabulary:
-    text = dataclasses.replace(text, tokenizer=str(target / own_lib.vocabulary_name(vocabulary)))
+    text = dataclasses.replace(text, tokenizer=str(target / own.vocabulary_name(vocabulary)))
   names = tuple(robot.record.name for robot in robots)[: source.model.num_embodiments]
   return cfg.TrainConfig(
     name=target.name,
@@ -98,22 +91,22 @@ def _config(
 
 def _dtype(row: rows_lib.Row, weights: Mapping[str, lazy.Weight], dtype: str) -> np.dtype:
   """Of our array: that of all layers, or float32, which holds every other, where they differ."""
-  if DTYPES[dtype] is not None:
-    return DTYPES[dtype]
+  if lazy.DTYPES[dtype] is not None:
+    return lazy.DTYPES[dtype]
   held = {weights[name].dtype for name in row.names}
-  return held.pop() if len(held) == 1 else DTYPES['float32']
+  return held.pop() if len(held) == 1 else lazy.DTYPES['float32']
 
 
 def _write_item(
   place: pathlib.Path,
   item: str,
-  source: layouts.Foreign,
+  source: foreign.Foreign,
   shapes: Mapping[str, Mapping[str, lazy.Shape]],
   progress: output.Progress,
 ) -> None:
   parts = {
     part: prefix
-    for part, (its_item, prefix) in own_lib.ITEMS.items()
+    for part, (its_item, prefix) in own.ITEMS.items()
     if its_item == item and part in source.tables
   }
   extra = source.extra if item == 'frozen' else {}
@@ -145,7 +138,7 @@ def _converted(
 
 
 def _report(
-  source: layouts.Foreign,
+  source: foreign.Foreign,
   target: pathlib.Path,
   size: int,
   robots: list[robot_lib.Robot],

@@ -16,38 +16,39 @@ from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
+from wam_jax.interop import foreign
 from wam_jax.interop import layouts
 from wam_jax.interop import lazy
-from wam_jax.interop import own as own_lib
+from wam_jax.interop import own
 
 
-def inspect(path: epath.Path, options: layouts.Options, step: int | None) -> dict[str, Any]:
+def inspect(path: epath.Path, options: foreign.Options, step: int | None) -> dict[str, Any]:
   """JSON-ready description; reads headers only.
 
   Raises:
     ValueError: the directory is in no known layout, or damaged.
   """
-  if own_lib.is_workdir(path) and not options.layout:
-    own = own_lib.open_workdir(pathlib.Path(path), step)
-    encoders = [part for part in own_lib.ITEMS if part != 'dit']
-    parts = {'dit': own.params} | {
-      part: {path: x for path, x in own.frozen.items() if path.startswith(f'{part}/')}
+  if own.is_workdir(path) and not options.layout:
+    ours = own.open_workdir(pathlib.Path(path), step)
+    encoders = [part for part in own.ITEMS if part != 'dit']
+    parts = {'dit': ours.params} | {
+      part: {path: x for path, x in ours.frozen.items() if path.startswith(f'{part}/')}
       for part in encoders
     }
-    robots, missing = list(own.robots().values()), []
+    robots, missing = list(ours.robots().values()), []
     report = {
       'layout': 'wam_jax',
-      'step': own.step,
-      'averaged': own.averaged,
-      'source': own.source,
-      'base': own.base,
-      'adapters': own.adapters,
-      'lora': cfg.to_dict(own.lora),
+      'step': ours.step,
+      'averaged': ours.averaged,
+      'source': ours.source,
+      'base': ours.base,
+      'adapters': ours.adapters,
+      'lora': cfg.to_dict(ours.lora),
     }
-    model = own.config.model
+    model = ours.config.model
   else:
     source = layouts.open_source(path, options)
-    parts, model, missing = source.weights, source.model, source.problems()
+    parts, model, missing = source.weights, source.model, source.list_problems()
     report = {
       'layout': source.layout,
       'adapters': source.merged,

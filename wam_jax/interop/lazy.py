@@ -11,8 +11,16 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 from etils import epath
+
+# What weights can be rounded to, by the name that users give; None keeps them as they are.
+DTYPES = {
+  'keep': None,
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+  'float32': np.dtype(np.float32),
+}
 
 
 class Weight(Protocol):

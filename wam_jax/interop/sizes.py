@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 IMAGE_HEADS = 16  # Of the only CLIP that the official class can build; no shape tells.
 
 
-def video_tokenizer(
+def infer_tokenizer(
   said: Mapping[str, Any], shapes: Shapes, resize: tuple[int, ...], dtype: str
 ) -> cfg.TokenizerConfig:
   """Of a Wan VAE; `resize` is what the policy head does to frames before."""
@@ -42,7 +42,7 @@ def video_tokenizer(
   )
 
 
-def text_encoder(
+def infer_text(
   said: Mapping[str, Any], shapes: Shapes, length: int | None, dtype: str
 ) -> cfg.TextConfig:
   """Of a UMT5 encoder; `length` is that of the prompts that the DiT takes, None for the released
@@ -65,7 +65,7 @@ def text_encoder(
   )
 
 
-def image_encoder(said: Mapping[str, Any], shapes: Shapes, dtype: str) -> cfg.ImageConfig:
+def infer_image(said: Mapping[str, Any], shapes: Shapes, dtype: str) -> cfg.ImageConfig:
   """Of a CLIP vision tower.
 
   Raises:
@@ -94,7 +94,7 @@ def image_encoder(said: Mapping[str, Any], shapes: Shapes, dtype: str) -> cfg.Im
   )
 
 
-def model(
+def infer_model(
   said: Mapping[str, Any],
   shapes: Shapes,
   num_frames: int,

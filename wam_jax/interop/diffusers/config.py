@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,20 +19,18 @@ from etils import epath
 from wam_jax import config as cfg
 from wam_jax import workdir
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop import lazy
 from wam_jax.interop import sizes
 from wam_jax.interop.files import jsonfile
-from wam_jax.interop.table import image
-from wam_jax.interop.table import rows as rows_lib
 from wam_jax.models import vae
 
+# By part.
 FOLDERS = {
-  'dit': ('transformer', 'diffusion_pytorch_model'),
-  'text': ('text_encoder', 'model'),
-  'image': ('image_encoder', 'model'),
-  'tokenizer': ('vae', 'diffusion_pytorch_model'),
+  'dit': 'transformer',
+  'text': 'text_encoder',
+  'image': 'image_encoder',
+  'tokenizer': 'vae',
 }
-ACTION_FOLDER, ACTION_STEM = 'action_modules', 'model'
+ACTION_FOLDER = 'action_modules'
 
 
 class Configs(NamedTuple):
@@ -58,7 +56,7 @@ def read_configs(path: epath.Path) -> Configs:
   """
   said = {
     part: jsonfile.read(path / folder / 'config.json')
-    for part, (folder, _) in FOLDERS.items()
+    for part, folder in FOLDERS.items()
     if part != 'image' or (path / folder).exists()
   }
   try:
@@ -107,7 +105,7 @@ def _read_dit(said: Mapping[str, Any], tokenizer, text, clip) -> cfg.ModelConfig
     'patch_size': said['patch_size'],
     'eps': said.get('eps', 1e-6),
   }
-  return sizes.model(words, {}, 33, tokenizer, text, clip)
+  return sizes.infer_model(words, {}, 33, tokenizer, text, clip)
 
 
 def _read_vae(said: Mapping[str, Any]) -> tuple[cfg.TokenizerConfig, np.ndarray | None]:
@@ -164,41 +162,6 @@ def _read_image(said: Mapping[str, Any] | None) -> cfg.ImageConfig:
     said.get('projection_dim', 0),
     cfg.WAN2_1_I2V_14B.image.dtype,
   )
-
-
-class Joined(NamedTuple):
-  """Weights that are one in our tables, joined along their first axis."""
-
-  pieces: tuple[lazy.Weight, ...]
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return (sum(p.shape[0] for p in self.pieces), *self.pieces[0].shape[1:])
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self.pieces[0].dtype
-
-  def read(self) -> np.ndarray:
-    return np.concatenate([piece.read() for piece in self.pieces])
-
-
-def join_image(
-  table: Iterable[rows_lib.Row], weights: Mapping[str, lazy.Weight]
-) -> dict[str, lazy.Weight]:
-  """Weights under the names of the table, read lazily as `table.image.fuse` does in memory."""
-  joined = {name: image.parts(name) for row in table for name in row.names}
-  joined = {
-    name: parts
-    for name, parts in joined.items()
-    if len(parts) > 1 and all(p in weights for p in parts)
-  }
-  used = {part for parts in joined.values() for part in parts} | {
-    'vision_model.embeddings.position_ids'
-  }
-  return {name: w for name, w in weights.items() if name not in used} | {
-    name: Joined(tuple(weights[part] for part in parts)) for name, parts in joined.items()
-  }
 
 
 def write_configs(

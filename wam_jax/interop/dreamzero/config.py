@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from wam_jax import config as cfg
-from wam_jax.data import prompts
+from wam_jax.interop import foreign
 from wam_jax.interop import sizes
 from wam_jax.interop.files import jsonfile
 
@@ -36,21 +36,6 @@ _DOWNLOADED = (
   'Wan2.2-TI2V-5B',
 )  # What the official code loads where no path is recorded.
 
-# What the released policy does at control time. Source: DreamZero `WANPolicyHead`, eight
-# evaluations of sixteen steps.
-SAMPLE = cfg.SampleConfig(
-  solver='unipc',
-  steps=16,
-  shift=5.0,
-  guidance_scale=5.0,
-  negative_prompt=prompts.NEGATIVE,
-  evaluate_steps=(0, 1, 2, 6, 10, 13, 14, 15),
-  integer_timesteps=True,
-  same_noise=True,
-  observed='fresh',
-)
-FLOW = cfg.FlowConfig(video_beta=3.0, action_mean='padded', mask_padded_noise=False)
-
 
 def read_head(directory: epath.Path) -> dict[str, Any]:
   """The settings of the policy head.
@@ -58,7 +43,7 @@ def read_head(directory: epath.Path) -> dict[str, Any]:
   Raises:
     ValueError: config.json is missing or not that of a DreamZero checkpoint.
   """
-  head = head_settings(jsonfile.read(directory / CONFIG))
+  head = get_head(jsonfile.read(directory / CONFIG))
   if not isinstance(head.get(_PARTS['dit']), dict):
     raise ValueError(
       f'{directory / CONFIG} has no action_head_cfg.config.diffusion_model_cfg; it is not of a '
@@ -67,14 +52,14 @@ def read_head(directory: epath.Path) -> dict[str, Any]:
   return head
 
 
-def head_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def get_head(config: Mapping[str, Any]) -> dict[str, Any]:
   """The settings in the content of config.json, {} where it has none."""
   head = config.get('action_head_cfg')
   inner = head.get('config', head) if isinstance(head, dict) else None
   return inner if isinstance(inner, dict) else {}
 
 
-def model_config(
+def infer_model(
   head: Mapping[str, Any], shapes: Mapping[str, sizes.Shapes], bfloat16: bool
 ) -> cfg.ModelConfig:
   """The whole model.
@@ -91,21 +76,21 @@ def model_config(
     any(name.startswith('img_emb.') for name in shapes['dit'])
     or said['dit'].get('model_type') != 't2v'
   )
-  return sizes.model(
+  return sizes.infer_model(
     said['dit'],
     shapes['dit'],
     head.get('num_frames', 33),
-    sizes.video_tokenizer(
+    sizes.infer_tokenizer(
       said['tokenizer'], shapes['tokenizer'], resize if all(resize) else (), dtype
     ),
-    sizes.text_encoder(said['text'], shapes['text'], said['dit'].get('text_len'), dtype),
-    sizes.image_encoder(said['image'], shapes['image'], dtype) if has_image else cfg.ImageConfig(),
+    sizes.infer_text(said['text'], shapes['text'], said['dit'].get('text_len'), dtype),
+    sizes.infer_image(said['image'], shapes['image'], dtype) if has_image else cfg.ImageConfig(),
   )
 
 
-def flow_and_sample(head: Mapping[str, Any]) -> dict[str, Any]:
+def make_flow_and_sample(head: Mapping[str, Any]) -> dict[str, Any]:
   """Fields `flow` and `sample` of a TrainConfig that train and act as the head does."""
-  flow, sample = FLOW, SAMPLE
+  flow, sample = foreign.FLOW, foreign.SAMPLE
   if head.get('decouple_video_action_noise'):
     flow = dataclasses.replace(
       flow, schedule='decoupled', video_beta=float(head.get('video_noise_beta_alpha', 3.0))
@@ -117,7 +102,7 @@ def flow_and_sample(head: Mapping[str, Any]) -> dict[str, Any]:
   return dict(flow=flow, sample=sample)
 
 
-def recorded_base(head: Mapping[str, Any], conf: Mapping[str, Any]) -> str:
+def name_base(head: Mapping[str, Any], conf: Mapping[str, Any]) -> str:
   """Name of the directory with the weights that a LoRA checkpoint leaves out.
 
   Args:
@@ -128,7 +113,7 @@ def recorded_base(head: Mapping[str, Any], conf: Mapping[str, Any]) -> str:
   return str(path).rstrip('/').rsplit('/', 1)[-1] if path else _DOWNLOADED[wan2_2]
 
 
-def head_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any]:
+def make_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any]:
   """The content of config.json of an export of the whole model, nothing left to be loaded
   elsewhere.
   """

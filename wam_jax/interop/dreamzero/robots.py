@@ -66,7 +66,7 @@ def read_conf(directory: epath.Path) -> dict[str, Any]:
   return _resolve(root, root) if isinstance(root, dict) else {}
 
 
-def read_embodiments(directory: epath.Path, model: cfg.ModelConfig) -> list[robot_lib.Robot]:
+def read_robots(directory: epath.Path, model: cfg.ModelConfig) -> list[robot_lib.Robot]:
   """Every robot of the checkpoint, as the record of `data/embodiments.py` that is the same, or as
   one of its own.
 
@@ -335,6 +335,19 @@ def _resolve(node: Any, root: Any) -> Any:
 def find_tag(name: str) -> str:
   """The reference's tag of a record; itself where there is none."""
   return _TAGS.get(name, name.removesuffix('_reference'))
+
+
+def check_tags(robots: Mapping[str, robot_lib.Robot]) -> None:
+  """Raises ValueError unless the official server has a prompt for each of the robots by tag."""
+  problems = []
+  for tag, robot in robots.items():
+    if tag not in TAGS:
+      problems.append(f'{robot.record.name}: its tag would be {tag!r}')
+  errors.fail(
+    'The official server has no prompt for these robots:',
+    problems,
+    f'Pass --embodiment=NAME --tag=TAG to export one under another tag: {", ".join(TAGS)}.',
+  )
 
 
 def write(
