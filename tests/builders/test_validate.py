@@ -29,6 +29,7 @@ from data.validate import pictures
 from data.validate import signals
 from data.validate import survey
 from data.validate import video
+from tests.builders import bridge
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import sources
@@ -778,10 +779,18 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
   )
 
 
-def test_command_on_bridge(tmp_path):
+SAMPLE = pytest.param(
+  'sample',
+  marks=pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}'),
+)
+
+
+@pytest.mark.parametrize('origin', ['synthetic', SAMPLE])
+def test_command_on_bridge(tmp_path, origin):
+  source = BRIDGE if origin == 'sample' else bridge.write(tmp_path)
   path = tmp_path / 'bridge/1.0.0'
   done = subprocess.run(
-    [sys.executable, '-m', 'data.convert', f'--source={BRIDGE}', f'--output={path}'],
+    [sys.executable, '-m', 'data.convert', f'--source={source}', f'--output={path}'],
     capture_output=True,
     text=True,
     check=False,
@@ -812,6 +821,15 @@ def test_command_on_bridge(tmp_path):
     image = cv2.imread(picture)
     assert min(image.shape[:2]) > 600
     assert image.std() > 10
+
+
+@pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')
+def test_synthetic_bridge_has_the_published_form(tmp_path):
+  made, sample = (
+    tfds.builder_from_directory(path).info for path in (bridge.write(tmp_path), BRIDGE)
+  )
+  assert made.features.get_tensor_info() == sample.features.get_tensor_info()
+  assert made.file_format == sample.file_format
 
 
 def test_command_on_tabletop_writes_beside_the_data(tmp_path):
