@@ -35,11 +35,11 @@ def make_state(step: int, width: int = 8, ema: bool = True) -> train_step.TrainS
   )
   frozen = encoders.Encoders(patches, None, None, CONFIG.model)
   return train_step.TrainState(
-    jnp.int32(step),
-    params,
-    jax.tree.map(lambda x: 2 * x, params) if ema else None,
-    optax.adamw(1e-3).init(params),
-    jax.tree.map(jnp.asarray, frozen),
+    step=jnp.int32(step),
+    params=params,
+    ema_params=jax.tree.map(lambda x: 2 * x, params) if ema else None,
+    opt_state=optax.adamw(1e-3).init(params),
+    frozen=jax.tree.map(jnp.asarray, frozen),
   )
 
 

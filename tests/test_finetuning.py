@@ -56,14 +56,14 @@ def make_batch():
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   return types.Batch(
-    rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 4, 3)).astype(np.uint8),
-    normal(B, Q * A, 3),
-    np.ones((B, Q * A, 3), bool),
-    normal(B, Q, 4),
-    np.ones((B, Q), bool),
-    rng.integers(0, 16, (B, 4)).astype(np.int32),
-    np.zeros(B, np.int32),
-    np.zeros((B, 2), np.int32),
+    frames_BRIJ3=rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 4, 3)).astype(np.uint8),
+    action_BAU=normal(B, Q * A, 3),
+    action_mask_BAU=np.ones((B, Q * A, 3), bool),
+    proprio_BQX=normal(B, Q, 4),
+    chunk_mask_BQ=np.ones((B, Q), bool),
+    prompt_ids_BP=rng.integers(0, 16, (B, 4)).astype(np.int32),
+    embodiment_B=np.zeros(B, np.int32),
+    sample_B2=np.zeros((B, 2), np.int32),
   )
 
 
@@ -88,15 +88,17 @@ def two_steps(mesh_sizes, accumulate=1):
     lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), abstract.params
   )
   trained, _ = finetuning.split(params, config.trainable)
-  start = jax.device_get(
-    train_step.TrainState(  # As numpy: the step donates its arrays.
-      jnp.int32(0), params, trained, train_step.make_optimizer(config).init(trained), fitted()
-    )
+  optimizer = train_step.make_optimizer(config.optimizer, config.steps)
+  start = train_step.TrainState(
+    step=jnp.int32(0),
+    params=params,
+    ema_params=trained,
+    opt_state=optimizer.init(trained),
+    frozen=fitted(),
   )
-  state, step = (
-    jax.device_put(start, shardings),
-    train_step.make_train_step(config, mesh, shardings),
-  )
+  start = jax.device_get(start)  # As numpy: the step donates its arrays.
+  state = jax.device_put(start, shardings)
+  step = train_step.make_train_step(config, mesh, shardings)
   for _ in range(2):
     state, metrics = step(state, make_batch())
   return start, jax.device_get(state), {name: float(value) for name, value in metrics.items()}
@@ -171,11 +173,13 @@ def test_adapter_is_the_formula_of_peft(equation, shape, inputs):
 
 def test_merged_weights_give_the_same_velocities():
   params = two_steps(tuple(ONE.items()))[1].params
-  noise = train_step.sample_noise(CONFIG, jax.random.key(0), fitted(), make_batch())
+  key = jax.random.key(0)
+  noise = train_step.sample_noise(MODEL, CONFIG.flow, key, fitted(), make_batch())
 
   def outputs(config, params):
     window = train_step.encode_batch(config.model, params, fitted(), make_batch())
-    return jax.jit(functools.partial(train_step.predict, config))(params, window, noise)
+    predict = functools.partial(train_step.predict, config.model, config.flow)
+    return jax.jit(predict)(params, window, noise)
 
   plain = finetuning.merged_config(CONFIG)
   want, without = outputs(CONFIG, params), outputs(plain, finetuning.without_adapters(params))

@@ -39,12 +39,13 @@ def lower(config, function):
   latents = jax.ShapeDtypeStruct(
     (1, 1 + c.max_chunks * c.frames_per_chunk, 4, 6, c.tokenizer.channels), jnp.float32
   )
-  batch = batch.replace(frames_BRIJ3=None, features=types.Features(latents))
+  batch = batch.replace(frames_BRIJ3=None, features=types.Features(clean_BFHWC=latents))
   return jax.jit(functools.partial(function, config)).lower(state.params, batch)
 
 
 def loss(config, params, batch):
-  noise = train_step.sample_noise(config, jax.random.key(0), None, batch)
+  key = jax.random.key(0)
+  noise = train_step.sample_noise(config.model, config.flow, key, None, batch)
   return train_step.loss_fn(config, params, None, batch, noise)[0]
 
 

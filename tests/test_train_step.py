@@ -5,6 +5,7 @@ Loss, predictions and gradients against the official policy head (tests/golden).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ from wam_jax import train_step
 from wam_jax import types
 from wam_jax.interop.table import dit
 from wam_jax.interop.table import rows
-from wam_jax.models import encoders
 
 MODEL = cfg.ModelConfig(
   dim=16,
@@ -48,31 +48,31 @@ def make_batch(seed=0):
   rng = np.random.default_rng(seed)
   B, Q, A = 4, MODEL.max_chunks, MODEL.max_chunks * MODEL.actions_per_chunk
   return types.Batch(
-    rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 8, 3), dtype=np.uint8),
-    rng.normal(size=(B, A, 2)).astype(np.float32),
-    np.ones((B, A, 2), bool),
-    rng.normal(size=(B, Q, 2)).astype(np.float32),
-    np.ones((B, Q), bool),
-    np.ones((B, 4), np.int32),
-    np.zeros(B, np.int32),
-    np.zeros((B, 2), np.int32),
+    frames_BRIJ3=rng.integers(0, 256, (B, MODEL.camera_frames(Q), 8, 8, 3), dtype=np.uint8),
+    action_BAU=rng.normal(size=(B, A, 2)).astype(np.float32),
+    action_mask_BAU=np.ones((B, A, 2), bool),
+    proprio_BQX=rng.normal(size=(B, Q, 2)).astype(np.float32),
+    chunk_mask_BQ=np.ones((B, Q), bool),
+    prompt_ids_BP=np.ones((B, 4), np.int32),
+    embodiment_B=np.zeros(B, np.int32),
+    sample_B2=np.zeros((B, 2), np.int32),
   )
 
 
 @pytest.fixture(scope='module')
 def start():
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
-  frozen = train_step.fit_frozen(CONFIG, [make_batch()])
+  frozen = train_step.fit_frozen(MODEL, [make_batch()])
   return mesh, *train_step.init_state(CONFIG, mesh, frozen)
 
 
 def loss_of(config, state, batch, key):
-  noise = train_step.sample_noise(config, key, state.frozen, batch)
+  noise = train_step.sample_noise(config.model, config.flow, key, state.frozen, batch)
   return train_step.loss_fn(config, state.params, state.frozen, batch, noise)[1]
 
 
 def test_learning_rate_warms_up_holds_and_decays():
-  rate = train_step.make_schedule(CONFIG)
+  rate = train_step.make_schedule(CONFIG.optimizer, CONFIG.steps)
   # 10 steps up, then half of the other 90 at the peak, then a cosine over 45.
   np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 54)], [0, 0.05, 0.1, 0.1], rtol=1e-6)
   np.testing.assert_allclose(rate(55 + 45 / 2), 0.05, rtol=1e-5)
@@ -150,7 +150,7 @@ def test_steps_differ_in_noise_and_repeat_exactly(start):
 
 def test_accumulation_changes_no_number(start):
   """Uneven masks, so that a mean of the parts' means would differ."""
-  mesh, state, shardings = start
+  _, state, _ = start
   batch = make_batch()
   batch.chunk_mask_BQ[0, 1] = False
   batch.action_mask_BAU[0, 2:] = batch.action_mask_BAU[1] = False
@@ -159,14 +159,10 @@ def test_accumulation_changes_no_number(start):
     config = dataclasses.replace(
       CONFIG, accumulate=parts, flow=dataclasses.replace(CONFIG.flow, action_mean=mean)
     )
-    noise = train_step.sample_noise(config, jax.random.key(0), state.frozen, batch)
-    results.append(
-      jax.jit(
-        lambda state, batch, noise, config=config: train_step._gradients(
-          config, state, batch, noise
-        )
-      )(state, batch, noise)
-    )
+    key = jax.random.key(0)
+    noise = train_step.sample_noise(MODEL, config.flow, key, state.frozen, batch)
+    gradients = functools.partial(train_step._gradients, config)
+    results.append(jax.jit(gradients)(state, batch, noise))
   for got, want in ((1, 0), (2, 0), (4, 3)):
     jax.tree.map(
       lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6),
@@ -194,21 +190,25 @@ def official(golden_head_loss):
   latents = parity.channels_last(g['in/latents'])
   B, F = latents.shape[:2]
   window = train_step.Window(
-    latents,
-    g['in/action'],
-    g['in/action_mask'] * g['in/has_real_action'][:, None, None],
-    np.ones(g['in/action'].shape[:2], bool),
-    np.ones((B, F), bool),
-    g['in/state'],
-    np.zeros(B, np.int32),
-    g['in/context'],
-    encoders.Condition(g['in/clip_feature'], parity.channels_last(g['in/y'])),
+    clean_BFHWC=latents,
+    frame_mask_BF=np.ones((B, F), bool),
+    action_BAU=g['in/action'],
+    action_mask_BAU=g['in/action_mask'] * g['in/has_real_action'][:, None, None],
+    body=types.Body(
+      proprio_BSX=g['in/state'],
+      embodiment_B=np.zeros(B, np.int32),
+      valid_BA=np.ones(g['in/action'].shape[:2], bool),
+    ),
+    text_BPC=g['in/context'],
+    condition=types.Condition(
+      latents_BFHWC=parity.channels_last(g['in/y']), image_BIC=g['in/clip_feature']
+    ),
   )
   noise = train_step.Noise(
-    g['in/timestep'] / 1000,
-    g['in/timestep_action'] / 1000,
-    parity.channels_last(g['in/noise_video']),
-    g['in/noise_action'],
+    sigma_BF=g['in/timestep'] / 1000,
+    sigma_BA=g['in/timestep_action'] / 1000,
+    video_BFHWC=parity.channels_last(g['in/noise_video']),
+    action_BAU=g['in/noise_action'],
   )
   return g, config, rows.to_params(dit.rows(model), g.below('w/')), window, noise
 
@@ -217,8 +217,8 @@ def test_golden_head_loss(official, request):
   g, config, params, window, noise = official
 
   def loss(params):
-    predictions = train_step.predict(config, params, window, noise)
-    value, metrics = train_step.velocity_loss(config, window, noise, *predictions)
+    predictions = train_step.predict(config.model, config.flow, params, window, noise)
+    value, metrics = train_step.velocity_loss(config.model, config.flow, window, noise, predictions)
     return value, (predictions, metrics)
 
   (_, ((video, action), metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

@@ -344,7 +344,7 @@ def _init_state(
     ), None
   # Every process fits on the same windows, those of the first host.
   with contextlib.closing(pipeline.make_train_iterator(config, 0, 1)) as batches:
-    return train_step.init_state(config, mesh, train_step.fit_frozen(config, batches)), None
+    return train_step.init_state(config, mesh, train_step.fit_frozen(config.model, batches)), None
 
 
 def _adopt(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -25,7 +25,7 @@ from wam_jax.models import tokenizer
 from wam_jax.models import wam
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class TrainState:
   """Everything that training changes, and the frozen encoders.
 
@@ -46,37 +46,41 @@ class TrainState:
   @property
   def eval_params(self) -> Any:
     """The averaged weights where there are any."""
-    return (
-      self.params if self.ema_params is None else finetuning.overlay(self.params, self.ema_params)
-    )
+    if self.ema_params is None:
+      return self.params
+    return finetuning.overlay(self.params, self.ema_params)
 
 
-class Window(NamedTuple):
+@flax.struct.dataclass(kw_only=True)
+class Window:
   """A batch as the transformer sees it.
 
   Attributes:
     clean_BFHWC: latents of all frames.
-    action_BAU, action_mask_BAU: normalized actions; real dimensions of real steps.
-    action_valid_BA: bool, action steps that other tokens may look at.
     frame_mask_BF: bool, real frames.
-    proprio_BQX, embodiment_B, text_BPC: conditions.
-    first_frame: what the first frame says.
+    action_BAU: normalized actions.
+    action_mask_BAU: bool, real dimensions of real steps.
+    body: the robots and their states.
+    text_BPC: embedded prompts.
+    condition: what the first frame says.
   """
 
   clean_BFHWC: jax.Array
+  frame_mask_BF: jax.Array
   action_BAU: jax.Array
   action_mask_BAU: jax.Array
-  action_valid_BA: jax.Array
-  frame_mask_BF: jax.Array
-  proprio_BQX: jax.Array
-  embodiment_B: jax.Array
+  body: types.Body
   text_BPC: jax.Array
-  first_frame: encoders.Condition
+  condition: types.Condition
 
 
-class Noise(NamedTuple):
-  """Noise levels in [0, 1] and standard normal noise of a window: of every frame, of every action
-  step.
+@flax.struct.dataclass(kw_only=True)
+class Noise:
+  """What makes a window noisy: noise levels in [0, 1], and standard normal noise.
+
+  Attributes:
+    sigma_BF: the level of every frame; sigma_BA: that of every action step.
+    video_BFHWC, action_BAU: the noise itself.
   """
 
   sigma_BF: jax.Array
@@ -85,23 +89,29 @@ class Noise(NamedTuple):
   action_BAU: jax.Array
 
 
-class Counts(NamedTuple):
-  """Numbers of real frames, of real action entries, and of action entries with padding."""
+@flax.struct.dataclass(kw_only=True)
+class Counts:
+  """What the losses of a window are divided by; None for what the window itself has.
 
-  frames: jax.Array
-  actions: jax.Array
-  padded_actions: int
+  Attributes:
+    frames: the number of real frames.
+    actions: the number of real action entries.
+    padded_actions: the number of action entries with padding.
+  """
+
+  frames: jax.Array | None = None
+  actions: jax.Array | None = None
+  padded_actions: int | None = None
 
 
-def fit_frozen(config: cfg.TrainConfig, batches: Iterable[types.Batch]) -> encoders.Encoders:
+def fit_frozen(c: cfg.ModelConfig, batches: Iterable[types.Batch]) -> encoders.Encoders:
   """Encoders of a model whose only frozen one is the patch tokenizer, fitted on the first
   `fit_windows` windows.
 
   Raises:
     ValueError: the model has encoders that are not made here but imported.
   """
-  m = config.model
-  parts = {'tokenizer': m.tokenizer, 'text': m.text, 'image': m.image}
+  parts = {'tokenizer': c.tokenizer, 'text': c.text, 'image': c.image}
   imported = [
     f'model.{name}.kind={part.kind!r}'
     for name, part in parts.items()
@@ -109,17 +119,17 @@ def fit_frozen(config: cfg.TrainConfig, batches: Iterable[types.Batch]) -> encod
   ]
   if imported:
     raise ValueError(
-      f'{", ".join(imported)} has trained weights: import them with `python -m wam_jax.convert import` '
-      'and give that workdir as config.init_from (with the transformer) or config.encoders_from.'
+      f'{", ".join(imported)} has trained weights: import them with '
+      '`python -m wam_jax.convert import` and give that workdir as config.init_from (with the '
+      'transformer) or config.encoders_from.'
     )
   frames: list[np.ndarray] = []
   for batch in batches:
     frames.append(np.asarray(batch.frames_BRIJ3))
-    if sum(map(len, frames)) >= m.tokenizer.fit_windows:
+    if sum(map(len, frames)) >= c.tokenizer.fit_windows:
       break
-  return encoders.Encoders(
-    tokenizer.fit_patch_tokenizer(np.concatenate(frames), m.tokenizer), None, None, m
-  )
+  fitted = tokenizer.fit_patch_tokenizer(np.concatenate(frames), c.tokenizer)
+  return encoders.Encoders(tokenizer=fitted, text=None, image=None, config=c)
 
 
 def init_state(
@@ -129,10 +139,9 @@ def init_state(
   init = functools.partial(_init, config)
   shardings = _shardings(config, mesh, jax.eval_shape(init, frozen))
   frozen = jax.tree.map(jax.device_put, frozen, shardings.frozen)
+  compiled = jax.jit(lambda frozen: nn.unbox(init(frozen)), out_shardings=shardings)
   with sharding.activate(mesh, config.rules):
-    return jax.jit(lambda frozen: nn.unbox(init(frozen)), out_shardings=shardings)(
-      frozen
-    ), shardings
+    return compiled(frozen), shardings
 
 
 def abstract_state(
@@ -142,10 +151,11 @@ def abstract_state(
   abstract.
   """
   boxed = jax.eval_shape(functools.partial(_init, config), frozen)
+  shardings = _shardings(config, mesh, boxed)
   return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
     nn.unbox(boxed),
-    _shardings(config, mesh, boxed),
+    shardings,
   )
 
 
@@ -162,18 +172,25 @@ def make_train_step(
   """Compiled update. The state is donated; noise is drawn from (config.seed, state.step)."""
 
   def step(state: TrainState, batch: types.Batch):
-    noise = sample_noise(config, _noise_key(config, state.step), state.frozen, batch)
+    key = _noise_key(config.seed, state.step)
+    noise = sample_noise(config.model, config.flow, key, state.frozen, batch)
     grads, metrics = _gradients(config, state, batch, noise)
-    tx = make_optimizer(config)
+
+    optimizer = make_optimizer(config.optimizer, config.steps)
     trained, kept = finetuning.split(state.params, config.trainable)
-    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
-    metrics.update(
-      grad_norm=optax.tree.norm(grads), learning_rate=make_schedule(config)(state.step)
+
+    schedule = make_schedule(config.optimizer, config.steps)
+    metrics.update(grad_norm=optax.tree.norm(grads), learning_rate=schedule(state.step))
+    after = TrainState(
+      step=state.step + 1,
+      params=finetuning.overlay(kept, trained),
+      ema_params=_average(state.ema_params, trained, state.step, config.optimizer.ema_decay),
+      opt_state=opt_state,
+      frozen=state.frozen,
     )
-    ema_params = _average(state.ema_params, trained, state.step, config.optimizer.ema_decay)
-    params = finetuning.overlay(kept, trained)
-    return TrainState(state.step + 1, params, ema_params, opt_state, state.frozen), metrics
+    return after, metrics
 
   batch_sharding = sharding.batch_sharding(mesh, config.rules)
   compiled = jax.jit(
@@ -183,22 +200,21 @@ def make_train_step(
     out_shardings=(shardings, None),
     compiler_options=chips.compiler_options(mesh.devices.flat[0].device_kind),
   )
-  return _within(mesh, config.rules, compiled)
+  return _on_mesh(compiled, mesh, config.rules)
 
 
 def make_eval_step(
   config: cfg.TrainConfig, mesh: jax.sharding.Mesh, shardings: Any
 ) -> Callable[[TrainState, types.Batch], dict[str, jax.Array]]:
   """Compiled held-out loss of the averaged weights; the noise is the same at every call."""
-  step = lambda state, batch: loss_fn(
-    config,
-    state.eval_params,
-    state.frozen,
-    batch,
-    sample_noise(config, _noise_key(config, 0), state.frozen, batch),
-  )[1]
+
+  def step(state: TrainState, batch: types.Batch):
+    key = _noise_key(config.seed, 0)
+    noise = sample_noise(config.model, config.flow, key, state.frozen, batch)
+    return loss_fn(config, state.eval_params, state.frozen, batch, noise)[1]
+
   compiled = jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh, config.rules)))
-  return _within(mesh, config.rules, compiled)
+  return _on_mesh(compiled, mesh, config.rules)
 
 
 def loss_fn(
@@ -207,11 +223,12 @@ def loss_fn(
   frozen: encoders.Encoders,
   batch: types.Batch,
   noise: Noise,
-  counts: Counts | None = None,
+  counts: Counts = Counts(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted video and action velocity loss of a batch, and its parts."""
   window = encode_batch(config.model, params, frozen, batch)
-  return velocity_loss(config, window, noise, *predict(config, params, window, noise), counts)
+  velocities = predict(config.model, config.flow, params, window, noise)
+  return velocity_loss(config.model, config.flow, window, noise, velocities, counts)
 
 
 def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, noise: Noise):
@@ -221,29 +238,36 @@ def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, n
   Each part is divided by the counts of the whole batch, so the sum is what one pass would give.
   """
   trained, kept = finetuning.split(state.params, config.trainable)
-  gradient = jax.grad(
-    lambda trained, *args: loss_fn(config, finetuning.overlay(kept, trained), state.frozen, *args),
-    has_aux=True,
-  )
-  if config.accumulate == 1:
-    return gradient(trained, batch, noise)
-  counts = count(config.model, batch)
 
-  def one(total, part):
-    return jax.tree.map(jnp.add, total, gradient(trained, *part, counts)), None
+  def loss(trained, batch, noise, counts):
+    params = finetuning.overlay(kept, trained)
+    return loss_fn(config, params, state.frozen, batch, noise, counts)
+
+  gradient = jax.grad(loss, has_aux=True)
+  if config.accumulate == 1:
+    return gradient(trained, batch, noise, Counts())
 
   # Every n-th sample, so that each part lies on all devices.
-  parts = jax.tree.map(
-    lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1), (batch, noise)
-  )
-  first, rest = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
-  return jax.lax.scan(one, gradient(trained, *first, counts), rest)[0]
+  interleave = lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1)
+  parts = jax.tree.map(interleave, (batch, noise))
+  first = jax.tree.map(lambda x: x[0], parts)
+  rest = jax.tree.map(lambda x: x[1:], parts)
+  counts = count(config.model, batch)
+
+  def add_part(total, part):
+    return jax.tree.map(jnp.add, total, gradient(trained, *part, counts)), None
+
+  total, _ = jax.lax.scan(add_part, gradient(trained, *first, counts), rest)
+  return total
 
 
 def count(c: cfg.ModelConfig, batch: types.Batch) -> Counts:
   """What the losses of a batch are means over."""
-  frames = jnp.sum(_frame_mask(c, batch)[:, _first(c) :])
-  return Counts(frames, jnp.sum(batch.action_mask_BAU), batch.action_mask_BAU.size)
+  return Counts(
+    frames=jnp.sum(_frame_mask(c, batch)[:, _first_denoised(c) :]),
+    actions=jnp.sum(batch.action_mask_BAU),
+    padded_actions=batch.action_mask_BAU.size,
+  )
 
 
 def encode_batch(
@@ -252,34 +276,41 @@ def encode_batch(
   """Pixels and words to latents and embeddings; no gradient reaches the frozen encoders."""
   B, Q = batch.chunk_mask_BQ.shape
   chex.assert_shape(batch.action_BAU, (B, Q * c.actions_per_chunk, c.action_dim))
-  if (ready := batch.features) is not None:
-    condition = None if ready.condition_BFHWC is None else encoders.with_mask(ready.condition_BFHWC)
-    clean, first_frame, text_BPC = (
-      ready.clean_BFHWC,
-      encoders.Condition(ready.image_BIC, condition),
-      ready.text_BPC,
-    )
-  else:
+
+  if batch.features is None:
     chex.assert_shape(batch.frames_BRIJ3, (B, c.camera_frames(Q), None, None, 3))
-    clean, first_frame = (
-      frozen.encode(batch.frames_BRIJ3),
-      frozen.encode_condition(batch.frames_BRIJ3[:, :1]),
-    )
+    clean_BFHWC = frozen.encode(batch.frames_BRIJ3)
+    condition = frozen.encode_condition(batch.frames_BRIJ3[:, :1])
     text_BPC = None if frozen.text is None else frozen.text.encode(batch.prompt_ids_BP)
-  clean, first_frame, text_BPC = jax.lax.stop_gradient((clean, first_frame, text_BPC))
+  else:
+    clean_BFHWC = batch.features.clean_BFHWC
+    text_BPC = batch.features.text_BPC
+    first_BFHWC = batch.features.condition_BFHWC
+    condition = types.Condition(
+      latents_BFHWC=None if first_BFHWC is None else encoders.with_mask(first_BFHWC),
+      image_BIC=batch.features.image_BIC,
+    )
+  encoded = (clean_BFHWC, condition, text_BPC)
+  clean_BFHWC, condition, text_BPC = jax.lax.stop_gradient(encoded)
+
   if text_BPC is None:
+    # The text encoder is a part of the model, so its gradient goes on.
     model = wam.WorldActionModel(c)
     text_BPC = model.apply({'params': params}, batch.prompt_ids_BP, method=model.encode_text)
+
+  body = types.Body(
+    proprio_BSX=batch.proprio_BQX,
+    embodiment_B=batch.embodiment_B,
+    valid_BA=batch.action_mask_BAU.any(-1),
+  )
   return Window(
-    clean,
-    batch.action_BAU,
-    batch.action_mask_BAU,
-    batch.action_mask_BAU.any(-1),
-    _frame_mask(c, batch),
-    batch.proprio_BQX,
-    batch.embodiment_B,
-    text_BPC,
-    first_frame,
+    clean_BFHWC=clean_BFHWC,
+    frame_mask_BF=_frame_mask(c, batch),
+    action_BAU=batch.action_BAU,
+    action_mask_BAU=batch.action_mask_BAU,
+    body=body,
+    text_BPC=text_BPC,
+    condition=condition,
   )
 
 
@@ -290,99 +321,108 @@ def _frame_mask(c: cfg.ModelConfig, batch: types.Batch) -> jax.Array:
 
 
 def sample_noise(
-  config: cfg.TrainConfig, key: jax.Array, frozen: encoders.Encoders, batch: types.Batch
+  c: cfg.ModelConfig,
+  f: cfg.FlowConfig,
+  key: jax.Array,
+  frozen: encoders.Encoders,
+  batch: types.Batch,
 ) -> Noise:
   """One draw for every sample of the batch."""
-  c = config.model
   key_levels, key_video, key_action = jax.random.split(key, 3)
   B, Q = batch.chunk_mask_BQ.shape
-  clean = (
-    batch.features.clean_BFHWC
-    if batch.features
-    else jax.eval_shape(frozen.encode, batch.frames_BRIJ3)
-  )
-  levels = flow.sample_levels(key_levels, B, Q, config.flow, c.actions_per_chunk)
-  sigma_BF = jnp.concatenate(
-    [levels.first_B[:, None], jnp.repeat(levels.video_BQ, c.frames_per_chunk, 1)], 1
-  )
-  video = flow.sample_noise(key_video, (B, clean.shape[1] - _first(c), *clean.shape[2:]))
-  video = jnp.pad(video, ((0, 0), (_first(c), 0), (0, 0), (0, 0), (0, 0)))
+  levels = flow.sample_levels(key_levels, B, Q, f, c.actions_per_chunk)
+  chunks_BF = jnp.repeat(levels.video_BQ, c.frames_per_chunk, 1)
+
+  if batch.features is None:
+    clean = jax.eval_shape(frozen.encode, batch.frames_BRIJ3)
+  else:
+    clean = batch.features.clean_BFHWC
+  # A frame 0 that is not denoised has no noise.
+  first = _first_denoised(c)
+  video_BFHWC = flow.sample_noise(key_video, (B, clean.shape[1] - first, *clean.shape[2:]))
+  video_BFHWC = jnp.pad(video_BFHWC, ((0, 0), (first, 0), (0, 0), (0, 0), (0, 0)))
+
   return Noise(
-    sigma_BF, levels.action_BA, video, flow.sample_noise(key_action, batch.action_BAU.shape)
+    sigma_BF=jnp.concatenate([levels.first_B[:, None], chunks_BF], 1),
+    sigma_BA=levels.action_BA,
+    video_BFHWC=video_BFHWC,
+    action_BAU=flow.sample_noise(key_action, batch.action_BAU.shape),
   )
 
 
 def predict(
-  config: cfg.TrainConfig, params: Any, window: Window, noise: Noise
+  c: cfg.ModelConfig, f: cfg.FlowConfig, params: Any, window: Window, noise: Noise
 ) -> tuple[jax.Array, jax.Array]:
   """Velocities of the noised window: of its frames (but frame 0, where that is given), and of its
   actions.
   """
-  c, first = config.model, _first(config.model)
-  noisy_video = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)[:, first:]
-  noisy_action = flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA)
-  if config.flow.mask_padded_noise:
-    noisy_action = noisy_action * window.action_mask_BAU
+  first = _first_denoised(c)
+  video_BFHWC = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)
+  action_BAU = flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA)
+  if f.mask_padded_noise:
+    action_BAU = action_BAU * window.action_mask_BAU
+  noisy = types.Noisy(
+    video_BFHWC=video_BFHWC[:, first:],
+    sigma_video_BF=noise.sigma_BF[:, first:],
+    action_BAU=action_BAU,
+    sigma_action_BA=noise.sigma_BA,
+  )
   return wam.WorldActionModel(c).apply(
     {'params': params},
-    window.clean_BFHWC[:, : -c.frames_per_chunk],
-    noisy_video,
-    noise.sigma_BF[:, first:],
-    noisy_action,
-    noise.sigma_BA,
-    window.proprio_BQX,
-    window.text_BPC,
-    window.embodiment_B,
-    window.action_valid_BA,
-    window.first_frame.latents_BFHWC,
-    window.first_frame.image_BIC,
+    clean_BFHWC=window.clean_BFHWC[:, : -c.frames_per_chunk],  # Nobody sees the last chunk.
+    noisy=noisy,
+    body=window.body,
+    text_BPC=window.text_BPC,
+    condition=window.condition,
   )
 
 
 def velocity_loss(
-  config: cfg.TrainConfig,
+  c: cfg.ModelConfig,
+  f: cfg.FlowConfig,
   window: Window,
   noise: Noise,
-  video: jax.Array,
-  action: jax.Array,
-  counts: Counts | None = None,
+  velocities: tuple[jax.Array, jax.Array],
+  counts: Counts = Counts(),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted squared error of predicted velocities, and its parts. Source: DreamZero policy head
   `forward`.
 
   Args:
-    counts: to divide by, where the window is a part of a batch; by default its own.
+    velocities: (video, actions), as `predict` gives them.
+    counts: those of the batch that the window is a part of.
   """
-  f, first = config.flow, _first(config.model)
-  sigma_BF = noise.sigma_BF[:, first:]
-  target_video = flow.velocity(window.clean_BFHWC, noise.video_BFHWC)[:, first:]
-  frames, actions, padded = counts or (None,) * 3
+  first = _first_denoised(c)
+  video_BFHWC, action_BAU = velocities
   video_loss = flow.video_loss(
-    video, target_video, flow.loss_weight(sigma_BF, f), window.frame_mask_BF[:, first:], frames
+    video_BFHWC,
+    flow.velocity(window.clean_BFHWC, noise.video_BFHWC)[:, first:],
+    weight_BF=flow.loss_weight(noise.sigma_BF[:, first:], f),
+    mask_BF=window.frame_mask_BF[:, first:],
+    count=counts.frames,
   )
   action_loss = flow.action_loss(
-    action,
+    action_BAU,
     flow.velocity(window.action_BAU, noise.action_BAU),
-    flow.loss_weight(noise.sigma_BA, f),
-    window.action_mask_BAU,
-    f.action_mean,
-    padded if f.action_mean == 'padded' else actions,
+    weight_BA=flow.loss_weight(noise.sigma_BA, f),
+    mask_BAU=window.action_mask_BAU,
+    mean=f.action_mean,
+    count=counts.padded_actions if f.action_mean == 'padded' else counts.actions,
   )
   loss = f.video_weight * video_loss + f.action_weight * action_loss
   return loss, dict(loss=loss, video_loss=video_loss, action_loss=action_loss)
 
 
-def _first(c: cfg.ModelConfig) -> int:
-  """The first frame that is denoised."""
+def _first_denoised(c: cfg.ModelConfig) -> int:
+  """The first frame that is denoised: frame 0, or the first of chunk 0 where frame 0 is given."""
   return 0 if c.predict_first_frame else 1
 
 
-def make_schedule(config: cfg.TrainConfig) -> optax.Schedule:
-  """Learning rate: linear warm-up, a stretch at the peak, cosine to 0 at the last step."""
-  o = config.optimizer
-  warmup = min(o.warmup_steps, config.steps)
-  hold = int((config.steps - warmup) * o.hold_fraction)
-  decay = max(1, config.steps - warmup - hold)
+def make_schedule(o: cfg.OptimizerConfig, steps: int) -> optax.Schedule:
+  """Learning rate: linear warm-up, a stretch at the peak, cosine to 0 at the last of `steps`."""
+  warmup = min(o.warmup_steps, steps)
+  hold = int((steps - warmup) * o.hold_fraction)
+  decay = max(1, steps - warmup - hold)
   return optax.join_schedules(
     [
       optax.linear_schedule(0.0, o.learning_rate, max(1, warmup)),
@@ -393,15 +433,17 @@ def make_schedule(config: cfg.TrainConfig) -> optax.Schedule:
   )
 
 
-def make_optimizer(config: cfg.TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(o: cfg.OptimizerConfig, steps: int) -> optax.GradientTransformation:
   """Clipped AdamW; weight decay on matrices and larger, not on vectors such as norms and biases."""
-  o = config.optimizer
-  return optax.chain(
-    optax.clip_by_global_norm(o.clip_norm),
-    optax.adamw(
-      make_schedule(config), o.b1, o.b2, o.adam_eps, weight_decay=o.weight_decay, mask=_is_matrix
-    ),
+  adamw = optax.adamw(
+    make_schedule(o, steps),
+    b1=o.b1,
+    b2=o.b2,
+    eps=o.adam_eps,
+    weight_decay=o.weight_decay,
+    mask=_is_matrix,
   )
+  return optax.chain(optax.clip_by_global_norm(o.clip_norm), adamw)
 
 
 def _is_matrix(params: Any) -> Any:
@@ -415,42 +457,55 @@ def _is_matrix(params: Any) -> Any:
 def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
   """The state with logical boxes around its parameters."""
   c = config.model
-  B, Q = 1, c.max_chunks
-  clean = jnp.zeros(
-    (B, Q * c.frames_per_chunk - c.frames_per_chunk + 1, c.patch, c.patch, c.tokenizer.channels)
-  )
-  noisy = jnp.zeros((B, Q * c.frames_per_chunk + c.predict_first_frame, *clean.shape[2:]))
-  action = jnp.zeros((B, Q * c.actions_per_chunk, c.action_dim))
-  condition = jnp.zeros((B, 1 + Q * c.frames_per_chunk, c.patch, c.patch, 4 + c.tokenizer.channels))
-  # A frozen text encoder is not part of the model.
-  text_BPC = lambda m: (
-    m.encode_text(jnp.zeros((B, c.text.length), jnp.int32))
-    if c.text.kind == 'word'
-    else jnp.zeros((B, c.text.length, c.text.dim))
-  )
-  model = wam.WorldActionModel(c)
-  both = lambda m: m(
-    clean,
-    noisy,
-    jnp.zeros(noisy.shape[:2]),
-    action,
-    jnp.zeros(action.shape[:2]),
-    jnp.zeros((B, Q, c.proprio_dim)),
-    text_BPC(m),
-    jnp.zeros(B, jnp.int32),
-    jnp.ones(action.shape[:2], bool),
-    condition if c.image_condition else None,
-    jnp.zeros((B, c.image_tokens, c.image_dim)) if c.image_dim else None,
-  )
-  params = nn.init(both, model)(jax.random.key(config.seed))['params']
+  ids_BP = jnp.zeros((1, c.text.length), jnp.int32)
+
+  def run(model):
+    # A frozen text encoder is not part of the model.
+    if c.text.kind == 'word':
+      text_BPC = model.encode_text(ids_BP)
+    else:
+      text_BPC = jnp.zeros((*ids_BP.shape, c.text.dim))
+    return model(**_example(c), text_BPC=text_BPC)
+
+  params = nn.init(run, wam.WorldActionModel(c))(jax.random.key(config.seed))['params']
   trained, kept = finetuning.split(params, config.trainable)
-  params = finetuning.overlay(jax.tree.map(lambda x: x.astype(config.frozen_dtype), kept), trained)
-  ema_params = jax.tree.map(jnp.copy, trained) if config.optimizer.ema_decay else None
-  return TrainState(jnp.int32(0), params, ema_params, make_optimizer(config).init(trained), frozen)
+  kept = jax.tree.map(lambda x: x.astype(config.frozen_dtype), kept)
+  return TrainState(
+    step=jnp.int32(0),
+    params=finetuning.overlay(kept, trained),
+    ema_params=jax.tree.map(jnp.copy, trained) if config.optimizer.ema_decay else None,
+    opt_state=make_optimizer(config.optimizer, config.steps).init(trained),
+    frozen=frozen,
+  )
 
 
-def _noise_key(config: cfg.TrainConfig, step) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(config.seed), step)
+def _example(c: cfg.ModelConfig) -> dict[str, Any]:
+  """What the model is given beside a prompt: one window, of frames of one patch; all zero."""
+  B, Q, C = 1, c.max_chunks, c.tokenizer.channels
+  F, A = 1 + Q * c.frames_per_chunk, Q * c.actions_per_chunk
+  denoised = F - _first_denoised(c)
+  video = lambda frames, channels: jnp.zeros((B, frames, c.patch, c.patch, channels))
+  noisy = types.Noisy(
+    video_BFHWC=video(denoised, C),
+    sigma_video_BF=jnp.zeros((B, denoised)),
+    action_BAU=jnp.zeros((B, A, c.action_dim)),
+    sigma_action_BA=jnp.zeros((B, A)),
+  )
+  body = types.Body(
+    proprio_BSX=jnp.zeros((B, Q, c.proprio_dim)),
+    embodiment_B=jnp.zeros(B, jnp.int32),
+    valid_BA=jnp.ones((B, A), bool),
+  )
+  condition = types.Condition(
+    latents_BFHWC=video(F, 4 + C) if c.image_condition else None,
+    image_BIC=jnp.zeros((B, c.image_tokens, c.image_dim)) if c.image_dim else None,
+  )
+  clean_BFHWC = video(F - c.frames_per_chunk, C)
+  return dict(clean_BFHWC=clean_BFHWC, noisy=noisy, body=body, condition=condition)
+
+
+def _noise_key(seed: int, step) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def _average(ema_params, params, step, decay: float):
@@ -461,7 +516,7 @@ def _average(ema_params, params, step, decay: float):
   return jax.tree.map(lambda e, p: e + rate * (p - e), ema_params, params)
 
 
-def _within(mesh, rules, compiled):
+def _on_mesh(compiled, mesh, rules):
   """`compiled`, traced with activation constraints for this mesh."""
 
   @functools.wraps(compiled)

@@ -1,4 +1,7 @@
-"""The arrays that cross module boundaries, and the project's one table of shape letters.
+"""What crosses module boundaries, and the project's one table of shape letters.
+
+All of it is built by field name: two arrays of one shape cannot change places unseen, and a new
+field has one home, whoever makes it and whoever reads it.
 
 B batch · T query tokens · S key/value slots · L layers · D model width · M MLP width
 N heads · K head dim · F latent frames · H, W latent rows, columns · C channels
@@ -15,7 +18,7 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class Features:
   """What the frozen encoders make of a window, computed beforehand by `python -m data.encode`.
 
@@ -32,7 +35,7 @@ class Features:
   condition_BFHWC: Array | None = None
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class Batch:
   """Windows of one conditioning frame and Q chunks, padded to fixed shapes.
 
@@ -67,7 +70,7 @@ class Batch:
   features: Features | None = None
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class Observation:
   """What the policy gets once per chunk.
 
@@ -79,3 +82,71 @@ class Observation:
 
   frames_BRIJ3: Array
   proprio_BX: Array
+
+
+@flax.struct.dataclass(kw_only=True)
+class Task:
+  """What robots are told when an episode starts.
+
+  Attributes:
+    prompt_ids_BP: [B, P] int32 token ids, 0 is padding.
+    embodiment_B: [B] int32, index into `DataConfig.embodiments`.
+    action_mask_BAU: [B, A, U] bool, real steps and dimensions of a chunk of each robot.
+    negative_ids_BP: [B, P] int32 token ids of the prompt to move away from; with guidance alone.
+  """
+
+  prompt_ids_BP: Array
+  embodiment_B: Array
+  action_mask_BAU: Array
+  negative_ids_BP: Array | None = None
+
+
+@flax.struct.dataclass(kw_only=True)
+class Noisy:
+  """What the model denoises, and how noisy it is: sigma is 0 for clean and 1 for noise.
+
+  Attributes:
+    video_BFHWC: [B, F, H, W, C] float32, noisy latents.
+    sigma_video_BF: [B, F] float32 in [0, 1], the noise level of each latent frame.
+    action_BAU: [B, A, U] float32, noisy normalized actions; None for video alone.
+    sigma_action_BA: [B, A] float32 in [0, 1], the noise level of each action step, or None.
+  """
+
+  video_BFHWC: Array
+  sigma_video_BF: Array
+  action_BAU: Array | None = None
+  sigma_action_BA: Array | None = None
+
+
+@flax.struct.dataclass(kw_only=True)
+class Body:
+  """The robots whose actions are denoised.
+
+  Attributes:
+    proprio_BSX: [B, S, X] float32, normalized states, those of each chunk at its start.
+    embodiment_B: [B] int32, index into `DataConfig.embodiments`: whose weights the action modules
+      use.
+    valid_BA: [B, A] bool, real action steps; others, and the states of samples without any, are
+      seen by nobody.
+  """
+
+  proprio_BSX: Array
+  embodiment_B: Array
+  valid_BA: Array
+
+
+@flax.struct.dataclass(kw_only=True)
+class Condition:
+  """What the first frame says about latent frames; None where the model takes no such input.
+
+  Attributes:
+    latents_BFHWC: [B, F, H, W, 4 + C] float32: 4 channels of mask, 1 on frame 0; then latents of
+      the video that is the first frame followed by grey.
+    image_BIC: [B, I, C] tokens of the image encoder.
+  """
+
+  latents_BFHWC: Array | None = None
+  image_BIC: Array | None = None
+
+
+UNCONDITIONED = Condition()

@@ -383,8 +383,8 @@ class Trainer:
       B, 1 + Q * c.frames_per_chunk, height // s, width // s, c.tokenizer.channels
     )
     return train_step.Noise(
-      torch.cat([level[:, :1], level[:, 1:].repeat_interleave(c.frames_per_chunk, 1)], 1),
-      level[:, 1:].repeat_interleave(c.actions_per_chunk, 1),
-      video,
-      torch.randn(self.batch.action_BAU.shape),
+      sigma_BF=torch.cat([level[:, :1], level[:, 1:].repeat_interleave(c.frames_per_chunk, 1)], 1),
+      sigma_BA=level[:, 1:].repeat_interleave(c.actions_per_chunk, 1),
+      video_BFHWC=video,
+      action_BAU=torch.randn(self.batch.action_BAU.shape),
     )

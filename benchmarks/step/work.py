@@ -39,7 +39,9 @@ def start(config: cfg.TrainConfig) -> tuple[train_step.TrainState, types.Batch, 
   """A state, a batch, and the compiled step."""
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   batch = make_batch(config, mesh)
-  state, shardings = train_step.init_state(config, mesh, train_step.fit_frozen(config, [batch]))
+  state, shardings = train_step.init_state(
+    config, mesh, train_step.fit_frozen(config.model, [batch])
+  )
   return state, batch, train_step.make_train_step(config, mesh, shardings)
 
 
@@ -72,7 +74,8 @@ def compare(config: cfg.TrainConfig) -> dict[str, float]:
     lambda x: x + 0.02 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32),
     state.params,
   )  # Zeros of the start would hide gradients.
-  noise = train_step.sample_noise(config, jax.random.key(1), state.frozen, batch)
+  key = jax.random.key(1)
+  noise = train_step.sample_noise(config.model, config.flow, key, state.frozen, batch)
   loss, grads = jax.value_and_grad(
     lambda p: train_step.loss_fn(config, p, state.frozen, batch, noise)[0]
   )(params)

@@ -177,14 +177,14 @@ def pixel_batch(job) -> types.Batch:
   ids_WP = np.stack([tokenize(job.episodes.record.instruct(words)) for words in texts])
   draw = lambda *shape: rng.normal(size=(rows, *shape)).astype(np.float32)
   return types.Batch(
-    np.stack([job.load_frames(row) for row in range(rows)]),
-    draw(A, m.action_dim),
-    np.ones((rows, A, m.action_dim), bool),
-    draw(Q, m.proprio_dim),
-    np.ones((rows, Q), bool),
-    ids_WP.repeat(job.storing.variants, 0),
-    np.zeros(rows, np.int32),
-    np.zeros((rows, 2), np.int32),
+    frames_BRIJ3=np.stack([job.load_frames(row) for row in range(rows)]),
+    action_BAU=draw(A, m.action_dim),
+    action_mask_BAU=np.ones((rows, A, m.action_dim), bool),
+    proprio_BQX=draw(Q, m.proprio_dim),
+    chunk_mask_BQ=np.ones((rows, Q), bool),
+    prompt_ids_BP=ids_WP.repeat(job.storing.variants, 0),
+    embodiment_B=np.zeros(rows, np.int32),
+    sample_B2=np.zeros((rows, 2), np.int32),
   )
 
 
@@ -200,12 +200,12 @@ def feature_batch(stored: features.Stored, batch: types.Batch) -> types.Batch:
 def computed(job, frozen, batch) -> types.Features:
   """What a training step computes of pixels."""
   window = jax.jit(functools.partial(train_step.encode_batch, job.model))(None, frozen, batch)
-  condition = window.first_frame.latents_BFHWC
+  condition = window.condition.latents_BFHWC
   return types.Features(
-    window.clean_BFHWC,
-    None if frozen.text is None else window.text_BPC,
-    window.first_frame.image_BIC,
-    None if condition is None else condition[..., 4:],
+    clean_BFHWC=window.clean_BFHWC,
+    text_BPC=None if frozen.text is None else window.text_BPC,
+    image_BIC=window.condition.image_BIC,
+    condition_BFHWC=None if condition is None else condition[..., 4:],
   )
 
 
@@ -266,16 +266,17 @@ def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
   )
 
   pixels = pixel_batch(job)
-  noise = train_step.sample_noise(config, jax.random.key(0), frozen, pixels)
+  m, f = config.model, config.flow
+  noise = train_step.sample_noise(m, f, jax.random.key(0), frozen, pixels)
   look = jax.jit(functools.partial(train_step.encode_batch, job.model))
 
   @jax.jit
   def update(window):
-    return jax.value_and_grad(
-      lambda params: train_step.velocity_loss(
-        config, window, noise, *train_step.predict(config, params, window, noise)
-      )[0]
-    )(params)
+    def loss(params):
+      velocities = train_step.predict(m, f, params, window, noise)
+      return train_step.velocity_loss(m, f, window, noise, velocities)[0]
+
+    return jax.value_and_grad(loss)(params)
 
   rounded = jax.tree.map(
     lambda x: x.astype(jnp.bfloat16).astype(x.dtype), computed(job, frozen, pixels)
@@ -306,7 +307,7 @@ def test_a_model_that_needs_no_download_stores_latents_only(path, patches):
   assert got.text_BPC is None
   assert got.image_BIC is None
   assert got.condition_BFHWC is None
-  assert_rounded(got, types.Features(patches.encode(batch.frames_BRIJ3)), bits=8)
+  assert_rounded(got, types.Features(clean_BFHWC=patches.encode(batch.frames_BRIJ3)), bits=8)
   again = run(job, patches)
   assert again['encoded_windows']['records'] == 0
   assert again['bytes'] == summary['bytes']
@@ -333,7 +334,7 @@ def test_variants_are_augmented_each_in_its_own_way(path, patches):
   assert run(job, patches)['encoded_windows']['records'] == 15
   stored, batch = find(job, patches), pixel_batch(job)
   got = feature_batch(stored, batch).features
-  assert_rounded(got, types.Features(patches.encode(batch.frames_BRIJ3)), bits=8)
+  assert_rounded(got, types.Features(clean_BFHWC=patches.encode(batch.frames_BRIJ3)), bits=8)
   assert len({x.tobytes() for x in got.clean_BFHWC}) == 15
   # The frames of a window share their augmentation: its clock still runs, its colours keep their
   # distance.
@@ -429,7 +430,7 @@ def test_batches_hold_features_in_place_of_pixels(path, patches):
     assert sorted(windows_B) == [0, 1, 2, 3, 4]
     assert batch.frames_BRIJ3 is None
     clean = patches.encode(np.stack([job.load_frames(w) for w in windows_B]))
-    assert_rounded(batch.features, types.Features(clean), bits=8)
+    assert_rounded(batch.features, types.Features(clean_BFHWC=clean), bits=8)
     want = pipeline._stack(
       [pixels(int(job.samples_W[w]), np.random.default_rng(0)) for w in windows_B]
     )
@@ -487,7 +488,7 @@ def test_augmented_training_and_its_evaluation_have_features_of_their_own(path, 
   run(val, patches)
   (batch,) = pipeline.make_eval_batches(config, 1, stored=find_features(config, patches, 'val'))
   clean = patches.encode(np.stack([val.load_frames(window) for window in batch.sample_B2[:, 1]]))
-  assert_rounded(batch.features, types.Features(clean), bits=8)
+  assert_rounded(batch.features, types.Features(clean_BFHWC=clean), bits=8)
   with pytest.raises(ValueError, match='transform: random crop of 0.95 stored, none here'):
     find_features(with_data(config, augment=False), patches)
   assert find_features(with_data(config, augment=False, features='off'), patches) == {}
@@ -517,7 +518,11 @@ def test_features_of_a_part_of_the_mixture_are_refused(path, tmp_path, patches):
 def write_workdir(workdir, config, frozen) -> None:
   """A checkpoint of a run with these encoders."""
   state = train_step.TrainState(
-    jnp.int32(0), {'w': jnp.zeros(1)}, None, {'m': jnp.zeros(1)}, jax.tree.map(jnp.asarray, frozen)
+    step=jnp.int32(0),
+    params={'w': jnp.zeros(1)},
+    ema_params=None,
+    opt_state={'m': jnp.zeros(1)},
+    frozen=jax.tree.map(jnp.asarray, frozen),
   )
   with checkpoint.Checkpoints(workdir, 1) as checkpoints:
     checkpoints.save(0, state, {}, {'config': cfg.to_dict(config), 'data': {}})

@@ -63,17 +63,16 @@ def random_params():
   """
   model = wam.WorldActionModel(MODEL)
   latents, actions = np.zeros((B, 1, 4, 2, 6)), np.zeros((B, A, U))
-  run = lambda m: m(
-    latents,
-    latents,
-    np.zeros((B, 1)),
-    actions,
-    actions[..., 0],
-    PROPRIO[:, :1],
-    m.encode_text(PROMPT_BP),
-    EMBODIMENT_B,
-    MASK_BAU.any(-1),
+  noisy = types.Noisy(
+    video_BFHWC=latents,
+    sigma_video_BF=np.zeros((B, 1)),
+    action_BAU=actions,
+    sigma_action_BA=actions[..., 0],
   )
+  body = types.Body(
+    proprio_BSX=PROPRIO[:, :1], embodiment_B=EMBODIMENT_B, valid_BA=MASK_BAU.any(-1)
+  )
+  run = lambda m: m(latents, noisy, body, m.encode_text(PROMPT_BP))
   rng = np.random.default_rng(2)
   draw = lambda path, p: (
     (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
@@ -89,11 +88,13 @@ def policy(sample):
   return policy_lib.Policy(MODEL, sample, cfg.FlowConfig())
 
 
+TASK = types.Task(prompt_ids_BP=PROMPT_BP, embodiment_B=EMBODIMENT_B, action_mask_BAU=MASK_BAU)
+
+
 def reset(sample=JOINT, key=0, prompt_BP=PROMPT_BP):
   key = jax.random.key(key) if isinstance(key, int) else key
-  return policy(sample).reset(
-    random_params(), fitted(), prompt_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], key
-  )
+  task = TASK.replace(prompt_ids_BP=prompt_BP)
+  return policy(sample).reset(random_params(), fitted(), task, FRAMES[:, 0], key)
 
 
 def observe(call, frames=FRAMES):
@@ -103,7 +104,7 @@ def observe(call, frames=FRAMES):
   seen = (
     np.repeat(frames[:, :1], r, 1) if call == 0 else frames[:, 1 + (call - 1) * r : 1 + call * r]
   )
-  return types.Observation(seen, PROPRIO[:, call])
+  return types.Observation(frames_BRIJ3=seen, proprio_BX=PROPRIO[:, call])
 
 
 def act(state, observation, sample=JOINT):
@@ -141,9 +142,8 @@ def test_the_state_keeps_its_shapes_in_bfloat16():
   """So that a second call cannot compile again; also that the mixed types fit together."""
   brain = policy_lib.Policy(dataclasses.replace(MODEL, dtype='bfloat16'), JOINT, cfg.FlowConfig())
   params, frozen = random_params(), fitted()
-  state = jax.eval_shape(
-    brain.reset, params, frozen, PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0)
-  )
+  reset = functools.partial(brain.reset, params, frozen)
+  state = jax.eval_shape(reset, TASK, FRAMES[:, 0], jax.random.key(0))
   action, latents, after = jax.eval_shape(brain.step, params, frozen, state, observe(0))
   assert state.cache.k.dtype == jnp.bfloat16
   assert action.dtype == latents.dtype == jnp.float32
@@ -168,7 +168,7 @@ def test_another_key_or_prompt_or_pose_changes_the_actions(episode):
 
 def test_callers_arrays_survive_two_resets():
   """The state is donated, what it was made from is not."""
-  arrays = jax.device_put((PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(5)))
+  arrays = jax.device_put((TASK, FRAMES[:, 0], jax.random.key(5)))
   outputs = [
     act(policy(JOINT).reset(random_params(), fitted(), *arrays), observe(0))[:2] for _ in range(2)
   ]
@@ -241,17 +241,18 @@ def test_one_flash_step_equals_the_teacher_forced_velocity():
 
   @jax.jit
   def teacher_forced(params, clean):
-    run = lambda m: m(
-      clean,
-      noise_video,
-      np.ones((B, Q)),
-      noise_action,
-      np.ones((B, Q * A)),
-      PROPRIO[:, :Q],
-      m.encode_text(PROMPT_BP),
-      EMBODIMENT_B,
-      np.tile(MASK_BAU.any(-1), (1, Q)),
+    noisy = types.Noisy(
+      video_BFHWC=noise_video,
+      sigma_video_BF=np.ones((B, Q)),
+      action_BAU=noise_action,
+      sigma_action_BA=np.ones((B, Q * A)),
     )
+    body = types.Body(
+      proprio_BSX=PROPRIO[:, :Q],
+      embodiment_B=EMBODIMENT_B,
+      valid_BA=np.tile(MASK_BAU.any(-1), (1, Q)),
+    )
+    run = lambda m: m(clean, noisy, body, m.encode_text(PROMPT_BP))
     return nn.apply(run, wam.WorldActionModel(MODEL))({'params': params})
 
   video, action = teacher_forced(random_params(), fitted().encode(FRAMES[:, : 1 + (Q - 1) * r]))
@@ -272,16 +273,8 @@ def test_guidance_moves_the_video_towards_the_prompt_and_leaves_the_actions():
   guided = dataclasses.replace(plain, guidance_scale=3.0)
   one = policy(guided)
   negative_BP = np.tile(PROMPT_BP[:1, ::-1], (B, 1))
-  state = one.reset(
-    random_params(),
-    fitted(),
-    PROMPT_BP,
-    EMBODIMENT_B,
-    MASK_BAU,
-    FRAMES[:, 0],
-    jax.random.key(0),
-    negative_BP,
-  )
+  task = TASK.replace(negative_ids_BP=negative_BP)
+  state = one.reset(random_params(), fitted(), task, FRAMES[:, 0], jax.random.key(0))
   action, video, state = one.step(random_params(), fitted(), state, observe(0))
   want_action, positive, _ = act(reset(plain), observe(0), plain)
   _, negative, _ = act(reset(plain, prompt_BP=negative_BP), observe(0), plain)
@@ -290,9 +283,7 @@ def test_guidance_moves_the_video_towards_the_prompt_and_leaves_the_actions():
   one.step(random_params(), fitted(), state, observe(1))
   assert one.traces == 1
   with pytest.raises(ValueError, match='guidance_scale=3.0 needs negative prompts'):
-    one.reset(
-      random_params(), fitted(), PROMPT_BP, EMBODIMENT_B, MASK_BAU, FRAMES[:, 0], jax.random.key(0)
-    )
+    one.reset(random_params(), fitted(), TASK, FRAMES[:, 0], jax.random.key(0))
 
 
 def test_the_same_noise_at_every_call():

@@ -15,7 +15,6 @@ from wam_jax import types
 from wam_jax.control import policy as policy_lib
 from wam_jax.interop.table import dit
 from wam_jax.interop.table import rows
-from wam_jax.models import encoders
 
 
 @flax.struct.dataclass
@@ -35,7 +34,7 @@ class StoredEncoders:
   """
 
   first_latent_B1HWC: jax.Array
-  condition: encoders.Condition
+  condition: types.Condition
   text: Any
 
   def encode_start(self, frame_B1IJ3):
@@ -68,26 +67,25 @@ def calls(golden_head_rollout):
   params = rows.to_params(dit.rows(model), g.below('w/'))
   frozen = StoredEncoders(
     parity.channels_last(g['in/first_latent']),
-    encoders.Condition(g['in/clip_feature'], parity.channels_last(g['in/y'])),
+    types.Condition(latents_BFHWC=parity.channels_last(g['in/y']), image_BIC=g['in/clip_feature']),
     StoredText(np.concatenate([g['in/context'], g['in/context_negative']])),
   )
   noise = (parity.channels_last(g['in/noise_video']), g['in/noise_action'])
   ids = lambda row: np.full((1, 1), row, np.int32)
   observed = [parity.channels_last(x) for x in g['in/observed_latents']]
-  state = policy.reset(
-    params,
-    frozen,
-    ids(0),
-    np.zeros(1, np.int32),
-    np.ones(noise[1].shape, bool),
-    observed[0][:, 0],
-    jax.random.key(0),
-    ids(1),
+  task = types.Task(
+    prompt_ids_BP=ids(0),
+    embodiment_B=np.zeros(1, np.int32),
+    action_mask_BAU=np.ones(noise[1].shape, bool),
+    negative_ids_BP=ids(1),
   )
+  state = policy.reset(params, frozen, task, observed[0][:, 0], jax.random.key(0))
   outputs = []
   for call in range(c['calls']):
     # The first call's latents are of no chunk: the policy anchors.
-    observation = types.Observation(observed[call], g['in/state'][call][:, 0])
+    observation = types.Observation(
+      frames_BRIJ3=observed[call], proprio_BX=g['in/state'][call][:, 0]
+    )
     action, latents, state = policy.step(params, frozen, state, observation, noise)
     outputs.append((np.asarray(action), np.asarray(latents), int(state.cache.frames)))
   return g, policy, outputs

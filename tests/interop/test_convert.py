@@ -66,11 +66,11 @@ def write_run(workdir, config, params, frozen, robots, ema=True, step=3):
   params = to_f32(params)
   averages = jax.tree.map(lambda x: 2 * x, params) if ema else None
   state = train_step.TrainState(
-    jax.numpy.int32(step),
-    params,
-    averages,
-    {'count': jax.numpy.ones(1)},
-    encoders.from_tree(to_f32(frozen), config.model),
+    step=jax.numpy.int32(step),
+    params=params,
+    ema_params=averages,
+    opt_state={'count': jax.numpy.ones(1)},
+    frozen=encoders.from_tree(to_f32(frozen), config.model),
   )
   with checkpoint.Checkpoints(workdir, 1) as checkpoints:
     checkpoints.save(
@@ -910,11 +910,11 @@ def test_inspect_describes_a_run_of_any_model(tmp_path):
     *(jax.numpy.ones(shape) for shape in ((5,), (5, 2), (2, 5))), t.temporal, t.spatial
   )
   state = train_step.TrainState(
-    jax.numpy.int32(2),
-    {'w': jax.numpy.ones((3, 4))},
-    None,
-    {'count': jax.numpy.ones(1)},
-    encoders.Encoders(video, None, None, config.model),
+    step=jax.numpy.int32(2),
+    params={'w': jax.numpy.ones((3, 4))},
+    ema_params=None,
+    opt_state={'count': jax.numpy.ones(1)},
+    frozen=encoders.Encoders(video, None, None, config.model),
   )
   with checkpoint.Checkpoints(tmp_path, 1) as checkpoints:
     checkpoints.save(

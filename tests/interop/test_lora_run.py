@@ -15,13 +15,13 @@ from tests.interop import tiny
 from wam_jax import checkpoint
 from wam_jax import finetuning
 from wam_jax import train_step
+from wam_jax import types
 from wam_jax.interop import exporting
 from wam_jax.interop import foreign
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
 from wam_jax.interop import layouts
 from wam_jax.interop import own as own_lib
-from wam_jax.models import encoders
 
 
 def import_from(source: pathlib.Path, target: pathlib.Path, vocabulary: pathlib.Path) -> None:
@@ -36,25 +36,28 @@ def velocities(config, params):
   normal = lambda *shape: rng.standard_normal((1, *shape)).astype(np.float32)
   clean, action = normal(F, 4, 4, m.tokenizer.channels), normal(A, m.action_dim)
   window = train_step.Window(
-    clean,
-    action,
-    np.ones_like(action, bool),
-    np.ones((1, A), bool),
-    np.ones((1, F), bool),
-    normal(m.max_chunks, m.proprio_dim),
-    np.zeros(1, np.int32),
-    normal(m.text.length, m.text.dim),
-    encoders.Condition(
-      normal(m.image_tokens, m.image_dim), normal(F, 4, 4, m.tokenizer.channels + 4)
+    clean_BFHWC=clean,
+    frame_mask_BF=np.ones((1, F), bool),
+    action_BAU=action,
+    action_mask_BAU=np.ones_like(action, bool),
+    body=types.Body(
+      proprio_BSX=normal(m.max_chunks, m.proprio_dim),
+      embodiment_B=np.zeros(1, np.int32),
+      valid_BA=np.ones((1, A), bool),
+    ),
+    text_BPC=normal(m.text.length, m.text.dim),
+    condition=types.Condition(
+      image_BIC=normal(m.image_tokens, m.image_dim),
+      latents_BFHWC=normal(F, 4, 4, m.tokenizer.channels + 4),
     ),
   )
   noise = train_step.Noise(
-    np.full((1, F), 0.5, np.float32),
-    np.full((1, A), 0.5, np.float32),
-    normal(*clean.shape[1:]),
-    normal(*action.shape[1:]),
+    sigma_BF=np.full((1, F), 0.5, np.float32),
+    sigma_BA=np.full((1, A), 0.5, np.float32),
+    video_BFHWC=normal(*clean.shape[1:]),
+    action_BAU=normal(*action.shape[1:]),
   )
-  return jax.jit(functools.partial(train_step.predict, config))(params, window, noise)
+  return jax.jit(functools.partial(train_step.predict, m, config.flow))(params, window, noise)
 
 
 def test_adapters_there_and_back(tmp_path):

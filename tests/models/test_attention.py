@@ -19,6 +19,7 @@ from tests.models import test_wam_golden
 from wam_jax import config as cfg
 from wam_jax import masks
 from wam_jax import sharding
+from wam_jax import types
 from wam_jax.models import attention
 from wam_jax.models import dit
 from wam_jax.models import wam
@@ -60,12 +61,12 @@ class Window:
     module, plan = dit.SelfAttention(config), attention.make_plan(config, self.layout)
     mask = attention.training_mask(config, self.layout) & self.seen_BT[:, None]
     tokens = dit.Tokens(
-      None,
-      self.layout.group[plan.order],
-      self.angles_TR[plan.order],
-      mask[:, None] if kind == 'dense' else attention.arrange(self.seen_BT, plan.order),
-      plan.alone_T,
-      plan.pattern,
+      modulation_BG6D=None,
+      group_T=self.layout.group[plan.order],
+      angles_TR=self.angles_TR[plan.order],
+      mask=mask[:, None] if kind == 'dense' else attention.arrange(self.seen_BT, plan.order),
+      alone_T=plan.alone_T,
+      pattern=plan.pattern,
     )
     back_T = np.argsort(np.where(plan.order < 0, len(plan.order), plan.order))[
       : len(self.layout.kind)
@@ -92,7 +93,12 @@ class Window:
 
 
 def _all_see_all(window):
-  return dit.Tokens(None, window.layout.group, window.angles_TR, True)
+  return dit.Tokens(
+    modulation_BG6D=None,
+    group_T=window.layout.group,
+    angles_TR=window.angles_TR,
+    mask=True,
+  )
 
 
 @pytest.mark.parametrize('name', WINDOWS)
@@ -232,21 +238,27 @@ def test_no_matrix_of_all_pairs():
   )
   noisy = (1, 9, 12, 20, 16)
   zeros = lambda *shape: np.zeros(shape, np.float32)
-  arguments = (
-    zeros(1, 7, *noisy[2:]),
-    zeros(*noisy),
-    zeros(1, 9),
-    zeros(1, 96, 32),
-    zeros(1, 96),
-    zeros(1, 4, 64),
-    zeros(1, 4, 8),
-    np.zeros(1, np.int32),
-    np.ones((1, 96), bool),
-    zeros(1, 9, 12, 20, 20),
+  arguments = dict(
+    clean_BFHWC=zeros(1, 7, *noisy[2:]),
+    noisy=types.Noisy(
+      video_BFHWC=zeros(*noisy),
+      sigma_video_BF=zeros(1, 9),
+      action_BAU=zeros(1, 96, 32),
+      sigma_action_BA=zeros(1, 96),
+    ),
+    body=types.Body(
+      proprio_BSX=zeros(1, 4, 64),
+      embodiment_B=np.zeros(1, np.int32),
+      valid_BA=np.ones((1, 96), bool),
+    ),
+    text_BPC=zeros(1, 4, 8),
+    condition=types.Condition(latents_BFHWC=zeros(1, 9, 12, 20, 20)),
   )
   model = wam.WorldActionModel(c)
-  params = jax.eval_shape(lambda: dit.nn.unbox(model.init(jax.random.key(0), *arguments)['params']))
-  loss = lambda params: jnp.sum(model.apply({'params': params}, *arguments)[0] ** 2)
+  params = jax.eval_shape(
+    lambda: dit.nn.unbox(model.init(jax.random.key(0), **arguments)['params'])
+  )
+  loss = lambda params: jnp.sum(model.apply({'params': params}, **arguments)[0] ** 2)
   tokens = 16 * 60 + 100
   shapes = [v.aval.shape for v in _variables(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)]
   assert any(tokens in shape for shape in shapes)

@@ -51,14 +51,14 @@ MODEL = cfg.ModelConfig(
 )
 FRAMES = np.random.default_rng(0).integers(0, 256, (B, 1 + 4 * Q, 32, 64, 3)).astype(np.uint8)
 BATCH = types.Batch(
-  FRAMES,
-  np.zeros((B, Q * A, U), np.float32),
-  np.ones((B, Q * A, U), bool),
-  np.random.default_rng(1).normal(size=(B, Q, X)).astype(np.float32),
-  np.ones((B, Q), bool),
-  np.int32([[5, 6, 1, 0, 0], [7, 8, 9, 3, 1]]),
-  np.zeros(B, np.int32),
-  np.zeros((B, 2), np.int32),
+  frames_BRIJ3=FRAMES,
+  action_BAU=np.zeros((B, Q * A, U), np.float32),
+  action_mask_BAU=np.ones((B, Q * A, U), bool),
+  proprio_BQX=np.random.default_rng(1).normal(size=(B, Q, X)).astype(np.float32),
+  chunk_mask_BQ=np.ones((B, Q), bool),
+  prompt_ids_BP=np.int32([[5, 6, 1, 0, 0], [7, 8, 9, 3, 1]]),
+  embodiment_B=np.zeros(B, np.int32),
+  sample_B2=np.zeros((B, 2), np.int32),
 )
 
 
@@ -122,7 +122,7 @@ def test_models_without_such_inputs_get_none(frozen):
   plain = dataclasses.replace(MODEL, image_condition=False, image_dim=0, image=cfg.ImageConfig())
   assert encoders.Encoders(frozen.tokenizer, frozen.text, None, plain).encode_condition(
     FRAMES[:, :1]
-  ) == (encoders.Condition())
+  ) == (types.Condition())
 
 
 def test_stored_and_back(frozen):
@@ -142,34 +142,31 @@ def test_control_sees_what_training_sees(frozen):
   rng = np.random.default_rng(3)
   noise_video = rng.normal(size=(B, Q, 2, 4, 4)).astype(np.float32)
   noise_action = rng.normal(size=(B, Q * A, U)).astype(np.float32)
-  state = policy.reset(
-    params(),
-    frozen,
-    BATCH.prompt_ids_BP,
-    BATCH.embodiment_B,
-    np.ones((B, A, U), bool),
-    FRAMES[:, 0],
-    jax.random.key(0),
+  task = types.Task(
+    prompt_ids_BP=BATCH.prompt_ids_BP,
+    embodiment_B=BATCH.embodiment_B,
+    action_mask_BAU=np.ones((B, A, U), bool),
   )
+  state = policy.reset(params(), frozen, task, FRAMES[:, 0], jax.random.key(0))
   actions, videos, imagined = [], [], []
   for q in range(Q):
     seen = np.repeat(FRAMES[:, :1], 4, 1) if q == 0 else FRAMES[:, 1:5]
     noise = noise_video[:, q : q + 1], noise_action[:, q * A : (q + 1) * A]
-    action, video, state = policy.step(
-      params(), frozen, state, types.Observation(seen, BATCH.proprio_BQX[:, q]), noise
-    )
+    observation = types.Observation(frames_BRIJ3=seen, proprio_BX=BATCH.proprio_BQX[:, q])
+    action, video, state = policy.step(params(), frozen, state, observation, noise)
     actions.append(action)
     videos.append(video)
     imagined.append(policy.imagine(frozen, state, video))
 
   window = jax.jit(functools.partial(train_step.encode_batch, MODEL))(params(), frozen, BATCH)
   draw = train_step.Noise(
-    np.ones((B, 1 + Q)),
-    np.ones((B, Q * A)),
-    jnp.pad(noise_video, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0))),
-    noise_action,
+    sigma_BF=np.ones((B, 1 + Q)),
+    sigma_BA=np.ones((B, Q * A)),
+    video_BFHWC=jnp.pad(noise_video, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0))),
+    action_BAU=noise_action,
   )
-  video, action = jax.jit(functools.partial(train_step.predict, CONFIG))(params(), window, draw)
+  predict = jax.jit(functools.partial(train_step.predict, MODEL, CONFIG.flow))
+  video, action = predict(params(), window, draw)
   np.testing.assert_allclose(
     np.concatenate(actions, 1), noise_action - action, atol=2e-5
   )  # Float32 sums.
@@ -182,7 +179,7 @@ def test_control_sees_what_training_sees(frozen):
 
 
 def test_a_training_step_leaves_the_encoders_alone(frozen):
-  noise = lambda: train_step.sample_noise(CONFIG, jax.random.key(0), frozen, BATCH)
+  noise = lambda: train_step.sample_noise(MODEL, CONFIG.flow, jax.random.key(0), frozen, BATCH)
   loss = lambda frozen: train_step.loss_fn(CONFIG, params(), frozen, BATCH, noise())[0]
   grads = jax.jit(jax.grad(loss, allow_int=True))(frozen)
   assert not any(np.any(g) for g in jax.tree.leaves(grads))
@@ -194,7 +191,7 @@ def test_imported_encoders_are_not_made_up():
     match=r"model.tokenizer.kind='wan2_1', model.text.kind='umt5', model.image.kind='clip'"
     ' has trained weights: .*convert import',
   ):
-    train_step.fit_frozen(CONFIG, [])
+    train_step.fit_frozen(MODEL, [])
 
 
 def test_weights_are_known_by_their_bits():

@@ -17,6 +17,7 @@ import pytest
 from jax.extend import core
 
 from wam_jax import config as cfg
+from wam_jax import types
 from wam_jax.models import attention
 from wam_jax.models import wam
 
@@ -45,27 +46,48 @@ VALID_BA = np.bool_([[1, 1, 1] * Q, [1, 1, 0] * Q, [0, 0, 0] * Q])
 
 
 def make_inputs():
+  """Arrays by the names of the fields they are of: one can be changed alone."""
   rng = np.random.default_rng(0)
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
   level = lambda *shape: rng.uniform(size=shape).astype(np.float32)
   return dict(
     clean_BFHWC=normal(B, 1 + Q * F, H, W, C),
-    noisy_BFHWC=normal(B, Q * F, H, W, C),
+    video_BFHWC=normal(B, Q * F, H, W, C),
     sigma_video_BF=level(B, Q * F),
-    noisy_action_BAU=normal(B, Q * A, U),
+    action_BAU=normal(B, Q * A, U),
     sigma_action_BA=level(B, Q * A),
-    proprio_BQX=normal(B, Q, X),
+    proprio_BSX=normal(B, Q, X),
     text_BPC=normal(B, 4, 8),
     embodiment_B=EMBODIMENT_B,
-    action_valid_BA=VALID_BA,
+    valid_BA=VALID_BA,
   )
 
 
 INPUTS = make_inputs()
 
 
+# Of a chunk: its share of each input along the second axis.
+LENGTHS = dict(
+  video_BFHWC=F, sigma_video_BF=F, action_BAU=A, sigma_action_BA=A, proprio_BSX=1, valid_BA=A
+)
+
+
+def pick(kind, inputs):
+  return kind(**{field.name: inputs[field.name] for field in dataclasses.fields(kind)})
+
+
+def arguments(inputs):
+  """Those of the model; without actions of video alone."""
+  return dict(
+    clean_BFHWC=inputs['clean_BFHWC'],
+    noisy=pick(types.Noisy, inputs),
+    body=None if inputs['action_BAU'] is None else pick(types.Body, inputs),
+    text_BPC=inputs['text_BPC'],
+  )
+
+
 def init(key):
-  return nn.unbox(wam.WorldActionModel(CONFIG).init(key, **INPUTS)['params'])
+  return nn.unbox(wam.WorldActionModel(CONFIG).init(key, **arguments(INPUTS))['params'])
 
 
 @functools.cache
@@ -83,9 +105,8 @@ def random_params():
 @functools.cache
 def compiled(config):
   """Teacher-forced (video, action) velocities of `(params, inputs)`."""
-  return jax.jit(
-    lambda params, inputs: wam.WorldActionModel(config).apply({'params': params}, **inputs)
-  )
+  model = wam.WorldActionModel(config)
+  return jax.jit(lambda params, inputs: model.apply({'params': params}, **arguments(inputs)))
 
 
 def forward(config=CONFIG, params=None, **changes):
@@ -118,21 +139,9 @@ def cached(config):
     if q:
       start = 1 + (q - 1) * F
       cache = commit(cache, INPUTS['clean_BFHWC'][:, start : start + F], jnp.int32(start), prompt)
-    chunk = lambda name, size, q=q: INPUTS[name][:, q * size : (q + 1) * size]
-    outputs.append(
-      denoise(
-        cache,
-        chunk('noisy_BFHWC', F),
-        chunk('sigma_video_BF', F),
-        chunk('noisy_action_BAU', A),
-        chunk('sigma_action_BA', A),
-        chunk('proprio_BQX', 1),
-        cache.frames,
-        prompt,
-        EMBODIMENT_B,
-        chunk('action_valid_BA', A),
-      )
-    )
+    here = {name: INPUTS[name][:, q * n : (q + 1) * n] for name, n in LENGTHS.items()}
+    noisy, body = pick(types.Noisy, here), pick(types.Body, INPUTS | here)
+    outputs.append(denoise(cache, noisy, body, cache.frames, prompt))
   return [np.concatenate(parts, 1) for parts in zip(*outputs)]
 
 
@@ -177,11 +186,11 @@ def test_chunks_see_the_clean_past_and_their_own_inputs_only():
       later,
     ], f'clean chunk {c}'
   for name, n in (
-    ('noisy_BFHWC', F),
+    ('video_BFHWC', F),
     ('sigma_video_BF', F),
-    ('noisy_action_BAU', A),
+    ('action_BAU', A),
     ('sigma_action_BA', A),
-    ('proprio_BQX', 1),
+    ('proprio_BSX', 1),
   ):
     for c in range(1, Q + 1):
       after = forward(**{name: moved(name, 0, slice((c - 1) * n, c * n))})
@@ -201,7 +210,7 @@ def test_clean_frames_that_nobody_sees_may_be_left_out():
     np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums of another length.
 
 
-@pytest.mark.parametrize('name', ['noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX'])
+@pytest.mark.parametrize('name', ['action_BAU', 'sigma_action_BA', 'proprio_BSX'])
 def test_video_only_samples_ignore_actions_and_states(name):
   video, _ = forward()
   after = forward(**{name: moved(name, sample=2)})[0]
@@ -211,7 +220,7 @@ def test_video_only_samples_ignore_actions_and_states(name):
   np.testing.assert_array_equal(with_actions[1:], video[1:])
 
 
-@pytest.mark.parametrize('name', ['noisy_action_BAU', 'sigma_action_BA'])
+@pytest.mark.parametrize('name', ['action_BAU', 'sigma_action_BA'])
 def test_padded_action_steps_change_nothing_else(name):
   padded = ~VALID_BA[1]
   video, action = forward()
@@ -245,9 +254,7 @@ def test_each_embodiment_has_its_own_action_weights():
     assert np.any(video[1] != before[0][1]) == (module != 'action_decoder')
 
 
-NO_ACTIONS = dict.fromkeys(
-  ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA')
-)
+NO_ACTIONS = dict(action_BAU=None, sigma_action_BA=None)
 
 
 def test_video_alone_is_video_whose_actions_nobody_sees():
@@ -260,14 +267,14 @@ def test_video_alone_is_video_whose_actions_nobody_sees():
 def test_without_clean_video_chunks_see_their_noisy_past():
   """Noise in chunk c reaches the velocities of chunk c and of later ones; chunk 0 is frame 0."""
   inputs = dict(
-    clean_BFHWC=None, noisy_BFHWC=INPUTS['clean_BFHWC'], sigma_video_BF=np.full((B, 1 + Q * F), 0.5)
+    clean_BFHWC=None, video_BFHWC=INPUTS['clean_BFHWC'], sigma_video_BF=np.full((B, 1 + Q * F), 0.5)
   )
   frames = lambda c: slice(0, 1) if c == 0 else slice(1 + (c - 1) * F, 1 + c * F)
   before = forward(**inputs)[0]
   for c in range(Q + 1):
-    noisy = inputs['noisy_BFHWC'].copy()
+    noisy = inputs['video_BFHWC'].copy()
     noisy[:, frames(c)] += 0.3
-    after = forward(**{**inputs, 'noisy_BFHWC': noisy})[0]
+    after = forward(**{**inputs, 'video_BFHWC': noisy})[0]
     assert [k for k in range(Q + 1) if np.any(after[:, frames(k)] != before[:, frames(k)])] == list(
       range(c, Q + 1)
     )
@@ -292,18 +299,10 @@ def test_full_cache_drops_the_oldest_frames():
       clean = INPUTS['clean_BFHWC'][:, start : start + (F if start else 1)]
       cache, predicted = commit(cache, clean, jnp.int32(start), prompt)
     assert cache.frames == 1 + Q * F
-    video, _ = denoise(
-      cache,
-      INPUTS['noisy_BFHWC'][:, :F],
-      INPUTS['sigma_video_BF'][:, :F],
-      None,
-      None,
-      None,
-      cache.frames,
-      prompt,
-      None,
-      None,
+    noisy = types.Noisy(
+      video_BFHWC=INPUTS['video_BFHWC'][:, :F], sigma_video_BF=INPUTS['sigma_video_BF'][:, :F]
     )
+    video, _ = denoise(cache, noisy, None, cache.frames, prompt)
     outputs.append((predicted, video))
   for got, want in zip(*outputs):
     np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums in another order.
@@ -325,7 +324,7 @@ def test_untrained_video_velocity_is_zero():
 
 def loss(config, blocks):
   video, action = wam.WorldActionModel(config).apply(
-    {'params': {**random_params(), 'blocks': blocks}}, **INPUTS
+    {'params': {**random_params(), 'blocks': blocks}}, **arguments(INPUTS)
   )
   return jnp.mean(video**2) + jnp.mean(action**2)
 

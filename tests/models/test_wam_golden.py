@@ -14,6 +14,7 @@ import pytest
 from tests import parity
 from wam_jax import config as cfg
 from wam_jax import masks
+from wam_jax import types
 from wam_jax.interop.table import dit as table
 from wam_jax.interop.table import rows
 from wam_jax.models import action
@@ -65,16 +66,19 @@ class Case:
     golden = self.golden
     return dict(
       clean_BFHWC=self.clean,
-      noisy_BFHWC=video(golden['in/noisy_latents']),
-      sigma_video_BF=golden['in/timestep'] / 1000,
-      noisy_action_BAU=golden['in/noisy_action'],
-      sigma_action_BA=golden['in/timestep_action'] / 1000,
-      proprio_BQX=golden['in/state'],
+      noisy=types.Noisy(
+        video_BFHWC=video(golden['in/noisy_latents']),
+        sigma_video_BF=golden['in/timestep'] / 1000,
+        action_BAU=golden['in/noisy_action'],
+        sigma_action_BA=golden['in/timestep_action'] / 1000,
+      ),
+      body=types.Body(
+        proprio_BSX=golden['in/state'],
+        embodiment_B=self.embodiment_B,
+        valid_BA=np.ones(golden['in/noisy_action'].shape[:2], bool),
+      ),
       text_BPC=golden['in/context'],
-      embodiment_B=self.embodiment_B,
-      action_valid_BA=np.ones(golden['in/noisy_action'].shape[:2], bool),
-      condition_BFHWC=self.condition,
-      image_BIC=golden['in/clip_feature'],
+      condition=types.Condition(latents_BFHWC=self.condition, image_BIC=golden['in/clip_feature']),
     )
 
   def compiled(self, method=None, **options):
@@ -207,10 +211,9 @@ def test_golden_forward_without_actions(golden_dit, case, request):
   """
   if 'out/train_without_action/video' not in golden_dit:
     return
-  nothing = dict.fromkeys(
-    ('noisy_action_BAU', 'sigma_action_BA', 'proprio_BQX', 'embodiment_B', 'action_valid_BA')
-  )
-  got_video, got_action = case.compiled()(**case.inputs() | nothing)
+  inputs = case.inputs()
+  video_alone = inputs['noisy'].replace(action_BAU=None, sigma_action_BA=None)
+  got_video, got_action = case.compiled()(**inputs | dict(noisy=video_alone, body=None))
   assert got_action is None
   parity.check(
     request,
@@ -228,8 +231,8 @@ def test_golden_masks(golden_dit, case, request):
     case.layout(0, case.chunks),
   )
   check = lambda name, got: parity.check(request, f'mask {name}', got, golden_dit[f'mask/{name}'])
-  check('teacher_forcing', case.model._training_mask(teacher_forced))
-  check('without_clean', case.model._training_mask(alone))
+  check('teacher_forcing', attention.training_mask(c, teacher_forced))
+  check('without_clean', attention.training_mask(c, alone))
   # The builder that the reference does not use: no window, and of frame 0 and states each token
   # sees itself.
   lonely = ((alone.frame == 0) | (alone.kind == masks.STATE))[:, None]
@@ -257,7 +260,7 @@ def test_golden_cached_chunks(golden_dit, case, request):
       part(case.clean, start, frames),
       jnp.int32(start),
       prompt,
-      part(case.condition, start, frames),
+      types.Condition(latents_BFHWC=part(case.condition, start, frames)),
     )
     check('committed video', np.moveaxis(got, -1, 1), f'prefill_{name}/video')
     return cache
@@ -279,19 +282,19 @@ def test_golden_cached_chunks(golden_dit, case, request):
       golden[f'out/cached/chunk{q}/cache_len'],
     )
     given = golden.below(f'in/cached/chunk{q}/')
-    got_video, got_action = denoise(
-      cache,
-      video(given['noisy_latents']),
-      given['timestep'] / 1000,
-      given['noisy_action'],
-      given['timestep_action'] / 1000,
-      part(golden['in/state'], q * case.states_per_chunk, case.states_per_chunk),
-      jnp.int32(start),
-      prompt,
-      case.embodiment_B,
-      np.ones(given['noisy_action'].shape[:2], bool),
-      part(case.condition, start, F),
+    noisy = types.Noisy(
+      video_BFHWC=video(given['noisy_latents']),
+      sigma_video_BF=given['timestep'] / 1000,
+      action_BAU=given['noisy_action'],
+      sigma_action_BA=given['timestep_action'] / 1000,
     )
+    body = types.Body(
+      proprio_BSX=part(golden['in/state'], q * case.states_per_chunk, case.states_per_chunk),
+      embodiment_B=case.embodiment_B,
+      valid_BA=np.ones(given['noisy_action'].shape[:2], bool),
+    )
+    condition = types.Condition(latents_BFHWC=part(case.condition, start, F))
+    got_video, got_action = denoise(cache, noisy, body, jnp.int32(start), prompt, condition)
     check('video', np.moveaxis(got_video, -1, 1), f'chunk{q}/video')
     check('action', got_action, f'chunk{q}/action')
   newest = np.arange(max(0, start - window), start)

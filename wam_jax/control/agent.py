@@ -64,15 +64,13 @@ class TimedPolicy:
     negative_BP = (
       None if self._negative is None else np.tile(self.tokenize(self._negative), (len(ids_BP), 1))
     )
-    self._state = self._policy.reset(
-      *self._weights,
-      ids_BP,
-      embodiment_B,
-      action_mask_BAU,
-      frame_BIJ3,
-      jax.random.key(seed),
-      negative_BP,
+    task = types.Task(
+      prompt_ids_BP=ids_BP,
+      embodiment_B=embodiment_B,
+      action_mask_BAU=action_mask_BAU,
+      negative_ids_BP=negative_BP,
     )
+    self._state = self._policy.reset(*self._weights, task, frame_BIJ3, jax.random.key(seed))
 
   def step(self, observation: types.Observation) -> tuple[np.ndarray, np.ndarray]:
     """(normalized actions [B, A, U], imagined frames [B, r, I, J, 3] uint8)."""
@@ -106,7 +104,8 @@ class ModelAgent:
   def act(self, frames_BRIJ3, proprio_BX):
     proprio_BX = embodiments.convert(self._robot.record.state, proprio_BX)
     proprio = self._robot.normalize_proprio(proprio_BX, self._model.proprio_dim)
-    action_BAU, imagined = self._policy.step(types.Observation(frames_BRIJ3, proprio))
+    observation = types.Observation(frames_BRIJ3=frames_BRIJ3, proprio_BX=proprio)
+    action_BAU, imagined = self._policy.step(observation)
     raw = np.stack([self._robot.act(a_AU, p_X) for a_AU, p_X in zip(action_BAU, proprio_BX)])
     return raw, imagined
 

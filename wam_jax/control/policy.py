@@ -23,7 +23,7 @@ from wam_jax.models import encoders
 from wam_jax.models import wam
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class PolicyState:
   """What the policy remembers within an episode. With guidance, G = 2 B: the prompt's rows, then
   the negative ones.
@@ -31,20 +31,19 @@ class PolicyState:
   Attributes:
     cache: keys and values of observed frames, [L, G, N, S, K].
     text_GPC: embedded prompts.
-    prompt: their keys and values in every layer, and their mean embedding; projected once, at
-      reset, or with an image encoder at each anchor.
-    stream: of the video tokenizer.
+    prompt: what `WorldActionModel.prompt_kv` makes of them; projected once, at reset, or with an
+      image encoder at each anchor.
+    stream: where the video tokenizer goes on.
     clean_BFHWC: latents of the frames in the cache, and room for one more chunk.
     condition_BFHWC: what the anchor frame says about every latent frame, or None.
-    embodiment_B: int32 category.
-    action_mask_BAU: bool, real steps and dimensions of this embodiment.
+    embodiment_B, action_mask_BAU: those of the `Task`.
     key: random key; each call splits it.
   """
 
   cache: attention.KVCache
   text_GPC: jax.Array
-  prompt: Any
-  stream: Any
+  prompt: wam.PromptKV
+  stream: encoders.Stream
   clean_BFHWC: jax.Array
   condition_BFHWC: jax.Array | None
   embodiment_B: jax.Array
@@ -60,7 +59,9 @@ class Policy:
   """
 
   def __init__(self, model: cfg.ModelConfig, sample: cfg.SampleConfig, flow: cfg.FlowConfig):
-    self.cfg, self.sample, self.flow = model, sample, flow
+    self.cfg = model
+    self.sample = sample
+    self.flow = flow
     self.solvers = sampler.make_solvers(sample)
     self.branches = 1 if sample.guidance_scale == 1 else 2
     self.traces = 0
@@ -71,68 +72,59 @@ class Policy:
 
   def _reset(
     self,
-    params,
+    params: Any,
     frozen: encoders.Encoders,
-    prompt_ids_BP,
-    embodiment_B,
-    action_mask_BAU,
-    frame_BIJ3,
-    key,
-    negative_ids_BP=None,
+    task: types.Task,
+    frame_BIJ3: jax.Array,
+    key: jax.Array,
   ) -> PolicyState:
     """State at the start of an episode.
 
     Args:
-      frame_BIJ3: of the shape and type of observed frames; its pixels are not used.
-      negative_ids_BP: ids of the prompt to move away from, with a `guidance_scale` other than 1.
+      task: with negative prompts where `guidance_scale` is not 1.
+      frame_BIJ3: any frame of the shape and type of observed ones; its pixels are not used.
     """
-    if (negative_ids_BP is None) != (self.branches == 1):
-      raise ValueError(
-        f'sample.guidance_scale={self.sample.guidance_scale} '
-        + ('needs negative prompts.' if negative_ids_BP is None else 'takes no negative prompts.')
-      )
-    c, B = self.cfg, frame_BIJ3.shape[0]
-    ids_GP = (
-      prompt_ids_BP if self.branches == 1 else jnp.concatenate([prompt_ids_BP, negative_ids_BP])
-    )
-    text_GPC = (
-      self._apply(params, self._wam.encode_text, ids_GP)
-      if frozen.text is None
-      else frozen.text.encode(ids_GP)
-    )
+    text_GPC = self._embed_text(params, frozen, task)
+
+    # What the first anchor will fill has its shape from now on, so that a step compiles once.
     latents, stream = _zeros(frozen.encode_start, frame_BIJ3[:, None])
-    first_frame = _zeros(frozen.encode_condition, frame_BIJ3[:, None])
-    prompt = (
-      self._prompt(params, text_GPC, None)
-      if first_frame.image_BIC is None
-      else _zeros(self._prompt, params, text_GPC, first_frame.image_BIC)
-    )
-    _, _, H, W, C = latents.shape
-    slots = (1 + (c.max_chunks - 1) * c.frames_per_chunk) * (H // c.patch) * (W // c.patch)
+    condition = _zeros(frozen.encode_condition, frame_BIJ3[:, None])
+    if condition.image_BIC is None:
+      prompt = self._prompt(params, text_GPC, None)
+    else:
+      prompt = _zeros(self._prompt, params, text_GPC, condition.image_BIC)
+
+    c = self.cfg
+    B, _, H, W, C = latents.shape
+    cached_frames = 1 + (c.max_chunks - 1) * c.frames_per_chunk
     cache = attention.KVCache.empty(
-      c.num_layers, self.branches * B, c.num_heads, slots, c.head_dim, jnp.dtype(c.dtype)
+      layers=c.num_layers,
+      batch=self.branches * B,
+      heads=c.num_heads,
+      slots=cached_frames * (H // c.patch) * (W // c.patch),
+      head_dim=c.head_dim,
+      dtype=jnp.dtype(c.dtype),
     )
-    clean = jnp.zeros((B, 1 + c.max_chunks * c.frames_per_chunk, H, W, C))
     return PolicyState(
-      cache,
-      text_GPC,
-      prompt,
-      stream,
-      clean,
-      first_frame.latents_BFHWC,
-      embodiment_B,
-      action_mask_BAU,
-      key,
+      cache=cache,
+      text_GPC=text_GPC,
+      prompt=prompt,
+      stream=stream,
+      clean_BFHWC=jnp.zeros((B, cached_frames + c.frames_per_chunk, H, W, C)),
+      condition_BFHWC=condition.latents_BFHWC,
+      embodiment_B=task.embodiment_B,
+      action_mask_BAU=task.action_mask_BAU,
+      key=key,
     )
 
   def _step(
     self,
-    params,
+    params: Any,
     frozen: encoders.Encoders,
     state: PolicyState,
     observation: types.Observation,
-    noise=None,
-  ):
+    noise: tuple[jax.Array, jax.Array] | None = None,
+  ) -> tuple[jax.Array, jax.Array, PolicyState]:
     """(actions [B, A, U] normalized, predicted latents [B, F, H, W, C] of the chunk, state).
 
     Args:
@@ -140,48 +132,62 @@ class Policy:
         key.
     """
     self.traces += 1
-    full = 1 + (self.cfg.max_chunks - 1) * self.cfg.frames_per_chunk
-    state = jax.lax.cond(
-      (state.cache.frames == 0) | (state.cache.frames == full),
-      self._anchor,
-      self._extend,
-      params,
-      frozen,
-      state,
-      observation.frames_BRIJ3,
-    )
+    c = self.cfg
+    full = 1 + (c.max_chunks - 1) * c.frames_per_chunk
+    starts = (state.cache.frames == 0) | (state.cache.frames == full)
+    given = (params, frozen, state, observation.frames_BRIJ3)
+    state = jax.lax.cond(starts, self._anchor, self._extend, *given)
     if noise is None:
       key, key_video, key_action = jax.random.split(state.key, 3)
-      chunk = (state.clean_BFHWC.shape[0], self.cfg.frames_per_chunk, *state.clean_BFHWC.shape[2:])
+      B, _, *latent = state.clean_BFHWC.shape
       noise = (
-        flow_lib.sample_noise(key_video, chunk),
+        flow_lib.sample_noise(key_video, (B, c.frames_per_chunk, *latent)),
         flow_lib.sample_noise(key_action, state.action_mask_BAU.shape),
       )
-      state = state if self.sample.same_noise else state.replace(key=key)
+      if not self.sample.same_noise:
+        state = state.replace(key=key)
     video, action = self._denoise(params, state, *noise, observation.proprio_BX)
     return action * state.action_mask_BAU, video, state
 
-  def _imagine(self, frozen: encoders.Encoders, state: PolicyState, latents_BFHWC):
+  def _imagine(
+    self, frozen: encoders.Encoders, state: PolicyState, latents_BFHWC: jax.Array
+  ) -> jax.Array:
     """Predicted latents as frames [B, r, I, J, 3] in [-1, 1], decoded after the observed ones of
     `step`'s state.
     """
-    start, t = state.cache.frames, self.cfg.tokenizer.temporal
-    video = frozen.decode(
-      jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
-    )
-    return jax.lax.dynamic_slice_in_dim(
-      video, 1 + (start - 1) * t, latents_BFHWC.shape[1] * t, axis=1
-    )
+    start, per_latent = state.cache.frames, self.cfg.tokenizer.temporal
+    latents = jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
+    video = frozen.decode(latents)
+    # The first latent is of one frame, every other of `per_latent`.
+    first, size = 1 + (start - 1) * per_latent, latents_BFHWC.shape[1] * per_latent
+    return jax.lax.dynamic_slice_in_dim(video, first, size, axis=1)
+
+  def _embed_text(self, params, frozen: encoders.Encoders, task: types.Task) -> jax.Array:
+    """[G, P, C] of the prompts, with guidance followed by the negative ones."""
+    negative_BP, guided = task.negative_ids_BP, self.branches == 2
+    if guided and negative_BP is None:
+      raise ValueError(
+        f'sample.guidance_scale={self.sample.guidance_scale} needs negative prompts.'
+      )
+    if negative_BP is not None and not guided:
+      raise ValueError(
+        f'sample.guidance_scale={self.sample.guidance_scale} takes no negative prompts.'
+      )
+    ids_GP = jnp.concatenate([task.prompt_ids_BP, negative_BP]) if guided else task.prompt_ids_BP
+    if frozen.text is None:
+      return self._apply(params, self._wam.encode_text, ids_GP)
+    return frozen.text.encode(ids_GP)
 
   def _anchor(
     self, params, frozen: encoders.Encoders, state: PolicyState, frames_BRIJ3
   ) -> PolicyState:
     """The newest frame becomes frame 0 of an empty cache."""
-    first_frame = frozen.encode_condition(frames_BRIJ3[:, -1:])
-    latents, stream = frozen.encode_start(frames_BRIJ3[:, -1:])
-    if first_frame.image_BIC is not None:
-      state = state.replace(prompt=self._prompt(params, state.text_GPC, first_frame.image_BIC))
-    state = state.replace(stream=stream, condition_BFHWC=first_frame.latents_BFHWC)
+    frame_B1IJ3 = frames_BRIJ3[:, -1:]
+    condition = frozen.encode_condition(frame_B1IJ3)
+    latents, stream = frozen.encode_start(frame_B1IJ3)
+    if condition.image_BIC is not None:
+      state = state.replace(prompt=self._prompt(params, state.text_GPC, condition.image_BIC))
+    state = state.replace(stream=stream, condition_BFHWC=condition.latents_BFHWC)
     return self._commit(params, state, latents, 0)
 
   def _extend(
@@ -201,68 +207,73 @@ class Policy:
     return self._commit(params, state, latents, state.cache.frames)
 
   def _commit(self, params, state: PolicyState, latents_BFHWC, start) -> PolicyState:
-    frames = latents_BFHWC.shape[1]
+    """The frames from `start` on are these: in the cache, and for `imagine`."""
     cache = self._apply(
       params,
       self._wam.commit,
       state.cache,
       self._branch(latents_BFHWC),
-      start,
-      state.prompt,
-      self._condition(state, start, frames),
+      start_frame=start,
+      prompt=state.prompt,
+      condition=self._condition(state, start, latents_BFHWC.shape[1]),
     )
     clean = jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
     return state.replace(cache=cache, clean_BFHWC=clean)
 
   def _denoise(self, params, state: PolicyState, noise_video, noise_action, proprio_BX):
-    """(latents, actions) of the next chunk. Guidance moves the video alone. Source: DreamZero
-    policy head.
-    """
-    c, (B, A, _) = self.cfg, noise_action.shape
+    """(latents, actions) of the next chunk. Source: DreamZero policy head."""
+    B, F = noise_video.shape[:2]
+    A = noise_action.shape[1]
+    G = self.branches * B
     start = state.cache.frames
-    condition, embodiment_G, valid_GA, proprio_GQX = (
-      self._condition(state, start, c.frames_per_chunk),
-      *map(self._branch, (state.embodiment_B, state.action_mask_BAU.any(-1), proprio_BX[:, None])),
+    condition = self._condition(state, start, F)
+    body = types.Body(
+      proprio_BSX=self._branch(proprio_BX[:, None]),
+      embodiment_B=self._branch(state.embodiment_B),
+      valid_BA=self._branch(state.action_mask_BAU.any(-1)),
     )
 
-    def velocity(noisy_video, sigma_video, noisy_action, sigma_action):
+    def velocity(video_BFHWC, sigma_video, action_BAU, sigma_action):
       if self.flow.mask_padded_noise:
-        noisy_action = noisy_action * state.action_mask_BAU
-      full = lambda sigma, n: jnp.full((self.branches * B, n), sigma)
-      video, action = self._apply(
+        action_BAU = action_BAU * state.action_mask_BAU
+      noisy = types.Noisy(
+        video_BFHWC=self._branch(video_BFHWC),
+        sigma_video_BF=jnp.full((G, F), sigma_video),
+        action_BAU=self._branch(action_BAU),
+        sigma_action_BA=jnp.full((G, A), sigma_action),
+      )
+      video_GFHWC, action_GAU = self._apply(
         params,
         self._wam.denoise,
         state.cache,
-        self._branch(noisy_video),
-        full(sigma_video, c.frames_per_chunk),
-        self._branch(noisy_action),
-        full(sigma_action, A),
-        proprio_GQX,
-        start,
-        state.prompt,
-        embodiment_G,
-        valid_GA,
-        condition,
+        noisy,
+        body,
+        start_frame=start,
+        prompt=state.prompt,
+        condition=condition,
       )
-      if self.branches == 2:
-        video = sampler.guide(video[:B], video[B:], self.sample.guidance_scale)
-      return video, action[:B]
+      # Guidance moves the video alone; the actions are those of the prompt.
+      action_BAU = action_GAU[:B]
+      if self.branches == 1:
+        return video_GFHWC, action_BAU
+      scale = self.sample.guidance_scale
+      return sampler.guide(video_GFHWC[:B], video_GFHWC[B:], scale), action_BAU
 
     return sampler.denoise(velocity, noise_video, noise_action, *self.solvers)
 
-  def _apply(self, params, method, *args):
-    return self._wam.apply({'params': params}, *args, method=method)
+  def _apply(self, params, method, *args, **named):
+    return self._wam.apply({'params': params}, *args, method=method, **named)
 
-  def _prompt(self, params, text_GPC, image_BIC):
-    return self._apply(
-      params, self._wam.prompt_kv, text_GPC, None if image_BIC is None else self._branch(image_BIC)
-    )
+  def _prompt(self, params, text_GPC, image_BIC) -> wam.PromptKV:
+    image_GIC = None if image_BIC is None else self._branch(image_BIC)
+    return self._apply(params, self._wam.prompt_kv, text_GPC, image_GIC)
 
-  def _condition(self, state: PolicyState, start, frames: int):
-    """The condition of `frames` latent frames from `start` on, for every branch."""
+  def _condition(self, state: PolicyState, start, frames: int) -> types.Condition:
+    """What the anchor says about `frames` latent frames from `start` on, for every branch."""
     if state.condition_BFHWC is None:
-      return None
-    return self._branch(jax.lax.dynamic_slice_in_dim(state.condition_BFHWC, start, frames, axis=1))
+      return types.UNCONDITIONED
+    latents = jax.lax.dynamic_slice_in_dim(state.condition_BFHWC, start, frames, axis=1)
+    return types.Condition(latents_BFHWC=self._branch(latents))
 
   def _branch(self, x_B):
     """`x_B` once for each branch of guidance."""

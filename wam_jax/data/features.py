@@ -444,10 +444,10 @@ class Stored:
     }
     image = parts.get('image')
     return types.Features(
-      parts['clean'],
-      self._text(ids_P) if self._model['text'] else None,
-      None if image is None else image.astype(self._model['image']['dtype']),
-      parts.get('condition'),
+      clean_BFHWC=parts['clean'],
+      text_BPC=self._text(ids_P) if self._model['text'] else None,
+      image_BIC=None if image is None else image.astype(self._model['image']['dtype']),
+      condition_BFHWC=parts.get('condition'),
     )
 
   def _text(self, ids_P: np.ndarray) -> np.ndarray:

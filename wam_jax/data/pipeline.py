@@ -432,12 +432,23 @@ def _make(
 
 def _stack(examples: Sequence[tuple[Any, ...]]) -> types.Batch:
   films, *others = zip(*examples)
+  names = (
+    'action_BAU',
+    'action_mask_BAU',
+    'proprio_BQX',
+    'chunk_mask_BQ',
+    'prompt_ids_BP',
+    'embodiment_B',
+    'sample_B2',
+  )
+  stacked = dict(zip(names, map(np.stack, others), strict=True))
   if isinstance(films[0], types.Features):
-    return types.Batch(None, *map(np.stack, others), jax.tree.map(lambda *x: np.stack(x), *films))
+    stored = jax.tree.map(lambda *x: np.stack(x), *films)
+    return types.Batch(frames_BRIJ3=None, features=stored, **stacked)
   frames_BRIJ3 = np.empty((len(films), *films[0].shape), np.uint8)
   for film, frames_RIJ3 in zip(films, frames_BRIJ3):
     film.paint(frames_RIJ3)
-  return types.Batch(frames_BRIJ3, *map(np.stack, others))
+  return types.Batch(frames_BRIJ3=frames_BRIJ3, **stacked)
 
 
 def _read_ahead(batches: grain.MapDataset, config: cfg.DataConfig) -> grain.DatasetIterator:

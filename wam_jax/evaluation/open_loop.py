@@ -61,7 +61,7 @@ class Forecaster:
         np.repeat(frames[:, :1], r, axis=1) if q == 0 else frames[:, 1 + (q - 1) * r : 1 + q * r]
       )
       action_BAU, imagined_BRIJ3 = self._policy.step(
-        types.Observation(seen, batch.proprio_BQX[:, q])
+        types.Observation(frames_BRIJ3=seen, proprio_BX=batch.proprio_BQX[:, q])
       )
       actions.append(action_BAU)
       imagined.append(imagined_BRIJ3)

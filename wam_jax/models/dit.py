@@ -34,7 +34,7 @@ class Prompt(NamedTuple):
   image_BID: jax.Array | None
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class Tokens:
   """What all layers share about a sequence.
 

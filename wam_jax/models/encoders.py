@@ -17,27 +17,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
+from wam_jax import types
 from wam_jax.models import image
 from wam_jax.models import text
 from wam_jax.models import tokenizer
 from wam_jax.models import vae
 
 Stream = Any
-
-
-@flax.struct.dataclass
-class Condition:
-  """What the first frame says about all frames of a window; None where the model takes no such
-  input.
-
-  Attributes:
-    image_BIC: tokens of the image encoder.
-    latents_BFHWC: 4 channels of mask, 1 on frame 0; then latents of the video that is the first
-      frame followed by grey.
-  """
-
-  image_BIC: jax.Array | None = None
-  latents_BFHWC: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -74,7 +60,7 @@ class Encoders:
     """Frames of a whole video, float32 in [-1, 1], at the tokenizer's resolution."""
     return self.tokenizer.decode(latents_BFHWC)
 
-  def encode_condition(self, frame_B1IJ3: jax.Array) -> Condition:
+  def encode_condition(self, frame_B1IJ3: jax.Array) -> types.Condition:
     """Source: DreamZero policy head `encode_image`: mask of frame 0, then the frame followed by
     mid-grey frames.
     """
@@ -82,11 +68,12 @@ class Encoders:
     frame = self._resize(tokenizer.to_pixels(frame_B1IJ3))
     image_BIC = self.image.encode(frame[:, 0]) if self.image else None
     if not c.image_condition:
-      return Condition(image_BIC)
+      return types.Condition(image_BIC=image_BIC)
     grey = jnp.zeros(
       (frame.shape[0], c.camera_frames(c.max_chunks) - 1, *frame.shape[2:]), frame.dtype
     )
-    return Condition(image_BIC, with_mask(self.tokenizer.encode(jnp.concatenate([frame, grey], 1))))
+    latents = self.tokenizer.encode(jnp.concatenate([frame, grey], 1))
+    return types.Condition(latents_BFHWC=with_mask(latents), image_BIC=image_BIC)
 
   def _resize(self, frames_BRIJ3):
     """Bilinear without antialiasing, half-pixel centres. Source: DreamZero policy head,

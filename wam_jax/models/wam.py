@@ -18,6 +18,7 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import masks
 from wam_jax import sharding
+from wam_jax import types
 from wam_jax.models import action
 from wam_jax.models import attention
 from wam_jax.models import dit
@@ -74,282 +75,316 @@ class WorldActionModel(nn.Module):
 
   def __call__(
     self,
-    clean_BFHWC,
-    noisy_BFHWC,
-    sigma_video_BF,
-    noisy_action_BAU,
-    sigma_action_BA,
-    proprio_BQX,
-    text_BPC,
-    embodiment_B,
-    action_valid_BA,
-    condition_BFHWC=None,
-    image_BIC=None,
-  ):
+    clean_BFHWC: jax.Array | None,
+    noisy: types.Noisy,
+    body: types.Body | None,
+    text_BPC: jax.Array,
+    condition: types.Condition = types.UNCONDITIONED,
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Velocities of a window of Q chunks: teacher-forced, or with `clean_BFHWC` None given their
     own noisy past.
 
     Args:
-      clean_BFHWC: every clean latent frame that some later chunk may see: frame 0 and chunks 1 to Q
-        - 1 (later ones are allowed and change nothing); or None.
-      noisy_BFHWC: noisy latents, of frames 0 to F - 1 with `predict_first_frame` or without clean
-        ones, else of frames 1 to F - 1.
-      sigma_video_BF, sigma_action_BA: their noise levels in [0, 1].
-      noisy_action_BAU: [B, Q*A, U]; None, like the four other arguments of actions and states, for
-        video alone.
-      proprio_BQX: [B, Q * states per chunk, X].
-      text_BPC: of `encode_text`, or of a frozen text encoder.
-      embodiment_B: int32 category of the action modules.
-      action_valid_BA: bool, real action steps; others, and states of samples without any, are seen
-        by nobody.
-      condition_BFHWC: image conditioning channels (4 mask, then C) of all F frames, with
-        `image_condition`.
-      image_BIC: image-encoder tokens, with `image_dim`.
+      clean_BFHWC: every clean latent frame that some later chunk may see: frame 0 and chunks 1 to
+        Q - 1 (later ones are allowed and change nothing); or None.
+      noisy: the actions of all chunks, and frames 0 to F - 1 with `predict_first_frame` or without
+        clean ones, else frames 1 to F - 1.
+      body: the robots; None, like the actions of `noisy`, for video alone.
+      text_BPC: the output of `encode_text`, or of a frozen text encoder.
+      condition: what frame 0 says about all F frames, with `image_condition` and `image_dim`.
     Returns:
-      velocities like `noisy_BFHWC` and like `noisy_action_BAU` (or None), float32.
+      velocities like the video and like the actions of `noisy` (or None), float32.
     """
     c = self.cfg
-    frames = noisy_BFHWC.shape[1]
+    grid = self._grid(noisy.video_BFHWC)
+    frames = noisy.video_BFHWC.shape[1]
     clean_frames = 0 if clean_BFHWC is None else clean_BFHWC.shape[1]
+    # Frame 0 is shown clean and not denoised, unless the model predicts it or sees nothing clean.
     first = 0 if c.predict_first_frame or not clean_frames else 1
-    condition = lambda a, b: None if condition_BFHWC is None else condition_BFHWC[:, a:b]
-    clean = (
-      [] if not clean_frames else [self._video_tokens(clean_BFHWC, condition(0, clean_frames))[0]]
-    )
-    noisy_BTD, rows, columns = self._video_tokens(noisy_BFHWC, condition(first, first + frames))
-    register = self._register(
-      noisy_BTD, noisy_action_BAU, sigma_action_BA, proprio_BQX, embodiment_B, action_valid_BA
-    )
+
+    # The sequence, in the order of `masks.training_layout`: clean video, noisy video, actions,
+    # states.
+    clean = []
+    if clean_frames:
+      clean.append(self._video_tokens(clean_BFHWC, _cut(condition, 0, clean_frames)))
+    noisy_BTD = self._video_tokens(noisy.video_BFHWC, _cut(condition, first, first + frames))
+    register = self._register(noisy, body)
+    sequence_BTD = jnp.concatenate([*clean, noisy_BTD, register.x_BTD], 1)
+
+    # Who sees whom, and the order of the tokens in which that is cheap.
     chunks = register.actions // c.actions_per_chunk
     layout = masks.training_layout(
-      clean_frames,
-      range(first, first + frames),
-      rows * columns,
-      c.frames_per_chunk,
-      c.actions_per_chunk,
-      register.states // max(chunks, 1),
-      chunks,
+      clean_frames=clean_frames,
+      noisy_frames=range(first, first + frames),
+      tokens_per_frame=grid.tokens,
+      frames_per_chunk=c.frames_per_chunk,
+      actions_per_chunk=c.actions_per_chunk,
+      states_per_chunk=register.states // max(chunks, 1),
+      chunks=chunks,
     )
     plan = attention.make_plan(c, layout)
-    angles = lambda start, n: attention.video_angles(start, n, rows, columns, c.head_dim)
-    angles_TR = np.concatenate([angles(0, clean_frames), angles(first, frames), *register.angles])[
-      plan.order
-    ]
-    levels_BG = jnp.concatenate(
-      [jnp.zeros_like(sigma_video_BF[:, :1]), sigma_video_BF, register.levels_BG], 1
-    )
-    prompt = self._embed_prompt(text_BPC, image_BIC)
-    time_BGD, modulation_BG6D = self._modulation(levels_BG, prompt)
-    start, stop = clean_frames * rows * columns, (clean_frames + frames) * rows * columns
-    mask = attention.arrange(register.seen_after(stop), plan.order)
+    video_tokens = (clean_frames + frames) * grid.tokens
+    mask = attention.arrange(register.seen_after(video_tokens), plan.order)
     if plan.pattern is None:
-      mask = (
-        attention.training_mask(c, layout)[np.ix_(plan.order, plan.order)] & mask[:, None, None]
-      )
-    tokens = dit.Tokens(
-      modulation_BG6D, layout.group[plan.order], angles_TR, mask, plan.alone_T, plan.pattern
+      visible_TT = attention.training_mask(c, layout)[np.ix_(plan.order, plan.order)]
+      mask = visible_TT & mask[:, None, None]
+
+    # Noise levels: one for all clean tokens, then one for each noisy frame, action and state.
+    prompt = self._embed_prompt(text_BPC, condition.image_BIC)
+    level_of_clean_B1 = jnp.zeros_like(noisy.sigma_video_BF[:, :1])
+    levels_BG = jnp.concatenate([level_of_clean_B1, noisy.sigma_video_BF, register.levels_BG], 1)
+    time_BGD, modulation_BG6D = self._modulation(levels_BG, _mean_prompt(prompt))
+
+    # Padding, -1 in the order, has the group and the angles of the last token; nobody sees it.
+    angles_TR = np.concatenate(
+      [
+        attention.video_angles(0, clean_frames, *grid, c.head_dim),
+        attention.video_angles(first, frames, *grid, c.head_dim),
+        *register.angles,
+      ]
     )
+    tokens = dit.Tokens(
+      modulation_BG6D=modulation_BG6D,
+      group_T=layout.group[plan.order],
+      angles_TR=angles_TR[plan.order],
+      mask=mask,
+      alone_T=plan.alone_T,
+      pattern=plan.pattern,
+    )
+
     # All tokens are on all shards where they are put in order: XLA's gradient of slices of a split
     # axis is wrong.
-    whole = lambda x: sharding.shard(x, 'batch', None, 'act_embed')
-    x_BTD = whole(
-      attention.arrange(jnp.concatenate([*clean, noisy_BTD, register.x_BTD], 1), plan.order)
-    )
-    x_BTD, _ = self.blocks(
-      sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed'), None, None, prompt, tokens
-    )
-    back_T = np.argsort(np.where(plan.order < 0, len(plan.order), plan.order), kind='stable')[
-      start : len(layout.kind)
-    ]
-    x_BTD = attention.arrange(whole(x_BTD), back_T)
-    video = self._video_head(x_BTD[:, : stop - start], time_BGD[:, 1 : 1 + frames], rows, columns)
-    return video, self._action_head(x_BTD[:, stop - start :], register, embodiment_B)
+    whole = lambda x_BTD: sharding.shard(x_BTD, 'batch', None, 'act_embed')
+    x_BTD = whole(attention.arrange(sequence_BTD, plan.order))
+    x_BTD = sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed')
+    x_BTD, _ = self.blocks(x_BTD, None, None, prompt, tokens)
 
-  def prompt_kv(self, text_BPC, image_BIC=None):
-    """(keys/values of every layer, mean prompt) for `commit` and `denoise`; they do not change
-    during an episode.
-    """
+    # Back to the order of the layout; the clean tokens have done their work.
+    places_T = _places(plan.order)[clean_frames * grid.tokens :]
+    x_BTD = attention.arrange(whole(x_BTD), places_T)
+    return self._velocities(x_BTD, time_BGD[:, 1 : 1 + frames], grid, register, body)
+
+  def prompt_kv(self, text_BPC: jax.Array, image_BIC: jax.Array | None = None) -> PromptKV:
+    """What `commit` and `denoise` take as the prompt; it does not change during an episode."""
     prompt = self._embed_prompt(text_BPC, image_BIC)
-    return self.blocks.project_prompt(None, prompt)[1], _mean_prompt(prompt)
+    _, layers_kv = self.blocks.project_prompt(None, prompt)
+    return PromptKV(layers_kv, _mean_prompt(prompt))
 
   def commit(
-    self, cache: attention.KVCache, clean_BFHWC, start_frame, prompt, condition_BFHWC=None
-  ):
+    self,
+    cache: attention.KVCache,
+    clean_BFHWC: jax.Array,
+    start_frame: jax.Array | int,
+    prompt: PromptKV,
+    condition: types.Condition = types.UNCONDITIONED,
+  ) -> attention.KVCache:
     """Cache with the keys and values of clean (observed) frames written at `start_frame`, at noise
     level 0.
+
+    Args:
+      condition: what the anchor says about these frames; its image tokens are in `prompt`.
     """
-    return self._commit(cache, clean_BFHWC, start_frame, prompt, condition_BFHWC)[0]
+    return self._commit(cache, clean_BFHWC, start_frame, prompt, condition)[0]
 
   def commit_and_predict(
-    self, cache: attention.KVCache, clean_BFHWC, start_frame, prompt, condition_BFHWC=None
-  ):
+    self,
+    cache: attention.KVCache,
+    clean_BFHWC: jax.Array,
+    start_frame: jax.Array | int,
+    prompt: PromptKV,
+    condition: types.Condition = types.UNCONDITIONED,
+  ) -> tuple[attention.KVCache, jax.Array]:
     """(cache of `commit`, the velocity that the video head gives for the clean frames)."""
-    cache, x_BTD, time_BGD, rows, columns = self._commit(
-      cache, clean_BFHWC, start_frame, prompt, condition_BFHWC
-    )
-    time_BFD = jnp.repeat(time_BGD, clean_BFHWC.shape[1], 1)
-    return cache, self._video_head(x_BTD, time_BFD, rows, columns)
+    cache, x_BTD, time_B1D = self._commit(cache, clean_BFHWC, start_frame, prompt, condition)
+    time_BFD = jnp.repeat(time_B1D, clean_BFHWC.shape[1], 1)
+    return cache, self._video_head(x_BTD, time_BFD, self._grid(clean_BFHWC))
 
   def denoise(
     self,
     cache: attention.KVCache,
-    noisy_BFHWC,
-    sigma_video_BF,
-    noisy_action_BAU,
-    sigma_action_BA,
-    proprio_BSX,
-    start_frame,
-    prompt,
-    embodiment_B,
-    action_valid_BA,
-    condition_BFHWC=None,
-  ):
+    noisy: types.Noisy,
+    body: types.Body | None,
+    start_frame: jax.Array | int,
+    prompt: PromptKV,
+    condition: types.Condition = types.UNCONDITIONED,
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Velocities of the one chunk that starts at `start_frame`, against a cache that is only read.
 
-    As in `__call__`, the arguments of actions and states may be None for video alone.
+    Args:
+      noisy, body: the chunk, as in `__call__`; video alone without actions and body.
+      condition: what the anchor says about these frames; its image tokens are in `prompt`.
     """
     c = self.cfg
-    video_BTD, rows, columns = self._video_tokens(noisy_BFHWC, condition_BFHWC)
-    F, video_tokens = noisy_BFHWC.shape[1], video_BTD.shape[1]
-    register = self._register(
-      video_BTD,
-      noisy_action_BAU,
-      sigma_action_BA,
-      proprio_BSX,
-      embodiment_B,
-      action_valid_BA,
-      (start_frame - 1) // c.frames_per_chunk,
+    grid = self._grid(noisy.video_BFHWC)
+    frames = noisy.video_BFHWC.shape[1]
+
+    # The sequence: noisy video, actions, states. What is clean is in the cache.
+    video_BTD = self._video_tokens(noisy.video_BFHWC, condition.latents_BFHWC)
+    register = self._register(noisy, body, chunk=(start_frame - 1) // c.frames_per_chunk)
+    sequence_BTD = jnp.concatenate([video_BTD, register.x_BTD], 1)
+
+    # In its chunk a token sees what it sees in training, of the past what the cache has in its
+    # window; the states of the reference, which in training see each other alone, here see all.
+    layout = masks.training_layout(
+      clean_frames=0,
+      noisy_frames=range(1, 1 + frames),
+      tokens_per_frame=grid.tokens,
+      frames_per_chunk=frames,
+      actions_per_chunk=register.actions,
+      states_per_chunk=register.states,
+      chunks=1 if register.actions else 0,
     )
+    state_rule = 'self' if c.state_rule == 'self' else 'chunk'
+    visible_TT = masks.without_clean(
+      layout, frames_per_chunk=frames, window_frames=1 + frames, state_rule=state_rule
+    )
+    seen_BT = register.seen_after(video_BTD.shape[1])
+    looks_back_T = (layout.kind != masks.STATE) | (state_rule == 'chunk')
+    past_TS = looks_back_T[:, None] & self._seen_cache(cache, start_frame, frames, grid.tokens)
+    past_BTS = jnp.broadcast_to(past_TS, (len(seen_BT), *past_TS.shape))
+    mask_BTS = jnp.concatenate([past_BTS, visible_TT & seen_BT[:, None, :]], -1)
+
+    levels_BG = jnp.concatenate([noisy.sigma_video_BF, register.levels_BG], 1)
+    time_BGD, modulation_BG6D = self._modulation(levels_BG, prompt.mean_BD)
     angles_TR = jnp.concatenate(
-      [attention.video_angles(start_frame, F, rows, columns, c.head_dim), *register.angles]
+      [attention.video_angles(start_frame, frames, *grid, c.head_dim), *register.angles]
     )
-    time_BGD, modulation_BG6D = self._modulation(
-      jnp.concatenate([sigma_video_BF, register.levels_BG], 1), prompt
-    )
-    group_T = np.concatenate(
-      [np.repeat(np.arange(F), rows * columns), F + np.arange(register.x_BTD.shape[1])]
-    )
-    own_TT = np.ones((len(group_T),) * 2, bool)
-    past_T = np.ones(len(group_T), bool)
-    if c.state_rule == 'self':
-      states = video_tokens + register.actions
-      own_TT[states:, :states] = False
-      past_T[states:] = False
-    seen_BT = register.seen_after(video_tokens)
-    past_S = self._seen_cache(cache, start_frame, F, rows * columns)
-    mask = jnp.concatenate(
-      [
-        jnp.broadcast_to(past_T[:, None] & past_S, (seen_BT.shape[0], len(past_T), len(past_S))),
-        own_TT & seen_BT[:, None, :],
-      ],
-      -1,
-    )[:, None]
-    tokens = dit.Tokens(modulation_BG6D, group_T, angles_TR, mask)
-    x_BTD, _ = self.blocks(
-      jnp.concatenate([video_BTD, register.x_BTD], 1), (cache.k, cache.v), prompt[0], None, tokens
-    )
-    video = self._video_head(x_BTD[:, :video_tokens], time_BGD[:, :F], rows, columns)
-    return video, self._action_head(x_BTD[:, video_tokens:], register, embodiment_B)
-
-  def _commit(self, cache, clean_BFHWC, start_frame, prompt, condition_BFHWC):
-    x_BTD, rows, columns = self._video_tokens(clean_BFHWC, condition_BFHWC)
-    B, F = clean_BFHWC.shape[:2]
-    time_BGD, modulation_BG6D = self._modulation(jnp.zeros((B, 1)), prompt)
-    past_S = self._seen_cache(cache, start_frame, F, rows * columns)
     tokens = dit.Tokens(
-      modulation_BG6D,
-      np.zeros(x_BTD.shape[1], np.int32),
-      attention.video_angles(start_frame, F, rows, columns, self.cfg.head_dim),
-      jnp.concatenate([past_S, jnp.ones(x_BTD.shape[1], bool)])[None, None],
+      modulation_BG6D=modulation_BG6D,
+      group_T=layout.group - 1,  # Group 0 is that of clean tokens.
+      angles_TR=angles_TR,
+      mask=mask_BTS[:, None],
     )
-    x_BTD, (k_LBNTK, v_LBNTK) = self.blocks(x_BTD, (cache.k, cache.v), prompt[0], None, tokens)
-    return cache.write(k_LBNTK, v_LBNTK, start_frame, F), x_BTD, time_BGD, rows, columns
+    x_BTD, _ = self.blocks(sequence_BTD, (cache.k, cache.v), prompt.layers, None, tokens)
+    return self._velocities(x_BTD, time_BGD[:, :frames], grid, register, body)
 
-  def _register(
-    self,
-    video_BTD,
-    noisy_action_BAU,
-    sigma_action_BA,
-    proprio_BSX,
-    embodiment_B,
-    action_valid_BA,
-    chunk=0,
-  ) -> Register:
+  def _commit(self, cache, clean_BFHWC, start_frame, prompt, condition):
+    """(cache with the clean frames, their tokens after the blocks, their time embedding)."""
+    grid = self._grid(clean_BFHWC)
+    B, F = clean_BFHWC.shape[:2]
+    x_BTD = self._video_tokens(clean_BFHWC, condition.latents_BFHWC)
+    time_B1D, modulation_B16D = self._modulation(jnp.zeros((B, 1)), prompt.mean_BD)
+    past_S = self._seen_cache(cache, start_frame, F, grid.tokens)
+    own_T = jnp.ones(x_BTD.shape[1], bool)
+    tokens = dit.Tokens(
+      modulation_BG6D=modulation_B16D,
+      group_T=np.zeros(x_BTD.shape[1], np.int32),
+      angles_TR=attention.video_angles(start_frame, F, *grid, self.cfg.head_dim),
+      mask=jnp.concatenate([past_S, own_T])[None, None],
+    )
+    x_BTD, (k_LBNTK, v_LBNTK) = self.blocks(x_BTD, (cache.k, cache.v), prompt.layers, None, tokens)
+    return cache.write(k_LBNTK, v_LBNTK, start_frame, F), x_BTD, time_B1D
+
+  def _register(self, noisy: types.Noisy, body: types.Body | None, chunk=0) -> Register:
     """Action and state tokens that follow the video, counted from the start of chunk `chunk` of the
     episode.
     """
-    B, K = len(video_BTD), self.cfg.head_dim
-    if noisy_action_BAU is None:
-      return Register(video_BTD[:, :0], jnp.zeros((B, 0)), (), jnp.ones((B, 0), bool), 0)
-    A, S = noisy_action_BAU.shape[1], proprio_BSX.shape[1]
-    x_BTD = jnp.concatenate(
-      [
-        self.action_encoder(noisy_action_BAU, sigma_action_BA, embodiment_B),
-        self.state_encoder(proprio_BSX, embodiment_B),
-      ],
-      1,
+    B = len(noisy.video_BFHWC)
+    if noisy.action_BAU is None:
+      return Register(
+        x_BTD=jnp.zeros((B, 0, self.cfg.dim), self.cfg.dtype),
+        levels_BG=jnp.zeros((B, 0)),
+        angles=(),
+        seen_BT=jnp.ones((B, 0), bool),
+        actions=0,
+      )
+    A, S = noisy.action_BAU.shape[1], body.proprio_BSX.shape[1]
+    action_BAD = self.action_encoder(noisy.action_BAU, noisy.sigma_action_BA, body.embodiment_B)
+    state_BSD = self.state_encoder(body.proprio_BSX, body.embodiment_B)
+    # A state has the noise level of the first action that it goes with.
+    level_BS = noisy.sigma_action_BA[:, :: A // S][:, :S]
+    is_robot_B1 = jnp.any(body.valid_BA, 1, keepdims=True)
+    return Register(
+      x_BTD=jnp.concatenate([action_BAD, state_BSD], 1),
+      levels_BG=jnp.concatenate([noisy.sigma_action_BA, level_BS], 1),
+      angles=tuple(attention.sequence_angles(chunk * n, n, self.cfg.head_dim) for n in (A, S)),
+      seen_BT=jnp.concatenate([body.valid_BA, jnp.broadcast_to(is_robot_B1, (B, S))], 1),
+      actions=A,
     )
-    levels_BG = jnp.concatenate([sigma_action_BA, sigma_action_BA[:, :: A // S][:, :S]], 1)
-    angles = tuple(attention.sequence_angles(chunk * n, n, K) for n in (A, S))
-    state_BS = jnp.broadcast_to(jnp.any(action_valid_BA, 1, keepdims=True), (B, S))
-    return Register(x_BTD, levels_BG, angles, jnp.concatenate([action_valid_BA, state_BS], 1), A)
-
-  def _training_mask(self, layout):
-    return attention.training_mask(self.cfg, layout)
 
   def _seen_cache(self, cache, start_frame, frames, tokens_per_frame):
     """[S] bool: cached tokens that new frames see."""
     window = self.cfg.window_frames if self.cfg.history_rule == 'chunk' else REFERENCE_GLOBAL_FRAMES
     return cache.seen_from(start_frame, frames, window, tokens_per_frame)
 
+  def _grid(self, latents_BFHWC) -> Grid:
+    H, W = latents_BFHWC.shape[2:4]
+    return Grid(H // self.cfg.patch, W // self.cfg.patch)
+
   def _video_tokens(self, latents_BFHWC, condition_BFHWC):
-    """[B, F, H, W, C] to ([B, F*h*w, D], h, w) with h, w in patches; conditioning channels come
-    last.
-    """
+    """[B, F, H, W, C] to [B, F * tokens of the grid, D]; conditioning channels come last."""
     if self.cfg.image_condition:
       latents_BFHWC = jnp.concatenate([latents_BFHWC, condition_BFHWC], -1)
     B, F, H, W, C = latents_BFHWC.shape
     p = self.cfg.patch
-    x = self.patch_embedding(latents_BFHWC.reshape(B, F, H // p, p, W // p, p, C))
-    return x.reshape(B, -1, self.cfg.dim), H // p, W // p
+    x_BFHWD = self.patch_embedding(latents_BFHWC.reshape(B, F, H // p, p, W // p, p, C))
+    return x_BFHWD.reshape(B, -1, self.cfg.dim)
 
-  def _modulation(self, levels_BG, prompt):
+  def _modulation(self, levels_BG, mean_prompt_BD):
     """Noise levels to (time_BGD for the head, modulation_BG6D for the blocks)."""
-    dtype = jnp.dtype(self.cfg.dtype)
-    time_BGD = self.time_embedding(
-      layers.sinusoid(1000 * levels_BG, self.cfg.freq_dim, 'cos_sin').astype(dtype)
-    )
+    timestep_BG = 1000 * levels_BG
+    sinusoid = layers.sinusoid(timestep_BG, self.cfg.freq_dim, 'cos_sin')
+    time_BGD = self.time_embedding(sinusoid.astype(self.cfg.dtype))
     if self.cfg.prompt_in_modulation:
-      time_BGD = (
-        time_BGD + (_mean_prompt(prompt) if isinstance(prompt, dit.Prompt) else prompt[1])[:, None]
-      )
+      time_BGD = time_BGD + mean_prompt_BD[:, None]
     return time_BGD, self.time_projection(jax.nn.silu(time_BGD))
 
-  def _embed_prompt(self, text_BPC, image_BIC):
-    image = self.image_embedding(image_BIC) if self.cfg.image_dim else None
-    return dit.Prompt(self.text_embedding(text_BPC), image)
+  def _embed_prompt(self, text_BPC, image_BIC) -> dit.Prompt:
+    image_BID = self.image_embedding(image_BIC) if self.cfg.image_dim else None
+    return dit.Prompt(self.text_embedding(text_BPC), image_BID)
 
-  def _video_head(self, x_BTD, time_BFD, rows, columns):
-    B, T, D = x_BTD.shape
-    F, p = time_BFD.shape[1], self.cfg.patch
-    m_BF2D = self.head_modulation.astype(x_BTD.dtype) + time_BFD[:, :, None]
-    shift, scale = (jnp.repeat(m_BF2D[:, :, i], T // F, axis=1) for i in range(2))
-    y = self.head(self.head_norm(x_BTD) * (1 + scale) + shift).astype(jnp.float32)
-    y = y.reshape(B, F, rows, columns, p, p, -1).transpose(0, 1, 2, 4, 3, 5, 6)
-    return y.reshape(B, F, rows * p, columns * p, -1)
-
-  def _action_head(self, x_BTD, register, embodiment_B):
+  def _velocities(self, x_BTD, time_BFD, grid, register, body):
+    """(video, actions or None) of tokens after the blocks: noisy video, then the register."""
+    video_tokens = time_BFD.shape[1] * grid.tokens
+    video_BFHWC = self._video_head(x_BTD[:, :video_tokens], time_BFD, grid)
     if not register.actions:
-      return None
-    return self.action_decoder(x_BTD[:, : register.actions], embodiment_B).astype(jnp.float32)
+      return video_BFHWC, None
+    action_BAD = x_BTD[:, video_tokens : video_tokens + register.actions]
+    action_BAU = self.action_decoder(action_BAD, body.embodiment_B)
+    return video_BFHWC, action_BAU.astype(jnp.float32)
+
+  def _video_head(self, x_BTD, time_BFD, grid):
+    """Velocities [B, F, H, W, C] of video tokens whose frames have these time embeddings."""
+    B, F, p = *time_BFD.shape[:2], self.cfg.patch
+    m_BF2D = self.head_modulation.astype(x_BTD.dtype) + time_BFD[:, :, None]
+    shift_BTD = jnp.repeat(m_BF2D[:, :, 0], grid.tokens, axis=1)
+    scale_BTD = jnp.repeat(m_BF2D[:, :, 1], grid.tokens, axis=1)
+    y = self.head(self.head_norm(x_BTD) * (1 + scale_BTD) + shift_BTD).astype(jnp.float32)
+    # Patches of p x p latents to rows and columns: [B, F, rows, columns, p, p, C].
+    y = y.reshape(B, F, *grid, p, p, -1).transpose(0, 1, 2, 4, 3, 5, 6)
+    return y.reshape(B, F, grid.rows * p, grid.columns * p, -1)
+
+
+class Grid(NamedTuple):
+  """Size of a latent frame in patches."""
+
+  rows: int
+  columns: int
+
+  @property
+  def tokens(self) -> int:
+    """Tokens of a frame."""
+    return self.rows * self.columns
+
+
+class PromptKV(NamedTuple):
+  """An embedded prompt, projected once.
+
+  Attributes:
+    layers: keys and values [L, B, N, P, K] of text, and of the image where the model sees one.
+    mean_BD: the mean embedding of the text, for models with the prompt in the modulation.
+  """
+
+  layers: tuple[tuple[jax.Array, jax.Array], ...]
+  mean_BD: jax.Array
 
 
 class Register(NamedTuple):
   """Tokens after the video: actions, then states.
 
   Attributes:
-    x_BTD: the tokens. levels_BG: their noise levels; a state has that of the first action it goes
-      with.
+    x_BTD: the tokens.
+    levels_BG: their noise levels.
     angles: rotary angles [A, K/2] and [S, K/2]; () without tokens.
     seen_BT: bool, valid action steps, and states of samples that have one.
     actions: A.
@@ -357,7 +392,7 @@ class Register(NamedTuple):
 
   x_BTD: jax.Array
   levels_BG: jax.Array
-  angles: tuple
+  angles: tuple[jax.Array, ...]
   seen_BT: jax.Array
   actions: int
 
@@ -389,3 +424,14 @@ class ImageEmbedding(nn.Module):
 
 def _mean_prompt(prompt: dit.Prompt) -> jax.Array:
   return jnp.mean(prompt.text_BPD, axis=1)
+
+
+def _cut(condition: types.Condition, start: int, stop: int) -> jax.Array | None:
+  """The condition latents of some frames, if there are any."""
+  return None if condition.latents_BFHWC is None else condition.latents_BFHWC[:, start:stop]
+
+
+def _places(order: np.ndarray) -> np.ndarray:
+  """[T] where in `order`, which has -1 for padding, each token stands: its inverse."""
+  real = np.flatnonzero(order >= 0)
+  return real[np.argsort(order[real])]

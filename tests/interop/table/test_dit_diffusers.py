@@ -10,6 +10,7 @@ import pytest
 
 from tests import parity
 from wam_jax import config as cfg
+from wam_jax import types
 from wam_jax.interop.table import dit as table
 from wam_jax.interop.table import rows
 from wam_jax.models import attention
@@ -102,10 +103,9 @@ def test_forward(config, request):
   def forward(params):
     apply = lambda method, *args: model.apply({'params': params}, *args, method=method)
     prompt = apply('prompt_kv', text_BPC, image_BIC)
-    sigma_BF = np.repeat(sigma_B[:, None], F, 1)
-    return apply(
-      'denoise', cache, noisy, sigma_BF, None, None, None, 0, prompt, None, None, condition
-    )[0]
+    video = types.Noisy(video_BFHWC=noisy, sigma_video_BF=np.repeat(sigma_B[:, None], F, 1))
+    first_frame = types.Condition(latents_BFHWC=condition)
+    return apply('denoise', cache, video, None, 0, prompt, first_frame)[0]
 
   parity.check(
     request,
