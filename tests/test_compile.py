@@ -21,6 +21,7 @@ from wam_jax import train
 from wam_jax import train_step
 from wam_jax.aot import abstract
 from wam_jax.aot import compiler
+from wam_jax.aot import hlo
 from wam_jax.aot import memory
 from wam_jax.aot import report
 from wam_jax.aot import search
@@ -322,10 +323,21 @@ allocation 6: size 60, color 5, preallocated-temp:
 
 def test_attention_kernels_by_hand():
   count = report._kernel_flops(1024, 1000)
-  call = lambda name: report.hlo.Instruction(name, '', 'custom-call', (), '', '', False)
-  queries, keys, prompt = (report.hlo.Array('bf16', (2, 5, n, 128)) for n in (512, 1024, 384))
-  assert count(call('splash_mha_fwd_residuals.3'), [queries, keys]) == 2 * 2 * 10 * 1000 * 128
-  assert (
-    count(call('splash_mha_dkv_no_residuals'), [queries, prompt]) == 4 * 2 * 10 * 512 * 384 * 128
-  )
+  queries, keys, prompt = (hlo.Array('bf16', (2, 5, n, 128)) for n in (512, 1024, 384))
+
+  def call(name):
+    return hlo.Instruction(
+      name=name,
+      shape='',
+      opcode='custom-call',
+      operands=(),
+      literal='',
+      attributes='',
+      is_root=False,
+    )
+
+  forward = count(call('splash_mha_fwd_residuals.3'), [queries, keys])
+  assert forward == 2 * 2 * 10 * 1000 * 128
+  to_prompt = count(call('splash_mha_dkv_no_residuals'), [queries, prompt])
+  assert to_prompt == 4 * 2 * 10 * 512 * 384 * 128
   assert count(call('another'), [queries, keys]) is None

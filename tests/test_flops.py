@@ -19,6 +19,7 @@ from wam_jax import train_step
 from wam_jax import types
 from wam_jax.aot import abstract
 from wam_jax.aot import hlo
+from wam_jax.aot import work as work_lib
 from wam_jax.models import attention
 
 CELLS = 6  # Tokens of a latent frame of `BATCH`: 2 rows of 3.
@@ -56,7 +57,7 @@ def gradient(config, params, batch):
 def products(lowered) -> float:
   """FLOPs of all matrix products of a traced program."""
   program = hlo.parse(lowered.compiler_ir('hlo').as_hlo_text())
-  work = hlo.count(program, 1.0, 1.0, lambda *_: None)
+  work = work_lib.count(program, peak_flops=1.0, hbm_bytes_per_s=1.0, kernel_flops=lambda *_: None)
   assert not work.unknown_loops
   return work.flops
 

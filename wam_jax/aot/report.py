@@ -13,6 +13,7 @@ from wam_jax.aot import compiler
 from wam_jax.aot import hlo
 from wam_jax.aot import memory
 from wam_jax.aot import roofline
+from wam_jax.aot import work as work_lib
 from wam_jax.data import shapes
 
 # Matrix products of the attention kernels, by the beginning of their names; each is over all pairs
@@ -32,11 +33,11 @@ def make(
 ) -> dict[str, Any]:
   """The whole report, JSON-ready."""
   found = memory.planned(compiled, where.chip)
-  work = hlo.count(
+  work = work_lib.count(
     hlo.parse(compiled.hlo),
-    where.chip.flops / where.chip.devices,
-    where.chip.hbm_bytes_per_s / where.chip.devices,
-    _kernel_flops(*compiled.attention),
+    peak_flops=where.chip.flops / where.chip.devices,
+    hbm_bytes_per_s=where.chip.hbm_bytes_per_s / where.chip.devices,
+    kernel_flops=_kernel_flops(*compiled.attention),
   )
   best = roofline.estimate(work, where, compiled.partitions)
   components = flops.training(config.model, shapes.sizes(config).tokens_per_frame)

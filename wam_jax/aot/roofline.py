@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from wam_jax import chips
-from wam_jax.aot import hlo
+from wam_jax.aot import work as work_lib
 
 ASSUMPTIONS = (
   'matrix products and attention kernels run at the peak of the chip',
@@ -55,7 +55,9 @@ class Estimate:
   traffic: dict[str, Traffic]
 
 
-def estimate(work: hlo.Work, where: chips.Slice, coordinates: Sequence[Sequence[int]]) -> Estimate:
+def estimate(
+  work: work_lib.Work, where: chips.Slice, coordinates: Sequence[Sequence[int]]
+) -> Estimate:
   """Of a counted program.
 
   Args:
@@ -77,7 +79,7 @@ def estimate(work: hlo.Work, where: chips.Slice, coordinates: Sequence[Sequence[
   return Estimate(compute_s, memory_s, work.seconds, exposed, step_s, dict(traffic))
 
 
-def _ring(one: hlo.Collective, where: chips.Slice, coordinates) -> tuple[float, float]:
+def _ring(one: work_lib.Collective, where: chips.Slice, coordinates) -> tuple[float, float]:
   """(bytes that a device sends, seconds) of one execution.
 
   All-to-all on a ring needs a quarter of the time of gathering the same arrays everywhere.

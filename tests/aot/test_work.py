@@ -1,0 +1,214 @@
+"""Programs written out by hand, in the text that XLA prints, against numbers counted by hand."""
+
+import textwrap
+
+import pytest
+
+from wam_jax.aot import hlo
+from wam_jax.aot import work as work_lib
+
+
+def no_formula(instruction, inputs):
+  """FLOPs of a kernel of which none are known."""
+
+
+def count(text: str, kernel_flops=no_formula) -> work_lib.Work:
+  """The work of a program at 1000 FLOP/s and 100 bytes/s."""
+  return work_lib.count(
+    hlo.parse(textwrap.dedent(text)),
+    peak_flops=1000.0,
+    hbm_bytes_per_s=100.0,
+    kernel_flops=kernel_flops,
+  )
+
+
+def entry(*lines: str) -> str:
+  """A program of one computation."""
+  return '\n'.join(['ENTRY %main (a: f32[4,8]) -> f32[4,8] {', *lines, '}'])
+
+
+def test_products():
+  work = count(
+    entry(
+      '%a = f32[4,8]{1,0:T(8,128)} parameter(0)',
+      '%b = f32[8,16]{1,0} parameter(1)',
+      'ROOT %dot.1 = f32[4,16]{1,0} dot(f32[4,8] %a, f32[8,16] %b), '
+      'lhs_contracting_dims={1}, rhs_contracting_dims={0}',
+    )
+  )
+  assert work.flops == 2 * 4 * 16 * 8
+  assert work.bytes == 4 * (4 * 8 + 8 * 16 + 4 * 16)
+  assert work.seconds == work.bytes / 100
+
+
+@pytest.mark.parametrize(
+  ('lhs', 'rhs', 'out', 'attributes', 'multiplied'),
+  [
+    # A plain product, as TPUs have it.
+    ('bf16[6,5]', 'bf16[5,7]', 'bf16[6,7]', 'dim_labels=bf_io->bf', 6 * 7 * 5),
+    # Three products side by side: the batch is a spatial axis of which each output meets one kernel
+    # position.
+    (
+      'bf16[3,6,5]',
+      'bf16[3,5,7]',
+      'bf16[3,6,7]',
+      'window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf',
+      3 * 6 * 7 * 5,
+    ),
+    # 5 positions, kernel 3, same padding: the ends meet 2.
+    (
+      'f32[1,5,2]',
+      'f32[3,2,4]',
+      'f32[1,5,4]',
+      'window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f',
+      13 * 2 * 4,
+    ),
+  ],
+)
+def test_convolutions(lhs, rhs, out, attributes, multiplied):
+  work = count(
+    entry(
+      f'%a = {lhs}{{0}} parameter(0)',
+      f'%b = {rhs}{{0}} parameter(1)',
+      f'ROOT %c = {out}{{0}} convolution(%a, %b), {attributes}',
+    )
+  )
+  assert work.flops == 2 * multiplied
+
+
+LOOP = """
+    %condition (s: (s32[], f32[4,4])) -> pred[] {
+      %s = (s32[]{:T(128)}, f32[4,4]{1,0}) parameter(0)
+      %i = s32[] get-tuple-element(%s), index=0
+      %end = s32[] constant(7)
+      ROOT %less = pred[] compare(%i, %end), direction=LT
+    }
+
+    %body (s: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+      %s = (s32[]{:T(128)}, f32[4,4]{1,0}) parameter(0)
+      %i = s32[] get-tuple-element(%s), index=0
+      %step = s32[] constant(STEP)
+      %next = s32[] add(%i, %step)
+      %x = f32[4,4]{1,0} get-tuple-element(%s), index=1
+      %y = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+      ROOT %t = (s32[], f32[4,4]{1,0}) tuple(%next, %y)
+    }
+
+    ENTRY %main (x: f32[4,4]) -> f32[4,4] {
+      %x = f32[4,4]{1,0} parameter(0)
+      %zero = s32[] constant(1)
+      %begin = s32[] copy(%zero)
+      %t = (s32[], f32[4,4]{1,0}) tuple(%begin, %x)
+      %loop = (s32[], f32[4,4]{1,0}) while(%t), condition=%condition, body=%body
+      ROOT %y = f32[4,4]{1,0} get-tuple-element(%loop), index=1
+    }
+"""
+
+
+@pytest.mark.parametrize(('step', 'turns'), [(1, 6), (2, 3), (4, 2)])
+def test_loops_count_their_turns(step, turns):
+  assert count(LOOP.replace('STEP', str(step))).flops == turns * 2 * 4 * 4 * 4
+
+
+def test_a_loop_without_a_bound_counts_once_and_is_named():
+  asked = LOOP.replace('constant(7)', 'custom-call(), custom_call_target="ask"')
+  work = count(asked.replace('STEP', '1'))
+  assert work.flops == 2 * 4 * 4 * 4
+  assert work.unknown_loops == ['loop']
+
+
+def test_a_fusion_counts_products_inside_and_traffic_outside():
+  work = count("""
+      %inner (p: f32[9,4,8], i: s32[], q: f32[8,2]) -> f32[4,2] {
+        %p = f32[9,4,8]{2,1,0} parameter(0)
+        %i = s32[] parameter(1)
+        %zero = s32[] constant(0)
+        %slice = f32[1,4,8]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,4,8}
+        %flat = f32[4,8]{1,0} bitcast(%slice)
+        %q = f32[8,2]{1,0} parameter(2)
+        ROOT %dot = f32[4,2]{1,0} dot(%flat, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+      }
+
+      ENTRY %main (p: f32[9,4,8], i: s32[], q: f32[8,2]) -> f32[4,2] {
+        %p = f32[9,4,8]{2,1,0} parameter(0)
+        %i = s32[] parameter(1)
+        %q = f32[8,2]{1,0:T(8,128)S(1)} parameter(2)
+        ROOT %f = f32[4,2]{1,0} fusion(%p, %i, %q), kind=kOutput, calls=%inner
+      }
+  """)
+  assert work.flops == 2 * 4 * 2 * 8
+  # One slice of the stack, its index, the result; `q` lies on the chip.
+  assert work.bytes == 4 * (4 * 8 + 1 + 4 * 2)
+
+
+def test_an_update_in_place_moves_the_update():
+  work = count("""
+      %inner (p: f32[9,4], u: f32[1,4], i: s32[]) -> f32[9,4] {
+        %p = f32[9,4]{1,0} parameter(0)
+        %u = f32[1,4]{1,0} parameter(1)
+        %i = s32[] parameter(2)
+        ROOT %new = f32[9,4]{1,0} dynamic-update-slice(%p, %u, %i, %i)
+      }
+
+      ENTRY %main (p: f32[9,4], u: f32[1,4]) -> f32[9,4] {
+        %p = f32[9,4]{1,0} parameter(0)
+        %u = f32[1,4]{1,0} parameter(1)
+        %i = s32[]{:T(128)S(6)} constant(3)
+        ROOT %f = f32[9,4]{1,0} fusion(%p, %u, %i), kind=kLoop, calls=%inner
+      }
+  """)
+  assert work.bytes == 4 * (4 + 4)
+
+
+GATHERED = """
+    %first (p: bf16[8,4], q: bf16[16,8], r: bf16[8,8]) -> (bf16[32,4], bf16[16,8]) {
+      %p = bf16[8,4]{1,0} parameter(0)
+      %g = bf16[32,4]{1,0} all-gather(%p), channel_id=9, replica_groups=[1,4]<=[4], dimensions={0}
+      %q = bf16[16,8]{1,0} parameter(1)
+      %r = bf16[8,8]{1,0} parameter(2)
+      %c = bf16[16,8]{1,0} convolution(%q, %r), dim_labels=bf_io->bf
+      ROOT %t = (bf16[32,4]{1,0}, bf16[16,8]{1,0}) tuple(%g, %c)
+    }
+
+    ENTRY %main (p: bf16[8,4], q: bf16[16,8], r: bf16[8,8]) -> bf16[32,4] {
+      %p = bf16[8,4]{1,0} parameter(0)
+      %q = bf16[16,8]{1,0} parameter(1)
+      %r = bf16[8,8]{1,0} parameter(2)
+      %f1 = (bf16[32,4]{1,0}, bf16[16,8]{1,0}) fusion(%p, %q, %r), kind=kCustom, calls=%first
+      %f2 = (bf16[32,4]{1,0}, bf16[16,8]{1,0}) fusion(%p, %q, %r), kind=kCustom, calls=%first
+      %s = (bf16[8]{0}, bf16[8]{0}, u32[]{:S(2)}, u32[]) collective-permute-start(%q), source_target_pairs={{0,1},{1,0}}
+      %again = bf16[16,8]{1,0} convolution(%q, %r), dim_labels=bf_io->bf
+      %d = bf16[8]{0} collective-permute-done(%s)
+      %sum = bf16[32,4]{1,0} all-reduce(%again), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
+      ROOT %o = bf16[32,4]{1,0} get-tuple-element(%f1), index=0
+    }
+"""
+
+
+def test_collectives():
+  work = count(GATHERED.replace('%first', '%async_collective_fusion.3'))
+  found = {c.kind: (c.bytes, c.times, c.overlapped) for c in work.collectives}
+  # The stages of one gathering are one; it and the exchange have products beside them, the sum has
+  # not.
+  assert found == {
+    'all-gather': (2 * 32 * 4, 1, True),
+    'collective-permute': (2 * 8, 1, True),
+    'all-reduce': (2 * 32 * 4, 1, False),
+  }
+  assert len(work.collectives) == 3
+  assert work.flops == 3 * 2 * 16 * 8 * 8
+
+
+def test_kernels_count_by_formula_and_those_without_one_are_listed():
+  text = entry(
+    '%a = f32[4,8]{1,0} parameter(0)',
+    '%known.3 = f32[4,8]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"',
+    'ROOT %other.1 = f32[4,8]{1,0} custom-call(%known.3), custom_call_target="tpu_custom_call"',
+  )
+
+  def ten_an_element(instruction, inputs):
+    return 10.0 * inputs[0].elements if instruction.name.startswith('known') else None
+
+  work = count(text, ten_an_element)
+  assert work.kernel_flops == 320
+  assert work.kernels == {'known': (1, 320.0), 'other': (1, None)}
