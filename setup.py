@@ -62,7 +62,13 @@ EXTRAS = {
   'lerobot': LEROBOT,
   'test': TEST,
   # What CI checks beside the tests, and what pre-commit runs.
-  'dev': [*TEST, 'pre-commit>=4.0', 'pyright[nodejs]>=1.1.400', 'ruff>=0.14'],
+  'dev': [
+    *TEST,
+    'pre-commit>=4.0',
+    'pre-commit-hooks>=5.0',
+    'pyright[nodejs]>=1.1.400',
+    'ruff>=0.14',
+  ],
   'tpu': ['jax[tpu]'],
   'cuda12': ['jax[cuda12]'],
   'cuda13': ['jax[cuda13]'],
