@@ -11,8 +11,6 @@ TPUs and so not timed.
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
 import statistics
 import time
 
@@ -30,7 +28,7 @@ from wam_jax.models import attention
 _TOKENS = flags.DEFINE_integer('tokens_per_frame', 96, 'Of the window that is timed.', 1)
 _HEADS = flags.DEFINE_integer('heads', 4, 'Of the layer that is timed.', 1)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of the timing; the medians count.', 1)
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 RELEASED = {
   '14B, 880 tokens a frame': (cfg.WAN2_1_I2V_14B, 880),
@@ -86,8 +84,7 @@ def measure(
   return {'tokens': T, **{kind: statistics.median(s) for kind, s in seconds.items()}}
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main(unused_argv: list[str]) -> None:
   counts = {name: count(c, tokens_per_frame) for name, (c, tokens_per_frame) in RELEASED.items()}
   print(
     f'{"pairs computed / pairs seen":<28}'
@@ -106,10 +103,7 @@ def main(argv: list[str]) -> None:
     f'dense {timed["dense"]:.3f} s, chunks {timed["chunks"]:.3f} s, '
     f'chunks {timed["dense"] / timed["chunks"]:.2f} times as fast as dense'
   )
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(
-      json.dumps({'pairs': counts, 'timed': timed}, indent=2) + '\n'
-    )
+  cli.write_json({'pairs': counts, 'timed': timed})
 
 
 if __name__ == '__main__':

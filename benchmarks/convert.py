@@ -12,7 +12,6 @@ baseline of memory is the largest weight.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import multiprocessing
 import os
@@ -55,7 +54,7 @@ _SHARD_GB = flags.DEFINE_float('shard_gb', 5.0, 'Largest file.', 0.01)
 _DIRECTORY = flags.DEFINE_string(
   'directory', None, 'Where the files are made; the temporary directory by default.'
 )
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 _POOL = 2**22  # Random numbers, of which every weight is made.
 
@@ -180,8 +179,7 @@ def _apart(call: Callable[..., Any], *args: Any) -> Any:
     return pool.submit(call, *args).result()
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main(unused_argv: list[str]) -> None:
   place = tempfile.mkdtemp(prefix='wam_jax_convert_', dir=_DIRECTORY.value)
   try:
     layers = _LAYERS.value or choose_layers(shutil.disk_usage(place).free, _HEADS.value)
@@ -204,8 +202,7 @@ def main(argv: list[str]) -> None:
   print(
     f'bit-identical after both: {"no, " + ", ".join(report["differing"][:10]) if report["differing"] else "yes"}'
   )
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(report, indent=2) + '\n')
+  cli.write_json(report)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ those of two layers. A quarter of an hour on two cores.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from wam_jax.aot import report
 from wam_jax.aot import search
 
 _PART = flags.DEFINE_enum('part', 'all', ('all', 'fit', 'speed'), 'Which of the two tables.')
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 GENERATIONS = ('v5e', 'v5p', 'v6e', 'tpu7x')
 RUNS = {'v5p:4x4x4': ('v5p', 0.45), 'v6e:16x16': ('v6e', 0.40)}  # Layout of the config, least MFU.
@@ -134,9 +133,7 @@ def show_speed(row: dict[str, Any]) -> str:
   )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
+def main(unused_argv: list[str]) -> None:
   say, found, texts = progress.Line(), {'fit': [], 'speed': []}, []
   if _PART.value in ('all', 'fit'):
     models = {'14B': droid_14b.get_config(), '5B': droid_5b.get_config()}
@@ -162,8 +159,7 @@ def main(argv: list[str]) -> None:
       texts.append(show_speed(found['speed'][-1]))
   say.clear()
   print('\n\n'.join(texts))
-  if _JSON.value:
-    pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(found, indent=2) + '\n')
+  cli.write_json(found)
 
 
 if __name__ == '__main__':

@@ -5,8 +5,6 @@ python -m benchmarks.tabletop [--json=FILE]
 
 from __future__ import annotations
 
-import json
-import pathlib
 import time
 from collections.abc import Callable
 
@@ -17,7 +15,7 @@ from absl import flags
 from wam_jax import cli
 from wam_jax.envs import tabletop
 
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 _SECONDS = flags.DEFINE_float('seconds', 1.0, 'Time given to each measurement.', 0.1)
 
 
@@ -46,16 +44,14 @@ def measure(robot: str, seconds: float) -> dict[str, float]:
   }
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main(unused_argv: list[str]) -> None:
   cv2.setNumThreads(1)
   table = {robot: measure(robot, _SECONDS.value) for robot in tabletop.ROBOTS}
   names = list(next(iter(table.values())))
   print(f'{"per second":<12}' + ''.join(f'{name:>18}' for name in names))
   for robot, rates in table.items():
     print(f'{robot:<12}' + ''.join(f'{rates[name]:>18,.0f}' for name in names))
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(table, indent=2) + '\n')
+  cli.write_json(table)
 
 
 if __name__ == '__main__':

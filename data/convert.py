@@ -27,7 +27,6 @@ from collections.abc import Iterator, Sequence
 
 import google_crc32c
 import tensorflow_datasets as tfds
-from absl import app
 from absl import flags
 from array_record.python import array_record_module
 from etils import epath
@@ -332,13 +331,8 @@ def _publish(partial: epath.Path, output: epath.Path) -> None:
 _READERS = {'tfrecord': read_tfrecord, 'array_record': read_array_record}
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
-  try:
-    output = convert(_SOURCE.value, _OUTPUT.value, _WORKERS.value)
-  except ValueError as e:
-    raise SystemExit(f'error: {e}') from e
+def main(unused_argv: list[str]) -> None:
+  output = convert(_SOURCE.value, _OUTPUT.value, _WORKERS.value)
   info = tfds.builder_from_directory(output).info
   print(
     f'{output}: '

@@ -23,9 +23,6 @@ as Python to put there. Sizes, rates and slices are read off the data; units are
 
 from __future__ import annotations
 
-import sys
-
-from absl import app
 from absl import flags
 
 from data.lerobot import convert
@@ -49,15 +46,10 @@ _WORKERS = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
-  try:
-    record, made = convert.convert(
-      _SOURCE.value, _OUTPUT.value, _EMBODIMENT.value, _SIZE.value, _EXCLUDE.value, _WORKERS.value
-    )
-  except ValueError as error:
-    sys.exit(f'error: {error}')
+def main(unused_argv: list[str]) -> None:
+  record, made = convert.convert(
+    _SOURCE.value, _OUTPUT.value, _EMBODIMENT.value, _SIZE.value, _EXCLUDE.value, _WORKERS.value
+  )
   print(_OUTPUT.value if made else f'already there: {_OUTPUT.value}')
   print(
     'For wam_jax/data/embodiments.py (with units filled in), also in embodiment.json:\n'

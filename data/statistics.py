@@ -7,11 +7,8 @@ Training does the same on first use; run this ahead for a large dataset or one o
 
 from __future__ import annotations
 
-import json
-import pathlib
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from wam_jax import cli
@@ -27,25 +24,20 @@ _EMBODIMENT = flags.DEFINE_enum(
   'embodiment', None, sorted(embodiments.EMBODIMENTS), 'Record in wam_jax/data/embodiments.py.'
 )
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split, without slicing, as in the config.')
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
-  try:
-    episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
-    found = statistics.load_or_compute(episodes)
-  except ValueError as e:
-    raise SystemExit(f'error: {e}') from e
+def main(unused_argv: list[str]) -> None:
+  episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
+  found = statistics.load_or_compute(episodes)
   record, where = episodes.record, str(statistics.find(episodes))
   rows = make_rows('state', record.state, found.state) + make_rows(
     'action', record.action, found.action
   )
   print(f'{len(episodes)} episodes, {found.steps} steps; written to {where}')
   print_table(rows)
-  if _JSON.value:
-    summary = dict(
+  cli.write_json(
+    dict(
       dataset=str(episodes.path),
       split=episodes.split,
       embodiment=record.name,
@@ -54,7 +46,7 @@ def main(argv: list[str]) -> None:
       steps=found.steps,
       dimensions=rows,
     )
-    pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(summary, indent=2) + '\n')
+  )
 
 
 def make_rows(

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import json
+import multiprocessing
+import os
+import pathlib
+import re
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -12,6 +19,8 @@ from ml_collections import config_flags
 
 from wam_jax import cli
 from wam_jax import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -86,3 +95,143 @@ def test_help_needs_no_config():
   )
   assert 'python -m wam_jax.train --config=configs/tiny.py' in done.stdout
   assert '--compilation_cache' in done.stdout
+
+
+def test_what_main_returns_is_the_status():
+  assert cli._call(lambda argv: 143, ['program']) == 143
+
+
+def test_stray_arguments_are_refused_unless_they_are_asked_for(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli._call(lambda argv: pytest.fail('must not start'), ['program', 'stray', 'more'])
+  assert stop.value.code == 1
+  assert capsys.readouterr().err == (
+    "error: Unexpected arguments ['stray', 'more']; every option starts with --.\n"
+  )
+  assert cli._call(len, ['program', 'import'], takes_arguments=True) == 2
+
+
+def test_mistakes_of_worker_processes_are_messages(capsys):
+  def main(argv):
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+      pool.submit(workdir_lib.make_path, 's3://bucket/run').result()
+
+  # The frame that asks for the result must be ours.
+  ours = types.FunctionType(main.__code__, globals() | {'__package__': 'data.lerobot'})
+  code, error = call(ours, capsys)
+  assert code == 1
+  assert 'other than gs://. Mount it' in error
+
+
+def test_the_report_goes_to_the_file_of_json(monkeypatch, tmp_path):
+  values = flags.FlagValues()
+  monkeypatch.setattr(cli.flags, 'FLAGS', values)
+  monkeypatch.setattr(
+    cli.flags, 'DEFINE_string', functools.partial(flags.DEFINE_string, flag_values=values)
+  )
+  cli.define_json('It is somewhere else, too.')
+  values(['program', f'--json={tmp_path}/report.json'])
+  assert values['json'].help == 'File for what is printed, as JSON. It is somewhere else, too.'
+  cli.write_json({'a': 1})
+  assert (tmp_path / 'report.json').read_text() == '{\n  "a": 1\n}\n'
+  values.unparse_flags()
+  values(['program'])
+  values.json = None
+  cli.write_json({'a': 1})
+  assert [path.name for path in tmp_path.iterdir()] == ['report.json']
+
+
+# Each command with the flags it cannot do without, and a mistake that its own checks find.
+COMMANDS = {
+  'wam_jax.train': (
+    ['--config=tests/train_config.py', '--workdir=/proc/run'],
+    ['--config.mesh.data=7'],
+  ),
+  'wam_jax.evaluate': (['--workdir=/nowhere'], []),
+  'wam_jax.convert': (['--source=/nowhere', 'inspect'], []),
+  'wam_jax.compile': (['--config=tests/train_config.py', '--topology=v9:1'], []),
+  'data.tabletop': (['--output=/proc/data'], ['--tasks=fly']),
+  'data.metaworld': (['--output=/proc/data'], ['--tasks=fly']),
+  'data.human_video': (['--source=/nowhere', '--output=/proc/data'], []),
+  'data.from_lerobot': (['--source=/nowhere', '--output=/proc/data'], []),
+  'data.convert': (['--source=/nowhere', '--output=/proc/data'], []),
+  'data.statistics': (['--dataset=/nowhere', '--embodiment=droid'], []),
+  'data.validate': (['--dataset=/nowhere', '--embodiment=droid'], []),
+  'data.encode': (['--workdir=/nowhere', '--dataset=/nowhere', '--embodiment=droid'], []),
+  'benchmarks.tabletop': ([], None),
+  'benchmarks.attention': ([], None),
+  'benchmarks.pods': ([], None),
+  'benchmarks.convert': ([], ['--directory=/nowhere']),
+  'benchmarks.kills': ([], ['--workdir=ROOT']),
+  'benchmarks.data': ([], ['--tensorflow_python=/nowhere']),
+  'benchmarks.step': ([], ['--threads=4096']),
+}
+STRAY, UNKNOWN = 'stray', '--no_such_flag=1'
+
+# One process imports everything but the commands, and forks for every case: commands define flags of
+# the same names, so no two of them can share a process.
+RUN_CASES = """
+import contextlib, importlib, json, os, pathlib, runpy, sys, traceback
+for package in ('wam_jax', 'data', 'benchmarks'):
+  for path in sorted(pathlib.Path(package).rglob('*.py')):
+    if 'DEFINE_' not in path.read_text() and path.stem != '__main__':
+      with contextlib.suppress(ImportError):  # Of an extra that is not installed.
+        importlib.import_module('.'.join(path.with_suffix('').parts))
+for number, (module, *argv) in enumerate(json.loads(sys.argv[1])):
+  child = os.fork()
+  if not child:
+    output = os.open(f'{sys.argv[2]}/{number}', os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = [module, *argv]
+    try:
+      runpy.run_module(module, run_name='__main__', alter_sys=True)
+    except SystemExit as stop:
+      os._exit(stop.code)  # At once: taking all those modules down would take a second.
+    finally:
+      traceback.print_exc()
+      os._exit(99)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_every_command_answers_a_mistake_with_one_message(tmp_path):
+  (tmp_path / 'straight').mkdir()  # A run that `benchmarks.kills` must not touch.
+  cases, expected = [], []
+  for module, (needed, mistake) in COMMANDS.items():
+    cases.append([module, *needed, UNKNOWN])
+    expected.append("Unknown command line flag 'no_such_flag'")
+    cases.append([module, *needed, STRAY])
+    expected.append(
+      'inspect stray' if module == 'wam_jax.convert' else "Unexpected arguments ['stray']"
+    )
+    if mistake is not None:
+      cases.append([module, *needed, *(flag.replace('ROOT', str(tmp_path)) for flag in mistake)])
+      expected.append('')
+  done = subprocess.run(
+    [sys.executable, '-c', RUN_CASES, json.dumps(cases), str(tmp_path)],
+    check=True,
+    text=True,
+    capture_output=True,
+    cwd=ROOT,
+    # An allocator that is chosen already: nothing starts itself again.
+    env=os.environ | {'MALLOC_TRIM_THRESHOLD_': '-1', 'JAX_PLATFORMS': 'cpu'},
+  )
+  statuses = [int(line) for line in done.stdout.splitlines()]
+  for number, (case, message, status) in enumerate(zip(cases, expected, statuses, strict=True)):
+    output = (tmp_path / str(number)).read_text()
+    assert status == 1, (case, output)
+    assert 'Traceback' not in output, (case, output)
+    assert output.count('error: ') == 1, (case, output)
+    assert output.startswith('error: '), (case, output)
+    assert message in output, (case, output)
+
+
+def test_every_command_is_in_the_test_above():
+  found = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__main__')
+    for package in ('wam_jax', 'data', 'benchmarks')
+    for path in (ROOT / package).rglob('*.py')
+    if re.search(r'^  cli\.run\(main', path.read_text(), re.MULTILINE)
+  }
+  assert found == set(COMMANDS)

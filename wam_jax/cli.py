@@ -1,36 +1,56 @@
-"""Start of every `python -m wam_jax.NAME`: a user's mistake ends as one message, a bug as a
-traceback.
+"""Start of every command, `python -m wam_jax.NAME`, `data.NAME` and `benchmarks.NAME`: a user's
+mistake ends as one message, a bug as a traceback. Also the flag --json of all that measure.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app
 from absl import flags
 from absl import logging
+
+from wam_jax import storage
 
 _ALLOCATOR = {
   'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
   'MALLOC_MMAP_THRESHOLD_': str(2**32),
   'MALLOC_TRIM_THRESHOLD_': str(2**33),
 }
-_PACKAGE = pathlib.Path(__file__).parent
+_OURS = frozenset({'wam_jax', 'data', 'benchmarks', 'configs'})  # Top-level packages.
+
+flags.disclaim_key_flags()  # --help shows flags with the command that defines them.
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], takes_arguments: bool = False) -> None:
   """Runs an absl program; exits with status 1 and `error: ...` on stderr where the user can fix the
-  cause.
+  cause, else with the status that `main` returns.
 
-  That is each ValueError, FloatingPointError or OSError that this package raises. The same types
+  That is each ValueError, FloatingPointError or OSError that our own packages raise. The same types
   raised inside a library are bugs and keep their traceback. `--verbosity=1` shows the traceback
   always.
+
+  Args:
+    takes_arguments: whether `main` reads arguments that are no flags; they are mistakes otherwise.
   """
-  app.run(lambda argv: _call(main, argv), flags_parser=_parse_flags)
+  app.run(lambda argv: _call(main, argv, takes_arguments), flags_parser=_parse_flags)
+
+
+def define_json(note: str = '') -> None:
+  """Defines --json, for `write_json`; `note` is added to its help."""
+  flags.DEFINE_string('json', None, f'File for what is printed, as JSON. {note}'.strip())
+
+
+def write_json(report: Any) -> None:
+  """Writes what a command has printed to the file of --json, if that is given."""
+  if flags.FLAGS.json:
+    content = json.dumps(report, indent=2) + '\n'
+    storage.write_whole(storage.make_path(flags.FLAGS.json, '--json'), content)
 
 
 def keep_memory() -> None:
@@ -45,11 +65,15 @@ def keep_memory() -> None:
     os.execv(sys.executable, sys.orig_argv)
 
 
-def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+def _call(
+  main: Callable[[Sequence[str]], int | None], argv: Sequence[str], takes_arguments: bool = False
+) -> int | None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # absl would show what each library logs for itself.
+  if len(argv) > 1 and not takes_arguments:
+    _stop(f'Unexpected arguments {argv[1:]}; every option starts with --.')
   try:
-    main(argv)
+    return main(argv)
   except (ValueError, FloatingPointError, OSError) as e:
     if not _raised_here(e):
       raise
@@ -59,10 +83,14 @@ def _call(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
 
 
 def _raised_here(error: BaseException) -> bool:
-  frames = traceback.extract_tb(error.__traceback__)
-  return (
-    isinstance(error, OSError) or _PACKAGE in pathlib.Path(frames[-1].filename).resolve().parents
-  )
+  """Whether our own code has raised `error`, or the operating system, wherever it was asked."""
+  if isinstance(error, OSError):
+    return True
+  frames = traceback.walk_tb(error.__traceback__)
+  packages = [frame.f_globals.get('__package__') or '' for frame, _ in frames]
+  while packages[-1] == 'concurrent.futures':  # Hands on what a worker process has raised.
+    packages.pop()
+  return packages[-1].split('.')[0] in _OURS
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

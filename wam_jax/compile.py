@@ -14,9 +14,7 @@ two cores; --machine_code goes on to the end, for ten more, and adds the size of
 
 from __future__ import annotations
 
-import json
 import pathlib
-import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -54,13 +52,11 @@ _TRIALS = flags.DEFINE_integer(
 _DUMP = flags.DEFINE_string(
   'dump', None, 'Keep what the compiler writes, HLO and buffers, in this new directory.'
 )
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 
-def main(argv: Sequence[str]) -> None:
+def main(unused_argv: Sequence[str]) -> int:
   say = progress.Line()
-  if len(argv) > 1:
-    raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
   config = cfg.from_config_dict(_CONFIG.value.to_dict())
   where = chips.find(_TOPOLOGY.value)
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
@@ -76,10 +72,8 @@ def main(argv: Sequence[str]) -> None:
       shown, fits = report_lib.show(found), found['memory']['fits']
   say.clear()
   print(shown)
-  if _JSON.value:
-    pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(found, indent=2) + '\n')
-  if not fits:
-    sys.exit(1)
+  cli.write_json(found)
+  return 0 if fits else 1
 
 
 if __name__ == '__main__':

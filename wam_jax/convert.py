@@ -28,7 +28,6 @@ from wam_jax.interop import inspection
 from wam_jax.interop import layouts
 from wam_jax.interop import lazy
 from wam_jax.interop import own
-from wam_jax.interop.files import jsonfile
 
 _COMMANDS = ('import', 'export', 'inspect')
 _SOURCE = flags.DEFINE_string(
@@ -92,7 +91,7 @@ _CAMERA = flags.DEFINE_string(
   None,
   "Export to dreamzero: COLUMNSxROWS of the robot's camera images; DROID's are known.",
 )
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -104,8 +103,7 @@ def main(argv: Sequence[str]) -> None:
   if argv[1] != 'inspect' and not _OUTPUT.value:
     raise ValueError(f'{argv[1]} needs --output=DIRECTORY.')
   report = {'import': _import, 'export': _export, 'inspect': _inspect}[argv[1]]()
-  if _JSON.value:
-    jsonfile.write(pathlib.Path(_JSON.value).expanduser(), report)
+  cli.write_json(report)
 
 
 def _import() -> dict[str, Any]:
@@ -193,4 +191,4 @@ def _path(place: str) -> epath.Path:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, takes_arguments=True)

@@ -23,9 +23,7 @@ _STEP = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Directory of the table and pictures; WORKDIR/evaluation/NAME by default.'
 )
-_JSON = flags.DEFINE_string(
-  'json', None, 'File for what is printed, as JSON (also in the output directory).'
-)
+cli.define_json('It is in the output directory, too.')
 _ENV = flags.DEFINE_enum(
   'env', None, ('tabletop', 'dataset'), "Simulator, or recorded episodes; default: the config's."
 )
@@ -61,15 +59,12 @@ _SEED = flags.DEFINE_integer(
 _VIDEOS = flags.DEFINE_integer('videos', 4, 'Episodes to show in pictures.', 0)
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
-  run.evaluate(
+def main(unused_argv: Sequence[str]) -> None:
+  report = run.evaluate(
     run.Options(
       workdir=_WORKDIR.value,
       checkpoint_step=_STEP.value,
       output=_OUTPUT.value,
-      json=_JSON.value,
       env=_ENV.value,
       episodes=_EPISODES.value,
       batch=_BATCH.value,
@@ -83,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
       videos=_VIDEOS.value,
     )
   )
+  cli.write_json(report)
 
 
 if __name__ == '__main__':

@@ -91,9 +91,7 @@ _WANDB = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
+def main(unused_argv: list[str]) -> int:
   config = cfg.from_config_dict(
     _CONFIG.value.to_dict()
   )  # to_dict says so if the file could not be loaded.
@@ -102,8 +100,7 @@ def main(argv: list[str]) -> None:
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(_CACHE.value).expanduser()))
   stopped_by = train(config, workdir, _WANDB.value)
-  if stopped_by:
-    sys.exit(128 + stopped_by)
+  return 128 + stopped_by if stopped_by else 0
 
 
 def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '') -> int:

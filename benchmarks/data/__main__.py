@@ -28,7 +28,6 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
-from absl import app
 from absl import flags
 from etils import epath
 
@@ -67,7 +66,7 @@ _PART = flags.DEFINE_enum(
   ('', 'decode', 'read_and_decode', 'benchmark', 'droid'),
   'For the program itself: what this process measures, decoding or the windows of a robot.',
 )
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 CHUNKS = 4
 _DROID = embodiments.get('droid')
@@ -297,15 +296,13 @@ def _check_tensorflow(python: str) -> None:
   except OSError:
     found = False
   if not found:
-    raise SystemExit(
-      f'error: --tensorflow_python={python} cannot import tensorflow and psutil; name a Python that can '
+    raise ValueError(
+      f'--tensorflow_python={python} cannot import tensorflow and psutil; name a Python that can '
       "(pip install 'wam_jax[benchmark]'), or give an empty one to go without the baseline."
     )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
+def main(unused_argv: list[str]) -> None:
   root = epath.Path(_DATA.value).expanduser()
   converted = root / 'array_record/1.0.0'
   if _PART.value:
@@ -322,8 +319,7 @@ def main(argv: list[str]) -> None:
     tables = {'throughput': rows, 'access': measure_access(converted)}
   for rows in tables.values():
     print_table(rows)
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(tables, indent=2) + '\n')
+  cli.write_json(tables)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ the last checkpoint the same arrays; exits with status 1 if not.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
 import tempfile
@@ -26,12 +25,10 @@ _STEPS = flags.DEFINE_integer('steps', 300, 'Of the run.', 20)
 _SAVE_EVERY = flags.DEFINE_integer('save_every', 10, 'Steps between its checkpoints.', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory for the runs; default: a temporary one.')
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
+def main(unused_argv: list[str]) -> int:
   command = [
     sys.executable,
     '-m',
@@ -55,10 +52,8 @@ def main(argv: list[str]) -> None:
       lambda line: print(line, file=sys.stderr, flush=True),
     )
   print(work.show(found))
-  if _JSON.value:
-    pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(found, indent=2) + '\n')
-  if found['differences']:
-    sys.exit(1)
+  cli.write_json(found)
+  return 1 if found['differences'] else 0
 
 
 if __name__ == '__main__':

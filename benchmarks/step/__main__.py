@@ -12,9 +12,7 @@ tokenizer, noise, loss, gradients, clipping, AdamW, mean of the weights. Needs P
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import pathlib
 import statistics
 import sys
 
@@ -38,14 +36,12 @@ _PART = flags.DEFINE_enum(
   ('', 'wam_jax', 'pytorch', 'pytorch_compiled'),
   'For the program itself: what this process works on.',
 )
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 CONTESTANTS = ('pytorch', 'wam_jax', 'pytorch_compiled')
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise ValueError(f'Unexpected arguments {argv[1:]}; every option starts with --.')
+def main(unused_argv: list[str]) -> None:
   config = cfg.from_config_dict(_CONFIG.value.to_dict())
   if _PART.value:
     cli.keep_memory()  # As the train command does; for all alike.
@@ -85,10 +81,7 @@ def main(argv: list[str]) -> None:
       f'{row["name"]:<20}{row["samples_per_s"] / config.batch_size:>9.2f}{row["samples_per_s"]:>11.1f}'
       f'{row["ratio"]:>8.2f}'
     )
-  if _JSON.value:
-    pathlib.Path(_JSON.value).expanduser().write_text(
-      json.dumps({'same': same, 'table': table}, indent=2) + '\n'
-    )
+  cli.write_json({'same': same, 'table': table})
 
 
 if __name__ == '__main__':

@@ -11,13 +11,10 @@ pod. Runs with config.data.augment need --augmentations=N for the split that the
 
 from __future__ import annotations
 
-import json
-import pathlib
 from typing import Any
 
 import cv2
 import jax
-from absl import app
 from absl import flags
 
 from data.encode import work
@@ -68,24 +65,18 @@ _SHARD_COUNT = flags.DEFINE_integer(
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Take --shard_index and --shard_count from the TPU or SLURM environment.'
 )
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
+def main(unused_argv: list[str]) -> None:
   shard = _SHARD_INDEX.value, _SHARD_COUNT.value
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
     shard = jax.process_index(), jax.process_count()
   cv2.setNumThreads(1)  # Images are small, and threads work side by side.
-  try:
-    summary = work.encode(*_read_flags(*shard), *shard)
-  except ValueError as e:
-    raise SystemExit(f'error: {e}') from e
+  summary = work.encode(*_read_flags(*shard), *shard)
   _print(summary)
-  if _JSON.value:
-    pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(summary, indent=2) + '\n')
+  cli.write_json(summary)
 
 
 def _read_flags(

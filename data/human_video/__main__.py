@@ -6,9 +6,6 @@ python -m data.human_video --source=~/videos --output=~/data/human_video/1.0.0 -
 
 from __future__ import annotations
 
-import sys
-
-from absl import app
 from absl import flags
 
 from data import video
@@ -35,16 +32,11 @@ _WORKERS = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
-  try:
-    config = builder.BuildConfig(
-      _SOURCE.value, _FPS.value, video.parse_size(_SIZE.value), _EPISODE_S.value
-    )
-    made = builder.build(_OUTPUT.value, config, _WORKERS.value)
-  except ValueError as error:
-    sys.exit(f'error: {error}')
+def main(unused_argv: list[str]) -> None:
+  config = builder.BuildConfig(
+    _SOURCE.value, _FPS.value, video.parse_size(_SIZE.value), _EPISODE_S.value
+  )
+  made = builder.build(_OUTPUT.value, config, _WORKERS.value)
   print(_OUTPUT.value if made else f'already there: {_OUTPUT.value}')
 
 

@@ -6,9 +6,6 @@ python -m data.metaworld --output=~/data --tasks=drawer-open,door-close --episod
 
 from __future__ import annotations
 
-import sys
-
-from absl import app
 from absl import flags
 
 from data.metaworld import builder
@@ -43,22 +40,17 @@ _WORKERS = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
-  try:
-    config = builder.BuildConfig(
-      tuple(_TASKS.value),
-      _EPISODES.value,
-      _VAL.value,
-      _SEED.value,
-      _VIEW_SIZE.value,
-      _NOISE.value,
-      _BACKEND.value,
-    )
-    path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
-  except ValueError as error:
-    sys.exit(f'error: {error}')
+def main(unused_argv: list[str]) -> None:
+  config = builder.BuildConfig(
+    tuple(_TASKS.value),
+    _EPISODES.value,
+    _VAL.value,
+    _SEED.value,
+    _VIEW_SIZE.value,
+    _NOISE.value,
+    _BACKEND.value,
+  )
+  path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
   print(path if made else f'already there: {path}')
 
 

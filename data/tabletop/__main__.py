@@ -5,9 +5,6 @@ python -m data.tabletop --output=~/data --embodiment=disc --tasks=reach --episod
 
 from __future__ import annotations
 
-import sys
-
-from absl import app
 from absl import flags
 
 from data.tabletop import builder
@@ -58,24 +55,19 @@ _WORKERS = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
-  try:
-    config = builder.BuildConfig(
-      _EMBODIMENT.value,
-      tuple(_TASKS.value),
-      _EPISODES.value,
-      _OTHER.value,
-      tuple(_SPLITS.value),
-      _SEED.value,
-      _VIEW_SIZE.value,
-      _DISTRACTORS.value,
-      _NOISE.value,
-    )
-    path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
-  except ValueError as error:
-    sys.exit(f'error: {error}')
+def main(unused_argv: list[str]) -> None:
+  config = builder.BuildConfig(
+    _EMBODIMENT.value,
+    tuple(_TASKS.value),
+    _EPISODES.value,
+    _OTHER.value,
+    tuple(_SPLITS.value),
+    _SEED.value,
+    _VIEW_SIZE.value,
+    _DISTRACTORS.value,
+    _NOISE.value,
+  )
+  path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
   print(path if made else f'already there: {path}')
 
 

@@ -11,12 +11,8 @@ are decoded. Exit status 1 if anything failed. What it cannot see: whether two c
 from __future__ import annotations
 
 import importlib.util
-import json
-import pathlib
-import sys
 from collections.abc import Iterator
 
-from absl import app
 from absl import flags
 from etils import epath
 
@@ -56,15 +52,13 @@ _ACCEPT = flags.DEFINE_list(
   + '; '.join(f'{kind}: {what}' for kind, what in findings_lib.KINDS.items())
   + '.',
 )
-_JSON = flags.DEFINE_string('json', None, 'File for what is printed, as JSON.')
+cli.define_json()
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'Arguments without a flag: {argv[1:]}.')
+def main(unused_argv: list[str]) -> int:
   if _PICTURES.value and importlib.util.find_spec('matplotlib') is None:
-    raise SystemExit(
-      "error: the pictures need matplotlib: pip install 'wam_jax[sim]', or give --nopictures."
+    raise ValueError(
+      "The pictures need matplotlib: pip install 'wam_jax[sim]', or give --nopictures."
     )
   findings = findings_lib.Findings(frozenset(_ACCEPT.value))
   episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
@@ -87,10 +81,8 @@ def main(argv: list[str]) -> None:
       ]
     )
   )
-  if _JSON.value:
-    report = {'card': result and result.card, 'pictures': written, **findings.to_dict()}
-    pathlib.Path(_JSON.value).expanduser().write_text(json.dumps(report, indent=2) + '\n')
-  sys.exit(bool(findings.count('fail')))
+  cli.write_json({'card': result and result.card, 'pictures': written, **findings.to_dict()})
+  return 1 if findings.count('fail') else 0
 
 
 def _draw(episodes: sources.Episodes, result: checks.Result) -> Iterator[epath.Path]:

@@ -37,7 +37,6 @@ class Options:
     workdir: of the training run.
     checkpoint_step: None for the newest.
     output: directory of the table and pictures; None for WORKDIR/evaluation/NAME.
-    json: another file for the report.
     env, episodes, batch, tasks: as in `config.EvalConfig`.
     world: split of the tabletop: 'train' (other seeds than training), 'unseen_task' or
       'unseen_look'.
@@ -50,7 +49,6 @@ class Options:
   workdir: str
   checkpoint_step: int | None = None
   output: str | None = None
-  json: str | None = None
   env: str | None = None
   episodes: int | None = None
   batch: int | None = None
@@ -107,8 +105,7 @@ def _report(
     batch=min(config.evaluation.batch, config.evaluation.episodes),
     **_latency(policy),
   )
-  for path in [output / 'evaluation.json'] + ([pathlib.Path(options.json)] if options.json else []):
-    path.write_text(json.dumps(report, indent=2) + '\n')
+  (output / 'evaluation.json').write_text(json.dumps(report, indent=2) + '\n')
   if policy.traces:
     latency = report['latency']
     print(
