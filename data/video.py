@@ -193,4 +193,4 @@ def import_av() -> Any:
   try:
     return importlib.import_module('av')
   except ImportError as error:
-    raise ValueError("Reading video needs PyAV: pip install 'wam_jax[lerobot]'.") from error
+    raise ValueError("Reading video needs PyAV: pip install -e '.[lerobot]'.") from error

@@ -42,7 +42,7 @@ def make_path(path: str | os.PathLike[str], what: str = 'the path') -> epath.Pat
       fsspec.get_filesystem_class('gcs')
     except ImportError as e:
       raise ValueError(
-        f"{what} {path!r} needs gcsfs: pip install 'wam_jax[gcs]', or mount the bucket (gcsfuse) "
+        f"{what} {path!r} needs gcsfs: pip install -e '.[gcs]', or mount the bucket (gcsfuse) "
         'and pass the mounted path.'
       ) from e
   return epath.Path(path).expanduser()

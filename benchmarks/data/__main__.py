@@ -6,7 +6,7 @@ python -m benchmarks.data --tensorflow_python=PYTHON [--json=FILE]
 A window has DROID's arrays: three 180 x 320 JPEG views, 33 frames, each cropped, resized, jittered
 and tiled to 352 x 640 (a quadrant each, or as DROID does), with its states, actions and prompt. The
 dataset is made on first use (benchmarks/data/episodes.py). The baseline needs tensorflow-cpu, here or in
-the Python named (pip install 'wam_jax[benchmark]').
+the Python named (pip install -e '.[benchmark]').
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def _check_tensorflow(python: str) -> None:
   if not found:
     raise ValueError(
       f'--tensorflow_python={python} cannot import tensorflow and psutil; name a Python that can '
-      "(pip install 'wam_jax[benchmark]'), or give an empty one to go without the baseline."
+      "(pip install -e '.[benchmark]'), or give an empty one to go without the baseline."
     )
 
 

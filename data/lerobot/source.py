@@ -491,6 +491,4 @@ def _pyarrow():
   try:
     return importlib.import_module('pyarrow')
   except ImportError as error:
-    raise ValueError(
-      "Reading LeRobot data needs pyarrow: pip install 'wam_jax[lerobot]'."
-    ) from error
+    raise ValueError("Reading LeRobot data needs pyarrow: pip install -e '.[lerobot]'.") from error

@@ -57,9 +57,7 @@ cli.define_json()
 
 def main(unused_argv: list[str]) -> int:
   if _PICTURES.value and importlib.util.find_spec('matplotlib') is None:
-    raise ValueError(
-      "The pictures need matplotlib: pip install 'wam_jax[sim]', or give --nopictures."
-    )
+    raise ValueError("The pictures need matplotlib: pip install -e '.[sim]', or give --nopictures.")
   findings = findings_lib.Findings(frozenset(_ACCEPT.value))
   episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
   decoded = video.spread(len(episodes), _EPISODES.value)

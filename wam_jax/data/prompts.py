@@ -187,5 +187,5 @@ def _import(name: str) -> Any:
     return importlib.import_module(name)
   except ImportError as e:
     raise ValueError(
-      f"model.text.kind='umt5' needs the package {name}: pip install 'wam_jax[umt5]'."
+      f"model.text.kind='umt5' needs the package {name}: pip install -e '.[umt5]'."
     ) from e

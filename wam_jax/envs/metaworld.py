@@ -3,7 +3,7 @@ tabletop.
 
 Owns views, instructions, seeds and drawing; tasks, rewards and experts are those of the package
 `metaworld` (optional:
-pip install 'wam_jax[metaworld]'). Draws without a screen, by EGL or OSMesa, without shadows, reflections and
+pip install -e '.[metaworld]'). Draws without a screen, by EGL or OSMesa, without shadows, reflections and
 multisampling, which together cost six times as much as everything else.
 """
 
@@ -307,5 +307,5 @@ def _import(name: str) -> Any:
     return importlib.import_module(name)
   except ImportError as error:
     raise ValueError(
-      f"Meta-World needs the package {name}: pip install 'wam_jax[metaworld]'."
+      f"Meta-World needs the package {name}: pip install -e '.[metaworld]'."
     ) from error
