@@ -127,7 +127,7 @@ def test_a_bucket_without_gcsfs_names_the_command(monkeypatch):
 
   monkeypatch.setattr(fsspec, 'get_filesystem_class', get)
   with pytest.raises(
-    ValueError, match=r"'gs://bucket/run' needs gcsfs: pip install 'wam_jax\[gcs\]', or mount"
+    ValueError, match=r"'gs://bucket/run' needs gcsfs: pip install -e '\.\[gcs\]', or mount"
   ):
     workdir_lib.make_path('gs://bucket/run')
 

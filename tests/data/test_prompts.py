@@ -191,7 +191,7 @@ def test_another_vocabulary_raises(tmp_path):
 
 def test_missing_package_says_what_to_install(files, monkeypatch):
   monkeypatch.setitem(sys.modules, 'ftfy', None)
-  with pytest.raises(ValueError, match=r"needs the package ftfy: pip install 'wam_jax\[umt5\]'"):
+  with pytest.raises(ValueError, match=r"needs the package ftfy: pip install -e '\.\[umt5\]'"):
     prompts.make_tokenizer(config_of(files, 'spiece.model'))
 
 
