@@ -56,6 +56,7 @@ from wam_jax import train_step
 from wam_jax import types
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import pipeline
+from wam_jax.data import prepare
 from wam_jax.data import shapes
 from wam_jax.models import encoders
 
@@ -287,10 +288,10 @@ def _prepare_datasets(config: cfg.TrainConfig) -> None:
   shared.
   """
   if jax.process_index() == 0:
-    pipeline.prepare(config.data)
+    prepare.make_missing(config.data)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('wam_jax:prepare')
-    pipeline.prepare(config.data)
+    prepare.make_missing(config.data)
 
 
 def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:

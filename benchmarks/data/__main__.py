@@ -114,7 +114,7 @@ def make_dataset(root: epath.Path, episodes: int, length: int) -> None:
 
 def serve_pipeline(path: epath.Path, robot: str) -> None:
   """The whole path: windows from disk to batches."""
-  batches = pipeline.make_train_iterator(make_config(path, robot))
+  batches = pipeline.Data.open(make_config(path, robot)).train_batches()
   contest.serve(lambda: len(next(batches).sample_B2))
 
 
@@ -268,7 +268,7 @@ def measure_memory(path: epath.Path, batches: int) -> list[dict[str, Any]]:
   """Resident MiB ten times over a run."""
   process, rows = psutil.Process(), []
   with contextlib.closing(
-    pipeline.make_train_iterator(make_config(path, QUADRANTS.name, batch=1))
+    pipeline.Data.open(make_config(path, QUADRANTS.name, batch=1)).train_batches()
   ) as iterator:
     for done in range(1, batches + 1):
       next(iterator)

@@ -52,7 +52,7 @@ _CENTER_CROP = flags.DEFINE_bool(
   'center_crop', False, 'Store the centre crop, as augmented runs are evaluated on.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of drawn offsets and augmentations.', lower_bound=0)
-_DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', features.DTYPES, 'Of the stored numbers.')
+_DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', tuple(features.DTYPES), 'Of the stored numbers.')
 _FILE_MIB = flags.DEFINE_float('file_mib', 256.0, 'Size of a record file, about.', lower_bound=0)
 _BATCH = flags.DEFINE_integer(
   'batch', 0, 'Windows encoded at once; 0 for 8 a device.', lower_bound=0

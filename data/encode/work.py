@@ -23,8 +23,9 @@ from wam_jax import sharding
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import features
 from wam_jax.data import images
-from wam_jax.data import pipeline
 from wam_jax.data import prompts
+from wam_jax.data import robot as robot_lib
+from wam_jax.data import samples
 from wam_jax.data import sources
 from wam_jax.data import storage
 from wam_jax.data import windows
@@ -64,22 +65,19 @@ class Job:
     """[R, I, J, 3] uint8 of one variant of a window, what training would see."""
     window, variant = divmod(row, self.storing.variants)
     sample = int(self.samples_W[window])
-    number, step, stop = self.anchors[sample]
-    augmentation = images.CENTER_CROP if self.transform == 'center' else None
+    anchor = self.anchors[sample]
+    record, augmentation = self.episodes.record, None
     if self.transform == 'random':
-      augmentation = images.sample_augmentation(
-        np.random.default_rng((self.storing.seed, sample, variant))
-      )
-    steps_R = windows.make_window(
-      self.episodes.record, self.model.max_chunks, step, stop
-    ).frame_steps_R
-    film = pipeline.Film(
-      self.episodes.record,
-      self.episodes[number],
-      (number,),
-      steps_R,
-      augmentation,
-      None if self.transform == 'random' else self.cache,
+      rng = np.random.default_rng((self.storing.seed, sample, variant))
+      augmentation = images.sample_augmentation(rng)
+    window = windows.make_window(record, self.model.max_chunks, anchor.step, anchor.stop)
+    film = samples.Film(
+      robot=robot_lib.Robot(0, record, None, center_crop=self.transform == 'center'),
+      episode=self.episodes[anchor.episode],
+      key=(anchor.episode,),
+      steps_R=window.frame_steps_R,
+      augmentation=augmentation,
+      cache=self.cache,
     )
     frames_RIJ3 = np.empty(film.shape, np.uint8)
     film.paint(frames_RIJ3)

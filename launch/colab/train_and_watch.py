@@ -44,7 +44,7 @@ from configs import tiny
 from wam_jax import config as cfg
 from wam_jax import train
 from wam_jax import workdir as workdir_lib
-from wam_jax.data import pipeline
+from wam_jax.data import prepare
 from wam_jax.evaluation import run
 
 # %% [markdown]
@@ -62,7 +62,7 @@ workdir = workdir_lib.make_path(WORKDIR)
 # that was never stopped.
 
 # %%
-pipeline.prepare(config.data)
+prepare.make_missing(config.data)
 train.train(config, workdir)
 
 # %%

@@ -247,7 +247,7 @@ def test_real_bridge_episodes_become_batches(tmp_path):
       embodiments=('bridge_widowx',),
     ),
   )
-  iterator = pipeline.make_train_iterator(config)
+  iterator = pipeline.Data.open(config).train_batches()
   batch = next(iterator)
   iterator.close()
   assert batch.frames_BRIJ3.shape == (4, 5, 64, 64, 3)

@@ -39,6 +39,7 @@ from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
+from wam_jax.data import samples
 from wam_jax.data import sources
 from wam_jax.data import windows
 from wam_jax.models import encoders
@@ -145,8 +146,14 @@ def path(tmp_path) -> str:
   return synthetic.make_dataset(tmp_path, [12, 17, 24])
 
 
-def find_features(config, frozen, split=''):
-  return pipeline.find_features(config, functools.partial(encoders.fingerprint, frozen), split)
+def open_data(config, frozen, split=pipeline.TRAINING) -> pipeline.Data:
+  """The split of a config's datasets, of features where there are some of these encoders."""
+  return pipeline.Data.open(config, [split]).with_features(encoders.fingerprint(frozen))
+
+
+def find_features(config, frozen, split=pipeline.TRAINING) -> dict[str, features.Stored]:
+  mixture = open_data(config, frozen, split).open_mixture(split)
+  return {sampler.name: sampler.stored for sampler in mixture if sampler.stored}
 
 
 def make_job(path, model=PATCHES, record=CLOCK, storing=PLAIN, transform='none', split='train'):
@@ -190,11 +197,13 @@ def pixel_batch(job) -> types.Batch:
 
 def feature_batch(stored: features.Stored, batch: types.Batch) -> types.Batch:
   """The same from stored features."""
-  read = [
-    stored.read(*divmod(row, stored.variants), ids_P)
-    for row, ids_P in enumerate(batch.prompt_ids_BP)
-  ]
-  return batch.replace(frames_BRIJ3=None, features=jax.tree.map(lambda *x: np.stack(x), *read))
+  read = samples.stack(
+    [
+      stored.read(*divmod(row, stored.variants), ids_P)
+      for row, ids_P in enumerate(batch.prompt_ids_BP)
+    ]
+  )
+  return batch.replace(frames_BRIJ3=None, features=types.Features(**read))
 
 
 def computed(job, frozen, batch) -> types.Features:
@@ -413,8 +422,8 @@ def with_data(config, **data) -> cfg.TrainConfig:
   return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 
-def take(config, n, stored) -> list[types.Batch]:
-  with contextlib.closing(pipeline.make_train_iterator(config, stored=stored)) as batches:
+def take(config, frozen, n) -> list[types.Batch]:
+  with contextlib.closing(open_data(config, frozen).train_batches()) as batches:
     return list(itertools.islice(batches, n))
 
 
@@ -422,20 +431,19 @@ def test_batches_hold_features_in_place_of_pixels(path, patches):
   config, job = make_config(clock=path), make_job(path)
   assert find_features(config, patches) == {}
   run(job, patches)
-  stored = find_features(config, patches)
-  batches = take(config, 3, stored)
-  pixels = pipeline._load_mixture(config)[0]
+  batches = take(config, patches, 3)
+  (sampler,) = pipeline.Data.open(config).open_mixture()
   for batch in batches:  # One epoch each: 5 windows, every one once.
     windows_B = batch.sample_B2[:, 1]
     assert sorted(windows_B) == [0, 1, 2, 3, 4]
     assert batch.frames_BRIJ3 is None
     clean = patches.encode(np.stack([job.load_frames(w) for w in windows_B]))
     assert_rounded(batch.features, types.Features(clean_BFHWC=clean), bits=8)
-    want = pipeline._stack(
-      [pixels(int(job.samples_W[w]), np.random.default_rng(0)) for w in windows_B]
+    want = samples.stack(
+      [sampler(int(job.samples_W[w]), np.random.default_rng(0)) for w in windows_B]
     )
-    blank = dict(frames_BRIJ3=None, features=None, sample_B2=None)
-    jax.tree.map(np.testing.assert_array_equal, batch.replace(**blank), want.replace(**blank))
+    for name in want.keys() - {'frames_BRIJ3', 'sample_B2'}:
+      np.testing.assert_array_equal(getattr(batch, name), want[name])
   assert len({tuple(batch.sample_B2[:, 1]) for batch in batches}) > 1
 
 
@@ -445,7 +453,7 @@ def test_an_update_runs_on_stored_features(path, patches):
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
   state, shardings = train_step.init_state(config, mesh, patches)
   step = train_step.make_train_step(config, mesh, shardings)
-  (batch,) = take(config, 1, find_features(config, patches))
+  (batch,) = take(config, patches, 1)
   frames = np.stack([make_job(path).load_frames(window) for window in batch.sample_B2[:, 1]])
   got, want = (
     step(jax.tree.map(jnp.copy, state), b)[1]
@@ -462,13 +470,15 @@ def test_prompts_of_batches_are_among_the_stored(films, frozen):
     batch_size=5,
     model=job.model,
   )
-  (batch,) = take(config, 1, find_features(config, frozen))
+  (batch,) = take(config, frozen, 1)
   tokenize = prompts.make_tokenizer(job.model.text)
   for window, ids_P, text_PC in zip(
     batch.sample_B2[:, 1], batch.prompt_ids_BP, batch.features.text_BPC
   ):
-    np.testing.assert_array_equal(ids_P, tokenize(f'task {stored[window][0] % 3}'))
-    np.testing.assert_array_equal(text_PC, stored.read(0, 0, ids_P).text_BPC)
+    np.testing.assert_array_equal(
+      ids_P, tokenize(f'task {job.anchors[stored.find_anchor(window)].episode % 3}')
+    )
+    np.testing.assert_array_equal(text_PC, stored.read(0, 0, ids_P)['text_BPC'])
     assert text_PC[: np.count_nonzero(ids_P)].any(1).all()
     assert not text_PC[np.count_nonzero(ids_P) :].any()
 
@@ -476,17 +486,16 @@ def test_prompts_of_batches_are_among_the_stored(films, frozen):
 def test_augmented_training_and_its_evaluation_have_features_of_their_own(path, patches):
   config = with_data(make_config(clock=path), augment=True)
   run(make_job(path, storing=dataclasses.replace(PLAIN, variants=2), transform='random'), patches)
-  stored = find_features(config, patches)
   drawn = {
     (window, x.tobytes())
-    for batch in take(config, 8, stored)
+    for batch in take(config, patches, 8)
     for window, x in zip(batch.sample_B2[:, 1].tolist(), batch.features.clean_BFHWC)
   }
   assert len(drawn) == 10  # Two variants of each.
   assert find_features(config, patches, 'val') == {}
   val = make_job(path, transform='center', split='val')
   run(val, patches)
-  (batch,) = pipeline.make_eval_batches(config, 1, stored=find_features(config, patches, 'val'))
+  (batch,) = open_data(config, patches, 'val').eval_batches('val', 1)
   clean = patches.encode(np.stack([val.load_frames(window) for window in batch.sample_B2[:, 1]]))
   assert_rounded(batch.features, types.Features(clean_BFHWC=clean), bits=8)
   with pytest.raises(ValueError, match='transform: random crop of 0.95 stored, none here'):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.data import synthetic
 from wam_jax import config as cfg
+from wam_jax import types
 from wam_jax.data import embodiments
 from wam_jax.data import features
 from wam_jax.data import sources
@@ -71,17 +72,14 @@ def store(episodes, **kwargs):
 def test_what_goes_in_comes_out(episodes):
   store(episodes)
   stored = pickle.loads(pickle.dumps(find(episodes)))
-  anchors = windows.make_anchors(episodes)
-  assert [stored[w] for w in range(len(stored))] == [anchors[s] for s in range(0, 30, 4)]
+  assert [stored.find_anchor(w) for w in range(len(stored))] == [*range(0, 30, 4)]
   for window, variant, ids_P, text_PD in (
     (0, 0, PROMPTS[0], TEXTS[0]),
     (6, 1, PROMPTS[1], TEXTS[1]),
     (3, 1, PROMPTS[2], TEXTS[2]),
   ):
-    got, values = (
-      stored.read(window, variant, ids_P),
-      VALUES[2 * window + variant].astype(np.float32),
-    )
+    got = types.Features(**stored.read(window, variant, ids_P))
+    values = VALUES[2 * window + variant].astype(np.float32)
     np.testing.assert_array_equal(got.clean_BFHWC, values[:12].reshape(3, 2, 2, 1))
     np.testing.assert_array_equal(got.condition_BFHWC, values[12:24].reshape(3, 2, 2, 1))
     np.testing.assert_array_equal(got.image_BIC, values[24:].reshape(5, 6))
@@ -293,23 +291,22 @@ def test_a_mixture_is_of_pixels_or_of_features(episodes, tmp_path):
     synthetic.make_dataset(tmp_path / 'other', [24]), 'train', synthetic.CLOCK
   )
   a, b = ((e, windows.make_anchors(e)) for e in (episodes, other))
-  look = lambda mode, **datasets: features.find_all(datasets, MODEL, lambda: WEIGHTS, 'none', mode)
-  assert look('auto', a=a, b=b) == {}
+  look = lambda required, **datasets: features.find_all(datasets, MODEL, WEIGHTS, 'none', required)
+  assert look(False, a=a, b=b) == {}
   with pytest.raises(
     ValueError,
     match=r"\['b'\] of config.data.mixture have no .* but config.data.features='require'",
   ):
-    look('require', b=b)
+    look(True, b=b)
   store(episodes)
-  assert list(look('auto', a=a)) == list(look('require', a=a)) == ['a']
-  assert look('off', a=a) == {}
+  assert list(look(False, a=a)) == list(look(True, a=a)) == ['a']
   with pytest.raises(
     ValueError,
     match=r"(?s)\['b'\] of config.data.mixture have no stored features, but a batch holds "
     r"pixels or stored features, not both, and \['a'\] have some.*:\n  python "
     f'-m data.encode --workdir=WORKDIR --dataset={other.path} .*features=off',
   ):
-    look('auto', a=a, b=b)
+    look(False, a=a, b=b)
 
 
 def test_the_command_is_the_datasets_own(episodes):

@@ -19,15 +19,24 @@ import pytest
 
 from tests.data import synthetic
 from wam_jax import types
+from wam_jax.data import embodiments
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import sources
 
 
+def open_batches(config, *shard) -> pipeline.Batches:
+  return pipeline.Data.open(config).train_batches(*shard)
+
+
 def take(config, n, *shard):
-  with contextlib.closing(pipeline.make_train_iterator(config, *shard)) as iterator:
+  with contextlib.closing(open_batches(config, *shard)) as iterator:
     return list(itertools.islice(iterator, n))
+
+
+def take_held_out(config, n, split='val'):
+  return list(pipeline.Data.open(config, [split]).eval_batches(split, n))
 
 
 def join(batches) -> types.Batch:
@@ -40,7 +49,7 @@ def make_clock(path, **data):
 
 def raw_values(config, batch):
   """(proprio [B, Q, 3], action [B, Q, A, 2]) in raw units."""
-  known = robot_lib.from_metadata(pipeline.load_metadata(config))['clock']
+  known = robot_lib.from_metadata(pipeline.Data.open(config).metadata)['clock']
   action_BQAU = batch.action_BAU.reshape(len(batch.action_BAU), 2, -1, batch.action_BAU.shape[-1])
   return (
     known.statistics.state.unnormalize(batch.proprio_BQX[..., :3]),
@@ -127,7 +136,7 @@ def test_slower_robot_fills_the_first_rows_of_each_chunk(clock_path):
 def test_relative_actions_count_from_the_chunks_first_state(clock_path):
   config = synthetic.make_config({'relative': (clock_path, 'clock_relative', 1.0)})
   (batch,) = take(config, 1)
-  known = robot_lib.from_metadata(pipeline.load_metadata(config))['clock_relative']
+  known = robot_lib.from_metadata(pipeline.Data.open(config).metadata)['clock_relative']
   raw_BQAU = known.statistics.action.unnormalize(batch.action_BAU.reshape(-1, 2, 8, 3)[..., :2])
   for raw_QAU, mask_Q in zip(raw_BQAU, batch.chunk_mask_BQ):
     np.testing.assert_allclose(raw_QAU[mask_Q, :, 0], [np.arange(8)] * mask_Q.sum(), atol=1e-4)
@@ -193,10 +202,10 @@ def test_resumed_equals_straight(clock_path, workers):
   config = make_clock(clock_path, augment=True)
   straight = take(config, 6)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
-  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+  with contextlib.closing(open_batches(config)) as iterator:
     before = [next(iterator) for _ in range(3)]
     state = json.loads(json.dumps(iterator.get_state()))
-  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+  with contextlib.closing(open_batches(config)) as iterator:
     iterator.set_state(state)
     assert_same(straight, before + [next(iterator) for _ in range(3)])
 
@@ -207,13 +216,13 @@ def test_a_run_goes_on_with_another_number_of_hosts(clock_path, before, after):
   straight = take(config, 5)[3:]
   states = []
   for host in range(before):
-    with contextlib.closing(pipeline.make_train_iterator(config, host, before)) as iterator:
+    with contextlib.closing(open_batches(config, host, before)) as iterator:
       list(itertools.islice(iterator, 3))
       states.append(iterator.get_state())
   assert states == [{'next_index': 3}] * before
   rest = []
   for host in range(after):
-    with contextlib.closing(pipeline.make_train_iterator(config, host, after)) as iterator:
+    with contextlib.closing(open_batches(config, host, after)) as iterator:
       iterator.set_state(states[0])
       rest.append(list(itertools.islice(iterator, 2)))
   for t in range(2):
@@ -225,7 +234,7 @@ def test_a_run_goes_on_with_another_number_of_hosts(clock_path, before, after):
 def test_a_state_can_be_set_again_and_again(clock_path):
   config = make_clock(clock_path)
   straight = take(config, 3)
-  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+  with contextlib.closing(open_batches(config)) as iterator:
     for step in (2, 0, 1):
       iterator.set_state({'next_index': step})
       assert_same(straight[step], next(iterator))
@@ -249,10 +258,9 @@ def count_decodes(monkeypatch) -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize('augment', [False, True])
 def test_only_the_frames_of_a_sample_are_decoded_each_once(clock_path, monkeypatch, augment):
   config = make_clock(clock_path, augment=augment, cache_gib=0.0)
-  samplers = pipeline._load_mixture(config)
-  batches = pipeline._batches(config, samplers, 0, True, 0, 1)
+  batches = open_batches(config)
   seen = count_decodes(monkeypatch)
-  frames_BRIJ3 = batches[0].frames_BRIJ3
+  frames_BRIJ3 = batches.read(0).frames_BRIJ3
   steps = (
     sum(len(set(clock_R.tolist())) for clock_R in frames_BRIJ3[:, :, 0, 0, 1])
     if not augment
@@ -266,7 +274,7 @@ def test_only_the_frames_of_a_sample_are_decoded_each_once(clock_path, monkeypat
 
 def test_nothing_is_decoded_before_the_first_batch_is_asked_for(clock_path, monkeypatch):
   seen = count_decodes(monkeypatch)
-  pipeline.make_train_iterator(make_clock(clock_path)).close()
+  open_batches(make_clock(clock_path)).close()
   assert not seen
 
 
@@ -289,7 +297,7 @@ def test_memory_stays_flat(clock_path):
   """Ten thousand batches with a cache that is full after a few."""
   config = dataclasses.replace(make_clock(clock_path, cache_gib=1e-4, prefetch=2), batch_size=1)
   process, held = psutil.Process(), []
-  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+  with contextlib.closing(open_batches(config)) as iterator:
     for done in range(10_000):
       next(iterator)
       if done % 2000 == 1999:
@@ -324,25 +332,19 @@ def test_instructions_are_drawn_in_training_and_the_first_in_evaluation(tmp_path
   record = dataclasses.replace(
     synthetic.CLOCK, language=('language_instruction', 'language_2', 'language_3')
   )
-  monkeypatch.setitem(pipeline.embodiments.EMBODIMENTS, 'clock', record)
+  monkeypatch.setitem(embodiments.EMBODIMENTS, 'clock', record)
   first = prompts.hash_words('first', 16, 2048)
   is_first_B = (join(take(make_clock(path), 8)).prompt_ids_BP == first).all(1)
   assert 0.3 < is_first_B.mean() < 0.7  # Never the empty one.
   assert (join(take(make_clock(path), 8)).prompt_ids_BP != 0).any(1).all()
-  assert (join(pipeline.make_eval_batches(make_clock(path), 3)).prompt_ids_BP == first).all()
+  assert (join(take_held_out(make_clock(path), 3)).prompt_ids_BP == first).all()
 
 
 def test_eval_batches_are_fixed_and_from_their_split(clock_path):
   config = make_clock(clock_path)
-  batches = list(pipeline.make_eval_batches(config, 2))
-  assert_same(
-    batches,
-    list(
-      pipeline.make_eval_batches(
-        dataclasses.replace(config, data=dataclasses.replace(config.data, seed=9)), 2
-      )
-    ),
-  )
+  batches = take_held_out(config, 2)
+  other = dataclasses.replace(config, data=dataclasses.replace(config.data, seed=9))
+  assert_same(batches, take_held_out(other, 2))
   assert set(join(batches).frames_BRIJ3[:, 0, 0, 0, 0].tolist()) == {
     0,
     1,
@@ -353,7 +355,7 @@ def test_metadata_needs_no_dataset(clock_path):
   config = synthetic.make_config(
     {'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_video', 1.0)}
   )
-  known = robot_lib.from_metadata(json.loads(json.dumps(pipeline.load_metadata(config))))
+  known = robot_lib.from_metadata(json.loads(json.dumps(pipeline.Data.open(config).metadata)))
   assert known['clock'].record == synthetic.CLOCK
   assert known['clock_video'].id == 1
   assert known['clock_video'].statistics.action.q01.shape == (0,)
@@ -363,28 +365,9 @@ def test_metadata_needs_no_dataset(clock_path):
 def test_several_datasets_of_one_robot_share_the_widest_statistics(tmp_path):
   paths = [synthetic.make_dataset(tmp_path / str(n), [n, n]) for n in (12, 30)]
   config = synthetic.make_config({'a': (paths[0], 'clock', 1.0), 'b': (paths[1], 'clock', 1.0)})
-  stats = robot_lib.from_metadata(pipeline.load_metadata(config))['clock'].statistics
+  stats = robot_lib.from_metadata(pipeline.Data.open(config).metadata)['clock'].statistics
   assert stats.steps == 84
   assert stats.action.q99[0] > 28
-
-
-def test_prepare_runs_the_command_of_a_missing_dataset(tmp_path, monkeypatch):
-  (tmp_path / 'maker.py').write_text('import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir()')
-  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-  target = tmp_path / 'made'
-
-  def make_data(command):
-    config = synthetic.make_config({'a': (str(target), 'clock', 1.0)}).data
-    return dataclasses.replace(
-      config, mixture={'a': dataclasses.replace(config.mixture['a'], prepare=command)}
-    )
-
-  with pytest.raises(
-    ValueError, match=r'data.mixture.a.prepare: python -m maker elsewhere? ended|does not exist'
-  ):
-    pipeline.prepare(make_data(f'maker {tmp_path / "elsewhere"}'))
-  pipeline.prepare(make_data(f'maker {target}'))
-  assert target.exists()
 
 
 def test_bad_sample_reaches_the_loop_with_its_name(tmp_path):
@@ -407,7 +390,7 @@ def test_truncated_shard_stops_before_training(tmp_path):
   with pytest.raises(
     ValueError, match=f'Cannot read record 0 of .*{shard.name}: the shard is missing, truncated'
   ):
-    pipeline.make_train_iterator(make_clock(path))
+    open_batches(make_clock(path))
 
 
 def with_model(config, **model):
@@ -434,18 +417,18 @@ def with_model(config, **model):
 )
 def test_model_must_fit_the_robots(clock_path, model, message):
   with pytest.raises(ValueError, match=message):
-    pipeline.make_train_iterator(with_model(make_clock(clock_path), **model))
+    open_batches(with_model(make_clock(clock_path), **model))
 
 
 def test_config_errors(clock_path, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='config.data.mixture is empty'):
-    pipeline.make_train_iterator(synthetic.make_config({}))
+    open_batches(synthetic.make_config({}))
   with pytest.raises(ValueError, match=r"weights {'a': 0.0}; every weight must be positive"):
-    pipeline.make_train_iterator(synthetic.make_config({'a': (clock_path, 'clock', 0.0)}))
+    open_batches(synthetic.make_config({'a': (clock_path, 'clock', 0.0)}))
   with pytest.raises(
     ValueError, match=r"weights {'a': nan, 'b': inf}; every weight must be positive"
   ):
-    pipeline.make_train_iterator(
+    open_batches(
       synthetic.make_config(
         {'a': (clock_path, 'clock', float('nan')), 'b': (clock_path, 'clock', float('inf'))}
       )
@@ -453,17 +436,17 @@ def test_config_errors(clock_path, tmp_path, monkeypatch):
   with pytest.raises(
     ValueError, match='config.batch_size=8 must be divisible by the 3 hosts; nearest valid: 9'
   ):
-    pipeline.make_train_iterator(make_clock(clock_path), 0, 3)
+    open_batches(make_clock(clock_path), 0, 3)
   with pytest.raises(ValueError, match='none of its 2 language spans is longer than one chunk'):
-    pipeline.make_train_iterator(make_clock(synthetic.make_dataset(tmp_path, [5, 5])))
+    open_batches(make_clock(synthetic.make_dataset(tmp_path, [5, 5])))
   with pytest.raises(ValueError, match="has no split 'test'"):
-    pipeline.make_eval_batches(make_clock(clock_path), 1, 'test')
+    take_held_out(make_clock(clock_path), 1, 'test')
   wide = dataclasses.replace(synthetic.SLOW, composite=(16, 32))
-  monkeypatch.setitem(pipeline.embodiments.EMBODIMENTS, 'clock_slow', wide)
+  monkeypatch.setitem(embodiments.EMBODIMENTS, 'clock_slow', wide)
   with pytest.raises(
     ValueError, match='all embodiments need the same composite, got clock .*, clock_slow'
   ):
-    pipeline.make_train_iterator(
+    open_batches(
       synthetic.make_config({'a': (clock_path, 'clock', 1.0), 'b': (clock_path, 'clock_slow', 1.0)})
     )
 
@@ -473,13 +456,13 @@ def test_warm_samples_cost_little(clock_path):
   core.
   """
   config = make_clock(clock_path)
-  samplers = pipeline._load_mixture(config)
-  batches = pipeline._batches(config, samplers, 0, True, 0, 1)
-  for i in range(30):
-    batches[i]
+  data = pipeline.Data.open(config)
+  batches = data.train_batches()
+  for step in range(30):
+    batches.read(step)
   start = time.process_time()
-  for i in range(30):
-    batches[i]
+  for step in range(30):
+    batches.read(step)
   assert (time.process_time() - start) / 240 < 1e-3
-  assert samplers[0].cache.used <= config.data.cache_gib * 2**30
-  assert isinstance(samplers[0].episodes, sources.Episodes)
+  assert 0 < data.opened.cache.used <= config.data.cache_gib * 2**30
+  assert isinstance(data.open_mixture()[0].episodes, sources.Episodes)

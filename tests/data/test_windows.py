@@ -129,7 +129,7 @@ def test_frames_states_and_actions_of_a_batch_tell_the_same_time(name, stride, S
   """
   record, lengths = embodiments.get(name), [S + 6, 2 * S + 9]
   config = make_config(name, published.write(tmp_path, name, lengths), S)
-  with contextlib.closing(pipeline.make_train_iterator(config)) as iterator:
+  with contextlib.closing(pipeline.Data.open(config).train_batches()) as iterator:
     batches = [next(iterator) for _ in range(4)]
   batch = jax.tree.map(lambda *x: np.concatenate(x), *batches)
   r, whole_B = 8, batch.chunk_mask_BQ.all(1)
@@ -192,7 +192,7 @@ def make_config(name, path, S):
 
 def unnormalize(config, name, batch, S):
   """(state [B, Q, X], action [B, Q, S, U]) in the slices' units, as relative as the record says."""
-  known = robot_lib.from_metadata(pipeline.load_metadata(config))[name]
+  known = robot_lib.from_metadata(pipeline.Data.open(config).metadata)[name]
   action_BQSU = batch.action_BAU.reshape(*batch.chunk_mask_BQ.shape, S, -1)[
     ..., : known.record.action_dim
   ]

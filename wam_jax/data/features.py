@@ -23,17 +23,16 @@ import json
 import math
 import shlex
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 from etils import epath
 
 from wam_jax import config as cfg
-from wam_jax import types
 from wam_jax.data import images
 from wam_jax.data import sources
 from wam_jax.data import storage
@@ -42,7 +41,7 @@ from wam_jax.data import windows
 FORMAT = 1  # Changes when the same description would be stored as other bytes.
 FOLDER, PLAN, INDEX, MANIFEST = 'wam_features_', 'plan.json', 'index.npz', 'manifest.json'
 TRANSFORMS = ('none', 'center', 'random')
-DTYPES = ('bfloat16', 'float16')
+DTYPES = {'bfloat16': np.dtype(ml_dtypes.bfloat16), 'float16': np.dtype(np.float16)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Storing:
     if low:
       raise ValueError(f'{", ".join(low)}: must be at least 1.')
     if self.dtype not in DTYPES:
-      raise ValueError(f'dtype={self.dtype!r} must be one of {DTYPES}.')
+      raise ValueError(f'dtype={self.dtype!r} must be one of {tuple(DTYPES)}.')
 
 
 def _hash(value: Any) -> str:
@@ -296,7 +295,7 @@ def make_plan(
   }
 
   def files(kind):
-    size = numbers[kind] * jnp.dtype(storing.dtype).itemsize
+    size = numbers[kind] * DTYPES[storing.dtype].itemsize
     return {
       'count': counts[kind],
       'bytes': size,
@@ -388,21 +387,18 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 class Stored:
   """The stored features of a dataset's windows; pickles to paths and small arrays.
 
-  Has the interface of `windows.Anchors`: length, and (episode, step, stop) by number of the window.
-
   Args:
     place: their directory.
-    anchors: of the dataset, the same as when they were stored.
   Raises:
     ValueError: they are not all there.
   """
 
-  def __init__(self, place: epath.Path, anchors: windows.Anchors):
+  def __init__(self, place: epath.Path):
     manifest = read_json(place / MANIFEST)
-    self.place, self._anchors, self._model = place, anchors, manifest['of']['model']
+    self.place, self._model = place, manifest['of']['model']
     self.variants, self._dtype = (
       manifest['stored']['variants'],
-      jnp.dtype(manifest['stored']['dtype']),
+      DTYPES[manifest['stored']['dtype']],
     )
     self._shapes = sorted(manifest['shapes'].items())
     wrong = [
@@ -425,13 +421,17 @@ class Stored:
   def __len__(self) -> int:
     return len(self._samples_W)
 
-  def __getitem__(self, window: int) -> tuple[int, int, int]:
-    """(episode, step, stop) of a window."""
-    return self._anchors[int(self._samples_W[window])]
+  def find_anchor(self, window: int) -> int:
+    """The sample of the dataset's anchors where a window begins."""
+    return int(self._samples_W[window])
 
-  def read(self, window: int, variant: int, ids_P: np.ndarray) -> types.Features:
-    """The features of a window with the prompt of these token ids, without the batch axis, in the
-    encoders' dtypes.
+  def read(self, window: int, variant: int, ids_P: np.ndarray) -> dict[str, np.ndarray]:
+    """Fields of `types.Features` by name, without the batch axis, in the encoders' dtypes.
+
+    Args:
+      window: number of the window.
+      variant: which of its differently augmented copies.
+      ids_P: token ids of the prompt.
 
     Raises:
       ValueError: a file cannot be read; or the prompt is not stored.
@@ -442,13 +442,14 @@ class Stored:
       name: part.astype(np.float32).reshape(shape)
       for (name, shape), part in zip(self._shapes, np.split(flat, ends[:-1]))
     }
-    image = parts.get('image')
-    return types.Features(
-      clean_BFHWC=parts['clean'],
-      text_BPC=self._text(ids_P) if self._model['text'] else None,
-      image_BIC=None if image is None else image.astype(self._model['image']['dtype']),
-      condition_BFHWC=parts.get('condition'),
-    )
+    fields = {'clean_BFHWC': parts['clean']}
+    if self._model['text']:
+      fields['text_BPC'] = self._text(ids_P)
+    if 'image' in parts:
+      fields['image_BIC'] = parts['image'].astype(self._model['image']['dtype'])
+    if 'condition' in parts:
+      fields['condition_BFHWC'] = parts['condition']
+    return fields
 
   def _text(self, ids_P: np.ndarray) -> np.ndarray:
     """[P, D], 0 after the prompt's last token."""
@@ -494,7 +495,7 @@ def find(
   of = describe(episodes, anchors, model, weights, transform)
   place, escape = place_of(episodes, of), 'or train on pixels with config.data.features=off'
   if (place / MANIFEST).exists():
-    return Stored(place, anchors)
+    return Stored(place)
   if (place / PLAN).exists():
     missing = [
       files.path(n).name
@@ -525,37 +526,37 @@ def _list_others(episodes: sources.Episodes) -> Iterator[dict[str, Any]]:
       yield of
 
 
+def are_beside(episodes: sources.Episodes) -> bool:
+  """Whether features of any kind are stored beside a dataset, finished or not."""
+  return any(episodes.path.glob(f'{FOLDER}*'))
+
+
 def find_all(
   datasets: Mapping[str, tuple[sources.Episodes, windows.Anchors]],
   model: cfg.ModelConfig,
-  weights: Callable[[], Mapping[str, str]],
+  weights: Mapping[str, str],
   transform: str,
-  mode: str,
+  required: bool,
 ) -> dict[str, Stored]:
-  """The stored features of a mixture, by dataset; {} where its batches are to be of pixels.
+  """The stored features of a mixture, by dataset; {} where there are none of any.
 
   Args:
-    weights: gives the hashes of the encoders, from `models.encoders.fingerprint`; called where there
-      may be features.
-    mode: 'auto', 'require' or 'off', as `DataConfig.features`.
+    weights: hashes of the encoders, from `models.encoders.fingerprint`.
+    required: every dataset must have some.
   Raises:
-    ValueError: as `find`; some datasets have features and others not, or `mode` is 'require' and
-      one has none.
+    ValueError: as `find`; some datasets have features and others not; or one has none although
+      they are required.
   """
-  if mode == 'off' or (
-    mode == 'auto' and not any(any(e.path.glob(f'{FOLDER}*')) for e, _ in datasets.values())
-  ):
-    return {}
-  hashes = weights()
-  found = {name: find(*dataset, model, hashes, transform) for name, dataset in datasets.items()}
+  found = {name: find(*dataset, model, weights, transform) for name, dataset in datasets.items()}
   missing = [name for name, stored in found.items() if stored is None]
-  if mode == 'auto' and len(missing) == len(found):
+  if not required and len(missing) == len(found):
     return {}
   if missing:
+    others = sorted(found.keys() - set(missing))
     reason = (
       "config.data.features='require'"
-      if mode == 'require'
-      else f'a batch holds pixels or stored features, not both, and {sorted(found.keys() - set(missing))} have some'
+      if required
+      else f'a batch holds pixels or stored features, not both, and {others} have some'
     )
     raise ValueError(
       f'{missing} of config.data.mixture have no stored features, but {reason}. Make them:\n  '

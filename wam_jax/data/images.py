@@ -70,6 +70,11 @@ class Augmentation:
 CENTER_CROP = Augmentation()  # What evaluation and control use after training with augmentation.
 
 
+def use_one_thread() -> None:
+  """For readers, whose own threads and processes work side by side: images are small."""
+  cv2.setNumThreads(1)
+
+
 def sample_augmentation(rng: np.random.Generator) -> Augmentation:
   """A random crop and jitter with the reference's ranges."""
   around = [1 + rng.uniform(-w, w) for w in (0.3, 0.4, 0.5)]

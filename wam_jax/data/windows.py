@@ -21,7 +21,7 @@ import dataclasses
 import io
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -76,6 +76,20 @@ def gather(
   return proprio_QX, normalize.subtract_reference(record, action_QSU, proprio_QX)
 
 
+class Anchor(NamedTuple):
+  """Where a window begins.
+
+  Attributes:
+    episode: number of the episode.
+    step: first step of the window.
+    stop: the window may use the steps before this one.
+  """
+
+  episode: int
+  step: int
+  stop: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Anchors:
   """Every step of a dataset where a window may begin, with at least one whole chunk, in dataset
@@ -103,17 +117,16 @@ class Anchors:
   def __len__(self) -> int:
     return self.total
 
-  def __getitem__(self, sample: int) -> tuple[int, int, int]:
-    """(episode, step, stop) of an anchor: its window may use the steps before `stop`."""
+  def __getitem__(self, sample: int) -> Anchor:
     if not 0 <= sample < self.total:
       raise IndexError(sample)
     k = int(np.searchsorted(self.before_K, sample, 'right')) - 1
     step = int(self.start_K[k]) + sample - int(self.before_K[k])
     chunks = -(-(int(self.end_K[k]) - step) // self.steps_per_chunk)  # That start before the end.
-    return (
-      int(self.episode_K[k]),
-      step,
-      min(int(self.stop_K[k]), step + chunks * self.steps_per_chunk + 1),
+    return Anchor(
+      episode=int(self.episode_K[k]),
+      step=step,
+      stop=min(int(self.stop_K[k]), step + chunks * self.steps_per_chunk + 1),
     )
 
 

@@ -176,9 +176,8 @@ def _evaluate_dataset(
   e = config.evaluation
   batch = min(e.batch, e.episodes)
   forecaster = open_loop.Forecaster(policy, config.model, list(robots.values()), options.seed)
-  batches = pipeline.make_eval_batches(
-    dataclasses.replace(config, batch_size=batch), -(-e.episodes // batch), e.split
-  )
+  data = pipeline.Data.open(dataclasses.replace(config, batch_size=batch), [e.split])
+  batches = data.eval_batches(e.split, -(-e.episodes // batch))
   forecasts = [forecaster(b) for b in batches]
   summary = open_loop.summarize(forecasts)
   print(

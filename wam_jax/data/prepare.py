@@ -1,0 +1,92 @@
+"""Datasets that are not there yet are made first, by the command that the config names.
+
+The commands are modules of data/, which stands beside this package in a checkout and is not
+installed with it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+import wam_jax
+from wam_jax import config as cfg
+from wam_jax import storage
+
+
+def make_missing(config: cfg.DataConfig) -> None:
+  """Runs `prepare` of every dataset whose directory is not there; of several processes the first
+  one, and then each whose disk is its own.
+
+  Raises:
+    ValueError: the command cannot be run, failed, or left no dataset.
+  """
+  if jax.process_index() == 0:
+    _prepare_all(config)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('wam_jax:prepare')
+    _prepare_all(config)
+
+
+def _prepare_all(config: cfg.DataConfig) -> None:
+  for name, dataset in config.mixture.items():
+    path = storage.make_path(dataset.path, f'data.mixture.{name}.path')
+    if dataset.prepare and not path.exists():
+      _prepare(name, dataset, path)
+
+
+def _prepare(name: str, dataset: cfg.DatasetConfig, path: epath.Path) -> None:
+  if '{source}' in dataset.prepare and not dataset.source:
+    raise ValueError(
+      f'data.mixture.{name}.path={path} is not there, and data.mixture.{name}.source, from which it '
+      f'is made, is empty; set either, as --config.data.mixture.{name}.source=DIR.'
+    )
+  command = dataset.prepare.format(path=path, source=dataset.source)
+  module, *arguments = shlex.split(command)
+  checkout = _find_checkout()
+  if checkout is None and not _is_importable(module):
+    raise ValueError(
+      f'data.mixture.{name}.path={path} is not there, and python -m {module}, which makes it, is not '
+      f'installed with wam_jax: run "python -m {command}" in a checkout of the project, or name a '
+      f'dataset that is there with --config.data.mixture.{name}.path=DIR.'
+    )
+  print(f'{path} is not there; making it: python -m {command}', file=sys.stderr)
+  done = subprocess.run(
+    [sys.executable, '-m', module, *arguments], env=_make_environment(checkout), check=False
+  )
+  if done.returncode or not path.exists():
+    raise ValueError(
+      f'data.mixture.{name}.prepare: python -m {command} ended with code {done.returncode} '
+      f'and {path} {"exists" if path.exists() else "does not exist"}.'
+    )
+
+
+def _find_checkout() -> pathlib.Path | None:
+  """The checkout that this package is part of or was installed from (`pip install -e .`)."""
+  root = pathlib.Path(wam_jax.__file__).resolve().parents[1]
+  is_checkout = (root / 'data' / '__init__.py').exists() and (root / 'pyproject.toml').exists()
+  return root if is_checkout else None
+
+
+def _is_importable(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # Of a parent package.
+    return False
+
+
+def _make_environment(checkout: pathlib.Path | None) -> dict[str, str]:
+  """This process's, in which modules of the checkout are found from any directory."""
+  environment = dict(os.environ)
+  if checkout is not None:
+    others = environment.get('PYTHONPATH', '')
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, [str(checkout), others]))
+  return environment
