@@ -1,6 +1,6 @@
 """Converts an RLDS dataset to uncompressed ArrayRecord with a frame index, without TensorFlow.
 
-python -m data.convert --source=~/bridge_dataset/1.0.0 --output=~/bridge_array_record/1.0.0 --workers=8
+python -m data.convert --source=~/bridge_dataset/1.0.0 --output=~/bridge/1.0.0 --workers=8
 
 The source is TFRecord (as DROID, OXE and Bridge are published) or ArrayRecord (as TFDS builders
 write it, compressed and without index). Records are copied byte for byte and read again; only their
@@ -15,11 +15,13 @@ place, and dataset_info.json comes last.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import struct
 import sys
 import tempfile
@@ -32,9 +34,9 @@ from array_record.python import array_record_module
 from etils import epath
 
 from wam_jax import cli
-from wam_jax import remote
+from wam_jax import progress
+from wam_jax import storage
 from wam_jax.data import frames
-from wam_jax.data import storage
 
 _SOURCE = flags.DEFINE_string(
   'source', None, 'TFDS directory with dataset_info.json and TFRecord or ArrayRecord shards.'
@@ -44,14 +46,16 @@ _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes, one shard each at a ti
 
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _DESCRIPTION = 'dataset_info.json'  # A directory without it is no dataset, so it comes last.
-_ORIGIN = 'origin.json'
+_ORIGIN = 'origin.json'  # What an unfinished conversion is made from.
+_READ_BYTES = 1 << 24  # At once, where a whole file is read back.
 
 
 def read_tfrecord(path: epath.PathLike) -> Iterator[bytes]:
   """The records of a TFRecord shard, both checksums of each verified.
 
   A record is: length (uint64), masked CRC of the length (uint32), bytes, masked CRC of the bytes
-  (uint32).
+  (uint32), all little-endian.
+
   Raises:
     ValueError: truncated, or a checksum differs; names shard and record.
   Source: TensorFlow `tensorflow/core/lib/io/record_writer.h`.
@@ -78,6 +82,7 @@ def read_tfrecord(path: epath.PathLike) -> Iterator[bytes]:
 
 def _check_crc(content: bytes, stored: bytes, where: str) -> None:
   crc = google_crc32c.value(content)
+  # Masked, so that a record which holds CRCs of its own parts keeps a telling one.
   masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
   if struct.unpack('<I', stored)[0] != masked:
     raise ValueError(f'{where} is corrupt: its checksum does not match. Download the shard again.')
@@ -90,7 +95,8 @@ def read_array_record(path: epath.PathLike) -> Iterator[bytes]:
     ValueError: truncated or corrupt; names shard and record.
   """
   with tempfile.TemporaryDirectory() as directory:
-    local, number = _local_copy(epath.Path(path), directory), 0
+    local = _fetch(epath.Path(path), directory)
+    number = 0
     try:
       reader = array_record_module.ArrayRecordReader(local)
       for number in range(reader.num_records()):
@@ -110,20 +116,51 @@ def convert(source: str, output: str, workers: int = 1) -> epath.Path:
       corrupt or of another length than dataset_info.json says. Finished shards stay for the next
       call.
   """
-  source, output = remote.make_path(source, '--source'), remote.make_path(output, '--output')
+  source = storage.make_path(source, '--source')
+  output = storage.make_path(output, '--output')
   info = _open_source(source, output)
-  partial = output if remote.is_remote(output) else output.parent / f'.{output.name}.partial'
-  (partial / frames.FOLDER).mkdir(parents=True, exist_ok=True)
-  _check_origin(partial, source, info)
-  jobs = _plan(info, partial)
-  left = [job for job in jobs if not job.done]
-  if len(left) < len(jobs):
-    print(f'{len(jobs) - len(left)} of {len(jobs)} shards are there already', file=sys.stderr)
-  _run(left, workers)
-  _write_index(partial, jobs)
-  _copy_description(source, partial)
-  _publish(partial, output)
+  with _open_output(output) as partial:
+    (partial / frames.FOLDER).mkdir(parents=True, exist_ok=True)
+    _check_origin(partial, source, info)
+    jobs = _plan(info, partial)
+    left = [job for job in jobs if not job.done]
+    if len(left) < len(jobs):
+      print(f'{len(jobs) - len(left)} of {len(jobs)} shards are there already', file=sys.stderr)
+    _run(left, workers)
+    _write_index(partial, jobs)
+    _copy_description(source, partial)
+  _remove_traces(output)
   return output
+
+
+@contextlib.contextmanager
+def _open_output(output: epath.Path) -> Iterator[epath.Path]:
+  """Where shards are written: a hidden directory that takes the name of `output` at the end, or, in
+  an object store, which cannot rename, their own place.
+  """
+  if storage.is_remote(output):
+    yield output
+    return
+  with storage.resumable_directory(pathlib.Path(output), _has_begun) as partial:
+    if partial is None:  # Another process has made it while this one waited.
+      raise _already_there(output)
+    _remove_leftovers(partial)
+    yield epath.Path(partial)
+
+
+def _has_begun(partial: pathlib.Path) -> bool:
+  return (partial / _ORIGIN).exists()
+
+
+def _remove_leftovers(partial: pathlib.Path) -> None:
+  """Removes the shards that a killed process was about to write."""
+  for path in partial.iterdir():
+    if path.is_dir() and path.name != frames.FOLDER:
+      shutil.rmtree(path)
+
+
+def _already_there(output: epath.Path) -> ValueError:
+  return ValueError(f'{output} exists already; remove it or give another --output.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +168,10 @@ class _Job:
   """One shard.
 
   Attributes:
-    source, target: files. size: bytes of `source`.
-    file_format: of `source`, as TFDS calls it.
-    length: records, according to dataset_info.json.
+    source, target: the files.
+    size: bytes of `source`.
+    file_format: the format of `source`, as TFDS calls it.
+    length: the number of records, according to dataset_info.json.
     image_keys: see `frames.image_keys`.
   """
 
@@ -160,8 +198,10 @@ class _Job:
 
 
 def _open_source(source: epath.Path, output: epath.Path) -> tfds.core.DatasetInfo:
-  if (output / _DESCRIPTION if remote.is_remote(output) else output).exists():
-    raise ValueError(f'{output} exists already; remove it or give another --output.')
+  # In an object store the shards of an unfinished conversion have their place already.
+  sign = output / _DESCRIPTION if storage.is_remote(output) else output
+  if sign.exists():
+    raise _already_there(output)
   if not (source / _DESCRIPTION).exists():
     raise ValueError(
       f'{source} has no {_DESCRIPTION}; give the version directory of a TFDS dataset, such as '
@@ -172,22 +212,31 @@ def _open_source(source: epath.Path, output: epath.Path) -> tfds.core.DatasetInf
     raise ValueError(
       f'{source} is in {info.file_format.value} format; expected one of {sorted(_READERS)}.'
     )
-  missing = [
-    str(path) for split in info.splits.values() for path in split.filepaths if not path.exists()
-  ]
+  missing = [str(path) for path in _shards(info) if not path.exists()]
   if missing:
     raise ValueError(f'{len(missing)} shards of {source} are missing: {", ".join(missing[:10])}.')
   return info
 
 
+def _shards(info: tfds.core.DatasetInfo) -> list[epath.Path]:
+  return [path for split in info.splits.values() for path in split.filepaths]
+
+
 def _plan(info: tfds.core.DatasetInfo, partial: epath.Path) -> list[_Job]:
-  keys, jobs = tuple(frames.image_keys(info.features)), []
+  image_keys = tuple(frames.image_keys(info.features))
+  jobs = []
   for name, split in info.splits.items():
     for number, (path, length) in enumerate(zip(split.filepaths, split.shard_lengths)):
       target = f'{info.name}-{name}.array_record-{number:05}-of-{split.num_shards:05}'
-      jobs.append(
-        _Job(path, partial / target, path.stat().length, info.file_format.value, length, keys)
+      job = _Job(
+        source=path,
+        target=partial / target,
+        size=path.stat().length,
+        file_format=info.file_format.value,
+        length=length,
+        image_keys=image_keys,
       )
+      jobs.append(job)
   return jobs
 
 
@@ -195,67 +244,69 @@ def _check_origin(partial: epath.Path, source: epath.Path, info: tfds.core.Datas
   """Remembers what the shards in `partial` are made from, and refuses to mix sources."""
   origin = {
     'source': str(source),
-    'shards': {
-      path.name: path.stat().length for split in info.splits.values() for path in split.filepaths
-    },
+    'shards': {path.name: path.stat().length for path in _shards(info)},
   }
   file = partial / _ORIGIN
   if not file.exists():
-    write = remote.write if remote.is_remote(file) else storage.write_atomic
-    write(file, json.dumps(origin).encode())
-  elif json.loads(file.read_text()) != origin:
+    storage.write_whole(file, json.dumps(origin))
+    return
+  found = json.loads(file.read_text())
+  if found != origin:
     raise ValueError(
-      f'{partial} holds an unfinished conversion of {json.loads(file.read_text())["source"]}, which is '
-      f'not, or no longer, {source}; remove it and run again.'
+      f'{partial} holds an unfinished conversion of {found["source"]}, which is not, or no longer, '
+      f'{source}; remove it and run again.'
     )
 
 
 def _run(jobs: Sequence[_Job], workers: int) -> None:
-  gigabytes = lambda job: job.size / 1e9
-  shown = dict(total=sum(map(gigabytes, jobs)), what='converting', amount=gigabytes, unit=' GB')
-  if workers == 1:
-    _drain(storage.progress(map(_convert_shard, jobs), **shown))
-    return
-  with concurrent.futures.ProcessPoolExecutor(
-    workers, multiprocessing.get_context('spawn')
-  ) as pool:
-    running = [pool.submit(_convert_shard, job) for job in jobs]
+  total = sum(job.size for job in jobs)
+  with progress.Progress('converting', total, 'B') as shown:
+    if workers == 1:
+      for job in jobs:
+        _convert_shard(job)
+        shown.add(job.size)
+    else:
+      _run_processes(jobs, workers, shown)
+
+
+def _run_processes(jobs: Sequence[_Job], workers: int, shown: progress.Progress) -> None:
+  # Spawned, not forked: object stores are read with threads.
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    running = {pool.submit(_convert_shard, job): job for job in jobs}
     try:
-      _drain(
-        storage.progress((f.result() for f in concurrent.futures.as_completed(running)), **shown)
-      )
+      for future in concurrent.futures.as_completed(running):
+        future.result()
+        shown.add(running[future].size)
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
 
 
-def _drain(items: Iterator[_Job]) -> None:
-  for _ in items:
-    pass
-
-
-def _convert_shard(job: _Job) -> _Job:
+def _convert_shard(job: _Job) -> None:
   """Writes, re-reads and indexes one shard; its files get their names when all that is done."""
-  with tempfile.TemporaryDirectory(
-    **({} if remote.is_remote(job.target) else {'dir': job.target.parent})
-  ) as directory:
-    shard, lean = (os.path.join(directory, name) for name in (job.target.name, 'lean'))
-    crcs = _write_records(_READERS[job.file_format](job.source), shard)
+  # On the disk of the target, so that a finished file is only renamed.
+  beside = None if storage.is_remote(job.target) else job.target.parent
+  with tempfile.TemporaryDirectory(dir=beside) as directory:
+    shard = os.path.join(directory, job.target.name)
+    lean = os.path.join(directory, 'lean')
+    records = _READERS[job.file_format](job.source)
+    crcs = _write_records(records, shard)
     if len(crcs) != job.length:
       raise ValueError(
-        f'{job.source} holds {len(crcs)} records; {_DESCRIPTION} says {job.length}. Download the shard '
-        'again.'
+        f'{job.source} holds {len(crcs)} records; {_DESCRIPTION} says {job.length}. Download the '
+        'shard again.'
       )
     entry = frames.index_shard(shard, crcs, job.image_keys, lean)
     _deliver(lean, job.lean)
     _deliver(shard, job.target)
-  storage.write_atomic(job.entry, json.dumps(entry).encode())
-  return job
+  storage.write_whole(job.entry, json.dumps(entry))
 
 
 def _write_records(records: Iterator[bytes], shard: str) -> list[int]:
   """Writes a local ArrayRecord file; the CRC-32C of each record."""
-  writer, crcs = array_record_module.ArrayRecordWriter(shard, frames.WRITER_OPTIONS), []
+  writer = array_record_module.ArrayRecordWriter(shard, frames.WRITER_OPTIONS)
+  crcs = []
   try:
     for record in records:
       writer.write(record)
@@ -267,7 +318,7 @@ def _write_records(records: Iterator[bytes], shard: str) -> list[int]:
 
 def _deliver(local: str, target: epath.Path) -> None:
   """Gives a finished local file its place; one that is sent elsewhere is read back."""
-  if not remote.is_remote(target):
+  if not storage.is_remote(target):
     os.replace(local, target)
     return
   epath.Path(local).copy(target, overwrite=True)
@@ -278,50 +329,44 @@ def _deliver(local: str, target: epath.Path) -> None:
 def _file_crc(path: epath.Path) -> int:
   crc = 0
   with path.open('rb') as f:
-    while content := f.read(1 << 24):
+    while content := f.read(_READ_BYTES):
       crc = google_crc32c.extend(crc, content)
   return crc
 
 
-def _local_copy(path: epath.Path, directory: str) -> str:
-  if not remote.is_remote(path):
+def _fetch(path: epath.Path, directory: str) -> str:
+  """The path of a local file: `path`, or a copy of it in `directory`."""
+  if not storage.is_remote(path):
     return str(path)
   return str(path.copy(pathlib.Path(directory) / path.name))
 
 
 def _write_index(partial: epath.Path, jobs: Sequence[_Job]) -> None:
   index = {job.target.name: json.loads(job.entry.read_text()) for job in jobs}
-  storage.write_atomic(partial / frames.FOLDER / frames.INDEX, json.dumps(index).encode())
+  storage.write_whole(partial / frames.FOLDER / frames.INDEX, json.dumps(index))
 
 
 def _copy_description(source: epath.Path, partial: epath.Path) -> None:
-  """Everything but shards and what is derived from them, with the format in dataset_info.json
-  changed.
+  """Copies everything but shards and what is derived from them, with the format in
+  dataset_info.json changed.
   """
   description = json.loads((source / _DESCRIPTION).read_text())
   shard_names = tuple(f'{description["name"]}-{split["name"]}.' for split in description['splits'])
   for path in source.iterdir():
-    if (
-      path.is_file()
-      and path.name != _DESCRIPTION
-      and not path.name.startswith((*shard_names, 'wam_'))
-    ):
+    is_derived = path.name.startswith((*shard_names, 'wam_'))
+    if path.is_file() and path.name != _DESCRIPTION and not is_derived:
       path.copy(partial / path.name, overwrite=True)
+
   description['fileFormat'] = 'array_record'
   for split in description['splits']:
     split['filepathTemplate'] = _TEMPLATE
-  storage.write_atomic(partial / _DESCRIPTION, json.dumps(description, indent=2).encode())
+  storage.write_whole(partial / _DESCRIPTION, json.dumps(description, indent=2))
 
 
-def _publish(partial: epath.Path, output: epath.Path) -> None:
-  """Gives the directory its name, and removes what only an unfinished conversion needs and what a
-  killed one left.
+def _remove_traces(output: epath.Path) -> None:
+  """Removes what only an unfinished conversion needs. Not before the output has its name: one that
+  is stopped until then goes on from there.
   """
-  if partial != output:
-    partial.rename(output)
-    for path in output.iterdir():
-      if path.is_dir() and path.name != frames.FOLDER:
-        path.rmtree()
   for path in (output / frames.FOLDER).iterdir():
     if path.name.endswith('.json') and path.name != frames.INDEX:
       path.unlink()
@@ -333,11 +378,9 @@ _READERS = {'tfrecord': read_tfrecord, 'array_record': read_array_record}
 
 def main(unused_argv: list[str]) -> None:
   output = convert(_SOURCE.value, _OUTPUT.value, _WORKERS.value)
-  info = tfds.builder_from_directory(output).info
-  print(
-    f'{output}: '
-    + ', '.join(f'{name} {s.num_examples} episodes' for name, s in info.splits.items())
-  )
+  splits = tfds.builder_from_directory(output).info.splits
+  counts = ', '.join(f'{name} {split.num_examples} episodes' for name, split in splits.items())
+  print(f'{output}: {counts}')
 
 
 if __name__ == '__main__':
