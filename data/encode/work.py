@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax import config as cfg
+from wam_jax import progress
 from wam_jax import sharding
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import features
@@ -27,7 +28,6 @@ from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
 from wam_jax.data import sources
-from wam_jax.data import storage
 from wam_jax.data import windows
 from wam_jax.models import encoders
 
@@ -158,7 +158,7 @@ def list_prompts(
   for sample in samples_W.tolist():
     number, step, _ = anchors[sample]
     steps.setdefault(number, []).append(step)
-  for number in storage.progress(steps, len(steps), f'prompts of {episodes.path}'):
+  for number in progress.track(steps, f'prompts of {episodes.path}', len(steps), 'episodes'):
     for span in episodes.spans(number):
       if any(span.start <= step < span.stop for step in steps[number]):
         for instruction in [text for text in span.texts if text.strip()] or ['']:
@@ -237,10 +237,11 @@ class Machine:
     start = time.monotonic()
     program = self._compile(compute, frozen, load(jobs[0][1][0]))
     compiled = time.monotonic()
-    done = storage.progress(
+    done = progress.track(
       self._compute(jobs, load, program),
-      total,
       f'encoding {files.kind}',
+      total,
+      files.kind,
       amount=lambda job: len(job[1]),
     )
     for number, parts in itertools.groupby(done, key=lambda job: job[0]):

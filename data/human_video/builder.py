@@ -23,8 +23,8 @@ import tensorflow_datasets as tfds
 
 from data import rlds
 from data import video
+from wam_jax import progress
 from wam_jax.data import embodiments
-from wam_jax.data import storage
 
 NAME = 'human_video'
 CAPTIONS = 'captions.jsonl'
@@ -135,7 +135,7 @@ def find_segments(config: BuildConfig) -> list[Segment]:
     raise ValueError(f'{source} holds no .mp4 file.')
   captions = _read_captions(source, files)
   segments = []
-  for file in storage.progress(files, len(files), 'reading video headers'):
+  for file in progress.track(files, 'reading video headers', len(files), 'files'):
     fps, seconds = video.probe(source / file)
     if fps < config.fps - 0.5:
       raise ValueError(

@@ -17,11 +17,11 @@ from etils import epath
 
 from data.validate import findings as findings_lib
 from data.validate import signals
+from wam_jax import progress
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import statistics
-from wam_jax.data import storage
 
 EQUAL = (
   1e-5  # Relative to 1 + |state|: the rounding of a copy stays below, a controller's error above.
@@ -209,7 +209,7 @@ def read(
     Columns(record.action_dim),
     Agreement(record.action_dim, record.proprio_dim),
   )
-  for i in storage.progress(range(len(timed)), len(timed), 'reading episodes'):
+  for i in progress.track(range(len(timed)), 'reading episodes', len(timed), 'episodes'):
     try:
       episode = timed[i]
     except ValueError as e:

@@ -15,11 +15,11 @@ from data.validate import findings as findings_lib
 from data.validate import numeric
 from data.validate import signals
 from data.validate import survey
+from wam_jax import progress
 from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import sources
-from wam_jax.data import storage
 
 THUMB = 32  # Pixels a side: enough to see motion, and sensor noise averages out.
 SHEET_EPISODES, SHEET_TIMES = 6, 6  # Of the contact sheet.
@@ -90,7 +90,7 @@ def decode(
   """
   clips = []
   pictured = {chosen[k] for k in spread(len(chosen), SHEET_EPISODES)}
-  for i in storage.progress(chosen, len(chosen), 'decoding episodes'):
+  for i in progress.track(chosen, 'decoding episodes', len(chosen), 'episodes'):
     try:
       episode = episodes[i]
     except ValueError:
