@@ -167,7 +167,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     weights = functools.partial(encoders.fingerprint, state.frozen)
     stored = pipeline.find_features(config, weights)
     if stored:
-      metadata['data']['features'] = {name: s.place.name for name, s in stored.items()}
+      metadata['data']['features'] = {name: s.directory.name for name, s in stored.items()}
       batches = stack.enter_context(
         contextlib.closing(pipeline.make_train_iterator(config, *host, stored))
       )

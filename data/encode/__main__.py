@@ -22,9 +22,9 @@ from wam_jax import checkpoint
 from wam_jax import cli
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
-from wam_jax.data import features
 from wam_jax.data import sources
 from wam_jax.data import windows
+from wam_jax.data.features import record_files
 from wam_jax.models import encoders
 
 _WORKDIR = flags.DEFINE_string(
@@ -52,7 +52,9 @@ _CENTER_CROP = flags.DEFINE_bool(
   'center_crop', False, 'Store the centre crop, as augmented runs are evaluated on.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of drawn offsets and augmentations.', lower_bound=0)
-_DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', tuple(features.DTYPES), 'Of the stored numbers.')
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'bfloat16', tuple(record_files.DTYPES), 'Of the stored numbers.'
+)
 _FILE_MIB = flags.DEFINE_float('file_mib', 256.0, 'Size of a record file, about.', lower_bound=0)
 _BATCH = flags.DEFINE_integer(
   'batch', 0, 'Windows encoded at once; 0 for 8 a device.', lower_bound=0
@@ -100,7 +102,7 @@ def _read_flags(
   episodes = sources.Episodes(
     _DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache
   )
-  storing = features.Storing(
+  storing = record_files.Storing(
     _STRIDE.value or episodes.record.steps_per_chunk,
     _DRAW_OFFSET.value,
     max(1, _AUGMENTATIONS.value),

@@ -22,13 +22,14 @@ from wam_jax import config as cfg
 from wam_jax import progress
 from wam_jax import sharding
 from wam_jax.data import cache as cache_lib
-from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
 from wam_jax.data import sources
 from wam_jax.data import windows
+from wam_jax.data.features import describe
+from wam_jax.data.features import record_files
 from wam_jax.models import encoders
 
 CACHE_GIB = 2.0  # Neighbouring windows share episodes and frames.
@@ -41,7 +42,7 @@ class Job:
   Attributes:
     episodes, anchors: the dataset.
     model: shape of a window, and the encoders' configs.
-    transform: of `features.TRANSFORMS`.
+    transform: of `describe.TRANSFORMS`.
     samples_W: windows, as samples of the anchor table.
     prompt_ids: [P] token ids of each prompt; none where the text encoder is trained with the model.
     cache: of composite images.
@@ -50,7 +51,7 @@ class Job:
   episodes: sources.Episodes
   anchors: windows.Anchors
   model: cfg.ModelConfig
-  storing: features.Storing
+  storing: record_files.Storing
   transform: str
   samples_W: np.ndarray
   prompt_ids: list[np.ndarray]
@@ -107,7 +108,7 @@ def make_job(
   model: cfg.ModelConfig,
   episodes: sources.Episodes,
   anchors: windows.Anchors,
-  storing: features.Storing,
+  storing: record_files.Storing,
   transform: str,
 ) -> Job:
   """The windows on the grid of anchors, and their prompts.
@@ -130,7 +131,7 @@ def make_job(
   )
 
 
-def select(anchors: windows.Anchors, storing: features.Storing) -> np.ndarray:
+def select(anchors: windows.Anchors, storing: record_files.Storing) -> np.ndarray:
   """[W] samples of the anchor table on the grid, in order; every stretch of anchors has at least
   one.
   """
@@ -163,7 +164,7 @@ def list_prompts(
       if any(span.start <= step < span.stop for step in steps[number]):
         for instruction in [text for text in span.texts if text.strip()] or ['']:
           ids_P = tokenize(episodes.record.instruct(instruction))
-          found.setdefault(features.prompt_key(ids_P), ids_P)
+          found.setdefault(describe.hash_prompt(ids_P), ids_P)
   return list(found.values())
 
 
@@ -210,7 +211,7 @@ class Machine:
 
   def store(
     self,
-    files: features.Files,
+    files: record_files.Files,
     numbers: Sequence[int],
     load: Callable[[int], np.ndarray],
     compute: Callable[[encoders.Encoders, jax.Array], jax.Array],
@@ -309,23 +310,28 @@ def encode(
   Raises:
     ValueError: other features are in the way; no room; an encoder gives NaN.
   """
-  of = features.describe(
+  description = describe.make_description(
     job.episodes, job.anchors, job.model, encoders.fingerprint(frozen), job.transform
   )
   frozen = machine.place(frozen)
-  place = features.place_of(job.episodes, of)
+  directory = describe.choose_directory(job.episodes, description)
   one = jax.ShapeDtypeStruct((1, *job.frames_shape), np.uint8)
   shapes = {name: x.shape[1:] for name, x in jax.eval_shape(window_parts, frozen, one).items()}
-  plan = features.make_plan(
-    of, job.storing, shapes, job.samples_W, job.prompt_ids, job.model.text.dim
+  plan = record_files.make_plan(
+    description,
+    job.storing,
+    shapes=shapes,
+    samples_W=job.samples_W,
+    prompt_ids=job.prompt_ids,
+    text_dim=job.model.text.dim,
   )
-  features.begin(place, plan, job.samples_W, job.prompt_ids)
-  files = features.files_of(place, plan)
+  record_files.begin(directory, plan, job.samples_W, job.prompt_ids)
+  files = record_files.list_files(directory, plan)
   _check_room(plan, files)
 
   dtype, share = (
     job.storing.dtype,
-    {kind: f.missing(shard_index, shard_count) for kind, f in files.items()},
+    {kind: f.list_missing(shard_index, shard_count) for kind, f in files.items()},
   )
   texts = machine.store(
     files['prompts'],
@@ -344,7 +350,7 @@ def encode(
     frozen,
     job.pack_window,
   )
-  missing = features.finish(place)
+  missing = record_files.finish(directory)
   held = [
     f.path(n).stat().length for f in files.values() for n in range(len(f)) if f.path(n).exists()
   ]
@@ -352,8 +358,8 @@ def encode(
     dataset=str(job.episodes.path),
     split=job.episodes.split,
     embodiment=job.episodes.record.name,
-    place=str(place),
-    transform=of['transform'],
+    place=str(directory),
+    transform=description['transform'],
     windows=len(job.samples_W),
     variants=job.storing.variants,
     prompts=len(job.prompt_ids),
@@ -364,15 +370,16 @@ def encode(
   )
 
 
-def _check_room(plan: dict[str, Any], files: dict[str, features.Files]) -> None:
+def _check_room(plan: dict[str, Any], files: dict[str, record_files.Files]) -> None:
   """Raises unless what is missing fits on the disk."""
   needed = sum(
-    plan['files'][kind]['bytes'] * len(f.missing()) / max(1, len(f)) for kind, f in files.items()
+    plan['files'][kind]['bytes'] * len(f.list_missing()) / max(1, len(f))
+    for kind, f in files.items()
   )
-  place = files['windows'].place
-  free = shutil.disk_usage(place).free
+  directory = files['windows'].directory
+  free = shutil.disk_usage(directory).free
   if needed > free:
     raise ValueError(
-      f'{place} needs about {needed / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are free. Make '
+      f'{directory} needs about {needed / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are free. Make '
       'room, or store fewer windows: a larger --anchor_stride, fewer --augmentations.'
     )

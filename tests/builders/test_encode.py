@@ -35,13 +35,14 @@ from wam_jax import train_step
 from wam_jax import types
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
-from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data import samples
 from wam_jax.data import sources
 from wam_jax.data import windows
+from wam_jax.data.features import lookup
+from wam_jax.data.features import record_files
 from wam_jax.models import encoders
 from wam_jax.models import image
 from wam_jax.models import text
@@ -65,7 +66,7 @@ PATCHES = cfg.ModelConfig(
   actions_per_chunk=8,
   text=cfg.TextConfig(dim=8, layers=0),
 )
-PLAIN = features.Storing(anchor_stride=8)
+PLAIN = record_files.Storing(anchor_stride=8)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -151,7 +152,7 @@ def open_data(config, frozen, split=pipeline.TRAINING) -> pipeline.Data:
   return pipeline.Data.open(config, [split]).with_features(encoders.fingerprint(frozen))
 
 
-def find_features(config, frozen, split=pipeline.TRAINING) -> dict[str, features.Stored]:
+def find_features(config, frozen, split=pipeline.TRAINING) -> dict[str, lookup.Stored]:
   mixture = open_data(config, frozen, split).open_mixture(split)
   return {sampler.name: sampler.stored for sampler in mixture if sampler.stored}
 
@@ -165,8 +166,8 @@ def run(job, frozen, *shard, batch=8):
   return work.encode(job, frozen, work.make_machine(batch, 2), *shard)
 
 
-def find(job, frozen) -> features.Stored:
-  return features.find(
+def find(job, frozen) -> lookup.Stored:
+  return lookup.find(
     job.episodes, job.anchors, job.model, encoders.fingerprint(frozen), job.transform
   )
 
@@ -195,7 +196,7 @@ def pixel_batch(job) -> types.Batch:
   )
 
 
-def feature_batch(stored: features.Stored, batch: types.Batch) -> types.Batch:
+def feature_batch(stored: lookup.Stored, batch: types.Batch) -> types.Batch:
   """The same from stored features."""
   read = samples.stack(
     [
@@ -325,7 +326,7 @@ def test_a_model_that_needs_no_download_stores_latents_only(path, patches):
 def test_the_grid_begins_at_every_span_or_at_a_drawn_step(path):
   starts = lambda **storing: [
     job.anchors[int(s)][:2]
-    for job in [make_job(path, storing=features.Storing(**storing))]
+    for job in [make_job(path, storing=record_files.Storing(**storing))]
     for s in job.samples_W
   ]
   # Episodes of 12, 17 and 24 steps: a chunk of 8 may begin at steps 0-3, 0-8, 0-15.

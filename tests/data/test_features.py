@@ -13,9 +13,11 @@ from tests.data import synthetic
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.data import embodiments
-from wam_jax.data import features
 from wam_jax.data import sources
 from wam_jax.data import windows
+from wam_jax.data.features import describe
+from wam_jax.data.features import lookup
+from wam_jax.data.features import record_files
 
 MODEL = cfg.ModelConfig(
   image_dim=6,
@@ -32,7 +34,7 @@ TEXTS = [
   np.random.default_rng(i).normal(size=(n, 3)).astype(ml_dtypes.bfloat16)
   for i, n in enumerate((2, 4, 1))
 ]
-STORING = features.Storing(
+STORING = record_files.Storing(
   4, variants=2, file_mib=5 * VALUES[0].nbytes / 2**20
 )  # Four files of windows.
 
@@ -43,21 +45,23 @@ def episodes(tmp_path) -> sources.Episodes:
   return sources.Episodes(synthetic.make_dataset(tmp_path, [24, 30, 32]), 'train', synthetic.CLOCK)
 
 
-def describe(episodes, model=MODEL, weights=WEIGHTS, transform='none'):
-  return features.describe(episodes, windows.make_anchors(episodes), model, weights, transform)
+def make_description(episodes, model=MODEL, weights=WEIGHTS, transform='none'):
+  return describe.make_description(
+    episodes, windows.make_anchors(episodes), model, weights, transform
+  )
 
 
 def find(episodes, model=MODEL, weights=WEIGHTS, transform='none'):
-  return features.find(episodes, windows.make_anchors(episodes), model, weights, transform)
+  return lookup.find(episodes, windows.make_anchors(episodes), model, weights, transform)
 
 
 def begin(episodes, storing=STORING, of=None):
   """(place, files by kind) of features that are not written yet."""
-  of = of or describe(episodes)
-  place = features.place_of(episodes, of)
-  plan = features.make_plan(of, storing, SHAPES, SAMPLES_W, PROMPTS, MODEL.text.dim)
-  features.begin(place, plan, SAMPLES_W, PROMPTS)
-  return place, features.files_of(place, plan)
+  of = of or make_description(episodes)
+  place = describe.choose_directory(episodes, of)
+  plan = record_files.make_plan(of, storing, SHAPES, SAMPLES_W, PROMPTS, MODEL.text.dim)
+  record_files.begin(place, plan, SAMPLES_W, PROMPTS)
+  return place, record_files.list_files(place, plan)
 
 
 def store(episodes, **kwargs):
@@ -65,7 +69,7 @@ def store(episodes, **kwargs):
   for kind, records in (('windows', VALUES), ('prompts', TEXTS)):
     for number in range(len(files[kind])):
       files[kind].write(number, (records[row].tobytes() for row in files[kind].rows(number)))
-  assert features.finish(place) == []
+  assert record_files.finish(place) == []
   return place
 
 
@@ -103,7 +107,7 @@ def test_files_are_whole_or_absent_and_of_the_size_asked_for(episodes):
     [15],
   ]
   assert files['windows'].path(1).name == 'windows-00001-of-00004.array_record'
-  assert [files['windows'].missing(i, 3) for i in range(3)] == [[0, 3], [1], [2]]
+  assert [files['windows'].list_missing(i, 3) for i in range(3)] == [[0, 3], [1], [2]]
 
   def stop_midway():
     yield VALUES[0].tobytes()
@@ -116,8 +120,8 @@ def test_files_are_whole_or_absent_and_of_the_size_asked_for(episodes):
   ):
     files['windows'].write(0, [VALUES[0].tobytes()])
   assert not list(place.glob('.*'))
-  assert files['windows'].missing() == [0, 1, 2, 3]
-  assert len(features.finish(place)) == 5
+  assert files['windows'].list_missing() == [0, 1, 2, 3]
+  assert len(record_files.finish(place)) == 5
   with pytest.raises(
     ValueError,
     match=r'is not finished; 5 files are missing: windows-00000-of-00004.*Finish it with '
@@ -145,7 +149,7 @@ def test_a_full_disk_is_one_error(episodes, monkeypatch):
       raise RuntimeError('write() failed: No space left on device')
 
   place, files = begin(episodes)
-  monkeypatch.setattr(features.array_record_module, 'ArrayRecordWriter', Full)
+  monkeypatch.setattr(record_files.array_record_module, 'ArrayRecordWriter', Full)
   with pytest.raises(
     ValueError, match='cannot be written .*No space left.*make room and run the same command again'
   ):
@@ -162,9 +166,9 @@ def test_features_begun_otherwise_are_left_alone(episodes):
   ):
     begin(episodes, dataclasses.replace(STORING, anchor_stride=8, dtype='float16'))
   with pytest.raises(ValueError, match='anchor_stride=0, variants=0: must be at least 1'):
-    features.Storing(0, variants=0)
+    record_files.Storing(0, variants=0)
   with pytest.raises(ValueError, match=r"dtype='int8' must be one of \('bfloat16', 'float16'\)"):
-    features.Storing(1, dtype='int8')
+    record_files.Storing(1, dtype='int8')
 
 
 @pytest.mark.parametrize(
@@ -219,7 +223,7 @@ def test_other_anchors_are_named(episodes):
   with pytest.raises(
     ValueError, match=r'\n  anchors \(--ranges, --failures\): 62 .* stored, 59 .* here\n'
   ):
-    features.find(episodes, later, MODEL, WEIGHTS, 'none')
+    lookup.find(episodes, later, MODEL, WEIGHTS, 'none')
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,7 @@ def test_a_changed_robot_is_named(episodes, part, value, message):
     find(changed)
   if part == 'prompt':  # Nothing was embedded: the prompt does not matter.
     words = dataclasses.replace(MODEL, text=cfg.TextConfig())
-    assert describe(changed, words) == describe(episodes, words)
+    assert make_description(changed, words) == make_description(episodes, words)
 
 
 def test_a_changed_dataset_or_slice_is_named(episodes, tmp_path):
@@ -291,7 +295,7 @@ def test_a_mixture_is_of_pixels_or_of_features(episodes, tmp_path):
     synthetic.make_dataset(tmp_path / 'other', [24]), 'train', synthetic.CLOCK
   )
   a, b = ((e, windows.make_anchors(e)) for e in (episodes, other))
-  look = lambda required, **datasets: features.find_all(datasets, MODEL, WEIGHTS, 'none', required)
+  look = lambda required, **datasets: lookup.find_all(datasets, MODEL, WEIGHTS, 'none', required)
   assert look(False, a=a, b=b) == {}
   with pytest.raises(
     ValueError,
@@ -311,11 +315,11 @@ def test_a_mixture_is_of_pixels_or_of_features(episodes, tmp_path):
 
 def test_the_command_is_the_datasets_own(episodes):
   half = sources.Episodes(str(episodes.path), 'train[:2]', embodiments.get('clock'))
-  assert features.command(half, 'random') == (
+  assert describe.make_command(half, 'random') == (
     f"python -m data.encode --workdir=WORKDIR --dataset={episodes.path} --embodiment=clock --split='train[:2]' "
     '--augmentations=4'
   )
   assert [
-    features.transform_of(*flags)
+    describe.choose_transform(*flags)
     for flags in ((False, True), (False, False), (True, True), (True, False))
   ] == ['none', 'none', 'random', 'center']

@@ -22,7 +22,6 @@ from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
-from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prepare
@@ -32,6 +31,8 @@ from wam_jax.data import samples
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import windows
+from wam_jax.data.features import describe
+from wam_jax.data.features import lookup
 
 TRAINING = ''  # In place of a split's name: the one that each dataset of the mixture trains on.
 
@@ -170,7 +171,7 @@ class Data:
     `robot.from_metadata` turns it back into objects.
     """
     metadata = robot_lib.to_metadata(list(self.robots.values()))
-    stored = {s.name: s.stored.place.name for s in self.mixtures.get(TRAINING, ()) if s.stored}
+    stored = {s.name: s.stored.directory.name for s in self.mixtures.get(TRAINING, ()) if s.stored}
     return {**metadata, 'features': stored} if stored else metadata
 
   def open_mixture(self, split: str = TRAINING) -> list[samples.Sampler]:
@@ -220,7 +221,7 @@ class Data:
     mode = self.config.data.features
     if mode != 'auto':
       return mode == 'require'
-    return any(features.are_beside(sampler.episodes) for sampler in self.open_mixture())
+    return any(lookup.are_beside(sampler.episodes) for sampler in self.open_mixture())
 
   def with_features(self, hashes: Mapping[str, str]) -> Data:
     """The same datasets, with what `python -m data.encode` stored of them by these encoders in
@@ -266,11 +267,11 @@ def _take_features(
   mode = config.data.features
   if hashes is None or mode == 'off':
     return list(mixture)
-  stored = features.find_all(
+  stored = lookup.find_all(
     {sampler.name: (sampler.episodes, sampler.anchors) for sampler in mixture},
     config.model,
     hashes,
-    features.transform_of(config.data.augment, split == TRAINING),
+    describe.choose_transform(config.data.augment, split == TRAINING),
     required=mode == 'require' and split == TRAINING,
   )
   return [dataclasses.replace(sampler, stored=stored.get(sampler.name)) for sampler in mixture]
@@ -418,13 +419,13 @@ def make_eval_batches(config, num, split='val', shard_index=0, shard_count=1, st
   return data.eval_batches(split, num, shard_index, shard_count)
 
 
-def find_features(config, weights, split='') -> dict[str, features.Stored]:
+def find_features(config, weights, split='') -> dict[str, lookup.Stored]:
   """Until callers hold a `Data`."""
   data = Data.open(config, [split])
   if config.data.features == 'off':
     return {}
   if config.data.features == 'auto' and not any(
-    features.are_beside(s.episodes) for s in data.open_mixture(split)
+    lookup.are_beside(s.episodes) for s in data.open_mixture(split)
   ):
     return {}
   data = data.with_features(weights())

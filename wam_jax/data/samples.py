@@ -15,12 +15,12 @@ import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax.data import cache as cache_lib
-from wam_jax.data import features
 from wam_jax.data import images
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import sources
 from wam_jax.data import tiles
 from wam_jax.data import windows
+from wam_jax.data.features import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Sampler:
   tokenize: Callable[[str], np.ndarray]
   train: bool
   cache: cache_lib.Cache
-  stored: features.Stored | None = None
+  stored: lookup.Stored | None = None
 
   def __len__(self) -> int:
     """Samples."""
