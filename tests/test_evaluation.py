@@ -13,13 +13,13 @@ import pytest
 
 from wam_jax import config as cfg
 from wam_jax import types
-from wam_jax.control import agent as agent_lib
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
 from wam_jax.envs import tabletop
 from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
+from wam_jax.evaluation import intervals
 from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
 
@@ -40,7 +40,7 @@ make_env = functools.partial(tabletop.TabletopEnv, 'disc', ('reach',))
   ],
 )
 def test_wilson(successes, trials, want):
-  np.testing.assert_allclose(closed_loop.wilson(successes, trials), want, atol=5e-5)
+  np.testing.assert_allclose(intervals.compute_wilson(successes, trials), want, atol=5e-5)
 
 
 class ExpertAgent:
@@ -76,9 +76,8 @@ class ExpertAgent:
 def held():
   """Three episodes in which nothing moves, the first recorded."""
   agent = baselines.HoldAgent(DISC)
-  return closed_loop.run_episodes(
-    agent, KNOWN, make_env, range(3), batch=3, record_first=1, scene_size=64
-  )
+  recording = closed_loop.Recording(episodes=1, scene_size=64)
+  return closed_loop.run_episodes(agent, KNOWN, make_env, range(3), batch=3, recording=recording)
 
 
 def run_expert(seeds, **kwargs):
@@ -91,7 +90,9 @@ def solved():
   """Three episodes of the expert, the first recorded; its imagined frames are negatives of those it
   saw last.
   """
-  return run_expert(range(9, 12), record_first=1, scene_size=64)[1]
+  recording = closed_loop.Recording(episodes=1, scene_size=64)
+  _, episodes = run_expert(range(9, 12), recording=recording)
+  return episodes
 
 
 def test_doing_nothing_fails(held):
@@ -168,9 +169,8 @@ def test_actions_beyond_the_limits_are_recorded_as_asked_and_as_clipped():
     def act(self, frames_BRIJ3, proprio_BX):
       return np.full((self._batch, *self._shape), 3.0), None
 
-  (e,) = closed_loop.run_episodes(
-    Wild(DISC), KNOWN, make_env, [0], batch=1, record_first=1, scene_size=16
-  )
+  recording = closed_loop.Recording(episodes=1, scene_size=16)
+  (e,) = closed_loop.run_episodes(Wild(DISC), KNOWN, make_env, [0], batch=1, recording=recording)
   np.testing.assert_array_equal(e.asked, np.full((40, 3), 3.0))
   np.testing.assert_array_equal(e.done, np.ones((40, 3)))
 
@@ -193,9 +193,7 @@ def test_film_strip(tmp_path, solved):
 @pytest.mark.filterwarnings('ignore:os.fork')  # The child runs the decoder, not JAX.
 def test_video(tmp_path, solved):
   e = solved[0]
-  pictures.save_video(
-    tmp_path / 'episode.mp4', e.scene, e.seen, e.imagined, DISC.stride, DISC.control_hz, 'title'
-  )
+  pictures.save_video(tmp_path / 'episode.mp4', e, DISC, 'title')
   with imageio.get_reader(tmp_path / 'episode.mp4') as reader:
     frames = np.stack([np.asarray(frame) for frame in reader])
     assert reader.get_meta_data()['fps'] == DISC.control_hz
@@ -209,9 +207,8 @@ def test_video(tmp_path, solved):
 
 def test_action_plot(tmp_path, solved):
   done = np.stack(solved[0].done)
-  pictures.save_action_plot(
-    tmp_path / 'actions.png', done + 0.5, done, ['x', 'y', 'grip'], 8, 10.0, 'title'
-  )
+  actions = pictures.ActionPair(predicted=done + 0.5, executed=done, names=['x', 'y', 'grip'])
+  pictures.save_action_plot(tmp_path / 'actions.png', actions, DISC, 'title')
   plot = imageio.imread(tmp_path / 'actions.png')[..., :3].astype(int)
   assert plot.shape == (round(110 * (1.6 * 3 + 0.8)), 880, 3)
   for color in (
@@ -267,15 +264,16 @@ class RecordingPolicy:
   call.
   """
 
-  def reset(self, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3, seed):
-    self.mask_BAU, self.observations = action_mask_BAU, []
+  def reset(self, task, frame_BIJ3, seed):
+    self.task = task
+    self.observations = []
 
   def step(self, observation):
     self.observations.append(observation)
     call = len(self.observations)
-    return np.full(self.mask_BAU.shape, call, np.float32), np.full(
-      observation.frames_BRIJ3.shape, call, np.uint8
-    )
+    action_BAU = np.full(self.task.action_mask_BAU.shape, call, np.float32)
+    imagined_BRIJ3 = np.full(observation.frames_BRIJ3.shape, call, np.uint8)
+    return action_BAU, imagined_BRIJ3
 
 
 def test_forecaster_shows_the_real_past_of_each_chunk():
@@ -315,24 +313,10 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
   )
   mask_AU = np.zeros((5, 8), bool)
   mask_AU[:4, :7] = True  # Four steps of 0.2 s, seven dimensions.
-  np.testing.assert_array_equal(policy.mask_BAU[0], mask_AU)
+  np.testing.assert_array_equal(policy.task.action_mask_BAU[0], mask_AU)
+  np.testing.assert_array_equal(policy.task.embodiment_B, [3])
   np.testing.assert_array_equal(forecast.action_BAU[0, :, 0], [1] * 5 + [2] * 5)
   np.testing.assert_array_equal(forecast.frames_BRIJ3[0, :, 0, 0, 0], [1, 1, 2, 2])
   want = np.zeros((10, 8), np.float32)
   want[:5, 6], want[5:, 6] = 0.5 / 2, 0.8 / 2  # Half as wide in units of the action.
   np.testing.assert_allclose(forecast.hold_BAU[0], want, atol=1e-7)
-
-
-def test_latency_summary():
-  assert agent_lib.latency_summary([0.010, 0.020, 0.030]) == {
-    'p50_ms': 20.0,
-    'p95_ms': 29.0,
-    'calls': 3,
-  }
-  assert agent_lib.latency_summary([])['calls'] == 0
-
-
-def test_pixels_are_rounded_and_clipped():
-  np.testing.assert_array_equal(
-    agent_lib.to_uint8(np.float32([-1.5, -1, 0, 0.5, 1, 2])), [0, 0, 128, 191, 255, 255]
-  )

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: closed-loop success in a simulator, or predictions on recorded episodes,
 with pictures.
 
-python -m wam_jax.evaluate --workdir=DIR [--episodes=100] [--mode=joint|flash] [--steps=4] [--seed=0]
+python -m wam_jax.evaluate --workdir=DIR [--episodes=100] [--mode=joint|flash] [--steps=4]
 
 Prints one table and writes it, with videos and film strips of what was imagined beside what
 happened, to WORKDIR/evaluation/. Baselines for comparison: --policy=hold, random or untrained.

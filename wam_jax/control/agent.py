@@ -1,8 +1,8 @@
-"""Raw observations in, raw actions out: the policy between the transforms of training and their
-inverse.
+"""Raw observations in, raw actions out: the policy between what a robot senses and what it does.
 
-Owns how a checkpoint acts for robots: what an evaluation runs and a server serves. The compiled
-step is `control.policy`; agents that are not the model are `evaluation.baselines`.
+Owns how a checkpoint acts for robots: what an evaluation runs and a server serves. Images, prompts
+and units are those of training, by `data.robot`; the compiled step is `control.policy`; agents that
+are not the model are `evaluation.baselines`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,23 @@ class Agent(Protocol):
   """Acts for a batch of robots of one kind, one chunk at a time."""
 
   def reset(self, instructions: Sequence[str], composite_BIJ3: np.ndarray, seed: int) -> None:
-    """Starts an episode of each robot."""
+    """Starts an episode of each robot.
+
+    Args:
+      instructions: one of each robot, as its user words it.
+      composite_BIJ3: uint8, what each robot sees now, composed by `Robot.observe`.
+      seed: seed of the agent's own noise.
+    """
 
   def act(
     self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray | None]:
-    """(raw actions [B, steps per chunk, action dim], imagined frames [B, r, I, J, 3] uint8 or
-    None).
+    """(actions [B, steps per chunk, action dim] as the robot takes them, imagined frames
+    [B, r, I, J, 3] uint8 or None where nothing is imagined).
+
+    Args:
+      frames_BRIJ3: uint8 composites seen since the last call, as `types.Observation` has them.
+      proprio_BX: float32 states now, as `Robot.observe` reads them.
     """
 
 
@@ -42,72 +52,90 @@ class TimedPolicy:
   are timed.
 
   Attributes:
-    tokenize: text to prompt ids.
-    latencies_s: wall time of each step after the first, which compiles.
+    tokenize: the map from a text to prompt ids [P].
+    latencies_s: wall time of each step but the first, which compiles.
   """
 
   def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any):
     self._weights = jax.device_put((params, frozen))
     self._policy = policy_lib.Policy(config.model, config.sample, config.flow)
     self.tokenize = prompts.make_tokenizer(config.model.text)
-    self._negative = config.sample.negative_prompt if config.sample.guidance_scale != 1 else None
+    is_guided = config.sample.guidance_scale != 1
+    self._negative_prompt = config.sample.negative_prompt if is_guided else None
     self.latencies_s: list[float] = []
-    self._compiled = False
+    self._is_compiled = False
 
   @property
   def traces(self) -> int:
     """How often the control step was traced."""
     return self._policy.traces
 
-  def reset(self, ids_BP, embodiment_B, action_mask_BAU, frame_BIJ3, seed: int) -> None:
-    """Starts an episode; arguments as in `Policy`."""
-    negative_BP = (
-      None if self._negative is None else np.tile(self.tokenize(self._negative), (len(ids_BP), 1))
-    )
-    task = types.Task(
-      prompt_ids_BP=ids_BP,
-      embodiment_B=embodiment_B,
-      action_mask_BAU=action_mask_BAU,
-      negative_ids_BP=negative_BP,
-    )
+  def reset(self, task: types.Task, frame_BIJ3: np.ndarray, seed: int) -> None:
+    """Starts an episode.
+
+    Args:
+      task: without negative prompts, which come from the config.
+      frame_BIJ3: any frame of the shape and type of observed ones.
+    """
+    if self._negative_prompt is not None:
+      negative_P = self.tokenize(self._negative_prompt)
+      task = task.replace(negative_ids_BP=np.tile(negative_P, (len(task.prompt_ids_BP), 1)))
     self._state = self._policy.reset(*self._weights, task, frame_BIJ3, jax.random.key(seed))
 
   def step(self, observation: types.Observation) -> tuple[np.ndarray, np.ndarray]:
     """(normalized actions [B, A, U], imagined frames [B, r, I, J, 3] uint8)."""
     start = time.perf_counter()
     action_BAU, latents, self._state = self._policy.step(*self._weights, self._state, observation)
-    action_BAU, latents = np.asarray(action_BAU), jax.block_until_ready(latents)
-    if self._compiled:
+    action_BAU = np.asarray(action_BAU)
+    latents = jax.block_until_ready(latents)
+    if self._is_compiled:
       self.latencies_s.append(time.perf_counter() - start)
-    self._compiled = True
-    frames_BRIJ3 = to_uint8(self._policy.imagine(self._weights[1], self._state, latents))
-    size = observation.frames_BRIJ3.shape[2:4]  # The tokenizer may work at another.
-    return action_BAU, np.stack(
-      [[images.resize(frame, *size) for frame in video] for video in frames_BRIJ3]
-    )
+    self._is_compiled = True
+
+    # A robot does not wait for pictures of what it imagined, so they are not in its latency.
+    _, frozen = self._weights
+    imagined_BRIJ3 = to_uint8(self._policy.imagine(frozen, self._state, latents))
+    # The tokenizer may work at another size than the robot sees.
+    size = observation.frames_BRIJ3.shape[2:4]
+    resized = [[images.resize(frame, *size) for frame in video] for video in imagined_BRIJ3]
+    return action_BAU, np.stack(resized)
 
 
 class ModelAgent:
-  """The policy between the transforms of training and their inverse; robots share one compiled
-  policy.
-  """
+  """The policy for robots of one kind; robots of several kinds share one compiled policy."""
 
   def __init__(self, policy: TimedPolicy, model: cfg.ModelConfig, robot: robot_lib.Robot):
-    self._policy, self._model, self._robot = policy, model, robot
+    self._policy = policy
+    self._model = model
+    self._robot = robot
 
-  def reset(self, instructions, composite_BIJ3, seed):
-    m, record, B = self._model, self._robot.record, len(instructions)
-    ids_BP = np.stack([self._policy.tokenize(self._robot.instruct(text)) for text in instructions])
-    mask_BAU = np.repeat(action_mask(m, record)[None], B, axis=0)
-    self._policy.reset(ids_BP, np.full(B, self._robot.id, np.int32), mask_BAU, composite_BIJ3, seed)
+  def reset(self, instructions: Sequence[str], composite_BIJ3: np.ndarray, seed: int) -> None:
+    words = [self._robot.instruct(text) for text in instructions]
+    ids_BP = np.stack([self._policy.tokenize(text) for text in words])
+    task = make_task(self._model, [self._robot] * len(instructions), ids_BP)
+    self._policy.reset(task, composite_BIJ3, seed)
 
-  def act(self, frames_BRIJ3, proprio_BX):
-    proprio_BX = embodiments.convert(self._robot.record.state, proprio_BX)
-    proprio = self._robot.normalize_proprio(proprio_BX, self._model.proprio_dim)
-    observation = types.Observation(frames_BRIJ3=frames_BRIJ3, proprio_BX=proprio)
-    action_BAU, imagined = self._policy.step(observation)
-    raw = np.stack([self._robot.act(a_AU, p_X) for a_AU, p_X in zip(action_BAU, proprio_BX)])
-    return raw, imagined
+  def act(
+    self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray | None]:
+    normalized_BX = self._robot.normalize_proprio(proprio_BX, self._model.proprio_dim)
+    observation = types.Observation(frames_BRIJ3=frames_BRIJ3, proprio_BX=normalized_BX)
+    action_BAU, imagined_BRIJ3 = self._policy.step(observation)
+    actions = [
+      self._robot.act(action_AU, proprio_X) for action_AU, proprio_X in zip(action_BAU, proprio_BX)
+    ]
+    return np.stack(actions), imagined_BRIJ3
+
+
+def make_task(
+  model: cfg.ModelConfig, robots: Sequence[robot_lib.Robot], prompt_ids_BP: np.ndarray
+) -> types.Task:
+  """What each of `robots` is told, without negative prompts."""
+  return types.Task(
+    prompt_ids_BP=prompt_ids_BP,
+    embodiment_B=np.asarray([robot.id for robot in robots], np.int32),
+    action_mask_BAU=np.stack([action_mask(model, robot.record) for robot in robots]),
+  )
 
 
 def action_mask(model: cfg.ModelConfig, record: embodiments.Embodiment) -> np.ndarray:
@@ -117,13 +145,17 @@ def action_mask(model: cfg.ModelConfig, record: embodiments.Embodiment) -> np.nd
   return mask_AU
 
 
-def to_uint8(frames) -> np.ndarray:
+def to_uint8(frames: np.ndarray) -> np.ndarray:
   """Pixels in [-1, 1] to uint8."""
   return np.round((np.asarray(frames) + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
 def latency_summary(latencies_s: Sequence[float]) -> dict[str, float]:
-  """Milliseconds: p50_ms, p95_ms, and how many `calls` they are of."""
-  ms = 1e3 * np.asarray(latencies_s)
-  p50, p95 = np.percentile(ms, [50, 95]) if len(ms) else (np.nan, np.nan)
-  return {'p50_ms': round(float(p50), 2), 'p95_ms': round(float(p95), 2), 'calls': len(ms)}
+  """Milliseconds p50_ms and p95_ms, NaN where there is no call, and the number of `calls`."""
+  latencies_ms = 1e3 * np.asarray(latencies_s)
+  p50, p95 = np.percentile(latencies_ms, [50, 95]) if len(latencies_ms) else (np.nan, np.nan)
+  return {
+    'p50_ms': round(float(p50), 2),
+    'p95_ms': round(float(p95), 2),
+    'calls': len(latencies_ms),
+  }

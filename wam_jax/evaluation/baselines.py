@@ -1,32 +1,36 @@
-"""Agents that show what success is worth: they know nothing of the task.
+"""Agents that show what success is worth: they do not look at what they are shown.
 
-Both act through `control.agent.Agent`.
+Both have the interface `control.agent.Agent`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from wam_jax.data import embodiments
 
 
 class HoldAgent:
   """Does nothing: zero actions."""
 
-  def __init__(self, record):
+  def __init__(self, record: embodiments.Embodiment):
     self._shape = (record.steps_per_chunk, record.action_dim)
 
-  def reset(self, instructions, composite_BIJ3, seed):
+  def reset(self, instructions: Sequence[str], composite_BIJ3: np.ndarray, seed: int) -> None:
     self._batch = len(instructions)
 
-  def act(self, frames_BRIJ3, proprio_BX):
+  def act(self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray) -> tuple[np.ndarray, None]:
     return np.zeros((self._batch, *self._shape)), None
 
 
 class RandomAgent(HoldAgent):
   """Uniform actions in [-1, 1]."""
 
-  def reset(self, instructions, composite_BIJ3, seed):
+  def reset(self, instructions: Sequence[str], composite_BIJ3: np.ndarray, seed: int) -> None:
     super().reset(instructions, composite_BIJ3, seed)
     self._rng = np.random.default_rng(seed)
 
-  def act(self, frames_BRIJ3, proprio_BX):
+  def act(self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray) -> tuple[np.ndarray, None]:
     return self._rng.uniform(-1, 1, (self._batch, *self._shape)), None

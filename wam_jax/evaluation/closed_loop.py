@@ -1,16 +1,20 @@
-"""Closed-loop episodes in the tabletop, many side by side, and what they show."""
+"""Closed-loop episodes in a simulated world, many side by side, and what they show.
+
+Works with any `envs.worlds.Env`; owns neither worlds nor agents, and draws nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from wam_jax.control import agent as agent_lib
 from wam_jax.data import robot as robot_lib
-from wam_jax.envs import tabletop
+from wam_jax.envs import worlds
+from wam_jax.evaluation import intervals
 
 
 @dataclasses.dataclass
@@ -18,7 +22,8 @@ class Episode:
   """One finished episode; the lists are filled for recorded ones only.
 
   Attributes:
-    seed, task, instruction, success: of the episode; seconds: until success, or the limit.
+    seed, task, instruction, success: those of the episode.
+    seconds: simulated time until success, or the limit.
     scene: [size, size, 3] uint8 of each control step, the first before any action.
     seen: composite frames as the model gets them, one per `stride` control steps, the first at
       reset.
@@ -40,94 +45,168 @@ class Episode:
   done: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(frozen=True)
+class Recording:
+  """Which episodes keep their pictures and actions.
+
+  Attributes:
+    episodes: the number of first episodes that do.
+    scene_size: rows and columns of their pictures of the scene, pixels.
+  """
+
+  episodes: int = 0
+  scene_size: int = 192
+
+
+class _Rollout:
+  """An episode under way.
+
+  Attributes:
+    episode: what has come of it so far.
+    frames: the composites that the model sees next, [I, J, 3] each.
+    proprio_X: the robot's state now.
+  """
+
+  def __init__(self, env: worlds.Env, robot: robot_lib.Robot, seed: int, scene_size: int | None):
+    """Resets `env`; the pictures of an episode without `scene_size` are not kept."""
+    self._env = env
+    self._robot = robot
+    self._scene_size = scene_size
+    observation = env.reset(seed)
+    frame, self.proprio_X = robot.observe(observation, observation)
+    # Before anything has moved, every frame is the current one.
+    self.frames = [frame] * robot.record.camera_frames_per_chunk
+    self.episode = Episode(seed=seed, task=env.task, instruction=env.instruction)
+    if self._is_recorded:
+      self.episode.scene.append(env.render(scene_size))
+      self.episode.seen.append(frame)
+
+  @property
+  def is_over(self) -> bool:
+    return self.episode.success or self._steps >= self._env.max_steps
+
+  @property
+  def _is_recorded(self) -> bool:
+    return self._scene_size is not None
+
+  @property
+  def _steps(self) -> int:
+    return round(self._env.time_s * self._env.control_hz)
+
+  def play(self, action_SU: np.ndarray, imagined_RIJ3: np.ndarray | None) -> None:
+    """Executes one chunk to its end; nothing moves once the episode is over."""
+    if self.is_over:
+      return
+    self.frames = []
+    for step, action_U in enumerate(action_SU, 1):
+      observation = self._env.step(action_U)
+      # A chunk is a whole number of strides, so its last step is always seen.
+      if step % self._robot.record.stride == 0:
+        frame, self.proprio_X = self._robot.observe(observation, observation)
+        self.frames.append(frame)
+      self._note_success()
+      if self._is_recorded:
+        self._record_step(action_U)
+    if self._is_recorded:
+      self.episode.seen.extend(self.frames)
+      self.episode.imagined.extend(() if imagined_RIJ3 is None else imagined_RIJ3)
+
+  def _note_success(self) -> None:
+    # The chunk may go on beyond the limit; a success there comes too late.
+    if not self.episode.success and self._steps <= self._env.max_steps:
+      self.episode.success = self._env.success
+      self.episode.seconds = self._env.time_s
+
+  def _record_step(self, action_U: np.ndarray) -> None:
+    self.episode.scene.append(self._env.render(self._scene_size))
+    self.episode.asked.append(np.asarray(action_U))
+    self.episode.done.append(np.clip(action_U, -1, 1))
+
+
 def run_episodes(
   agent: agent_lib.Agent,
   robot: robot_lib.Robot,
-  make_env: Callable[[], tabletop.TabletopEnv],
+  make_env: Callable[[], worlds.Env],
   seeds: Sequence[int],
   batch: int,
-  record_first: int = 0,
-  scene_size: int = 192,
-  on_progress: Callable[[Sequence[Episode]], None] = lambda episodes: None,
+  *,
+  recording: Recording = Recording(),
+  on_progress: Callable[[Sequence[Episode]], None] | None = None,
 ) -> list[Episode]:
-  """An episode for each seed, `batch` at a time; the last batch is filled up with repeats that are
-  dropped.
+  """An episode for each seed, `batch` at a time.
 
-  The first `record_first` episodes keep their pictures and actions.
+  Args:
+    on_progress: called after each batch with all episodes that are finished.
   """
   episodes: list[Episode] = []
   for start in range(0, len(seeds), batch):
     chosen = list(seeds[start : start + batch])
+    # The policy is compiled for one batch size: repeats fill up the last batch and are dropped.
     padded = chosen + [chosen[-1]] * (batch - len(chosen))
-    recorded = max(0, min(record_first - start, len(chosen)))
-    ran = _run_batch(agent, robot, [make_env() for _ in padded], padded, recorded, scene_size)
-    episodes += ran[: len(chosen)]
-    on_progress(episodes)
+    rollouts = []
+    for number, seed in enumerate(padded, start):
+      is_recorded = number < min(recording.episodes, len(seeds))
+      scene_size = recording.scene_size if is_recorded else None
+      rollouts.append(_Rollout(make_env(), robot, seed, scene_size))
+    _run_batch(agent, rollouts)
+    episodes += [rollout.episode for rollout in rollouts[: len(chosen)]]
+    if on_progress:
+      on_progress(episodes)
   return episodes
 
 
-def _run_batch(agent, robot, envs, seeds, recorded, scene_size):
-  record, see = robot.record, robot.compose
-  observations = [env.reset(seed) for env, seed in zip(envs, seeds)]
-  episodes = [Episode(seed, env.task, env.instruction) for env, seed in zip(envs, seeds)]
-  history = [[see(o)] * record.camera_frames_per_chunk for o in observations]
-  agent.reset([env.instruction for env in envs], np.stack([h[-1] for h in history]), seeds[0])
-  for episode, env, frames in zip(episodes[:recorded], envs, history):
-    episode.scene.append(env.render(scene_size))
-    episode.seen.append(frames[-1])
-  limit = max(env.max_steps for env in envs)
-  for _ in range(math.ceil(limit / record.steps_per_chunk)):
-    proprio = np.stack([o['proprio'] for o in observations])
-    action_BSU, imagined = agent.act(np.stack(history), proprio)
-    for i, (env, episode) in enumerate(zip(envs, episodes)):
-      if i < recorded and imagined is not None and not _over(env, episode):
-        episode.imagined.extend(imagined[i])
-      observations[i], history[i] = _execute(
-        env,
-        episode,
-        action_BSU[i],
-        record,
-        see,
-        i < recorded,
-        scene_size,
-        observations[i],
-        history[i],
-      )
-    if all(_over(env, episode) for env, episode in zip(envs, episodes)):
-      break
-  return episodes
+def _run_batch(agent: agent_lib.Agent, rollouts: Sequence[_Rollout]) -> None:
+  """Plays all of `rollouts`, which were just started, to their ends."""
+  agent.reset(
+    [rollout.episode.instruction for rollout in rollouts],
+    np.stack([rollout.frames[-1] for rollout in rollouts]),
+    rollouts[0].episode.seed,
+  )
+  while not all(rollout.is_over for rollout in rollouts):
+    frames_BRIJ3 = np.stack([rollout.frames for rollout in rollouts])
+    proprio_BX = np.stack([rollout.proprio_X for rollout in rollouts])
+    action_BSU, imagined_BRIJ3 = agent.act(frames_BRIJ3, proprio_BX)
+    for i, rollout in enumerate(rollouts):
+      imagined_RIJ3 = None if imagined_BRIJ3 is None else imagined_BRIJ3[i]
+      rollout.play(action_BSU[i], imagined_RIJ3)
 
 
-def _execute(env, episode, action_SU, record, see, recorded, scene_size, observation, history):
-  """Runs one chunk of actions; (last observation, frames the model sees of it). Nothing moves once
-  it is over.
-  """
-  if _over(env, episode):
-    return observation, history
-  frames = []
-  for step, action in enumerate(action_SU):
-    observation = env.step(action)
-    if (step + 1) % record.stride == 0:
-      frames.append(see(observation))
-    if not episode.success and round(env.time_s * env.control_hz) <= env.max_steps:
-      episode.success, episode.seconds = env.success, env.time_s
-    if recorded:
-      episode.scene.append(env.render(scene_size))
-      episode.asked.append(np.asarray(action))
-      episode.done.append(np.clip(action, -1, 1))
-  if recorded:
-    episode.seen.extend(frames)
-  return observation, frames
+def summarize(robot: str, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+  """A row per task, and one over all tasks if there are several."""
+  tasks = sorted({episode.task for episode in episodes})
+  rows = []
+  for task in tasks:
+    group = [episode for episode in episodes if episode.task == task]
+    rows.append(_summarize_task(robot, task, group))
+  if len(tasks) > 1:
+    rows.append(_summarize_task(robot, 'all', episodes))
+  return rows
 
 
-def _over(env, episode):
-  return episode.success or round(env.time_s * env.control_hz) >= env.max_steps
+def _summarize_task(robot: str, task: str, episodes: Sequence[Episode]) -> dict[str, Any]:
+  successes = sum(episode.success for episode in episodes)
+  low, high = intervals.compute_wilson(successes, len(episodes))
+  seconds = [episode.seconds for episode in episodes if episode.success]
+  return {
+    'robot': robot,
+    'task': task,
+    'successes': successes,
+    'episodes': len(episodes),
+    'rate': successes / len(episodes),
+    'low': low,
+    'high': high,
+    'mean_seconds': float(np.mean(seconds)) if seconds else None,
+  }
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-  """95 % confidence interval of a success rate (Wilson score)."""
-  if not trials:
-    return 0.0, 1.0
-  p, n = successes / trials, trials
-  middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-  return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+def show_table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The rows of `summarize`, under a head."""
+  lines = [
+    f'{"robot":<8}{"task":<14}{"success":>10}{"rate":>8}   95 % interval   seconds to success'
+  ]
+  for row in rows:
+    seconds = '-' if row['mean_seconds'] is None else f'{row["mean_seconds"]:.1f}'
+    counts = f'{row["successes"]:>5}/{row["episodes"]:<4}{row["rate"]:>8.0%}'
+    interval = f'[{row["low"]:.0%}, {row["high"]:.0%}]'
+    lines.append(f'{row["robot"]:<8}{row["task"]:<14}{counts}   {interval}'.ljust(62) + seconds)
+  return '\n'.join(lines)

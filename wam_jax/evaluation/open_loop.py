@@ -5,7 +5,7 @@ what it saw.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,49 +41,60 @@ class Forecaster:
     robots: Sequence[robot_lib.Robot],
     seed: int,
   ):
-    self._policy, self._model, self._robots, self._seed = (
-      policy,
-      model,
-      {r.id: r for r in robots},
-      seed,
-    )
+    """All that is needed but the windows.
+
+    Args:
+      robots: every robot that a window may come from.
+      seed: seed of the noise, the same for every batch.
+    """
+    self._policy = policy
+    self._model = model
+    self._robots = {robot.id: robot for robot in robots}
+    self._seed = seed
 
   def __call__(self, batch: types.Batch) -> Forecast:
-    m, frames = self._model, batch.frames_BRIJ3
-    r = m.camera_frames_per_chunk
-    masks = np.stack(
-      [agent_lib.action_mask(m, self._robots[int(robot)].record) for robot in batch.embodiment_B]
-    )
-    self._policy.reset(batch.prompt_ids_BP, batch.embodiment_B, masks, frames[:, 0], self._seed)
-    actions, imagined = [], []
-    for q in range(m.max_chunks):
-      seen = (
-        np.repeat(frames[:, :1], r, axis=1) if q == 0 else frames[:, 1 + (q - 1) * r : 1 + q * r]
+    robots = [self._robots[int(robot)] for robot in batch.embodiment_B]
+    task = agent_lib.make_task(self._model, robots, batch.prompt_ids_BP)
+    self._policy.reset(task, batch.frames_BRIJ3[:, 0], self._seed)
+    actions = []
+    imagined = []
+    for chunk in range(self._model.max_chunks):
+      observation = types.Observation(
+        frames_BRIJ3=self._find_past(batch.frames_BRIJ3, chunk),
+        proprio_BX=batch.proprio_BQX[:, chunk],
       )
-      action_BAU, imagined_BRIJ3 = self._policy.step(
-        types.Observation(frames_BRIJ3=seen, proprio_BX=batch.proprio_BQX[:, q])
-      )
+      action_BAU, imagined_BRIJ3 = self._policy.step(observation)
       actions.append(action_BAU)
       imagined.append(imagined_BRIJ3)
+    held_BQU = self._hold(batch, robots)
     return Forecast(
-      np.concatenate(actions, 1),
-      np.repeat(self._hold(batch), m.actions_per_chunk, axis=1),
-      np.concatenate(imagined, 1),
-      batch,
+      action_BAU=np.concatenate(actions, axis=1),
+      hold_BAU=np.repeat(held_BQU, self._model.actions_per_chunk, axis=1),
+      frames_BRIJ3=np.concatenate(imagined, axis=1),
+      batch=batch,
     )
 
-  def _hold(self, batch):
+  def _find_past(self, frames_BRIJ3: np.ndarray, chunk: int) -> np.ndarray:
+    """[B, r, I, J, 3], what was really seen of the chunk before; at first the conditioning frame
+    alone, again and again.
+    """
+    r = self._model.camera_frames_per_chunk
+    if chunk == 0:
+      return np.repeat(frames_BRIJ3[:, :1], r, axis=1)
+    return frames_BRIJ3[:, 1 + (chunk - 1) * r : 1 + chunk * r]
+
+  def _hold(self, batch: types.Batch, robots: Sequence[robot_lib.Robot]) -> np.ndarray:
     """[B, Q, U] normalized actions that change nothing."""
-    held = np.zeros((*batch.proprio_BQX.shape[:2], self._model.action_dim), np.float32)
-    for i, robot in enumerate(batch.embodiment_B):
-      known = self._robots[int(robot)]
-      columns_U = np.asarray(known.record.rest_columns, int)
-      state_QX = known.statistics.state.unnormalize(
-        batch.proprio_BQX[i, :, : known.record.proprio_dim]
-      )
+    B, Q, _ = batch.proprio_BQX.shape
+    held_BQU = np.zeros((B, Q, self._model.action_dim), np.float32)
+    for i, robot in enumerate(robots):
+      record, statistics = robot.record, robot.statistics
+      # An action that is a position rests at the position where it is; others rest at zero.
+      columns_U = np.asarray(record.rest_columns, int)
+      state_QX = statistics.state.unnormalize(batch.proprio_BQX[i, :, : record.proprio_dim])
       still_QU = np.where(columns_U >= 0, state_QX[:, columns_U], 0)
-      held[i, :, : len(columns_U)] = known.statistics.action.normalize(still_QU)
-    return held
+      held_BQU[i, :, : len(columns_U)] = statistics.action.normalize(still_QU)
+    return held_BQU
 
 
 def summarize(forecasts: Sequence[Forecast]) -> dict[str, float]:
@@ -93,33 +104,47 @@ def summarize(forecasts: Sequence[Forecast]) -> dict[str, float]:
   `action_error` against `action_error_hold`; `video_psnr_db` of imagined frames against
   `video_psnr_db_still`, which repeats the last frame that the model saw before the chunk.
   """
-  count = sum(f.batch.action_mask_BAU.sum() for f in forecasts)
-  error = lambda pick: float(
-    sum((np.abs(pick(f) - f.batch.action_BAU) * f.batch.action_mask_BAU).sum() for f in forecasts)
-    / max(count, 1)
-  )
   return {
     'windows': sum(len(f.action_BAU) for f in forecasts),
-    'action_error': error(lambda f: f.action_BAU),
-    'action_error_hold': error(lambda f: f.hold_BAU),
-    'video_psnr_db': _psnr(forecasts, lambda f: f.frames_BRIJ3),
-    'video_psnr_db_still': _psnr(forecasts, _still),
+    'action_error': _compute_error(forecasts, lambda f: f.action_BAU),
+    'action_error_hold': _compute_error(forecasts, lambda f: f.hold_BAU),
+    'video_psnr_db': _compute_psnr(forecasts, lambda f: f.frames_BRIJ3),
+    'video_psnr_db_still': _compute_psnr(forecasts, _repeat_last_frames),
   }
 
 
-def _still(f: Forecast) -> np.ndarray:
+Pick = Callable[[Forecast], np.ndarray]
+
+
+def _compute_error(forecasts: Sequence[Forecast], pick: Pick) -> float:
+  """Mean absolute error of the actions that `pick` takes."""
+  count = sum(f.batch.action_mask_BAU.sum() for f in forecasts)
+  total = 0
+  for f in forecasts:
+    error_BAU = np.abs(pick(f) - f.batch.action_BAU)
+    total += (error_BAU * f.batch.action_mask_BAU).sum()
+  return float(total / max(count, 1))
+
+
+def _compute_psnr(forecasts: Sequence[Forecast], pick: Pick) -> float:
+  """Peak signal-to-noise ratio, dB, of the frames that `pick` takes, over all whole chunks."""
+  squares = frames = 0.0
+  for f in forecasts:
+    mask_BR = np.repeat(f.batch.chunk_mask_BQ, _count_frames_per_chunk(f), axis=1)
+    difference = pick(f).astype(np.float32) - f.batch.frames_BRIJ3[:, 1:]
+    square_BR = np.square(difference).mean((2, 3, 4))
+    squares += float((square_BR * mask_BR).sum())
+    frames += float(mask_BR.sum())
+  # The floor keeps the ratio finite where every pixel is right, or where there is none.
+  mean_square = max(squares / max(frames, 1), 1e-9)
+  return float(10 * np.log10(255**2 / mean_square))
+
+
+def _repeat_last_frames(f: Forecast) -> np.ndarray:
   """Frames that repeat the one before each chunk."""
-  r = f.frames_BRIJ3.shape[1] // f.batch.chunk_mask_BQ.shape[1]
+  r = _count_frames_per_chunk(f)
   return np.repeat(f.batch.frames_BRIJ3[:, :-1:r], r, axis=1)
 
 
-def _psnr(forecasts, pick):
-  squares = pixels = 0.0
-  for f in forecasts:
-    frame_mask = np.repeat(
-      f.batch.chunk_mask_BQ, f.frames_BRIJ3.shape[1] // f.batch.chunk_mask_BQ.shape[1], axis=1
-    )
-    difference = pick(f).astype(np.float32) - f.batch.frames_BRIJ3[:, 1:]
-    squares += float((np.square(difference).mean((2, 3, 4)) * frame_mask).sum())
-    pixels += float(frame_mask.sum())
-  return float(10 * np.log10(255**2 / max(squares / max(pixels, 1), 1e-9)))
+def _count_frames_per_chunk(f: Forecast) -> int:
+  return f.frames_BRIJ3.shape[1] // f.batch.chunk_mask_BQ.shape[1]

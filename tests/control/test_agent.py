@@ -1,0 +1,67 @@
+"""The agent between raw observations and raw actions: what it tells the policy and gives back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wam_jax import config as cfg
+from wam_jax.control import agent as agent_lib
+from wam_jax.data import embodiments
+from wam_jax.data import normalize
+from wam_jax.data import robot as robot_lib
+
+DISC = embodiments.get('tabletop_disc')
+
+
+class RecordingPolicy:
+  """In place of the compiled policy: keeps what it is given, and gives one action everywhere."""
+
+  def tokenize(self, text):
+    return np.int32([len(text), 0])
+
+  def reset(self, task, frame_BIJ3, seed):
+    self.task = task
+
+  def step(self, observation):
+    self.observation = observation
+    action_BAU = np.full(self.task.action_mask_BAU.shape, 0.5, np.float32)
+    return action_BAU, 255 - observation.frames_BRIJ3
+
+
+def test_raw_observations_in_and_raw_actions_out():
+  """State and actions are half as large for the model as for the robot."""
+  quantiles = [normalize.Quantiles(np.full(n, -2.0), np.full(n, 2.0)) for n in (4, 3)]
+  robot = robot_lib.Robot(id=2, record=DISC, statistics=normalize.Statistics(*quantiles, steps=9))
+  model = cfg.ModelConfig(actions_per_chunk=10, action_dim=5, proprio_dim=6)
+  policy = RecordingPolicy()
+  agent = agent_lib.ModelAgent(policy, model, robot)
+  frames_BRIJ3 = np.arange(2 * 2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 2, 4, 4, 3)
+
+  agent.reset(['Reach it', 'go'], frames_BRIJ3[:, 0], seed=0)
+  actions, imagined = agent.act(frames_BRIJ3, np.float32([[1, 0, -1, 0.5], [0, 0, 0, 2]]))
+
+  words = [robot.instruct(text) for text in ('Reach it', 'go')]
+  np.testing.assert_array_equal(policy.task.prompt_ids_BP, [[len(text), 0] for text in words])
+  np.testing.assert_array_equal(policy.task.embodiment_B, [2, 2])
+  mask_AU = np.zeros((10, 5), bool)
+  mask_AU[:8, :3] = True  # Eight steps of 0.1 s, three dimensions.
+  np.testing.assert_array_equal(policy.task.action_mask_BAU, [mask_AU, mask_AU])
+  want = [[0.5, 0, -0.5, 0.25, 0, 0], [0, 0, 0, 1, 0, 0]]
+  np.testing.assert_array_equal(policy.observation.proprio_BX, want)
+  np.testing.assert_array_equal(policy.observation.frames_BRIJ3, frames_BRIJ3)
+  np.testing.assert_array_equal(actions, np.ones((2, 8, 3)))
+  np.testing.assert_array_equal(imagined, 255 - frames_BRIJ3)
+
+
+def test_latency_summary():
+  assert agent_lib.latency_summary([0.010, 0.020, 0.030]) == {
+    'p50_ms': 20.0,
+    'p95_ms': 29.0,
+    'calls': 3,
+  }
+  assert agent_lib.latency_summary([])['calls'] == 0
+
+
+def test_pixels_are_rounded_and_clipped():
+  got = agent_lib.to_uint8(np.float32([-1.5, -1, 0, 0.5, 1, 2]))
+  np.testing.assert_array_equal(got, [0, 0, 128, 191, 255, 255])
