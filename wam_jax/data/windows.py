@@ -21,16 +21,17 @@ import dataclasses
 import io
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from wam_jax import progress
 from wam_jax.data import beside
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import sources
-from wam_jax.data import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +57,14 @@ def make_window(record: embodiments.Embodiment, chunks: int, anchor: int, stop: 
   """
   S, last = record.steps_per_chunk, stop - 1
   starts_Q = anchor + S * np.arange(chunks)
+  actions_QS = starts_Q[:, None] + np.arange(S)
+  # The conditioning frame, and those of each chunk after it.
   frames_R = anchor + record.stride * np.arange(1 + chunks * record.camera_frames_per_chunk)
   return Window(
     frame_steps_R=np.minimum(frames_R, last),
     state_steps_Q=np.minimum(starts_Q, last),
-    action_steps_QS=np.minimum(starts_Q[:, None] + np.arange(S), last),
-    mask_Q=starts_Q + S <= last,
+    action_steps_QS=np.minimum(actions_QS, last),
+    mask_Q=starts_Q + S <= last,  # The step after a chunk's actions is its last frame.
   )
 
 
@@ -121,12 +124,14 @@ class Anchors:
     if not 0 <= sample < self.total:
       raise IndexError(sample)
     k = int(np.searchsorted(self.before_K, sample, 'right')) - 1
+    S, end = self.steps_per_chunk, int(self.end_K[k])
     step = int(self.start_K[k]) + sample - int(self.before_K[k])
-    chunks = -(-(int(self.end_K[k]) - step) // self.steps_per_chunk)  # That start before the end.
+    # Chunks that start before the end count whole, their last frame included.
+    chunks = -(-(end - step) // S)
     return Anchor(
       episode=int(self.episode_K[k]),
       step=step,
-      stop=min(int(self.stop_K[k]), step + chunks * self.steps_per_chunk + 1),
+      stop=min(int(self.stop_K[k]), step + chunks * S + 1),
     )
 
 
@@ -144,56 +149,73 @@ def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = 
       span is long enough for one chunk.
   """
   S, where = episodes.record.steps_per_chunk, f'{episodes.path} split {episodes.split!r}'
+  # Columns: episode, first step, end of the starts of chunks, end of the span.
   spans_S3 = _load_spans(episodes)
-  spans_S4 = np.insert(
-    spans_S3, 2, spans_S3[:, 2], axis=1
-  )  # Episode, start, end of the starts, end.
+  stretches_K4 = np.insert(spans_S3, 2, spans_S3[:, 2], axis=1)
   if episodes.record.success and not failures:
-    spans_S4 = _leave_out_failures(spans_S4, episodes, where)
+    stretches_K4 = _leave_out_failures(stretches_K4, episodes, where)
   if ranges:
-    spans_S4 = _cut(spans_S4, episodes, ranges, where)
-  counts_S = np.maximum(np.minimum(spans_S4[:, 2], spans_S4[:, 3] - S) - spans_S4[:, 1], 0)
-  if not counts_S.sum():
+    stretches_K4 = _cut(stretches_K4, episodes, ranges, where)
+  episode_K, start_K, end_K, stop_K = stretches_K4.T
+
+  # The last frame of a window's first chunk, S steps after its anchor, is inside the span.
+  counts_K = np.maximum(np.minimum(end_K, stop_K - S) - start_K, 0)
+  if not counts_K.any():
+    kept = ' and kept ranges' if ranges else ''
     raise ValueError(
-      f'{where}: none of its {len(spans_S4)} language spans{" and kept ranges" if ranges else ""} is longer than one '
-      f'chunk of {S} steps (longest: {(spans_S4[:, 3] - spans_S4[:, 1]).max(initial=0)}); shorten chunk_s of '
+      f'{where}: none of its {len(stretches_K4)} language spans{kept} is longer than one '
+      f'chunk of {S} steps (longest: {(stop_K - start_K).max(initial=0)}); shorten chunk_s of '
       f'{episodes.record.name!r} or use longer episodes.'
     )
-  used_K = counts_S > 0
-  counts_K = counts_S[used_K]
-  return Anchors(*spans_S4[used_K].T, np.cumsum(counts_K) - counts_K, int(counts_K.sum()), S)
+
+  used_K = counts_K > 0
+  counts_K = counts_K[used_K]
+  return Anchors(
+    episode_K=episode_K[used_K],
+    start_K=start_K[used_K],
+    end_K=end_K[used_K],
+    stop_K=stop_K[used_K],
+    before_K=np.cumsum(counts_K) - counts_K,
+    total=int(counts_K.sum()),
+    steps_per_chunk=S,
+  )
 
 
-def _leave_out_failures(spans_S4: np.ndarray, episodes: sources.Episodes, where: str) -> np.ndarray:
+def _leave_out_failures(
+  stretches_K4: np.ndarray, episodes: sources.Episodes, where: str
+) -> np.ndarray:
   names, mark = _load_names(episodes), episodes.record.success
   succeeded_N = np.asarray([mark in name for name in names])
   if not succeeded_N.any():
     raise ValueError(
-      f'{where}: none of its {len(names)} episodes has {mark!r} in its name, which marks success (as in '
-      f'{names[0]!r}); take failures too, or correct {episodes.record.name!r}.'
+      f'{where}: none of its {len(names)} episodes has {mark!r} in its name, which marks success '
+      f'(as in {names[0]!r}); take failures too, or correct {episodes.record.name!r}.'
     )
-  return spans_S4[succeeded_N[spans_S4[:, 0]]]
+  return stretches_K4[succeeded_N[stretches_K4[:, 0]]]
 
 
-def _cut(spans_S4: np.ndarray, episodes: sources.Episodes, ranges: str, where: str) -> np.ndarray:
-  """The spans, each divided into the parts where chunks may start."""
+def _cut(
+  stretches_K4: np.ndarray, episodes: sources.Episodes, ranges: str, where: str
+) -> np.ndarray:
+  """The stretches, each divided into the parts where chunks may start."""
   if not episodes.record.episode_key:
     raise ValueError(
       f'{where}: {ranges} keeps ranges of named episodes, but {episodes.record.name!r} has no '
       'episode_key that says how its episodes are named; add it, or leave the ranges out.'
     )
   kept, names = _read_ranges(ranges), _load_names(episodes)
-  if not any(names[episode] in kept for episode in spans_S4[:, 0]):
+  if not any(names[episode] in kept for episode in stretches_K4[:, 0]):
     raise ValueError(
       f'{ranges} names none of the episodes of {where}: it has, for example, '
       f'{next(iter(kept), "nothing")!r}, the dataset {names[0]!r}. Use the file of this version.'
     )
-  parts = [
-    (episode, max(start, first), min(end, last), stop)
-    for episode, start, end, stop in spans_S4.tolist()
-    for first, last in kept.get(names[episode], ())
-  ]
-  return np.asarray([part for part in parts if part[1] < part[2]], np.int64).reshape(-1, 4)
+  parts = []
+  for episode, start, end, stop in stretches_K4.tolist():
+    for first, last in kept.get(names[episode], ()):
+      part = (episode, max(start, first), min(end, last), stop)
+      if part[1] < part[2]:
+        parts.append(part)
+  return np.asarray(parts, np.int64).reshape(-1, 4)
 
 
 def _read_ranges(file: str) -> dict[str, list[list[int]]]:
@@ -219,12 +241,14 @@ def _read_ranges(file: str) -> dict[str, list[list[int]]]:
 
 
 def _are_ranges(pairs: Any) -> bool:
-  return isinstance(pairs, list) and all(
-    isinstance(pair, list)
-    and len(pair) == 2
-    and all(type(step) is int and step >= 0 for step in pair)
-    for pair in pairs
-  )
+  return isinstance(pairs, list) and all(map(_is_range, pairs))
+
+
+def _is_range(pair: Any) -> bool:
+  if not isinstance(pair, list) or len(pair) != 2:
+    return False
+  # Not isinstance: True is an int, too.
+  return all(type(step) is int and step >= 0 for step in pair)
 
 
 def _load_spans(episodes: sources.Episodes) -> np.ndarray:
@@ -232,16 +256,17 @@ def _load_spans(episodes: sources.Episodes) -> np.ndarray:
   true.
   """
   file = _file_name('wam_spans', episodes) + '.npz'
-  key = f'{episodes.fingerprint} {episodes.split} {episodes.record.views[0].key} {episodes.record.language}'
+  record = episodes.record
+  key = f'{episodes.fingerprint} {episodes.split} {record.views[0].key} {record.language}'
   content = beside.read(episodes.path, file)
   if content is not None:
     with np.load(io.BytesIO(content)) as stored:
       if str(stored['key']) == key:
         return stored['spans']
-  numbers = storage.progress(
-    range(len(episodes)), len(episodes), f'indexing {episodes.path} {episodes.split}'
-  )
-  spans = np.asarray([(i, s.start, s.stop) for i in numbers for s in episodes.spans(i)], np.int64)
+  spans = []
+  for number in _track(episodes, 'indexing'):
+    spans += [(number, span.start, span.stop) for span in episodes.spans(number)]
+  spans = np.asarray(spans, np.int64)
   buffer = io.BytesIO()
   np.savez(buffer, key=key, spans=spans)
   beside.write(episodes.path, file, buffer.getvalue())
@@ -257,12 +282,16 @@ def _load_names(episodes: sources.Episodes) -> list[str]:
   content = beside.read(episodes.path, file)
   stored = json.loads(content) if content is not None else {}
   if stored.get('key') != key:
-    numbers = storage.progress(
-      range(len(episodes)), len(episodes), f'names of {episodes.path} {episodes.split}'
-    )
-    stored = {'key': key, 'names': [episodes.name(i) for i in numbers]}
+    names = [episodes.name(number) for number in _track(episodes, 'names of')]
+    stored = {'key': key, 'names': names}
     beside.write(episodes.path, file, json.dumps(stored).encode())
   return stored['names']
+
+
+def _track(episodes: sources.Episodes, what: str) -> Iterator[int]:
+  """The numbers of all episodes, with progress."""
+  label = f'{what} {episodes.path} {episodes.split}'
+  return progress.track(range(len(episodes)), label, len(episodes), 'episodes')
 
 
 def _file_name(kind: str, episodes: sources.Episodes) -> str:
