@@ -30,6 +30,19 @@ STATES = {
 }
 
 
+def layout_of(*, clean, noisy, cells, frames, actions, states, chunks):
+  """A layout of `clean` frames and of the `noisy` ones, `frames` of `cells` tokens in a chunk."""
+  return masks.training_layout(
+    clean_frames=clean,
+    noisy_frames=noisy,
+    tokens_per_frame=cells,
+    frames_per_chunk=frames,
+    actions_per_chunk=actions,
+    states_per_chunk=states,
+    chunks=chunks,
+  )
+
+
 def matrix(text):
   """The 0/1 part of a table with row and column names."""
   return np.array(
@@ -39,13 +52,13 @@ def matrix(text):
 
 @pytest.mark.parametrize('rule', ['self', 'chunk'])
 def test_teacher_forcing(rule):
-  layout = masks.training_layout(2, range(1, 3), 1, 1, 2, 1, 2)
+  layout = layout_of(clean=2, noisy=range(1, 3), cells=1, frames=1, actions=2, states=1, chunks=2)
   got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=3, state_rule=rule)
   np.testing.assert_array_equal(got, matrix(LITERAL.format(s1=STATES[rule][0], s2=STATES[rule][1])))
 
 
 def test_layout():
-  layout = masks.training_layout(2, range(1, 3), 1, 1, 2, 1, 2)
+  layout = layout_of(clean=2, noisy=range(1, 3), cells=1, frames=1, actions=2, states=1, chunks=2)
   C, N, A, S = masks.CLEAN, masks.NOISY, masks.ACTION, masks.STATE
   np.testing.assert_array_equal(layout.kind, [C, C, N, N, A, A, A, A, S, S])
   np.testing.assert_array_equal(layout.block, [0, 1, 1, 2, 1, 1, 2, 2, 1, 2])
@@ -57,7 +70,7 @@ def test_frames_of_several_tokens_and_chunks_of_several_frames():
   """Frame 0, then two chunks of two frames of two tokens: a chunk's tokens see each other whatever
   their frame.
   """
-  layout = masks.training_layout(3, range(1, 5), 2, 2, 1, 1, 2)
+  layout = layout_of(clean=3, noisy=range(1, 5), cells=2, frames=2, actions=1, states=1, chunks=2)
   got = masks.teacher_forcing(layout, frames_per_chunk=2, window_frames=5, state_rule='self')
   np.testing.assert_array_equal(
     got,
@@ -86,7 +99,7 @@ def test_frames_of_several_tokens_and_chunks_of_several_frames():
 
 
 def test_predicted_first_frame_stands_alone():
-  layout = masks.training_layout(1, range(0, 2), 1, 1, 1, 1, 1)
+  layout = layout_of(clean=1, noisy=range(0, 2), cells=1, frames=1, actions=1, states=1, chunks=1)
   got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
   np.testing.assert_array_equal(
     got,
@@ -103,7 +116,7 @@ def test_predicted_first_frame_stands_alone():
 
 def test_window_keeps_frame_0_and_the_newest():
   """The window holds two frames: clean frame 3 sees 0, 2 and 3."""
-  layout = masks.training_layout(4, range(4, 4), 1, 1, 0, 0, 0)
+  layout = layout_of(clean=4, noisy=range(4, 4), cells=1, frames=1, actions=0, states=0, chunks=0)
   got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
   np.testing.assert_array_equal(
     got, np.bool_([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]])
@@ -114,7 +127,7 @@ def test_without_clean_video_a_chunk_sees_its_noisy_past():
   """Frame 0 and three chunks of a frame; the window holds two frames, so chunk 3 does not see chunk
   1.
   """
-  layout = masks.training_layout(0, range(0, 4), 1, 1, 1, 1, 3)
+  layout = layout_of(clean=0, noisy=range(0, 4), cells=1, frames=1, actions=1, states=1, chunks=3)
   got = masks.without_clean(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
   np.testing.assert_array_equal(
     got,
@@ -138,7 +151,7 @@ def test_reference_without_window_is_causal_by_tokens():
   """Two tokens a frame, one chunk of one frame: the first token of C1 misses the second, in frame 0
   both see both.
   """
-  layout = masks.training_layout(2, range(1, 2), 2, 1, 1, 1, 1)
+  layout = layout_of(clean=2, noisy=range(1, 2), cells=2, frames=1, actions=1, states=1, chunks=1)
   mask = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
   np.testing.assert_array_equal(
     masks.reference_global(layout, mask),
@@ -158,7 +171,7 @@ def test_reference_without_window_is_causal_by_tokens():
 
 def test_reference_without_window_and_actions_leaks():
   """Noisy frame 1 sees clean frame 1, its own target, and frame 0 is causal by tokens too."""
-  layout = masks.training_layout(2, range(1, 2), 2, 1, 0, 0, 0)
+  layout = layout_of(clean=2, noisy=range(1, 2), cells=2, frames=1, actions=0, states=0, chunks=0)
   mask = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=2, state_rule='self')
   np.testing.assert_array_equal(
     masks.reference_global(layout, mask),
@@ -174,53 +187,75 @@ def test_reference_without_window_and_actions_leaks():
   )
 
 
-# Arguments of `training_layout`, frames of the window: odd sizes, a window that cuts a chunk in
-# two, video alone.
+# Layouts with chunks of two frames, and the frames of the window: odd sizes, a window that cuts a
+# chunk in two, video alone.
 LAYOUTS = {
-  'two chunks': ((3, range(1, 5), 2, 2, 1, 1, 2), 5),
-  'cut by the window': ((7, range(0, 9), 5, 2, 3, 1, 4), 5),
-  'frames longer than a block': ((3, range(0, 5), 150, 2, 24, 1, 2), 5),
-  'video alone': ((3, range(1, 5), 7, 2, 0, 0, 0), 5),
-  'without clean video': ((0, range(0, 5), 7, 2, 4, 2, 2), 3),
+  'two chunks': (
+    layout_of(clean=3, noisy=range(1, 5), cells=2, frames=2, actions=1, states=1, chunks=2),
+    5,
+  ),
+  'cut by the window': (
+    layout_of(clean=7, noisy=range(0, 9), cells=5, frames=2, actions=3, states=1, chunks=4),
+    5,
+  ),
+  'frames longer than a block': (
+    layout_of(clean=3, noisy=range(0, 5), cells=150, frames=2, actions=24, states=1, chunks=2),
+    5,
+  ),
+  'video alone': (
+    layout_of(clean=3, noisy=range(1, 5), cells=7, frames=2, actions=0, states=0, chunks=0),
+    5,
+  ),
+  'without clean video': (
+    layout_of(clean=0, noisy=range(0, 5), cells=7, frames=2, actions=4, states=2, chunks=2),
+    3,
+  ),
 }
 
 
 def masks_of(name, rule):
   """(layout, its runs, mask of the tokens, mask of the runs)."""
-  arguments, window = LAYOUTS[name]
-  layout = masks.training_layout(*arguments)
-  make = masks.teacher_forcing if arguments[0] else masks.without_clean
+  layout, window = LAYOUTS[name]
+  make = masks.teacher_forcing if masks.CLEAN in layout.kind else masks.without_clean
   mask = lambda part: make(part, frames_per_chunk=2, window_frames=window, state_rule=rule)
   units = masks.units(layout)
   return layout, units, mask(layout), mask(units.layout)
 
 
+@pytest.mark.parametrize('rule', ['self', 'chunk'])
 @pytest.mark.parametrize('shards', [1, 2, 8])
 @pytest.mark.parametrize('name', LAYOUTS)
-def test_plans_are_the_mask(name, shards):
-  """Both plans written out as matrices, in the order of the layout."""
-  for rule in ('self', 'chunk'):
-    layout, units, want, visible = masks_of(name, rule)
-    assert masks.area(units, visible) == want.sum()
-    order, chunks = masks.chunk_plan(units, visible, shards)
-    got, start = np.zeros((len(order),) * 2, bool), 0
-    for part in chunks.parts:
-      for keys in part.keys:
-        got[start : start + part.size, slice(*keys)] = True
-        assert part.conditional or (layout.kind[order[slice(*keys)]] < masks.ACTION).all()
-      start += part.size
-    assert start == len(order)
-    assert len(order) % shards == 0
-    assert chunks.area == got.sum()
-    same_order(order, got, want)
-    if rule == 'chunk':
-      order, blocks = masks.block_plan(units, visible, shards)
-      got = np.kron(np.array(blocks.visible), np.ones((blocks.side,) * 2, bool)).astype(bool)
-      assert got.shape == (len(order),) * 2
-      assert len(order) % (blocks.side * shards) == 0
-      assert blocks.area == got.sum()
-      assert got.any(1).all()  # Nothing is divided by zero, not even in padding.
-      same_order(order, got, want)
+def test_chunks_are_the_mask(name, shards, rule):
+  """The plan written out as a matrix, in the order of the layout."""
+  layout, units, want, visible = masks_of(name, rule)
+  assert masks.area(units, visible) == want.sum()
+  order, chunks = masks.chunk_plan(units, visible, shards)
+  got = np.zeros((len(order), len(order)), bool)
+  start = 0
+  for part in chunks.parts:
+    for keys in part.keys:
+      got[start : start + part.size, slice(*keys)] = True
+      assert part.conditional or (layout.kind[order[slice(*keys)]] < masks.ACTION).all()
+    start += part.size
+  assert start == len(order)
+  assert len(order) % shards == 0
+  assert chunks.area == got.sum()
+  same_order(order, got, want)
+
+
+@pytest.mark.parametrize('shards', [1, 2, 8])
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_blocks_are_the_mask(name, shards):
+  """As above; blocks are all or nothing, so states see their chunk."""
+  _, units, want, visible = masks_of(name, 'chunk')
+  order, blocks = masks.block_plan(units, visible, shards)
+  whole_block = np.ones((blocks.side, blocks.side))
+  got = np.kron(np.array(blocks.visible), whole_block).astype(bool)
+  assert got.shape == (len(order), len(order))
+  assert len(order) % (blocks.side * shards) == 0
+  assert blocks.area == got.sum()
+  assert got.any(1).all()  # Nothing is divided by zero, not even in padding.
+  same_order(order, got, want)
 
 
 def same_order(order, got, want):
@@ -237,7 +272,9 @@ def test_blocks_of_the_released_window(shards, most_imbalance):
   """14B: 14,180 tokens of which a third of all pairs see each other, 62,637,284 counted token by
   token.
   """
-  layout = masks.training_layout(7, range(0, 9), 880, 2, 24, 1, 4)
+  layout = layout_of(
+    clean=7, noisy=range(0, 9), cells=880, frames=2, actions=24, states=1, chunks=4
+  )
   units = masks.units(layout)
   rule = lambda name: masks.teacher_forcing(
     units.layout, frames_per_chunk=2, window_frames=9, state_rule=name

@@ -9,57 +9,94 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from wam_jax import config as cfg
 from wam_jax import masks
 from wam_jax.models import attention
 
 
 class Work(NamedTuple):
-  """FLOPs of one component for one sample: of a forward pass, and of a training step, backward
-  included.
+  """FLOPs of one component for one sample.
+
+  Attributes:
+    forward: FLOPs of a forward pass.
+    train: FLOPs of a training step, backward included.
   """
 
   forward: float
   train: float
 
 
+class _Sequence(NamedTuple):
+  """How many of what the model's products run over.
+
+  Attributes:
+    video: tokens of video, of which `noisy` are decoded to velocities.
+    actions, states: tokens of both.
+    groups: noise levels, each of which is embedded once.
+    pairs: (query, key) pairs of self-attention in one layer.
+  """
+
+  video: int
+  noisy: int
+  actions: int
+  states: int
+  groups: int
+  pairs: int
+
+  @property
+  def tokens(self) -> int:
+    return self.video + self.actions + self.states
+
+
 def training(c: cfg.ModelConfig, tokens_per_frame: int, chunks: int = 0) -> dict[str, Work]:
-  """By component, for a teacher-forced window; they add up to the model.
+  """Work by component, for a teacher-forced window; they add up to the model.
 
   Args:
     tokens_per_frame: rows times columns of a latent frame, in patches.
-    chunks: of the window; by default all that the model is trained on.
+    chunks: number of chunks of the window; 0 for all that the model is trained on.
   """
-  Q = chunks or c.max_chunks
-  layout = training_layout(c, tokens_per_frame, Q)
-  clean, noisy, actions, states = (int((layout.kind == kind).sum()) for kind in range(4))
-  groups = int(layout.group.max()) + 1
-  return _components(
-    c, clean + noisy, noisy, actions, states, groups, training_pairs(c, tokens_per_frame, Q)
+  chunks = chunks or c.max_chunks
+  layout = training_layout(c, tokens_per_frame, chunks)
+  clean, noisy, actions, states = np.bincount(layout.kind, minlength=4).tolist()
+  sequence = _Sequence(
+    video=clean + noisy,
+    noisy=noisy,
+    actions=actions,
+    states=states,
+    groups=int(layout.group.max()) + 1,
+    pairs=training_pairs(c, tokens_per_frame, chunks),
   )
+  return _components(c, sequence)
 
 
 def control(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, Work]:
-  """By component, for one denoising of the last chunk of a full window: keys and values of the past
-  lie in a cache.
+  """Work by component, for one denoising of the last chunk of a full window: keys and values of the
+  past lie in a cache.
 
   Only `forward` means anything; the prompt's own keys and values are the episode's, not the
   chunk's.
   """
-  video, A = c.frames_per_chunk * tokens_per_frame, c.actions_per_chunk
-  seen = c.window_frames * tokens_per_frame + A + 1
-  tokens = video + A + 1
-  own = 1 if c.state_rule == 'self' else seen
-  parts = _components(c, video, video, A, 1, c.frames_per_chunk + A + 1, (tokens - 1) * seen + own)
+  video = c.frames_per_chunk * tokens_per_frame
+  actions = c.actions_per_chunk
+  seen = c.window_frames * tokens_per_frame + actions + 1
+  seen_by_state = 1 if c.state_rule == 'self' else seen
+  sequence = _Sequence(
+    video=video,
+    noisy=video,
+    actions=actions,
+    states=1,
+    groups=c.frames_per_chunk + actions + 1,
+    pairs=(video + actions) * seen + seen_by_state,
+  )
   once = ('word encoder', 'prompt embedding', 'prompt keys and values')
-  return {name: work for name, work in parts.items() if name not in once}
+  return {name: work for name, work in _components(c, sequence).items() if name not in once}
 
 
 def total(components: dict[str, Work]) -> Work:
-  """Of all components."""
-  return Work(
-    sum(w.forward for w in components.values()), sum(w.train for w in components.values())
-  )
+  """Sum over all components."""
+  return _add(*components.values())
 
 
 def training_layout(c: cfg.ModelConfig, tokens_per_frame: int, chunks: int = 0) -> masks.Layout:
@@ -67,13 +104,13 @@ def training_layout(c: cfg.ModelConfig, tokens_per_frame: int, chunks: int = 0) 
   chunks = chunks or c.max_chunks
   frames = 1 + chunks * c.frames_per_chunk
   return masks.training_layout(
-    frames - c.frames_per_chunk,
-    range(0 if c.predict_first_frame else 1, frames),
-    tokens_per_frame,
-    c.frames_per_chunk,
-    c.actions_per_chunk,
-    1,
-    chunks,
+    clean_frames=frames - c.frames_per_chunk,  # Nothing comes after the last chunk to see it.
+    noisy_frames=range(0 if c.predict_first_frame else 1, frames),
+    tokens_per_frame=tokens_per_frame,
+    frames_per_chunk=c.frames_per_chunk,
+    actions_per_chunk=c.actions_per_chunk,
+    states_per_chunk=1,
+    chunks=chunks,
   )
 
 
@@ -88,65 +125,76 @@ def training_pairs(c: cfg.ModelConfig, tokens_per_frame: int, chunks: int = 0) -
   pairs = masks.area(runs, attention.training_mask(c, runs.layout))
   if c.history_rule == 'chunk':
     return pairs
-  later = runs.size[
-    (runs.layout.kind == masks.CLEAN) & (runs.layout.block > 0)
-  ]  # Each sees itself up to the query.
-  return pairs - int((later * (later - 1) // 2).sum())
+  # The reference's mask is causal by tokens in clean video after frame 0, which runs cannot say: of
+  # the n^2 pairs of such a run, the n (n - 1) / 2 to later tokens are not seen.
+  causal = (runs.layout.kind == masks.CLEAN) & (runs.layout.block > 0)
+  n = runs.size[causal]
+  return pairs - int((n * (n - 1) // 2).sum())
 
 
-def _components(c, video, noisy, actions, states, groups, pairs) -> dict[str, Work]:
-  D, L, P, I = c.dim, c.num_layers, c.text.length, c.image_tokens if c.image_dim else 0
-  tokens = video + actions + states
+def _components(c: cfg.ModelConfig, s: _Sequence) -> dict[str, Work]:
+  D, L = c.dim, c.num_layers
+  text = c.text.length
+  image = c.image_tokens if c.image_dim else 0
+  prompt = text + image
   parts = {
-    'attention projections': _product(L * tokens * 4, D, D),
-    'attention': _pairs(L * pairs, D),
-    'prompt attention projections': _product(L * tokens * 2, D, D),
-    'prompt attention': _pairs(L * tokens * (P + I), D),
-    'prompt keys and values': _product(L * (P + I) * 2, D, D),
-    'feed-forward': _product(L * tokens * 2, D, c.mlp_dim),
+    # Queries, keys, values and output.
+    'attention projections': _product(L * s.tokens * 4, D, D),
+    'attention': _pairs(L * s.pairs, D),
+    # Queries and output; keys and values are the prompt's.
+    'prompt attention projections': _product(L * s.tokens * 2, D, D),
+    'prompt attention': _pairs(L * s.tokens * prompt, D),
+    'prompt keys and values': _product(L * prompt * 2, D, D),
+    'feed-forward': _product(L * s.tokens * 2, D, c.mlp_dim),
     'patches': _add(
-      _product(video, c.patch**2 * c.in_channels, D, first=True),
-      _product(noisy, D, c.patch**2 * c.tokenizer.channels),
+      _product(s.video, c.patch**2 * c.in_channels, D, first=True),
+      _product(s.noisy, D, c.patch**2 * c.tokenizer.channels),
     ),
     'prompt embedding': _add(
-      _product(P, c.text.dim, D, first=c.text.kind != 'word'),
-      _product(P, D, D),
-      _product(I, c.image_dim, c.image_dim),
-      _product(I, c.image_dim, D),
+      # The gradient goes on into the word encoder, which is trained with the model.
+      _product(text, c.text.dim, D, first=c.text.kind != 'word'),
+      _product(text, D, D),
+      _product(image, c.image_dim, c.image_dim),
+      _product(image, c.image_dim, D),
     ),
     'noise levels': _add(
-      _product(groups, c.freq_dim, D, first=True),
-      _product(groups, D, D),
-      _product(groups, D, 6 * D),
+      _product(s.groups, c.freq_dim, D, first=True),
+      _product(s.groups, D, D),
+      _product(s.groups, D, 6 * D),
     ),
     'actions and states': _add(
-      _product(actions, c.action_dim, D, first=True),
-      _product(actions, 2 * D, D),
-      _product(actions, D, D),
-      _product(actions, D, c.action_hidden),
-      _product(actions, c.action_hidden, c.action_dim),
-      _product(states, c.proprio_dim, c.action_hidden, first=True),
-      _product(states, c.action_hidden, D),
+      # An action beside the sinusoid of its noise level: encoder, then decoder, then states.
+      _product(s.actions, c.action_dim, D, first=True),
+      _product(s.actions, 2 * D, D),
+      _product(s.actions, D, D),
+      _product(s.actions, D, c.action_hidden),
+      _product(s.actions, c.action_hidden, c.action_dim),
+      _product(s.states, c.proprio_dim, c.action_hidden, first=True),
+      _product(s.states, c.action_hidden, D),
     ),
   }
   if c.text.kind == 'word':
     W = c.text.dim
+    # Four projections, and two products with four times the width between them.
     parts['word encoder'] = _add(
-      _product(c.text.layers * P * (4 + 8), W, W), _pairs(c.text.layers * P * P, W)
+      _product(c.text.layers * text * (4 + 8), W, W),
+      _pairs(c.text.layers * text * text, W),
     )
   return parts
 
 
 def _product(rows: int, contracted: int, out: int, first: bool = False) -> Work:
-  """A linear layer; `first` ones need no gradient of their input."""
+  """A linear layer. Its backward pass is two such products; of `first` ones, whose input needs no
+  gradient, one.
+  """
   forward = 2.0 * rows * contracted * out
   return Work(forward, forward * (2 if first else 3))
 
 
 def _pairs(pairs: int, width: int) -> Work:
-  """Logits and weighted sum of values over all heads."""
+  """Logits and weighted sum of values over all heads; twice as much in the backward pass."""
   return Work(4.0 * pairs * width, 12.0 * pairs * width)
 
 
 def _add(*parts: Work) -> Work:
-  return Work(sum(p.forward for p in parts), sum(p.train for p in parts))
+  return Work(forward=sum(part.forward for part in parts), train=sum(part.train for part in parts))

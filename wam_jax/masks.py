@@ -17,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 CLEAN, NOISY, ACTION, STATE = range(4)
-LARGEST_BLOCK, LANES = (
-  1024,
-  128,
-)  # Sides of a block, in tokens: what fits a TPU's vector memory, and its lanes.
+# Sides of a block, in tokens: what fits a TPU's vector memory, in steps of its lanes.
+LARGEST_BLOCK = 1024
+LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Layout:
 
 
 def training_layout(
+  *,
   clean_frames: int,
   noisy_frames: range,
   tokens_per_frame: int,
@@ -50,26 +50,33 @@ def training_layout(
   states_per_chunk: int,
   chunks: int,
 ) -> Layout:
-  """Layout of the teacher-forced sequence; `noisy_frames` are the latent frames that are
-  denoised.
+  """Layout of the teacher-forced sequence.
+
+  Args:
+    clean_frames: number of clean latent frames, from frame 0 on.
+    noisy_frames: the latent frames that are denoised.
+    tokens_per_frame: number of tokens of each of both.
   """
-  frame_block = lambda f: 0 if f == 0 else 1 + (f - 1) // frames_per_chunk
-  parts = [
-    (CLEAN, frame_block(f), f, 0) for f in range(clean_frames) for _ in range(tokens_per_frame)
-  ]
-  parts += [
-    (NOISY, frame_block(f), f, 1 + i)
-    for i, f in enumerate(noisy_frames)
-    for _ in range(tokens_per_frame)
-  ]
-  base = 1 + len(noisy_frames)
-  actions = chunks * actions_per_chunk
-  parts += [(ACTION, 1 + j // actions_per_chunk, -1, base + j) for j in range(actions)]
-  parts += [
-    (STATE, 1 + j // states_per_chunk, -1, base + actions + j)
-    for j in range(chunks * states_per_chunk)
-  ]
-  return Layout(*np.asarray(parts, np.int32).T)
+  clean = np.repeat(np.arange(clean_frames), tokens_per_frame)
+  noisy = np.repeat(np.asarray(noisy_frames, int), tokens_per_frame)
+  action = np.arange(chunks * actions_per_chunk)
+  state = np.arange(chunks * states_per_chunk)
+
+  def block_of(frame):
+    """Frame 0 stands alone; chunk 0 begins with frame 1."""
+    return np.where(frame == 0, 0, 1 + (frame - 1) // frames_per_chunk)
+
+  first_action = 1 + len(noisy_frames)
+  noisy_group = 1 + np.repeat(np.arange(len(noisy_frames)), tokens_per_frame)
+  parts = (
+    (CLEAN, block_of(clean), clean, 0),
+    (NOISY, block_of(noisy), noisy, noisy_group),
+    (ACTION, 1 + action // max(1, actions_per_chunk), -1, first_action + action),
+    (STATE, 1 + state // max(1, states_per_chunk), -1, first_action + len(action) + state),
+  )
+  columns = [np.stack(np.broadcast_arrays(*part)) for part in parts]
+  kind, block, frame, group = np.concatenate(columns, axis=1).astype(np.int32)
+  return Layout(kind=kind, block=block, frame=frame, group=group)
 
 
 def teacher_forcing(
@@ -82,15 +89,14 @@ def teacher_forcing(
   frame 0 sees itself; a state token sees the states of its chunk, or with `state_rule` 'chunk' what
   the actions of its chunk see.
   """
-  kind_k, block_q, block_k = layout.kind[None, :], layout.block[:, None], layout.block[None, :]
-  history = (layout.kind[:, None] == CLEAN) & _history(
-    layout, CLEAN, frames_per_chunk, window_frames
-  )
-  in_chunk = ((kind_k == CLEAN) & (block_k < block_q)) | ((kind_k != CLEAN) & (block_k == block_q))
+  is_clean_q, is_clean_k = _axes(layout.kind == CLEAN)
+  block_q, block_k = _axes(layout.block)
+  clean_past = is_clean_q & _history(layout, CLEAN, frames_per_chunk, window_frames)
+  chunk = (is_clean_k & (block_k < block_q)) | (~is_clean_k & (block_k == block_q))
   return (
-    history
+    clean_past
     | _own(layout, NOISY)
-    | (_chunk_queries(layout, state_rule) & in_chunk)
+    | (_sees_chunk(layout, state_rule) & chunk)
     | _own(layout, STATE)
   )
 
@@ -101,10 +107,11 @@ def without_clean(
   """[T, T] bool for one noisy copy of the video: chunk b sees it up to itself, in the window of
   `teacher_forcing`.
   """
-  kind_k, block_q, block_k = layout.kind[None, :], layout.block[:, None], layout.block[None, :]
-  history = _history(layout, NOISY, frames_per_chunk, window_frames)
-  in_chunk = history | ((kind_k != NOISY) & (block_k == block_q))
-  return _own(layout, NOISY) | (_chunk_queries(layout, state_rule) & in_chunk) | _own(layout, STATE)
+  _, is_noisy_k = _axes(layout.kind == NOISY)
+  block_q, block_k = _axes(layout.block)
+  past = _history(layout, NOISY, frames_per_chunk, window_frames)
+  chunk = past | (~is_noisy_k & (block_k == block_q))
+  return _own(layout, NOISY) | (_sees_chunk(layout, state_rule) & chunk) | _own(layout, STATE)
 
 
 def reference_global(layout: Layout, mask: np.ndarray) -> np.ndarray:
@@ -115,34 +122,42 @@ def reference_global(layout: Layout, mask: np.ndarray) -> np.ndarray:
   without actions that holds in frame 0 too, and noisy video sees all of the video, its own target
   included.
   """
-  clean_q, index = (layout.kind == CLEAN)[:, None], np.arange(len(layout.kind))
-  causal = index[:, None] >= index[None, :]
+  is_clean_q, _ = _axes(layout.kind == CLEAN)
+  block_q, _ = _axes(layout.block)
+  index_q, index_k = _axes(np.arange(len(layout.kind)))
+  causal = index_q >= index_k
   if (layout.kind == ACTION).any():
-    return mask & (~clean_q | (layout.block == 0)[:, None] | causal)
-  return ~clean_q | (mask & causal)
+    return mask & (~is_clean_q | (block_q == 0) | causal)
+  return ~is_clean_q | (mask & causal)
 
 
-def _history(layout, kind, frames_per_chunk, window_frames):
-  """Video of one kind up to each query's block: frame 0 and the newest frames."""
-  frame_k, block_q = layout.frame[None, :], layout.block[:, None]
-  end_q = 1 + block_q * frames_per_chunk
-  return (
-    (layout.kind[None, :] == kind)
-    & (layout.block[None, :] <= block_q)
-    & ((frame_k == 0) | (frame_k >= end_q - window_frames))
-  )
+def _axes(values_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """[T, 1] and [1, T]: a property of queries and the same of keys."""
+  return values_T[:, None], values_T[None, :]
 
 
-def _chunk_queries(layout, state_rule):
+def _history(layout: Layout, kind: int, frames_per_chunk: int, window_frames: int) -> np.ndarray:
+  """[T, T]: video of one kind up to each query's block: frame 0 and the newest frames."""
+  _, is_kind_k = _axes(layout.kind == kind)
+  _, frame_k = _axes(layout.frame)
+  block_q, block_k = _axes(layout.block)
+  end_q = 1 + block_q * frames_per_chunk  # The first frame after the block.
+  in_window = (frame_k == 0) | (frame_k >= end_q - window_frames)
+  return is_kind_k & (block_k <= block_q) & in_window
+
+
+def _sees_chunk(layout: Layout, state_rule: str) -> np.ndarray:
   """[T, 1]: tokens that see the whole chunk they belong to."""
   kinds = (NOISY, ACTION, STATE) if state_rule == 'chunk' else (NOISY, ACTION)
-  return (np.isin(layout.kind, kinds) & (layout.block > 0))[:, None]
+  sees, _ = _axes(np.isin(layout.kind, kinds) & (layout.block > 0))
+  return sees
 
 
-def _own(layout, kind):
-  """Tokens of one kind and block, among themselves."""
-  is_kind = layout.kind == kind
-  return is_kind[:, None] & is_kind[None, :] & (layout.block[:, None] == layout.block[None, :])
+def _own(layout: Layout, kind: int) -> np.ndarray:
+  """[T, T]: tokens of one kind and block, among themselves."""
+  is_kind_q, is_kind_k = _axes(layout.kind == kind)
+  block_q, block_k = _axes(layout.block)
+  return is_kind_q & is_kind_k & (block_q == block_k)
 
 
 class Units(NamedTuple):
@@ -150,8 +165,8 @@ class Units(NamedTuple):
   video, actions, states.
 
   Attributes:
-    layout: one token per run.
-    start, size: of each run in the sequence of `training_layout`.
+    layout: layout of a sequence that has one token for each run.
+    start, size: place of each run in the sequence of `training_layout`.
   """
 
   layout: Layout
@@ -160,13 +175,17 @@ class Units(NamedTuple):
 
   @property
   def token(self) -> np.ndarray:
-    """[T], index of the tokens in this order."""
+    """[T] index of the tokens in this order."""
     return np.concatenate([np.arange(a, a + n) for a, n in zip(self.start, self.size)])
 
 
 class Part(NamedTuple):
-  """The next `size` tokens see those of `keys`, (start, stop); `conditional`: some of these may be
-  padding.
+  """Consecutive tokens that see the same keys.
+
+  Attributes:
+    size: number of the tokens, which follow those of the part before.
+    keys: (start, stop) of the runs of tokens that they see.
+    conditional: whether some of the keys may be padding.
   """
 
   size: int
@@ -201,16 +220,21 @@ class Blocks:
 
 def units(layout: Layout) -> Units:
   """The runs of a layout."""
-  alike = np.stack([layout.kind, layout.block, layout.frame])
-  start = np.flatnonzero(np.diff(alike, axis=1, prepend=-2).any(0))
-  size = np.diff(start, append=alike.shape[1])
+  # Where any property changes, a run begins; -2 is no kind, block or frame, so one begins at 0.
+  properties = np.stack([layout.kind, layout.block, layout.frame])
+  start = np.flatnonzero(np.diff(properties, axis=1, prepend=-2).any(0))
+  size = np.diff(start, append=properties.shape[1])
+
+  # Clean video first, then block by block, so that what a chunk sees stands together.
   order = np.lexsort((start, layout.block[start], layout.kind[start] != CLEAN))
   start, size = start[order], size[order]
-  return Units(
-    Layout(*(a[start] for a in (layout.kind, layout.block, layout.frame, layout.group))),
-    start,
-    size,
+  of_runs = Layout(
+    kind=layout.kind[start],
+    block=layout.block[start],
+    frame=layout.frame[start],
+    group=layout.group[start],
   )
+  return Units(of_runs, start, size)
 
 
 def area(runs: Units, visible: np.ndarray) -> int:
@@ -225,19 +249,20 @@ def chunk_plan(runs: Units, visible: np.ndarray, shards: int = 1) -> tuple[np.nd
   """
   stop = np.cumsum(runs.size)
   start = stop - runs.size
+  may_be_padding = runs.layout.kind >= ACTION  # Videos are whole; robots' dimensions need not be.
   parts = []
-  for rows in _alike(visible):
+  for rows in _find_alike(visible):
     seen = visible[rows.start]
     spans = np.flatnonzero(np.diff(seen, prepend=False, append=False)).reshape(-1, 2)
-    parts.append(
-      Part(
-        int(runs.size[rows].sum()),
-        tuple((int(start[a]), int(stop[b - 1])) for a, b in spans),
-        bool((seen & (runs.layout.kind >= ACTION)).any()),
-      )
+    part = Part(
+      size=int(runs.size[rows].sum()),
+      keys=tuple((int(start[first]), int(stop[end - 1])) for first, end in spans),
+      conditional=bool((seen & may_be_padding).any()),
     )
+    parts.append(part)
   order = pad_to_multiple(runs.token, shards)
-  parts[-1] = parts[-1]._replace(size=parts[-1].size + len(order) - int(stop[-1]))
+  padding = len(order) - int(stop[-1])
+  parts[-1] = parts[-1]._replace(size=parts[-1].size + padding)
   return order, Chunks(tuple(parts))
 
 
@@ -249,17 +274,19 @@ def block_plan(runs: Units, visible: np.ndarray, shards: int = 1) -> tuple[np.nd
   than see each other, and at most 15 % of tokens are padding; where there is none, that with the
   fewest pairs.
   """
+
+  def count_pairs(blocks: Blocks) -> int:
+    """What all shards together wait for: each of them as long as the busiest one."""
+    work = np.sum(blocks.visible, 1).reshape(shards, -1).sum(1)
+    return shards * max(work) * blocks.side**2
+
   plans = [_block_plan(runs, visible, side, shards) for side in range(LARGEST_BLOCK, 0, -LANES)]
-  pairs = lambda blocks: (
-    shards * max(np.sum(blocks.visible, 1).reshape(shards, -1).sum(1)) * blocks.side**2
-  )
-  most_pairs, most_tokens = 1.15 * area(runs, visible), 1.15 * runs.size.sum()
-  good = [
-    (order, blocks)
-    for order, blocks in plans
-    if pairs(blocks) <= most_pairs and len(order) <= most_tokens
-  ]
-  return good[0] if good else min(plans, key=lambda plan: pairs(plan[1]))
+  most_pairs = 1.15 * area(runs, visible)
+  most_tokens = 1.15 * runs.size.sum()
+  for order, blocks in plans:
+    if count_pairs(blocks) <= most_pairs and len(order) <= most_tokens:
+      return order, blocks
+  return min(plans, key=lambda plan: count_pairs(plan[1]))
 
 
 def pad_to_multiple(order: np.ndarray, multiple: int) -> np.ndarray:
@@ -267,42 +294,46 @@ def pad_to_multiple(order: np.ndarray, multiple: int) -> np.ndarray:
   return np.pad(order, (0, -len(order) % multiple), constant_values=-1)
 
 
-def _block_plan(runs, visible, side, shards):
-  """`block_plan` for one side: runs that see and are seen alike stand together and are padded to
-  whole blocks.
-  """
+def _block_plan(
+  runs: Units, visible: np.ndarray, side: int, shards: int
+) -> tuple[np.ndarray, Blocks]:
+  """`block_plan` for one side."""
+  # Runs that see and are seen alike stand together and are padded to whole blocks.
   stop = np.cumsum(runs.size)
-  pieces, sections = [], []
-  for rows in _alike(np.concatenate([visible, visible.T], 1)):
-    pieces.append(
-      pad_to_multiple(
-        runs.token[stop[rows.start] - runs.size[rows.start] : stop[rows.stop - 1]], side
-      )
-    )
-    sections += [rows.start] * (len(pieces[-1]) // side)
-  seen = visible[np.ix_(sections, sections)]
-  spare = (
-    -len(seen) % shards
-  )  # Blocks of padding alone; they look at one block, so that nothing is divided by zero.
-  seen = np.pad(seen, (0, spare))
-  seen[len(sections) :, 0] = True
-  share = _share(seen.sum(1), shards)
-  order = pad_to_multiple(np.concatenate(pieces), side * shards).reshape(-1, side)[share].ravel()
-  return order, Blocks(side, tuple(map(tuple, seen[np.ix_(share, share)].tolist())))
+  start = stop - runs.size
+  pieces = []
+  run_of_block = []
+  for rows in _find_alike(np.concatenate([visible, visible.T], 1)):
+    tokens = runs.token[start[rows.start] : stop[rows.stop - 1]]
+    pieces.append(pad_to_multiple(tokens, side))
+    run_of_block += [rows.start] * (len(pieces[-1]) // side)
+  order = pad_to_multiple(np.concatenate(pieces), side * shards)
+
+  # Blocks of padding alone fill up the last share; they look at one block, so that nothing is
+  # divided by zero.
+  used = len(run_of_block)
+  seen = np.pad(visible[np.ix_(run_of_block, run_of_block)], (0, -used % shards))
+  seen[used:, 0] = True
+
+  share = _share_out(seen.sum(1), shards)
+  seen = seen[np.ix_(share, share)]
+  order = order.reshape(-1, side)[share].ravel()
+  return order, Blocks(side, tuple(map(tuple, seen.tolist())))
 
 
-def _share(work, shards):
+def _share_out(work: np.ndarray, shards: int) -> np.ndarray:
   """Indices of blocks, one shard's after the other's: the heaviest first go to the shard with the
   least so far.
   """
-  shares = [[] for _ in range(shards)]
-  for i in np.argsort(-work, kind='stable'):
+  shares: list[list[int]] = [[] for _ in range(shards)]
+  for block in np.argsort(-work, kind='stable'):
     with_room = [share for share in shares if len(share) < len(work) // shards]
-    min(with_room, key=lambda share: work[share].sum()).append(i)
+    min(with_room, key=lambda share: work[share].sum()).append(block)
   return np.concatenate([sorted(share) for share in shares])
 
 
-def _alike(rows):
+def _find_alike(rows: np.ndarray) -> list[slice]:
   """Slices of consecutive equal rows."""
-  starts = [0, *(np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1), len(rows)]
-  return [slice(a, b) for a, b in itertools.pairwise(starts)]
+  changes = np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1
+  bounds = [0, *changes, len(rows)]
+  return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

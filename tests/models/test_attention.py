@@ -26,16 +26,29 @@ from wam_jax.models import wam
 
 CONFIG = cfg.ModelConfig(dim=16, mlp_dim=32, num_heads=2, num_layers=2)
 KINDS = ('chunks', 'splash')
-# Arguments of `masks.training_layout` with chunks of two frames, chunks in the window, state rule.
+# Layouts with chunks of two frames, chunks in the window, state rule.
 WINDOWS = {
-  'released': ((5, range(0, 7), 6, 2, 3, 1, 3), 3, 'reference'),
-  'states see their chunk': ((5, range(1, 7), 5, 2, 3, 1, 3), 3, 'chunk'),
-  'short window': ((7, range(1, 9), 3, 2, 2, 1, 4), 2, 'self'),
-  'frames of several blocks': ((3, range(1, 5), 150, 2, 5, 1, 2), 2, 'self'),
-  'one chunk': ((1, range(1, 3), 7, 2, 4, 1, 1), 1, 'self'),
-  'video alone': ((3, range(0, 5), 4, 2, 0, 0, 0), 2, 'self'),
-  'without clean video': ((0, range(0, 7), 4, 2, 3, 1, 3), 2, 'chunk'),
+  'released': ((5, range(0, 7), 6, 3, 3), 3, 'reference'),
+  'states see their chunk': ((5, range(1, 7), 5, 3, 3), 3, 'chunk'),
+  'short window': ((7, range(1, 9), 3, 2, 4), 2, 'self'),
+  'frames of several blocks': ((3, range(1, 5), 150, 5, 2), 2, 'self'),
+  'one chunk': ((1, range(1, 3), 7, 4, 1), 1, 'self'),
+  'video alone': ((3, range(0, 5), 4, 0, 0), 2, 'self'),
+  'without clean video': ((0, range(0, 7), 4, 3, 3), 2, 'chunk'),
 }
+
+
+def layout_of(clean, noisy, cells, actions, chunks, states=1):
+  """Chunks of two frames of `cells` tokens, with so many actions and states each."""
+  return masks.training_layout(
+    clean_frames=clean,
+    noisy_frames=noisy,
+    tokens_per_frame=cells,
+    frames_per_chunk=2,
+    actions_per_chunk=actions,
+    states_per_chunk=states,
+    chunks=chunks,
+  )
 
 
 class Window:
@@ -43,7 +56,7 @@ class Window:
 
   def __init__(self, name):
     arguments, chunks, rule = WINDOWS[name]
-    self.layout = masks.training_layout(*arguments)
+    self.layout = layout_of(*arguments)
     self.config = dataclasses.replace(
       CONFIG, frames_per_chunk=2, max_chunks=chunks, state_rule=rule
     )
@@ -202,7 +215,7 @@ def plan_on(sizes, **changes):
   mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
   with sharding.activate(mesh, cfg.DEFAULT_RULES):
     return attention.make_plan(
-      dataclasses.replace(CONFIG, **changes), masks.training_layout(*WINDOWS['one chunk'][0])
+      dataclasses.replace(CONFIG, **changes), layout_of(*WINDOWS['one chunk'][0])
     )
 
 
@@ -215,7 +228,7 @@ def test_meshes_that_do_not_fit_raise():
     ValueError, match=r'26 tokens cannot be split into the 8 shards .* nearest valid: 2\.'
   ):
     plan_on({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 8}, attention='splash', frames_per_chunk=2)
-  several = masks.training_layout(3, range(1, 5), 2, 2, 4, 2, 2)
+  several = layout_of(3, range(1, 5), cells=2, actions=4, chunks=2, states=2)
   with pytest.raises(ValueError, match="needs one state a chunk, or model.state_rule='chunk'"):
     attention.make_plan(
       dataclasses.replace(CONFIG, attention='splash', frames_per_chunk=2), several
@@ -288,7 +301,7 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
   devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices[:4]
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 2, 'seq': 2}, devices)
   c = cfg.WAN2_1_I2V_14B
-  layout = masks.training_layout(7, range(9), 880, 2, 24, 1, 4)
+  layout = layout_of(7, range(9), cells=880, actions=24, chunks=4)
   with sharding.activate(mesh, cfg.DEFAULT_RULES):
     plan = attention.make_plan(c, layout)
     assert plan.pattern.side == 896

@@ -93,13 +93,13 @@ class Case:
   def layout(self, clean_frames, chunks):
     c = self.config
     return masks.training_layout(
-      clean_frames,
-      range(self.frames),
-      self.grid[0] * self.grid[1],
-      c.frames_per_chunk,
-      c.actions_per_chunk,
-      self.states_per_chunk,
-      chunks,
+      clean_frames=clean_frames,
+      noisy_frames=range(self.frames),
+      tokens_per_frame=self.grid[0] * self.grid[1],
+      frames_per_chunk=c.frames_per_chunk,
+      actions_per_chunk=c.actions_per_chunk,
+      states_per_chunk=self.states_per_chunk,
+      chunks=chunks,
     )
 
 

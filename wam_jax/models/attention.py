@@ -19,11 +19,11 @@ from wam_jax import config as cfg
 from wam_jax import masks
 from wam_jax import sharding
 
-NEGATIVE = -1e30  # finite, so a query with no key at all (padding) gives a mean, not NaN
-MOST_DENSE, LEAST_SPLASH = (
-  512,
-  4096,
-)  # Tokens up to which 'auto' takes 'dense', and from which 'splash' on TPUs.
+# Finite, so a query with no key at all (padding) gives a mean, not NaN.
+NEGATIVE = -1e30
+# Tokens up to which 'auto' takes 'dense', and from which it takes 'splash' on TPUs.
+MOST_DENSE = 512
+LEAST_SPLASH = 4096
 
 
 @flax.struct.dataclass
@@ -49,37 +49,43 @@ class KVCache:
     return cls(zeros, zeros, jnp.int32(0))
 
   def write(self, k_LBNTK: jax.Array, v_LBNTK: jax.Array, start_frame, frames: int) -> KVCache:
-    """Cache with whole frames written from `start_frame` on; frames after them count as not
-    committed.
-    """
+    """The cache with `frames` whole frames from `start_frame` on; later ones are forgotten."""
     tokens = k_LBNTK.shape[3] // frames
     slots = self.k.shape[3] // tokens
 
+    # Frame by frame: XLA clamps an update that runs past the last slot, where frames wrap around.
     def put(cached, new):
       for i, frame in enumerate(jnp.split(new.astype(cached.dtype), frames, axis=3)):
         start = (start_frame + i) % slots * tokens
         cached = jax.lax.dynamic_update_slice_in_dim(cached, frame, start, axis=3)
       return cached
 
-    return KVCache(put(self.k, k_LBNTK), put(self.v, v_LBNTK), jnp.int32(start_frame + frames))
+    return KVCache(
+      k=put(self.k, k_LBNTK),
+      v=put(self.v, v_LBNTK),
+      frames=jnp.int32(start_frame + frames),
+    )
 
   def seen_from(self, start_frame, frames: int, window: int, tokens: int) -> jax.Array:
     """[S] bool: cached tokens that `frames` new ones from `start_frame` on see.
 
     Args:
-      window: newest frames that are seen, the new ones included. tokens: of a frame.
+      window: number of the newest frames that are seen, the new ones included.
+      tokens: number of tokens of a frame.
     """
     slots = self.k.shape[3] // tokens
     newest = start_frame - 1
-    frame = (
-      newest - (newest - jnp.arange(slots)) % slots
-    )  # The one in each slot; negative where there is none yet.
-    return jnp.repeat(frame >= jnp.maximum(0, start_frame + frames - window), tokens)
+    # The frame in each slot; negative where there is none yet.
+    frame = newest - (newest - jnp.arange(slots)) % slots
+    oldest = jnp.maximum(0, start_frame + frames - window)
+    return jnp.repeat(frame >= oldest, tokens)
 
 
 def attend(q_BNTK, k_BNSK, v_BNSK, mask=None):
-  """softmax(q k^T / sqrt(K)) v with the softmax in float32; `mask` broadcasts to [B, N, T, S], True
-  where seen.
+  """softmax(q k^T / sqrt(K)) v, with the softmax in float32.
+
+  Args:
+    mask: bool, broadcasts to [B, N, T, S], True where a key is seen; None where all are.
   """
   logits_BNTS = jnp.einsum('BNTK,BNSK->BNTS', q_BNTK, k_BNSK, preferred_element_type=jnp.float32)
   logits_BNTS = logits_BNTS * q_BNTK.shape[-1] ** -0.5
@@ -94,7 +100,7 @@ class Plan(NamedTuple):
 
   Attributes:
     order: [T] index of each token in the layout of `masks.training_layout`, -1 for padding.
-    pattern: `masks.Chunks`, `masks.Blocks`, or None for a mask of all pairs.
+    pattern: which runs or blocks of tokens see each other; None for a mask of all pairs.
     alone_T: bool, with `masks.Blocks`: tokens that see themselves alone, whatever the blocks say.
   """
 
@@ -106,18 +112,24 @@ class Plan(NamedTuple):
 def training_mask(
   c: cfg.ModelConfig, layout: masks.Layout, state_rule: str | None = None
 ) -> np.ndarray:
-  """[T, T] bool: who sees whom in a training window, by the rules of the config."""
+  """[T, T] bool: who sees whom in a training window, by the rules of the config.
+
+  Args:
+    state_rule: rule of `masks.teacher_forcing` for states; by default that of the config.
+  """
+  if state_rule is None:
+    # 'reference' is 'self' in training, which this mask is for, and 'chunk' in control.
+    state_rule = 'chunk' if c.state_rule == 'chunk' else 'self'
   everything = c.history_rule == 'reference_global'
-  state_rule = state_rule or ('chunk' if c.state_rule == 'chunk' else 'self')
-  common = dict(
+  has_clean = (layout.kind == masks.CLEAN).any()
+  make = masks.teacher_forcing if has_clean else masks.without_clean
+  mask = make(
+    layout,
     frames_per_chunk=c.frames_per_chunk,
-    state_rule=state_rule,
     window_frames=len(layout.frame) if everything else c.window_frames,
+    state_rule=state_rule,
   )
-  if not (layout.kind == masks.CLEAN).any():
-    return masks.without_clean(layout, **common)
-  mask = masks.teacher_forcing(layout, **common)
-  return masks.reference_global(layout, mask) if everything else mask
+  return masks.reference_global(layout, mask) if everything and has_clean else mask
 
 
 def make_plan(c: cfg.ModelConfig, layout: masks.Layout) -> Plan:
@@ -126,41 +138,59 @@ def make_plan(c: cfg.ModelConfig, layout: masks.Layout) -> Plan:
   Raises:
     ValueError: the mesh does not divide the heads or has more shards than the tokens can use.
   """
-  tokens, kind = len(layout.kind), choose(c, len(layout.kind))
-  heads, shards = sharding.shards_of('act_heads'), sharding.shards_of('tokens')
+  heads = sharding.shards_of('act_heads')
   if c.num_heads % heads:
+    nearest = _nearest(heads, lambda n: c.num_heads % n == 0)
     raise ValueError(
       f'model.num_heads={c.num_heads} must be divisible by the {heads} shards of the mesh axes of '
-      f"config.rules['act_heads']; nearest valid: {_nearest(heads, lambda n: c.num_heads % n == 0)}."
+      f"config.rules['act_heads']; nearest valid: {nearest}."
     )
+
+  tokens = len(layout.kind)
+  shards = sharding.shards_of('tokens')
+  kind = choose(c, tokens)
   if kind == 'dense':
-    return Plan(masks.pad_to_multiple(np.arange(tokens), shards), None)
-  units = masks.units(layout)
+    return Plan(masks.pad_to_multiple(np.arange(tokens), shards), pattern=None)
   if kind == 'chunks':
-    return Plan(*masks.chunk_plan(units, training_mask(c, units.layout), shards))
+    units = masks.units(layout)
+    order, chunks = masks.chunk_plan(units, training_mask(c, units.layout), shards)
+    return Plan(order, chunks)
+  return _plan_blocks(c, layout, shards)
+
+
+def _plan_blocks(c: cfg.ModelConfig, layout: masks.Layout, shards: int) -> Plan:
+  """The plan of the splash kernels."""
+  units = masks.units(layout)
   alone = c.state_rule != 'chunk'
   if alone and (units.size[units.layout.kind == masks.STATE] > 1).any():
     raise ValueError(
       "model.attention='splash' needs one state a chunk, or model.state_rule='chunk'; "
       "use model.attention='chunks'."
     )
-  plans = functools.cache(
-    functools.partial(masks.block_plan, units, training_mask(c, units.layout, 'chunk'))
-  )
-  fits = lambda n: len(plans(n)[0]) <= 1.5 * len(plans(1)[0])
+  # A block of a single state would be 127 parts padding: states stand with their chunk and are laid
+  # out as if they saw it; a state that sees itself alone is its own value, which `alone_T` says.
+  visible = training_mask(c, units.layout, state_rule='chunk')
+
+  @functools.cache
+  def plan_for(shards: int) -> tuple[np.ndarray, masks.Blocks]:
+    return masks.block_plan(units, visible, shards)
+
+  def fits(shards: int) -> bool:
+    """Whether padding to equal shares costs less than half as many tokens again."""
+    return len(plan_for(shards)[0]) <= 1.5 * len(plan_for(1)[0])
+
   if not fits(shards):
     raise ValueError(
-      f'{tokens} tokens cannot be split into the {shards} shards of the mesh axes of '
+      f'{len(layout.kind)} tokens cannot be split into the {shards} shards of the mesh axes of '
       f"config.rules['tokens']; nearest valid: {_nearest(shards, fits)}."
     )
-  order, blocks = plans(shards)
-  return Plan(order, blocks, (layout.kind[order] == masks.STATE) & (order >= 0) if alone else None)
+  order, blocks = plan_for(shards)
+  is_state_T = (layout.kind[order] == masks.STATE) & (order >= 0)
+  return Plan(order, blocks, alone_T=is_state_T if alone else None)
 
 
 def choose(c: cfg.ModelConfig, tokens: int) -> str:
-  """The kind of attention, 'dense', 'chunks' or 'splash', of a training window of so many
-  tokens.
-  """
+  """The kind of attention of a window of `tokens` tokens: 'dense', 'chunks' or 'splash'."""
   if c.attention != 'auto':
     return c.attention
   if tokens <= MOST_DENSE or c.history_rule == 'reference_global':
@@ -170,72 +200,93 @@ def choose(c: cfg.ModelConfig, tokens: int) -> str:
 
 def _nearest(shards: int, valid: Callable[[int], bool]) -> int:
   """The largest divisor of `shards` that is valid, 1 if none is."""
-  return next(n for n in range(shards, 0, -1) if n == 1 or (shards % n == 0 and valid(n)))
+  divisors = [n for n in range(shards, 1, -1) if shards % n == 0]
+  return next((n for n in divisors if valid(n)), 1)
 
 
 def arrange(x: jax.Array, order: np.ndarray, axis: int = 1) -> jax.Array:
-  """`x` taken at `order` along an axis, zero (or False) where it is -1; as slices, which cost less
-  than a gather.
+  """`x` taken at `order` along an axis, zero (or False) where that is -1.
+
+  Put together from slices, which cost less than a gather.
   """
   padding = order < 0
-  breaks = (padding[1:] != padding[:-1]) | ~padding[1:] & (np.diff(order) != 1)
+  # A run ends where padding begins or ends, and where the next index is not the following one.
+  turns = padding[1:] != padding[:-1]
+  jumps = ~padding[1:] & (np.diff(order) != 1)
+  runs = np.split(order, np.flatnonzero(turns | jumps) + 1)
+
   pieces = []
-  for run in np.split(order, np.flatnonzero(breaks) + 1):
-    if run[0] < 0:
-      pieces.append(jnp.zeros((*x.shape[:axis], len(run), *x.shape[axis + 1 :]), x.dtype))
+  for run in runs:
+    first, last = int(run[0]), int(run[-1])
+    if first < 0:
+      shape = list(x.shape)
+      shape[axis] = len(run)
+      pieces.append(jnp.zeros(shape, x.dtype))
     else:
-      pieces.append(jax.lax.slice_in_dim(x, int(run[0]), int(run[-1]) + 1, axis=axis))
+      pieces.append(jax.lax.slice_in_dim(x, first, last + 1, axis=axis))
   return jnp.concatenate(pieces, axis) if len(pieces) > 1 else pieces[0]
 
 
 def attend_chunks(q_BNTK, k_BNTK, v_BNTK, seen_BT, chunks: masks.Chunks, recompute: bool):
-  """`attend` part by part: every query with the keys it sees, and no mask but that of padding among
-  them.
+  """`attend` part by part: every query meets the keys it sees, and no mask but that of padding.
 
   On a mesh the queries of each part are split over the axes of 'tokens' if these divide them, so
   that all shards do the same work.
 
   Args:
-    seen_BT: bool, tokens that are no padding. recompute: the weights of a part, in the backward
-      pass.
+    seen_BT: bool, tokens that are no padding.
+    recompute: whether the backward pass computes the weights of a part again.
   """
-  shard = lambda x, tokens=None: sharding.shard(x, 'batch', 'act_heads', tokens, 'head_dim')
+
+  def shard(x_BNTK, tokens=None):
+    return sharding.shard(x_BNTK, 'batch', 'act_heads', tokens, 'head_dim')
+
+  attend_part = jax.checkpoint(attend) if recompute else attend
   q_BNTK, k_BNTK, v_BNTK = shard(q_BNTK), shard(k_BNTK), shard(v_BNTK)
-  one = jax.checkpoint(attend) if recompute else attend
-  parts, start = [], 0
+  outputs = []
+  start = 0
   for part in chunks.parts:
-    keys = np.concatenate([np.arange(a, b) for a, b in part.keys])
-    q = jax.lax.slice_in_dim(q_BNTK, start, start + part.size, axis=2)
+    keys = np.concatenate([np.arange(first, stop) for first, stop in part.keys])
     mask = arrange(seen_BT, keys)[:, None, None] if part.conditional else None
     split = None if part.size % sharding.shards_of('tokens') else 'tokens'
-    parts.append(
-      shard(one(shard(q, split), arrange(k_BNTK, keys, 2), arrange(v_BNTK, keys, 2), mask))
+    y_BNTK = attend_part(
+      shard(jax.lax.slice_in_dim(q_BNTK, start, start + part.size, axis=2), split),
+      arrange(k_BNTK, keys, axis=2),
+      arrange(v_BNTK, keys, axis=2),
+      mask,
     )
+    outputs.append(shard(y_BNTK, split))
     start += part.size
-  return shard(shard(jnp.concatenate(parts, 2)), 'tokens')
+  # Whole before it is split again: parts do not end where shards do.
+  return shard(shard(jnp.concatenate(outputs, 2)), 'tokens')
 
 
 def attend_blocks(q_BNTK, k_BNTK, v_BNTK, seen_BT, blocks: masks.Blocks, name: str):
   """`attend` where blocks of tokens see whole blocks; see `splash.attend`."""
-  return _splash().attend(q_BNTK, k_BNTK, v_BNTK, seen_BT, blocks.visible, 'tokens', name)
+  splash = _load_splash()
+  return splash.attend(
+    q_BNTK, k_BNTK, v_BNTK, seen_BT, blocks.visible, key_axis='tokens', name=name
+  )
 
 
 def attend_all(q_BNTK, k_BNSK, v_BNSK, side: int):
-  """`attend` without a mask by the same kernels: blocks of `side` queries and of at most 512 keys,
-  which are padded.
-  """
+  """`attend` without a mask by the same kernels: blocks of `side` queries and at most 512 keys."""
   B, _, S, _ = k_BNSK.shape
   width = min(512, S + -S % masks.LANES)
-  k_BNSK, v_BNSK = (jnp.pad(x, ((0, 0), (0, 0), (0, -S % width), (0, 0))) for x in (k_BNSK, v_BNSK))
-  seen_BS = jnp.broadcast_to(np.arange(k_BNSK.shape[2]) < S, (B, k_BNSK.shape[2]))
-  visible = ((True,) * (k_BNSK.shape[2] // width),) * (q_BNTK.shape[2] // side)
-  return _splash().attend(q_BNTK, k_BNSK, v_BNSK, seen_BS, visible)
+  missing = -S % width
+
+  def pad(x_BNSK):
+    return jnp.pad(x_BNSK, ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+  seen_BS = jnp.broadcast_to(np.arange(S + missing) < S, (B, S + missing))
+  row = (True,) * ((S + missing) // width)
+  visible = (row,) * (q_BNTK.shape[2] // side)
+  return _load_splash().attend(q_BNTK, pad(k_BNSK), pad(v_BNSK), seen_BS, visible)
 
 
-def _splash():
-  from wam_jax.models import (
-    splash,
-  )  # Here, because Pallas takes half a second that most programs need not spend.
+def _load_splash():
+  # Here, because Pallas takes half a second to import that most programs need not spend.
+  from wam_jax.models import splash
 
   return splash
 
@@ -253,13 +304,15 @@ def rotate(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
 
 
 def rotate_by_product(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
-  """`rotate` with the partners of a pair exchanged by a matrix of ones: a third of the memory
-  traffic on TPUs.
+  """`rotate` in a third of the memory traffic on TPUs: a product exchanges the partners of a pair.
+
+  Its matrix holds 1 and -1, so that at the highest precision it is exact.
   """
   K = x_BNTK.shape[-1]
+  even, odd = np.arange(0, K, 2), np.arange(1, K, 2)
   exchange_KK = np.zeros((K, K), x_BNTK.dtype)
-  exchange_KK[np.arange(0, K, 2), np.arange(1, K, 2)] = 1
-  exchange_KK[np.arange(1, K, 2), np.arange(0, K, 2)] = -1
+  exchange_KK[even, odd] = 1
+  exchange_KK[odd, even] = -1
   partner = jnp.einsum(
     'BNTK,KJ->BNTJ',
     x_BNTK,
@@ -267,7 +320,8 @@ def rotate_by_product(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
     precision=jax.lax.Precision.HIGHEST,
     preferred_element_type=jnp.float32,
   )
-  cos, sin = (jnp.repeat(f(angles_TR), 2, axis=-1) for f in (jnp.cos, jnp.sin))
+  cos = jnp.repeat(jnp.cos(angles_TR), 2, axis=-1)
+  sin = jnp.repeat(jnp.sin(angles_TR), 2, axis=-1)
   return (x_BNTK.astype(jnp.float32) * cos + partner * sin).astype(x_BNTK.dtype)
 
 
@@ -284,18 +338,18 @@ def video_angles(start_frame, frames: int, rows: int, columns: int, head_dim: in
   column = _angles(0, columns, side)[None, None]
   numbers = np if isinstance(time, np.ndarray) else jnp
   parts = [
-    numbers.broadcast_to(a, (frames, rows, columns, a.shape[-1])) for a in (time, row, column)
+    numbers.broadcast_to(angles, (frames, rows, columns, angles.shape[-1]))
+    for angles in (time, row, column)
   ]
   return numbers.concatenate(parts, -1).reshape(-1, head_dim // 2)
 
 
 def sequence_angles(start, length: int, head_dim: int):
-  """[length, K/2] float32 angles of actions or of states, counted through the episode from its
-  anchor.
-  """
+  """[length, K/2] float32 angles of actions or states, counted in the episode from its anchor."""
   return _angles(start, length, head_dim)
 
 
 def _angles(start, length: int, width: int):
+  """[length, width / 2] float32, with frequencies from 1 down to nearly 1 / 10,000."""
   frequency = 10000.0 ** (-np.arange(0, width, 2, dtype=np.float64) / width)
   return ((start + np.arange(length))[:, None] * frequency).astype(np.float32)

@@ -7,6 +7,8 @@ and its queries; keys and values come from all shards of 'tokens'.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,73 +19,88 @@ from jax.sharding import NamedSharding
 
 from wam_jax import sharding
 
+# What the kernels call a block that is computed whole, and one that is passed over. (1 would be one
+# of which a mask hides a part.)
+_WHOLE, _SKIPPED = 2, 0
+
 
 def attend(
-  q_BNTK,
-  k_BNSK,
-  v_BNSK,
-  seen_BS,
+  q_BNTK: jax.Array,
+  k_BNSK: jax.Array,
+  v_BNSK: jax.Array,
+  seen_BS: jax.Array,
   visible: tuple[tuple[bool, ...], ...],
+  *,
   key_axis: str | None = None,
   name: str | None = None,
-):
-  """As `attention.attend`: the i-th block of queries sees the j-th of keys where `visible[i][j]`,
-  and no unseen key.
+) -> jax.Array:
+  """As `attention.attend`: the i-th block of queries sees the j-th of keys where `visible[i][j]`.
 
   Args:
     seen_BS: bool, keys that are no padding.
-    key_axis: logical axis that keys are split over: 'tokens', or None where all shards have all of
-      them.
-    name: by which a rematerialisation policy knows what the backward pass needs of the forward
-      pass.
+    key_axis: logical axis that keys are split over, 'tokens'; None where all shards have all keys.
+    name: what a rematerialisation policy calls the values that the backward pass needs of the
+      forward pass.
   """
-  rows, columns = q_BNTK.shape[2] // len(visible), k_BNSK.shape[2] // len(visible[0])
-  kernel = _kernel(np.asarray(visible), rows, columns, name)
+  rows = q_BNTK.shape[2] // len(visible)
+  columns = k_BNSK.shape[2] // len(visible[0])
+  kernel = _make_kernel(np.asarray(visible), rows, columns, name)
+  # The kernels do not scale their logits.
   q_BNTK = (q_BNTK.astype(jnp.float32) * q_BNTK.shape[-1] ** -0.5).astype(q_BNTK.dtype)
   arrays = q_BNTK, k_BNSK, v_BNSK, seen_BS.astype(jnp.int32)
+
   active = sharding.active()
   if active is None:
-    return _batched(kernel, *arrays)
+    return _run(kernel, *arrays)
   mesh, rules = active
-  batch = (
-    'batch' if len(q_BNTK) % sharding.shards_of('batch') == 0 else None
-  )  # Initialisation runs one sample.
-  spec = lambda *names: sharding.spec(mesh, rules, *names)
-  queries, keys = spec(batch, 'act_heads', 'tokens'), spec(batch, 'act_heads', key_axis)
 
-  def local(kernel, q, k, v, seen):
+  def spec(*names):
+    return sharding.spec(mesh, rules, *names)
+
+  def run_shard(kernel, q, k, v, seen):
+    """What one device computes."""
     if key_axis and rules[key_axis]:
-      k, v = (jax.lax.all_gather(x, rules[key_axis], axis=2, tiled=True) for x in (k, v))
-    return _batched(kernel, q, k, v, seen)
+      k = jax.lax.all_gather(k, rules[key_axis], axis=2, tiled=True)
+      v = jax.lax.all_gather(v, rules[key_axis], axis=2, tiled=True)
+    return _run(kernel, q, k, v, seen)
 
+  # Initialisation runs one sample, which no mesh divides.
+  batch = 'batch' if len(q_BNTK) % sharding.shards_of('batch') == 0 else None
+  queries = spec(batch, 'act_heads', 'tokens')
+  keys = spec(batch, 'act_heads', key_axis)
   kernel_specs = kernel.manual_sharding_spec(NamedSharding(mesh, spec('act_heads', 'tokens')))
-  return jax.shard_map(
-    local,
+  run_all = jax.shard_map(
+    run_shard,
     mesh=mesh,
     in_specs=(kernel_specs, queries, keys, keys, spec(batch)),
     out_specs=queries,
     check_vma=False,
-  )(kernel, *arrays)
+  )
+  return run_all(kernel, *arrays)
 
 
-def _kernel(visible, rows, columns, name):
+def _run(kernel, q_BNTK, k_BNSK, v_BNSK, seen_BS):
+  """The kernel for each sample. Keys that are no padding are one segment, that of all queries."""
+
+  def run_sample(q, k, v, seen):
+    segments = splash_attention.SegmentIds(q=jnp.ones(q.shape[1], jnp.int32), kv=seen)
+    return kernel(q, k, v, segment_ids=segments)
+
+  return jax.vmap(run_sample)(q_BNTK, k_BNSK, v_BNSK, seen_BS)
+
+
+def _make_kernel(visible: np.ndarray, rows: int, columns: int, name: str | None):
   """Forward and backward kernels for one sample, split as the active mesh splits heads and tokens.
 
-  Their maker takes a mask of pairs and cannot split one whose blocks are all or nothing.
+  The library's own maker takes a mask of all pairs, and cannot split one whose blocks are all or
+  nothing.
+
+  Args:
+    visible: bool, which block of keys each block of queries sees.
+    rows, columns: numbers of queries and of keys of a block.
   """
-  heads, shards = sharding.shards_of('act_heads'), sharding.shards_of('tokens')
-  forward = _walk(visible)
-  backward = [_walk(share.T) for share in np.split(visible, shards)]
-  longest = max(steps.shape[1] for steps, _ in backward)
-  backward = [
-    np.concatenate([np.pad(a, ((0, 0), (0, longest - a.shape[1])), mode).T for a in arrays])
-    for arrays, mode in zip(zip(*backward), ('edge', 'constant'))
-  ]
-
-  def walk(steps, run):
-    per_head = lambda a: jnp.asarray(np.broadcast_to(a, (heads, *a.shape)).astype(np.int32))
-    return splash_attention_mask_info.MaskInfo(per_head(steps), None, per_head(run), None, None)
-
+  forward = _mask_info(_walk(visible))
+  backward = _mask_info(_walk_back(visible, sharding.shards_of('tokens')))
   sizes = splash_attention.BlockSizes(
     block_q=rows,
     block_kv=columns,
@@ -93,9 +110,9 @@ def _kernel(visible, rows, columns, name):
     block_kv_dq=columns,
   )
   return splash_attention_kernel.SplashAttentionKernel(
-    walk(*forward),
-    walk(*forward),
-    walk(*backward),
+    fwd_mask_info=forward,
+    dq_mask_info=forward,
+    dkv_mask_info=backward,
     block_sizes=sizes,
     is_mqa=False,
     save_residuals=False,
@@ -107,18 +124,58 @@ def _kernel(visible, rows, columns, name):
   )
 
 
-def _walk(visible):
-  """(block of each step, whether to compute it: 2 or 0), [rows, steps]: a row's visible blocks, the
-  last repeated.
+class _Walk(NamedTuple):
+  """The blocks that a kernel goes through for each block of its outputs.
+
+  Attributes:
+    block: [rows, steps] index of the block of each step, which is also what is fetched ahead.
+    run: [rows, steps] _WHOLE or _SKIPPED. Rows are of one length, so short ones end in skipped
+      steps, which repeat the last block: it is not fetched again.
   """
+
+  block: np.ndarray
+  run: np.ndarray
+
+
+def _walk(visible: np.ndarray) -> _Walk:
+  """The visible blocks of each row, in order."""
   number = visible.sum(1, keepdims=True)
-  step = np.minimum(np.arange(max(1, number.max())), np.maximum(number - 1, 0))
-  order = np.argsort(~visible, axis=1, kind='stable')
-  return np.take_along_axis(order, step, 1), 2 * (np.arange(step.shape[1]) < number)
-
-
-def _batched(kernel, q_BNTK, k_BNSK, v_BNSK, seen_BS):
-  one = lambda q, k, v, seen: kernel(
-    q, k, v, segment_ids=splash_attention.SegmentIds(jnp.ones(q.shape[1], jnp.int32), seen)
+  longest = max(1, number.max())
+  step = np.minimum(np.arange(longest), np.maximum(number - 1, 0))
+  visible_first = np.argsort(~visible, axis=1, kind='stable')
+  return _Walk(
+    block=np.take_along_axis(visible_first, step, 1),
+    run=np.where(np.arange(longest) < number, _WHOLE, _SKIPPED),
   )
-  return jax.vmap(one)(q_BNTK, k_BNSK, v_BNSK, seen_BS)
+
+
+def _walk_back(visible: np.ndarray, shards: int) -> _Walk:
+  """The walk of the gradients of keys and values: for each block of keys, the queries that see it.
+
+  A shard has all keys and its own share of queries, counted from 0. Steps stand along the first
+  axis, one shard's after the other's, so that this is the axis that the mesh splits.
+  """
+  walks = [_walk(share.T) for share in np.split(visible, shards)]
+  longest = max(walk.block.shape[1] for walk in walks)
+  blocks, runs = [], []
+  for walk in walks:
+    missing = ((0, 0), (0, longest - walk.block.shape[1]))
+    blocks.append(np.pad(walk.block, missing, mode='edge').T)
+    runs.append(np.pad(walk.run, missing, constant_values=_SKIPPED).T)
+  return _Walk(np.concatenate(blocks), np.concatenate(runs))
+
+
+def _mask_info(walk: _Walk) -> splash_attention_mask_info.MaskInfo:
+  """A walk as the kernels take it: the same one for each shard of the heads, and no other mask."""
+  heads = sharding.shards_of('act_heads')
+
+  def per_head(numbers: np.ndarray) -> jax.Array:
+    return jnp.asarray(np.broadcast_to(numbers, (heads, *numbers.shape)).astype(np.int32))
+
+  return splash_attention_mask_info.MaskInfo(
+    data_next=per_head(walk.block),
+    mask_next=None,
+    block_mask=per_head(walk.run),
+    partial_mask_blocks=None,
+    q_sequence=None,
+  )
