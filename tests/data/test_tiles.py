@@ -97,12 +97,12 @@ def test_gaps_by_hand():
   views = (View('a', 0, 0, 6, 8), View('b', 2, 8, 8, 4))
   record = dataclasses.replace(DROID, name='gaps', composite=(10, 20), views=views)
   covered = np.zeros((10, 20), int)
-  for rows, columns in tiles._gaps(record):
+  for rows, columns in tiles._find_gaps(record):
     covered[rows, columns] += 1
   want = np.ones((10, 20), int)
   want[:6, :8] = want[2:, 8:12] = 0
   np.testing.assert_array_equal(covered, want)
-  assert not tiles._gaps(DROID)
+  assert not tiles._find_gaps(DROID)
 
 
 def test_columns_are_repeated():
