@@ -23,6 +23,7 @@ from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax import masks
+from wam_jax import presets
 from wam_jax.models import attention
 
 _TOKENS = flags.DEFINE_integer('tokens_per_frame', 96, 'Of the window that is timed.', 1)
@@ -31,8 +32,8 @@ _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of the timing; the medians count.
 cli.define_json()
 
 RELEASED = {
-  '14B, 880 tokens a frame': (cfg.WAN2_1_I2V_14B, 880),
-  '5B, 50 tokens a frame': (cfg.WAN2_2_TI2V_5B, 50),
+  '14B, 880 tokens a frame': (presets.WAN2_1_I2V_14B, 880),
+  '5B, 50 tokens a frame': (presets.WAN2_2_TI2V_5B, 50),
 }
 
 
@@ -97,7 +98,7 @@ def main(unused_argv: list[str]) -> None:
       + ''.join(f'{n[kind] / n["exact"]:>10.3f}' for kind in ('dense', 'chunks', 'splash'))
       + f'{n["exact"]:>14,}{n["tokens"]:>9,}{n["splash_side"]:>14}{n["splash_tokens"]:>12,}'
     )
-  timed = measure(cfg.WAN2_1_I2V_14B, _TOKENS.value, _HEADS.value, _REPEATS.value)
+  timed = measure(presets.WAN2_1_I2V_14B, _TOKENS.value, _HEADS.value, _REPEATS.value)
   print(
     f'\nforward and backward of {_HEADS.value} heads, {timed["tokens"]:,} tokens, {jax.default_backend()}: '
     f'dense {timed["dense"]:.3f} s, chunks {timed["chunks"]:.3f} s, '

@@ -32,6 +32,7 @@ from etils import epath
 
 from wam_jax import cli
 from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
@@ -61,7 +62,7 @@ _POOL = 2**22  # Random numbers, of which every weight is made.
 
 def make_model(layers: int, heads: int) -> cfg.ModelConfig:
   """The released 14B with `layers` layers of `heads` heads, and encoders that take no room."""
-  c = cfg.WAN2_1_I2V_14B
+  c = presets.WAN2_1_I2V_14B
   return dataclasses.replace(
     c,
     num_layers=layers,
@@ -77,7 +78,9 @@ def make_model(layers: int, heads: int) -> cfg.ModelConfig:
 def choose_layers(free: int, heads: int) -> int:
   """Layers for which two copies fit into `free` bytes, at most the released 40."""
   one, two = (sum(map(lazy.nbytes, _shapes(make_model(n, heads)).values())) for n in (1, 2))
-  return max(1, min(cfg.WAN2_1_I2V_14B.num_layers, 1 + int((0.95 * free / 2 - one) // (two - one))))
+  return max(
+    1, min(presets.WAN2_1_I2V_14B.num_layers, 1 + int((0.95 * free / 2 - one) // (two - one)))
+  )
 
 
 def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) -> dict[str, int]:

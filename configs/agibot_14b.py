@@ -1,12 +1,14 @@
 """DreamZero on AgiBot G1 (about 500 h, 7,193 episodes, 22 environments), 14B, trained in full; 48
 actions a chunk.
 
-  python -m wam_jax.convert import --source=Wan2.1-I2V-14B-480P --output=~/wam_jax_data/wan2_1_i2v_14b_two \
-      --num_embodiments=2
-  python -m data.from_lerobot --source=AGIBOT_LEROBOT --output=~/wam_jax_data/agibot/1.0.0 --workers=64
-  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b_two --dataset=~/wam_jax_data/agibot/1.0.0 \
-      --embodiment=agibot
-  python -m wam_jax.train --config=configs/agibot_14b.py --workdir=gs://BUCKET/agibot_14b --distributed
+  python -m wam_jax.convert import --source=Wan2.1-I2V-14B-480P \
+      --output=~/wam_jax_data/wan2_1_i2v_14b_two --num_embodiments=2
+  python -m data.from_lerobot --source=AGIBOT_LEROBOT --output=~/wam_jax_data/agibot/1.0.0 \
+      --workers=64
+  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b_two \
+      --dataset=~/wam_jax_data/agibot/1.0.0 --embodiment=agibot
+  python -m wam_jax.train --config=configs/agibot_14b.py --workdir=gs://BUCKET/agibot_14b \
+      --distributed
 
 Step, memory and layouts are those of droid_14b, with 96 action tokens more in 14,180: by estimate
 7.8 days on v5p-128, 1.5 on v6e-256 (:v6e). The second category of the action modules is for
@@ -14,25 +16,25 @@ configs/video_only_transfer.py, which goes on from here.
 """
 
 from configs import droid_14b
-from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def get_config(arg: str = ''):
   c = droid_14b.get_config('' if arg == 'smoke' else arg)
   c.name = 'agibot_14b'
-  c.model.actions_per_chunk, c.model.num_embodiments = 48, 2
-  c.init_from = f'{cfg.DATA_ROOT}/wan2_1_i2v_14b_two'
+  c.init_from = f'{presets.DATA_ROOT}/wan2_1_i2v_14b_two'
+
+  c.model.actions_per_chunk = 48
+  c.model.num_embodiments = 2
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
+
   c.data.embodiments = ('agibot', 'human')
   c.data.mixture = {
-    'agibot': dict(
-      path=f'{cfg.DATA_ROOT}/agibot/1.0.0',
-      split='train',
+    'agibot': presets.rlds_dataset(
+      path='agibot/1.0.0',
       embodiment='agibot',
-      weight=1.0,
       prepare='data.from_lerobot --source={source} --output={path}',
-      source='',
     )
   }
   c.data.ranges = {'agibot': ''}
-  return cfg.smoke(c, {'agibot': 'disc'}) if arg == 'smoke' else c
+  return presets.smoke(c, {'agibot': 'disc'}) if arg == 'smoke' else c

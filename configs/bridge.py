@@ -1,6 +1,7 @@
 """BridgeData V2 (WidowX) at tiny size: a real robot dataset through the same commands.
 
-python -m wam_jax.train --config=configs/bridge.py --workdir=DIR --config.data.mixture.bridge.source=RLDS_DIRECTORY
+python -m wam_jax.train --config=configs/bridge.py --workdir=DIR \
+    --config.data.mixture.bridge.source=RLDS_DIRECTORY
 
 RLDS_DIRECTORY is the dataset as published, the directory with dataset_info.json; its TFRecord
 shards are converted once. An ArrayRecord directory goes in `path` instead. The size overfits a few
@@ -8,37 +9,53 @@ dozen episodes; it is no recipe for the whole set.
 """
 
 from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def get_config(arg: str = ''):
   c = cfg.base()
   c.name = 'bridge'
-  c.steps, c.batch_size = 1000, 16
-  c.log_every, c.save_every = 50, 500
-  m = c.model
-  m.dim, m.mlp_dim, m.num_heads, m.num_layers, m.scan_unroll = 96, 384, 3, 4, 4
-  m.action_dim, m.proprio_dim, m.actions_per_chunk = 7, 7, 4
-  m.tokenizer.channels = 16
+  c.steps = 1000
+  c.batch_size = 16
+  c.log_every = 50
+  c.save_every = 500
+
+  c.model.dim = 96
+  c.model.mlp_dim = 384
+  c.model.num_heads = 3
+  c.model.num_layers = 4
+  c.model.scan_unroll = 4
+  c.model.action_dim = 7
+  c.model.proprio_dim = 7
+  c.model.actions_per_chunk = 4
+  c.model.tokenizer.channels = 16
+
   c.data.embodiments = ('bridge_widowx',)
   c.data.mixture = {
-    'bridge': dict(
-      path=f'{cfg.DATA_ROOT}/bridge_dataset/1.0.0',
-      split='train',
+    'bridge': presets.rlds_dataset(
+      path='bridge_dataset/1.0.0',
       embodiment='bridge_widowx',
-      weight=1.0,
       prepare='data.convert --source={source} --output={path}',
-      source='',
     )
   }
-  c.flow.shift, c.flow.weighting, c.flow.action_weight = 3.0, 'uniform', 1.0
-  c.sample.shift, c.sample.steps = 3.0, 8
-  o = c.optimizer
-  o.learning_rate, o.warmup_steps, o.hold_fraction = 2e-3, 100, 0.3
-  o.b1, o.b2, o.weight_decay, o.ema_decay = 0.9, 0.98, 0.01, 0.995
-  c.evaluation.env, c.evaluation.split, c.evaluation.episodes, c.evaluation.batch = (
-    'dataset',
-    'train',
-    100,
-    20,
-  )
-  return cfg.smoke(c) if arg == 'smoke' else c
+
+  c.flow.shift = 3.0
+  c.flow.weighting = 'uniform'
+  c.flow.action_weight = 1.0
+  c.sample.shift = 3.0
+  c.sample.steps = 8
+
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.warmup_steps = 100
+  c.optimizer.hold_fraction = 0.3
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.98
+  c.optimizer.weight_decay = 0.01
+  c.optimizer.ema_decay = 0.995
+
+  # This size learns a few dozen episodes by heart, so it is evaluated on those.
+  c.evaluation.env = 'dataset'
+  c.evaluation.split = 'train'
+  c.evaluation.episodes = 100
+  c.evaluation.batch = 20
+  return presets.smoke(c) if arg == 'smoke' else c

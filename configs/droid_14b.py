@@ -1,9 +1,12 @@
 """DreamZero on DROID, 14B: Wan2.1-I2V-14B and new action modules, trained in full; coupled noise.
 
-  python -m wam_jax.convert import --source=Wan2.1-I2V-14B-480P --output=~/wam_jax_data/wan2_1_i2v_14b
+  python -m wam_jax.convert import --source=Wan2.1-I2V-14B-480P \
+      --output=~/wam_jax_data/wan2_1_i2v_14b
   python -m data.convert --source=DROID_RLDS --output=~/wam_jax_data/droid/1.0.1
-  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b --dataset=~/wam_jax_data/droid/1.0.1 --embodiment=droid
-  python -m wam_jax.train --config=configs/droid_14b.py --workdir=gs://BUCKET/droid_14b --distributed
+  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b \
+      --dataset=~/wam_jax_data/droid/1.0.1 --embodiment=droid
+  python -m wam_jax.train --config=configs/droid_14b.py --workdir=gs://BUCKET/droid_14b \
+      --distributed
 
 Expect by ahead-of-time estimate, at the peak of the chips (`python -m benchmarks.pods`): on v5p-128
 (v5p:4x4x4) 6.7 s a step, 7.8 days for all, 78 % MFU, 70 of 96 GiB; on v6e-256 (:v6e) 1.3 s, 1.5
@@ -16,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 
 from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax.data import prompts
 
 # How the step is laid out on a slice; found by `python -m wam_jax.compile --search`.
@@ -32,31 +36,47 @@ def get_config(arg: str = ''):
     )
   c = cfg.base()
   c.name = 'droid_14b'
-  c.steps, c.batch_size = 100_000, 128
-  c.log_every, c.save_every, c.keep, c.keep_every = 10, 1000, 2, 10_000
-  c.spike_factor, c.hang_timeout_s = 4.0, 1800.0
-  c.model = dataclasses.asdict(cfg.WAN2_1_I2V_14B)
-  c.init_from = f'{cfg.DATA_ROOT}/wan2_1_i2v_14b'
+  c.init_from = f'{presets.DATA_ROOT}/wan2_1_i2v_14b'
+  c.steps = 100_000
+  c.batch_size = 128
+  c.log_every = 10
+  c.save_every = 1000
+  c.keep = 2
+  c.keep_every = 10_000
+  c.spike_factor = 4.0
+  c.hang_timeout_s = 1800.0
+
+  c.model = dataclasses.asdict(presets.WAN2_1_I2V_14B)
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
+
   c.data.embodiments = ('droid',)
   c.data.mixture = {
-    'droid': dict(
-      path=f'{cfg.DATA_ROOT}/droid/1.0.1',
-      split='train',
+    'droid': presets.rlds_dataset(
+      path='droid/1.0.1',
       embodiment='droid',
-      weight=1.0,
       prepare='data.convert --source={source} --output={path}',
-      source='',
     )
   }
   c.data.ranges = {'droid': ''}
   c.data.features = 'require'
-  o = c.optimizer
-  o.learning_rate, o.warmup_steps, o.clip_norm = 1e-5, 5000, 1.0
-  o.b1, o.b2, o.adam_eps, o.weight_decay = 0.95, 0.999, 1e-8, 1e-5
-  c.sample.solver, c.sample.steps, c.sample.guidance_scale = 'unipc', 16, 5.0
+
+  c.optimizer.learning_rate = 1e-5
+  c.optimizer.warmup_steps = 5000
+  c.optimizer.clip_norm = 1.0
+  c.optimizer.b1 = 0.95
+  c.optimizer.b2 = 0.999
+  c.optimizer.adam_eps = 1e-8
+  c.optimizer.weight_decay = 1e-5
+
+  c.sample.solver = 'unipc'
+  c.sample.steps = 16
+  c.sample.guidance_scale = 5.0
   c.sample.negative_prompt = prompts.NEGATIVE
-  c.evaluation.env, c.evaluation.split = 'dataset', 'train'
+  c.evaluation.env = 'dataset'
+  c.evaluation.split = 'train'
+
   layout = LAYOUTS[arg if arg in LAYOUTS else 'v5p']
-  c.model.remat, c.accumulate, c.mesh = layout['remat'], layout['accumulate'], layout['mesh']
-  return cfg.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c
+  c.model.remat = layout['remat']
+  c.accumulate = layout['accumulate']
+  c.mesh = layout['mesh']
+  return presets.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c

@@ -1,8 +1,8 @@
 """DreamZero-Flash on DROID, 14B: decoupled noise, from the coupled weights of configs/droid_14b.py;
 one step a chunk.
 
-  python -m wam_jax.train --config=configs/droid_14b_flash.py --workdir=gs://BUCKET/droid_14b_flash --distributed \
-      --config.init_from=WORKDIR_OF_DROID_14B
+  python -m wam_jax.train --config=configs/droid_14b_flash.py \
+      --workdir=gs://BUCKET/droid_14b_flash --distributed --config.init_from=WORKDIR_OF_DROID_14B
 
 Paper: the video's clean share is drawn from Beta(7, 1), mostly noise, the action's level uniformly
 and apart from it; 50,000 steps, as its other post-training. Step, memory and layouts are those of
@@ -10,14 +10,17 @@ droid_14b: by estimate 3.9 days on v5p-128, 18 hours on v6e-256 (:v6e).
 """
 
 from configs import droid_14b
-from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def get_config(arg: str = ''):
   c = droid_14b.get_config('' if arg == 'smoke' else arg)
   c.name = 'droid_14b_flash'
-  c.steps, c.optimizer.warmup_steps = 50_000, 2500
   c.init_from = '~/wam/droid_14b'
+  c.steps = 50_000
+  c.optimizer.warmup_steps = 2500
   c.flow.schedule = 'flash'
-  c.sample.mode, c.sample.steps, c.sample.guidance_scale = 'flash', 1, 1.0
-  return cfg.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c
+  c.sample.mode = 'flash'
+  c.sample.steps = 1
+  c.sample.guidance_scale = 1.0
+  return presets.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c

@@ -4,8 +4,8 @@ latent frame.
   python -m wam_jax.convert import --source=Wan2.2-TI2V-5B --image_encoder=Wan2.1-I2V-14B-480P \
       --output=~/wam_jax_data/wan2_2_ti2v_5b
   python -m data.convert --source=DROID_RLDS --output=~/wam_jax_data/droid/1.0.1
-  python -m data.encode --workdir=~/wam_jax_data/wan2_2_ti2v_5b --dataset=~/wam_jax_data/droid/1.0.1 \
-      --embodiment=droid_wan22
+  python -m data.encode --workdir=~/wam_jax_data/wan2_2_ti2v_5b \
+      --dataset=~/wam_jax_data/droid/1.0.1 --embodiment=droid_wan22
   python -m wam_jax.train --config=configs/droid_5b.py --workdir=gs://BUCKET/droid_5b --distributed
 
 Expect by ahead-of-time estimate, at the peak of the chips: on v5p:2x2x4 0.81 s a step, 0.9 days for
@@ -15,7 +15,7 @@ all, 59 % MFU, 28 of 96 GiB. `python -m benchmarks.pods` has the smallest slices
 import dataclasses
 
 from configs import droid_14b
-from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def get_config(arg: str = ''):
@@ -23,9 +23,11 @@ def get_config(arg: str = ''):
     raise ValueError(f'This config takes no argument or "smoke", not {arg!r}.')
   c = droid_14b.get_config()
   c.name = 'droid_5b'
-  c.model = dataclasses.asdict(cfg.WAN2_2_TI2V_5B)
-  c.init_from = f'{cfg.DATA_ROOT}/wan2_2_ti2v_5b'
+  c.init_from = f'{presets.DATA_ROOT}/wan2_2_ti2v_5b'
+  c.accumulate = 1
+  c.model = dataclasses.asdict(presets.WAN2_2_TI2V_5B)
+  c.model.remat = 'dots'
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
-  c.model.remat, c.accumulate = 'dots', 1
-  c.data.embodiments, c.data.mixture.droid.embodiment = ('droid_wan22',), 'droid_wan22'
-  return cfg.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c
+  c.data.embodiments = ('droid_wan22',)
+  c.data.mixture.droid.embodiment = 'droid_wan22'
+  return presets.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c

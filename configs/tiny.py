@@ -5,6 +5,7 @@ python -m wam_jax.train --config=configs/tiny.py --workdir=DIR
 """
 
 from wam_jax import config as cfg
+from wam_jax import presets
 
 # The order gives every robot its category in the model, so that runs on other robots can start from
 # this one.
@@ -14,14 +15,28 @@ ROBOTS = ('disc', 'arm', 'cart', 'human')
 def get_config(arg: str = ''):
   c = cfg.base()
   c.name = 'tiny'
-  c.steps, c.batch_size = 4000, 32
-  c.log_every, c.save_every = 50, 500
-  c.model.num_embodiments, c.model.scan_unroll = len(ROBOTS), 4
+  c.steps = 4000
+  c.batch_size = 32
+  c.log_every = 50
+  c.save_every = 500
+
+  c.model.num_embodiments = len(ROBOTS)
+  c.model.scan_unroll = 4  # No loop over layers: faster on CPU.
+
   c.data.embodiments = tuple(f'tabletop_{robot}' for robot in ROBOTS)
-  c.data.mixture = {'disc': cfg.tabletop_dataset('disc', 'reach', 8000)}
-  c.flow.shift, c.flow.weighting, c.flow.action_weight = 3.0, 'uniform', 4.0
-  c.sample.shift, c.sample.steps = 3.0, 4
-  o = c.optimizer
-  o.learning_rate, o.warmup_steps, o.hold_fraction = 2e-3, 150, 0.5
-  o.b1, o.b2, o.weight_decay, o.ema_decay = 0.9, 0.98, 0.01, 0.995
-  return cfg.smoke(c) if arg == 'smoke' else c
+  c.data.mixture = {'disc': presets.tabletop_dataset('disc', 'reach', 8000)}
+
+  c.flow.shift = 3.0
+  c.flow.weighting = 'uniform'
+  c.flow.action_weight = 4.0
+  c.sample.shift = 3.0
+  c.sample.steps = 4
+
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.warmup_steps = 150
+  c.optimizer.hold_fraction = 0.5
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.98
+  c.optimizer.weight_decay = 0.01
+  c.optimizer.ema_decay = 0.995
+  return presets.smoke(c) if arg == 'smoke' else c

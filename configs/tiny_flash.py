@@ -1,15 +1,17 @@
 """DreamZero-Flash at tiny size, and its coupled twin, on a task with two equally good targets
 (`reach_any`).
 
-python -m wam_jax.train --config=configs/tiny_flash.py         --workdir=FLASH   --config.init_from=WORKDIR_OF_TINY
-python -m wam_jax.train --config=configs/tiny_flash.py:coupled --workdir=COUPLED --config.init_from=WORKDIR_OF_TINY
+python -m wam_jax.train --config=configs/tiny_flash.py --workdir=FLASH \
+    --config.init_from=WORKDIR_OF_TINY
+python -m wam_jax.train --config=configs/tiny_flash.py:coupled --workdir=COUPLED \
+    --config.init_from=WORKDIR_OF_TINY
 
 Both continue from the coupled weights of configs/tiny.py with the same data, seed and budget; only
 the noise differs.
 """
 
 from configs import tiny
-from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def get_config(arg: str = ''):
@@ -18,9 +20,10 @@ def get_config(arg: str = ''):
   c = tiny.get_config()
   c.name = 'tiny_flash_coupled' if arg == 'coupled' else 'tiny_flash'
   c.steps = 1500
-  c.data.mixture = {'disc': cfg.tabletop_dataset('disc', 'reach_any', 8000)}
+  c.data.mixture = {'disc': presets.tabletop_dataset('disc', 'reach_any', 8000)}
   c.evaluation.tasks = ('reach_any',)
   if arg != 'coupled':
     c.flow.schedule = 'flash'
-    c.sample.mode, c.sample.steps = 'flash', 1
-  return cfg.smoke(c) if arg == 'smoke' else c
+    c.sample.mode = 'flash'
+    c.sample.steps = 1
+  return presets.smoke(c) if arg == 'smoke' else c

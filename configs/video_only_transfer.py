@@ -1,11 +1,12 @@
 """Video-only transfer: people on video, 10 to 20 minutes without actions, half of each batch beside
 robot data.
 
-  python -m data.human_video --source=VIDEOS --output=~/wam_jax_data/human_video/1.0.0 --size=352x640
-  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b_two --dataset=~/wam_jax_data/human_video/1.0.0 \
-      --embodiment=human
-  python -m wam_jax.train --config=configs/video_only_transfer.py --workdir=gs://BUCKET/transfer --distributed \
-      --config.init_from=WORKDIR_OF_AGIBOT_14B
+  python -m data.human_video --source=VIDEOS --output=~/wam_jax_data/human_video/1.0.0 \
+      --size=352x640
+  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b_two \
+      --dataset=~/wam_jax_data/human_video/1.0.0 --embodiment=human
+  python -m wam_jax.train --config=configs/video_only_transfer.py --workdir=gs://BUCKET/transfer \
+      --distributed --config.init_from=WORKDIR_OF_AGIBOT_14B
 
 Paper: 10,000 steps of 1:1 co-training; task progress on the videos' tasks from 38.3 to 54.3 %. A
 sample without actions has no action loss, and its video tokens see no action or state keys. By
@@ -13,21 +14,19 @@ estimate 19 hours on v5p-128, 3.6 on v6e-256 (:v6e).
 """
 
 from configs import agibot_14b
-from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def get_config(arg: str = ''):
   c = agibot_14b.get_config('' if arg == 'smoke' else arg)
   c.name = 'video_only_transfer'
-  c.steps, c.optimizer.warmup_steps = 10_000, 500
   c.init_from = '~/wam/agibot_14b'
-  c.data.mixture.human = dict(
-    path=f'{cfg.DATA_ROOT}/human_video/1.0.0',
-    split='train',
+  c.steps = 10_000
+  c.optimizer.warmup_steps = 500
+  c.data.mixture.human = presets.rlds_dataset(
+    path='human_video/1.0.0',
     embodiment='human',
-    weight=1.0,
     prepare='data.human_video --source={source} --output={path} --size=352x640',
-    source='',
   )
   c.data.ranges = {'agibot': '', 'human': ''}
-  return cfg.smoke(c, {'agibot': 'disc', 'human': 'human'}) if arg == 'smoke' else c
+  return presets.smoke(c, {'agibot': 'disc', 'human': 'human'}) if arg == 'smoke' else c

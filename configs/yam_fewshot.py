@@ -1,11 +1,13 @@
 """A new robot from 30 minutes of play data (55 trajectories, 11 tasks): two YAM arms, from the
 released AgiBot weights.
 
-  python -m wam_jax.convert import --source=DreamZero-AgiBot --output=~/wam_jax_data/dreamzero_agibot
+  python -m wam_jax.convert import --source=DreamZero-AgiBot \
+      --output=~/wam_jax_data/dreamzero_agibot
   python -m data.from_lerobot --source=YAM_LEROBOT --output=~/wam_jax_data/yam/1.0.0 --workers=8
-  python -m data.encode --workdir=~/wam_jax_data/dreamzero_agibot --dataset=~/wam_jax_data/yam/1.0.0 \
-      --embodiment=yam_reference
-  python -m wam_jax.train --config=configs/yam_fewshot.py --workdir=gs://BUCKET/yam_fewshot --distributed
+  python -m data.encode --workdir=~/wam_jax_data/dreamzero_agibot \
+      --dataset=~/wam_jax_data/yam/1.0.0 --embodiment=yam_reference
+  python -m wam_jax.train --config=configs/yam_fewshot.py --workdir=gs://BUCKET/yam_fewshot \
+      --distributed
 
 Rates, padded action dimensions and the action loss are those that the released weights were trained
 with: every third frame and 24 actions a chunk of 0.8 s. Paper: 50,000 steps of post-training; with
@@ -15,26 +17,25 @@ steps may do.
 """
 
 from configs import droid_14b
-from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def get_config(arg: str = ''):
   c = droid_14b.get_config('' if arg == 'smoke' else arg)
   c.name = 'yam_fewshot'
-  c.steps, c.optimizer.warmup_steps = 50_000, 2500
-  c.init_from = f'{cfg.DATA_ROOT}/dreamzero_agibot'
+  c.init_from = f'{presets.DATA_ROOT}/dreamzero_agibot'
+  c.steps = 50_000
+  c.optimizer.warmup_steps = 2500
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
-  c.flow.action_mean, c.flow.mask_padded_noise = 'padded', False
+  c.flow.action_mean = 'padded'
+  c.flow.mask_padded_noise = False
   c.data.embodiments = ('yam_reference',)
   c.data.mixture = {
-    'yam': dict(
-      path=f'{cfg.DATA_ROOT}/yam/1.0.0',
-      split='train',
+    'yam': presets.rlds_dataset(
+      path='yam/1.0.0',
       embodiment='yam_reference',
-      weight=1.0,
       prepare='data.from_lerobot --source={source} --output={path}',
-      source='',
     )
   }
   c.data.ranges = {'yam': ''}
-  return cfg.smoke(c, {'yam': 'disc'}) if arg == 'smoke' else c
+  return presets.smoke(c, {'yam': 'disc'}) if arg == 'smoke' else c

@@ -17,6 +17,7 @@ from tests import train_config
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
+from wam_jax import presets
 from wam_jax import train
 from wam_jax import train_step
 from wam_jax.aot import abstract
@@ -192,7 +193,7 @@ def test_training_divides_by_the_peak_of_its_devices(monkeypatch):
 def large(**changes) -> cfg.TrainConfig:
   return dataclasses.replace(
     cfg.TrainConfig(
-      model=cfg.WAN2_1_I2V_14B, batch_size=128, data=cfg.DataConfig(embodiments=('droid',))
+      model=presets.WAN2_1_I2V_14B, batch_size=128, data=cfg.DataConfig(embodiments=('droid',))
     ),
     **changes,
   )

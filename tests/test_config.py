@@ -5,12 +5,13 @@ import json
 import pytest
 
 from wam_jax import config as cfg
+from wam_jax import presets
 
 
 def make():
   c = cfg.base()
   c.data.embodiments = ('tabletop_disc',)
-  c.data.mixture = {'disc': cfg.tabletop_dataset('disc', 'reach', 10)}
+  c.data.mixture = {'disc': presets.tabletop_dataset('disc', 'reach', 10)}
   return c
 
 
@@ -58,7 +59,7 @@ def test_wrong_values_say_what_is_right(path, value, message):
 def test_smoke_keeps_its_data_apart():
   c = make()
   full = c.data.mixture.disc.path
-  small = cfg.smoke(c).data.mixture.disc
-  assert small.path == full.replace(cfg.DATA_ROOT, f'{cfg.DATA_ROOT}/smoke')
-  assert f'--output={cfg.DATA_ROOT}/smoke ' in small.prepare
+  small = presets.smoke(c).data.mixture.disc
+  assert small.path == full.replace(presets.DATA_ROOT, f'{presets.DATA_ROOT}/smoke')
+  assert f'--output={presets.DATA_ROOT}/smoke ' in small.prepare
   assert '--episodes=20 ' in small.prepare

@@ -14,6 +14,7 @@ import pytest
 from tests import programs
 from tests.data import synthetic
 from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax import train
 from wam_jax.evaluation import run as evaluation
 
@@ -52,8 +53,8 @@ def load_config(name: str, data_root: pathlib.Path):
   """The smoke config of an experiment, as a ConfigDict, with its datasets below `data_root`."""
   c = importlib.import_module(f'configs.{name}').get_config('smoke')
   for dataset in c.data.mixture.values():
-    dataset.path = dataset.path.replace(cfg.DATA_ROOT, str(data_root))
-    dataset.prepare = dataset.prepare.replace(cfg.DATA_ROOT, str(data_root))
+    dataset.path = dataset.path.replace(presets.DATA_ROOT, str(data_root))
+    dataset.prepare = dataset.prepare.replace(presets.DATA_ROOT, str(data_root))
   if name == 'bridge':
     source = data_root / 'published'
     made = source.exists()

@@ -17,6 +17,8 @@ from tests import train_config
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
+from wam_jax import guards
+from wam_jax import presets
 from wam_jax import sharding
 from wam_jax import train
 from wam_jax import train_step
@@ -49,7 +51,7 @@ CONFIG = cfg.TrainConfig(
   optimizer=cfg.OptimizerConfig(learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9),
 )
 ONE = {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
-RELEASED = {'14B': cfg.WAN2_1_I2V_14B, '5B': cfg.WAN2_2_TI2V_5B}
+RELEASED = {'14B': presets.WAN2_1_I2V_14B, '5B': presets.WAN2_2_TI2V_5B}
 
 
 def make_batch():
@@ -280,7 +282,7 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
   )
   train.train(config, tmp_path / 'straight')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train._StopSignal, 'requested', lambda self, step: step == 2)
+    patch.setattr(guards.StopSignal, 'requested', lambda self, step: step == 2)
     train.train(config, tmp_path / 'resumed')
   train.train(config, tmp_path / 'resumed')
   assert (tmp_path / 'resumed/metrics.jsonl').read_bytes() == (

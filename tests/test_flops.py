@@ -14,6 +14,7 @@ from tests import train_config
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax import masks
+from wam_jax import presets
 from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax import types
@@ -135,11 +136,11 @@ def test_pairs_are_those_of_the_dense_mask(model):
 
 
 def test_the_design_of_14b():
-  parts = flops.control(cfg.WAN2_1_I2V_14B, 880)
+  parts = flops.control(presets.WAN2_1_I2V_14B, 880)
   seen = sum(parts[name].forward for name in ('attention', 'prompt attention'))
   assert round(seen / 1e12, 1) == 12.7
   assert round((flops.total(parts).forward - seen) / 1e12, 1) == 42.7
-  c = cfg.WAN2_1_I2V_14B
+  c = presets.WAN2_1_I2V_14B
   layout = flops.training_layout(c, 880)
   assert [
     int((layout.kind == kind).sum())

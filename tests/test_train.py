@@ -387,8 +387,8 @@ def test_checkpoints_kept_for_good_and_a_trace(config, tmp_path, fake_step):
 
 def test_a_hung_step_ends_the_process_with_every_stack():
   code = (
-    'import time; from wam_jax import train\n'
-    'with train._HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)'
+    'import time; from wam_jax import guards\n'
+    'with guards.HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)'
   )
   done = subprocess.run(
     [sys.executable, '-c', code],

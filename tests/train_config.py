@@ -12,11 +12,22 @@ def get_config(arg: str = ''):
     raise ValueError(f'This config takes no argument, got {arg!r}.')
   c = cfg.base()
   c.name = 'test'
-  c.steps, c.batch_size, c.log_every, c.save_every, c.eval_every, c.keep = 60, 8, 2, 10, 30, 2
-  c.model.dim, c.model.mlp_dim, c.model.num_layers, c.model.action_hidden = 16, 32, 1, 16
-  c.model.text.dim, c.model.text.layers = 16, 1
+  c.steps = 60
+  c.batch_size = 8
+  c.log_every = 2
+  c.save_every = 10
+  c.eval_every = 30
+  c.keep = 2
+  c.model.dim = 16
+  c.model.mlp_dim = 32
+  c.model.num_layers = 1
+  c.model.action_hidden = 16
+  c.model.text.dim = 16
+  c.model.text.layers = 1
   c.model.tokenizer.fit_windows = 32
   c.data.embodiments = ('tabletop_disc',)
   c.data.mixture = {'disc': dataclasses.asdict(cfg.DatasetConfig(embodiment='tabletop_disc'))}
-  c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.ema_decay = 1e-3, 4, 0.9
+  c.optimizer.learning_rate = 1e-3
+  c.optimizer.warmup_steps = 4
+  c.optimizer.ema_decay = 0.9
   return c

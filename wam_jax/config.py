@@ -1,4 +1,5 @@
-"""Every setting of the system, with its default, unit and check. Owns no numerics.
+"""Every setting of the system, with its default, unit and check. Owns no numerics; sizes and
+datasets with a name are in presets.py.
 
 A config file returns a `ConfigDict` made by `base()`; `from_config_dict` turns it into the frozen
 dataclasses below, and nothing deeper ever sees a ConfigDict.
@@ -7,7 +8,6 @@ dataclasses below, and nothing deeper ever sees a ConfigDict.
 from __future__ import annotations
 
 import dataclasses
-import re
 import types
 import typing
 from collections.abc import Mapping
@@ -555,6 +555,7 @@ class TrainConfig:
   evaluation: EvalConfig = EvalConfig()
 
   def __post_init__(self):
+    self._check_counts()
     self._check_trainable()
     if self.profile and (len(self.profile) != 2 or not 0 < self.profile[0] <= self.profile[1]):
       raise ValueError(
@@ -579,6 +580,12 @@ class TrainConfig:
           f'data.mixture.{name}.embodiment={dataset.embodiment!r} is not in '
           f'data.embodiments={self.data.embodiments}; add it there.'
         )
+
+  def _check_counts(self):
+    counts = ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep')
+    low = [f'config.{key}={getattr(self, key)}' for key in counts if getattr(self, key) < 1]
+    if low:
+      raise ValueError(f'{", ".join(low)}: must be at least 1.')
 
   def _check_trainable(self):
     _check_choice('frozen_dtype', self.frozen_dtype, ('float32', 'bfloat16'))
@@ -627,128 +634,11 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
 )
 
 
-_RELEASED = dict(
-  patch=2,
-  image_dim=1280,
-  image_tokens=257,
-  freq_dim=256,
-  action_dim=32,
-  proprio_dim=64,
-  action_hidden=1024,
-  frames_per_chunk=2,
-  actions_per_chunk=24,
-  max_chunks=4,
-  predict_first_frame=True,
-  state_rule='reference',
-  dtype='bfloat16',
-  remat='block',
-  image=ImageConfig(kind='clip', dtype='bfloat16'),
-  text=TextConfig(kind='umt5', vocab=256384, length=512, dim=4096, layers=24, dtype='bfloat16'),
-)
-
-# The released DreamZero: Wan2.1-I2V-14B and Wan2.2-TI2V-5B with action modules. Source: DreamZero
-# launch scripts.
-WAN2_1_I2V_14B = ModelConfig(
-  dim=5120,
-  mlp_dim=13824,
-  num_heads=40,
-  num_layers=40,
-  image_condition=True,
-  tokenizer=TokenizerConfig('wan2_1', temporal=4, spatial=8, channels=16, dtype='bfloat16'),
-  **_RELEASED,
-)
-WAN2_2_TI2V_5B = ModelConfig(
-  dim=3072,
-  mlp_dim=14336,
-  num_heads=24,
-  num_layers=30,
-  tokenizer=TokenizerConfig(
-    'wan2_2',
-    temporal=4,
-    spatial=16,
-    channels=48,
-    resize=(160, 320),
-    dtype='bfloat16',
-    vae=VAEConfig(encoder_dim=160, decoder_dim=256),
-  ),
-  **_RELEASED,
-)
-
-
-DATA_ROOT = '~/wam_jax_data'
-
-
 def base() -> ml_collections.ConfigDict:
   """Every key at its default, as a ConfigDict for a config file to change."""
   return ml_collections.ConfigDict(
     _plain(dataclasses.asdict(TrainConfig(rules=dict(DEFAULT_RULES))))
   )
-
-
-def tabletop_dataset(robot: str, tasks: str, episodes: int, weight: float = 1.0) -> dict[str, Any]:
-  """A tabletop dataset for `data.mixture`, below DATA_ROOT; `python -m data.tabletop` makes it when
-  it is not there.
-
-  Args:
-    robot: 'disc', 'arm', 'cart' or 'human'. tasks: comma-separated.
-  """
-  return dict(
-    source='',
-    path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0',
-    split='train',
-    embodiment=f'tabletop_{robot}',
-    weight=weight,
-    prepare=f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} --episodes={episodes} '
-    '--workers=2',
-  )
-
-
-def smoke(
-  config: ml_collections.ConfigDict, stand_ins: Mapping[str, str] | None = None
-) -> ml_collections.ConfigDict:
-  """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest
-  size that runs.
-
-  Args:
-    stand_ins: for an experiment on data and imported weights that a test cannot have: of each
-      dataset, the tabletop robot whose episodes take its place. The model is then a tiny one from
-      scratch, with small encoders, that keeps the experiment's rules (noise, losses, optimizer,
-      sampling, rematerialisation).
-  """
-  config.name += '_smoke'
-  config.steps, config.batch_size, config.log_every, config.save_every = 4, 8, 1, 2
-  if stand_ins is not None:
-    _stand_in(config, stand_ins)
-  m = config.model
-  m.num_layers, m.dim, m.mlp_dim, m.num_heads, m.scan_unroll = 2, 32, 64, 2, 1
-  m.tokenizer.fit_windows = 16
-  config.evaluation.episodes = config.evaluation.batch = 2
-  for dataset in config.data.mixture.values():
-    moved = [
-      text.replace(DATA_ROOT, f'{DATA_ROOT}/smoke') for text in (dataset.path, dataset.prepare)
-    ]
-    dataset.path, dataset.prepare = moved[0], re.sub(r'--episodes=\d+', '--episodes=20', moved[1])
-  return config
-
-
-def _stand_in(config: ml_collections.ConfigDict, robots: Mapping[str, str]) -> None:
-  """Tabletop data and a tiny model from scratch in place of large ones."""
-  kept = ('predict_first_frame', 'state_rule', 'history_rule', 'remat', 'num_embodiments')
-  config.model = _plain(dataclasses.asdict(ModelConfig(**{key: config.model[key] for key in kept})))
-  config.data.mixture = {
-    name: tabletop_dataset(robot, 'reach', 20, config.data.mixture[name].weight)
-    for name, robot in robots.items()
-  }
-  config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
-  config.data.ranges, config.data.features, config.init_from, config.trainable = (
-    {},
-    'off',
-    '',
-    ('all',),
-  )
-  config.mesh, config.accumulate = {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, 1
-  config.sample.steps, config.sample.evaluate_steps = min(config.sample.steps, 2), ()
-  config.evaluation = _plain(dataclasses.asdict(EvalConfig()))
 
 
 def from_config_dict(config: Mapping[str, Any]) -> TrainConfig:

@@ -17,22 +17,16 @@ This module owns the wiring and the loop; the step itself is in train_step.py.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import faulthandler
 import functools
 import json
-import math
-import os
 import pathlib
 import re
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,6 +42,7 @@ from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import flops
+from wam_jax import guards
 from wam_jax import metrics
 from wam_jax import progress
 from wam_jax import sharding
@@ -116,7 +111,6 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
   first = jax.process_index() == 0
   mesh = sharding.make_mesh(config.mesh)
   batch_sharding = sharding.batch_sharding(mesh, config.rules)
-  _check_schedule(config)
   sharding.check_sizes(config, mesh)
 
   with contextlib.ExitStack() as stack:
@@ -185,13 +179,13 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       if first
       else None
     )
-    watch = _LossWatch(config)
-    stop = stack.enter_context(_StopSignal())
-    alive = stack.enter_context(_HangTimeout(config.hang_timeout_s))
+    watch = guards.LossWatch(config)
+    stop = stack.enter_context(guards.StopSignal())
+    alive = stack.enter_context(guards.HangTimeout(config.hang_timeout_s))
     traces = (
       stack.enter_context(storage.local_directory(workdir / 'profile')) if config.profile else None
     )
-    profile = stack.enter_context(_Profile(config.profile, traces))
+    profile = stack.enter_context(guards.Profile(config.profile, traces))
 
     step = start
     while step < config.steps and not stop.requested(step):
@@ -263,13 +257,6 @@ def _start_processes() -> None:
         f'--distributed finds no TPU, SLURM or Kubernetes job around this process: {e} Start it through '
         'launch/, or pass --coordinator_address, --num_processes and --process_id.'
       ) from e
-
-
-def _check_schedule(config: cfg.TrainConfig) -> None:
-  counts = ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep')
-  low = [f'config.{key}={getattr(config, key)}' for key in counts if getattr(config, key) < 1]
-  if low:
-    raise ValueError(f'{", ".join(low)}: must be at least 1.')
 
 
 def _count_work(config: cfg.TrainConfig, mesh: Mesh) -> dict[str, float]:
@@ -401,159 +388,6 @@ def _evaluate(
   return {
     f'eval_{name}': float(np.mean([result[name] for result in results])) for name in results[0]
   }
-
-
-class Complete(NamedTuple):
-  """A step whose loss is known, and finite."""
-
-  step: int
-  loss: float
-
-
-class _LossWatch:
-  """Stops the run at the first step whose loss or gradient is not finite, and reports a loss far
-  above the usual.
-
-  Looks two steps behind the one being dispatched, so the devices never wait for the host, nor the
-  host run far ahead.
-  """
-
-  def __init__(self, config: cfg.TrainConfig):
-    self._factor, self._stop = config.spike_factor, config.stop_on_spike
-    self._pending: collections.deque[tuple[int, np.ndarray, Mapping[str, jax.Array]]] = (
-      collections.deque()
-    )
-    self._recent: collections.deque[float] = collections.deque(maxlen=100)
-    self._last: Complete | None = None
-
-  def add(self, step: int, sample_B2: np.ndarray, step_metrics: Mapping[str, jax.Array]) -> None:
-    watched = {name: step_metrics[name] for name in ('loss', 'grad_norm') if name in step_metrics}
-    self._pending.append((step, sample_B2, watched))
-
-  def check(self, lag: int) -> Complete | None:
-    """Checks all but the newest `lag` steps; returns the last complete one, None before the
-    first.
-    """
-    while len(self._pending) > lag:
-      step, sample_B2, watched = self._pending.popleft()
-      values = jax.device_get(watched)
-      if not all(np.isfinite(value) for value in values.values()):
-        found = ', '.join(f'{name} {float(value)}' for name, value in values.items())
-        raise FloatingPointError(f'Step {step} is not finite: {found}. {_advice(sample_B2)}')
-      self._check_spike(step, sample_B2, float(values['loss']))
-      self._last = Complete(step, float(values['loss']))
-    return self._last
-
-  def _check_spike(self, step: int, sample_B2: np.ndarray, loss: float) -> None:
-    usual = float(np.median(self._recent)) if len(self._recent) >= 20 else math.inf
-    if self._factor and loss > self._factor * usual:
-      found = f'The loss of step {step} is {loss:.4g}, {loss / usual:.1f} times the median of the steps before it.'
-      if self._stop:
-        raise FloatingPointError(f'{found} {_advice(sample_B2)}')
-      samples = f'Its samples on host {jax.process_index()}: {_names(sample_B2)}'
-      progress.say(f'{found} {samples}', from_every_process=True)
-    else:
-      self._recent.append(loss)
-
-
-def _names(sample_B2: np.ndarray) -> str:
-  return ' '.join(f'{dataset}:{sample}' for dataset, sample in np.asarray(sample_B2).tolist())
-
-
-def _advice(sample_B2: np.ndarray) -> str:
-  return (
-    f'Its samples on host {jax.process_index()}, as dataset:sample: {_names(sample_B2)}. Nothing of this step '
-    'was saved. Check these samples (python -m data.validate), or lower config.optimizer.learning_rate and run '
-    'again from the last checkpoint.'
-  )
-
-
-class _HangTimeout:
-  """Ends the process, with the stack of every thread, when no step was begun for `seconds`; call it
-  at each step.
-
-  The first step compiles, so the clock starts with the second.
-  """
-
-  def __init__(self, seconds: float):
-    self._seconds, self._steps = seconds, 0
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __call__(self) -> None:
-    self._steps += 1
-    if self._seconds and self._steps > 1:
-      faulthandler.dump_traceback_later(self._seconds, exit=True)
-
-  def __exit__(self, *unused_error) -> None:
-    faulthandler.cancel_dump_traceback_later()
-
-
-class _Profile:
-  """A trace of the steps first to last for XProf: `tensorboard --logdir=WORKDIR/profile`."""
-
-  def __init__(self, steps: Sequence[int], directory: pathlib.Path | None):
-    self._steps, self._directory, self._running = steps, directory, False
-
-  def __enter__(self) -> Self:
-    return self
-
-  def at(self, step: int) -> None:
-    """Call before `step` is dispatched."""
-    if self._steps and step == self._steps[0]:
-      jax.profiler.start_trace(self._directory)
-      self._running = True
-    elif self._steps and step > self._steps[1]:
-      self._end()
-
-  def __exit__(self, *unused_error) -> None:
-    self._end()
-
-  def _end(self) -> None:
-    if self._running:
-      jax.profiler.stop_trace()
-      self._running = False
-
-
-class _StopSignal:
-  """Turns the first SIGTERM or Ctrl-C into a stop at the next step; the second one ends the process
-  at once.
-
-  Attributes:
-    signal: number of the one that came.
-  """
-
-  def __init__(self):
-    self._event, self._previous, self.signal = threading.Event(), {}, int(signal.SIGTERM)
-
-  def __enter__(self) -> Self:
-    # With several processes JAX itself catches SIGTERM, and all agree on the step.
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def __exit__(self, *unused_error) -> None:
-    self._restore()
-
-  def requested(self, step: int) -> bool:
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._event.is_set()
-
-  def _handle(self, number: int, unused_frame) -> None:
-    self._restore()
-    self.signal = number
-    self._event.set()
-    # Not print: it may be what the signal interrupted.
-    os.write(
-      2, f'\n{signal.Signals(number).name}: saving at the next step, then stopping\n'.encode()
-    )
-
-  def _restore(self) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-    self._previous = {}
 
 
 if __name__ == '__main__':

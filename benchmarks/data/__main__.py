@@ -36,6 +36,7 @@ from benchmarks.data import episodes as made_up
 from data import convert
 from wam_jax import cli
 from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax.data import embodiments
 from wam_jax.data import frames
 from wam_jax.data import pipeline
@@ -43,7 +44,7 @@ from wam_jax.data import sources
 from wam_jax.data import windows
 
 _DATA = flags.DEFINE_string(
-  'data', f'{cfg.DATA_ROOT}/benchmark', 'Directory of the dataset, made if missing: 2.7 GB.'
+  'data', f'{presets.DATA_ROOT}/benchmark', 'Directory of the dataset, made if missing: 2.7 GB.'
 )
 _EPISODES = flags.DEFINE_integer('episodes', 40, 'Episodes, if the dataset is made.', 1)
 _STEPS = flags.DEFINE_integer(

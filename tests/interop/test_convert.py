@@ -17,6 +17,7 @@ from tests import programs
 from tests.interop import tiny
 from wam_jax import checkpoint
 from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax import sharding
 from wam_jax import train_step
 from wam_jax.data import embodiments
@@ -163,7 +164,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
   assert list(robot_lib.from_metadata(data)) == ['droid']
 
 
-@pytest.mark.parametrize('model', [cfg.WAN2_1_I2V_14B, cfg.WAN2_2_TI2V_5B])
+@pytest.mark.parametrize('model', [presets.WAN2_1_I2V_14B, presets.WAN2_2_TI2V_5B])
 def test_released_configs_are_recognised(model):
   shapes = {
     part: {name: row.torch_shape for row in table for name in row.names}
@@ -196,9 +197,9 @@ def assert_table_fits(table, golden):
 
 def test_golden_dit_is_recognised_at_its_sizes(golden_dit):
   said, shapes = golden_dit.config, {name: w.shape for name, w in golden_dit.below('w/').items()}
-  video = dataclasses.replace(cfg.WAN2_1_I2V_14B.tokenizer, channels=said['out_dim'])
-  text = dataclasses.replace(cfg.WAN2_1_I2V_14B.text, dim=said['text_dim'])
-  image = dataclasses.replace(cfg.WAN2_1_I2V_14B.image, dim=said['image_embed_dim'])
+  video = dataclasses.replace(presets.WAN2_1_I2V_14B.tokenizer, channels=said['out_dim'])
+  text = dataclasses.replace(presets.WAN2_1_I2V_14B.text, dim=said['text_dim'])
+  image = dataclasses.replace(presets.WAN2_1_I2V_14B.image, dim=said['image_embed_dim'])
   model = sizes.infer_model(said, shapes, 33, video, text, image)
   assert_table_fits(dit.rows(model), golden_dit)
   silent = {key: said[key] for key in ('num_heads', 'out_dim')}

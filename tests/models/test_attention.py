@@ -18,6 +18,7 @@ from tests import parity
 from tests.models import test_wam_golden
 from wam_jax import config as cfg
 from wam_jax import masks
+from wam_jax import presets
 from wam_jax import sharding
 from wam_jax import types
 from wam_jax.models import attention
@@ -240,7 +241,7 @@ def test_no_matrix_of_all_pairs():
   tokens.
   """
   c = dataclasses.replace(
-    cfg.WAN2_1_I2V_14B,
+    presets.WAN2_1_I2V_14B,
     dim=64,
     mlp_dim=64,
     num_heads=4,
@@ -300,7 +301,7 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
   monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices[:4]
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 2, 'seq': 2}, devices)
-  c = cfg.WAN2_1_I2V_14B
+  c = presets.WAN2_1_I2V_14B
   layout = layout_of(7, range(9), cells=880, actions=24, chunks=4)
   with sharding.activate(mesh, cfg.DEFAULT_RULES):
     plan = attention.make_plan(c, layout)

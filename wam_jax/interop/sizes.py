@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wam_jax import config as cfg
+from wam_jax import presets
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,9 +25,9 @@ def infer_tokenizer(
   """Of a Wan VAE; `resize` is what the policy head does to frames before."""
   nested = any(name.startswith('encoder.downsamples.0.downsamples.') for name in shapes)
   released = (
-    cfg.WAN2_2_TI2V_5B.tokenizer
+    presets.WAN2_2_TI2V_5B.tokenizer
     if nested or said.get('z_dim') == 48
-    else cfg.WAN2_1_I2V_14B.tokenizer
+    else presets.WAN2_1_I2V_14B.tokenizer
   )
   top = released.vae.multipliers[-1]
   encoder = said.get('dim') or _axis(shapes, 'encoder.conv1.weight', 0, released.vae.encoder_dim)
@@ -48,7 +49,7 @@ def infer_text(
   """Of a UMT5 encoder; `length` is that of the prompts that the DiT takes, None for the released
   one.
   """
-  released = cfg.WAN2_1_I2V_14B.text
+  released = presets.WAN2_1_I2V_14B.text
   of = lambda key, name, axis, default: said.get(key) or _axis(shapes, name, axis, default)
   bias = 'blocks.0.pos_embedding.embedding.weight'
   return cfg.TextConfig(
@@ -71,7 +72,7 @@ def infer_image(said: Mapping[str, Any], shapes: Shapes, dtype: str) -> cfg.Imag
   Raises:
     ValueError: the number of heads, which no shape tells, cannot be right.
   """
-  released = cfg.WAN2_1_I2V_14B.image
+  released = presets.WAN2_1_I2V_14B.image
   dim = _axis(shapes, 'visual.cls_embedding', 2, released.dim)
   patch = _axis(shapes, 'visual.patch_embedding.weight', 2, released.patch)
   heads = said.get('num_heads', IMAGE_HEADS)
@@ -109,7 +110,7 @@ def infer_model(
   Raises:
     ValueError: it is built in a way that this model is not.
   """
-  released = cfg.WAN2_1_I2V_14B
+  released = presets.WAN2_1_I2V_14B
   of = lambda key, name, axis, default: said.get(key) or _axis(shapes, name, axis, default)
   channels = of('in_dim', 'patch_embedding.weight', 1, released.in_channels)
   problems = []

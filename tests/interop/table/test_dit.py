@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax.interop.table import dit
 from wam_jax.interop.table import rows
 
 
 @pytest.mark.parametrize(
   ('config', 'billions', 'weights'),
-  [(cfg.WAN2_1_I2V_14B, 16.484, 1317), (cfg.WAN2_2_TI2V_5B, 5.607, 997)],
+  [(presets.WAN2_1_I2V_14B, 16.484, 1317), (presets.WAN2_2_TI2V_5B, 5.607, 997)],
 )
 def test_released_sizes(config, billions, weights):
   """Source: specification of the released models, computed from the official modules."""
@@ -27,7 +27,7 @@ def test_released_sizes(config, billions, weights):
 
 def test_released_shapes():
   """A few of the names and shapes of a published checkpoint."""
-  shapes = {name: row.torch_shape for row in dit.rows(cfg.WAN2_1_I2V_14B) for name in row.names}
+  shapes = {name: row.torch_shape for row in dit.rows(presets.WAN2_1_I2V_14B) for name in row.names}
   assert shapes['patch_embedding.weight'] == (5120, 36, 1, 2, 2)
   assert shapes['time_projection.1.weight'] == (30720, 5120)
   assert shapes['blocks.39.ffn.0.weight'] == (13824, 5120)

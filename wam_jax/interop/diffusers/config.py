@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax import workdir
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import sizes
@@ -110,7 +111,7 @@ def _read_dit(said: Mapping[str, Any], tokenizer, text, clip) -> cfg.ModelConfig
 
 def _read_vae(said: Mapping[str, Any]) -> tuple[cfg.TokenizerConfig, np.ndarray | None]:
   residual = said.get('is_residual', False)
-  released = (cfg.WAN2_2_TI2V_5B if residual else cfg.WAN2_1_I2V_14B).tokenizer
+  released = (presets.WAN2_2_TI2V_5B if residual else presets.WAN2_1_I2V_14B).tokenizer
   base = said['base_dim']
   config = dataclasses.replace(
     released,
@@ -132,7 +133,7 @@ def _read_vae(said: Mapping[str, Any]) -> tuple[cfg.TokenizerConfig, np.ndarray 
 
 
 def _read_text(said: Mapping[str, Any]) -> cfg.TextConfig:
-  released = cfg.WAN2_1_I2V_14B.text
+  released = presets.WAN2_1_I2V_14B.text
   return cfg.TextConfig(
     'umt5',
     said['vocab_size'],
@@ -160,7 +161,7 @@ def _read_image(said: Mapping[str, Any] | None) -> cfg.ImageConfig:
     said['num_hidden_layers'],
     said['intermediate_size'] // said['hidden_size'],
     said.get('projection_dim', 0),
-    cfg.WAN2_1_I2V_14B.image.dtype,
+    presets.WAN2_1_I2V_14B.image.dtype,
   )
 
 

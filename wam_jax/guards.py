@@ -1,0 +1,202 @@
+"""What watches a run from beside its loop: losses that are not finite, steps that hang, signals,
+traces. Owns no state of the model, and writes nothing but the trace.
+"""
+
+from __future__ import annotations
+
+import collections
+import faulthandler
+import math
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from wam_jax import config as cfg
+from wam_jax import progress
+
+_RECENT = 100  # Steps whose median is the usual loss ...
+_ENOUGH = 20  # ... once there are so many.
+
+
+class Complete(NamedTuple):
+  """A step whose loss is known, and finite."""
+
+  step: int
+  loss: float
+
+
+class _Dispatched(NamedTuple):
+  """A step that the devices may still be computing."""
+
+  step: int
+  sample_B2: np.ndarray
+  watched: Mapping[str, jax.Array]
+
+
+class LossWatch:
+  """Stops the run at the first step whose loss or gradient is not finite, and reports a loss far
+  above the usual.
+
+  Looks two steps behind the one being dispatched, so the devices never wait for the host, nor the
+  host run far ahead.
+  """
+
+  def __init__(self, config: cfg.TrainConfig):
+    self._factor = config.spike_factor
+    self._stop = config.stop_on_spike
+    self._pending: collections.deque[_Dispatched] = collections.deque()
+    self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
+    self._last: Complete | None = None
+
+  def add(self, step: int, sample_B2: np.ndarray, step_metrics: Mapping[str, jax.Array]) -> None:
+    """`step` was dispatched; `sample_B2` are its (dataset, sample) on this host."""
+    watched = {name: step_metrics[name] for name in ('loss', 'grad_norm') if name in step_metrics}
+    self._pending.append(_Dispatched(step, sample_B2, watched))
+
+  def check(self, lag: int) -> Complete | None:
+    """Checks all but the newest `lag` steps; returns the last complete one, None before the first.
+
+    Raises:
+      FloatingPointError: a step is not finite, or a spike that `config.stop_on_spike` forbids.
+    """
+    while len(self._pending) > lag:
+      step, sample_B2, watched = self._pending.popleft()
+      values = {name: float(value) for name, value in jax.device_get(watched).items()}
+      if not all(math.isfinite(value) for value in values.values()):
+        found = ', '.join(f'{name} {value}' for name, value in values.items())
+        raise FloatingPointError(f'Step {step} is not finite: {found}. {_advise(sample_B2)}')
+      self._check_spike(step, sample_B2, values['loss'])
+      self._last = Complete(step, values['loss'])
+    return self._last
+
+  def _check_spike(self, step: int, sample_B2: np.ndarray, loss: float) -> None:
+    usual = float(np.median(self._recent)) if len(self._recent) >= _ENOUGH else math.inf
+    if not self._factor or loss <= self._factor * usual:
+      self._recent.append(loss)
+      return
+    found = (
+      f'The loss of step {step} is {loss:.4g}, {loss / usual:.1f} times the median of the steps '
+      'before it.'
+    )
+    if self._stop:
+      raise FloatingPointError(f'{found} {_advise(sample_B2)}')
+    samples = f'Its samples on host {jax.process_index()}: {_list_samples(sample_B2)}'
+    progress.say(f'{found} {samples}', from_every_process=True)
+
+
+def _list_samples(sample_B2: np.ndarray) -> str:
+  return ' '.join(f'{dataset}:{sample}' for dataset, sample in np.asarray(sample_B2).tolist())
+
+
+def _advise(sample_B2: np.ndarray) -> str:
+  samples = f'Its samples on host {jax.process_index()}, as dataset:sample: '
+  return (
+    f'{samples}{_list_samples(sample_B2)}. Nothing of this step was saved. Check these samples '
+    '(python -m data.validate), or lower config.optimizer.learning_rate and run again from the '
+    'last checkpoint.'
+  )
+
+
+class HangTimeout:
+  """Ends the process, with the stack of every thread, when no step was begun for `seconds`; call it
+  at each step.
+
+  The first step compiles, so the clock starts with the second.
+  """
+
+  def __init__(self, seconds: float):
+    """`seconds` of 0 wait forever."""
+    self._seconds = seconds
+    self._steps = 0
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __call__(self) -> None:
+    self._steps += 1
+    if self._seconds and self._steps > 1:
+      faulthandler.dump_traceback_later(self._seconds, exit=True)
+
+  def __exit__(self, *unused_error) -> None:
+    faulthandler.cancel_dump_traceback_later()
+
+
+class Profile:
+  """A trace of the steps first to last for XProf: `tensorboard --logdir=WORKDIR/profile`."""
+
+  def __init__(self, steps: Sequence[int], directory: pathlib.Path | None):
+    """`steps` are the first and the last one, or () for no trace and no `directory`."""
+    self._steps = steps
+    self._directory = directory
+    self._running = False
+
+  def __enter__(self) -> Self:
+    return self
+
+  def at(self, step: int) -> None:
+    """Call before `step` is dispatched."""
+    if not self._steps:
+      return
+    first, last = self._steps
+    if step == first:
+      jax.profiler.start_trace(self._directory)
+      self._running = True
+    elif step > last:
+      self._end()
+
+  def __exit__(self, *unused_error) -> None:
+    self._end()
+
+  def _end(self) -> None:
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
+
+
+class StopSignal:
+  """Turns the first SIGTERM or Ctrl-C into a stop at the next step; the second one ends the process
+  at once.
+
+  Attributes:
+    signal: number of the one that came.
+  """
+
+  def __init__(self):
+    self.signal = int(signal.SIGTERM)
+    self._event = threading.Event()
+    self._previous = {}
+
+  def __enter__(self) -> Self:
+    # With several processes JAX itself catches SIGTERM, and all agree on the step.
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *unused_error) -> None:
+    self._restore()
+
+  def requested(self, step: int) -> bool:
+    """Whether to stop after `step` steps; the same on every process."""
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._event.is_set()
+
+  def _handle(self, number: int, unused_frame) -> None:
+    self._restore()
+    self.signal = number
+    self._event.set()
+    # Not print: it may be what the signal interrupted.
+    message = f'\n{signal.Signals(number).name}: saving at the next step, then stopping\n'
+    os.write(2, message.encode())
+
+  def _restore(self) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+    self._previous = {}

@@ -1,0 +1,160 @@
+"""Parts of configs that have a name: the released models, datasets as they are published, the smoke
+version of an experiment. Owns no setting; all of those are declared in config.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from wam_jax import config as cfg
+
+DATA_ROOT = '~/wam_jax_data'
+
+# What the two released DreamZero models share: Wan2.1-I2V-14B and Wan2.2-TI2V-5B with action
+# modules. Source: DreamZero launch scripts.
+_RELEASED = cfg.ModelConfig(
+  patch=2,
+  image_dim=1280,
+  image_tokens=257,
+  freq_dim=256,
+  action_dim=32,
+  proprio_dim=64,
+  action_hidden=1024,
+  frames_per_chunk=2,
+  actions_per_chunk=24,
+  max_chunks=4,
+  predict_first_frame=True,
+  state_rule='reference',
+  dtype='bfloat16',
+  remat='block',
+  image=cfg.ImageConfig(kind='clip', dtype='bfloat16'),
+  text=cfg.TextConfig(kind='umt5', vocab=256384, length=512, dim=4096, layers=24, dtype='bfloat16'),
+)
+WAN2_1_I2V_14B = dataclasses.replace(
+  _RELEASED,
+  dim=5120,
+  mlp_dim=13824,
+  num_heads=40,
+  num_layers=40,
+  image_condition=True,
+  tokenizer=cfg.TokenizerConfig(
+    kind='wan2_1', temporal=4, spatial=8, channels=16, dtype='bfloat16'
+  ),
+)
+WAN2_2_TI2V_5B = dataclasses.replace(
+  _RELEASED,
+  dim=3072,
+  mlp_dim=14336,
+  num_heads=24,
+  num_layers=30,
+  tokenizer=cfg.TokenizerConfig(
+    kind='wan2_2',
+    temporal=4,
+    spatial=16,
+    channels=48,
+    resize=(160, 320),
+    dtype='bfloat16',
+    vae=cfg.VAEConfig(encoder_dim=160, decoder_dim=256),
+  ),
+)
+
+
+def tabletop_dataset(robot: str, tasks: str, episodes: int, weight: float = 1.0) -> dict[str, Any]:
+  """A tabletop dataset for `data.mixture`, below DATA_ROOT; `python -m data.tabletop` makes it when
+  it is not there.
+
+  Args:
+    robot: 'disc', 'arm', 'cart' or 'human'. tasks: comma-separated.
+  """
+  return dict(
+    source='',
+    path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0',
+    split='train',
+    embodiment=f'tabletop_{robot}',
+    weight=weight,
+    prepare=(
+      f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} '
+      f'--episodes={episodes} --workers=2'
+    ),
+  )
+
+
+def rlds_dataset(
+  path: str, embodiment: str, prepare: str, split: str = 'train', weight: float = 1.0
+) -> dict[str, Any]:
+  """A dataset for `data.mixture` that is made once from one as published, which
+  `--config.data.mixture.NAME.source=DIR` names.
+
+  Args:
+    path: its directory, below DATA_ROOT.
+    embodiment, prepare, split, weight: as in `config.DatasetConfig`.
+  """
+  return dict(
+    source='',
+    path=f'{DATA_ROOT}/{path}',
+    split=split,
+    embodiment=embodiment,
+    weight=weight,
+    prepare=prepare,
+  )
+
+
+def smoke(
+  config: ml_collections.ConfigDict, stand_ins: Mapping[str, str] | None = None
+) -> ml_collections.ConfigDict:
+  """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest
+  size that runs.
+
+  Args:
+    stand_ins: for an experiment on data and imported weights that a test cannot have: of each
+      dataset, the tabletop robot whose episodes take its place. The model is then a tiny one from
+      scratch, with small encoders, that keeps the experiment's rules (noise, losses, optimizer,
+      sampling, rematerialisation).
+  """
+  config.name += '_smoke'
+  config.steps = 4
+  config.batch_size = 8
+  config.log_every = 1
+  config.save_every = 2
+  if stand_ins is not None:
+    _stand_in(config, stand_ins)
+  config.model.dim = 32
+  config.model.mlp_dim = 64
+  config.model.num_heads = 2
+  config.model.num_layers = 2
+  config.model.scan_unroll = 1
+  config.model.tokenizer.fit_windows = 16
+  config.evaluation.episodes = 2
+  config.evaluation.batch = 2
+  # A place of its own: the small dataset must not be taken for the one that the experiment wants.
+  root = f'{DATA_ROOT}/smoke'
+  for dataset in config.data.mixture.values():
+    dataset.path = dataset.path.replace(DATA_ROOT, root)
+    prepare = dataset.prepare.replace(DATA_ROOT, root)
+    dataset.prepare = re.sub(r'--episodes=\d+', '--episodes=20', prepare)
+  return config
+
+
+def _stand_in(config: ml_collections.ConfigDict, robots: Mapping[str, str]) -> None:
+  """Tabletop data and a tiny model from scratch in place of large ones."""
+  kept = ('predict_first_frame', 'state_rule', 'history_rule', 'remat', 'num_embodiments')
+  config.model = cfg.to_dict(cfg.ModelConfig(**{key: config.model[key] for key in kept}))
+  config.data.mixture = {
+    name: tabletop_dataset(robot, 'reach', 20, config.data.mixture[name].weight)
+    for name, robot in robots.items()
+  }
+  config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
+  config.data.ranges = {}
+  config.data.features = 'off'
+  config.init_from = ''
+  config.trainable = ('all',)
+  config.mesh = cfg.to_dict(cfg.TrainConfig())['mesh']
+  config.accumulate = 1
+  config.sample.steps = min(config.sample.steps, 2)
+  config.sample.evaluate_steps = ()
+  config.evaluation = cfg.to_dict(cfg.EvalConfig())
