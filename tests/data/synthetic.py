@@ -99,12 +99,14 @@ class SyntheticRlds(tfds.core.GeneratorBasedBuilder):
     yield from enumerate({'steps': steps} for steps in episodes)
 
 
-def write_dataset(root, splits, features=FEATURES, file_format='array_record') -> str:
+def write_dataset(
+  root, splits, features=FEATURES, file_format='array_record', shards: int | None = None
+) -> str:
   """Writes `splits` (name to list of episodes, each a list of steps); returns the dataset's
-  directory.
+  directory. With `shards` each split has that many, for which it needs as many episodes.
   """
   builder = SyntheticRlds(splits, features, data_dir=str(root), file_format=file_format)
-  builder.download_and_prepare()
+  builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
   return str(builder.data_path)
 
 
@@ -119,6 +121,14 @@ def make_dataset(root, lengths, edit=lambda steps: None, **kwargs) -> str:
       'val': [[make_step(e, t) for t in range(n)] for e, n in enumerate(lengths[:2])],
     },
     **kwargs,
+  )
+
+
+def make_sharded(root, shards: int, length: int = 12) -> str:
+  """A synthetic dataset of `shards` shards of two episodes each in `train`, of one each in `val`."""
+  make_episodes = lambda count: [[make_step(e % 256, t) for t in range(length)] for e in range(count)]
+  return write_dataset(
+    root, {'train': make_episodes(2 * shards), 'val': make_episodes(shards)}, shards=shards
   )
 
 
