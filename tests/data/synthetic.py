@@ -126,7 +126,9 @@ def make_dataset(root, lengths, edit=lambda steps: None, **kwargs) -> str:
 
 def make_sharded(root, shards: int, length: int = 12) -> str:
   """A synthetic dataset of `shards` shards of two episodes each in `train`, of one each in `val`."""
-  make_episodes = lambda count: [[make_step(e % 256, t) for t in range(length)] for e in range(count)]
+  make_episodes = lambda count: [
+    [make_step(e % 256, t) for t in range(length)] for e in range(count)
+  ]
   return write_dataset(
     root, {'train': make_episodes(2 * shards), 'val': make_episodes(shards)}, shards=shards
   )

@@ -8,17 +8,19 @@ fifteenth. `data.convert` writes the records uncompressed and beside them
 An episode without images is its tf.Example, each image feature replaced by a table of its steps'
 images: [steps, 3] int64, (position in the shard, bytes, CRC-32C). No image is stored twice,
 whatever is read is checked, and local paths and object stores are read alike.
+
+Leans on the layout of ArrayRecord's files, which the library does not promise to keep: setup.py
+holds array-record below the next version, and `index_shard` reads every record back both ways, so
+that a changed layout ends a conversion and not a training run.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -29,10 +31,12 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from wam_jax.data import shards
+
 FOLDER, INDEX = 'wam_frames', 'index.json'
-WRITER_OPTIONS = (
-  'group_size:1,uncompressed'  # A record is one chunk, and its bytes are those in the file.
-)
+# A record is one chunk, and its bytes are those in the file.
+WRITER_OPTIONS = 'group_size:1,uncompressed'
+
 
 # ArrayRecord files are Riegeli files: blocks of 64 KiB, each with a header of 24 bytes, around
 # chunks with a header of 40 bytes. A position below counts the bytes outside of block headers.
@@ -46,32 +50,40 @@ class Index:
 
   Args:
     path: of the dataset.
-    shards: TFDS file instructions of the split, with `filename`, `skip` and `take`.
+    entries: what index.json says of each shard, from `load_entries`.
+    instructions: TFDS file instructions of the split, with `filename`, `skip` and `take`.
+    fingerprints: those of the shards as they are now.
   Raises:
     ValueError: the index is of other shards.
   """
 
-  def __init__(self, path: epath.Path, shards: Sequence[Any]):
-    entries = json.loads((path / FOLDER / INDEX).read_text())
-    files = [epath.Path(shard.filename) for shard in shards]
-    self._fingerprints = fingerprints(files)
+  def __init__(
+    self,
+    path: epath.Path,
+    entries: Mapping[str, Any],
+    instructions: Sequence[Any],
+    fingerprints: Sequence[str],
+  ):
+    names = [epath.Path(shard.filename).name for shard in instructions]
     stale = [
-      file.name
-      for file, now in zip(files, self._fingerprints)
-      if file.name not in entries or entries[file.name]['fingerprint'] != now
+      name
+      for name, now in zip(names, fingerprints)
+      if name not in entries or entries[name]['fingerprint'] != now
     ]
     if stale:
       raise ValueError(
-        f'{path / FOLDER} does not belong to the shards beside it: {", ".join(stale[:10])}. Remove that '
-        'folder and read whole episodes, or make the dataset again with python -m data.convert.'
+        f'{path / FOLDER} does not belong to the shards beside it: {", ".join(stale[:10])}. Remove '
+        'that folder and read whole episodes, or make the dataset again with python -m data.convert.'
       )
-    self._shards = list(map(str, files))
-    self._lean = [str(path / FOLDER / file.name) for file in files]
-    rows = [
-      (n, *entry)
-      for n, (file, shard) in enumerate(zip(files, shards))
-      for entry in entries[file.name]['episodes'][shard.skip : shard.skip + shard.take]
-    ]
+    self._fingerprints = list(fingerprints)
+    self._shards = [os.fspath(shard.filename) for shard in instructions]
+    self._lean = [str(path / FOLDER / name) for name in names]
+
+    # Number of the shard, then position, bytes and CRC-32C of each episode without images.
+    rows = []
+    for number, (name, shard) in enumerate(zip(names, instructions)):
+      episodes = entries[name]['episodes'][shard.skip : shard.skip + shard.take]
+      rows += [(number, *episode) for episode in episodes]
     self._rows = np.asarray(rows, np.int64)
 
   def episode(self, number: int) -> bytes:
@@ -109,31 +121,12 @@ class Images(Sequence):
     )
 
 
-def open_index(path: epath.Path, shards: Sequence[Any]) -> Index | None:
-  """The frame index of a dataset, None where it has none."""
-  return Index(path, shards) if (path / FOLDER / INDEX).exists() else None
-
-
-def fingerprints(shards: Sequence[epath.Path]) -> list[str]:
-  """Of each shard: changes when its size or its end does."""
-  with concurrent.futures.ThreadPoolExecutor(
-    16
-  ) as pool:  # Object stores answer slowly, but many at a time.
-    return list(pool.map(_fingerprint, shards))
-
-
-def _fingerprint(shard: epath.Path) -> str:
-  return hashlib.sha256(b'%d:%s' % read_tail(shard)).hexdigest()[:16]
-
-
-def read_tail(path: epath.Path, size: int = 2 * _BLOCK) -> tuple[int, bytes]:
-  """(length, last `size` bytes) of a file; of an ArrayRecord shard, mostly the positions of its
-  last records.
-  """
-  with epath.Path(path).open('rb') as f:
-    length = f.seek(0, os.SEEK_END)
-    f.seek(max(0, length - size))
-    return length, f.read()
+def load_entries(path: epath.Path) -> dict[str, Any] | None:
+  """What the frame index of a dataset says of each shard; None where it has none."""
+  try:
+    return json.loads((path / FOLDER / INDEX).read_text())
+  except FileNotFoundError:
+    return None
 
 
 def image_keys(features: tfds.features.FeaturesDict) -> list[str]:
@@ -186,7 +179,7 @@ def index_shard(
         start += len(lean)
   finally:
     reader.close()
-  return {'fingerprint': _fingerprint(epath.Path(shard)), 'episodes': entries}
+  return {'fingerprint': shards.read_end(shard).fingerprint, 'episodes': entries}
 
 
 def _without_images(record: bytes, position: int, keys: Sequence[str]) -> bytes:
@@ -224,9 +217,8 @@ def _records(shard: str, count: int) -> Iterator[tuple[int, int]]:
       )
     _, stored, _, kind, size = struct.unpack('<QQQQQ', header)
     position += _CHUNK_HEADER + stored
-    if (
-      bytes([kind & 255]) == _RECORDS
-    ):  # Others hold the file's signature and the list of its records.
+    # Chunks of other kinds hold the file's signature and the list of its records.
+    if bytes([kind & 255]) == _RECORDS:
       yield position - size, size
       count -= 1
 
@@ -240,12 +232,10 @@ def _read_payload(file, position: int, size: int) -> bytes:
   head = _BLOCK - first % _BLOCK
   if head >= len(content):
     return content
-  return b''.join(
-    [
-      content[:head],
-      *(content[i + _BLOCK_HEADER : i + _BLOCK] for i in range(head, len(content), _BLOCK)),
-    ]
-  )
+  parts = [content[:head]]
+  for block in range(head, len(content), _BLOCK):
+    parts.append(content[block + _BLOCK_HEADER : block + _BLOCK])
+  return b''.join(parts)
 
 
 def _in_file(position: int) -> int:
@@ -266,7 +256,8 @@ class _LocalFile:
 
   def __init__(self, path: str):
     self._file = open(path, 'rb', buffering=0)
-    if hasattr(os, 'posix_fadvise'):  # What follows an image is not asked for next.
+    # What follows an image is not asked for next.
+    if hasattr(os, 'posix_fadvise'):
       os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
   def read(self, start: int, size: int) -> bytes:
@@ -283,7 +274,8 @@ class _RemoteFile:
     return self._store.cat_file(self._path, start, start + size)
 
 
-@functools.lru_cache(maxsize=256)  # Shards may be more than the files that a process can hold open.
+# Shards may be more than the files that a process can hold open.
+@functools.lru_cache(maxsize=256)
 def _open(path: str, fingerprint: str) -> _LocalFile | _RemoteFile:
   """An open file; the fingerprint keeps an earlier file of that name from being taken for it."""
   del fingerprint

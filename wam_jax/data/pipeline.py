@@ -88,7 +88,7 @@ class Batches(Iterator[types.Batch]):
 
 
 class OpenSplits:
-  """The splits of the datasets of a mixture, each opened once, with one cache for all.
+  """The datasets of a mixture and their splits, each opened once, with one cache for all.
 
   Args:
     config: whose datasets they are.
@@ -96,7 +96,7 @@ class OpenSplits:
 
   def __init__(self, config: cfg.DataConfig):
     self._config = config
-    self._opened: dict[tuple[str, str, str], sources.Episodes] = {}
+    self._datasets: dict[str, sources.Dataset] = {}
     # Every worker process has a cache of its own.
     self.cache = cache_lib.Cache(config.cache_gib / max(1, config.workers))
 
@@ -107,11 +107,9 @@ class OpenSplits:
       ValueError: there is no such split, or the dataset cannot be read.
     """
     dataset = self._config.mixture[name]
-    key = (dataset.path, split, dataset.embodiment)
-    if key not in self._opened:
-      record = embodiments.get(dataset.embodiment)
-      self._opened[key] = sources.Episodes(dataset.path, split, record, self.cache)
-    return self._opened[key]
+    if dataset.path not in self._datasets:
+      self._datasets[dataset.path] = sources.Dataset(dataset.path, self.cache)
+    return self._datasets[dataset.path].open(split, embodiments.get(dataset.embodiment))
 
 
 @dataclasses.dataclass(frozen=True)

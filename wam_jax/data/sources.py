@@ -7,11 +7,11 @@ steps make a sample is `windows.py`'s.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -21,10 +21,11 @@ from array_record.python import array_record_data_source
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from wam_jax import remote
+from wam_jax import storage
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import frames
+from wam_jax.data import shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,76 @@ class Episode:
     return next(span.texts for span in self.spans if step < span.stop)
 
 
+class Dataset:
+  """A TFDS directory in ArrayRecord format, opened once for all that read it.
+
+  Its description is read once, and the end of each shard once, whatever splits are opened.
+
+  Args:
+    path: TFDS directory with dataset_info.json; `~` is expanded.
+    cache: keeps parsed episodes, shared by the datasets of a mixture; None keeps nothing.
+  Raises:
+    ValueError: the directory is not there, or in another format.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], cache: cache_lib.Cache | None = None):
+    self.path = storage.make_path(path, 'The dataset')
+    self.cache = cache or cache_lib.Cache(0)
+    self._builder = _open_builder(self.path)
+    self.specs = _find_step_specs(self._builder)
+    self.index_entries = frames.load_entries(self.path)
+    self._ends = shards.Ends()
+    self._opened: dict[tuple[str, embodiments.Embodiment], Episodes] = {}
+
+  def open(self, split: str, record: embodiments.Embodiment) -> Episodes:
+    """The episodes of a split as a robot sees them, the same object at every call.
+
+    Raises:
+      ValueError: as `Episodes`.
+    """
+    key = (split, record)
+    if key not in self._opened:
+      self._opened[key] = Episodes(self, split, record)
+    return self._opened[key]
+
+  def find_instructions(self, split: str) -> list[Any]:
+    """TFDS file instructions of a split: `filename` of each shard, `skip` and `take` of its
+    records.
+
+    Raises:
+      ValueError: there is no such split, or it is empty.
+    """
+    splits = self._builder.info.splits
+    try:
+      instructions = splits[split].file_instructions
+    except Exception as e:  # TFDS raises KeyError, ValueError or AssertionError here.
+      raise ValueError(f'{self.path} has no split {split!r}; it has {sorted(splits)}.') from e
+    if not instructions:
+      raise ValueError(f'Split {split!r} of {self.path} holds no episodes.')
+    return list(instructions)
+
+  def read_ends(self, files: Sequence[str]) -> list[shards.End]:
+    """The ends of shards.
+
+    Raises:
+      ValueError: some are not there.
+    """
+    ends = self._ends.read(files)
+    missing = [file for file, end in zip(files, ends) if end is None]
+    if missing:
+      raise ValueError(
+        f'Shards of {self.path} are missing: {", ".join(map(str, missing[:10]))}. Restore them.'
+      )
+    return ends
+
+  @functools.cached_property
+  def description(self) -> bytes:
+    """What TFDS says of the dataset, as it lies there."""
+    return b''.join(
+      (self.path / name).read_bytes() for name in ('dataset_info.json', 'features.json')
+    )
+
+
 class Episodes:
   """The episodes of one split, as an `embodiments.Embodiment` sees them.
 
@@ -115,180 +186,250 @@ class Episodes:
   workers can have it.
 
   Args:
-    path: TFDS directory with dataset_info.json; `~` is expanded.
+    dataset: whose split it is, or the path of one that nobody else reads.
     split: TFDS split, slices allowed.
     record: which arrays are needed.
-    cache: shared by the datasets of a mixture; None keeps nothing.
+    cache: as `Dataset` takes it; of no use for one that is open.
   Raises:
     ValueError: the directory, its format, the split or a key the record needs is not there.
+
+  Attributes:
+    fingerprint: changes when the dataset does: its description, or the size or last 128 KiB of a
+      shard of this split.
   """
 
   def __init__(
     self,
-    path: str,
+    dataset: Dataset | str | os.PathLike[str],
     split: str,
     record: embodiments.Embodiment,
     cache: cache_lib.Cache | None = None,
   ):
-    self.path, self.split, self.record = remote.make_path(path, 'The dataset'), split, record
-    self._cache, self._key = cache or cache_lib.Cache(0), (str(self.path), record.name, split)
-    builder = _open_builder(self.path)
-    self._specs = _step_specs(builder)
+    if not isinstance(dataset, Dataset):
+      dataset = Dataset(dataset, cache)
+    self.path = dataset.path
+    self.split = split
+    self.record = record
+    self._cache = dataset.cache
+    self._key = (str(self.path), record.name, split)
+    self._specs = dataset.specs
     _check_keys(self.path, self._specs, record)
-    self._shards = _file_instructions(builder, self.path, split)
-    self._records = array_record_data_source.ArrayRecordDataSource(self._shards)
-    self._index = frames.open_index(self.path, self._shards)
-    self._first_record = np.cumsum([0] + [s.take for s in self._shards])
+
+    self._instructions = dataset.find_instructions(split)
+    self._first_record = np.cumsum([0] + [i.take for i in self._instructions])
+    files = [os.fspath(i.filename) for i in self._instructions]
+    ends = dataset.read_ends(files)
+    self.fingerprint = _make_fingerprint(dataset.description, files, ends)
+
+    # Opens no shard before a record is asked for.
+    self._records = array_record_data_source.ArrayRecordDataSource(self._instructions)
+    self._index = None
+    if dataset.index_entries is not None:
+      fingerprints = [end.fingerprint for end in ends]
+      self._index = frames.Index(self.path, dataset.index_entries, self._instructions, fingerprints)
 
   def __len__(self) -> int:
     return int(self._first_record[-1])
 
   def __getitem__(self, index: int) -> Episode:
-    return self._cache.get((*self._key, index), lambda: self._parse(index))
+    return self._cache.get((*self._key, index), lambda: self.outline(index).parse())
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """Changes when the dataset does: of its description, and size and last 128 KiB of every
-    shard.
-    """
-    return _fingerprint(self.path, self._shards)
+  @property
+  def has_index(self) -> bool:
+    """Whether single images can be read, and an outline costs none of them."""
+    return self._index is not None
+
+  @property
+  def places(self) -> list[tuple[str, int]]:
+    """Shard and number of the record there of each episode."""
+    return [
+      (os.fspath(i.filename), record)
+      for i in self._instructions
+      for record in range(i.skip, i.skip + i.take)
+    ]
 
   def where(self, index: int) -> str:
     """Shard file and record of an episode, for messages."""
     shard = int(np.searchsorted(self._first_record, index, 'right')) - 1
-    record = index - int(self._first_record[shard]) + self._shards[shard].skip
-    return f'record {record} of {self._shards[shard].filename}'
+    instruction = self._instructions[shard]
+    record = index - int(self._first_record[shard]) + instruction.skip
+    return f'record {record} of {instruction.filename}'
 
-  def name(self, index: int) -> str:
-    """The texts under the record's `episode_key`, joined by '--'.
+  def outline(self, index: int) -> Outline:
+    """The record of an episode, read once for all that is asked of it.
 
     Raises:
-      ValueError: the episode lacks one.
+      ValueError: it cannot be read.
     """
-    features = self._read(index)
-    missing = [key for key in self.record.episode_key if key not in features]
-    if missing:
-      raise ValueError(
-        f'{self.where(index)} has no {missing}, which name it according to {self.record.name!r}; it '
-        f'holds {sorted(features)}.'
-      )
-    return '--'.join(
-      features[key].bytes_list.value[0].decode('utf-8', 'replace')
-      for key in self.record.episode_key
-    )
+    where = self.where(index)
+    features = self._read(index, where)
+    load_images = list if self._index is None else functools.partial(self._open_images, index)
+    return Outline(where, features, self.record, self._specs, load_images)
+
+  def name(self, index: int) -> str:
+    """`Outline.name` of an episode."""
+    return self.outline(index).name()
 
   def spans(self, index: int) -> tuple[Span, ...]:
-    """The language spans of an episode, without touching its arrays and images."""
-    features = self._read(index)
-    return self._spans(features, self._length(features, index), index)
+    """`Outline.spans` of an episode."""
+    return self.outline(index).spans()
 
   def numeric(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """(state_TX, action_TU) of an episode, without touching its images."""
-    features = self._read(index)
-    return self._arrays(features, self._length(features, index), index)
+    """`Outline.numeric` of an episode."""
+    return self.outline(index).numeric()
 
-  def _read(self, index: int):
+  def _read(self, index: int, where: str) -> Mapping[str, Any]:
     try:
-      record = self._index.episode(index) if self._index else self._records[index]
+      content = self._records[index] if self._index is None else self._index.episode(index)
     except Exception as e:  # array_record raises several types, with messages that name no file.
       raise ValueError(
-        f'Cannot read {self.where(index)}: the shard is missing, truncated or corrupt '
+        f'Cannot read {where}: the shard is missing, truncated or corrupt '
         f'({type(e).__name__}: {e}). Restore the file or rebuild the dataset.'
       ) from e
     try:
-      return tf_example_pb2.Example.FromString(record).features.feature
+      return tf_example_pb2.Example.FromString(content).features.feature
     except Exception as e:  # DecodeError of whichever protobuf implementation is installed.
       raise ValueError(
-        f'{self.where(index)} is not a tf.train.Example ({len(record)} bytes): {e}. '
-        'Rebuild the dataset.'
+        f'{where} is not a tf.train.Example ({len(content)} bytes): {e}. Rebuild the dataset.'
       ) from e
 
-  def _parse(self, index: int) -> Episode:
-    features = self._read(index)
-    length = self._length(features, index)
-    state_TX, action_TU = self._arrays(features, length, index)
-    encoded = {
-      v.key: self._images(features, f'observation/{v.key}', length, index)
-      for v in self.record.views
-    }
+  def _open_images(self, index: int, stored: Sequence[bytes]) -> Sequence[bytes]:
+    """The images of a view that the frame index replaced by a table of where they lie."""
+    return self._index.images(index, stored[0]) if stored else []
+
+
+class Outline:
+  """One record of a dataset with its parts, each parsed when it is asked for; touches no image.
+
+  Args:
+    where: shard file and record, for messages.
+    features: of the tf.Example.
+    record: which of them are needed.
+    specs: feature path under `steps/` to its per-step shape and dtype.
+    load_images: the images of a view, from what is stored under its key.
+  """
+
+  def __init__(
+    self,
+    where: str,
+    features: Mapping[str, Any],
+    record: embodiments.Embodiment,
+    specs: Mapping[str, Any],
+    load_images: Callable[[Sequence[bytes]], Sequence[bytes]],
+  ):
+    self._where = where
+    self._features = features
+    self._record = record
+    self._specs = specs
+    self._load_images = load_images
+
+  def parse(self) -> Episode:
+    """The whole episode.
+
+    Raises:
+      ValueError: the record does not hold what the description promises; so do the other methods.
+    """
+    state_TX, action_TU = self.numeric()
+    views = [view.key for view in self._record.views]
     return Episode(
-      self.where(index),
-      length,
-      state_TX,
-      action_TU,
-      self._spans(features, length, index),
-      encoded,
-      {v.key: tuple(self._specs[f'observation/{v.key}'].shape) for v in self.record.views},
+      where=self._where,
+      length=self.length,
+      state_TX=state_TX,
+      action_TU=action_TU,
+      spans=self.spans(),
+      encoded={key: self._count(self._images(key), f'observation/{key}') for key in views},
+      image_shape={key: tuple(self._specs[f'observation/{key}'].shape) for key in views},
     )
 
-  def _length(self, features, index: int) -> int:
-    key = f'observation/{self.record.views[0].key}'
-    length = len(self._stored(features, key, index))
+  @functools.cached_property
+  def length(self) -> int:
+    """Steps."""
+    key = self._record.views[0].key
+    length = len(self._images(key))
     if not length:
       raise ValueError(
-        f'{self.where(index)} has no image under {key!r}; it holds {sorted(features)}.'
+        f"{self._where} has no image under 'observation/{key}'; it holds {sorted(self._features)}."
       )
     return length
 
-  def _stored(self, features, key: str, index: int) -> Sequence[bytes]:
-    """The images under `key`, however many."""
-    values = features[f'steps/{key}'].bytes_list.value if f'steps/{key}' in features else []
-    if self._index and values:
-      return self._index.images(index, values[0])
-    return list(values)
+  def name(self) -> str:
+    """The texts under the record's `episode_key`, joined by '--'."""
+    keys = self._record.episode_key
+    missing = [key for key in keys if key not in self._features]
+    if missing:
+      raise ValueError(
+        f'{self._where} has no {missing}, which name it according to {self._record.name!r}; it '
+        f'holds {sorted(self._features)}.'
+      )
+    return '--'.join(_decode(self._features[key].bytes_list.value[0]) for key in keys)
 
-  def _images(self, features, key: str, length: int, index: int) -> Sequence[bytes]:
-    return self._counted(self._stored(features, key, index), key, length, index)
-
-  def _spans(self, features, length: int, index: int) -> tuple[Span, ...]:
-    texts = [self._texts(features, key, length, index) for key in self.record.language]
-    steps = list(zip(*texts)) or [()] * length
-    starts = [0] + [t for t in range(1, length) if steps[t] != steps[t - 1]]
+  def spans(self) -> tuple[Span, ...]:
+    """The language spans in order."""
+    texts = [self._count(self._bytes(key), key) for key in self._record.language]
+    steps = list(zip(*texts)) or [()] * self.length
+    starts = [0] + [t for t in range(1, self.length) if steps[t] != steps[t - 1]]
+    stops = starts[1:] + [self.length]
     return tuple(
-      Span(start, stop, tuple(text.decode('utf-8', 'replace') for text in steps[start]))
-      for start, stop in zip(starts, starts[1:] + [length])
+      Span(start, stop, tuple(map(_decode, steps[start]))) for start, stop in zip(starts, stops)
     )
 
-  def _texts(self, features, key: str, length: int, index: int) -> Sequence[bytes]:
-    values = list(features[f'steps/{key}'].bytes_list.value) if f'steps/{key}' in features else []
-    return self._counted(values, key, length, index)
+  def numeric(self) -> tuple[np.ndarray, np.ndarray]:
+    """(state_TX, action_TU), as `Episode` has them."""
+    state = [(f'observation/{s.key}', s) for s in self._record.state]
+    action = [(s.key, s) for s in self._record.action]
+    columns = {key: self._column(key) for key in dict(state + action)}
+    return _join(columns, state, self.length), _join(columns, action, self.length)
 
-  def _counted(self, values: Sequence[bytes], key: str, length: int, index: int) -> Sequence[bytes]:
-    if len(values) != length:
+  def _bytes(self, key: str) -> list[bytes]:
+    feature = self._features.get(f'steps/{key}')
+    return [] if feature is None else list(feature.bytes_list.value)
+
+  def _images(self, view: str) -> Sequence[bytes]:
+    """The images of a view, however many."""
+    return self._load_images(self._bytes(f'observation/{view}'))
+
+  def _count(self, values: Sequence[bytes], key: str) -> Sequence[bytes]:
+    """`values`, of which there must be one a step."""
+    if len(values) != self.length:
       raise ValueError(
-        f'{self.where(index)} has {len(values)} values of {key!r} for its {length} steps.'
+        f'{self._where} has {len(values)} values of {key!r} for its {self.length} steps.'
       )
     return values
 
-  def _arrays(self, features, length: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    state = [(f'observation/{s.key}', s) for s in self.record.state]
-    action = [(s.key, s) for s in self.record.action]
-    columns = {key: self._column(features, key, length, index) for key in dict(state + action)}
-    empty = [np.zeros((length, 0), np.float32)]
-    return tuple(
-      np.concatenate(empty + [columns[key][:, s.start : s.stop] for key, s in part], axis=1)
-      for part in (state, action)
-    )
-
-  def _column(self, features, key: str, length: int, index: int) -> np.ndarray:
-    feature = features.get(f'steps/{key}')
+  def _column(self, key: str) -> np.ndarray:
+    """[length, width] float32, the numbers under `key`."""
+    feature = self._features.get(f'steps/{key}')
     kind = feature.WhichOneof('kind') if feature is not None else 'nothing'
     if kind not in ('float_list', 'int64_list'):
-      raise ValueError(f'{self.where(index)} stores {key!r} as {kind}; expected numbers.')
+      raise ValueError(f'{self._where} stores {key!r} as {kind}; expected numbers.')
     values = np.asarray(getattr(feature, kind).value, np.float32)
     width = int(np.prod(self._specs[key].shape, dtype=int))
-    if values.size != length * width:
+    if values.size != self.length * width:
       raise ValueError(
-        f'{self.where(index)} has {values.size} numbers of {key!r}; expected {length} steps '
+        f'{self._where} has {values.size} numbers of {key!r}; expected {self.length} steps '
         f'x {width}.'
       )
     if not np.isfinite(values).all():
       step = int(np.flatnonzero(~np.isfinite(values))[0]) // width
       raise ValueError(
-        f'{self.where(index)} has NaN or infinity in {key!r} at step {step}; repair or drop the '
-        'episode.'
+        f'{self._where} has NaN or infinity in {key!r} at step {step}; repair or drop the episode.'
       )
-    return values.reshape(length, width)
+    return values.reshape(self.length, width)
+
+
+def _join(
+  columns: Mapping[str, np.ndarray],
+  slices: Sequence[tuple[str, embodiments.Slice]],
+  length: int,
+) -> np.ndarray:
+  """[length, width] float32, the slices side by side; of no width if there are none."""
+  parts = [np.zeros((length, 0), np.float32)]
+  parts += [columns[key][:, s.start : s.stop] for key, s in slices]
+  return np.concatenate(parts, axis=1)
+
+
+def _decode(text: bytes) -> str:
+  return text.decode('utf-8', 'replace')
 
 
 def _held(images: Sequence[bytes]) -> int:
@@ -316,7 +457,7 @@ def _open_builder(path: epath.Path):
   return builder
 
 
-def _step_specs(builder) -> dict[str, Any]:
+def _find_step_specs(builder) -> dict[str, Any]:
   """Feature path under `steps/` to its per-step shape and dtype."""
   flat = {}
 
@@ -354,27 +495,9 @@ def _check_keys(path: epath.Path, specs: dict[str, Any], record: embodiments.Emb
     )
 
 
-def _file_instructions(builder, path: epath.Path, split: str):
-  try:
-    instructions = builder.info.splits[split].file_instructions
-  except Exception as e:  # TFDS raises KeyError, ValueError or AssertionError here.
-    raise ValueError(f'{path} has no split {split!r}; it has {sorted(builder.info.splits)}.') from e
-  if not instructions:
-    raise ValueError(f'Split {split!r} of {path} holds no episodes.')
-  missing = [i.filename for i in instructions if not epath.Path(i.filename).exists()]
-  if missing:
-    raise ValueError(
-      f'Shards of {path} are missing: {", ".join(map(str, missing[:10]))}. Restore them.'
-    )
-  return instructions
-
-
-def _fingerprint(path: epath.Path, shards) -> str:
-  digest = hashlib.sha256()
-  for name in ('dataset_info.json', 'features.json'):
-    digest.update((path / name).read_bytes())
-  paths = [epath.Path(shard.filename) for shard in shards]
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    for path, (size, tail) in zip(paths, pool.map(frames.read_tail, paths)):
-      digest.update(f'{path.name}:{size}'.encode() + tail)
+def _make_fingerprint(description: bytes, files: Sequence[str], ends: Sequence[shards.End]) -> str:
+  digest = hashlib.sha256(description)
+  for file, end in zip(files, ends):
+    name = os.path.basename(file)
+    digest.update(f'{name}:{end.size}'.encode() + end.tail)
   return digest.hexdigest()[:16]

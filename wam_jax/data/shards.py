@@ -1,0 +1,85 @@
+"""The ends of a dataset's shards, read once each: whether a shard is there, and which one it is.
+
+A fingerprint is of a shard's size and its last 128 KiB, mostly the positions of its last records,
+so that a shard that was written anew is noticed for the price of one read. Fingerprints are kept in
+frame indices, statistics and checkpoints: a change of what they are of makes all of these stale.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from wam_jax import storage
+
+_END = 128 * 1024
+_THREADS = 16  # Object stores answer slowly, but many at a time.
+
+
+class End(NamedTuple):
+  """What is read of a shard to tell it from others.
+
+  Attributes:
+    size: bytes of the shard.
+    tail: its last 128 KiB, or all of it.
+  """
+
+  size: int
+  tail: bytes
+
+  @property
+  def fingerprint(self) -> str:
+    """Changes when the size of the shard or its end does."""
+    return hashlib.sha256(b'%d:%s' % self).hexdigest()[:16]
+
+
+class Ends:
+  """The ends of shards by path, each read at the first call that asks for it.
+
+  All are held, 128 KiB a shard, since the fingerprint of a split runs over the ends of its shards
+  in order, and several splits may share a shard: drop the object when the splits are open.
+  """
+
+  def __init__(self):
+    self._ends: dict[str, End | None] = {}
+
+  def read(self, paths: Sequence[str]) -> list[End | None]:
+    """The ends of these shards, None for those that are not there."""
+    new = [path for path in dict.fromkeys(paths) if path not in self._ends]
+    self._ends.update(zip(new, read_ends(new)))
+    return [self._ends[path] for path in paths]
+
+
+def read_ends(paths: Iterable[str | os.PathLike[str]]) -> list[End | None]:
+  """The ends of these files, None for those that are not there."""
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(read_end, paths))
+
+
+def read_end(path: str | os.PathLike[str]) -> End | None:
+  """The end of a file, None if it is not there."""
+  try:
+    return _read_object(path) if storage.is_remote(path) else _read_file(path)
+  except FileNotFoundError:
+    return None
+
+
+def _read_file(path: str | os.PathLike[str]) -> End:
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    size = os.fstat(handle).st_size
+    return End(size, os.pread(handle, _END, max(0, size - _END)))
+  finally:
+    os.close(handle)
+
+
+def _read_object(path: str | os.PathLike[str]) -> End:
+  with epath.Path(path).open('rb') as f:
+    size = f.seek(0, os.SEEK_END)
+    f.seek(max(0, size - _END))
+    return End(size, f.read())
