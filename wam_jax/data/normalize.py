@@ -1,6 +1,7 @@
 """The map between raw units and the model's [-1, 1], both ways, for training and control alike.
 
-Owns the numbers; needs no dataset. `statistics.py` computes them, a checkpoint carries them.
+Owns the numbers; needs no dataset and no image. `statistics.py` computes them, `robot.py` holds
+them beside a record, a checkpoint carries them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from wam_jax.data import embodiments
 
 RANGE_FLOOR = 1e-3  # In raw units: a dimension that hardly moves must not be blown up to [-1, 1].
 ARRAYS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
+REQUIRED = ('q01', 'q99')  # The first version kept no others.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Quantiles:
   Attributes:
     q01, q99: 1% and 99% quantiles.
     mean, std, min, max: None where nobody computed them.
-    norms: of each dimension, what maps to -1 and 1; () for 'q99' everywhere. 'q99' (the quantiles)
+    norms: what maps to -1 and 1, for each dimension; () for 'q99' everywhere. 'q99' (the quantiles)
       and 'min_max' clip what lies beyond, 'mean_std' (one deviation) and 'none' (-1 and 1) do not.
-      'q99_reference' is 'q99' without a
-      floor: a dimension without range passes as it is, clipped, and comes back as q01.
+      'q99_reference' is 'q99' without a floor: a dimension without range passes as it is, clipped,
+      and comes back as q01.
   Raises:
     ValueError: a dimension's norm needs what is None.
   Source: spec 5.3; the reference does not floor.
@@ -44,36 +46,38 @@ class Quantiles:
   norms: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if (self.mean is None and 'mean_std' in self.norms) or (
-      self.min is None and 'min_max' in self.norms
-    ):
+    lacks_moments = self.mean is None and 'mean_std' in self.norms
+    lacks_bounds = self.min is None and 'min_max' in self.norms
+    if lacks_moments or lacks_bounds:
       raise ValueError(
-        f'Statistics without mean, std, min and max cannot serve the norms {sorted(set(self.norms))}; '
-        'compute them again: python -m data.statistics'
+        'Statistics without mean, std, min and max cannot serve the norms '
+        f'{sorted(set(self.norms))}; compute them again: python -m data.statistics'
       )
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
     """[2, N] what maps to -1 and to 1, before any floor."""
-    ends = np.stack([self.q01, self.q99])
+    ends_2N = np.stack([self.q01, self.q99])
     if 'none' in self.norms:
-      ends = np.where(self._has('none'), np.float32([[-1], [1]]), ends)
+      ends_2N = np.where(self._has('none'), np.float32([[-1], [1]]), ends_2N)
     if 'min_max' in self.norms:
-      ends = np.where(self._has('min_max'), [self.min, self.max], ends)
+      ends_2N = np.where(self._has('min_max'), [self.min, self.max], ends_2N)
     if 'mean_std' in self.norms:
-      ends = np.where(self._has('mean_std'), [self.mean - self.std, self.mean + self.std], ends)
-    return ends
+      one_deviation_2N = [self.mean - self.std, self.mean + self.std]
+      ends_2N = np.where(self._has('mean_std'), one_deviation_2N, ends_2N)
+    return ends_2N
 
   def _has(self, *norms: str) -> np.ndarray:
     """[N] bool, the dimensions with one of `norms`."""
-    return np.asarray([norm in norms for norm in self.norms or ('q99',) * self.q01.size], bool)
+    own_N = self.norms or ('q99',) * self.q01.size
+    return np.asarray([norm in norms for norm in own_N], bool)
 
   @functools.cached_property
   def is_flat(self) -> np.ndarray:
     """[N] bool, the dimensions that hardly vary: `half_range` is floored there, where the norm does
     that.
     """
-    return self._ends[1] - self._ends[0] < np.float32(RANGE_FLOOR)
+    return self._range < np.float32(RANGE_FLOOR)
 
   @functools.cached_property
   def middle(self) -> np.ndarray:
@@ -83,20 +87,22 @@ class Quantiles:
   @functools.cached_property
   def half_range(self) -> np.ndarray:
     """What maps to 1, counted from the middle; floored."""
-    floor = np.where(self._has('q99_reference'), np.float32(0), np.float32(RANGE_FLOOR))
-    return np.maximum(self._ends[1] - self._ends[0], floor) / 2
+    floor_N = np.where(self._has('q99_reference'), np.float32(0), np.float32(RANGE_FLOOR))
+    return np.maximum(self._range, floor_N) / 2
+
+  @property
+  def _range(self) -> np.ndarray:
+    return self._ends[1] - self._ends[0]
 
   @functools.cached_property
   def _forward(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Middle, half range and bound that `normalize` uses: a dimension of no range at all passes as
-    it is.
-    """
-    none = self.half_range == 0
-    return (
-      np.where(none, np.float32(0), self.middle),
-      np.where(none, np.float32(1), self.half_range),
-      np.where(self._has('mean_std', 'none'), np.float32(np.inf), np.float32(1)),
-    )
+    """Middle, half range and bound that `normalize` uses."""
+    # A dimension of no range at all passes as it is.
+    constant_N = self.half_range == 0
+    middle_N = np.where(constant_N, np.float32(0), self.middle)
+    half_range_N = np.where(constant_N, np.float32(1), self.half_range)
+    bound_N = np.where(self._has('mean_std', 'none'), np.float32(np.inf), np.float32(1))
+    return middle_N, half_range_N, bound_N
 
   def normalize(self, x: np.ndarray) -> np.ndarray:
     """(x - middle) / half_range, clipped to [-1, 1] where the norm clips, float32."""
@@ -126,44 +132,45 @@ class Statistics:
 
 def to_dict(statistics: Statistics) -> dict[str, Any]:
   """JSON-ready; `from_dict` is the inverse."""
-
-  def plain(quantiles):
-    arrays = {key: getattr(quantiles, key) for key in ARRAYS}
-    return {key: x.tolist() for key, x in arrays.items() if x is not None} | {
-      'norms': list(quantiles.norms)
-    }
-
   return {
-    'state': plain(statistics.state),
-    'action': plain(statistics.action),
+    'state': _quantiles_to_dict(statistics.state),
+    'action': _quantiles_to_dict(statistics.action),
     'steps': statistics.steps,
   }
+
+
+def _quantiles_to_dict(quantiles: Quantiles) -> dict[str, Any]:
+  arrays = {key: getattr(quantiles, key) for key in ARRAYS}
+  stored = {key: array.tolist() for key, array in arrays.items() if array is not None}
+  return {**stored, 'norms': list(quantiles.norms)}
 
 
 def from_dict(content: Mapping[str, Any]) -> Statistics:
   """Statistics from `to_dict`'s result, also after a trip through JSON; at least q01 and q99 must
   be there.
   """
+  return Statistics(
+    state=_quantiles_from_dict(content['state']),
+    action=_quantiles_from_dict(content['action']),
+    steps=int(content['steps']),
+  )
 
-  def read(part):
-    arrays = {
-      key: np.asarray(part[key], np.float32)
-      for key in ARRAYS
-      if key in part or key in ('q01', 'q99')
-    }
-    return Quantiles(**arrays, norms=tuple(part.get('norms', ())))
 
-  return Statistics(read(content['state']), read(content['action']), int(content['steps']))
+def _quantiles_from_dict(stored: Mapping[str, Any]) -> Quantiles:
+  keys = [key for key in ARRAYS if key in stored or key in REQUIRED]
+  arrays = {key: np.asarray(stored[key], np.float32) for key in keys}
+  return Quantiles(**arrays, norms=tuple(stored.get('norms', ())))
 
 
 def check_widths(statistics: Statistics, record: embodiments.Embodiment, where: str) -> None:
   """Raises ValueError if the statistics are of vectors of other widths than the record's."""
-  widths = statistics.state.q01.size, statistics.action.q01.size
-  if widths != (record.proprio_dim, record.action_dim):
+  state, action = statistics.state.q01.size, statistics.action.q01.size
+  if (state, action) != (record.proprio_dim, record.action_dim):
     raise ValueError(
-      f'{where} has statistics of {widths[0]} state and {widths[1]} action dimensions, but {record.name!r} has '
-      f'{record.proprio_dim} and {record.action_dim}: they are of another embodiment. Compute its own: '
-      f'python -m data.statistics --dataset=DIR --embodiment={record.name}'
+      f'{where} has statistics of {state} state and {action} action dimensions, but '
+      f'{record.name!r} has {record.proprio_dim} and {record.action_dim}: they are of another '
+      'embodiment. Compute its own: python -m data.statistics --dataset=DIR '
+      f'--embodiment={record.name}'
     )
 
 
@@ -174,30 +181,28 @@ def combine(statistics: Sequence[Statistics]) -> Statistics:
   Source: spec 5.3.
   """
   steps = [s.steps for s in statistics]
-  state, action = (
-    _pool([getattr(s, part) for s in statistics], steps) for part in ('state', 'action')
+  return Statistics(
+    state=_pool([s.state for s in statistics], steps),
+    action=_pool([s.action for s in statistics], steps),
+    steps=sum(steps),
   )
-  return Statistics(state, action, sum(steps))
 
 
 def _pool(parts: Sequence[Quantiles], steps: Sequence[int]) -> Quantiles:
-  extremes = {
+  norms = parts[0].norms
+  widest = {
     key: reduce([getattr(q, key) for q in parts], axis=0)
     for key, reduce in (('q01', np.min), ('q99', np.max), ('min', np.min), ('max', np.max))
     if all(getattr(q, key) is not None for q in parts)
   }
   if any(q.mean is None for q in parts):
-    return Quantiles(**extremes, norms=parts[0].norms)
+    return Quantiles(**widest, norms=norms)
+
+  # The variance of all rows: the mean variance, and that of the means.
   mean = np.average([q.mean for q in parts], axis=0, weights=steps)
-  square = np.average(
-    [np.square(q.std) + np.square(q.mean - mean) for q in parts], axis=0, weights=steps
-  )
-  return Quantiles(
-    **extremes,
-    mean=mean.astype(np.float32),
-    std=np.sqrt(square).astype(np.float32),
-    norms=parts[0].norms,
-  )
+  squares = [np.square(q.std) + np.square(q.mean - mean) for q in parts]
+  std = np.sqrt(np.average(squares, axis=0, weights=steps))
+  return Quantiles(**widest, mean=mean.astype(np.float32), std=std.astype(np.float32), norms=norms)
 
 
 def subtract_reference(

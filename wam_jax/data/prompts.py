@@ -23,28 +23,30 @@ from etils import epath
 from wam_jax import config as cfg
 
 DROID = (
-  'A multi-view video shows that a robot {} The video is split into three views: The top view shows the camera view '
-  "from the robot's wrist, the bottom-left view shows the camera view from the left exterior camera, and the "
-  'bottom-right view shows the camera view from the right exterior camera. During training, one of the two bottom '
-  'exterior views may be a black screen (dropped view). The robot {}'
+  'A multi-view video shows that a robot {} The video is split into three views: The top view '
+  "shows the camera view from the robot's wrist, the bottom-left view shows the camera view "
+  'from the left exterior camera, and the bottom-right view shows the camera view from the '
+  'right exterior camera. During training, one of the two bottom exterior views may be a black '
+  'screen (dropped view). The robot {}'
 )
 AGIBOT = (
-  'A multi-view video shows that a robot {} The video is split into four views: The top-left view shows the camera '
-  "view from the robot's head, the top-right view shows the camera view from the right hand, the bottom-left view "
-  'shows the camera view from the left hand, and the bottom-right view is a black screen (inactive view). The robot '
-  '{}'
+  'A multi-view video shows that a robot {} The video is split into four views: The top-left '
+  "view shows the camera view from the robot's head, the top-right view shows the camera view "
+  'from the right hand, the bottom-left view shows the camera view from the left hand, and the '
+  'bottom-right view is a black screen (inactive view). The robot {}'
 )
 YAM = (
-  'A multi-view video shows that a robot {} The video is split into four views: The top-left view shows the top '
-  'camera, the top-right view shows the right camera, the bottom-left view shows the left camera, and the '
-  'bottom-right view is a black screen. The robot {}'
+  'A multi-view video shows that a robot {} The video is split into four views: The top-left '
+  'view shows the top camera, the top-right view shows the right camera, the bottom-left view '
+  'shows the left camera, and the bottom-right view is a black screen. The robot {}'
 )
 HUMAN = 'A single view video shows that a human {}'
 NEGATIVE = (
-  'Vibrant colors, overexposed, static, blurry details, text, subtitles, style, artwork, painting, image, still, '
-  'grayscale, dull, worst quality, low quality, JPEG artifacts, ugly, mutilated, extra fingers, bad hands, bad face, '
-  'deformed, disfigured, mutated limbs, fused fingers, stagnant image, cluttered background, three legs, many people '
-  'in the background, walking backwards.'
+  'Vibrant colors, overexposed, static, blurry details, text, subtitles, style, artwork, '
+  'painting, image, still, grayscale, dull, worst quality, low quality, JPEG artifacts, ugly, '
+  'mutilated, extra fingers, bad hands, bad face, deformed, disfigured, mutated limbs, fused '
+  'fingers, stagnant image, cluttered background, three legs, many people in the background, '
+  'walking backwards.'
 )
 DEFAULT_INSTRUCTION = 'Perform the default behavior.'
 
@@ -100,6 +102,8 @@ def make_tokenizer(config: cfg.TextConfig) -> Callable[[str], np.ndarray]:
   """
   if config.kind == 'word':
     return functools.partial(hash_words, length=config.length, vocab=config.vocab)
+
+  # What is missing is said here, and not by a worker at its first sample.
   size = _load(config.tokenizer).size
   if size > config.vocab:
     raise ValueError(
@@ -125,21 +129,31 @@ def hash_words(text: str, length: int, vocab: int) -> np.ndarray:
 
 
 def _tokenize(text: str, path: str, length: int) -> np.ndarray:
-  ids = [*_load(path).encode(clean(text))[: length - 1], END]
-  return np.pad(np.asarray(ids, np.int32), (0, length - len(ids)), constant_values=PAD)
+  """[length] int32 ids of the T5 vocabulary at `path`; a text that is too long keeps its end."""
+  ids = _load(path).encode(clean(text))[: length - 1]
+  ids_P = np.full(length, PAD, np.int32)
+  ids_P[: len(ids) + 1] = [*ids, END]
+  return ids_P
 
 
 class _Vocabulary(NamedTuple):
-  encode: Callable[[str], list[int]]  # Without special tokens.
+  """A T5 vocabulary.
+
+  Attributes:
+    encode: text to ids, without special tokens.
+    size: ids there are.
+    special: ids of <pad> and </s>.
+  """
+
+  encode: Callable[[str], list[int]]
   size: int
+  special: tuple[int | None, int | None]
 
 
 @functools.lru_cache(maxsize=2)
 def _load(path: str) -> _Vocabulary:
-  file, expected = (
-    epath.Path(path).expanduser(),
-    'tokenizer.json or the sentencepiece .model of google/umt5-xxl',
-  )
+  file = epath.Path(path).expanduser()
+  expected = 'tokenizer.json or the sentencepiece .model of google/umt5-xxl'
   if not path or not file.exists() or file.is_dir():
     raise ValueError(
       f'model.text.tokenizer={path!r} is not a file; expected the path of {expected}.'
@@ -149,36 +163,40 @@ def _load(path: str) -> _Vocabulary:
     raise ValueError(
       f'model.text.tokenizer={path!r} must end in .json or .model; expected {expected}.'
     )
-  library, read = readers[file.suffix]
-  library = _import(library)
+  package, read = readers[file.suffix]
+  library = _import(package)
   try:
-    vocabulary, special = read(library, file.read_bytes())
+    vocabulary = read(library, file.read_bytes())
   except Exception as e:  # The libraries raise what they like on a damaged file.
     raise ValueError(
       f'model.text.tokenizer={path!r} cannot be read ({e}); expected {expected}.'
     ) from e
-  if special != (PAD, END):
+  if vocabulary.special != (PAD, END):
     raise ValueError(
-      f'model.text.tokenizer={path!r} has <pad> and </s> as {special} where T5 has {(PAD, END)}; '
-      f'expected {expected}.'
+      f'model.text.tokenizer={path!r} has <pad> and </s> as {vocabulary.special} where T5 has '
+      f'{(PAD, END)}; expected {expected}.'
     )
   return vocabulary
 
 
-def _read_json(tokenizers, content):
+def _read_json(tokenizers: Any, content: bytes) -> _Vocabulary:
   tokenizer = tokenizers.Tokenizer.from_buffer(content)
+  # The file may ask for either; length and padding are ours.
   tokenizer.no_truncation()
   tokenizer.no_padding()
-  encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-  special = tokenizer.token_to_id('<pad>'), tokenizer.token_to_id('</s>')
-  return _Vocabulary(encode, tokenizer.get_vocab_size()), special
+  return _Vocabulary(
+    encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+    size=tokenizer.get_vocab_size(),
+    special=(tokenizer.token_to_id('<pad>'), tokenizer.token_to_id('</s>')),
+  )
 
 
-def _read_sentencepiece(sentencepiece, content):
+def _read_sentencepiece(sentencepiece: Any, content: bytes) -> _Vocabulary:
   processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-  return _Vocabulary(processor.encode, processor.get_piece_size()), (
-    processor.pad_id(),
-    processor.eos_id(),
+  return _Vocabulary(
+    encode=processor.encode,
+    size=processor.get_piece_size(),
+    special=(processor.pad_id(), processor.eos_id()),
   )
 
 
