@@ -23,6 +23,7 @@ from wam_jax.data import robot as robot_lib
 from wam_jax.interop import sizes
 from wam_jax.interop.files import jsonfile
 from wam_jax.models import vae
+from wam_jax.models import vae_network
 
 # By part.
 FOLDERS = {
@@ -269,7 +270,7 @@ def write_configs(
 
 def _vae_config(c: cfg.TokenizerConfig, mean_std_2C: np.ndarray | None) -> dict[str, Any]:
   mean, std = vae.RELEASED[c.channels] if mean_std_2C is None else mean_std_2C.tolist()
-  pixels, residual = 3 * vae.patch(c) ** 2, c.kind == 'wan2_2'
+  pixels, residual = 3 * vae_network.patch(c) ** 2, c.kind == 'wan2_2'
   return {
     '_class_name': 'AutoencoderKLWan',
     'base_dim': c.vae.encoder_dim,
@@ -285,7 +286,7 @@ def _vae_config(c: cfg.TokenizerConfig, mean_std_2C: np.ndarray | None) -> dict[
     'is_residual': residual,
     'in_channels': pixels,
     'out_channels': pixels,
-    'patch_size': vae.patch(c) if residual else None,
+    'patch_size': vae_network.patch(c) if residual else None,
     'scale_factor_temporal': c.temporal,
     'scale_factor_spatial': c.spatial,
   }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from wam_jax import config as cfg
 from wam_jax.interop.table.rows import Row
-from wam_jax.models import vae
+from wam_jax.models import vae_network
 
 WAN = {
   'in': 'conv1',
@@ -48,14 +48,14 @@ def rows(c: cfg.TokenizerConfig, layout: str) -> list[Row]:
   Args:
     layout: of the PyTorch names, 'wan' or 'diffusers'.
   """
-  word, Z, pixels = LAYOUTS[layout], c.channels, 3 * vae.patch(c) ** 2
+  word, Z, pixels = LAYOUTS[layout], c.channels, 3 * vae_network.patch(c) ** 2
   table = [
     *_conv(word['moments'], 'encoder/moments', 2 * Z, 2 * Z, (1, 1, 1)),
     *_conv(word['latents'], 'decoder/latents', Z, Z, (1, 1, 1)),
   ]
   for side, stages, inputs, outputs in (
-    ('encoder', vae.encoder_stages(c), pixels, 2 * Z),
-    ('decoder', vae.decoder_stages(c), Z, pixels),
+    ('encoder', vae_network.encoder_stages(c), pixels, 2 * Z),
+    ('decoder', vae_network.decoder_stages(c), Z, pixels),
   ):
     top, bottom = stages[0].inputs, stages[-1].features
     table += [
