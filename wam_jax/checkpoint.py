@@ -147,7 +147,7 @@ class Checkpoints:
     self, step: int, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any]
   ) -> Restored:
     place = _directory(self._workdir) / str(step)
-    metadata = _load_metadata(place)
+    metadata = load_metadata(place)
     abstract = abstract_state(encoders.from_tree(_load_shapes(place / 'frozen'), config.model))
     items = {
       'params': ocp.args.StandardRestore(abstract.params),
@@ -318,7 +318,7 @@ def _load_newest(
   for candidate in [step] if step is not None else reversed(steps):
     try:
       place = directory / str(candidate)
-      metadata = _load_metadata(place)
+      metadata = load_metadata(place)
       config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
       loaded = load(place, _with_vocabulary(config, workdir), metadata)
     except Exception as e:  # Orbax reports a missing or cut file by many types.
@@ -368,7 +368,7 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _load_metadata(place: pathlib.Path) -> dict[str, Any]:
+def load_metadata(place: pathlib.Path) -> dict[str, Any]:
   """The metadata of one checkpoint, once all its items are known to be there."""
   metadata = json.loads((place / 'metadata' / 'metadata').read_text())
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]

@@ -16,32 +16,30 @@ from wam_jax import train_step
 from wam_jax import types
 from wam_jax.aot import abstract
 
+_WARM_UP = 3  # Steps before any is timed: compilation, memory.
+
 
 def make_batch(config: cfg.TrainConfig, mesh: jax.sharding.Mesh) -> types.Batch:
   """Random numbers in the shapes that the config trains on; nothing is padding."""
   rng = np.random.default_rng(0)
 
   def draw(x):
-    if x.dtype == bool:
-      return np.ones(x.shape, bool)
     if x.dtype == np.uint8:
       return rng.integers(0, 256, x.shape, np.uint8)
-    return (
-      rng.normal(size=x.shape).astype(np.float32)
-      if x.dtype == np.float32
-      else np.ones(x.shape, x.dtype)
-    )
+    if x.dtype == np.float32:
+      return rng.normal(size=x.shape).astype(np.float32)
+    return np.ones(x.shape, x.dtype)
 
-  return jax.tree.map(draw, abstract.arguments(config, mesh)[1])
+  _, batch = abstract.arguments(config, mesh)
+  return jax.tree.map(draw, batch)
 
 
 def start(config: cfg.TrainConfig) -> tuple[train_step.TrainState, types.Batch, Callable]:
   """A state, a batch, and the compiled step."""
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   batch = make_batch(config, mesh)
-  state, shardings = train_step.init_state(
-    config, mesh, train_step.fit_frozen(config.model, [batch])
-  )
+  frozen = train_step.fit_frozen(config.model, [batch])
+  state, shardings = train_step.init_state(config, mesh, frozen)
   return state, batch, train_step.make_train_step(config, mesh, shardings)
 
 
@@ -53,6 +51,84 @@ def compare(config: cfg.TrainConfig) -> dict[str, float]:
     ValueError: the config asks for what benchmarks/step/pytorch.py lacks, or they are not the same
       model.
   """
+  _check_is_covered(config)
+  pytorch = _import_pytorch()
+  state, batch, _ = start(config)
+
+  # Weights that start at zero would hide the gradients of those behind them.
+  def disturb(x):
+    return x + 0.02 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32)
+
+  params = jax.tree.map(disturb, state.params)
+  key = jax.random.key(1)
+  noise = train_step.sample_noise(config.model, config.flow, key, state.frozen, batch)
+
+  def compute_loss(params):
+    loss, _ = train_step.loss_fn(config, params, state.frozen, batch, noise)
+    return loss
+
+  loss, grads = jax.value_and_grad(compute_loss)(params)
+  want = pytorch.make_weights(config.model, grads)
+
+  trainer = pytorch.Trainer(config, params, state.frozen.tokenizer, batch)
+  their_loss = trainer.loss(jax.tree.map(pytorch.to_tensor, noise))
+  their_loss.backward()
+  got = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+
+  error = max(float((got[name] - want[name]).abs().max()) for name in got)
+  largest = max(float(x.abs().max()) for x in want.values())
+  found = {
+    'wam_jax_loss': float(loss),
+    'pytorch_loss': their_loss.item(),
+    'gradient_error': error / largest,
+  }
+  loss_error = abs(found['wam_jax_loss'] / found['pytorch_loss'] - 1)
+  if loss_error > 1e-5 or found['gradient_error'] > 1e-4:
+    raise ValueError(f'benchmarks/step/pytorch.py is not the model of this config: {found}.')
+  return found
+
+
+def serve(config: cfg.TrainConfig, part: str, threads: int) -> None:
+  """A contestant: steps for as long as it is asked to.
+
+  Args:
+    part: 'wam_jax', 'pytorch' or 'pytorch_compiled'.
+    threads: those that PyTorch uses; XLA takes all cores of the process.
+  """
+  if part == 'wam_jax':
+    take_step = _start_ours(config)
+  else:
+    take_step = _start_pytorch(config, threads, compiled=part == 'pytorch_compiled')
+
+  def work():
+    take_step()
+    return config.batch_size
+
+  for _ in range(_WARM_UP):
+    work()
+  contest.serve(work)
+
+
+def _start_ours(config: cfg.TrainConfig) -> Callable[[], None]:
+  state, batch, step = start(config)
+
+  def take_step():
+    nonlocal state
+    state, metrics = step(state, batch)
+    metrics['loss'].block_until_ready()
+
+  return take_step
+
+
+def _start_pytorch(config: cfg.TrainConfig, threads: int, compiled: bool) -> Callable[[], None]:
+  pytorch = _import_pytorch()
+  pytorch.set_num_threads(threads)
+  state, batch, _ = start(config)
+  trainer = pytorch.Trainer(config, state.params, state.frozen.tokenizer, batch, compiled)
+  return trainer.step
+
+
+def _check_is_covered(config: cfg.TrainConfig) -> None:
   m, f = config.model, config.flow
   for key, value, only in (
     ('model.text.kind', m.text.kind, 'word'),
@@ -65,64 +141,14 @@ def compare(config: cfg.TrainConfig) -> dict[str, float]:
       raise ValueError(
         f'config.{key}={value!r} is not in benchmarks/step/pytorch.py; use {only!r}.'
       )
-  import torch
-
-  from benchmarks.step import pytorch
-
-  state, batch, _ = start(config)
-  params = jax.tree.map(
-    lambda x: x + 0.02 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32),
-    state.params,
-  )  # Zeros of the start would hide gradients.
-  key = jax.random.key(1)
-  noise = train_step.sample_noise(config.model, config.flow, key, state.frozen, batch)
-  loss, grads = jax.value_and_grad(
-    lambda p: train_step.loss_fn(config, p, state.frozen, batch, noise)[0]
-  )(params)
-  trainer = pytorch.Trainer(config, params, state.frozen.tokenizer, batch)
-  theirs = trainer.loss(jax.tree.map(lambda x: torch.from_numpy(np.array(x)), noise))
-  theirs.backward()
-  want = pytorch.weights(config.model, grads)
-  error = max(
-    float((p.grad - want[name]).abs().max()) for name, p in trainer.model.named_parameters()
-  )
-  largest = max(float(x.abs().max()) for x in want.values())
-  found = {
-    'wam_jax_loss': float(loss),
-    'pytorch_loss': theirs.item(),
-    'gradient_error': error / largest,
-  }
-  if (
-    abs(found['wam_jax_loss'] / found['pytorch_loss'] - 1) > 1e-5 or found['gradient_error'] > 1e-4
-  ):
-    raise ValueError(f'benchmarks/step/pytorch.py is not the model of this config: {found}.')
-  return found
 
 
-def serve(config: cfg.TrainConfig, part: str, threads: int) -> None:
-  """A contestant: steps for as long as it is asked to."""
-  state, batch, step = start(config)
-  if part == 'wam_jax':
-
-    def one():
-      nonlocal state
-      state, metrics = step(state, batch)
-      metrics['loss'].block_until_ready()
-      return config.batch_size
-  else:
-    import torch
-
+def _import_pytorch():
+  """benchmarks/step/pytorch.py; here, since our own contestant needs no PyTorch."""
+  try:
     from benchmarks.step import pytorch
-
-    torch.set_num_threads(threads)
-    trainer = pytorch.Trainer(
-      config, state.params, state.frozen.tokenizer, batch, compiled=part == 'pytorch_compiled'
-    )
-
-    def one():
-      trainer.step()
-      return config.batch_size
-
-  for _ in range(3):
-    one()
-  contest.serve(one)
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f"The baseline needs the package {error.name}: pip install -e '.[torch]'."
+    ) from error
+  return pytorch
