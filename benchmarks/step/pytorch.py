@@ -27,9 +27,6 @@ from wam_jax.models import attention
 from wam_jax.models import tokenizer
 
 
-set_num_threads = torch.set_num_threads
-
-
 def to_tensor(array: Any) -> torch.Tensor:
   """A copy of a NumPy or JAX array."""
   return torch.from_numpy(np.array(array))

@@ -122,7 +122,9 @@ def _start_ours(config: cfg.TrainConfig) -> Callable[[], None]:
 
 def _start_pytorch(config: cfg.TrainConfig, threads: int, compiled: bool) -> Callable[[], None]:
   pytorch = _import_pytorch()
-  pytorch.set_num_threads(threads)
+  import torch
+
+  torch.set_num_threads(threads)
   state, batch, _ = start(config)
   trainer = pytorch.Trainer(config, state.params, state.frozen.tokenizer, batch, compiled)
   return trainer.step
