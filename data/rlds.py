@@ -273,7 +273,7 @@ def _run(dataset: Dataset, shards: list[Shard], workers: int) -> None:
     else:
       _run_processes(dataset, todo, workers, shown.add)
   seconds = time.monotonic() - start_s
-  print(f'{total}/{total} {dataset.unit}, in {seconds:.0f} s', file=sys.stderr)
+  print(f'{total}/{total} {dataset.unit}, in {seconds:.1f} s', file=sys.stderr)
 
 
 def _count_work(shards: list[Shard]) -> int:

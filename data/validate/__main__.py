@@ -1,7 +1,8 @@
-"""Validates a dataset for one robot: prints a dataset card, draws pictures, and fails on what would
-spoil training.
+r"""Validates a dataset for one robot: prints a dataset card, draws pictures, and fails on what
+would spoil training.
 
-python -m data.validate --dataset=~/data/tabletop/arm_reach/1.0.0 --embodiment=tabletop_arm [--output=DIR] [--json=FILE]
+python -m data.validate --dataset=~/data/tabletop/arm_reach/1.0.0 --embodiment=tabletop_arm \
+  [--output=DIR] [--json=FILE]
 
 Every record is read, its images checked to be whole; `--episodes` of them, spread over the dataset,
 are decoded. Exit status 1 if anything failed. What it cannot see: whether two cameras of equal rank
@@ -61,25 +62,21 @@ def main(unused_argv: list[str]) -> int:
   findings = findings_lib.Findings(frozenset(_ACCEPT.value))
   episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
   decoded = video.spread(len(episodes), _EPISODES.value)
-  result = checks.run(
-    episodes, decoded, range(len(episodes)) if _IMAGES.value else decoded, findings
+  with_images = range(len(episodes)) if _IMAGES.value else decoded
+  result = checks.run(episodes, decoded, with_images, findings)
+
+  pictures = []
+  if _PICTURES.value and result and result.clips:
+    pictures = [str(path) for path in _draw(episodes, result)]
+  if result:
+    print('\n'.join(card.lines(result.card)))
+  print()
+  for path in pictures:
+    print(f'written: {path}')
+  print('\n'.join(findings.lines()))
+  cli.write_json(
+    {'card': result and result.card, 'pictures': pictures, **findings.to_dict()},
   )
-  written = (
-    [str(path) for path in _draw(episodes, result)]
-    if _PICTURES.value and result and result.clips
-    else []
-  )
-  print(
-    '\n'.join(
-      [
-        *(card.lines(result.card) if result else ()),
-        '',
-        *(f'written: {path}' for path in written),
-        *findings.lines(),
-      ]
-    )
-  )
-  cli.write_json({'card': result and result.card, 'pictures': written, **findings.to_dict()})
   return 1 if findings.count('fail') else 0
 
 
@@ -87,18 +84,15 @@ def _draw(episodes: sources.Episodes, result: checks.Result) -> Iterator[epath.P
   """Writes the pictures; yields where."""
   from data.validate import pictures  # matplotlib takes a second, and is not everywhere.
 
-  record, title = (
-    episodes.record,
-    f'{"/".join(episodes.path.parts[-2:])} {episodes.split} as {episodes.record.name}',
-  )
-  made = {'sheet': pictures.contact_sheet(record, result.clips, title)}
-  made |= {
-    part: pictures.plots(record, result.clips, result.statistics, part, title)
-    for part in ('state', 'action')
-    if getattr(record, part)
-  }
-  for name, png in made.items():
-    yield _write(episodes.path, f'wam_validation_{record.name}_{name}.png', png)
+  record, clips = episodes.record, result.clips
+  name = '/'.join(episodes.path.parts[-2:])
+  title = f'{name} {episodes.split} as {record.name}'
+  made = {'sheet': pictures.draw_sheet(record, clips, title)}
+  for part in ('state', 'action'):
+    if getattr(record, part):
+      made[part] = pictures.draw_plots(record, clips, result.statistics, part, title)
+  for what, png in made.items():
+    yield _write(episodes.path, f'wam_validation_{record.name}_{what}.png', png)
 
 
 def _write(dataset: epath.Path, name: str, content: bytes) -> epath.Path:

@@ -11,10 +11,9 @@ from data.validate import signals
 from data.validate import survey
 from data.validate import video
 from wam_jax.data import embodiments
-from wam_jax.data import normalize
 from wam_jax.data import sources
 
-TOP = 5  # Most frequent instructions that are listed.
+TOP = 5  # The number of most frequent instructions that are listed.
 COLUMNS = ('min', 'q01', 'mean', 'q99', 'max', 'std')
 
 
@@ -25,8 +24,15 @@ def make(
   clips: Sequence[video.Clip],
   lags: Mapping[str, signals.Lag | None],
 ) -> dict[str, Any]:
-  """JSON-ready; there must be a readable episode."""
-  record, lengths = kept.record, np.asarray(kept.lengths)
+  """The card, JSON-ready; there must be a readable episode.
+
+  Args:
+    anchors: see `numeric.count_anchors`.
+    lags: per view, see `video.check`.
+  """
+  record = kept.record
+  lengths = np.asarray(kept.lengths)
+  images, image_bytes = kept.images
   return {
     'dataset': str(episodes.path),
     'split': episodes.split,
@@ -59,8 +65,8 @@ def make(
       'blank_steps': {key: kept.blank[key] for key in record.language},
     },
     'images': {
-      'read': int(kept.images[0]),
-      'mean_bytes': float(kept.images[1] / max(kept.images[0], 1)),
+      'read': int(images),
+      'mean_bytes': float(image_bytes / max(images, 1)),
     },
     'views': {key: _view(key, clips, lag) for key, lag in lags.items()},
     'dimensions': [
@@ -91,86 +97,98 @@ def _rows(
   """A row per dimension; one that is relative has a row as stored and one as the model sees it."""
   if not columns.sketch.count:
     return []
-  summary: normalize.Quantiles = columns.summary
+  summary = columns.summary
   units = [s.unit for s in slices for _ in range(s.width)]
-  return [
-    {
-      'part': part,
-      'name': name,
-      'unit': units[n],
-      'relative': is_relative,
-      **{key: float(getattr(summary, key)[n]) for key in COLUMNS},
-    }
-    for n, name in enumerate(embodiments.names(slices))
-    if counts_N[n] or not is_relative
-  ]
+  rows = []
+  for n, name in enumerate(embodiments.names(slices)):
+    if is_relative and not counts_N[n]:
+      continue
+    numbers = {key: float(getattr(summary, key)[n]) for key in COLUMNS}
+    rows.append({'part': part, 'name': name, 'unit': units[n], 'relative': is_relative, **numbers})
+  return rows
 
 
 def lines(card: Mapping[str, Any]) -> Iterator[str]:
   """The card as text."""
-  rates, length, words = card['rates'], card['length'], card['instructions']
   yield f'{card["dataset"]}, split {card["split"]!r}, as {card["embodiment"]!r}'
-  unreadable = card['episodes'] - card['readable']
-  yield _line(
-    'episodes',
-    f'{card["episodes"]:,}'
-    + (f', {unreadable} of them unreadable' if unreadable else '')
-    + f'; {length["min"]} to {length["max"]} steps, median {length["median"]:g}',
-  )
-  yield _line(
-    'time',
-    f'{card["hours"]:.3g} h, {card["steps"]:,} steps at {rates["control_hz"]:g} Hz'
-    + (f' (timestamps say {rates["timestamps_hz"]:.4g})' if rates['timestamps_hz'] else ''),
-  )
+  yield _line('episodes', _episodes_text(card))
+  yield _line('time', _time_text(card))
+  rates = card['rates']
   yield _line(
     'chunks',
     f'{rates["chunk_s"]:g} s: {rates["steps_per_chunk"]} actions, '
     f'{rates["frames_per_chunk"]} frames at {rates["video_fps"]:g} fps',
   )
-  yield _line(
-    'anchors',
-    'not counted: some records cannot be read'
-    if card['anchors'] is None
-    else f'{card["anchors"]:,}, {card["anchor_share"]:.0%} of the steps',
-  )
+  if card['anchors'] is None:
+    yield _line('anchors', 'not counted: some records cannot be read')
+  else:
+    yield _line('anchors', f'{card["anchors"]:,}, {card["anchor_share"]:.0%} of the steps')
+
+  images = card['images']
   yield _line(
     'images',
-    f'{card["images"]["read"]:,} read, {card["images"]["mean_bytes"] / 1024:.1f} KiB each; '
+    f'{images["read"]:,} read, {images["mean_bytes"] / 1024:.1f} KiB each; '
     f'{card["decoded"]} episodes decoded',
   )
   for key, view in card['views'].items():
-    yield _line('', f'{key}: ' + _view_text(view))
+    yield _line('', f'{key}: {_view_text(view)}')
+
+  words = card['instructions']
+  blanks = [f'; {key} blank at {n:,} steps' for key, n in words['blank_steps'].items() if n]
   yield _line(
     'language',
-    f'{words["distinct"]:,} instructions in {words["spans"]:,} spans'
-    + ''.join(f'; {key} blank at {n:,} steps' for key, n in words['blank_steps'].items() if n),
+    f'{words["distinct"]:,} instructions in {words["spans"]:,} spans' + ''.join(blanks),
   )
   for text, count in words['most_frequent']:
     yield _line('', f'{count:6,} x  {text}')
-  if not card['dimensions']:
-    return
-  width = max(len(_label(row)) for row in card['dimensions']) + 2
-  yield ''
-  yield f'{"":{width}}{"unit":12}' + ''.join(f'{key:>11}' for key in COLUMNS)
-  for row in card['dimensions']:
-    yield f'{_label(row):{width}}{row["unit"]:12}' + ''.join(f'{row[key]:11.4g}' for key in COLUMNS)
+
+  if card['dimensions']:
+    yield ''
+    yield from _table(card['dimensions'])
 
 
 def _line(head: str, text: str) -> str:
   return f'  {head:10}{text}'
 
 
+def _episodes_text(card: Mapping[str, Any]) -> str:
+  length = card['length']
+  unreadable = card['episodes'] - card['readable']
+  note = f', {unreadable} of them unreadable' if unreadable else ''
+  return (
+    f'{card["episodes"]:,}{note}; {length["min"]} to {length["max"]} steps, median '
+    f'{length["median"]:g}'
+  )
+
+
+def _time_text(card: Mapping[str, Any]) -> str:
+  rates = card['rates']
+  clock = rates['timestamps_hz']
+  note = f' (timestamps say {clock:.4g})' if clock else ''
+  return f'{card["hours"]:.3g} h, {card["steps"]:,} steps at {rates["control_hz"]:g} Hz{note}'
+
+
 def _view_text(view: Mapping[str, Any]) -> str:
   pixels = ', '.join(f'{rows} x {columns}' for rows, columns in view['pixels']) or 'not decoded'
-  late = (
-    'whether late cannot be told'
-    if view['late_steps'] is None
-    else (
-      f"late by {view['late_steps']} steps (correlation with the robot's motion {view['motion_correlation']:.2f})"
+  if view['late_steps'] is None:
+    late = 'whether late cannot be told'
+  else:
+    late = (
+      f"late by {view['late_steps']} steps (correlation with the robot's motion "
+      f'{view["motion_correlation"]:.2f})'
     )
-  )
   return f'{pixels}; {view["repeated_share"]:.0%} repeated; {late}'
 
 
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+  """The dimensions with their numbers."""
+  width = max(len(_label(row)) for row in rows) + 2
+  yield f'{"":{width}}{"unit":12}' + ''.join(f'{key:>11}' for key in COLUMNS)
+  for row in rows:
+    numbers = ''.join(f'{row[key]:11.4g}' for key in COLUMNS)
+    yield f'{_label(row):{width}}{row["unit"]:12}{numbers}'
+
+
 def _label(row: Mapping[str, Any]) -> str:
-  return f'{row["part"]} {row["name"]}' + (' - state' if row['relative'] else '')
+  relative = ' - state' if row['relative'] else ''
+  return f'{row["part"]} {row["name"]}{relative}'

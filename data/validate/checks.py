@@ -33,15 +33,18 @@ def run(
   """Validates a dataset; None if not one record of it can be read.
 
   Args:
-    decoded: episodes whose images are decoded.
-    with_images: episodes whose images are read to see that they are whole; at least those.
-    findings: gets what is wrong.
+    decoded: the episodes whose images are decoded.
+    with_images: the episodes whose images are read to see that they are whole; at least those.
+    findings: what is wrong is added to it.
   """
   kept = survey.read(episodes, with_images, findings)
   if not kept.steps:
     return None
+
   numeric.check(kept, episodes, findings)
   anchors = numeric.count_anchors(kept, episodes, findings)
   clips = video.decode(episodes, decoded, findings)
   lags = video.check(episodes.record, clips, kept.statistics, findings)
-  return Result(card.make(episodes, kept, anchors, clips, lags), clips, kept.statistics)
+  return Result(
+    card=card.make(episodes, kept, anchors, clips, lags), clips=clips, statistics=kept.statistics
+  )

@@ -32,7 +32,7 @@ class Findings:
   """Collects findings; at most `MOST` of a level and kind are kept, the others counted.
 
   Attributes:
-    accepted: kinds whose failures count as warnings.
+    accepted: the kinds whose failures count as warnings.
   """
 
   accepted: frozenset[str] = frozenset()
@@ -42,7 +42,8 @@ class Findings:
   _count: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
   def __post_init__(self):
-    if unknown := set(self.accepted) - set(KINDS):
+    unknown = set(self.accepted) - set(KINDS)
+    if unknown:
       raise ValueError(
         f'There are no kinds of failure {sorted(unknown)} to accept; choose from {list(KINDS)}.'
       )
@@ -61,37 +62,40 @@ class Findings:
     """Good to know."""
     self._add('note', kind, message)
 
-  def _add(self, level, kind, message):
+  def _add(self, level: str, kind: str, message: str) -> None:
     self._count[level, kind] += 1
     if len(self._kept[level, kind]) < MOST:
       self._kept[level, kind].append(message)
 
   def count(self, level: str) -> int:
-    """How many there are of 'fail', 'warn' or 'note'."""
-    return sum(n for (of, _), n in self._count.items() if of == level)
+    """The number of findings of a level: 'fail', 'warn' or 'note'."""
+    return sum(n for (counted, _), n in self._count.items() if counted == level)
 
   def messages(self, level: str, kinds: Iterable[str] = KINDS) -> Iterator[tuple[str, str]]:
     """(kind, message) of one level, in the order of `KINDS`."""
     for kind in kinds:
       yield from ((kind, message) for message in self._kept.get((level, kind), ()))
-      if (more := self._count[level, kind] - MOST) > 0:
+      more = self._count[level, kind] - MOST
+      if more > 0:
         yield kind, f'... and {more} more like these'
 
   def lines(self) -> Iterator[str]:
     """One line each, the worst first, and a last line that counts them."""
     for level in LEVELS:
       yield from (f'{level} {kind}: {message}' for kind, message in self.messages(level))
-    counts = [
-      (self.count(level), word) for level, word in zip(LEVELS, ('failure', 'warning', 'note'))
-    ]
-    summary = ', '.join(f'{n} {word}{"s" * (n != 1)}' for n, word in counts)
+    parts = []
+    for level, word in zip(LEVELS, ('failure', 'warning', 'note')):
+      count = self.count(level)
+      parts.append(f'{count} {word}' if count == 1 else f'{count} {word}s')
+    summary = ', '.join(parts)
     kinds = ','.join(dict.fromkeys(kind for kind, _ in self.messages('fail')))
-    yield (
-      f'FAILED: {summary}; if that is meant: --accept={kinds}' if kinds else f'passed: {summary}'
-    )
+    if kinds:
+      yield f'FAILED: {summary}; if that is meant: --accept={kinds}'
+    else:
+      yield f'passed: {summary}'
 
   def to_dict(self) -> dict[str, list[dict[str, str]]]:
-    """JSON-ready."""
+    """The findings by level, JSON-ready."""
     return {
       key: [{'kind': kind, 'message': message} for kind, message in self.messages(level)]
       for level, key in zip(LEVELS, ('failures', 'warnings', 'notes'))

@@ -5,8 +5,9 @@ beside it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,21 +24,24 @@ from wam_jax.data import windows
 # arm reaches 10 m, so more are mm; no joint turns more than twice around, so more are degrees;
 # 'normalized' is [-1, 1] or [0, 1] and a tenth for sensors that overshoot.
 UNIT_LIMIT = {'m': 10.0, 'rad': 4 * np.pi, 'normalized': 1.1, 'm/s': 10.0, 'rad/s': 30.0}
-EXPLODING_RANGES = 10  # Of q99 - q01, beyond either: tails of real deltas reach 7, jumps from pi to -pi more than 10.
-COPY_SHARE = (
-  0.95  # Of the steps with motion at which action and state are equal: chance stays far below.
-)
+# Ranges of q01 to q99 that a value may lie beyond either: tails of real deltas reach 7, jumps from
+# pi to -pi more than 10.
+EXPLODING_RANGES = 10
+# Share of the steps with motion at which action and state are equal: chance stays far below.
+COPY_SHARE = 0.95
 COPY_STEPS = 20  # Steps with motion under which equality may be chance.
-BETTER_FIT = 0.5  # Distance to other state columns over that to its own: a target is nearest the joint that follows it.
-REPEATS_FAIL, REPEATS_WARN = (
-  0.45,
-  0.2,
-)  # Every second is a share of 1/2; stop and go, and dropped frames, give a tenth.
-STALE = 0.05  # Of a range, by which stored quantiles may differ: subsampling gives less than 1 %.
+# Distance to other state columns over that to its own: a target is nearest the joint that follows
+# it.
+BETTER_FIT = 0.5
+# Shares of repeats. Every second row is a share of 1/2; stop and go, and dropped frames, give a
+# tenth.
+REPEATS_FAIL, REPEATS_WARN = 0.45, 0.2
+# Share of a range by which stored quantiles may differ: subsampling gives less than 1 %.
+STALE = 0.05
 
 
 def check(kept: survey.Survey, episodes: sources.Episodes, findings: findings_lib.Findings) -> None:
-  """All of them; there must be a readable episode."""
+  """Makes all checks of this file; there must be a readable episode."""
   _check_slices(kept.record, findings)
   _check_columns(kept, episodes, findings)
   _check_copies(kept, episodes, findings)
@@ -47,56 +51,69 @@ def check(kept: survey.Survey, episodes: sources.Episodes, findings: findings_li
 
 
 def _check_slices(record: embodiments.Embodiment, findings: findings_lib.Findings) -> None:
+  """Catches a slip in the record: a start or stop that is off by one gives two slices a column."""
   for part, slices in (('state', record.state), ('action', record.action)):
-    for i, a in enumerate(slices):
-      for b in slices[i + 1 :]:
-        if a.key == b.key and a.start < b.stop and b.start < a.stop:
-          findings.fail(
-            'slice',
-            f'{part} slices {_name(a)} and {_name(b)} of {record.name!r} overlap; expected every '
-            'column once: correct start and stop.',
-          )
+    for a, b in itertools.combinations(slices, 2):
+      if a.key == b.key and a.start < b.stop and b.start < a.stop:
+        findings.fail(
+          'slice',
+          f'{part} slices {_name(a)} and {_name(b)} of {record.name!r} overlap; expected every '
+          'column once: correct start and stop.',
+        )
 
 
 def _check_columns(
   kept: survey.Survey, episodes: sources.Episodes, findings: findings_lib.Findings
 ) -> None:
+  """Catches dead sensors and padding (normalizing divides by their range), single wild values (they
+  are most of a batch's loss), and wrong units.
+  """
+  record = kept.record
   for part, slices, columns, counts_N in kept.parts():
     if not counts_N.any():
       continue
-    of_N = [s for s in slices for _ in range(s.width)]
+    slice_N = [s for s in slices for _ in range(s.width)]
+    name_N = embodiments.names(slices)
     summary = columns.summary
-    flat_N = dataclasses.replace(summary, norms=tuple(s.norm for s in of_N)).is_flat
+    # What is flat depends on how the model will scale the dimension.
+    flat_N = dataclasses.replace(summary, norms=tuple(s.norm for s in slice_N)).is_flat
+
     for n in np.flatnonzero(counts_N):
-      name = f'{part} {embodiments.names(slices)[n]}' + (
-        ' relative to the state' if of_N[n].relative_to else ''
-      )
+      relative = ' relative to the state' if slice_N[n].relative_to else ''
+      name = f'{part} {name_N[n]}{relative}'
       if flat_N[n]:
         findings.fail(
           'constant',
           f'{name} hardly varies: q01 {summary.q01[n]:.5g}, q99 {summary.q99[n]:.5g} '
-          f'{of_N[n].unit}, min {summary.min[n]:.5g}, max {summary.max[n]:.5g}; expected a range of '
-          f'{normalize.RANGE_FLOOR:g}: correct the slice, or leave the column out of {kept.record.name!r}.',
+          f'{slice_N[n].unit}, min {summary.min[n]:.5g}, max {summary.max[n]:.5g}; expected a '
+          f'range of {normalize.RANGE_FLOOR:g}: correct the slice, or leave the column out of '
+          f'{record.name!r}.',
         )
       else:
-        _check_exploding(name, n, columns, summary, episodes, findings)
-  for part, slices, columns in (
-    ('state', kept.record.state, kept.state),
-    ('action', kept.record.action, kept.action),
-  ):
-    _check_units(part, slices, columns.summary, findings)
+        _check_exploding(name, n, columns, episodes, findings)
+
+  _check_units('state', record.state, kept.state.summary, findings)
+  _check_units('action', record.action, kept.action.summary, findings)
 
 
-def _check_exploding(name, n, columns, summary, episodes, findings) -> None:
-  low, high = summary.q01[n], summary.q99[n]
+def _check_exploding(
+  name: str,
+  n: int,
+  columns: survey.Columns,
+  episodes: sources.Episodes,
+  findings: findings_lib.Findings,
+) -> None:
+  """Catches a lost packet that was stored as 0 or 1e6, and angles that jump from pi to -pi."""
+  low, high = columns.summary.q01[n], columns.summary.q99[n]
   for value, episode, step in columns.extremes_KN3[:, n]:
-    ranges = max(low - value, value - high) / max(high - low, 1e-12)
+    beyond = max(low - value, value - high)
+    ranges = beyond / max(high - low, 1e-12)
     if ranges > EXPLODING_RANGES:
       findings.fail(
         'exploding',
         f'{name} is {value:.5g} at step {int(step)} of {episodes.where(int(episode))}, '
-        f'{ranges:.0f} times the range of q01 {low:.5g} to q99 {high:.5g} beyond it; expected at most '
-        f'{EXPLODING_RANGES}: repair or drop the episode.',
+        f'{ranges:.0f} times the range of q01 {low:.5g} to q99 {high:.5g} beyond it; expected at '
+        f'most {EXPLODING_RANGES}: repair or drop the episode.',
       )
 
 
@@ -106,14 +123,10 @@ def _check_units(
   summary: normalize.Quantiles,
   findings: findings_lib.Findings,
 ) -> None:
-  start = 0
-  for s in slices:
-    columns = slice(start, start + s.width)
-    start += s.width
-    bulk, limit = (
-      np.abs([summary.q01[columns], summary.q99[columns]]).max(),
-      UNIT_LIMIT.get(s.unit, np.inf),
-    )
+  """Catches degrees and millimetres: quantiles hide them in training, the robot does not."""
+  for s, columns in _columns(slices):
+    bulk = np.abs([summary.q01[columns], summary.q99[columns]]).max()
+    limit = UNIT_LIMIT.get(s.unit, np.inf)
     if bulk > limit:
       findings.fail(
         'unit',
@@ -122,27 +135,45 @@ def _check_units(
       )
 
 
+def _columns(slices: Sequence[embodiments.Slice]) -> Iterator[tuple[embodiments.Slice, slice]]:
+  """Each slice with its columns of the whole vector."""
+  start = 0
+  for s in slices:
+    yield s, slice(start, start + s.width)
+    start += s.width
+
+
 def _check_copies(
   kept: survey.Survey, episodes: sources.Episodes, findings: findings_lib.Findings
 ) -> None:
+  """Catches a recorder that stored the measured state as the command: the model would learn to
+  stand still, at a loss that looks excellent.
+  """
   agreement, record = kept.agreement, kept.record
-  counts_X = np.where(agreement.moving_X >= COPY_STEPS, np.maximum(agreement.moving_X, 1), np.inf)
-  now_UX, next_UX = agreement.now_UX / counts_X, agreement.next_UX / counts_X
-  start = 0
-  for s in record.action if record.state else ():
-    rows, start = slice(start, start + s.width), start + s.width
-    if pairs := _equal_pairs(record, s, now_UX[rows]):
+  if not record.state:
+    return
+  # A share of too few steps is none: dividing by infinity makes it 0.
+  is_enough_X = agreement.moving_X >= COPY_STEPS
+  counts_X = np.where(is_enough_X, np.maximum(agreement.moving_X, 1), np.inf)
+  now_UX = agreement.now_UX / counts_X
+  next_UX = agreement.next_UX / counts_X
+
+  for s, rows in _columns(record.action):
+    pairs = _equal_pairs(record, s, now_UX[rows])
+    next_pairs = _equal_pairs(record, s, next_UX[rows])
+    if pairs:
       u, x = np.unravel_index(now_UX[rows].argmax(), now_UX[rows].shape)
       episode, step = agreement.first_UX2[rows][u, x]
       findings.fail(
         'copy',
         f'action equals the state of the same step at {now_UX[rows][u, x]:.0%} of the steps with '
-        f'motion: {pairs}, first at step {step} of {episodes.where(int(episode))}; expected the command: '
-        'correct the slice, or take the state of the next step as the action.',
+        f'motion: {pairs}, first at step {step} of {episodes.where(int(episode))}; expected the '
+        'command: correct the slice, or take the state of the next step as the action.',
       )
-    elif pairs := _equal_pairs(record, s, next_UX[rows]):
+    elif next_pairs:
       findings.note(
-        'copy', f'action is the state of the next step: {pairs}; so be it for an absolute target.'
+        'copy',
+        f'action is the state of the next step: {next_pairs}; so be it for an absolute target.',
       )
 
 
@@ -158,44 +189,54 @@ def _equal_pairs(record: embodiments.Embodiment, s: embodiments.Slice, share_UX:
 
 
 def _check_references(kept: survey.Survey, findings: findings_lib.Findings) -> None:
-  """A command follows its own joint: other columns that it follows better are those the record
-  should name.
+  """Catches a record that counts one arm's action from the other arm's state, which trains well and
+  moves the robot wrongly: a command follows its own joint, so columns that it follows much better
+  are those the record should name.
   """
   record = kept.record
-  distance_UX, start = kept.agreement.distance_UX(), 0
-  for s in record.action:
-    rows, start = slice(start, start + s.width), start + s.width
-    for part, columns_U in (
-      ('relative_to', record.reference_columns),
-      ('rest', record.rest_columns),
-    ):
+  distance_UX = kept.agreement.distance_UX()
+  named = (('relative_to', record.reference_columns), ('rest', record.rest_columns))
+  for s, rows in _columns(record.action):
+    fit_K = _fit_everywhere(distance_UX[rows])
+    for part, columns_U in named:
       own = columns_U[rows][0]
       if own < 0:
         continue
-      # [offsets] of the slice against every run of state columns of its width.
-      fit_K = np.asarray(
-        [
-          np.sqrt(np.square(np.diagonal(distance_UX[rows, k : k + s.width])).mean())
-          for k in range(record.proprio_dim - s.width + 1)
-        ]
-      )
       best = int(fit_K.argmin())
+      # Far from its own column and from any other alike, a command follows none, as a velocity.
       if fit_K[best] < min(BETTER_FIT * fit_K[own], BETTER_FIT):
         names = embodiments.names(record.state)
         findings.fail(
           'slice',
           f'action {_name(s)} has {part}={getattr(s, part)!r} but follows the state '
-          f'{names[best]} to {names[best + s.width - 1]}: distance {fit_K[best]:.2g} standard deviations '
-          f'against {fit_K[own]:.2g}; expected its own joints: correct the slices of {record.name!r}.',
+          f'{names[best]} to {names[best + s.width - 1]}: distance {fit_K[best]:.2g} standard '
+          f'deviations against {fit_K[own]:.2g}; expected its own joints: correct the slices of '
+          f'{record.name!r}.',
         )
 
 
+def _fit_everywhere(distance_UX: np.ndarray) -> np.ndarray:
+  """[offsets] root mean square distance of a slice's action from every run of as many state
+  columns.
+  """
+  width, states = distance_UX.shape
+  fits = []
+  for k in range(states - width + 1):
+    own_U = np.diagonal(distance_UX[:, k : k + width])
+    fits.append(np.sqrt(np.square(own_U).mean()))
+  return np.asarray(fits)
+
+
 def _check_rows(kept: survey.Survey, findings: findings_lib.Findings) -> None:
-  share, rate = signals.repeat_rate(kept.repeats, kept.record.control_hz)
+  """Catches rows that were written faster than the robot was read, and a wrong control_hz with
+  them: chunks would last longer than the record says.
+  """
+  record = kept.record
+  share, rate = signals.repeat_rate(kept.repeats, record.control_hz)
   message = (
-    f'{share:.0%} of the rows repeat the state of the row before amid motion: they are new {rate:.3g} times '
-    f'a second, {kept.record.name!r} says control_hz={kept.record.control_hz:g}; correct it, or drop the '
-    'repeated rows and frames.'
+    f'{share:.0%} of the rows repeat the state of the row before amid motion: they are new '
+    f'{rate:.3g} times a second, {record.name!r} says control_hz={record.control_hz:g}; correct '
+    'it, or drop the repeated rows and frames.'
   )
   add_repeats(share, message, findings)
 
@@ -215,9 +256,10 @@ def _name(s: embodiments.Slice) -> str:
 def count_anchors(
   kept: survey.Survey, episodes: sources.Episodes, findings: findings_lib.Findings
 ) -> int | None:
-  """Steps at which a training sample can begin; None where records cannot be read.
+  """The number of steps at which a training sample can begin; None where records cannot be read.
 
-  Reads the dataset once more, unless training or a validation did so before.
+  Catches a chunk that is longer than the episodes, and ranges that leave nothing. Reads the dataset
+  once more, unless training or a validation did so before.
   """
   if len(kept.lengths) < len(episodes):
     return None
@@ -231,8 +273,8 @@ def count_anchors(
 def _check_statistics(
   kept: survey.Survey, episodes: sources.Episodes, findings: findings_lib.Findings
 ) -> None:
-  """The file beside the dataset, where there is one, is of this embodiment, this dataset and these
-  numbers.
+  """Catches a statistics file that came along with other data, or was made before the data changed:
+  training reads it and asks no more.
   """
   path, record = statistics.find(episodes), kept.record
   if not path.exists():
@@ -245,18 +287,23 @@ def _check_statistics(
   except ValueError as e:
     findings.fail('statistics', str(e))
     return
-  of = json.loads(path.read_text())['of']
-  whole = sources.Episodes(episodes.path, episodes.split.split('[')[0], record)
-  again = f'delete it and make it again: python -m data.statistics --dataset={episodes.path} --embodiment={record.name}'
-  if of.get('split') != whole.split:
+
+  made_of = json.loads(path.read_text())['of']
+  whole_split = episodes.split.split('[')[0]  # train[:100] is a part of train.
+  whole = sources.Episodes(episodes.path, whole_split, record)
+  again = (
+    'delete it and make it again: python -m data.statistics '
+    f'--dataset={episodes.path} --embodiment={record.name}'
+  )
+  if made_of.get('split') != whole.split:
     findings.note(
       'statistics',
-      f'{path} is of split {of.get("split")!r} and was not compared with {whole.split!r}.',
+      f'{path} is of split {made_of.get("split")!r} and was not compared with {whole.split!r}.',
     )
-  elif of.get('dataset') != whole.fingerprint:
+  elif made_of.get('dataset') != whole.fingerprint:
     findings.fail(
       'statistics',
-      f'{path} was made of other shards (fingerprint {of.get("dataset")}, now '
+      f'{path} was made of other shards (fingerprint {made_of.get("dataset")}, now '
       f'{whole.fingerprint}); {again}',
     )
   elif episodes.split == whole.split and len(kept.lengths) == len(episodes):
@@ -272,13 +319,12 @@ def _check_stored(
 ) -> None:
   for part in ('state', 'action'):
     old, new = getattr(stored, part), getattr(seen, part)
+    range_N = np.maximum(new.q99 - new.q01, normalize.RANGE_FLOOR)
     for key in ('q01', 'q99'):
-      off_N = np.abs(getattr(old, key) - getattr(new, key)) / np.maximum(
-        new.q99 - new.q01, normalize.RANGE_FLOOR
-      )
+      old_N, new_N = getattr(old, key), getattr(new, key)
+      off_N = np.abs(old_N - new_N) / range_N
       for n in np.flatnonzero(off_N > STALE):
         findings.fail(
           'statistics',
-          f'{says} {key}={getattr(old, key)[n]:.5g} of {part} dimension {n}, the data '
-          f'{getattr(new, key)[n]:.5g}; {again}',
+          f'{says} {key}={old_N[n]:.5g} of {part} dimension {n}, the data {new_N[n]:.5g}; {again}',
         )

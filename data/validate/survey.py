@@ -23,10 +23,10 @@ from wam_jax.data import normalize
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
-EQUAL = (
-  1e-5  # Relative to 1 + |state|: the rounding of a copy stays below, a controller's error above.
-)
-CLOCK_TOLERANCE = 0.05  # Of the period: clocks are right to 1 %, usual rates are 20 % apart.
+# Relative to 1 + |state|: the rounding of a copy stays below, a controller's error above.
+EQUAL = 1e-5
+# Share of the period: clocks are right to 1 %, usual rates are 20 % apart.
+CLOCK_TOLERANCE = 0.05
 CLOCK_GAP = 1.5  # Periods from one row to the next above which one is missing.
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 JPEG_END, PNG_END = b'\xff\xd9', b'IEND\xaeB`\x82'
@@ -51,7 +51,7 @@ class Columns:
 
   @functools.cached_property
   def summary(self) -> normalize.Quantiles:
-    """Of all rows; to be asked for when all are there."""
+    """The quantiles of all rows; to be asked for when all are there."""
     return self.sketch.quantiles()
 
   @property
@@ -60,14 +60,19 @@ class Columns:
     return np.concatenate([self._low, self._high])
 
 
-def _extend(kept_KN3, rows_TN, step_T, episode, sign):
+def _extend(
+  kept_KN3: np.ndarray, rows_TN: np.ndarray, step_T: np.ndarray, episode: int, sign: int
+) -> np.ndarray:
+  """The most extreme values of each dimension, and their places, with those of one more episode;
+  `sign` is 1 for the highest and -1 for the lowest ones.
+  """
   row_N = (sign * rows_TN).argmax(0)
   value_N = np.take_along_axis(rows_TN, row_N[None], 0)[0]
-  pool = np.concatenate(
-    [kept_KN3, np.stack([value_N, np.full(row_N.shape, episode), step_T[row_N]], -1)[None]]
-  )
-  order = np.argsort(-sign * pool[..., 0], axis=0, kind='stable')[: findings_lib.MOST]
-  return np.take_along_axis(pool, order[..., None], 0)
+  new_N3 = np.stack([value_N, np.full(row_N.shape, episode), step_T[row_N]], -1)
+  pool_KN3 = np.concatenate([kept_KN3, new_N3[None]])
+  order_KN = np.argsort(-sign * pool_KN3[..., 0], axis=0, kind='stable')
+  best_KN = order_KN[: findings_lib.MOST]  # More would not be spelled out.
+  return np.take_along_axis(pool_KN3, best_KN[..., None], 0)
 
 
 class Agreement:
@@ -79,42 +84,56 @@ class Agreement:
   """
 
   def __init__(self, actions: int, states: int):
-    self.moving_X, self.first_UX2 = np.zeros(states), np.full((actions, states, 2), -1)
-    self.now_UX, self.next_UX, self._product_UX = np.zeros((3, actions, states))
-    self._action_U, self._state_X, self._steps = np.zeros((2, actions)), np.zeros((2, states)), 0
+    self.moving_X = np.zeros(states)
+    self.first_UX2 = np.full((actions, states, 2), -1)  # (episode, step) of the first equality.
+    self.now_UX = np.zeros((actions, states))
+    self.next_UX = np.zeros((actions, states))
+    self._steps = 0
+    self._sum_U = np.zeros(actions)
+    self._squares_U = np.zeros(actions)
+    self._squares_X = np.zeros(states)
+    self._product_UX = np.zeros((actions, states))
 
   def add(self, action_TU: np.ndarray, state_TX: np.ndarray, episode: int) -> None:
     """Adds one episode; a single step cannot move."""
     if len(state_TX) < 2:
       return
-    action_TU, state_TX = action_TU.astype(np.float64), state_TX.astype(np.float64)
-    near_TX = EQUAL * (1 + np.abs(state_TX[:-1]))
-    moving_TX = np.abs(np.diff(state_TX, axis=0)) > 10 * near_TX
-    equal = lambda state: (
-      (np.abs(action_TU[:-1, :, None] - state[:, None]) <= near_TX[:, None]) & moving_TX[:, None]
-    )
-    now_TUX = equal(state_TX[:-1])
-    self.moving_X += moving_TX.sum(0)
+    action_TU = action_TU.astype(np.float64)
+    state_TX = state_TX.astype(np.float64)
+    now_TX, next_TX = state_TX[:-1], state_TX[1:]
+    near_TX = EQUAL * (1 + np.abs(now_TX))
+    # Well above what counts as equal: the state of this step is then not that of the next one, too.
+    is_moving_TX = np.abs(next_TX - now_TX) > 10 * near_TX
+
+    def equal(compared_TX: np.ndarray) -> np.ndarray:
+      difference_TUX = np.abs(action_TU[:-1, :, None] - compared_TX[:, None])
+      return (difference_TUX <= near_TX[:, None]) & is_moving_TX[:, None]
+
+    now_TUX = equal(now_TX)
+    self.moving_X += is_moving_TX.sum(0)
     self.now_UX += now_TUX.sum(0)
-    self.next_UX += equal(state_TX[1:]).sum(0)
-    new_UX = now_TUX.any(0) & (self.first_UX2[..., 0] < 0)
-    self.first_UX2[new_UX] = np.stack(
-      [np.full(new_UX.sum(), episode), now_TUX.argmax(0)[new_UX]], -1
-    )
+    self.next_UX += equal(next_TX).sum(0)
+
+    is_new_UX = now_TUX.any(0) & (self.first_UX2[..., 0] < 0)
+    step_K = now_TUX.argmax(0)[is_new_UX]
+    self.first_UX2[is_new_UX] = np.stack([np.full(step_K.shape, episode), step_K], -1)
+
+    # The moments that give the distances of all pairs without keeping a row.
     self._steps += len(state_TX)
-    self._action_U += [action_TU.sum(0), np.square(action_TU).sum(0)]
-    self._state_X += [state_TX.sum(0), np.square(state_TX).sum(0)]
+    self._sum_U += action_TU.sum(0)
+    self._squares_U += np.square(action_TU).sum(0)
+    self._squares_X += np.square(state_TX).sum(0)
     self._product_UX += action_TU.T @ state_TX
 
   def distance_UX(self) -> np.ndarray:
     """Root mean square of action - state, in standard deviations of the action."""
     steps = max(self._steps, 1)
-    (mean_U, square_U), square_X = self._action_U / steps, self._state_X[1] / steps
-    variance_U = np.maximum(square_U - np.square(mean_U), 1e-12)
-    return np.sqrt(
-      np.maximum(square_U[:, None] - 2 * self._product_UX / steps + square_X, 0)
-      / variance_U[:, None]
-    )
+    square_U = self._squares_U / steps
+    square_X = self._squares_X / steps
+    variance_U = np.maximum(square_U - np.square(self._sum_U / steps), 1e-12)
+    # (a - x)^2 = a^2 - 2 a x + x^2, on average; rounding may leave it just below 0.
+    square_UX = np.maximum(square_U[:, None] - 2 * self._product_UX / steps + square_X, 0)
+    return np.sqrt(square_UX / variance_U[:, None])
 
 
 @dataclasses.dataclass
@@ -126,12 +145,12 @@ class Survey:
     state, action: the record's vectors.
     relative: the actions counted from the state at their chunk's start, of all chunks; empty
       without such slices.
-    agreement: of actions and states.
-    lengths: steps of every readable episode.
-    words: language spans by their first instruction that is not blank.
-    blank: steps without text, by language key.
+    agreement: how actions compare with states.
+    lengths: the steps of every readable episode.
+    words: the number of language spans by their first instruction that is not blank.
+    blank: the number of steps without text, by language key.
     repeats: (repeated, active) rows of the state.
-    periods: median seconds from row to row of every episode that stores timestamps.
+    periods: the median seconds from row to row of every episode that stores timestamps.
     images: (number, bytes) of the images that were read.
   """
 
@@ -149,7 +168,7 @@ class Survey:
 
   @property
   def steps(self) -> int:
-    """Of all readable episodes."""
+    """The steps of all readable episodes."""
     return sum(self.lengths)
 
   def parts(self) -> Iterator[tuple[str, tuple[embodiments.Slice, ...], Columns, np.ndarray]]:
@@ -169,21 +188,26 @@ class Survey:
     """What `data.statistics` computes; to be asked for when all episodes are there, and at least
     one.
     """
-    record, state, action = self.record, self.state.summary, self.action.summary
+    record = self.record
+    action = self.action.summary
     if self.relative.sketch.count:
-      is_relative_U, relative = np.asarray(record.reference_columns) >= 0, self.relative.summary
-      action = normalize.Quantiles(
-        *(
-          np.where(is_relative_U, getattr(relative, key), getattr(action, key))
-          for key in normalize.ARRAYS
-        )
-      )
-    norms = lambda slices: tuple(s.norm for s in slices for _ in range(s.width))
+      relative = self.relative.summary
+      is_relative_U = np.asarray(record.reference_columns) >= 0
+      arrays = {
+        key: np.where(is_relative_U, getattr(relative, key), getattr(action, key))
+        for key in normalize.ARRAYS
+      }
+      action = normalize.Quantiles(**arrays)
     return normalize.Statistics(
-      dataclasses.replace(state, norms=norms(record.state)),
-      dataclasses.replace(action, norms=norms(record.action)),
-      self.steps,
+      state=dataclasses.replace(self.state.summary, norms=_norms(record.state)),
+      action=dataclasses.replace(action, norms=_norms(record.action)),
+      steps=self.steps,
     )
+
+
+def _norms(slices: tuple[embodiments.Slice, ...]) -> tuple[str, ...]:
+  """How each dimension is normalized."""
+  return tuple(s.norm for s in slices for _ in range(s.width))
 
 
 def read(
@@ -194,20 +218,19 @@ def read(
   Args:
     with_images: episodes whose images are read, too, to see that they are whole.
   """
-  record, clock = episodes.record, _clock_slice(episodes.path)
-  timed = (
-    episodes
-    if clock is None
-    else sources.Episodes(
-      episodes.path, episodes.split, dataclasses.replace(record, action=(*record.action, clock))
-    )
-  )
+  record = episodes.record
+  clock = _find_clock(episodes.path)
+  timed = episodes
+  if clock is not None:
+    timed_record = dataclasses.replace(record, action=(*record.action, clock))
+    timed = sources.Episodes(episodes.path, episodes.split, timed_record)
+
   kept = Survey(
-    record,
-    Columns(record.proprio_dim),
-    Columns(record.action_dim),
-    Columns(record.action_dim),
-    Agreement(record.action_dim, record.proprio_dim),
+    record=record,
+    state=Columns(record.proprio_dim),
+    action=Columns(record.action_dim),
+    relative=Columns(record.action_dim),
+    agreement=Agreement(record.action_dim, record.proprio_dim),
   )
   for i in progress.track(range(len(timed)), 'reading episodes', len(timed), 'episodes'):
     try:
@@ -224,7 +247,7 @@ def read(
   return kept
 
 
-def _clock_slice(path: epath.Path) -> embodiments.Slice | None:
+def _find_clock(path: epath.Path) -> embodiments.Slice | None:
   """The timestamps of a dataset, where its steps have some, as one more slice of the action."""
   steps = tfds.builder_from_directory(path).info.features.get_tensor_info()['steps']
   for prefix, group in (('', steps), ('observation/', steps.get('observation', {}))):
@@ -234,17 +257,23 @@ def _clock_slice(path: epath.Path) -> embodiments.Slice | None:
 
 
 def _add_numbers(kept: Survey, episode: sources.Episode, i: int) -> None:
-  record, S = kept.record, kept.record.steps_per_chunk
+  record = kept.record
+  steps = record.steps_per_chunk
   state_TX = embodiments.convert(record.state, episode.state_TX)
+  # Without the timestamps, which stand behind the action.
   action_TU = embodiments.convert(record.action, episode.action_TU[:, : record.action_dim])
   kept.lengths.append(episode.length)
   kept.state.add(state_TX, np.arange(episode.length), i)
   kept.action.add(action_TU, np.arange(episode.length), i)
   kept.agreement.add(action_TU, state_TX, i)
-  kept.repeats += signals.repeats(np.linalg.norm(np.diff(state_TX, axis=0), axis=1))
-  starts_Q = np.arange(episode.length - S + 1)
-  if max(record.reference_columns, default=-1) >= 0 and starts_Q.size:
-    steps_QS = starts_Q[:, None] + np.arange(S)
+  speed_T = np.linalg.norm(np.diff(state_TX, axis=0), axis=1)
+  kept.repeats += signals.repeats(speed_T)
+
+  # Relative actions as training sees them: a step once for each chunk that it is in.
+  starts_Q = np.arange(episode.length - steps + 1)
+  has_relative = max(record.reference_columns, default=-1) >= 0
+  if has_relative and starts_Q.size:
+    steps_QS = starts_Q[:, None] + np.arange(steps)
     action_QSU = normalize.subtract_reference(record, action_TU[steps_QS], state_TX[starts_Q])
     kept.relative.add(action_QSU.reshape(-1, record.action_dim), steps_QS.reshape(-1), i)
 
@@ -256,22 +285,20 @@ def _add_words(
   i: int,
   findings: findings_lib.Findings,
 ) -> None:
-  success = kept.record.success
+  record = kept.record
   for span in episode.spans:
-    kept.blank.update(
-      {
-        key: span.stop - span.start
-        for key, text in zip(kept.record.language, span.texts)
-        if not text.strip()
-      }
-    )
-    if texts := [text.strip() for text in span.texts if text.strip()]:
+    for key, text in zip(record.language, span.texts):
+      if not text.strip():
+        kept.blank[key] += span.stop - span.start
+    texts = [text.strip() for text in span.texts if text.strip()]
+    if texts:
       kept.words[texts[0]] += 1
-    elif not success or success in episodes.name(i):  # Training leaves other episodes out.
+    elif not record.success or record.success in episodes.name(i):
+      # Training leaves the other episodes out, as failed ones.
       findings.fail(
         'language',
         f'steps {span.start} to {span.stop - 1} of {episode.where} have no text under '
-        f'{" or ".join(kept.record.language)}; expected an instruction: write one or drop the episode.',
+        f'{" or ".join(record.language)}; expected an instruction: write one or drop the episode.',
       )
 
 
@@ -302,15 +329,23 @@ def damage(image: bytes) -> str:
 
 
 def _add_clock(kept: Survey, episode: sources.Episode, findings: findings_lib.Findings) -> None:
-  seconds_T, expected = episode.action_TU[:, -1].astype(np.float64), 1 / kept.record.control_hz
-  if (
-    len(seconds_T) < 2
-    or np.spacing(np.float32(np.abs(seconds_T).max())) > CLOCK_TOLERANCE * expected
-  ):
-    return  # Times since 1970 are coarser in float32 than the steps.
-  period_T, where = np.diff(seconds_T), episode.where
+  """Catches a control_hz that is not the rate at which rows were written, rows out of order, and
+  rows that a recorder lost.
+  """
+  record, where = kept.record, episode.where
+  expected = 1 / record.control_hz
+  seconds_T = episode.action_TU[:, -1].astype(np.float64)
+  if len(seconds_T) < 2:
+    return
+  # Times since 1970 are coarser in float32 than the steps.
+  resolution = np.spacing(np.float32(np.abs(seconds_T).max()))
+  if resolution > CLOCK_TOLERANCE * expected:
+    return
+
+  period_T = np.diff(seconds_T)
   period = float(np.median(period_T))
   kept.periods.append(period)
+  is_gap_T = period_T > CLOCK_GAP * expected
   if (period_T <= 0).any():
     step = int(np.argmax(period_T <= 0))
     findings.fail(
@@ -322,13 +357,13 @@ def _add_clock(kept: Survey, episode: sources.Episode, findings: findings_lib.Fi
     findings.fail(
       'rate',
       f'timestamps of {where} are {period:.4g} s apart ({1 / period:.4g} Hz); expected '
-      f'{expected:.4g} s: correct control_hz={kept.record.control_hz:g} of {kept.record.name!r}, or '
+      f'{expected:.4g} s: correct control_hz={record.control_hz:g} of {record.name!r}, or '
       'resample the rows.',
     )
-  elif (period_T > CLOCK_GAP * expected).any():
+  elif is_gap_T.any():
     step = int(np.argmax(period_T))
     findings.warn(
       'rate',
-      f'timestamps of {where} have {int((period_T > CLOCK_GAP * expected).sum())} gaps, of '
-      f'{period_T[step]:.4g} s after step {step}; expected {expected:.4g} s: rows are missing.',
+      f'timestamps of {where} have {int(is_gap_T.sum())} gaps, of {period_T[step]:.4g} s after '
+      f'step {step}; expected {expected:.4g} s: rows are missing.',
     )

@@ -5,6 +5,7 @@ robot?
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -23,24 +24,21 @@ from wam_jax.data import sources
 
 THUMB = 32  # Pixels a side: enough to see motion, and sensor noise averages out.
 SHEET_EPISODES, SHEET_TIMES = 6, 6  # Of the contact sheet.
-BLANK_STD = (
-  2.0  # Grey levels over an image: a lens cap and a black fill stay below, any scene is above 10.
-)
+# Grey levels over an image: a lens cap and a black fill stay below, any scene is above 10.
+BLANK_STD = 2.0
 SAME = 2  # Grey levels by which thumbnails of one camera, encoded twice, may differ.
-SAME_SHARE = 0.95  # Of the steps at which two views are the same.
-LAG_STEPS, LAG_S = (
-  3,
-  0.15,
-)  # The larger is the delay a camera may have: USB cameras are 50 to 150 ms late.
+SAME_SHARE = 0.95  # Share of the steps at which two views are the same.
+# The larger is the delay a camera may have: USB cameras are 50 to 150 ms late.
+LAG_STEPS, LAG_S = 3, 0.15
 LAG_REACH_S = 1.0  # Lags up to this are looked at, or up to twice the delay allowed.
 LAG_STRENGTH = 0.3  # Correlation from which the robot's motion can be recognized in the images.
-LAG_GAIN, LAG_ERRORS = (
-  0.05,
-  3.0,
-)  # In correlation over the best allowed lag, and in standard errors of that.
+# In correlation over the best allowed lag, and in standard errors of that.
+LAG_GAIN, LAG_ERRORS = 0.05, 3.0
 WRIST = re.compile('wrist|hand|gripper', re.IGNORECASE)  # Names of views that ride on the robot.
-WRIST_RATIO = 2.0  # A view that rides moves as a whole, one that stands has a still background: often 10 times less.
+# A view that rides moves as a whole, one that stands has a still background: often 10 times less.
+WRIST_RATIO = 2.0
 WRIST_MOTION = 0.5  # Grey levels of the background's motion from which a view rides.
+WRIST_SHARE, WRIST_EPISODES = 0.8, 3  # How many episodes must say so.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +46,12 @@ class Clip:
   """A decoded episode, small.
 
   Attributes:
-    episode: its number.
-    where: shard file and record.
-    text: its first instruction.
+    episode: the episode's number.
+    where: the shard file and the record.
+    text: the first instruction.
     state_TX, action_TU: the record's vectors.
     thumbs: per view [T, THUMB, THUMB] uint8 grey.
-    shape: per view, rows and columns as stored.
+    shape: per view, the rows and columns as stored.
     pictures: step to composite image, of some steps.
   """
 
@@ -70,15 +68,15 @@ class Clip:
     """([T - 1] mean, [T - 1] median) change of the pixels from one step to the next, grey
     levels.
     """
-    change_TP = np.abs(
-      np.diff(self.thumbs[view].reshape(len(self.state_TX), -1).astype(np.float32), axis=0)
-    )
+    thumbs_TP = self.thumbs[view].reshape(len(self.state_TX), -1).astype(np.float32)
+    change_TP = np.abs(np.diff(thumbs_TP, axis=0))
     return change_TP.mean(1), np.median(change_TP, axis=1)
 
 
 def spread(total: int, count: int) -> list[int]:
   """`count` of `total` numbers, evenly, always the same."""
-  return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+  even = np.linspace(0, total - 1, min(count, total))
+  return np.unique(even.round().astype(int)).tolist()
 
 
 def decode(
@@ -100,8 +98,19 @@ def decode(
   return [clip for clip in clips if clip is not None]
 
 
-def _decode(record, i, episode, wanted, findings) -> Clip | None:
-  thumbs, shape, composites, is_whole = {v.key: [] for v in record.views}, {}, {}, True
+def _decode(
+  record: embodiments.Embodiment,
+  i: int,
+  episode: sources.Episode,
+  wanted: Sequence[int],
+  findings: findings_lib.Findings,
+) -> Clip | None:
+  """An episode whose composite images of the steps `wanted` are kept; None if an image does not
+  decode.
+  """
+  thumbs = {view.key: [] for view in record.views}
+  shape, composites = {}, {}
+  is_whole = True
   for step in range(episode.length):
     views = {}
     for key in thumbs:
@@ -118,21 +127,20 @@ def _decode(record, i, episode, wanted, findings) -> Clip | None:
       composites[step] = images.compose(record, views)
   if not is_whole:
     return None
-  text = next((text.strip() for text in episode.texts(0) if text.strip()), '')
   return Clip(
-    i,
-    episode.where,
-    text,
-    embodiments.convert(record.state, episode.state_TX),
-    embodiments.convert(record.action, episode.action_TU),
-    {key: np.stack(shown) for key, shown in thumbs.items()},
-    shape,
-    composites,
+    episode=i,
+    where=episode.where,
+    text=next((text.strip() for text in episode.texts(0) if text.strip()), ''),
+    state_TX=embodiments.convert(record.state, episode.state_TX),
+    action_TU=embodiments.convert(record.action, episode.action_TU),
+    thumbs={key: np.stack(grey) for key, grey in thumbs.items()},
+    shape=shape,
+    pictures=composites,
   )
 
 
-def _is_known(episode, key, step) -> bool:
-  """`survey.read` has reported this image."""
+def _is_known(episode: sources.Episode, key: str, step: int) -> bool:
+  """Whether `survey.read` has reported this image."""
   try:
     return bool(survey.damage(episode.encoded[key][step]))
   except ValueError:
@@ -140,9 +148,8 @@ def _is_known(episode, key, step) -> bool:
 
 
 def _thumb(image_IJ3: np.ndarray) -> np.ndarray:
-  return cv2.resize(
-    cv2.cvtColor(image_IJ3, cv2.COLOR_RGB2GRAY), (THUMB, THUMB), interpolation=cv2.INTER_AREA
-  )
+  grey_IJ = cv2.cvtColor(image_IJ3, cv2.COLOR_RGB2GRAY)
+  return cv2.resize(grey_IJ, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
 
 
 def check(
@@ -151,8 +158,8 @@ def check(
   statistics: normalize.Statistics,
   findings: findings_lib.Findings,
 ) -> dict[str, signals.Lag | None]:
-  """All checks of the decoded images; returns per view how late it is, None where that cannot be
-  told.
+  """Makes all checks of the decoded images; returns per view how late it is, None where that cannot
+  be told.
   """
   views = [v.key for v in record.views]
   for clip in clips:
@@ -161,16 +168,20 @@ def check(
   for key in views:
     _check_repeats(record, key, clips, findings)
   _check_wrist(views, clips, findings)
-  speed = [_speed(record, clip, statistics) for clip in clips]
-  if not any(s.shape[1] for s in speed):
+
+  speeds = [_compute_speed(record, clip, statistics) for clip in clips]
+  if not any(s.shape[1] for s in speeds):  # Video alone: there is nothing to be late against.
     return dict.fromkeys(views)
-  lags = {key: _estimate(record, key, clips, speed) for key in views}
+  lags = {key: _estimate_lag(record, key, clips, speeds) for key in views}
   for key, lag in lags.items():
     _check_lag(record, key, lag, findings)
   return lags
 
 
 def _check_blank(clip: Clip, views: Sequence[str], findings: findings_lib.Findings) -> None:
+  """Catches a camera that was unplugged (black or one last frame for a whole episode): a quarter of
+  what the model sees would teach nothing.
+  """
   for key in views:
     thumbs_TP = clip.thumbs[key].reshape(len(clip.state_TX), -1)
     if thumbs_TP.std(1).max() < BLANK_STD:
@@ -188,103 +199,137 @@ def _check_blank(clip: Clip, views: Sequence[str], findings: findings_lib.Findin
 
 
 def _moves(clip: Clip) -> bool:
-  """The state changes, or without one another view does."""
+  """Whether the state changes, or, without one, another view does."""
   if clip.state_TX.shape[1]:
     return bool(np.ptp(clip.state_TX, axis=0).max() > normalize.RANGE_FLOOR)
   return any((thumbs != thumbs[0]).any() for thumbs in clip.thumbs.values())
 
 
 def _check_same(clip: Clip, views: Sequence[str], findings: findings_lib.Findings) -> None:
-  for i, a in enumerate(views):
-    for b in views[i + 1 :]:
-      difference_TIJ = np.abs(np.subtract(clip.thumbs[a], clip.thumbs[b], dtype=np.int16))
-      is_seen = clip.thumbs[a].std() >= BLANK_STD  # Two blank views are reported as such.
-      if is_seen and (difference_TIJ.max((1, 2)) <= SAME).mean() >= SAME_SHARE:
-        findings.fail(
-          'view',
-          f'views {a!r} and {b!r} of {clip.where} show the same pixels; expected two cameras: '
-          'correct the keys of the record, or what the dataset stores under them.',
-        )
+  """Catches a converter that stored one camera under two keys."""
+  for a, b in itertools.combinations(views, 2):
+    difference_TIJ = np.abs(np.subtract(clip.thumbs[a], clip.thumbs[b], dtype=np.int16))
+    is_same_T = difference_TIJ.max((1, 2)) <= SAME
+    is_seen = clip.thumbs[a].std() >= BLANK_STD  # Two blank views are reported as such.
+    if is_seen and is_same_T.mean() >= SAME_SHARE:
+      findings.fail(
+        'view',
+        f'views {a!r} and {b!r} of {clip.where} show the same pixels; expected two cameras: '
+        'correct the keys of the record, or what the dataset stores under them.',
+      )
 
 
 def repeats(clips: Sequence[Clip], view: str) -> np.ndarray:
   """(repeated, active) frames of a view, see `signals.repeats`."""
-  return np.sum([(0, 0)] + [signals.repeats(clip.motion(view)[0]) for clip in clips], axis=0)
+  counts = [signals.repeats(clip.motion(view)[0]) for clip in clips]
+  return np.sum([(0, 0), *counts], axis=0)
 
 
-def _check_repeats(record, key, clips, findings) -> None:
+def _check_repeats(
+  record: embodiments.Embodiment,
+  key: str,
+  clips: Sequence[Clip],
+  findings: findings_lib.Findings,
+) -> None:
+  """Catches a camera that is slower than the rows: the model would learn that the world stands
+  still at every second step.
+  """
   share, rate = signals.repeat_rate(repeats(clips, key), record.control_hz)
   message = (
-    f'{share:.0%} of the frames of {key!r} repeat the frame before amid motion: they are new {rate:.3g} times '
-    f'a second, {record.name!r} has {record.control_hz:g} rows a second; keep the rows with a new frame, or '
-    'record at one rate.'
+    f'{share:.0%} of the frames of {key!r} repeat the frame before amid motion: they are new '
+    f'{rate:.3g} times a second, {record.name!r} has {record.control_hz:g} rows a second; keep the '
+    'rows with a new frame, or record at one rate.'
   )
   numeric.add_repeats(share, message, findings)
 
 
-def _check_wrist(views, clips, findings) -> None:
-  """A view called wrist whose background stands still beside another whose background moves."""
+def _check_wrist(
+  views: Sequence[str], clips: Sequence[Clip], findings: findings_lib.Findings
+) -> None:
+  """Catches two camera cables in each other's sockets: a view called wrist whose background stands
+  still beside another whose background moves.
+  """
+  # The median pixel is background; the arm in the picture of a camera that stands is less than half
+  # of it.
   background = {
     key: np.asarray([clip.motion(key)[1].mean() for clip in clips if len(clip.state_TX) > 2])
     for key in views
   }
-  for wrist in filter(WRIST.search, views):
-    for other in (key for key in views if not WRIST.search(key)):
-      swapped = (background[other] > WRIST_RATIO * background[wrist]) & (
-        background[other] > WRIST_MOTION
+  wrists = [key for key in views if WRIST.search(key)]
+  others = [key for key in views if not WRIST.search(key)]
+  for wrist, other in itertools.product(wrists, others):
+    wrist_E, other_E = background[wrist], background[other]
+    is_swapped_E = (other_E > WRIST_RATIO * wrist_E) & (other_E > WRIST_MOTION)
+    if len(is_swapped_E) >= WRIST_EPISODES and is_swapped_E.mean() >= WRIST_SHARE:
+      findings.fail(
+        'view',
+        f'view {other!r} moves as a whole ({other_E.mean():.1f} grey levels a step), {wrist!r} '
+        f'hardly ({wrist_E.mean():.1f}), in {is_swapped_E.sum()} of {len(is_swapped_E)} episodes; '
+        'expected the opposite: the two cameras are swapped.',
       )
-      if len(swapped) >= 3 and swapped.mean() >= 0.8:
-        findings.fail(
-          'view',
-          f'view {other!r} moves as a whole ({background[other].mean():.1f} grey levels a step), '
-          f'{wrist!r} hardly ({background[wrist].mean():.1f}), in {swapped.sum()} of {len(swapped)} '
-          'episodes; expected the opposite: the two cameras are swapped.',
-        )
 
 
-def _speed(
+def _compute_speed(
   record: embodiments.Embodiment, clip: Clip, statistics: normalize.Statistics
 ) -> np.ndarray:
   """[T - 1, ...] how fast each dimension moves, in its ranges; of a robot without state, what it is
   told to do.
   """
   if record.state:
-    q, series_TN = statistics.state, clip.state_TX
-  else:
-    q, series_TN = statistics.action, clip.action_TU
-  scaled_TN = series_TN[:, ~q.is_flat] / (2 * q.half_range[~q.is_flat])
+    return np.abs(np.diff(_scale(clip.state_TX, statistics.state), axis=0))
+  # An action may be a target, which moves with the robot, or a velocity, which is its motion.
+  scaled_TN = _scale(clip.action_TU, statistics.action)
   change_TN = np.abs(np.diff(scaled_TN, axis=0))
-  return change_TN if record.state else np.concatenate([change_TN, np.abs(scaled_TN[:-1])], axis=1)
+  return np.concatenate([change_TN, np.abs(scaled_TN[:-1])], axis=1)
 
 
-def _estimate(record, key, clips, speed) -> signals.Lag | None:
+def _scale(series_TN: np.ndarray, quantiles: normalize.Quantiles) -> np.ndarray:
+  """The dimensions that vary, in their ranges."""
+  varies_N = ~quantiles.is_flat
+  return series_TN[:, varies_N] / (2 * quantiles.half_range[varies_N])
+
+
+def _estimate_lag(
+  record: embodiments.Embodiment, key: str, clips: Sequence[Clip], speeds: Sequence[np.ndarray]
+) -> signals.Lag | None:
   tolerance = max(LAG_STEPS, int(np.ceil(LAG_S * record.control_hz)))
   reach = max(2 * tolerance, round(LAG_REACH_S * record.control_hz))
-  return signals.estimate_lag(
-    [clip.motion(key)[0] for clip in clips], speed, record.control_hz, tolerance, reach
-  )
+  motions = [clip.motion(key)[0] for clip in clips]
+  return signals.estimate_lag(motions, speeds, record.control_hz, tolerance, reach)
 
 
-def _check_lag(record, key, lag: signals.Lag | None, findings) -> None:
+def _check_lag(
+  record: embodiments.Embodiment,
+  key: str,
+  lag: signals.Lag | None,
+  findings: findings_lib.Findings,
+) -> None:
+  """Catches images and rows that were merged with an offset (a video that starts earlier, clocks of
+  two computers): the model would see the past or the future of what it commands.
+  """
   if lag is None:
     findings.note('alignment', f'too few or too short episodes to tell whether {key!r} is late.')
-  elif lag.strength < LAG_STRENGTH:
+    return
+  if lag.strength < LAG_STRENGTH:
     findings.note(
       'alignment',
       f"the robot's motion is hardly seen in {key!r} (correlation {lag.strength:.2f}); "
       'whether it is late cannot be told.',
     )
-  elif abs(lag.best) > lag.tolerance:
-    gain, error = lag.gain
-    message = (
-      f'images of {key!r} come about {abs(lag.best)} steps ({abs(lag.best) / record.control_hz:.2g} s) '
-      f"{'after' if lag.best > 0 else 'before'} the rows they are stored with: there the robot's motion "
-      f'explains theirs with correlation {lag.strength:.2f}, within {lag.tolerance} steps with {gain:.2f} +- '
-      f'{error:.2f} less ({len(lag.explained_EL)} episodes)'
-    )
-    if gain > LAG_GAIN and gain > LAG_ERRORS * error:
-      findings.fail(
-        'alignment', f'{message}; expected the same step: shift the images by that much.'
-      )
-    else:
-      findings.note('alignment', f'{message}: not clear enough to tell.')
+    return
+  if abs(lag.best) <= lag.tolerance:
+    return
+  gain, error = lag.gain
+  steps = abs(lag.best)
+  when = 'after' if lag.best > 0 else 'before'
+  message = (
+    f'images of {key!r} come about {steps} steps ({steps / record.control_hz:.2g} s) {when} the '
+    f"rows they are stored with: there the robot's motion explains theirs with correlation "
+    f'{lag.strength:.2f}, within {lag.tolerance} steps with {gain:.2f} +- {error:.2f} less '
+    f'({len(lag.explained_EL)} episodes)'
+  )
+  # A failure only where chance is no explanation: a false alarm stops a user's training.
+  if gain > LAG_GAIN and gain > LAG_ERRORS * error:
+    findings.fail('alignment', f'{message}; expected the same step: shift the images by that much.')
+  else:
+    findings.note('alignment', f'{message}: not clear enough to tell.')

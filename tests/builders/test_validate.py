@@ -762,7 +762,7 @@ def test_contact_sheet_shows_the_composites():
     3, 'record 3', 'go there', np.zeros((9, 3)), np.zeros((9, 3)), {}, {}, {0: red, 8: blue}
   )
   sheet = cv2.imdecode(
-    np.frombuffer(pictures.contact_sheet(ROBOT, [clip], 'title'), np.uint8), cv2.IMREAD_COLOR_RGB
+    np.frombuffer(pictures.draw_sheet(ROBOT, [clip], 'title'), np.uint8), cv2.IMREAD_COLOR_RGB
   )
   red, blue = [(sheet == color).all(-1).nonzero()[1] for color in ((200, 10, 30), (20, 40, 210))]
   # Time runs to the right.
