@@ -38,10 +38,9 @@ from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import foreign
 from wam_jax.interop import lazy
-from wam_jax.interop import output
 from wam_jax.interop.dreamzero import config as dreamzero_config
+from wam_jax.interop.dreamzero import experiment
 from wam_jax.interop.dreamzero import layout as dreamzero_layout
-from wam_jax.interop.dreamzero import robots as dreamzero_robots
 from wam_jax.interop.files import jsonfile
 from wam_jax.interop.files import safetensors
 
@@ -105,7 +104,7 @@ def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) 
     normalize.Statistics(quantiles(record.proprio_dim), quantiles(record.action_dim), 0),
     True,
   )
-  dreamzero_robots.write(directory, {'oxe_droid': robot}, model, None)
+  experiment.write(directory, {'oxe_droid': robot}, model, None)
   jsonfile.write(
     directory / dreamzero_config.CONFIG,
     dreamzero_config.make_config(cfg.TrainConfig(model=model), 880),

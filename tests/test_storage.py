@@ -152,3 +152,37 @@ def test_a_lock_is_released_with_its_process(tmp_path):
       pytest.fail('must not start')
   with storage.lock(path):
     pass
+
+
+def test_directory_appears_only_when_complete(tmp_path):
+  target = tmp_path / 'deep' / 'result'
+  with storage.whole_directory(target, 10) as partial:
+    (partial / 'folder').mkdir()
+    (partial / 'folder' / 'file').write_text('x')
+    assert not target.exists()
+    assert partial.parent == target.parent
+  assert (target / 'folder' / 'file').read_text() == 'x'
+  assert [p.name for p in target.parent.iterdir()] == ['result']
+  with pytest.raises(KeyboardInterrupt):
+    with storage.whole_directory(tmp_path / 'other', 10) as partial:
+      (partial / 'file').write_text('x')
+      raise KeyboardInterrupt
+  assert [p.name for p in tmp_path.iterdir()] == ['deep']
+
+
+def test_directory_that_exists_is_left_alone(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  with pytest.raises(ValueError, match='exists already; nothing was changed'):
+    with storage.whole_directory(tmp_path, 10):
+      pytest.fail('must not start')
+  assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_directory_without_room(tmp_path):
+  with pytest.raises(ValueError, match='GB free; up to 1000000000.0 GB are needed'):
+    with storage.whole_directory(tmp_path / 'result', 10**18):
+      pytest.fail('must not start')
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='cannot be written: File exists'):
+    with storage.whole_directory(tmp_path / 'file' / 'result', 1):
+      pytest.fail('must not start')

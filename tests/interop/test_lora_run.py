@@ -21,7 +21,7 @@ from wam_jax.interop import foreign
 from wam_jax.interop import importing
 from wam_jax.interop import inspection
 from wam_jax.interop import layouts
-from wam_jax.interop import own as own_lib
+from wam_jax.interop import own
 
 
 def import_from(source: pathlib.Path, target: pathlib.Path, vocabulary: pathlib.Path) -> None:
@@ -82,8 +82,8 @@ def test_adapters_there_and_back(tmp_path):
   said = inspection.show(inspection.inspect(epath.Path(tuned), foreign.Options(), None))
   assert '30 adapters of rank 2, alpha 4' in said
   assert f'started from step 0 of {base}, parameters of SHA-256' in said
-  own = own_lib.open_workdir(tuned, None)
-  report = exporting.export_checkpoint(own, tmp_path / 'exported', exporting.Options())
+  source = own.open_workdir(tuned, None)
+  report = exporting.export_checkpoint(source, tmp_path / 'exported', exporting.Options())
   assert 'averaged weights, 30 LoRA adapters merged' in exporting.show(report)
   import_from(tmp_path / 'exported', back, vocabulary)
 

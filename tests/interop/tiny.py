@@ -318,6 +318,26 @@ def trained_only(weights: dict[str, Any], adapters: dict[str, Any]) -> dict[str,
   }
 
 
+def write_lora(
+  directory: pathlib.Path, base: str = 'Wan2.1-I2V-14B-480P', layout: str = 'wan'
+) -> dict[str, Any]:
+  """A checkpoint of adapters and action modules only in `lora`, its base in the directory of that
+  name; returns what both make.
+  """
+  weights = random_weights(I2V, 'dreamzero')
+  adapters, _, merged = adapted(prefixed(weights))
+  write_dreamzero(directory / 'lora', weights=trained_only(prefixed(weights), adapters))
+  said = conf() | {'save_lora_only': True}
+  if layout == 'wan':
+    # The official code knows where these are; no path is recorded.
+    write_wan(directory / base, I2V)
+  else:
+    said['pretrained_model_path'] = f'./checkpoints/{base}'
+    write_dreamzero(directory / base, weights=prefixed(weights), shards=2)
+  write_experiment(directory / 'lora', said, metadata())
+  return merged
+
+
 def save_pth(path: pathlib.Path, weights: dict[str, Any]) -> None:
   """`weights` as `torch.save` writes a state dict, opcode by opcode, so that no PyTorch is needed.
 

@@ -10,11 +10,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from wam_jax import progress as progress_lib
+from wam_jax import storage
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
 from wam_jax.interop import foreign
 from wam_jax.interop import lazy
-from wam_jax.interop import output
 from wam_jax.interop import own
 from wam_jax.interop import shards
 from wam_jax.interop.diffusers import layout as diffusers_layout
@@ -73,13 +74,13 @@ def export_checkpoint(source: own.Own, target: pathlib.Path, options: Options) -
   shapes = [selection.announce(of_file) for of_file in files]
   size = sum(lazy.nbytes(shape) for of_file in shapes for shape in of_file.values())
 
-  with output.staged(target, size) as partial:
+  with storage.whole_directory(target, size) as partial:
     if options.layout == 'dreamzero':
       # First, because a robot that cannot be described stops the export.
       dreamzero_layout.write_configs(partial, config, robots, options.camera)
-    progress = output.Progress('export', size)
-    for of_file in files:
-      selection.write(of_file, partial, options.shard_bytes, progress)
+    with progress_lib.Progress('export', size, 'B') as progress:
+      for of_file in files:
+        selection.write(of_file, partial, options.shard_bytes, progress)
     if options.layout == 'diffusers':
       # Last, because the folders are made with the weights.
       torch_dtype = str(next(iter(shapes[0].values())).dtype)

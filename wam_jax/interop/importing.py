@@ -9,18 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import progress as progress_lib
+from wam_jax import storage
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
 from wam_jax.interop import foreign
 from wam_jax.interop import lazy
-from wam_jax.interop import output
 from wam_jax.interop import own
 from wam_jax.interop.files import orbax
 from wam_jax.interop.table import rows as rows_lib
@@ -36,9 +37,11 @@ def import_checkpoint(
   """Writes `target`; it appears when all of it is on disk.
 
   Args:
-    dtype: 'keep', or what every weight is rounded to.
-    statistics: a DreamZero checkpoint must have them.
-    vocabulary: of the text encoder; None for the one in the source, if there is one.
+    source: the checkpoint.
+    target: the workdir to make.
+    dtype: what every weight is rounded to, a key of `lazy.DTYPES`.
+    statistics: whether a DreamZero checkpoint must have them.
+    vocabulary: that of the text encoder; None for the one in the source, if there is one.
   Returns:
     what was imported, for people and for the record.
   Raises:
@@ -47,106 +50,126 @@ def import_checkpoint(
   errors.fail(
     f'{source.path} does not hold the weights that its config asks for:',
     source.list_problems(),
-    f'Check that the copy is whole, that it is of the layout {source.layout!r} and that its config is its own.',
+    f'Check that the copy is whole, that it is of the layout {source.layout!r} and that its config '
+    'is its own.',
   )
   robots = source.read_robots() if statistics else []
   vocabulary = vocabulary or source.find_vocabulary()
-  config = _config(source, robots, target, vocabulary)
-  shapes = {
-    part: {
-      row.path: lazy.Shape(row.shape, _dtype(row, source.weights[part], dtype)) for row in table
-    }
-    for part, table in source.tables.items()
+  config = _make_config(source, robots, target, vocabulary)
+  items = {
+    'params': _collect_arrays(source, 'params', lazy.DTYPES[dtype]),
+    'frozen': _collect_arrays(source, 'frozen', lazy.DTYPES[dtype]),
   }
-  size = sum(lazy.nbytes(shape) for of_part in shapes.values() for shape in of_part.values())
-  report = _report(source, target, size, robots, vocabulary)
-  with output.staged(target, size) as partial:
-    progress = output.Progress('import', size)
-    for item in ('params', 'frozen'):
-      _write_item(own.checkpoint_place(partial) / item, item, source, shapes, progress)
+  # What the tables ask for; the few numbers in `source.extra` do not count.
+  size = sum(lazy.nbytes(array.announced) for arrays in items.values() for array in arrays)
+  report = _make_report(source, target, size, robots, vocabulary)
+
+  with storage.whole_directory(target, size) as partial:
+    with progress_lib.Progress('import', size, 'B') as progress:
+      for item, arrays in items.items():
+        extra = source.extra if item == 'frozen' else {}
+        _write_item(own.checkpoint_place(partial) / item, arrays, extra, progress)
     own.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
     if vocabulary:
       own.copy_vocabulary(partial, vocabulary)
   return report
 
 
-def _config(
+def _make_config(
   source: foreign.Foreign,
   robots: list[robot_lib.Robot],
   target: pathlib.Path,
   vocabulary: epath.Path | None,
 ) -> cfg.TrainConfig:
+  """The config of a run that has just these weights: it evaluates on datasets of its robots."""
   text = source.model.text
   if vocabulary:
     text = dataclasses.replace(text, tokenizer=str(target / own.vocabulary_name(vocabulary)))
-  names = tuple(robot.record.name for robot in robots)[: source.model.num_embodiments]
+  names = tuple(robot.record.name for robot in robots)
   return cfg.TrainConfig(
     name=target.name,
     model=dataclasses.replace(source.model, text=text),
     **source.fields,
-    data=cfg.DataConfig(embodiments=names, augment=any(robot.center_crop for robot in robots)),
+    data=cfg.DataConfig(
+      # One robot for each category of the action modules.
+      embodiments=names[: source.model.num_embodiments],
+      augment=any(robot.center_crop for robot in robots),
+    ),
     evaluation=cfg.EvalConfig(env='dataset'),
   )
 
 
-def _dtype(row: rows_lib.Row, weights: Mapping[str, lazy.Weight], dtype: str) -> np.dtype:
-  """Of our array: that of all layers, or float32, which holds every other, where they differ."""
-  if lazy.DTYPES[dtype] is not None:
-    return lazy.DTYPES[dtype]
+@dataclasses.dataclass(frozen=True)
+class _Array:
+  """One array of ours and where its numbers come from.
+
+  Attributes:
+    path: its path in the item.
+    row: what it is in the source.
+    weights: the part of the source that it is in.
+    dtype: the type of its numbers.
+  """
+
+  path: str
+  row: rows_lib.Row
+  weights: Mapping[str, lazy.Weight]
+  dtype: np.dtype
+
+  @property
+  def announced(self) -> lazy.Shape:
+    return lazy.Shape(self.row.shape, self.dtype)
+
+
+def _collect_arrays(source: foreign.Foreign, item: str, dtype: np.dtype | None) -> list[_Array]:
+  """The arrays that the tables ask for in one item of the checkpoint."""
+  arrays = []
+  for part, (its_item, prefix) in own.ITEMS.items():
+    if its_item != item or part not in source.tables:
+      continue
+    weights = source.weights[part]
+    for row in source.tables[part]:
+      array_dtype = dtype or _find_dtype(row, weights)
+      arrays.append(_Array(prefix + row.path, row, weights, array_dtype))
+  return arrays
+
+
+def _find_dtype(row: rows_lib.Row, weights: Mapping[str, lazy.Weight]) -> np.dtype:
+  """The dtype of all layers, or float32, which holds every other, where they differ."""
   held = {weights[name].dtype for name in row.names}
   return held.pop() if len(held) == 1 else lazy.DTYPES['float32']
 
 
 def _write_item(
   place: pathlib.Path,
-  item: str,
-  source: foreign.Foreign,
-  shapes: Mapping[str, Mapping[str, lazy.Shape]],
-  progress: output.Progress,
+  arrays: list[_Array],
+  extra: Mapping[str, np.ndarray],
+  progress: progress_lib.Progress,
 ) -> None:
-  parts = {
-    part: prefix
-    for part, (its_item, prefix) in own.ITEMS.items()
-    if its_item == item and part in source.tables
-  }
-  extra = source.extra if item == 'frozen' else {}
-  announced = {
-    prefix + path: shape for part, prefix in parts.items() for path, shape in shapes[part].items()
-  }
+  announced = {array.path: array.announced for array in arrays}
   announced |= {path: lazy.Shape(x.shape, x.dtype) for path, x in extra.items()}
-  stacked = frozenset(
-    prefix + row.path for part, prefix in parts.items() for row in source.tables[part] if row.layers
-  )
+  stacked = frozenset(array.path for array in arrays if array.row.layers)
   writer = orbax.ItemWriter(place, announced, stacked)
-  for part, prefix in parts.items():
-    for row in source.tables[part]:
-      for layer, weight in _converted(row, source.weights[part]):
-        weight = weight.astype(shapes[part][row.path].dtype, copy=False)
-        writer.write(prefix + row.path, weight, layer)
-        progress.add(weight.nbytes)
+  for array in arrays:
+    for number, name in enumerate(array.row.names):
+      weight = array.row.to_ours(array.weights[name].read())
+      weight = weight.astype(array.dtype, copy=False)
+      writer.write(array.path, weight, layer=number if array.row.layers else None)
+      progress.add(weight.nbytes)
   for path, x in extra.items():
     writer.write(path, x)
   writer.finish()
 
 
-def _converted(
-  row: rows_lib.Row, weights: Mapping[str, lazy.Weight]
-) -> Iterator[tuple[int | None, np.ndarray]]:
-  """(layer or None, one weight in our layout), one after the other."""
-  for i, name in enumerate(row.names):
-    yield i if row.layers else None, row.to_ours(weights[name].read())
-
-
-def _report(
+def _make_report(
   source: foreign.Foreign,
   target: pathlib.Path,
   size: int,
   robots: list[robot_lib.Robot],
   vocabulary: epath.Path | None,
 ) -> dict[str, Any]:
-  counts = {
-    part: sum(math.prod(row.shape) for row in table) for part, table in source.tables.items()
-  }
+  counts = {}
+  for part, table in source.tables.items():
+    counts[part] = sum(math.prod(row.shape) for row in table)
   return {
     'layout': source.layout,
     'source': str(source.path),
@@ -163,24 +186,28 @@ def _report(
 
 def show(report: Mapping[str, Any]) -> str:
   """The report as text, with what to do next."""
+  counts = report['parameters'].items()
   lines = [
     f'imported {report["source"]} ({report["layout"]}), {report["bytes"] / 1e9:.2f} GB: '
-    + ', '.join(f'{part} {count / 1e6:,.1f} M' for part, count in report['parameters'].items())
+    + ', '.join(f'{part} {count / 1e6:,.1f} M' for part, count in counts)
   ]
   if report['adapters_merged']:
-    lines.append(
-      f'{report["adapters_merged"]} LoRA adapters merged into {report["base"] or "their own base"}'
-    )
+    base = report['base'] or 'their own base'
+    lines.append(f'{report["adapters_merged"]} LoRA adapters merged into {base}')
   if report['fresh']:
-    lines.append(
-      f'{len(report["fresh"])} weights are new, because the source has none: '
-      + ', '.join(dict.fromkeys(name.split('.')[0] for name in report['fresh']))
-    )
-  lines.append(
-    f'embodiments: {", ".join(report["embodiments"]) or "none; train on a dataset to control a robot"}'
-  )
+    modules = ', '.join(list_modules(report['fresh']))
+    lines.append(f'{len(report["fresh"])} weights are new, because the source has none: {modules}')
+  robots = ', '.join(report['embodiments']) or 'none; train on a dataset to control a robot'
+  lines.append(f'embodiments: {robots}')
   if not report['vocabulary']:
     lines.append(
-      'no tokenizer.json or sentencepiece model was found: put one into the workdir before using prompts'
+      'no tokenizer.json or sentencepiece model was found: put one into the workdir before using '
+      'prompts'
     )
-  return '\n'.join([*lines, f'workdir: {report["workdir"]}'])
+  lines.append(f'workdir: {report["workdir"]}')
+  return '\n'.join(lines)
+
+
+def list_modules(names: list[str]) -> list[str]:
+  """The outermost modules of weights, each once."""
+  return list(dict.fromkeys(name.split('.')[0] for name in names))

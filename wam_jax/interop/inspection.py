@@ -17,9 +17,12 @@ from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import foreign
+from wam_jax.interop import importing
 from wam_jax.interop import layouts
 from wam_jax.interop import lazy
 from wam_jax.interop import own
+
+_LISTED = 10  # Of what is missing.
 
 
 def inspect(path: epath.Path, options: foreign.Options, step: int | None) -> dict[str, Any]:
@@ -29,42 +32,61 @@ def inspect(path: epath.Path, options: foreign.Options, step: int | None) -> dic
     ValueError: the directory is in no known layout, or damaged.
   """
   if own.is_workdir(path) and not options.layout:
-    ours = own.open_workdir(pathlib.Path(path), step)
-    encoders = [part for part in own.ITEMS if part != 'dit']
-    parts = {'dit': ours.params} | {
-      part: {path: x for path, x in ours.frozen.items() if path.startswith(f'{part}/')}
-      for part in encoders
-    }
-    robots, missing = list(ours.robots().values()), []
-    report = {
-      'layout': 'wam_jax',
-      'step': ours.step,
-      'averaged': ours.averaged,
-      'source': ours.source,
-      'base': ours.base,
-      'adapters': ours.adapters,
-      'lora': cfg.to_dict(ours.lora),
-    }
-    model = ours.config.model
-  else:
-    source = layouts.open_source(path, options)
-    parts, model, missing = source.weights, source.model, source.list_problems()
-    report = {
-      'layout': source.layout,
-      'adapters': source.merged,
-      'fresh': list(source.fresh),
-      'vocabulary': str(source.find_vocabulary() or ''),
-    }
-    try:
-      robots = source.read_robots()
-    except ValueError as e:
-      robots, missing = [], [*missing, str(e).replace('\n', ' ')]
-  return report | {
+    return _inspect_own(path, step)
+  return _inspect_foreign(path, options)
+
+
+def _inspect_own(path: epath.Path, step: int | None) -> dict[str, Any]:
+  source = own.open_workdir(pathlib.Path(path), step)
+  parts: dict[str, Mapping[str, lazy.Weight]] = {'dit': source.params}
+  for part in own.ITEMS:
+    if part != 'dit':
+      # With what the encoders hold beside their tables.
+      prefix = f'{part}/'
+      parts[part] = {name: x for name, x in source.frozen.items() if name.startswith(prefix)}
+  return {
+    'layout': 'wam_jax',
+    'step': source.step,
+    'averaged': source.averaged,
+    'source': source.source,
+    'base': source.base,
+    'adapters': source.adapters,
+    'lora': cfg.to_dict(source.lora),
+    **_describe(path, parts, source.config.model, list(source.robots().values())),
+    'missing': [],
+  }
+
+
+def _inspect_foreign(path: epath.Path, options: foreign.Options) -> dict[str, Any]:
+  source = layouts.open_source(path, options)
+  missing = source.list_problems()
+  try:
+    robots = source.read_robots()
+  except ValueError as e:
+    robots = []
+    missing.append(str(e).replace('\n', ' '))
+  return {
+    'layout': source.layout,
+    'adapters': source.merged,
+    'fresh': list(source.fresh),
+    'vocabulary': str(source.find_vocabulary() or ''),
+    **_describe(path, source.weights, source.model, robots),
+    'missing': missing,
+  }
+
+
+def _describe(
+  path: epath.Path,
+  parts: Mapping[str, Mapping[str, lazy.Weight]],
+  model: cfg.ModelConfig,
+  robots: list[robot_lib.Robot],
+) -> dict[str, Any]:
+  """What is said of a checkpoint in any layout."""
+  return {
     'path': str(path),
     'parts': {part: _describe_part(weights) for part, weights in parts.items() if weights},
     'model': cfg.to_dict(model),
     'embodiments': {robot.record.name: _describe_robot(robot) for robot in robots},
-    'missing': missing,
   }
 
 
@@ -81,25 +103,23 @@ def _describe_robot(robot: robot_lib.Robot) -> dict[str, Any]:
   record = robot.record
   return {
     'id': robot.id,
-    'views': [v.key for v in record.views],
+    'views': [view.key for view in record.views],
     'composite': list(record.composite),
     'control_hz': record.control_hz,
     'video_fps': record.video_fps,
     'chunk_s': record.chunk_s,
     'state': embodiments.names(record.state),
     'action': embodiments.names(record.action),
-    'relative': [
-      record.action[i].key for i in range(len(record.action)) if record.action[i].relative_to
-    ],
+    'relative': [s.key for s in record.action if s.relative_to],
     'statistics': robot.statistics and normalize.to_dict(robot.statistics),
   }
 
 
 def show(report: Mapping[str, Any]) -> str:
   """The report as text."""
+  step = f', step {report["step"]}' if 'step' in report else ''
   lines = [
-    f'{report["path"]}: layout {report["layout"]}'
-    + (f', step {report["step"]}' if 'step' in report else ''),
+    f'{report["path"]}: layout {report["layout"]}{step}',
     f'{"part":<10}{"arrays":>8}{"parameters":>16}{"GB":>10}  dtypes',
   ]
   for part, sizes in report['parts'].items():
@@ -107,64 +127,76 @@ def show(report: Mapping[str, Any]) -> str:
       f'{part:<10}{sizes["arrays"]:>8}{sizes["parameters"]:>16,}{sizes["bytes"] / 1e9:>10.3f}  '
       + ', '.join(sizes['dtypes'])
     )
-  m = report['model']
-  lines.append(
-    f'model: {m["num_layers"]} layers of {m["dim"]} ({m["num_heads"]} heads, mlp {m["mlp_dim"]}), '
-    f'{m["tokenizer"]["kind"]} latents of {m["tokenizer"]["channels"]}, {m["max_chunks"]} chunks of '
-    f'{m["frames_per_chunk"]} frames and {m["actions_per_chunk"]} actions, {m["num_embodiments"]} categories, '
-    f'text {m["text"]["kind"]} {m["text"]["dim"]}, image {m["image"]["kind"]} {m["image_dim"]}'
-  )
+  lines.append(_show_model(report['model']))
   for name, robot in report['embodiments'].items():
     lines += _show_robot(name, robot)
   if not report['embodiments']:
     lines.append('embodiments: none')
-  if report.get('adapters'):
-    lines.append(
-      f'LoRA: {report["adapters"]} adapters'
-      + (
-        f' of rank {report["lora"]["rank"]}, alpha {report["lora"]["alpha"]:g}; above and on export merged into what '
-        'they adapt'
-        if 'lora' in report
-        else ''
-      )
-    )
-  if report.get('base'):
-    base = report['base']
-    lines.append(
-      f'started from step {base["step"]} of {base["workdir"]}, parameters of SHA-256 {base["sha256"]}'
-    )
-  if report.get('fresh'):
-    lines.append(
-      f'new weights, not in the source: {len(report["fresh"])}, of '
-      + ', '.join(dict.fromkeys(name.split('.')[0] for name in report['fresh']))
-    )
+  lines += _show_origin(report)
+
   missing = report['missing']
-  lines += (
-    [f'missing or wrong: {len(missing)}', *(f'  {line}' for line in missing[:10])]
-    if missing
-    else ['missing: nothing']
-  )
+  if missing:
+    lines.append(f'missing or wrong: {len(missing)}')
+    lines += [f'  {line}' for line in missing[:_LISTED]]
+  else:
+    lines.append('missing: nothing')
   return '\n'.join(lines)
 
 
+def _show_model(model: Mapping[str, Any]) -> str:
+  tokenizer = model['tokenizer']
+  text = model['text']
+  return (
+    f'model: {model["num_layers"]} layers of {model["dim"]} '
+    f'({model["num_heads"]} heads, mlp {model["mlp_dim"]}), '
+    f'{tokenizer["kind"]} latents of {tokenizer["channels"]}, '
+    f'{model["max_chunks"]} chunks of {model["frames_per_chunk"]} frames '
+    f'and {model["actions_per_chunk"]} actions, {model["num_embodiments"]} categories, '
+    f'text {text["kind"]} {text["dim"]}, image {model["image"]["kind"]} {model["image_dim"]}'
+  )
+
+
+def _show_origin(report: Mapping[str, Any]) -> list[str]:
+  """Where the weights are from, in so far as that is not their own files."""
+  lines = []
+  if report.get('adapters'):
+    line = f'LoRA: {report["adapters"]} adapters'
+    if 'lora' in report:
+      lora = report['lora']
+      line += (
+        f' of rank {lora["rank"]}, alpha {lora["alpha"]:g}; above and on export merged into what '
+        'they adapt'
+      )
+    lines.append(line)
+  if report.get('base'):
+    base = report['base']
+    lines.append(
+      f'started from step {base["step"]} of {base["workdir"]}, parameters of SHA-256 '
+      f'{base["sha256"]}'
+    )
+  if report.get('fresh'):
+    modules = ', '.join(importing.list_modules(report['fresh']))
+    lines.append(f'new weights, not in the source: {len(report["fresh"])}, of {modules}')
+  return lines
+
+
 def _show_robot(name: str, robot: Mapping[str, Any]) -> list[str]:
+  rows, columns = robot['composite']
   lines = [
     f'embodiment {name}: {robot["control_hz"]:g} Hz, video {robot["video_fps"]:g} fps, chunks of '
-    f'{robot["chunk_s"]:g} s, composite {robot["composite"][0]} x {robot["composite"][1]} of '
-    + ', '.join(robot['views'])
+    f'{robot["chunk_s"]:g} s, composite {rows} x {columns} of {", ".join(robot["views"])}'
   ]
   if not robot['statistics']:
-    return [*lines, '  no statistics']
+    lines.append('  no statistics')
+    return lines
   for kind in ('state', 'action'):
     quantiles = robot['statistics'][kind]
-    low, high = np.asarray(quantiles['q01']), np.asarray(quantiles['q99'])
-    lines += [
-      f'  {kind} {dimension:<36} q01 {a:>10.4g}  q99 {b:>10.4g}'
-      + (
-        '  relative'
-        if kind == 'action' and dimension.rsplit('[', 1)[0] in robot['relative']
-        else ''
-      )
-      for dimension, a, b in zip(robot[kind], low, high)
-    ]
+    low = np.asarray(quantiles['q01'])
+    high = np.asarray(quantiles['q99'])
+    for dimension, q01, q99 in zip(robot[kind], low, high):
+      line = f'  {kind} {dimension:<36} q01 {q01:>10.4g}  q99 {q99:>10.4g}'
+      # A dimension is called KEY[COLUMN].
+      if kind == 'action' and dimension.rsplit('[', 1)[0] in robot['relative']:
+        line += '  relative'
+      lines.append(line)
   return lines

@@ -22,27 +22,32 @@ from wam_jax.data import robot as robot_lib
 from wam_jax.interop.files import jsonfile
 from wam_jax.interop.files import orbax
 
+# By part: the item of the checkpoint that holds it, and where in that item.
 ITEMS = {
   'dit': ('params', ''),
   'text': ('frozen', 'text/params/'),
   'image': ('frozen', 'image/params/'),
   'tokenizer': ('frozen', 'tokenizer/params/'),
-}  # By part: item of the checkpoint, and where in it.
+}
+# In the item `frozen`: mean and deviation of the VAE's latents, where not the released ones.
 MEAN_STD = 'tokenizer/mean_std_2C'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Own:
   """A checkpoint of a run, opened.
 
   Attributes:
-    config: of the run, without adapters.
-    data: what it knows of robots, as `robot_lib.to_metadata` gives it.
+    workdir: the directory of the run.
+    step: the step of the checkpoint.
+    config: the config of the run, without adapters.
+    data: what it knows of robots, as `robot.to_metadata` gives it.
     source: what `write_metadata` was told, {} for a run.
     base: what the run started from, as `checkpoint.load_base` records it; {} for scratch.
-    lora: adapters that reading merges into the weights.
-    averaged: the weights are averages over training steps.
-    frozen, params: arrays by '/'-separated path.
+    lora: the adapters that reading merges into the weights.
+    averaged: whether the weights are averages over training steps.
+    params: the arrays of the model, by '/'-separated path.
+    frozen: the arrays of the encoders, by '/'-separated path.
   """
 
   workdir: pathlib.Path
@@ -68,14 +73,12 @@ class Own:
     return {path.removeprefix(prefix): x for path, x in held.items() if path.startswith(prefix)}
 
   def robots(self) -> dict[str, robot_lib.Robot]:
-    """By name."""
+    """The robots by name."""
     return robot_lib.from_metadata(self.data)
 
 
 class Adapted(NamedTuple):
-  """An array stacked over layers with its adapter merged in when it is read; like
-  `orbax.Array`.
-  """
+  """An array stacked over layers with its adapter merged in when it is read; like `orbax.Array`."""
 
   base: orbax.Array
   down: orbax.Array
@@ -95,7 +98,10 @@ class Adapted(NamedTuple):
     return self.base.layers
 
   def read(self, part: slice = slice(None)) -> np.ndarray:
-    layers = zip(*(x.read(part) for x in (self.base, self.down, self.up)), strict=True)
+    base = self.base.read(part)
+    down = self.down.read(part)
+    up = self.up.read(part)
+    layers = zip(base, down, up, strict=True)
     return np.stack([finetuning.adapt(*layer, self.scale) for layer in layers])
 
 
@@ -110,37 +116,42 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
   Raises:
     ValueError: there is none, or it is not whole.
   """
-  if not is_workdir(epath.Path(workdir)):
-    raise ValueError(f'--source={workdir} is no workdir: it has no checkpoints/ directory.')
-  places = {int(p.name): p for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()}
-  if not places or step not in (None, *places):
-    raise ValueError(
-      f'{workdir} has no checkpoint{"" if step is None else f" of step {step}"}; it has '
-      f'{", ".join(map(str, sorted(places))) or "none"}.'
-    )
-  step = max(places) if step is None else step
-  place = places[step]
+  place = _find_checkpoint(workdir, step)
   metadata = jsonfile.read(epath.Path(place / 'metadata' / 'metadata'))
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]
   if missing:
     raise ValueError(f'{place} lacks {", ".join(missing)}; pass another --checkpoint_step.')
+
   config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
+  params = orbax.open_item(place / 'params')
   averaged = 'ema_params' in metadata['items']
-  params = orbax.open_item(place / 'params') | (
-    orbax.open_item(place / 'ema_params') if averaged else {}
-  )
+  if averaged:
+    # Averages are kept of what is trained; the rest is as it was.
+    params |= orbax.open_item(place / 'ema_params')
   return Own(
-    workdir,
-    step,
-    finetuning.merged_config(config),
-    metadata['data'],
-    metadata.get('source', {}),
-    metadata.get('base') or {},
-    config.model.lora,
-    averaged,
-    _merge(params, config.model.lora),
-    orbax.open_item(place / 'frozen'),
+    workdir=workdir,
+    step=int(place.name),
+    config=finetuning.merged_config(config),
+    data=metadata['data'],
+    source=metadata.get('source', {}),
+    base=metadata.get('base') or {},
+    lora=config.model.lora,
+    averaged=averaged,
+    params=_merge(params, config.model.lora),
+    frozen=orbax.open_item(place / 'frozen'),
   )
+
+
+def _find_checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
+  """The directory of checkpoint `step`, or of the newest."""
+  if not is_workdir(epath.Path(workdir)):
+    raise ValueError(f'--source={workdir} is no workdir: it has no checkpoints/ directory.')
+  places = {int(p.name): p for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()}
+  if not places or step not in (None, *places):
+    wanted = '' if step is None else f' of step {step}'
+    steps = ', '.join(map(str, sorted(places))) or 'none'
+    raise ValueError(f'{workdir} has no checkpoint{wanted}; it has {steps}.')
+  return places[max(places) if step is None else step]
 
 
 def _merge(
@@ -148,14 +159,11 @@ def _merge(
 ) -> dict[str, orbax.Array | Adapted]:
   """The arrays with every adapter beside a kernel merged into it."""
   merged = dict(params)
-  for module in [
-    path.removesuffix(f'/{finetuning.DOWN}')
-    for path in params
-    if path.endswith(f'/{finetuning.DOWN}')
-  ]:
-    kernel, down, up = (
-      merged.pop(f'{module}/{name}') for name in ('w', finetuning.DOWN, finetuning.UP)
-    )
+  suffix = f'/{finetuning.DOWN}'
+  for module in [path.removesuffix(suffix) for path in params if path.endswith(suffix)]:
+    kernel = merged.pop(f'{module}/w')
+    down = merged.pop(f'{module}/{finetuning.DOWN}')
+    up = merged.pop(f'{module}/{finetuning.UP}')
     merged[f'{module}/w'] = Adapted(kernel, down, up, lora.scale)
   return merged
 
@@ -171,15 +179,19 @@ def write_metadata(
   """config.json of the workdir and the item `metadata` of its checkpoint.
 
   Args:
+    workdir: the directory to make one of a run.
+    config: the config of the run.
+    data: what is known of robots, as `robot.to_metadata` gives it.
     source: where the weights came from and how; kept for the record.
   """
+  # Through text, so that both files hold the same: lists for tuples.
   plain = json.loads(json.dumps(cfg.to_dict(config)))
   (workdir / 'config.json').write_text(json.dumps(plain, indent=1) + '\n')
+
+  metadata = {'items': ['frozen', 'params'], 'config': plain, 'data': data, 'source': source}
   place = checkpoint_place(workdir) / 'metadata'
   place.mkdir()
-  (place / 'metadata').write_text(
-    json.dumps({'items': ['frozen', 'params'], 'config': plain, 'data': data, 'source': source})
-  )
+  (place / 'metadata').write_text(json.dumps(metadata))
 
 
 def vocabulary_name(vocabulary: epath.Path) -> str:
@@ -189,8 +201,6 @@ def vocabulary_name(vocabulary: epath.Path) -> str:
 
 def copy_vocabulary(workdir: pathlib.Path, vocabulary: epath.Path) -> None:
   """Copies the text encoder's vocabulary into the workdir."""
-  with (
-    vocabulary.open('rb') as source,
-    (workdir / vocabulary_name(vocabulary)).open('wb') as target,
-  ):
-    shutil.copyfileobj(source, target)
+  target = workdir / vocabulary_name(vocabulary)
+  with vocabulary.open('rb') as f, target.open('wb') as copy:
+    shutil.copyfileobj(f, copy)

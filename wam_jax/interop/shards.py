@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wam_jax import progress as progress_lib
 from wam_jax.interop import lazy
-from wam_jax.interop import output
 from wam_jax.interop import own
 from wam_jax.interop.files import orbax
 from wam_jax.interop.files import safetensors
@@ -87,7 +87,7 @@ class Selection:
     return shapes
 
   def write(
-    self, files: Shards, directory: pathlib.Path, shard_bytes: int, progress: output.Progress
+    self, files: Shards, directory: pathlib.Path, shard_bytes: int, progress: progress_lib.Progress
   ) -> None:
     """Writes the files.
 

@@ -17,24 +17,30 @@ from wam_jax.interop import sizes
 from wam_jax.interop.files import jsonfile
 
 CONFIG = 'config.json'
+
+# Where their classes are.
 _MODULES = 'groot.vla.model.dreamzero.modules.'
 _HEAD = 'groot.vla.model.dreamzero.action_head.wan_flow_matching_action_tf.'
+_BACKBONE = 'groot.vla.model.dreamzero.backbone.identity.IdentityBackbone'
+
+# By part, the settings of its class.
 _PARTS = {
   'dit': 'diffusion_model_cfg',
   'text': 'text_encoder_cfg',
   'image': 'image_encoder_cfg',
   'tokenizer': 'vae_cfg',
 }
+# By part, the setting that says where it is loaded from; None says nowhere.
 _BASES = {
   'dit': 'diffusion_model_pretrained_path',
   'text': 'text_encoder_pretrained_path',
   'image': 'image_encoder_pretrained_path',
   'tokenizer': 'vae_pretrained_path',
 }
-_DOWNLOADED = (
-  'Wan2.1-I2V-14B-480P',
-  'Wan2.2-TI2V-5B',
-)  # What the official code loads where no path is recorded.
+# What the official code downloads where no path is recorded.
+_DOWNLOADED_2_1 = 'Wan2.1-I2V-14B-480P'
+_DOWNLOADED_2_2 = 'Wan2.2-TI2V-5B'
+_LATENTS_2_2 = 48  # Channels of the latents of Wan2.2's VAE.
 
 
 def read_head(directory: epath.Path) -> dict[str, Any]:
@@ -65,52 +71,59 @@ def infer_model(
   """The whole model.
 
   Args:
-    head: of `read_head`.
-    shapes: of the weights, by part.
+    head: the settings of the policy head.
+    shapes: the shapes of the weights, by part.
     bfloat16: whether it computes in bfloat16, else in float32.
   """
   said = {part: head.get(key) or {} for part, key in _PARTS.items()}
   dtype = 'bfloat16' if bfloat16 else 'float32'
   resize = (head.get('target_video_height'), head.get('target_video_width'))
-  has_image = (
-    any(name.startswith('img_emb.') for name in shapes['dit'])
-    or said['dit'].get('model_type') != 't2v'
-  )
+
+  has_image_weights = any(name.startswith('img_emb.') for name in shapes['dit'])
+  image = cfg.ImageConfig()
+  if has_image_weights or said['dit'].get('model_type') != 't2v':
+    image = sizes.infer_image(said['image'], shapes['image'], dtype)
   return sizes.infer_model(
     said['dit'],
     shapes['dit'],
-    head.get('num_frames', 33),
-    sizes.infer_tokenizer(
-      said['tokenizer'], shapes['tokenizer'], resize if all(resize) else (), dtype
+    num_frames=head.get('num_frames', 33),
+    tokenizer=sizes.infer_tokenizer(
+      said['tokenizer'],
+      shapes['tokenizer'],
+      resize=resize if all(resize) else (),
+      dtype=dtype,
     ),
-    sizes.infer_text(said['text'], shapes['text'], said['dit'].get('text_len'), dtype),
-    sizes.infer_image(said['image'], shapes['image'], dtype) if has_image else cfg.ImageConfig(),
+    text=sizes.infer_text(said['text'], shapes['text'], said['dit'].get('text_len'), dtype),
+    image=image,
   )
 
 
 def make_flow_and_sample(head: Mapping[str, Any]) -> dict[str, Any]:
   """Fields `flow` and `sample` of a TrainConfig that train and act as the head does."""
-  flow, sample = foreign.FLOW, foreign.SAMPLE
+  flow = foreign.FLOW
   if head.get('decouple_video_action_noise'):
-    flow = dataclasses.replace(
-      flow, schedule='decoupled', video_beta=float(head.get('video_noise_beta_alpha', 3.0))
-    )
+    beta = float(head.get('video_noise_beta_alpha', 3.0))
+    flow = dataclasses.replace(flow, schedule='decoupled', video_beta=beta)
+  sample = foreign.SAMPLE
   if head.get('decouple_inference_noise'):
-    sample = dataclasses.replace(
-      sample, mode='flash', video_final_sigma=float(head.get('video_inference_final_noise', 0.8))
-    )
-  return dict(flow=flow, sample=sample)
+    final = float(head.get('video_inference_final_noise', 0.8))
+    sample = dataclasses.replace(sample, mode='flash', video_final_sigma=final)
+  return {'flow': flow, 'sample': sample}
 
 
 def name_base(head: Mapping[str, Any], conf: Mapping[str, Any]) -> str:
-  """Name of the directory with the weights that a LoRA checkpoint leaves out.
+  """The name of the directory with the weights that a LoRA checkpoint leaves out.
 
   Args:
-    conf: of `experiment.read_conf`.
+    head: the settings of the policy head.
+    conf: the content of conf.yaml.
   """
-  path = conf.get('pretrained_model_path') or (head.get(_PARTS['dit']) or {}).get(_BASES['dit'])
-  wan2_2 = (head.get(_PARTS['tokenizer']) or {}).get('z_dim') == 48
-  return str(path).rstrip('/').rsplit('/', 1)[-1] if path else _DOWNLOADED[wan2_2]
+  transformer = head.get(_PARTS['dit']) or {}
+  path = conf.get('pretrained_model_path') or transformer.get(_BASES['dit'])
+  if path:
+    return str(path).rstrip('/').rsplit('/', 1)[-1]
+  vae = head.get(_PARTS['tokenizer']) or {}
+  return _DOWNLOADED_2_2 if vae.get('z_dim') == _LATENTS_2_2 else _DOWNLOADED_2_1
 
 
 def make_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any]:
@@ -118,12 +131,83 @@ def make_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any
   elsewhere.
   """
   c = config.model
-  wan2_2 = c.tokenizer.kind == 'wan2_2'
-  dit = {
+  head = {
+    '_target_': f'{_HEAD}WANPolicyHeadConfig',
+    '_recursive_': False,
+    'model_dtype': 'float32',
+    # Frames are encoded whole, so that the tiles mean nothing.
+    'tiled': False,
+    'tile_size_height': 34,
+    'tile_size_width': 34,
+    'tile_stride_height': 18,
+    'tile_stride_width': 16,
+    'num_frames': c.camera_frames(c.max_chunks),
+    'num_frame_per_block': c.frames_per_chunk,
+    # Everything is in the files: no adapters, and no base to be loaded before.
+    'lora_rank': 4,
+    'lora_alpha': 4,
+    'lora_target_modules': 'q,k,v,o,ffn.0,ffn.2',
+    'init_lora_weights': 'kaiming',
+    'train_architecture': 'full',
+    'skip_component_loading': True,
+    'defer_lora_injection': False,
+    'use_gradient_checkpointing': True,
+    # As the released configs have them; this `hidden_size` is not that of any module here.
+    'add_pos_embed': True,
+    'hidden_size': 64,
+    'input_embedding_dim': 1536,
+    'backbone_embedding_dim': 0,
+    'max_state_dim': c.proprio_dim,
+    'max_action_dim': c.action_dim,
+    'action_dim': c.action_dim,
+    'action_horizon': c.actions_per_chunk,
+    'num_inference_timesteps': 4,
+    'noise_beta_alpha': 1.5,
+    'noise_beta_beta': 1.0,
+    'noise_s': 0.999,
+    'num_timestep_buckets': 1000,
+    'decouple_video_action_noise': config.flow.schedule != 'coupled',
+    'video_noise_beta_alpha': config.flow.video_beta,
+    'video_noise_beta_beta': 1.0,
+    'decouple_inference_noise': config.sample.mode == 'flash',
+    'video_inference_final_noise': config.sample.video_final_sigma,
+    'tune_projector': True,
+    'tune_diffusion_model': True,
+    _PARTS['dit']: _make_transformer(c, tokens_per_frame),
+    _PARTS['text']: _make_text(c.text),
+    _PARTS['image']: _make_image(c.image),
+    _PARTS['tokenizer']: _make_vae(c.tokenizer),
+  }
+  if c.tokenizer.resize:
+    head['target_video_height'], head['target_video_width'] = c.tokenizer.resize
+  return {
+    'architectures': ['VLA'],
+    'model_type': 'vla',
+    'torch_dtype': 'bfloat16',
+    'model_dtype': 'float32',
+    'compute_dtype': 'float32',
+    'hidden_size': 0,
+    'action_horizon': c.actions_per_chunk,
+    'action_dim': c.action_dim,
+    'backbone_cfg': {'_target_': _BACKBONE},
+    'action_head_cfg': {
+      '_target_': f'{_HEAD}WANPolicyHead',
+      '_convert_': 'object',
+      'config': head,
+    },
+  }
+
+
+def _make_transformer(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, Any]:
+  # 'i2v' has the first frame beside its latents, 'ti2v' attends to it alone.
+  model_type = 'ti2v' if c.image_dim else 't2v'
+  if c.image_condition:
+    model_type = 'i2v'
+  return {
     '_target_': f'{_MODULES}wan_video_dit_action_casual_chunk.CausalWanModel',
     '_convert_': 'object',
     _BASES['dit']: None,
-    'model_type': 'i2v' if c.image_condition else 'ti2v' if c.image_dim else 't2v',
+    'model_type': model_type,
     'patch_size': [1, c.patch, c.patch],
     'frame_seqlen': tokens_per_frame,
     'text_len': c.text.length,
@@ -145,89 +229,44 @@ def make_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any
     'num_state_per_block': 1,
     'concat_first_frame_latent': c.image_condition,
   }
-  text = {
+
+
+def _make_text(c: cfg.TextConfig) -> dict[str, Any]:
+  return {
     '_target_': f'{_MODULES}wan_video_text_encoder.WanTextEncoder',
     '_convert_': 'object',
     _BASES['text']: None,
-    'vocab': c.text.vocab,
-    'dim': c.text.dim,
-    'dim_attn': c.text.attention_dim,
-    'dim_ffn': c.text.mlp_dim,
-    'num_heads': c.text.heads,
-    'num_layers': c.text.layers,
-    'num_buckets': c.text.buckets,
+    'vocab': c.vocab,
+    'dim': c.dim,
+    'dim_attn': c.attention_dim,
+    'dim_ffn': c.mlp_dim,
+    'num_heads': c.heads,
+    'num_layers': c.layers,
+    'num_buckets': c.buckets,
   }
+
+
+def _make_image(c: cfg.ImageConfig) -> dict[str, Any]:
   image = {
     '_target_': f'{_MODULES}wan_video_image_encoder.WanImageEncoder',
     '_convert_': 'object',
     _BASES['image']: None,
   }
-  if c.image.kind == 'clip' and c.image.heads != sizes.IMAGE_HEADS:
-    image['num_heads'] = c.image.heads
+  # A word of ours: the official class takes no sizes, and no shape tells the heads.
+  if c.kind == 'clip' and c.heads != sizes.IMAGE_HEADS:
+    image['num_heads'] = c.heads
+  return image
+
+
+def _make_vae(c: cfg.TokenizerConfig) -> dict[str, Any]:
+  is_2_2 = c.kind == 'wan2_2'
+  kind = 'WanVideoVAE38' if is_2_2 else 'WanVideoVAE'
   vae = {
-    '_target_': f'{_MODULES}wan_video_vae.{"WanVideoVAE38" if wan2_2 else "WanVideoVAE"}',
+    '_target_': f'{_MODULES}wan_video_vae.{kind}',
     '_convert_': 'object',
-    'z_dim': c.tokenizer.channels,
+    'z_dim': c.channels,
     _BASES['tokenizer']: None,
   }
-  if wan2_2:
-    vae['dim'] = c.tokenizer.vae.encoder_dim
-  flash = config.sample.mode == 'flash'
-  head = {
-    '_target_': f'{_HEAD}WANPolicyHeadConfig',
-    '_recursive_': False,
-    'model_dtype': 'float32',
-    'tiled': False,
-    'tile_size_height': 34,
-    'tile_size_width': 34,
-    'tile_stride_height': 18,
-    'tile_stride_width': 16,
-    'num_frames': c.camera_frames(c.max_chunks),
-    'num_frame_per_block': c.frames_per_chunk,
-    'lora_rank': 4,
-    'lora_alpha': 4,
-    'lora_target_modules': 'q,k,v,o,ffn.0,ffn.2',
-    'init_lora_weights': 'kaiming',
-    'train_architecture': 'full',
-    'skip_component_loading': True,
-    'defer_lora_injection': False,
-    'use_gradient_checkpointing': True,
-    'add_pos_embed': True,
-    'hidden_size': 64,
-    'input_embedding_dim': 1536,
-    'backbone_embedding_dim': 0,
-    'max_state_dim': c.proprio_dim,
-    'max_action_dim': c.action_dim,
-    'action_dim': c.action_dim,
-    'action_horizon': c.actions_per_chunk,
-    'num_inference_timesteps': 4,
-    'noise_beta_alpha': 1.5,
-    'noise_beta_beta': 1.0,
-    'noise_s': 0.999,
-    'num_timestep_buckets': 1000,
-    'decouple_video_action_noise': config.flow.schedule != 'coupled',
-    'video_noise_beta_alpha': config.flow.video_beta,
-    'video_noise_beta_beta': 1.0,
-    'decouple_inference_noise': flash,
-    'video_inference_final_noise': config.sample.video_final_sigma,
-    'tune_projector': True,
-    'tune_diffusion_model': True,
-    _PARTS['dit']: dit,
-    _PARTS['text']: text,
-    _PARTS['image']: image,
-    _PARTS['tokenizer']: vae,
-  }
-  if c.tokenizer.resize:
-    head |= dict(zip(('target_video_height', 'target_video_width'), c.tokenizer.resize))
-  return {
-    'architectures': ['VLA'],
-    'model_type': 'vla',
-    'torch_dtype': 'bfloat16',
-    'model_dtype': 'float32',
-    'compute_dtype': 'float32',
-    'hidden_size': 0,
-    'action_horizon': c.actions_per_chunk,
-    'action_dim': c.action_dim,
-    'backbone_cfg': {'_target_': 'groot.vla.model.dreamzero.backbone.identity.IdentityBackbone'},
-    'action_head_cfg': {'_target_': f'{_HEAD}WANPolicyHead', '_convert_': 'object', 'config': head},
-  }
+  if is_2_2:
+    vae['dim'] = c.vae.encoder_dim
+  return vae

@@ -1,5 +1,5 @@
 """The directory of an official DreamZero checkpoint: `model*.safetensors` for everything,
-config.json (`config`) and experiment_cfg/ (`robots`), both ways.
+config.json (`config`) and experiment_cfg/ (`experiment`), both ways.
 
 One of adapters (LoRA) holds only what was trained; the other weights are those of its base.
 """
@@ -22,8 +22,8 @@ from wam_jax.interop import foreign
 from wam_jax.interop import lazy
 from wam_jax.interop import shards
 from wam_jax.interop.dreamzero import config as config_lib
+from wam_jax.interop.dreamzero import experiment
 from wam_jax.interop.dreamzero import lora
-from wam_jax.interop.dreamzero import robots as robots_lib
 from wam_jax.interop.files import jsonfile
 from wam_jax.interop.files import safetensors
 
@@ -84,7 +84,7 @@ def open_directory(path: epath.Path) -> Directory:
     ValueError: files are missing, cut or contradict each other, or weights are of no known part.
   """
   head = config_lib.read_head(path)
-  conf = robots_lib.read_conf(path)
+  conf = experiment.read_conf(path)
   weights, adapters = lora.split(safetensors.open_weights(path, STEM))
   parts, unknown = split_parts(weights)
   errors.fail(
@@ -164,7 +164,7 @@ def make_source(
     lacks=lacks,
     merged=len(directory.adapters),
     base=base.path if base else None,
-    read_robots=functools.partial(robots_lib.read_robots, directory.path, model),
+    read_robots=functools.partial(experiment.read_robots, directory.path, model),
   )
 
 
@@ -230,7 +230,7 @@ def write_configs(
   Raises:
     ValueError: a robot cannot be described to the reference.
   """
-  robots_lib.write(directory, robots, config.model, camera)
+  experiment.write(directory, robots, config.model, camera)
   tokens = _count_tokens(config.model, robots)
   jsonfile.write(directory / config_lib.CONFIG, config_lib.make_config(config, tokens))
 

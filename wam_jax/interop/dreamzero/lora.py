@@ -19,7 +19,7 @@ from wam_jax import finetuning
 from wam_jax.interop import errors
 from wam_jax.interop import lazy
 
-_ADAPTER = re.compile(r'(.*)\.lora_([AB])(?:\.default)?\.weight')
+_ADAPTER = re.compile(r'(?P<module>.*)\.lora_(?P<half>[AB])(?:\.default)?\.weight')
 
 
 class Adapter(NamedTuple):
@@ -46,11 +46,16 @@ class Merged(NamedTuple):
 
   def read(self) -> np.ndarray:
     return finetuning.adapt(
-      self.base.read(), self.adapter.up.read(), self.adapter.down.read(), self.scale
+      self.base.read(),
+      left=self.adapter.up.read(),
+      right=self.adapter.down.read(),
+      scale=self.scale,
     )
 
 
-def split(weights: Mapping[str, lazy.Weight]) -> tuple[dict[str, lazy.Weight], dict[str, Adapter]]:
+def split(
+  weights: Mapping[str, lazy.Weight],
+) -> tuple[dict[str, lazy.Weight], dict[str, Adapter]]:
   """(weights under their plain names, adapters by the name of the weight they change).
 
   Raises:
@@ -62,16 +67,17 @@ def split(weights: Mapping[str, lazy.Weight]) -> tuple[dict[str, lazy.Weight], d
   for name, weight in weights.items():
     short = name.replace('base_model.model.', '').replace('.base_layer.', '.')
     if match := _ADAPTER.fullmatch(short):
-      halves.setdefault(f'{match[1]}.weight', {})[match[2]] = weight
+      of_weight = halves.setdefault(f'{match["module"]}.weight', {})
+      of_weight[match['half']] = weight
     elif short in plain:
       problems.append(f'{short} is there twice, once as {name}')
     else:
       plain[short] = weight
-  problems += [
-    f'{name} has no lora_{"AB"[list(found) == ["A"]]}'
-    for name, found in halves.items()
-    if len(found) < 2
-  ]
+
+  for name, found in halves.items():
+    for half in ('A', 'B'):
+      if half not in found:
+        problems.append(f'{name} has no lora_{half}')
   errors.fail(
     'The adapters of this LoRA checkpoint are not whole:', problems, 'Copy or download it again.'
   )
@@ -90,20 +96,23 @@ def merge(
   for name, (down, up) in adapters.items():
     if name not in weights:
       problems.append(f'{name} is adapted, but not there')
-    elif (down.shape, up.shape) != (
-      (rank, *weights[name].shape[1:]),
-      (*weights[name].shape[:1], rank),
-    ):
+      continue
+    shape = weights[name].shape
+    # Of A [r, in] and of B [out, r].
+    fitting = (rank, *shape[1:]), (*shape[:1], rank)
+    if (down.shape, up.shape) != fitting:
       problems.append(
-        f'{name} {list(weights[name].shape)} has adapters A {list(down.shape)} and B {list(up.shape)}; '
-        f'expected rank {rank}'
+        f'{name} {list(shape)} has adapters A {list(down.shape)} and B {list(up.shape)}; expected '
+        f'rank {rank}'
       )
   errors.fail(
     'The adapters do not fit their base:',
     problems,
-    'Pass as --base the very checkpoint that the adapters were trained on; lora_rank is in config.json.',
+    'Pass as --base the very checkpoint that the adapters were trained on; lora_rank is in '
+    'config.json.',
   )
-  return {
-    name: Merged(weight, adapters[name], alpha / rank) if name in adapters else weight
-    for name, weight in weights.items()
-  }
+  scale = alpha / rank
+  merged = dict(weights)
+  for name, adapter in adapters.items():
+    merged[name] = Merged(weights[name], adapter, scale)
+  return merged

@@ -20,11 +20,12 @@ import tensorstore as ts
 from wam_jax.interop import lazy
 from wam_jax.interop.files import jsonfile
 
-_CHUNK_BYTES = (
-  2**25
-)  # Small enough that a host of a mesh reads little beyond its shard, large enough for a disk.
-_SLAB_BYTES = 2**27  # Written at once: tensorstore holds a second, compressed copy meanwhile.
+# Small enough that a host of a mesh reads little beyond its shard, large enough for a disk.
+_CHUNK_BYTES = 2**25
+# Written at once: tensorstore holds a second, compressed copy meanwhile.
+_SLAB_BYTES = 2**27
 _METADATA = '_METADATA'
+_DICT_KEY = 2  # Orbax `KeyType.DICT`: a step of the tree path that is a key of a dict.
 
 
 class ItemWriter:
@@ -33,16 +34,23 @@ class ItemWriter:
   def __init__(
     self, directory: pathlib.Path, shapes: Mapping[str, lazy.Shape], stacked: frozenset[str]
   ):
-    """`shapes` by '/'-separated path; the arrays in `stacked` are written layer by layer along axis
-    0.
+    """Makes `directory`.
+
+    Args:
+      directory: the place of the item.
+      shapes: every array that will be written, by '/'-separated path.
+      stacked: the paths of the arrays that are written layer by layer along axis 0.
     """
     directory.mkdir(parents=True)
-    self._directory, self._shapes, self._stacked = directory, shapes, stacked
-    # Files are synced once, when all are there; see `output.staged`.
+    self._directory = directory
+    self._shapes = shapes
+    self._stacked = stacked
+    # Files are synced once, when all are there; see `storage.whole_directory`.
     self._context = ts.Context({'cache_pool': {'total_bytes_limit': 0}, 'file_io_sync': False})
     # Many small arrays become one file: they are held back until there is enough for it.
-    self._batch, self._pending = ts.Transaction(), 0
-    self._stores: dict[str, ts.TensorStore] = {}  # Of the batch.
+    self._batch = ts.Transaction()
+    self._pending = 0  # Bytes in the batch.
+    self._stores: dict[str, ts.TensorStore] = {}  # Arrays as the batch sees them.
 
   def write(self, path: str, array: np.ndarray, layer: int | None = None) -> None:
     """Writes an array, or one layer of it.
@@ -51,42 +59,40 @@ class ItemWriter:
       OSError: the disk is full, or fails.
     """
     try:
-      for slab in _slabs(array, self._store(path, layer)):
-        self._store(path, layer)[slab].write(
-          array[slab], can_reference_source_data_indefinitely=True
-        ).result()
-        self._pending += array[slab].nbytes
+      for slab in _list_slabs(array, self._open_store(path, layer)):
+        part = array[slab]
+        # Opened anew for each slab, because a commit ends the stores of its batch.
+        store = self._open_store(path, layer)
+        store[slab].write(part, can_reference_source_data_indefinitely=True).result()
+        self._pending += part.nbytes
         if self._pending >= _SLAB_BYTES:
           self._commit()
     except ValueError as e:  # How tensorstore reports what the file system says.
-      raise OSError(_reason(e)) from e
+      raise OSError(_find_reason(e)) from e
 
   def finish(self) -> None:
     """Lists the arrays, so that Orbax finds them."""
     try:
       self._commit()
     except ValueError as e:
-      raise OSError(_reason(e)) from e
-    entries = {
-      str(tuple(path.split('/'))): {
-        'key_metadata': [{'key': key, 'key_type': 2} for key in path.split('/')],
+      raise OSError(_find_reason(e)) from e
+    entries = {}
+    for path in self._shapes:
+      keys = path.split('/')
+      entries[str(tuple(keys))] = {
+        'key_metadata': [{'key': key, 'key_type': _DICT_KEY} for key in keys],
         'value_metadata': {'value_type': 'np.ndarray', 'skip_deserialize': False},
       }
-      for path in self._shapes
+    content = {
+      'tree_metadata': entries,
+      'use_ocdbt': True,
+      'use_zarr3': False,
+      'store_array_data_equal_to_fill_value': True,
+      'custom_metadata': None,
     }
-    (self._directory / _METADATA).write_text(
-      json.dumps(
-        {
-          'tree_metadata': entries,
-          'use_ocdbt': True,
-          'use_zarr3': False,
-          'store_array_data_equal_to_fill_value': True,
-          'custom_metadata': None,
-        }
-      )
-    )
+    (self._directory / _METADATA).write_text(json.dumps(content))
 
-  def _store(self, path: str, layer: int | None) -> ts.TensorStore:
+  def _open_store(self, path: str, layer: int | None) -> ts.TensorStore:
     """The array or the layer as the current batch sees it; made if this is its first write."""
     if path not in self._stores:
       self._stores[path] = ts.open(
@@ -96,29 +102,35 @@ class ItemWriter:
         context=self._context,
         transaction=self._batch,
       ).result()
-    return self._stores[path] if layer is None else self._stores[path][layer]
+    store = self._stores[path]
+    return store if layer is None else store[layer]
 
   def _make_spec(self, path: str) -> dict[str, Any]:
     shape, dtype = self._shapes[path]
-    return _spec(self._directory, path, True) | {
+    return _make_spec(self._directory, path, is_ocdbt=True) | {
       'store_data_equal_to_fill_value': True,
       'metadata': {
         'shape': shape,
-        'chunks': _chunks(shape, dtype, path in self._stacked),
-        'dtype': _zarr_name(dtype),
+        'chunks': _choose_chunks(shape, dtype, path in self._stacked),
+        'dtype': _name_dtype(dtype),
         'compressor': {'id': 'zstd', 'level': 1},
       },
     }
 
   def _commit(self) -> None:
     self._batch.commit_sync()
-    self._batch, self._pending, self._stores = ts.Transaction(), 0, {}
+    self._batch = ts.Transaction()
+    self._pending = 0
+    self._stores = {}
 
 
 class Array(NamedTuple):
   """An array of an item on disk.
 
   Attributes:
+    store: the array as tensorstore sees it.
+    shape: its sizes.
+    dtype: the type of its numbers.
     layers: how many of axis 0 share a chunk; reading fewer at a time reads the chunk again.
   """
 
@@ -139,56 +151,73 @@ def open_item(directory: pathlib.Path) -> dict[str, Array]:
     ValueError: it is not an item, or damaged.
   """
   content = jsonfile.read(directory / _METADATA)
+  driver = 'zarr3' if content.get('use_zarr3') else 'zarr'
   context = ts.Context({'cache_pool': {'total_bytes_limit': 0}})
   arrays = {}
   for entry in content['tree_metadata'].values():
     if entry['value_metadata'].get('skip_deserialize'):  # None and empty containers hold no array.
       continue
     path = '/'.join(str(key['key']) for key in entry['key_metadata'])
-    spec = _spec(
-      directory, path, content['use_ocdbt'], 'zarr3' if content.get('use_zarr3') else 'zarr'
-    )
+    spec = _make_spec(directory, path, content['use_ocdbt'], driver)
     try:
       store = ts.open(ts.Spec(spec), open=True, read=True, context=context).result()
     except ValueError as e:
-      raise ValueError(f'{path} of {directory} cannot be opened: {_reason(e)}') from e
-    shape = tuple(store.shape)
-    chunk = store.chunk_layout.read_chunk.shape
+      raise ValueError(f'{path} of {directory} cannot be opened: {_find_reason(e)}') from e
     arrays[path] = Array(
-      store, shape, store.dtype.numpy_dtype, min(chunk[0] or 1, shape[0]) if shape else 1
+      store=store,
+      shape=tuple(store.shape),
+      dtype=store.dtype.numpy_dtype,
+      layers=_count_layers(store),
     )
   return arrays
 
 
-def _reason(error: ValueError) -> str:
+def _count_layers(store: ts.TensorStore) -> int:
+  if not store.shape:
+    return 1
+  chunk = store.chunk_layout.read_chunk.shape[0]
+  return min(chunk or 1, store.shape[0])
+
+
+def _find_reason(error: ValueError) -> str:
   """The end of tensorstore's message, after a quoted path or two."""
   return str(error).splitlines()[0].rsplit('": ', 1)[-1][:300]
 
 
-def _slabs(array: np.ndarray, target: ts.TensorStore) -> list[Any]:
+def _list_slabs(array: np.ndarray, target: ts.TensorStore) -> list[Any]:
   """Parts of `array` to write one after the other, each of whole chunks."""
   if not array.ndim:
     return [()]
   chunk = target.chunk_layout.write_chunk.shape[0]
-  rows = max(1, _SLAB_BYTES * len(array) // array.nbytes // chunk) * chunk
-  return [slice(i, min(i + rows, len(array))) for i in range(0, len(array), rows)]
+  chunks = _SLAB_BYTES * len(array) // array.nbytes // chunk
+  rows = max(1, chunks) * chunk
+  return [slice(start, min(start + rows, len(array))) for start in range(0, len(array), rows)]
 
 
-def _spec(directory: pathlib.Path, path: str, ocdbt: bool, driver: str = 'zarr') -> dict[str, Any]:
+def _make_spec(
+  directory: pathlib.Path, path: str, is_ocdbt: bool, driver: str = 'zarr'
+) -> dict[str, Any]:
   name = path.replace('/', '.')
-  file = {'driver': 'file', 'path': f'{directory}/' if ocdbt else f'{directory}/{name}/'}
-  store = {'driver': 'ocdbt', 'base': file, 'path': f'{name}/'} if ocdbt else file
+  if is_ocdbt:
+    base = {'driver': 'file', 'path': f'{directory}/'}
+    store = {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}
+  else:
+    store = {'driver': 'file', 'path': f'{directory}/{name}/'}
   return {'driver': driver, 'kvstore': store}
 
 
-def _chunks(shape: tuple[int, ...], dtype: np.dtype, stacked: bool) -> list[int]:
-  """One layer at most, its longest axis halved until it is small."""
-  chunk = [1, *shape[1:]] if stacked else list(shape)
-  while math.prod(chunk) * dtype.itemsize > _CHUNK_BYTES and any(n % 2 == 0 for n in chunk):
-    axis = max((i for i, n in enumerate(chunk) if n % 2 == 0), key=lambda i: chunk[i])
-    chunk[axis] //= 2
+def _choose_chunks(shape: tuple[int, ...], dtype: np.dtype, is_stacked: bool) -> list[int]:
+  """One layer at most, its longest even axis halved until it is small."""
+  chunk = [1, *shape[1:]] if is_stacked else list(shape)
+  while math.prod(chunk) * dtype.itemsize > _CHUNK_BYTES:
+    even = [axis for axis, size in enumerate(chunk) if size % 2 == 0]
+    if not even:
+      break
+    longest = max(even, key=lambda axis: chunk[axis])
+    chunk[longest] //= 2
   return chunk
 
 
-def _zarr_name(dtype: np.dtype) -> str:
+def _name_dtype(dtype: np.dtype) -> str:
+  """The name that zarr has for it."""
   return 'bfloat16' if dtype.name == 'bfloat16' else dtype.str

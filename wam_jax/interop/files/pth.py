@@ -34,17 +34,28 @@ _DTYPES = {
   'ByteStorage': np.dtype(np.uint8),
   'BoolStorage': np.dtype(bool),
 }
+# What a damaged archive, pickle or header raises.
+_DAMAGE = (
+  zipfile.BadZipFile,
+  KeyError,
+  pickle.UnpicklingError,
+  EOFError,
+  ValueError,
+  struct.error,
+)
 _LOCAL_HEADER = 30  # Bytes of a zip member's own header before its name.
-
-
-class _Storage(NamedTuple):
-  key: str
-  dtype: np.dtype
-  size: int
+_LENGTHS = 26  # Where in that header the lengths of its name and of its extra field are.
 
 
 class _Strided(NamedTuple):
-  """A tensor whose elements do not lie one after the other."""
+  """A tensor whose elements do not lie one after the other.
+
+  Attributes:
+    storage: all that the tensor is a view of.
+    offset: the place of its first element there, in elements.
+    shape: its sizes.
+    strides: the step of each axis, in elements.
+  """
 
   storage: lazy.Stored
   offset: int
@@ -56,12 +67,10 @@ class _Strided(NamedTuple):
     return self.storage.dtype
 
   def read(self) -> np.ndarray:
+    elements = self.storage.read()[self.offset :]
     steps = [stride * self.dtype.itemsize for stride in self.strides]
-    return np.ascontiguousarray(
-      np.lib.stride_tricks.as_strided(
-        self.storage.read()[self.offset :], self.shape, steps, writeable=False
-      )
-    )
+    view = np.lib.stride_tricks.as_strided(elements, self.shape, steps, writeable=False)
+    return np.ascontiguousarray(view)
 
 
 def open_file(path: epath.Path) -> dict[str, lazy.Weight]:
@@ -80,21 +89,16 @@ def open_file(path: epath.Path) -> dict[str, lazy.Weight]:
         raise ValueError('it was written on a big-endian machine')
       with archive.open(members['data.pkl']) as pickled:
         content = _Unpickler(pickled).load()
-      starts = {
-        key: _data_start(f, info) for key, info in members.items() if key.startswith('data/')
-      }
-  except (
-    zipfile.BadZipFile,
-    KeyError,
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    struct.error,
-  ) as e:
+      starts = {}
+      for name, info in members.items():
+        if name.startswith('data/'):
+          starts[name] = _find_start(f, info)
+  except _DAMAGE as e:
     raise ValueError(
-      f'{path} cannot be read as a PyTorch file of tensors: {e}. Copy or download it again; a file from '
-      'PyTorch before 1.6 must be saved anew by torch.save.'
+      f'{path} cannot be read as a PyTorch file of tensors: {e}. Copy or download it again; a file '
+      'from PyTorch before 1.6 must be saved anew by torch.save.'
     ) from e
+
   if not isinstance(content, Mapping) or not all(isinstance(v, _Tensor) for v in content.values()):
     raise ValueError(
       f'{path} holds {type(content).__name__} of other things than tensors; expected a state dict.'
@@ -102,31 +106,67 @@ def open_file(path: epath.Path) -> dict[str, lazy.Weight]:
   return {name: tensor.locate(path, starts) for name, tensor in content.items()}
 
 
-def _data_start(file: Any, info: zipfile.ZipInfo) -> int:
+def _find_start(file: Any, info: zipfile.ZipInfo) -> int:
   """Offset of a stored member's bytes: its own header may be longer than the archive's directory
   says.
   """
   if info.compress_type != zipfile.ZIP_STORED:
     raise ValueError(f'member {info.filename} is compressed')
   file.seek(info.header_offset)
-  name, extra = struct.unpack('<HH', file.read(_LOCAL_HEADER)[26:])
+  header = file.read(_LOCAL_HEADER)
+  name, extra = struct.unpack('<HH', header[_LENGTHS:])
   return info.header_offset + _LOCAL_HEADER + name + extra
 
 
+class _Storage(NamedTuple):
+  """What the pickle says of a storage: its member `data/KEY` and how many numbers of what type."""
+
+  key: str
+  dtype: np.dtype
+  size: int
+
+
 class _Tensor(NamedTuple):
+  """What the pickle says of a tensor: a view of a storage; offset and strides in elements."""
+
   storage: _Storage
   offset: int
   shape: tuple[int, ...]
   strides: tuple[int, ...]
 
   def locate(self, path: epath.Path, starts: Mapping[str, int]) -> lazy.Weight:
-    dtype, start = self.storage.dtype, starts[f'data/{self.storage.key}']
-    dense = tuple(np.cumprod((1, *self.shape[:0:-1]))[::-1].tolist()) if self.shape else ()
-    if all(have == want or size == 1 for have, want, size in zip(self.strides, dense, self.shape)):
+    """The tensor in the file; `starts` are the offsets of the archive's members."""
+    dtype = self.storage.dtype
+    start = starts[f'data/{self.storage.key}']
+    if self._is_dense():
       return lazy.Stored(path, start + self.offset * dtype.itemsize, self.shape, dtype)
-    return _Strided(
-      lazy.Stored(path, start, (self.storage.size,), dtype), self.offset, self.shape, self.strides
-    )
+    storage = lazy.Stored(path, start, (self.storage.size,), dtype)
+    return _Strided(storage, self.offset, self.shape, self.strides)
+
+  def _is_dense(self) -> bool:
+    """Whether its elements lie one after the other; the stride of an axis of size 1 is arbitrary."""
+    step = 1
+    for size, stride in zip(reversed(self.shape), reversed(self.strides)):
+      if stride != step and size != 1:
+        return False
+      step *= size
+    return True
+
+
+def _rebuild_tensor(storage, offset, size, stride, *_) -> _Tensor:
+  return _Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _rebuild_parameter(tensor, *_) -> _Tensor:
+  return tensor
+
+
+# Everything that a state dict needs to be built.
+_CALLED = {
+  ('collections', 'OrderedDict'): collections.OrderedDict,
+  ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -141,13 +181,6 @@ class _Unpickler(pickle.Unpickler):
   def find_class(self, module: str, name: str) -> Any:
     if module == 'torch' and name in _DTYPES:
       return _DTYPES[name]
-    known = {
-      ('collections', 'OrderedDict'): collections.OrderedDict,
-      ('torch._utils', '_rebuild_tensor_v2'): lambda storage, offset, size, stride, *_: _Tensor(
-        storage, offset, tuple(size), tuple(stride)
-      ),
-      ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
-    }
-    if (module, name) not in known:
+    if (module, name) not in _CALLED:
       raise pickle.UnpicklingError(f'it needs {module}.{name}, which is no tensor')
-    return known[module, name]
+    return _CALLED[module, name]

@@ -1,0 +1,94 @@
+"""`python -m wam_jax.convert` by commands, and the benchmark of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests import programs
+from tests.interop import conversions
+from tests.interop import tiny
+
+
+def run(module, *arguments):
+  return subprocess.run(
+    [sys.executable, '-m', module, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    env=programs.environment(),
+    check=False,
+  )
+
+
+def convert(*arguments):
+  """What a conversion that ends well prints."""
+  done = run('wam_jax.convert', *arguments)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_command_line(tmp_path):
+  source = tmp_path / 'source'
+  workdir = tmp_path / 'run'
+  back = tmp_path / 'back'
+  tiny.write_dreamzero(source)
+  said = convert('inspect', f'--source={source}', f'--json={tmp_path}/report.json')
+  assert 'layout dreamzero' in said
+  assert 'embodiment droid: 15 Hz' in said
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['layout'] == 'dreamzero'
+  assert report['missing'] == []
+  assert report['parts']['tokenizer'] == {
+    'arrays': 194,
+    'parameters': 243_583,
+    'bytes': 2 * 243_583,
+    'dtypes': {'bfloat16': 243_583},
+  }
+
+  said = convert('import', f'--source={source}', f'--output={workdir}', '--layout=dreamzero')
+  assert f'workdir: {workdir}' in said
+  assert 'layout wam_jax, step 0' in convert('inspect', f'--source={workdir}')
+  convert('export', f'--source={workdir}', f'--output={back}', '--max_shard_gb=0.001')
+  conversions.assert_same_bits(tiny.load(back), tiny.load(source))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--source=x'], 'error: Say what to do, as in: python -m wam_jax.convert import'),
+    (
+      ['export', '--source=x', '--output=y', '--layout=wan'],
+      'error: --layout=wan cannot be written',
+    ),
+    (['export', '--source=/', '--output=y'], 'error: --source=/ is no workdir'),
+    (['import', '--source=x', '--output=gs://y'], 'error: --output=gs://y is an object store'),
+  ],
+)
+def test_wrong_commands_stop_at_once(arguments, message):
+  done = run('wam_jax.convert', *arguments)
+  assert done.returncode == 1, done.stderr
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_benchmark_finds_every_bit(tmp_path):
+  done = run(
+    'benchmarks.convert',
+    '--layers=2',
+    '--heads=1',
+    '--shard_gb=0.01',
+    f'--directory={tmp_path}',
+    f'--json={tmp_path}/report.json',
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['differing'] == []
+  assert report['layers'] == 2
+  assert report['weights'] > 300
+  assert 0 < report['import']['peak_gb'] < 1
+  assert report['export']['seconds'] > 0
+  assert [place.name for place in tmp_path.iterdir()] == ['report.json']
+  assert 'bit-identical after both: yes' in done.stdout
