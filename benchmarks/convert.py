@@ -12,7 +12,6 @@ baseline of memory is the largest weight.
 from __future__ import annotations
 
 import dataclasses
-import math
 import multiprocessing
 import os
 import pathlib
@@ -33,6 +32,7 @@ from etils import epath
 from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax import presets
+from wam_jax import progress as progress_lib
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
@@ -57,6 +57,7 @@ _DIRECTORY = flags.DEFINE_string(
 cli.define_json()
 
 _POOL = 2**22  # Random numbers, of which every weight is made.
+_TOKENS = 880  # Of a latent frame of the released 14B.
 
 
 def make_model(layers: int, heads: int) -> cfg.ModelConfig:
@@ -76,49 +77,81 @@ def make_model(layers: int, heads: int) -> cfg.ModelConfig:
 
 def choose_layers(free: int, heads: int) -> int:
   """Layers for which two copies fit into `free` bytes, at most the released 40."""
-  one, two = (sum(map(lazy.nbytes, _shapes(make_model(n, heads)).values())) for n in (1, 2))
-  return max(
-    1, min(presets.WAN2_1_I2V_14B.num_layers, 1 + int((0.95 * free / 2 - one) // (two - one)))
-  )
+  one = _count_bytes(make_model(1, heads))
+  layer = _count_bytes(make_model(2, heads)) - one
+  copy = 0.95 * free / 2
+  fitting = 1 + int((copy - one) // layer)
+  return max(1, min(presets.WAN2_1_I2V_14B.num_layers, fitting))
+
+
+def _count_bytes(model: cfg.ModelConfig) -> int:
+  return sum(map(lazy.nbytes, _list_shapes(model).values()))
+
+
+def _list_shapes(model: cfg.ModelConfig) -> dict[str, lazy.Shape]:
+  """Every weight of an official directory, in bfloat16."""
+  shapes = {}
+  for part, table in foreign.make_tables(model, 'dreamzero').items():
+    for row in table:
+      shape = lazy.Shape(row.torch_shape, safetensors.DTYPES['BF16'])
+      shapes |= {dreamzero_layout.PREFIXES[part] + name: shape for name in row.names}
+  return shapes
 
 
 def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) -> dict[str, int]:
   """Writes the checkpoint; returns the checksum of every weight."""
-  shapes = _shapes(model)
-  rng = np.random.default_rng(0)
-  pool = (0.02 * rng.standard_normal(_POOL, np.float32)).astype(safetensors.DTYPES['BF16'])
-  progress = output.Progress('make', sum(map(lazy.nbytes, shapes.values())))
-  sums = {}
-  with safetensors.Writer(directory, 'model', shapes, shard_bytes) as writer:
-    for name, shape in shapes.items():
-      weight = np.resize(pool[rng.integers(_POOL // 2) :], math.prod(shape.shape))
-      sums[name] = zlib.crc32(weight.view(np.uint8).data)
-      weight = weight.reshape(shape.shape)
-      writer.write(name, weight)
-      progress.add(weight.nbytes)
-  record = embodiments.get('droid')
-  quantiles = lambda width: normalize.Quantiles(*np.float32([[-1] * width, [1] * width]))
-  robot = robot_lib.Robot(
-    0,
-    record,
-    normalize.Statistics(quantiles(record.proprio_dim), quantiles(record.action_dim), 0),
-    True,
-  )
-  experiment.write(directory, {'oxe_droid': robot}, model, None)
-  jsonfile.write(
-    directory / dreamzero_config.CONFIG,
-    dreamzero_config.make_config(cfg.TrainConfig(model=model), 880),
-  )
+  sums = _write_weights(directory, model, shard_bytes)
+  experiment.write(directory, {'oxe_droid': _make_robot()}, model, None)
+  config = dreamzero_config.make_config(cfg.TrainConfig(model=model), _TOKENS)
+  jsonfile.write(directory / dreamzero_config.CONFIG, config)
   return sums
 
 
-def _shapes(model: cfg.ModelConfig) -> dict[str, lazy.Shape]:
-  return {
-    dreamzero_layout.PREFIXES[part] + name: lazy.Shape(row.torch_shape, safetensors.DTYPES['BF16'])
-    for part, table in foreign.make_tables(model, 'dreamzero').items()
-    for row in table
-    for name in row.names
-  }
+def _write_weights(
+  directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int
+) -> dict[str, int]:
+  """The files of weights; their checksums."""
+  shapes = _list_shapes(model)
+  rng = np.random.default_rng(0)
+  pool = (0.02 * rng.standard_normal(_POOL, np.float32)).astype(safetensors.DTYPES['BF16'])
+  sums = {}
+  with (
+    progress_lib.Progress('make', _count_bytes(model), 'B') as progress,
+    safetensors.Writer(directory, dreamzero_layout.STEM, shapes, shard_bytes) as writer,
+  ):
+    for name, shape in shapes.items():
+      # The pool again and again, from another number on for each weight.
+      start = rng.integers(_POOL // 2)
+      weight = np.resize(pool[start:], shape.shape)
+      sums[name] = _compute_sum(weight)
+      writer.write(name, weight)
+      progress.add(weight.nbytes)
+  return sums
+
+
+def _make_robot() -> robot_lib.Robot:
+  """DROID with quantiles of -1 and 1."""
+  record = embodiments.get('droid')
+  return robot_lib.Robot(
+    id=0,
+    record=record,
+    statistics=normalize.Statistics(
+      state=_make_quantiles(record.proprio_dim),
+      action=_make_quantiles(record.action_dim),
+      steps=0,
+    ),
+    center_crop=True,
+  )
+
+
+def _make_quantiles(width: int) -> normalize.Quantiles:
+  ones = np.ones(width, np.float32)
+  return normalize.Quantiles(q01=-ones, q99=ones)
+
+
+def _compute_sum(array: np.ndarray) -> int:
+  """Checksum of the bytes."""
+  return zlib.crc32(array.reshape(-1).view(np.uint8).data)
 
 
 def convert(*arguments: str) -> dict[str, float]:
@@ -127,53 +160,54 @@ def convert(*arguments: str) -> dict[str, float]:
   Raises:
     RuntimeError: it failed.
   """
+  command = [sys.executable, '-m', 'wam_jax.convert', *arguments]
   start = time.monotonic()
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'wam_jax.convert', *arguments], stdout=sys.stderr
-  )
+  process = subprocess.Popen(command, stdout=sys.stderr)
   _, status, usage = os.wait4(process.pid, 0)
   if status:
     raise RuntimeError(f'wam_jax.convert {" ".join(arguments)} ended with status {status}.')
+  # Linux counts in KiB.
   return {'seconds': time.monotonic() - start, 'peak_gb': usage.ru_maxrss * 1024 / 1e9}
 
 
-def differing(directory: pathlib.Path, sums: dict[str, int]) -> list[str]:
+def list_differing(directory: pathlib.Path, sums: dict[str, int]) -> list[str]:
   """Names that are not there, or not bit by bit what was made."""
-  weights = safetensors.open_weights(epath.Path(directory), 'model')
-  return [
-    name
-    for name in sums.keys() | weights.keys()
-    if name not in weights
-    or name not in sums
-    or zlib.crc32(weights[name].read().reshape(-1).view(np.uint8).data) != sums[name]
-  ]
+  weights = safetensors.open_weights(epath.Path(directory), dreamzero_layout.STEM)
+  common = sums.keys() & weights.keys()
+  changed = [name for name in common if _compute_sum(weights[name].read()) != sums[name]]
+  return [*(sums.keys() ^ weights.keys()), *changed]
 
 
 def measure(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) -> dict[str, Any]:
-  """The whole comparison, in `directory`."""
-  source, workdir, exported = (directory / name for name in ('source', 'workdir', 'exported'))
-  sums = _apart(generate, source, model, shard_bytes)
-  sizes = list(map(lazy.nbytes, _shapes(model).values()))
+  """The whole comparison, in `directory`; at most two copies lie there at once."""
+  source = directory / 'source'
+  workdir = directory / 'workdir'
+  exported = directory / 'exported'
+  sums = _call_apart(generate, source, model, shard_bytes)
+  sizes = [lazy.nbytes(shape) for shape in _list_shapes(model).values()]
+  shards = [file.stat().st_size for file in source.glob('*.safetensors')]
   report: dict[str, Any] = {
     'layers': model.num_layers,
     'weights': len(sums),
     'gb': sum(sizes) / 1e9,
     'largest_weight_gb': max(sizes) / 1e9,
-    'largest_shard_gb': max(p.stat().st_size for p in source.glob('*.safetensors')) / 1e9,
+    'largest_shard_gb': max(shards) / 1e9,
   }
+  # What the program takes without converting anything.
   report['nothing'] = convert('inspect', f'--source={source}')
   report['import'] = convert('import', f'--source={source}', f'--output={workdir}')
-  report['workdir_gb'] = sum(p.stat().st_size for p in workdir.rglob('*') if p.is_file()) / 1e9
+  written = [file.stat().st_size for file in workdir.rglob('*') if file.is_file()]
+  report['workdir_gb'] = sum(written) / 1e9
   shutil.rmtree(source)
-  report['export'] = convert(
-    'export', f'--source={workdir}', f'--output={exported}', f'--max_shard_gb={shard_bytes / 1e9}'
-  )
+
+  shard_gb = f'--max_shard_gb={shard_bytes / 1e9}'
+  report['export'] = convert('export', f'--source={workdir}', f'--output={exported}', shard_gb)
   shutil.rmtree(workdir)
-  report['differing'] = _apart(differing, exported, sums)
+  report['differing'] = _call_apart(list_differing, exported, sums)
   return report
 
 
-def _apart(call: Callable[..., Any], *args: Any) -> Any:
+def _call_apart(call: Callable[..., Any], *args: Any) -> Any:
   """`call(*args)` in another process: the peak of a program counts from what the process that
   started it held.
   """
@@ -181,29 +215,35 @@ def _apart(call: Callable[..., Any], *args: Any) -> Any:
     return pool.submit(call, *args).result()
 
 
+def show(report: dict[str, Any]) -> str:
+  """The report as a table."""
+  total = presets.WAN2_1_I2V_14B.num_layers
+  lines = [
+    f'{report["weights"]} weights, {report["gb"]:.2f} GB ({report["layers"]} of {total} layers), '
+    f'the largest {report["largest_weight_gb"]:.3f} GB, in shards of '
+    f'{report["largest_shard_gb"]:.2f} GB',
+    f'{"":<10}{"seconds":>10}{"MB/s":>10}{"peak GB":>10}',
+  ]
+  for name in ('nothing', 'import', 'export'):
+    row = report[name]
+    rate = 0 if name == 'nothing' else report['gb'] * 1e3 / row['seconds']
+    lines.append(f'{name:<10}{row["seconds"]:>10.1f}{rate:>10.0f}{row["peak_gb"]:>10.2f}')
+  same = 'yes'
+  if report['differing']:
+    same = f'no, {", ".join(report["differing"][:10])}'
+  lines.append(f'bit-identical after both: {same}')
+  return '\n'.join(lines)
+
+
 def main(unused_argv: list[str]) -> None:
   place = tempfile.mkdtemp(prefix='wam_jax_convert_', dir=_DIRECTORY.value)
   try:
     layers = _LAYERS.value or choose_layers(shutil.disk_usage(place).free, _HEADS.value)
-    report = measure(
-      pathlib.Path(place), make_model(layers, _HEADS.value), int(_SHARD_GB.value * 1e9)
-    )
+    model = make_model(layers, _HEADS.value)
+    report = measure(pathlib.Path(place), model, int(_SHARD_GB.value * 1e9))
   finally:
     shutil.rmtree(place)
-  print(
-    f'{report["weights"]} weights, {report["gb"]:.2f} GB ({layers} of 40 layers), the largest '
-    f'{report["largest_weight_gb"]:.3f} GB, in shards of {report["largest_shard_gb"]:.2f} GB\n'
-    f'{"":<10}{"seconds":>10}{"MB/s":>10}{"peak GB":>10}'
-  )
-  for name in ('nothing', 'import', 'export'):
-    row = report[name]
-    print(
-      f'{name:<10}{row["seconds"]:>10.1f}'
-      f'{0 if name == "nothing" else report["gb"] * 1e3 / row["seconds"]:>10.0f}{row["peak_gb"]:>10.2f}'
-    )
-  print(
-    f'bit-identical after both: {"no, " + ", ".join(report["differing"][:10]) if report["differing"] else "yes"}'
-  )
+  print(show(report))
   cli.write_json(report)
 
 

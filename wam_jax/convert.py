@@ -1,14 +1,15 @@
 """Takes released weights in, and gives ours back to PyTorch.
 
-python -m wam_jax.convert import  --source=DIR --output=WORKDIR [--layout=dreamzero|wan|diffusers] [--base=DIR]
-python -m wam_jax.convert export  --source=WORKDIR --output=DIR [--layout=dreamzero|diffusers] [--dtype=bfloat16]
+python -m wam_jax.convert import  --source=DIR --output=WORKDIR [--layout=NAME] [--base=DIR]
+python -m wam_jax.convert export  --source=WORKDIR --output=DIR [--layout=NAME] [--dtype=bfloat16]
 python -m wam_jax.convert inspect --source=DIR [--json=FILE]
 
 `import` makes a workdir that `serve` and `evaluate` take as it is and `train` through
 --config.init_from. `export` writes what the official DreamZero server opens, or a Diffusers
 directory beside which the action modules lie. Weights keep the dtype they have, so that import and
 export give back the same bits; --dtype rounds them. They pass through memory one at a time, and the
-output appears only when it is complete. Sources may lie in a bucket (gs://...).
+output appears only when it is complete. Sources may lie in a bucket (gs://...). Layouts are
+dreamzero, wan (import alone) and diffusers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from wam_jax.interop import layouts
 from wam_jax.interop import lazy
 from wam_jax.interop import own
 
-_COMMANDS = ('import', 'export', 'inspect')
 _SOURCE = flags.DEFINE_string(
   'source', None, 'Checkpoint directory to read; for export, a workdir.', required=True
 )
@@ -39,7 +39,7 @@ _OUTPUT = flags.DEFINE_string(
 _LAYOUT = flags.DEFINE_enum(
   'layout',
   None,
-  ('dreamzero', 'wan', 'diffusers'),
+  layouts.LAYOUTS,
   'Of the foreign side. Import and inspect find out; export writes dreamzero by default.',
 )
 _BASE = flags.DEFINE_string(
@@ -95,22 +95,29 @@ cli.define_json()
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) != 2 or argv[1] not in _COMMANDS:
+  commands = {'import': _import, 'export': _export, 'inspect': _inspect}
+  if len(argv) != 2 or argv[1] not in commands:
+    given = ' '.join(argv[1:]) or 'nothing'
     raise ValueError(
-      f'Say what to do, as in: python -m wam_jax.convert {_COMMANDS[0]} --source=... ; one of '
-      f'{", ".join(_COMMANDS)}, got {" ".join(argv[1:]) or "nothing"}.'
+      'Say what to do, as in: python -m wam_jax.convert import --source=... ; one of '
+      f'{", ".join(commands)}, got {given}.'
     )
-  if argv[1] != 'inspect' and not _OUTPUT.value:
-    raise ValueError(f'{argv[1]} needs --output=DIRECTORY.')
-  report = {'import': _import, 'export': _export, 'inspect': _inspect}[argv[1]]()
+  name = argv[1]
+  if name != 'inspect' and not _OUTPUT.value:
+    raise ValueError(f'{name} needs --output=DIRECTORY.')
+  report = commands[name]()
   cli.write_json(report)
 
 
 def _import() -> dict[str, Any]:
-  target = _local('output', _OUTPUT.value)
-  source = layouts.open_source(_path(_SOURCE.value), _options())
+  target = _make_local_path('output', _OUTPUT.value)
+  source = layouts.open_source(_make_path(_SOURCE.value), _make_options())
   report = importing.import_checkpoint(
-    source, target, _DTYPE.value, _STATISTICS.value, _vocabulary()
+    source,
+    target,
+    dtype=_DTYPE.value,
+    statistics=_STATISTICS.value,
+    vocabulary=_find_vocabulary(),
   )
   print(importing.show(report))
   return report
@@ -122,45 +129,44 @@ def _export() -> dict[str, Any]:
       "--layout=wan cannot be written: Wan-AI's files have no room for the action modules; "
       'pass dreamzero or diffusers.'
     )
-  source = own.open_workdir(_local('source', _SOURCE.value), _STEP.value)
-  report = exporting.export_checkpoint(
-    source,
-    _local('output', _OUTPUT.value),
-    exporting.Options(
-      layout=_LAYOUT.value or 'dreamzero',
-      dtype=_DTYPE.value,
-      shard_bytes=int(_SHARD_GB.value * 1e9),
-      embodiment=_EMBODIMENT.value,
-      tag=_TAG.value,
-      camera=_camera(),
-      statistics=_STATISTICS.value,
-    ),
+  source = own.open_workdir(_make_local_path('source', _SOURCE.value), _STEP.value)
+  options = exporting.Options(
+    layout=_LAYOUT.value or 'dreamzero',
+    dtype=_DTYPE.value,
+    shard_bytes=int(_SHARD_GB.value * 1e9),
+    embodiment=_EMBODIMENT.value,
+    tag=_TAG.value,
+    camera=_parse_camera(),
+    statistics=_STATISTICS.value,
   )
+  target = _make_local_path('output', _OUTPUT.value)
+  report = exporting.export_checkpoint(source, target, options)
   print(exporting.show(report))
   return report
 
 
 def _inspect() -> dict[str, Any]:
-  report = inspection.inspect(_path(_SOURCE.value), _options(), _STEP.value)
+  report = inspection.inspect(_make_path(_SOURCE.value), _make_options(), _STEP.value)
   print(inspection.show(report))
   return report
 
 
-def _options() -> foreign.Options:
+def _make_options() -> foreign.Options:
   given = {'text': _TEXT.value, 'image': _IMAGE.value, 'tokenizer': _VAE.value}
   return foreign.Options(
     layout=_LAYOUT.value or '',
-    base=_path(_BASE.value) if _BASE.value else None,
-    encoders={part: _path(place) for part, place in given.items() if place},
+    base=_make_path(_BASE.value) if _BASE.value else None,
+    encoders={part: _make_path(place) for part, place in given.items() if place},
     image_heads=_IMAGE_HEADS.value,
     num_embodiments=_NUM_EMBODIMENTS.value,
   )
 
 
-def _vocabulary() -> epath.Path | None:
+def _find_vocabulary() -> epath.Path | None:
+  """The vocabulary that was named, if any."""
   if not _VOCABULARY.value:
     return None
-  found = foreign.find_vocabulary(_path(_VOCABULARY.value))
+  found = foreign.find_vocabulary(_make_path(_VOCABULARY.value))
   if found is None:
     raise ValueError(
       f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(foreign.VOCABULARIES)}.'
@@ -168,7 +174,8 @@ def _vocabulary() -> epath.Path | None:
   return found
 
 
-def _camera() -> tuple[int, int] | None:
+def _parse_camera() -> tuple[int, int] | None:
+  """(columns, rows) of the camera images, if they were given."""
   if not _CAMERA.value:
     return None
   columns, _, rows = _CAMERA.value.partition('x')
@@ -177,16 +184,17 @@ def _camera() -> tuple[int, int] | None:
   return int(columns), int(rows)
 
 
-def _local(flag: str, place: str) -> pathlib.Path:
+def _make_local_path(flag: str, place: str) -> pathlib.Path:
   if '://' in place:
     raise ValueError(
-      f'--{flag}={place} is an object store; a directory that is renamed when it is complete needs a '
-      'file system. Mount the bucket (gcsfuse, s3fs), or copy the directory.'
+      f'--{flag}={place} is an object store; a directory that is renamed when it is complete needs '
+      'a file system. Mount the bucket (gcsfuse, s3fs), or copy the directory.'
     )
   return pathlib.Path(place).expanduser().absolute()
 
 
-def _path(place: str) -> epath.Path:
+def _make_path(place: str) -> epath.Path:
+  """A path that may be of a bucket."""
   return epath.Path(place).expanduser()
 
 

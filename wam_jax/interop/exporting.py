@@ -124,10 +124,8 @@ def _choose_robots(source: own.Own, options: Options) -> dict[str, robot_lib.Rob
   """Robots to describe, by the reference's tag."""
   if not options.statistics:
     return {}
-  known = {}
-  for name, robot in source.robots().items():
-    if robot.statistics and robot.record.action:
-      known[name] = robot
+  every = source.robots()
+  known = {name: r for name, r in every.items() if r.statistics and r.record.action}
   if options.embodiment:
     if options.embodiment not in known:
       raise ValueError(
@@ -181,12 +179,12 @@ def _check_arrays(source: own.Own) -> None:
   for part, table in foreign.make_tables(source.config.model, 'wan').items():
     want = {row.path: row.shape for row in table}
     have = {path: array.shape for path, array in source.part(part).items()}
-    for path in sorted(want.keys() | have.keys()):
-      if want.get(path) != have.get(path):
-        problems.append(
-          f'{part}: {path} is {have.get(path, "missing")}; '
-          f'expected {want.get(path, "no such array")}'
-        )
+    paths = sorted(want.keys() | have.keys())
+    problems += [
+      f'{part}: {path} is {have.get(path, "missing")}; expected {want.get(path, "no such array")}'
+      for path in paths
+      if want.get(path) != have.get(path)
+    ]
   errors.fail(
     f'Checkpoint {source.step} of {source.workdir} does not fit its config:',
     problems,

@@ -65,7 +65,8 @@ class Stored(NamedTuple):
       content = f.read(size)
     if len(content) != size:
       raise ValueError(
-        f'{self.path} ends inside an array; it was cut while it was read. Copy or download it again.'
+        f'{self.path} ends inside an array; it was cut while it was read. Copy or download it '
+        'again.'
       )
     return np.frombuffer(content, self.dtype).reshape(self.shape)
 

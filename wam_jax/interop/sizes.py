@@ -236,9 +236,8 @@ def _check_build(
     problems.append(f'num_state_per_block={said["num_state_per_block"]} must be 1')
   if patch[0] != 1 or patch[1] != patch[2]:
     problems.append(f'patch_size={patch} must be (1, n, n)')
-  for key in ('qk_norm', 'cross_attn_norm'):
-    if not said.get(key, True):
-      problems.append(f'{key}=False must be True')
+  denied = [key for key in ('qk_norm', 'cross_attn_norm') if not said.get(key, True)]
+  problems += [f'{key}=False must be True' for key in denied]
   if problems:
     lines = '\n  '.join(problems)
     raise ValueError(f'This DiT is built in a way that is not supported:\n  {lines}')

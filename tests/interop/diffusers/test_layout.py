@@ -1,5 +1,5 @@
-"""Diffusers directories: every bit there and back, opened by the libraries they are for, and what is
-refused.
+"""Diffusers directories: every bit there and back, opened by the libraries they are for, and what
+is refused.
 """
 
 from __future__ import annotations

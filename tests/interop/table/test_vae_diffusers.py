@@ -35,7 +35,7 @@ TINY = {
     **RESIDUAL,
   ),
 }
-FULL = {'wan2_1': dict(), 'wan2_2': dict(base_dim=160, decoder_base_dim=256, z_dim=48, **RESIDUAL)}
+FULL = {'wan2_1': {}, 'wan2_2': dict(base_dim=160, decoder_base_dim=256, z_dim=48, **RESIDUAL)}
 
 
 def our_config(kind, c):

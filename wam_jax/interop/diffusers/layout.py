@@ -94,7 +94,7 @@ def _complete_image(source: foreign.Foreign) -> foreign.Foreign:
   dtype = next(iter(weights.values())).dtype
   completed = image.complete({'cls_embedding': np.zeros(0, dtype), 'projection': {}}, c)
   missing = {row.path for row in image.rows(c, 'wan')} - {row.path for row in table}
-  made = {f'image/params/{path}': rows_lib.look_up(completed, path) for path in missing}
+  made = {f'image/params/{path}': rows_lib.look_up(completed, path) for path in sorted(missing)}
   return dataclasses.replace(
     source,
     tables={**source.tables, 'image': table},
@@ -110,7 +110,7 @@ class Joined(NamedTuple):
 
   @property
   def shape(self) -> tuple[int, ...]:
-    first, *others = self.pieces[0].shape
+    _, *others = self.pieces[0].shape
     return (sum(piece.shape[0] for piece in self.pieces), *others)
 
   @property

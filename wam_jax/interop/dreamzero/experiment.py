@@ -89,10 +89,8 @@ def read_robots(directory: epath.Path, model: cfg.ModelConfig) -> list[robot_lib
   Raises:
     ValueError: files or statistics are missing, or say something that is not supported.
   """
-  absent = []
-  for name in (CONF, METADATA):
-    if not (directory / name).exists():
-      absent.append(f'{directory / name} does not exist')
+  files = [directory / name for name in (CONF, METADATA)]
+  absent = [f'{file} does not exist' for file in files if not file.exists()]
   errors.fail(f'{directory} has no statistics:', absent, _REMEDY)
   conf = read_conf(directory)
   metadata = jsonfile.read(directory / METADATA)
@@ -200,16 +198,16 @@ def _read_quantiles(
   held = statistics.get(kind, {})
   problems = []
   for key in keys:
-    for array in normalize.ARRAYS:
-      if np.shape(held.get(key.name, {}).get(array)) != (key.width,):
-        problems.append(f'statistics.{kind}.{key.name}.{array}')
+    numbers = held.get(key.name, {})
+    wrong = [name for name in normalize.ARRAYS if np.shape(numbers.get(name)) != (key.width,)]
+    problems += [f'statistics.{kind}.{key.name}.{name}' for name in wrong]
   if problems:
     raise ValueError(f'{", ".join(problems[:10])} must be there, with one number per dimension')
 
   arrays = {}
-  for array in normalize.ARRAYS:
-    pieces = [np.float32(held[key.name][array]) for key in keys]
-    arrays[array] = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+  for name in normalize.ARRAYS:
+    pieces = [np.float32(held[key.name][name]) for key in keys]
+    arrays[name] = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
   norms: list[str] = []
   for key in keys:
     norms += [key.norm] * key.width
@@ -285,9 +283,8 @@ def _join_relative(described: Mapping[str, robots_lib.Description]) -> list[str]
     relative |= description.relative
   mixed = []
   for description in described.values():
-    for key in description.action:
-      if key.name in relative and key.name not in description.relative:
-        mixed.append(f'{key.name} of {description.tag}')
+    absolute = [key.name for key in description.action if key.name not in description.relative]
+    mixed += [f'{name} of {description.tag}' for name in absolute if name in relative]
   errors.fail(
     'The reference makes an action key relative for all robots or for none:',
     mixed,

@@ -75,9 +75,8 @@ def split(
       plain[short] = weight
 
   for name, found in halves.items():
-    for half in ('A', 'B'):
-      if half not in found:
-        problems.append(f'{name} has no lora_{half}')
+    lost = [half for half in ('A', 'B') if half not in found]
+    problems += [f'{name} has no lora_{half}' for half in lost]
   errors.fail(
     'The adapters of this LoRA checkpoint are not whole:', problems, 'Copy or download it again.'
   )

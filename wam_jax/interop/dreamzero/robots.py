@@ -1,7 +1,7 @@
 """What the reference can say about a robot, and the record of ours that says the same.
 
-The files that hold it are `experiment`. Source: DreamZero `DreamTransform`, `GrootSimPolicy` and the
-modality configs of its data.
+The files that hold it are `experiment`. Source: DreamZero `DreamTransform`, `GrootSimPolicy` and
+the modality configs of its data.
 """
 
 from __future__ import annotations
@@ -88,13 +88,11 @@ class Description:
       ValueError: a relative action has no state to count from.
     """
     widths = {key.name: key.width for key in self.state}
-    lost = []
-    for key in self.action:
-      if key.name in self.relative and widths.get(key.name) != key.width:
-        lost.append(key.name)
+    relative = [key for key in self.action if key.name in self.relative]
+    lost = sorted(key.name for key in relative if widths.get(key.name) != key.width)
     if lost:
       raise ValueError(
-        f'relative_action_keys {sorted(lost)} have no state of the same name and width to count '
+        f'relative_action_keys {lost} have no state of the same name and width to count '
         'from'
       )
     views, composite = _make_composite(self.tag, self.views, self.size)

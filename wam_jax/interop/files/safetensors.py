@@ -68,10 +68,10 @@ def open_weights(directory: epath.Path, stem: str) -> dict[str, lazy.Stored]:
       problems.append(str(e))
       continue
     wanted = {name for name, place in shard_of.items() if place == shard}
-    for name in sorted(wanted - set(found)):
-      problems.append(f'{name} is not in {shard}, against {index_path.name}')
-    for name in sorted(set(found) - wanted):
-      problems.append(f'{name} is in {shard}, against {index_path.name}')
+    lost = sorted(wanted - found.keys())
+    stray = sorted(found.keys() - wanted)
+    problems += [f'{name} is not in {shard}, against {index_path.name}' for name in lost]
+    problems += [f'{name} is in {shard}, against {index_path.name}' for name in stray]
     weights |= found
   errors.fail(
     f'The shards of {index_path} are not whole:', problems, 'Copy or download these files again.'
