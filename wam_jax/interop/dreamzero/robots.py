@@ -92,8 +92,7 @@ class Description:
     lost = sorted(key.name for key in relative if widths.get(key.name) != key.width)
     if lost:
       raise ValueError(
-        f'relative_action_keys {lost} have no state of the same name and width to count '
-        'from'
+        f'relative_action_keys {lost} have no state of the same name and width to count from'
       )
     views, composite = _make_composite(self.tag, self.views, self.size)
     stride = _choose_stride(self.steps, camera_frames)

@@ -144,7 +144,7 @@ class _Tensor(NamedTuple):
     return _Strided(storage, self.offset, self.shape, self.strides)
 
   def _is_dense(self) -> bool:
-    """Whether its elements lie one after the other; that of an axis of size 1 may have any stride."""
+    """Whether its elements lie one after the other; axes of size 1 may have any stride."""
     step = 1
     for size, stride in zip(reversed(self.shape), reversed(self.strides)):
       if stride != step and size != 1:
