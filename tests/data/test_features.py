@@ -316,8 +316,8 @@ def test_a_mixture_is_of_pixels_or_of_features(episodes, tmp_path):
 def test_the_command_is_the_datasets_own(episodes):
   half = sources.Episodes(str(episodes.path), 'train[:2]', embodiments.get('clock'))
   assert describe.make_command(half, 'random') == (
-    f"python -m data.encode --workdir=WORKDIR --dataset={episodes.path} --embodiment=clock --split='train[:2]' "
-    '--augmentations=4'
+    f'python -m data.encode --workdir=WORKDIR --dataset={episodes.path} --embodiment=clock '
+    "--split='train[:2]' --augmentations=4"
   )
   assert [
     describe.choose_transform(*flags)

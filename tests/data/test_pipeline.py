@@ -115,7 +115,7 @@ def test_masked_actions_and_padded_dimensions_are_zero(clock_path):
   mask_BQAU = batch.action_mask_BAU.reshape(-1, 2, 8, 3)
   np.testing.assert_array_equal(
     mask_BQAU[..., :2],
-    np.broadcast_to(batch.chunk_mask_BQ[..., None, None], mask_BQAU.shape[:-1] + (2,)),
+    np.broadcast_to(batch.chunk_mask_BQ[..., None, None], (*mask_BQAU.shape[:-1], 2)),
   )
   assert not mask_BQAU[..., 2].any()
   assert not batch.action_BAU[~batch.action_mask_BAU].any()

@@ -90,7 +90,7 @@ def test_without_the_checkout_it_is_said_what_to_do(tmp_path):
   assert done.returncode == 1
   assert (
     f'error: data.mixture.a.path={tmp_path / "made"} is not there, and python -m makers.tabletop, '
-    'which makes it, is not installed with wam_jax: run "python -m makers.tabletop --tasks=reach" in '
-    'a checkout of the project, or name a dataset that is there with '
+    'which makes it, is not installed with wam_jax: run "python -m makers.tabletop --tasks=reach" '
+    'in a checkout of the project, or name a dataset that is there with '
     '--config.data.mixture.a.path=DIR.'
   ) in done.stderr

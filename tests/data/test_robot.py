@@ -1,4 +1,4 @@
-"""A robot between raw units and the model's: it senses, is told and acts; what a checkpoint keeps."""
+"""A robot between raw units and the model's: it senses, is told, acts; what a checkpoint keeps."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def test_statistics_of_another_embodiment_in_a_checkpoint():
   with pytest.raises(
     ValueError,
     match=(
-      "'clock' in the metadata of this checkpoint has statistics of 8 state and 8 action dimensions, but 'clock' has 3 "
-      'and 2: they are of another embodiment'
+      "'clock' in the metadata of this checkpoint has statistics of 8 state and 8 action "
+      "dimensions, but 'clock' has 3 and 2: they are of another embodiment"
     ),
   ):
     robot_lib.from_metadata(robot_lib.to_metadata([robot]))

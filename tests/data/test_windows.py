@@ -104,7 +104,7 @@ def test_a_chunk_counts_at_the_end_of_an_episode_where_the_references_does():
   for length in (24, 25, 60):
     for anchor in range(length):
       frames = [anchor + 3 * i for i in range(8)] if anchor + 23 < length else []
-      frames = frames + [frames[-1] + 3] if frames and frames[-1] + 3 < length else []
+      frames = [*frames, frames[-1] + 3] if frames and frames[-1] + 3 < length else []
       window = windows.make_window(droid, 1, anchor, length)
       assert bool(frames) == (anchor + 24 < length) == window.mask_Q[0]
       if frames:
@@ -278,7 +278,8 @@ def test_chunks_start_inside_the_kept_ranges(tmp_path):
     ('{"a": [[0, 3]]', 'ranges.json is not JSON'),
     (
       '[[0, 3]]',
-      'must map names of episodes to lists of .first step, step after the last.; it has list at the top',
+      'must map names of episodes to lists of .first step, step after the last.; it has list at '
+      'the top',
     ),
     ('{"a": [[0, 3.5]], "b": [3]}', r"it has 'a': \[\[0, 3.5\]\]; 'b': \[3\]"),
     (

@@ -28,6 +28,7 @@ from wam_jax.data import prepare
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
+from wam_jax.data import shapes
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import windows
@@ -87,8 +88,8 @@ class Batches(Iterator[types.Batch]):
       self._iterator = None
 
 
-class OpenSplits:
-  """The datasets of a mixture and their splits, each opened once, with one cache for all.
+class OpenDatasets:
+  """The datasets of a mixture, each opened once, as is each split of them, with one cache for all.
 
   Args:
     config: whose datasets they are.
@@ -118,7 +119,7 @@ class Data:
 
   Attributes:
     config: whose datasets they are.
-    opened: the splits that are open.
+    opened: the datasets and their splits that are open.
     robots: by name of their record, in the order of `config.data.embodiments`, with the statistics
       of what is trained on.
     tokenize: prompt to ids.
@@ -127,7 +128,7 @@ class Data:
   """
 
   config: cfg.TrainConfig
-  opened: OpenSplits
+  opened: OpenDatasets
   robots: Mapping[str, robot_lib.Robot]
   tokenize: Callable[[str], np.ndarray]
   hashes: Mapping[str, str] | None = None
@@ -147,10 +148,10 @@ class Data:
     if not config.data.mixture:
       raise ValueError('config.data.mixture is empty; add a dataset.')
     _check_weights(config.data)
-    _check_records(config)
+    shapes.check_robots(config)
     prepare.make_missing(config.data)
     images.use_one_thread()
-    opened = OpenSplits(config.data)
+    opened = OpenDatasets(config.data)
     data = cls(
       config=config,
       opened=opened,
@@ -275,7 +276,7 @@ def _take_features(
   return [dataclasses.replace(sampler, stored=stored.get(sampler.name)) for sampler in mixture]
 
 
-def _find_robots(config: cfg.DataConfig, opened: OpenSplits) -> dict[str, robot_lib.Robot]:
+def _find_robots(config: cfg.DataConfig, opened: OpenDatasets) -> dict[str, robot_lib.Robot]:
   """The robots of `config.embodiments`, with statistics over all datasets of each."""
   found: dict[str, list[normalize.Statistics]] = {name: [] for name in config.embodiments}
   for name, dataset in config.mixture.items():
@@ -300,8 +301,8 @@ def _share_rows(batch_size: int, shard_index: int, shard_count: int) -> slice:
   """The rows of a batch that are this host's."""
   if batch_size % shard_count:
     raise ValueError(
-      f'config.batch_size={batch_size} must be divisible by the {shard_count} hosts; nearest valid: '
-      f'{max(1, round(batch_size / shard_count)) * shard_count}.'
+      f'config.batch_size={batch_size} must be divisible by the {shard_count} hosts; nearest '
+      f'valid: {max(1, round(batch_size / shard_count)) * shard_count}.'
     )
   rows = batch_size // shard_count
   return slice(shard_index * rows, (shard_index + 1) * rows)
@@ -355,47 +356,8 @@ def _check_weights(config: cfg.DataConfig) -> None:
   wrong = {name: d.weight for name, d in config.mixture.items() if not 0 < d.weight < math.inf}
   if wrong:
     raise ValueError(
-      f'config.data.mixture has weights {wrong}; every weight must be positive: remove a dataset that '
-      'is not wanted.'
-    )
-
-
-def _check_records(config: cfg.TrainConfig) -> None:
-  """Raises unless the model's shapes hold every robot of the mixture."""
-  records = [embodiments.get(dataset.embodiment) for dataset in config.data.mixture.values()]
-  problems = [problem for r in records for problem in _list_misfits(config.model, r)]
-  if len({r.composite for r in records}) > 1:
-    problems.append(
-      'all embodiments need the same composite, got '
-      + ', '.join(f'{r.name} {r.composite}' for r in records)
-    )
-  if problems:
-    raise ValueError('The embodiments do not fit config.model:\n  ' + '\n  '.join(problems[:10]))
-
-
-def _list_misfits(model: cfg.ModelConfig, record: embodiments.Embodiment) -> Iterator[str]:
-  if record.camera_frames_per_chunk != model.camera_frames_per_chunk:
-    yield (
-      f'{record.name} shows {record.camera_frames_per_chunk} camera frames a chunk, the model takes '
-      f'frames_per_chunk * tokenizer.temporal = {model.camera_frames_per_chunk}; change either, or '
-      'video_fps'
-    )
-  for what, needed, key in (
-    ('control steps a chunk', record.steps_per_chunk, 'actions_per_chunk'),
-    ('action dimensions', record.action_dim, 'action_dim'),
-    ('state dimensions', record.proprio_dim, 'proprio_dim'),
-  ):
-    if needed > getattr(model, key):
-      yield (
-        f'{record.name} has {needed} {what}; set model.{key} to at least that '
-        f'(now {getattr(model, key)})'
-      )
-  seen = model.tokenizer.resize or record.composite
-  cell = model.tokenizer.spatial * model.patch
-  if any(n % cell for n in seen):
-    yield (
-      f'{record.name} shows the model {seen[0]} x {seen[1]} pixels; both must be multiples of '
-      f'tokenizer.spatial * patch = {cell}'
+      f'config.data.mixture has weights {wrong}; every weight must be positive: remove a dataset '
+      'that is not wanted.'
     )
 
 

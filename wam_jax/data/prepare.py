@@ -46,17 +46,17 @@ def _prepare_all(config: cfg.DataConfig) -> None:
 def _prepare(name: str, dataset: cfg.DatasetConfig, path: epath.Path) -> None:
   if '{source}' in dataset.prepare and not dataset.source:
     raise ValueError(
-      f'data.mixture.{name}.path={path} is not there, and data.mixture.{name}.source, from which it '
-      f'is made, is empty; set either, as --config.data.mixture.{name}.source=DIR.'
+      f'data.mixture.{name}.path={path} is not there, and data.mixture.{name}.source, from which '
+      f'it is made, is empty; set either, as --config.data.mixture.{name}.source=DIR.'
     )
   command = dataset.prepare.format(path=path, source=dataset.source)
   module, *arguments = shlex.split(command)
   checkout = _find_checkout()
   if checkout is None and not _is_importable(module):
     raise ValueError(
-      f'data.mixture.{name}.path={path} is not there, and python -m {module}, which makes it, is not '
-      f'installed with wam_jax: run "python -m {command}" in a checkout of the project, or name a '
-      f'dataset that is there with --config.data.mixture.{name}.path=DIR.'
+      f'data.mixture.{name}.path={path} is not there, and python -m {module}, which makes it, is '
+      f'not installed with wam_jax: run "python -m {command}" in a checkout of the project, or name '
+      f'a dataset that is there with --config.data.mixture.{name}.path=DIR.'
     )
   print(f'{path} is not there; making it: python -m {command}', file=sys.stderr)
   done = subprocess.run(

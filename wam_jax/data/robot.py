@@ -81,24 +81,25 @@ class Robot:
 
     Args:
       normalized_AU: [A, U] normalized and padded, as the model gives them.
-      proprio_X: [record.proprio_dim] the state vector at the chunk's first step, from which relative
-        actions count (`observe`).
+      proprio_X: [record.proprio_dim] the state vector at the chunk's first step (`observe`), from
+        which relative actions count.
     Raises:
       ValueError: `normalized_AU` or `proprio_X` is too small for the record.
     """
     S, U = self.record.steps_per_chunk, self.record.action_dim
     if normalized_AU.shape[0] < S or normalized_AU.shape[1] < U:
       raise ValueError(
-        f'Actions of shape {normalized_AU.shape} are too small for {self.record.name!r}: expected at '
-        f'least ({S}, {U}).'
+        f'Actions of shape {normalized_AU.shape} are too small for {self.record.name!r}: expected '
+        f'at least ({S}, {U}).'
       )
     if proprio_X.shape != (self.record.proprio_dim,):
       raise ValueError(
         f'Proprio of {self.record.name!r} has shape {proprio_X.shape}; expected '
         f'({self.record.proprio_dim},).'
       )
-    action_SU = self.statistics.action.unnormalize(normalized_AU[:S, :U])
-    action_SU = action_SU + normalize.reference(self.record, proprio_X[None])
+    # Training in the opposite order: units, then differences, then the model's range.
+    relative_SU = self.statistics.action.unnormalize(normalized_AU[:S, :U])
+    action_SU = relative_SU + normalize.reference(self.record, proprio_X[None])
     return embodiments.restore(self.record.action, action_SU)
 
 

@@ -1,4 +1,5 @@
-"""What a batch of a config looks like: sizes in pixels and patches, shapes and dtypes.
+"""What a batch of a config looks like: sizes in pixels and patches, shapes and dtypes, and whether
+the robots' fit the model's.
 
 Told from the config and the robots' records alone; reads no dataset.
 """
@@ -6,6 +7,7 @@ Told from the config and the robots' records alone; reads no dataset.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -109,3 +111,42 @@ def _features(config: cfg.TrainConfig) -> types.Features:
     image_BIC=image,
     condition_BFHWC=latents if c.image_condition else None,
   )
+
+
+def check_robots(config: cfg.TrainConfig) -> None:
+  """Raises ValueError unless the model's shapes hold every robot of the mixture."""
+  records = [embodiments.get(dataset.embodiment) for dataset in config.data.mixture.values()]
+  problems = [problem for r in records for problem in _list_misfits(config.model, r)]
+  if len({r.composite for r in records}) > 1:
+    problems.append(
+      'all embodiments need the same composite, got '
+      + ', '.join(f'{r.name} {r.composite}' for r in records)
+    )
+  if problems:
+    raise ValueError('The embodiments do not fit config.model:\n  ' + '\n  '.join(problems[:10]))
+
+
+def _list_misfits(model: cfg.ModelConfig, record: embodiments.Embodiment) -> Iterator[str]:
+  if record.camera_frames_per_chunk != model.camera_frames_per_chunk:
+    yield (
+      f'{record.name} shows {record.camera_frames_per_chunk} camera frames a chunk, the model '
+      f'takes frames_per_chunk * tokenizer.temporal = {model.camera_frames_per_chunk}; change '
+      'either, or video_fps'
+    )
+  for what, needed, key in (
+    ('control steps a chunk', record.steps_per_chunk, 'actions_per_chunk'),
+    ('action dimensions', record.action_dim, 'action_dim'),
+    ('state dimensions', record.proprio_dim, 'proprio_dim'),
+  ):
+    if needed > getattr(model, key):
+      yield (
+        f'{record.name} has {needed} {what}; set model.{key} to at least that '
+        f'(now {getattr(model, key)})'
+      )
+  seen = model.tokenizer.resize or record.composite
+  cell = model.tokenizer.spatial * model.patch
+  if any(n % cell for n in seen):
+    yield (
+      f'{record.name} shows the model {seen[0]} x {seen[1]} pixels; both must be multiples of '
+      f'tokenizer.spatial * patch = {cell}'
+    )

@@ -1,5 +1,5 @@
-"""Augmented composite images straight into a batch: what `images.compose` makes, up to one level, in
-half the time (tests/data/test_tiles.py, test_paints_what_compose_makes).
+"""Augmented composite images straight into a batch: what `images.compose` makes, up to one level,
+in half the time (tests/data/test_tiles.py, test_paints_what_compose_makes).
 
 Reading and decoding a 180 x 320 JPEG takes about 0.3 ms; everything after it here less than half of
 that. What it takes is little memory traffic: the colour matrix is applied where the image was

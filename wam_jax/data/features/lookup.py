@@ -40,6 +40,7 @@ class Stored:
     }
     with np.load(directory / record_files.INDEX) as index:
       self._samples_W, keys_M = index['samples_W'], index['prompt_keys_M']
+    # Sorted, so that a prompt is found by bisection.
     self._order_M = np.argsort(keys_M)
     self._keys_M = keys_M[self._order_M]
 
@@ -82,8 +83,8 @@ class Stored:
     found = int(np.searchsorted(self._keys_M, key))
     if found == len(self._keys_M) or self._keys_M[found] != key:
       raise ValueError(
-        f'{self.directory} has no prompt with the token ids {ids_P[ids_P != 0].tolist()}; it was made '
-        'of other instructions. Delete it and run python -m data.encode again.'
+        f'{self.directory} has no prompt with the token ids {ids_P[ids_P != 0].tolist()}; it was '
+        'made of other instructions. Delete it and run python -m data.encode again.'
       )
     text = self._model['text']
     text_PC = np.zeros((len(ids_P), text['dim']), text['dtype'])
@@ -115,7 +116,8 @@ def _check_sizes(directory: epath.Path, sizes: Mapping[str, int]) -> None:
   if wrong:
     raise ValueError(
       f'{len(wrong)} files of {directory} are missing or cut: {", ".join(wrong[:10])}. Delete them '
-      f'and {record_files.MANIFEST} and run python -m data.encode again, which makes what is missing.'
+      f'and {record_files.MANIFEST} and run python -m data.encode again, which makes what is '
+      'missing.'
     )
 
 
@@ -139,6 +141,7 @@ def find(
   Raises:
     ValueError: those that are there are of something else, or not finished.
   """
+  # Only features of this very description have this name.
   wanted = describe.make_description(episodes, anchors, model, weights, transform)
   directory = describe.choose_directory(episodes, wanted)
   command = describe.make_command(episodes, transform)
@@ -152,6 +155,7 @@ def find(
       f'{directory} is not finished; {len(missing)} files are missing: {", ".join(missing[:10])}. '
       f'Finish it with the command that began it ({command}), {escape}.'
     )
+  # None of this description. Others of this robot and split are most likely meant for this run.
   others = [describe.list_differences(stored, wanted) for stored in _read_descriptions(episodes)]
   if not others:
     return None

@@ -116,8 +116,8 @@ def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> int:
       writer.close()
     except RuntimeError as e:  # The disk is full.
       raise ValueError(
-        f'{path.parent} cannot be written ({e}); make room and run the same command again, which goes '
-        'on after the last whole file.'
+        f'{path.parent} cannot be written ({e}); make room and run the same command again, which '
+        'goes on after the last whole file.'
       ) from e
   # Read back: the writer does not tell of what it lost.
   reader = array_record_module.ArrayRecordReader(str(path))
@@ -205,8 +205,8 @@ def begin(
       storage.write_whole(directory / PLAN, json.dumps(plan, indent=1))
   except OSError as e:
     raise ValueError(
-      f'{directory} cannot be written ({e}); stored features lie beside the episodes, so give a copy '
-      'of the dataset where you may write.'
+      f'{directory} cannot be written ({e}); stored features lie beside the episodes, so give a '
+      'copy of the dataset where you may write.'
     ) from e
   differing = describe.list_differences(read_json(directory / PLAN), plan)
   if differing:
