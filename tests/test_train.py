@@ -207,14 +207,9 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
   ],
 )
 def test_mistakes_end_as_one_message(tmp_path, flags, message):
-  command = [
-    sys.executable,
-    '-m',
-    'wam_jax.train',
-    '--config=tests/train_config.py',
-    f'--workdir={tmp_path}',
-  ]
-  done = subprocess.run([*command, *flags], cwd=ROOT, check=False, text=True, capture_output=True)
+  done = programs.run(
+    'wam_jax.train', '--config=tests/train_config.py', f'--workdir={tmp_path}', *flags
+  )
   assert done.returncode == 1
   assert done.stderr.startswith('error: ')
   assert 'Traceback' not in done.stderr

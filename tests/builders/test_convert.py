@@ -17,6 +17,7 @@ from etils import epath
 from fsspec.implementations import memory
 
 from data import convert
+from tests import programs
 from tests.data import synthetic
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
@@ -215,9 +216,7 @@ def test_refusals(clock_path, tfrecord_path, tmp_path):
 
 
 def run(module, *args):
-  return subprocess.run(
-    [sys.executable, '-m', module, *map(str, args)], capture_output=True, text=True, cwd=ROOT
-  )
+  return programs.run(module, *args)
 
 
 def test_commands(clock_path, tfrecord_path, tmp_path):

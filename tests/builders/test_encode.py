@@ -602,20 +602,11 @@ def test_killed_and_continued_is_straight(tmp_path, patches):
   ],
 )
 def test_mistakes_end_as_one_message(path, tmp_path, given, message):
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'data.encode',
-      f'--workdir={tmp_path}',
-      f'--dataset={path}',
-      '--embodiment=bridge_widowx',
-      *given,
-    ],
-    cwd=ROOT,
-    env=programs.environment(),
-    text=True,
-    capture_output=True,
-    timeout=240,
+  done = programs.run(
+    'data.encode',
+    f'--workdir={tmp_path}',
+    f'--dataset={path}',
+    '--embodiment=bridge_widowx',
+    *given,
   )
   assert done.returncode == 1 and re.search(f'error: .*{message}', done.stderr), done.stderr

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shutil
 import subprocess
-import sys
 
 import av
 import cv2
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data.human_video import builder
+from tests import programs
 from tests.builders import lerobot_dirs as dirs
 from wam_jax.data import embodiments
 from wam_jax.data import sources
@@ -213,12 +214,7 @@ def test_other_captions_are_another_dataset(folder, tmp_path):
 
 
 def test_command(folder, tmp_path):
-  run = lambda *flags: subprocess.run(
-    [sys.executable, '-m', 'data.human_video', f'--source={folder}', *flags],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  run = functools.partial(programs.run, 'data.human_video', f'--source={folder}')
   done = run(f'--output={tmp_path}/out', '--size=32x64')
   assert done.returncode == 0 and done.stdout == f'{tmp_path}/out\n', done.stderr
   assert '25/25 frames' in done.stderr

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import functools
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+
+from tests import programs
 
 pytest.importorskip('metaworld')
 
@@ -95,9 +96,7 @@ def test_names():
 
 
 def test_command(dataset, tmp_path):
-  run = lambda *flags: subprocess.run(
-    [sys.executable, '-m', 'data.metaworld', *flags], capture_output=True, text=True, check=False
-  )
+  run = functools.partial(programs.run, 'data.metaworld')
   again = run(
     f'--output={dataset.parents[2]}', '--tasks=handle-press,reach', '--episodes=1', '--view_size=16'
   )

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from data import expert
 from data.tabletop import builder
+from tests import programs
 from wam_jax.envs import tabletop
 
 CONFIG = builder.BuildConfig(
@@ -192,11 +193,6 @@ def test_command_prints_the_path_and_needs_no_tensorflow(tmp_path):
   assert done[0].stdout.split('\n')[:2] == [str(path), 'False']
   assert done[1].stdout.split('\n')[0] == f'already there: {path}'
   assert '3/3 episodes' in done[0].stderr
-  refused = subprocess.run(
-    [sys.executable, '-m', 'data.tabletop', f'--output={tmp_path}', '--tasks=fly'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  refused = programs.run('data.tabletop', f'--output={tmp_path}', '--tasks=fly')
   assert refused.returncode == 1
   assert refused.stderr.startswith("error: task='fly' must be one of")

@@ -10,7 +10,6 @@ import json
 import pathlib
 import shutil
 import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -29,6 +28,7 @@ from data.validate import pictures
 from data.validate import signals
 from data.validate import survey
 from data.validate import video
+from tests import programs
 from tests.builders import bridge
 from tests.data import synthetic
 from wam_jax.data import embodiments
@@ -774,9 +774,7 @@ def test_contact_sheet_shows_the_composites():
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run(
-    [sys.executable, '-m', 'data.validate', *args], capture_output=True, text=True, check=False
-  )
+  return programs.run('data.validate', *args)
 
 
 SAMPLE = pytest.param(
@@ -789,12 +787,7 @@ SAMPLE = pytest.param(
 def test_command_on_bridge(tmp_path, origin):
   source = BRIDGE if origin == 'sample' else bridge.write(tmp_path)
   path = tmp_path / 'bridge/1.0.0'
-  done = subprocess.run(
-    [sys.executable, '-m', 'data.convert', f'--source={source}', f'--output={path}'],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = programs.run('data.convert', f'--source={source}', f'--output={path}')
   assert not done.returncode, done.stderr
   done = run(
     f'--dataset={path}',

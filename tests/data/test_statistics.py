@@ -8,12 +8,11 @@ import dataclasses
 import json
 import logging
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests import programs
 from tests.data import published
 from tests.data import synthetic
 from wam_jax.data import embodiments
@@ -261,12 +260,7 @@ def test_damaged_files(tmp_path, content):
 
 
 def run(*args):
-  return subprocess.run(
-    [sys.executable, '-m', 'data.statistics', *map(str, args)],
-    capture_output=True,
-    text=True,
-    cwd=pathlib.Path(__file__).parents[2],
-  )
+  return programs.run('data.statistics', *args)
 
 
 def test_command_prints_and_writes_the_table(tmp_path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
-import sys
 
 import numpy as np
 
@@ -17,15 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(module: str, *args: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, '-m', module, *args],
-    cwd=ROOT,
-    env=programs.environment(),
-    check=False,
-    text=True,
-    capture_output=True,
-    timeout=240,
-  )
+  return programs.run(module, *args, timeout=240)
 
 
 def test_training_from_stored_features_is_training_from_pixels(tmp_path):

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import sentencepiece
 
@@ -19,14 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(module: str, *flags: str) -> str:
-  done = subprocess.run(
-    [sys.executable, '-m', module, *flags],
-    cwd=ROOT,
-    env=programs.environment(),
-    text=True,
-    timeout=400,
-    capture_output=True,
-  )
+  done = programs.run(module, *flags, timeout=400)
   assert done.returncode == 0, done.stdout + done.stderr
   return done.stdout
 
