@@ -10,6 +10,7 @@ import dataclasses
 import functools
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +153,48 @@ def test_cached_chunks_equal_teacher_forcing(config):
       got, want, atol=1e-5
     )  # Float32, sums in another order; outputs are near 1.
     assert np.std(want) > 0.1
+
+
+@flax.struct.dataclass(kw_only=True)
+class NoisyAfterPrefix(types.Noisy):
+  """A field that the project does not have: action steps that are already decided."""
+
+  prefix_BA: types.Array
+
+
+class ModelWithPrefix(wam.WorldActionModel):
+  """The one place that reads the field."""
+
+  def _register(self, noisy, body, chunk=0):
+    level_BA = jnp.where(noisy.prefix_BA, 0, noisy.sigma_action_BA)
+    return super()._register(noisy.replace(sigma_action_BA=level_BA), body, chunk)
+
+
+@pytest.fixture
+def forgotten_programs():
+  """Compiled programs of a changed model are nobody else's."""
+  yield
+  compiled.cache_clear()
+  compiled_method.cache_clear()
+
+
+def test_a_new_field_needs_its_class_and_its_reader_alone(monkeypatch, forgotten_programs):
+  """Training's pass and control's carry it from the one who makes it to the one who reads it."""
+  prefix_BA = np.zeros((B, Q * A), bool)
+  prefix_BA[:, ::A] = True  # The first action step of each chunk.
+  clean_prefix = np.where(prefix_BA, 0, INPUTS['sigma_action_BA'])
+  want = forward(sigma_action_BA=clean_prefix)
+  assert np.abs(want[1] - forward()[1]).max() > 1e-3
+
+  monkeypatch.setattr(types, 'Noisy', NoisyAfterPrefix)
+  monkeypatch.setattr(wam, 'WorldActionModel', ModelWithPrefix)
+  monkeypatch.setitem(INPUTS, 'prefix_BA', prefix_BA)
+  monkeypatch.setitem(LENGTHS, 'prefix_BA', A)
+  compiled.cache_clear()
+  compiled_method.cache_clear()
+  for run in (forward, cached):
+    for got, expected in zip(run(CONFIG), want):
+      np.testing.assert_allclose(got, expected, atol=1e-5)  # Float32, sums in another order.
 
 
 def test_bfloat16_is_close():
@@ -394,7 +437,8 @@ def operations(jaxpr):
   for equation in jaxpr.eqns:
     if not equation.outvars:
       continue
-    yield f'{equation.primitive} {equation.params.get("name", "")} {equation.params.get("devices", "")}'
+    name, devices = (equation.params.get(key, '') for key in ('name', 'devices'))
+    yield f'{equation.primitive} {name} {devices}'
     if equation.primitive.name != 'pallas_call':
       for inner in core.jaxprs_in_params(equation.params):
         yield from operations(inner)
