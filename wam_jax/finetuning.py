@@ -18,7 +18,9 @@ import numpy as np
 
 from wam_jax import config as cfg
 
+# Names of the two factors of an adapter, beside the kernel 'w': to the rank and from it.
 DOWN, UP = 'lora_a', 'lora_b'
+
 # Names that stand for patterns. Source of 'lora': DreamZero `WANPolicyHead`, train_architecture
 # "lora".
 SETS = {
@@ -40,27 +42,30 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[dict[str, Any], dic
   """
   patterns = [pattern for name in trainable for pattern in SETS.get(name, (name,))]
   paths = list(_paths(params))
-  if unmatched := [
-    pattern for pattern in patterns if not any(_matches(path, pattern) for path in paths)
-  ]:
+  trained: set[str] = set()
+  unmatched = []
+  for pattern in patterns:
+    matched = [path for path in paths if _matches(path, pattern)]
+    if not matched:
+      unmatched.append(pattern)
+    trained.update(matched)
+  if unmatched:
     names = dict.fromkeys('/'.join(path.split('/')[:2]) for path in paths)
     raise ValueError(
-      f'config.trainable={tuple(trainable)}: no parameter matches {", ".join(map(repr, unmatched))}; '
-      f'use {", ".join(map(repr, SETS))} or patterns of the names here: {", ".join(names)}.'
+      f'config.trainable={tuple(trainable)}: no parameter matches '
+      f'{", ".join(map(repr, unmatched))}; use {", ".join(map(repr, SETS))} or patterns of the '
+      f'names here: {", ".join(names)}.'
     )
-  trained = {path for path in paths if any(_matches(path, pattern) for pattern in patterns)}
-  return _select(params, trained.__contains__), _select(params, lambda path: path not in trained)
+  is_trained = trained.__contains__
+  return _select(params, is_trained), _select(params, lambda path: not is_trained(path))
 
 
 def overlay(below: Params, above: Params) -> dict[str, Any]:
   """Nested dicts with the leaves of both, those of `above` where both have one."""
-  return {
-    **below,
-    **{
-      key: overlay(below.get(key, {}), value) if isinstance(value, Mapping) else value
-      for key, value in above.items()
-    },
-  }
+  joined = dict(below)
+  for key, value in above.items():
+    joined[key] = overlay(below.get(key, {}), value) if isinstance(value, Mapping) else value
+  return joined
 
 
 def without_adapters(params: Params) -> dict[str, Any]:
@@ -70,24 +75,26 @@ def without_adapters(params: Params) -> dict[str, Any]:
 
 def merge(params: Params, lora: cfg.LoraConfig) -> dict[str, Any]:
   """Parameters, as NumPy arrays stacked over layers, that act alike without adapters."""
-  if DOWN in params:
-    w, down, up = params['w'], params[DOWN], params[UP]
-    merged = np.stack([adapt(*layer, lora.scale) for layer in zip(w, down, up, strict=True)])
-    return _select(params, lambda path: path not in (DOWN, UP)) | {'w': merged}
-  return {
-    key: merge(value, lora) if isinstance(value, Mapping) else value
-    for key, value in params.items()
-  }
+  if DOWN not in params:
+    return {
+      key: merge(value, lora) if isinstance(value, Mapping) else value
+      for key, value in params.items()
+    }
+  layers = zip(params['w'], params[DOWN], params[UP], strict=True)
+  merged = [adapt(w, down, up, lora.scale) for w, down, up in layers]
+  return without_adapters(params) | {'w': np.stack(merged)}
 
 
 def adapt(w: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> np.ndarray:
   """`w + scale * left right`, computed in float32 and rounded once to the dtype of `w`.
 
   Args:
-    w: [..., ...] of any axes; left: its first axes, then the rank; right: the rank, then the
-      others.
+    w: a kernel of any axes.
+    left: the first axes of `w`, then the rank.
+    right: the rank, then the other axes of `w`.
   """
   change = np.tensordot(left.astype(np.float32), right.astype(np.float32), 1)
+  # In place: a kernel of the largest model has hundreds of megabytes.
   change *= np.float32(scale)
   change += w
   return change.astype(w.dtype)
@@ -95,9 +102,8 @@ def adapt(w: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> n
 
 def merged_config(config: cfg.TrainConfig) -> cfg.TrainConfig:
   """The config of a run whose adapters are merged into its weights."""
-  return dataclasses.replace(
-    config, model=dataclasses.replace(config.model, lora=cfg.LoraConfig()), trainable=('all',)
-  )
+  model = dataclasses.replace(config.model, lora=cfg.LoraConfig())
+  return dataclasses.replace(config, model=model, trainable=('all',))
 
 
 def fingerprint(params: Params) -> str:
@@ -118,6 +124,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _paths(params: Params, prefix: str = '') -> Iterator[str]:
+  """The path of every leaf."""
   for key, value in params.items():
     if isinstance(value, Mapping):
       yield from _paths(value, f'{prefix}{key}/')
@@ -129,9 +136,10 @@ def _select(params: Params, wanted: Callable[[str], bool], prefix: str = '') -> 
   """The leaves with a path that is wanted, without dicts that would be empty."""
   kept = {}
   for key, value in params.items():
-    if not isinstance(value, Mapping):
-      if wanted(prefix + key):
-        kept[key] = value
-    elif below := _select(value, wanted, f'{prefix}{key}/'):
-      kept[key] = below
+    path = prefix + key
+    if isinstance(value, Mapping):
+      if below := _select(value, wanted, f'{path}/'):
+        kept[key] = below
+    elif wanted(path):
+      kept[key] = value
   return kept

@@ -17,8 +17,12 @@ from wam_jax import config as cfg
 
 
 class NoiseLevels(NamedTuple):
-  """first_B: of frame 0, video_BQ: of each chunk, action_BA: of each action step; all float32 in
-  [0, 1].
+  """Noise levels of a batch, float32 in [0, 1].
+
+  Attributes:
+    first_B: the level of frame 0.
+    video_BQ: the level of each chunk's frames.
+    action_BA: the level of each action step.
   """
 
   first_B: jax.Array
@@ -27,9 +31,7 @@ class NoiseLevels(NamedTuple):
 
 
 def warp(sigma, shift: float):
-  """Levels moved towards noise: shift * s / (1 + (shift - 1) * s). Works on numpy and JAX
-  arrays.
-  """
+  """Levels moved towards noise: shift * s / (1 + (shift - 1) * s); NumPy and JAX arrays."""
   return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -42,7 +44,8 @@ def schedule(
   after the last. The defaults are those of DreamZero's policy head. Source:
   `FlowMatchScheduler.set_timesteps`, its sigma_min and extra_one_step.
   """
-  return warp(np.linspace(1.0, smallest, levels + drop_last)[:levels], shift).astype(np.float32)
+  spaced = np.linspace(1.0, smallest, levels + drop_last)[:levels]
+  return warp(spaced, shift).astype(np.float32)
 
 
 def level_weights(sigmas: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -53,7 +56,7 @@ def level_weights(sigmas: np.ndarray, scale: float = 1.0) -> np.ndarray:
   Source: DreamZero `FlowMatchScheduler.set_timesteps(training=True)`.
   """
   bell = np.exp(-2 * (scale * sigmas.astype(np.float64) - 0.5) ** 2)
-  bell = bell - bell.min()
+  bell = bell - bell.min()  # The levels furthest from the middle weigh nothing.
   return (bell * len(sigmas) / bell.sum()).astype(np.float32)
 
 
@@ -69,21 +72,33 @@ def sample_levels(
   0 has its own level of the video's law.
   """
   key_video, key_action, key_first = jax.random.split(key, 3)
-  spread = lambda action_BQ: jnp.repeat(action_BQ, actions_per_chunk, 1)
-  uniform = lambda k, shape: jnp.asarray(schedule(config.levels, config.shift))[
-    jax.random.randint(k, shape, 0, config.levels)
-  ]
-  eta = lambda k, shape: jax.random.uniform(k, shape) ** (1 / config.video_beta)
-  if config.schedule == 'coupled':
-    video_BQ = uniform(key_video, (batch, chunks))
-    return NoiseLevels(uniform(key_first, (batch,)), video_BQ, spread(video_BQ))
+  first_B = _sample_video_levels(key_first, (batch,), config)
+  video_BQ = _sample_video_levels(key_video, (batch, chunks), config)
+
   if config.schedule == 'decoupled':
-    video = lambda k, shape: beta_level(eta(k, shape), config)
-    action_BA = uniform(key_action, (batch, chunks * actions_per_chunk))
+    action_BA = _sample_scheduled(key_action, (batch, chunks * actions_per_chunk), config)
+    return NoiseLevels(first_B, video_BQ, action_BA)
+
+  if config.schedule == 'coupled':
+    action_BQ = video_BQ
   else:
-    video = lambda k, shape: warp(eta(k, shape), config.flash_shift)
-    action_BA = spread(warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift))
-  return NoiseLevels(video(key_first, (batch,)), video(key_video, (batch, chunks)), action_BA)
+    action_BQ = warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift)
+  return NoiseLevels(first_B, video_BQ, jnp.repeat(action_BQ, actions_per_chunk, 1))
+
+
+def _sample_video_levels(key, shape, config: cfg.FlowConfig) -> jax.Array:
+  if config.schedule == 'coupled':
+    return _sample_scheduled(key, shape, config)
+  eta = jax.random.uniform(key, shape) ** (1 / config.video_beta)
+  if config.schedule == 'decoupled':
+    return beta_level(eta, config)
+  return warp(eta, config.flash_shift)
+
+
+def _sample_scheduled(key, shape, config: cfg.FlowConfig) -> jax.Array:
+  """Levels of the shifted schedule, each as likely as any other."""
+  index = jax.random.randint(key, shape, 0, config.levels)
+  return jnp.asarray(schedule(config.levels, config.shift))[index]
 
 
 def beta_level(eta, config: cfg.FlowConfig):
@@ -91,7 +106,8 @@ def beta_level(eta, config: cfg.FlowConfig):
 
   Source: DreamZero policy head, `decouple_video_action_noise`.
   """
-  index = jnp.clip(jnp.floor((1 - eta) * config.levels), 0, config.levels - 1).astype(jnp.int32)
+  index = jnp.floor((1 - eta) * config.levels)
+  index = jnp.clip(index, 0, config.levels - 1).astype(jnp.int32)
   return jnp.asarray(schedule(config.levels, config.shift))[index]
 
 
@@ -110,15 +126,16 @@ def interpolate(clean, noise, sigma):
 
 
 def sample_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Standard normal float32. Drawn in two axes: the same bits as in more, and compiled 20 times
-  faster on CPU.
-  """
-  return jax.random.normal(key, (shape[0], math.prod(shape[1:]))).reshape(shape)
+  """Standard normal float32."""
+  # In two axes: the same bits as in more, and compiled 20 times faster on CPU.
+  flat = jax.random.normal(key, (shape[0], math.prod(shape[1:])))
+  return flat.reshape(shape)
 
 
 def velocity(clean, noise):
-  """The regression target, constant along the path. Source:
-  `FlowMatchScheduler.training_target`.
+  """The regression target, constant along the path.
+
+  Source: DreamZero `FlowMatchScheduler.training_target`.
   """
   return noise - clean
 
@@ -137,8 +154,8 @@ def nearest_weight(sigma, sigmas: np.ndarray, weights: np.ndarray):
   Source: `FlowMatchScheduler.training_weight`.
   """
   ascending = jnp.asarray(sigmas[::-1])
-  middle = (ascending[1:] + ascending[:-1]) / 2
-  return jnp.asarray(weights[::-1])[jnp.searchsorted(middle, sigma)]
+  borders = (ascending[1:] + ascending[:-1]) / 2
+  return jnp.asarray(weights[::-1])[jnp.searchsorted(borders, sigma)]
 
 
 def video_loss(prediction, target, weight_BF, mask_BF, count=None) -> jax.Array:
@@ -146,8 +163,10 @@ def video_loss(prediction, target, weight_BF, mask_BF, count=None) -> jax.Array:
   `mask_BF`.
 
   Args:
-    prediction, target: [B, F, H, W, C]. weight_BF: float32. mask_BF: bool.
-    count: frames to divide by; by default those in the mask.
+    prediction, target: [B, F, H, W, C].
+    weight_BF: float32 weight of the error of each frame.
+    mask_BF: bool, the frames that count.
+    count: the number of frames to divide by; by default of those in the mask.
   """
   error_BF = jnp.mean(jnp.square(prediction.astype(jnp.float32) - target), axis=(2, 3, 4))
   return _masked_mean(weight_BF * error_BF, mask_BF, count)
@@ -162,19 +181,24 @@ def action_loss(
   of all, as the reference does; `count` is that number where it is not the arrays' own. Video-only
   samples have no real entry and add nothing.
   """
-  error_BAU = weight_BA[..., None] * jnp.square(prediction_BAU.astype(jnp.float32) - target_BAU)
-  if mean == 'padded':
-    return jnp.sum(error_BAU * mask_BAU) / (error_BAU.size if count is None else count)
-  return _masked_mean(error_BAU, mask_BAU, count)
+  error_BAU = jnp.square(prediction_BAU.astype(jnp.float32) - target_BAU)
+  error_BAU = weight_BA[..., None] * error_BAU
+  if mean == 'real':
+    return _masked_mean(error_BAU, mask_BAU, count)
+  return jnp.sum(error_BAU * mask_BAU) / (error_BAU.size if count is None else count)
 
 
 def _masked_mean(x, mask, count):
-  return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask) if count is None else count, 1)
+  if count is None:
+    count = jnp.sum(mask)
+  return jnp.sum(x * mask) / jnp.maximum(count, 1)
 
 
 def _from_left(sigma, like):
-  if jnp.ndim(sigma) > jnp.ndim(like):
+  """`sigma` with axes of size 1 after its own, to broadcast against `like`."""
+  spare = jnp.ndim(like) - jnp.ndim(sigma)
+  if spare < 0:
     raise ValueError(
       f'sigma of shape {jnp.shape(sigma)} has more axes than the array of shape {jnp.shape(like)}.'
     )
-  return jnp.reshape(sigma, jnp.shape(sigma) + (1,) * (jnp.ndim(like) - jnp.ndim(sigma)))
+  return jnp.reshape(sigma, (*jnp.shape(sigma), *(1,) * spare))

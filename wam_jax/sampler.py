@@ -9,6 +9,7 @@ velocity again are one step with other weights.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,11 +20,11 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import flow
 
+# (noisy video, its sigma, noisy action, its sigma) to (video velocity, action velocity).
 VelocityFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
-LARGEST_UNIPC = float(
-  np.float32(0.999)
-)  # Largest level before the shift; the reference keeps it in float32.
+# Largest level before the shift; the reference keeps it in float32.
+LARGEST_UNIPC = float(np.float32(0.999))
 
 
 class Solver(NamedTuple):
@@ -32,8 +33,8 @@ class Solver(NamedTuple):
   Attributes:
     sigmas: [n + 1] levels at the evaluations, and where the sample ends.
     told: [n] levels that the network is told.
-    weights: [n, m, m + 1]: each of the m arrays kept, the sample first, from those before and the
-      velocity.
+    weights: [n, m, m + 1] for m kept arrays, the sample first: row i makes the i-th of the m kept
+      before and the velocity.
   """
 
   sigmas: np.ndarray
@@ -55,17 +56,20 @@ def sampling_sigmas(
 
 
 def timesteps(sigmas: np.ndarray) -> np.ndarray:
-  """int64 timesteps of levels, cut off. Source: DreamZero
-  `FlowUniPCMultistepScheduler.set_timesteps`.
+  """int64 timesteps of levels, rounded down.
+
+  Source: DreamZero `FlowUniPCMultistepScheduler.set_timesteps`.
   """
   return np.floor(1000 * np.asarray(sigmas, np.float64)).astype(np.int64)
 
 
 def euler(sigmas: np.ndarray) -> Solver:
-  """First order: sample + (next sigma - sigma) * velocity. Source: DreamZero
-  `FlowMatchScheduler.step`.
+  """First order: sample + (next sigma - sigma) * velocity.
+
+  Source: DreamZero `FlowMatchScheduler.step`.
   """
-  weights = np.stack([np.ones(len(sigmas) - 1), np.diff(sigmas)], 1)[:, None]
+  steps = np.diff(sigmas)
+  weights = np.stack([np.ones(len(steps)), steps], 1)[:, None]
   return Solver(sigmas, sigmas[:-1], weights)
 
 
@@ -79,16 +83,23 @@ def unipc(sigmas: np.ndarray) -> Solver:
   alphas = 1 - sigmas
   with np.errstate(divide='ignore'):
     lambdas = np.log(alphas) - np.log(sigmas)
-  weights, correct, order = np.zeros((steps, 4, 5)), np.float64([1, 0, 0, 0, 0]), 0
+
+  # A linear combination of what is kept and the velocity is a row of five numbers; a rule applied
+  # to such rows is the row of its result.
+  sample, last, x0_1, x0_2, velocity = np.eye(5)
+  weights = np.zeros((steps, 4, 5))
+  order = 0
   for i in range(steps):
+    x0 = sample - sigmas[i] * velocity
+    corrected = sample
     if i > 0:
+      # By the order of the step before, which it corrects.
       correct = _unipc_correct(sigmas, alphas, lambdas, i, order)
+      corrected = correct @ np.stack([sample, last, x0, x0_1, x0_2])
     order = min(2, steps - i, i + 1)
     predict = _unipc_predict(sigmas, alphas, lambdas, i, order)
-    sample, last, x0_1, x0_2, velocity = np.eye(5)
-    x0 = sample - sigmas[i] * velocity
-    corrected = correct @ np.stack([sample, last, x0, x0_1, x0_2])
-    weights[i] = predict @ np.stack([corrected, x0, x0_1]), corrected, x0, x0_1
+    predicted = predict @ np.stack([corrected, x0, x0_1])
+    weights[i] = np.stack([predicted, corrected, x0, x0_1])
   return Solver(sigmas, sigmas[:-1], weights)
 
 
@@ -100,30 +111,38 @@ def skip(solver: Solver, evaluate: tuple[int, ...]) -> Solver:
   """
   velocity = np.eye(solver.weights.shape[2])[-1:]
   merged = []
-  for first, stop in zip(evaluate, (*evaluate[1:], len(solver.weights))):
+  for first, stop in itertools.pairwise([*evaluate, len(solver.weights)]):
     total = solver.weights[first]
     for weights in solver.weights[first + 1 : stop]:
       total = weights @ np.concatenate([total, velocity])
     merged.append(total)
-  return Solver(solver.sigmas[[*evaluate, -1]], solver.told[list(evaluate)], np.stack(merged))
+  return Solver(
+    sigmas=solver.sigmas[[*evaluate, -1]],
+    told=solver.told[list(evaluate)],
+    weights=np.stack(merged),
+  )
 
 
 def make_solvers(config: cfg.SampleConfig) -> tuple[Solver, Solver]:
   """(video, action) solvers; in 'flash' the video's schedule stops at `video_final_sigma`."""
-  make, largest = {'euler': (euler, 1.0), 'unipc': (unipc, LARGEST_UNIPC)}[config.solver]
+  video_final = config.video_final_sigma if config.mode == 'flash' else 0.0
+  return _make_solver(config, video_final), _make_solver(config, 0.0)
 
-  def solver(final):
-    made = make(sampling_sigmas(config.steps, config.shift, largest, final))
-    if config.integer_timesteps:
-      made = made._replace(told=timesteps(made.sigmas[:-1]) / 1000)
-    return skip(made, config.evaluate_steps) if config.evaluate_steps else made
 
-  return solver(config.video_final_sigma if config.mode == 'flash' else 0.0), solver(0.0)
+def _make_solver(config: cfg.SampleConfig, final: float) -> Solver:
+  if config.solver == 'euler':
+    solver = euler(sampling_sigmas(config.steps, config.shift, 1.0, final))
+  else:
+    solver = unipc(sampling_sigmas(config.steps, config.shift, LARGEST_UNIPC, final))
+  if config.integer_timesteps:
+    solver = solver._replace(told=timesteps(solver.sigmas[:-1]) / 1000)
+  return skip(solver, config.evaluate_steps) if config.evaluate_steps else solver
 
 
 def guide(velocity, negative_velocity, scale: float):
-  """Velocity of a prompt moved away from that of another; `scale` 1 leaves it. Source: Ho and
-  Salimans, 2207.12598.
+  """Velocity of a prompt moved away from that of another; `scale` 1 leaves it.
+
+  Source: Ho and Salimans, arXiv 2207.12598.
   """
   return negative_velocity + scale * (velocity - negative_velocity)
 
@@ -143,38 +162,46 @@ def denoise(
   """
 
   def step(kept, now):
-    (kept_video, kept_action), (video_now, action_now) = kept, now
-    velocities = velocity_fn(kept_video[0], video_now[0], kept_action[0], action_now[0])
-    return (
-      advance(kept_video, velocities[0], video_now[1]),
-      advance(kept_action, velocities[1], action_now[1]),
-    ), None
+    kept_video, kept_action = kept
+    (sigma_video, weights_video), (sigma_action, weights_action) = now
+    velocity_video, velocity_action = velocity_fn(
+      kept_video[0], sigma_video, kept_action[0], sigma_action
+    )
+    kept_video = advance(kept_video, velocity_video, weights_video)
+    kept_action = advance(kept_action, velocity_action, weights_action)
+    return (kept_video, kept_action), None
 
-  steps = lambda solver: (
-    jnp.asarray(solver.told, jnp.float32),
-    jnp.asarray(solver.weights, jnp.float32),
-  )
-  (done_video, done_action), _ = jax.lax.scan(
-    step, (start(video, noise_video), start(action, noise_action)), (steps(video), steps(action))
-  )
-  return done_video[0], done_action[0]
+  kept = (start(video, noise_video), start(action, noise_action))
+  (kept_video, kept_action), _ = jax.lax.scan(step, kept, (_per_step(video), _per_step(action)))
+  return kept_video[0], kept_action[0]
 
 
-def start(solver: Solver, noise) -> tuple:
-  """What the solver keeps before its first step."""
-  return (noise,) + (jnp.zeros_like(noise),) * (solver.weights.shape[1] - 1)
+def _per_step(solver: Solver) -> tuple[jax.Array, jax.Array]:
+  """What each step needs: (the level that the network is told, the weights)."""
+  return jnp.asarray(solver.told, jnp.float32), jnp.asarray(solver.weights, jnp.float32)
 
 
-def advance(kept: tuple, velocity, weights) -> tuple:
+def start(solver: Solver, noise: jax.Array) -> tuple[jax.Array, ...]:
+  """What the solver keeps before its first step: the sample, which is noise, and no past."""
+  past = solver.weights.shape[1] - 1
+  return (noise, *(jnp.zeros_like(noise),) * past)
+
+
+def advance(kept: tuple[jax.Array, ...], velocity, weights) -> tuple[jax.Array, ...]:
   """What the solver keeps after a step of the given weights, [m, m + 1]."""
   parts = (*kept, velocity)
-  return tuple(sum(weights[i, j] * part for j, part in enumerate(parts)) for i in range(len(kept)))
+  after = []
+  for i in range(len(kept)):
+    terms = [weights[i, j] * part for j, part in enumerate(parts)]
+    after.append(sum(terms))
+  return tuple(after)
 
 
 def _unipc_predict(sigmas, alphas, lambdas, i, order):
+  """Weights of (corrected sample, x0, x0 of the step before) in the next sample."""
   keep = sigmas[i + 1] / sigmas[i]
   if sigmas[i + 1] == 0:
-    return keep, 1.0, 0.0
+    return keep, 1.0, 0.0  # The limit: the clean sample is x0.
   phi1 = np.expm1(lambdas[i] - lambdas[i + 1])
   weights = np.array([keep, -alphas[i + 1] * phi1, 0.0])
   if order == 2:
@@ -185,6 +212,9 @@ def _unipc_predict(sigmas, alphas, lambdas, i, order):
 
 
 def _unipc_correct(sigmas, alphas, lambdas, i, order):
+  """Weights of (sample, last corrected sample, x0, x0 one and two steps before) in the corrected
+  sample.
+  """
   h = lambdas[i] - lambdas[i - 1]
   phi1 = np.expm1(-h)
   weights = np.array([0, sigmas[i] / sigmas[i - 1], 0, -alphas[i] * phi1, 0])
@@ -194,5 +224,6 @@ def _unipc_correct(sigmas, alphas, lambdas, i, order):
   phi2 = phi1 / -h - 1
   phi3 = phi2 / -h - 0.5
   rho = np.linalg.solve([[1, 1], [r, 1]], [phi2 / phi1, 2 * phi3 / phi1])
-  older, newer = np.array([0, 0, 0, -1, 1]) / r, np.array([0, 0, 1, -1, 0])
+  older = np.array([0, 0, 0, -1, 1]) / r
+  newer = np.array([0, 0, 1, -1, 0])
   return weights - alphas[i] * phi1 * (rho[0] * older + rho[1] * newer)

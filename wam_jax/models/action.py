@@ -5,6 +5,8 @@ Source: DreamZero `MultiEmbodimentActionEncoder` and `CategorySpecificMLP`.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,13 +25,16 @@ class ActionEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, action_BAU, sigma_BA, embodiment_B) -> jax.Array:
-    E, D, dtype = self.cfg.num_embodiments, self.cfg.dim, jnp.dtype(self.cfg.dtype)
-    x_BAD = layers.CategoryDense(E, D, dtype, 'embed', name='action')(action_BAU, embodiment_B)
-    time_BAD = layers.sinusoid(1000 * sigma_BA, D, 'sin_cos').astype(dtype)
-    h_BAD = layers.CategoryDense(E, D, dtype, 'embed', name='mix')(
-      jnp.concatenate([x_BAD, time_BAD], -1), embodiment_B
+    c = self.cfg
+    dense = functools.partial(
+      layers.CategoryDense, c.num_embodiments, c.dim, jnp.dtype(c.dtype), 'embed'
     )
-    return layers.CategoryDense(E, D, dtype, 'embed', name='out')(jax.nn.swish(h_BAD), embodiment_B)
+    x_BAD = dense(name='action')(action_BAU, embodiment_B)
+    timestep_BA = 1000 * sigma_BA
+    time_BAD = layers.sinusoid(timestep_BA, c.dim, 'sin_cos').astype(c.dtype)
+    both_BAM = jnp.concatenate([x_BAD, time_BAD], -1)
+    h_BAD = jax.nn.swish(dense(name='mix')(both_BAM, embodiment_B))
+    return dense(name='out')(h_BAD, embodiment_B)
 
 
 class CategoryMLP(nn.Module):
@@ -42,10 +47,21 @@ class CategoryMLP(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTI, embodiment_B) -> jax.Array:
-    E, dtype = self.cfg.num_embodiments, jnp.dtype(self.cfg.dtype)
-    h_BTM = layers.CategoryDense(E, self.cfg.action_hidden, dtype, 'mlp', self.in_axis, name='in')(
-      x_BTI, embodiment_B
+    c = self.cfg
+    wide = layers.CategoryDense(
+      num_embodiments=c.num_embodiments,
+      features=c.action_hidden,
+      dtype=jnp.dtype(c.dtype),
+      out_axis='mlp',
+      in_axis=self.in_axis,
+      name='in',
     )
-    return layers.CategoryDense(E, self.out, dtype, self.out_axis, name='out')(
-      jax.nn.relu(h_BTM), embodiment_B
+    narrow = layers.CategoryDense(
+      num_embodiments=c.num_embodiments,
+      features=self.out,
+      dtype=jnp.dtype(c.dtype),
+      out_axis=self.out_axis,
+      name='out',
     )
+    h_BTM = jax.nn.relu(wide(x_BTI, embodiment_B))
+    return narrow(h_BTM, embodiment_B)

@@ -21,14 +21,18 @@ from wam_jax import sharding
 from wam_jax.models import attention
 from wam_jax.models import layers
 
-SAVED, OFFLOADED = (
-  'attention',
-  'block_input',
-)  # Names that rematerialisation policies know values by.
+# Names that rematerialisation policies know values by.
+SAVED = 'attention'
+OFFLOADED = 'block_input'
 
 
 class Prompt(NamedTuple):
-  """Embedded conditions: text_BPD, and image_BID or None."""
+  """An embedded prompt, of width D.
+
+  Attributes:
+    text_BPD: embedded words.
+    image_BID: embedded tokens of the first frame, or None where the model sees none.
+  """
 
   text_BPD: jax.Array
   image_BID: jax.Array | None
@@ -44,7 +48,7 @@ class Tokens:
     angles_TR: [T, K/2] rotary angles.
     mask: bool, broadcasts to [B, 1, T, cached slots + T]; with a pattern [B, T], tokens that are no
       padding.
-    pattern, alone_T: of `attention.Plan`.
+    alone_T, pattern: those of `attention.Plan`.
   """
 
   modulation_BG6D: jax.Array
@@ -91,65 +95,89 @@ class SelfAttention(nn.Module):
 
   def setup(self):
     c = self.cfg
-    self.q, self.k, self.v = (_to_heads(c, name) for name in 'qkv')
+    self.q = _to_heads(c, 'q')
+    self.k = _to_heads(c, 'k')
+    self.v = _to_heads(c, 'v')
     self.o = _from_heads(c)
-    self.norm_q, self.norm_k = layers.HeadsRMSNorm(c.eps), layers.HeadsRMSNorm(c.eps)
+    self.norm_q = layers.HeadsRMSNorm(c.eps)
+    self.norm_k = layers.HeadsRMSNorm(c.eps)
 
   def __call__(self, x_BTD, tokens: Tokens, cached):
-    blocks = isinstance(tokens.pattern, masks.Blocks)
-    rotate = attention.rotate_by_product if blocks else attention.rotate
-    q = rotate(self.norm_q(self.q(x_BTD)), tokens.angles_TR)
-    k = rotate(self.norm_k(self.k(x_BTD)), tokens.angles_TR)
-    v = self.v(x_BTD)
-    if blocks:
-      y = attention.attend_blocks(q, k, v, tokens.mask, tokens.pattern, SAVED)
-      return self.o(y if tokens.alone_T is None else jnp.where(tokens.alone_T[:, None], v, y)), None
-    if tokens.pattern is not None:
-      y = attention.attend_chunks(q, k, v, tokens.mask, tokens.pattern, self.cfg.remat != 'none')
-      return self.o(checkpoint_name(y, SAVED)), None
-    q = sharding.shard(q, 'batch', 'act_heads', 'tokens', 'head_dim')
-    keys, values = (
-      (k, v)
-      if cached is None
-      else (
-        jnp.concatenate([cached[0].astype(k.dtype), k], 2),
-        jnp.concatenate([cached[1].astype(v.dtype), v], 2),
+    """(attended tokens, new keys and values or None); `cached`: keys and values of a past."""
+    pattern = tokens.pattern
+    in_blocks = isinstance(pattern, masks.Blocks)
+    rotate = attention.rotate_by_product if in_blocks else attention.rotate
+    q_BNTK = rotate(self.norm_q(self.q(x_BTD)), tokens.angles_TR)
+    k_BNTK = rotate(self.norm_k(self.k(x_BTD)), tokens.angles_TR)
+    v_BNTK = self.v(x_BTD)
+
+    # A training window, by its plan: nothing is cached.
+    if in_blocks:
+      y_BNTK = attention.attend_blocks(
+        q_BNTK, k_BNTK, v_BNTK, tokens.mask, blocks=pattern, name=SAVED
       )
-    )
-    return self.o(checkpoint_name(attention.attend(q, keys, values, tokens.mask), SAVED)), (k, v)
+      if tokens.alone_T is not None:
+        # Who sees nobody else gets its own value, whole.
+        y_BNTK = jnp.where(tokens.alone_T[:, None], v_BNTK, y_BNTK)
+      return self.o(y_BNTK), None
+    if pattern is not None:
+      recompute = self.cfg.remat != 'none'
+      y_BNTK = attention.attend_chunks(
+        q_BNTK, k_BNTK, v_BNTK, tokens.mask, chunks=pattern, recompute=recompute
+      )
+      return self.o(checkpoint_name(y_BNTK, SAVED)), None
+
+    # By a mask of all pairs: a short window, or a chunk after a cached past.
+    q_BNTK = sharding.shard(q_BNTK, 'batch', 'act_heads', 'tokens', 'head_dim')
+    k_BNSK, v_BNSK = k_BNTK, v_BNTK
+    if cached is not None:
+      past_k, past_v = cached
+      k_BNSK = jnp.concatenate([past_k.astype(k_BNTK.dtype), k_BNTK], 2)
+      v_BNSK = jnp.concatenate([past_v.astype(v_BNTK.dtype), v_BNTK], 2)
+    y_BNTK = attention.attend(q_BNTK, k_BNSK, v_BNSK, tokens.mask)
+    return self.o(checkpoint_name(y_BNTK, SAVED)), (k_BNTK, v_BNTK)
 
 
 class CrossAttention(nn.Module):
-  """Text attention plus, where there is an image encoder, image attention, added. Source:
-  `WanI2VCrossAttention`.
+  """Text attention plus, where there is an image encoder, image attention, added.
+
+  Source: DreamZero `WanI2VCrossAttention`.
   """
 
   cfg: cfg.ModelConfig
 
   def setup(self):
     c = self.cfg
-    self.q, self.k, self.v = (_to_heads(c, name) for name in 'qkv')
+    self.q = _to_heads(c, 'q')
+    self.k = _to_heads(c, 'k')
+    self.v = _to_heads(c, 'v')
     self.o = _from_heads(c)
-    self.norm_q, self.norm_k = layers.HeadsRMSNorm(c.eps), layers.HeadsRMSNorm(c.eps)
+    self.norm_q = layers.HeadsRMSNorm(c.eps)
+    self.norm_k = layers.HeadsRMSNorm(c.eps)
     if c.image_dim:
-      self.k_image, self.v_image = _to_heads(c, 'k_image'), _to_heads(c, 'v_image')
+      self.k_image = _to_heads(c, 'k_image')
+      self.v_image = _to_heads(c, 'v_image')
       self.norm_k_image = layers.HeadsRMSNorm(c.eps)
 
   def project(self, prompt: Prompt):
     """Keys and values of text and image, [B, N, P, K] each; they do not depend on the tokens."""
-    text = (self.norm_k(self.k(prompt.text_BPD)), self.v(prompt.text_BPD))
+    text_kv = (self.norm_k(self.k(prompt.text_BPD)), self.v(prompt.text_BPD))
     if not self.cfg.image_dim:
-      return (text,)
-    return text, (self.norm_k_image(self.k_image(prompt.image_BID)), self.v_image(prompt.image_BID))
+      return (text_kv,)
+    image_kv = (
+      self.norm_k_image(self.k_image(prompt.image_BID)),
+      self.v_image(prompt.image_BID),
+    )
+    return text_kv, image_kv
 
   def __call__(self, x_BTD, prompt_kv, pattern=None):
-    q = self.norm_q(self.q(x_BTD))
     attend = attention.attend
     if isinstance(pattern, masks.Blocks):
       attend = functools.partial(attention.attend_all, side=pattern.side)
     elif pattern is not None and self.cfg.remat != 'none':
       attend = jax.checkpoint(attend)
-    return self.o(sum(attend(q, k, v) for k, v in prompt_kv))
+    q_BNTK = self.norm_q(self.q(x_BTD))
+    return self.o(sum(attend(q_BNTK, k, v) for k, v in prompt_kv))
 
 
 class Block(nn.Module):
@@ -165,8 +193,10 @@ class Block(nn.Module):
       (6, c.dim),
       jnp.float32,
     )
-    self.self_attn, self.cross_attn = SelfAttention(c), CrossAttention(c)
-    self.norm1, self.norm2 = layers.LayerNorm(c.eps), layers.LayerNorm(c.eps)
+    self.self_attn = SelfAttention(c)
+    self.cross_attn = CrossAttention(c)
+    self.norm1 = layers.LayerNorm(c.eps)
+    self.norm2 = layers.LayerNorm(c.eps)
     self.norm3 = layers.LayerNorm(c.eps, affine=True)
     self.ffn = layers.MLP(
       c.mlp_dim,
@@ -183,14 +213,21 @@ class Block(nn.Module):
     shift1, scale1, gate1, shift2, scale2, gate2 = (
       tokens.spread(m_BG6D[:, :, i]) for i in range(6)
     )
-    y, new_kv = self.self_attn(self.norm1(x_BTD) * (1 + scale1) + shift1, tokens, cached)
-    x_BTD = x_BTD + gate1 * y
-    prompt_kv = self.cross_attn.project(prompt) if prompt_kv is None else prompt_kv
+
+    y_BTD = self.norm1(x_BTD) * (1 + scale1) + shift1
+    y_BTD, new_kv = self.self_attn(y_BTD, tokens, cached)
+    x_BTD = x_BTD + gate1 * y_BTD
+
+    if prompt_kv is None:
+      prompt_kv = self.cross_attn.project(prompt)
     x_BTD = x_BTD + self.cross_attn(self.norm3(x_BTD), prompt_kv, tokens.pattern)
-    x_BTD = x_BTD + gate2 * self.ffn(self.norm2(x_BTD) * (1 + scale2) + shift2)
+
+    y_BTD = self.norm2(x_BTD) * (1 + scale2) + shift2
+    x_BTD = x_BTD + gate2 * self.ffn(y_BTD)
     return sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed'), new_kv
 
   def project_prompt(self, carry, prompt: Prompt):
+    """`CrossAttention.project` in the form that a scan over layers takes."""
     return carry, self.cross_attn.project(prompt)
 
 
@@ -201,9 +238,9 @@ def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
   its `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer). Captured
   intermediates are stacked like parameters.
   """
-  block = (
-    Block if config.remat == 'none' else nn.remat(Block, prevent_cse=False, policy=_policy(config))
-  )
+  block = Block
+  if config.remat != 'none':
+    block = nn.remat(Block, prevent_cse=False, policy=_policy(config))
   common = dict(
     variable_axes={'params': 0, 'intermediates': 0},
     split_rngs={'params': True},
@@ -211,19 +248,16 @@ def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
     unroll=config.scan_unroll,
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
-  scanned = nn.scan(
-    block,
-    methods={
-      '__call__': dict(common, in_axes=(0, 0, nn.broadcast, nn.broadcast), out_axes=0),
-      'project_prompt': dict(common, in_axes=nn.broadcast, out_axes=0),
-    },
-  )
+  call = dict(common, in_axes=(0, 0, nn.broadcast, nn.broadcast), out_axes=0)
+  project = dict(common, in_axes=nn.broadcast, out_axes=0)
+  scanned = nn.scan(block, methods={'__call__': call, 'project_prompt': project})
   return scanned(config, name=name)
 
 
 def _policy(config: cfg.ModelConfig):
-  """What the backward pass of a block finds of its forward pass, beside its input. Values of
-  `ModelConfig.remat`.
+  """What the backward pass of a block finds of its forward pass, beside its input.
+
+  The keys are the values of `ModelConfig.remat` other than 'none'.
   """
   policies = jax.checkpoint_policies
   return {
@@ -240,10 +274,12 @@ def _policy(config: cfg.ModelConfig):
 
 
 def _is_projection(dim: int, primitive, *operands, **params) -> bool:
-  """Whether an operation is a product with weights: one without batch axes that contracts a width
-  of the model.
+  """Whether an operation is a product with weights.
+
+  It has no batch axes and contracts a width of the model.
   """
   if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params):
     return False
   (contracted, _), _ = params['dimension_numbers']
-  return math.prod(operands[0].shape[i] for i in contracted) >= dim
+  width = math.prod(operands[0].shape[i] for i in contracted)
+  return width >= dim
