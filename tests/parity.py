@@ -28,7 +28,13 @@ PREFIXES = (
   'umt5',
   'clip_vit',
 )
-OUTPUTS, ROLLOUTS, GRADIENTS, SCHEDULERS, ENCODERS = 2e-4, 1e-3, 1e-3, 1e-5, 1e-4
+
+# Tolerances that the files suggest, absolute or relative to the largest wanted number.
+OUTPUTS = 2e-4
+ROLLOUTS = 1e-3
+GRADIENTS = 1e-3
+SCHEDULERS = 1e-5
+ENCODERS = 1e-4
 
 
 class Golden:
@@ -47,12 +53,9 @@ class Golden:
     return key in self._arrays
 
   def below(self, prefix: str) -> dict[str, np.ndarray]:
-    """Arrays whose name starts with `prefix`, by the rest of the name; `below('w/')` is the state
-    dict.
-    """
-    return {
-      key.removeprefix(prefix): x for key, x in self._arrays.items() if key.startswith(prefix)
-    }
+    """Arrays whose name starts with `prefix`, by the rest; `below('w/')` is the state dict."""
+    chosen = {key: x for key, x in self._arrays.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): x for key, x in chosen.items()}
 
 
 def check(
@@ -70,9 +73,13 @@ def check(
   tolerance = absolute + relative * float(np.max(np.abs(want), initial=0.0))
   error = float(np.max(np.abs(got - want), initial=0.0))
   request.node.user_properties.append(('parity', (component, error, tolerance)))
-  assert error <= tolerance, (
-    f'{component}: largest error {error:.3g}, tolerance {tolerance:.3g}'
-  )  # NaN fails too.
+  message = f'{component}: largest error {error:.3g}, tolerance {tolerance:.3g}'
+  assert error <= tolerance, message  # NaN fails too.
+
+
+def check_scheduler(request, component: str, given: dict[str, np.ndarray], name: str, got: Any):
+  """`check` of one of the arrays of a run of an official scheduler."""
+  check(request, f'{component} {name}', got, given[name], relative=SCHEDULERS)
 
 
 def files(directory: pathlib.Path, prefix: str) -> list[pathlib.Path]:
@@ -84,14 +91,19 @@ def table(rows: list[tuple[str, float, float]]) -> list[str]:
   """Lines of the table: per component the error that came closest to its tolerance."""
   worst: dict[str, tuple[float, float]] = {}
   for component, error, tolerance in rows:
-    share = lambda pair: pair[0] / pair[1] if pair[1] else float(pair[0] > 0)
-    if component not in worst or share((error, tolerance)) > share(worst[component]):
+    seen = worst.get(component)
+    if seen is None or _share(error, tolerance) > _share(*seen):
       worst[component] = error, tolerance
   width = max(map(len, worst), default=0)
-  return [f'{"component":{width}}  largest error  tolerance'] + [
-    f'{component:{width}}  {error:13.2e}  {tolerance:9.0e}'
-    for component, (error, tolerance) in worst.items()
-  ]
+  lines = [f'{"component":{width}}  largest error  tolerance']
+  for component, (error, tolerance) in worst.items():
+    lines.append(f'{component:{width}}  {error:13.2e}  {tolerance:9.0e}')
+  return lines
+
+
+def _share(error: float, tolerance: float) -> float:
+  """How much of its tolerance an error takes; where there is none, 1 for any error."""
+  return error / tolerance if tolerance else float(error > 0)
 
 
 def model_config(g: dict[str, Any]) -> cfg.ModelConfig:

@@ -4,6 +4,7 @@ losses by hand.
 
 from __future__ import annotations
 
+import functools
 import json
 
 import jax
@@ -31,11 +32,9 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
   golden = golden_flow_match_scheduler
   for run in sorted({name.split('/')[0] for name in golden.below('train')}):
     given = {name: np.asarray(x) for name, x in golden.below(f'train{run}/').items()}
+    check = functools.partial(parity.check_scheduler, request, 'flow', given)
     config = json.loads(str(given['config_json']))
     init = {'shift': 3.0, 'sigma_min': 0.003 / 1.002, 'extra_one_step': False, **config['init']}
-    check = lambda name, got, given=given: parity.check(
-      request, f'flow {name}', got, given[name], relative=parity.SCHEDULERS
-    )
     sigmas = flow.schedule(config['n'], init['shift'], init['sigma_min'], init['extra_one_step'])
     weights = flow.level_weights(sigmas, 1000 / config['n'])
     check('sigmas', sigmas)
@@ -44,26 +43,14 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
     check('add_noise', flow.interpolate(given['sample'], given['noise'], given['query_t'] / 1000))
     check('training_target', flow.velocity(given['sample'], given['noise']))
     for where in ('', '_offgrid'):
-      check(
-        f'training_weight{where}',
-        flow.nearest_weight(given[f'query_t{where}'] / 1000, sigmas, weights),
-      )
+      query = given[f'query_t{where}'] / 1000
+      check(f'training_weight{where}', flow.nearest_weight(query, sigmas, weights))
 
 
 def test_level_weights_of_the_specification():
+  # Spec 3.3, three decimals.
   ids = [0, 100, 250, 500, 750, 833, 900, 950, 990, 999]
-  want = [
-    0,
-    0.139,
-    0.398,
-    1.025,
-    1.914,
-    2.076,
-    1.865,
-    1.251,
-    0.307,
-    0.032,
-  ]  # Spec 3.3, three decimals.
+  want = [0, 0.139, 0.398, 1.025, 1.914, 2.076, 1.865, 1.251, 0.307, 0.032]
   weights = flow.level_weights(flow.schedule(1000, 5.0))
   np.testing.assert_allclose(weights[ids], want, atol=6e-4)
   np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
@@ -71,15 +58,13 @@ def test_level_weights_of_the_specification():
 
 
 def test_loss_weight_keeps_the_shape_and_can_be_uniform():
-  sigma_BQ = jnp.float32(
-    [[1.0, 5 / 6, 0.0], [0.5, 0.5, 1.0]]
-  )  # 5/6 is id 500: 5 * 0.5 / (1 + 4 * 0.5).
+  # 5/6 is id 500: 5 * 0.5 / (1 + 4 * 0.5).
+  sigma_BQ = jnp.float32([[1.0, 5 / 6, 0.0], [0.5, 0.5, 1.0]])
   weight_BQ = flow.loss_weight(sigma_BQ, COUPLED)
   np.testing.assert_allclose(weight_BQ[0, :2], [0, 1.025], atol=6e-4)
   np.testing.assert_allclose(weight_BQ[1, 0], 2.076, atol=6e-4)
-  np.testing.assert_array_equal(
-    flow.loss_weight(sigma_BQ, cfg.FlowConfig(weighting='uniform')), np.ones((2, 3))
-  )
+  uniform_BQ = flow.loss_weight(sigma_BQ, cfg.FlowConfig(weighting='uniform'))
+  np.testing.assert_array_equal(uniform_BQ, np.ones((2, 3)))
 
 
 @pytest.mark.parametrize('sigma', [0.0, 0.25, 1.0])
@@ -88,9 +73,8 @@ def test_path_is_straight(sigma):
   clean, noise = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
   noisy = flow.interpolate(clean, noise, np.full((2, 3), sigma, np.float32))
   v = flow.velocity(clean, noise)
-  np.testing.assert_allclose(
-    noisy - sigma * v, clean, atol=1e-6
-  )  # Float32 rounding of numbers near 1.
+  # Float32 rounding of numbers near 1.
+  np.testing.assert_allclose(noisy - sigma * v, clean, atol=1e-6)
   np.testing.assert_allclose(noisy + (1 - sigma) * v, noise, atol=1e-6)
 
 
@@ -126,10 +110,9 @@ def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
 
 def test_flash_video_is_beta_and_action_uniform(draws):
   levels = draws['flash']
-  n = levels.video_BQ.size
-  np.testing.assert_allclose(
-    np.mean(levels.video_BQ), 7 / 8, atol=4 * (7 / 576 / n) ** 0.5
-  )  # Variance 7/576.
+  # Beta(7, 1) has the mean 7/8 and the variance 7/576.
+  standard_error = (7 / 576 / levels.video_BQ.size) ** 0.5
+  np.testing.assert_allclose(np.mean(levels.video_BQ), 7 / 8, atol=4 * standard_error)
   assert_uniform(levels.video_BQ**7)  # Beta(7, 1) has the distribution function x^7.
   assert_uniform(levels.first_B**7)
   assert_uniform(levels.action_BA)
@@ -144,9 +127,8 @@ def test_flash_levels_are_independent(draws):
 
 
 def test_flash_shift_warps_both_draws(draws):
-  warped = sample_levels(
-    jax.random.key(0), BATCH, CHUNKS, cfg.FlowConfig(schedule='flash', flash_shift=5.0)
-  )
+  shifted = cfg.FlowConfig(schedule='flash', flash_shift=5.0)
+  warped = sample_levels(jax.random.key(0), BATCH, CHUNKS, shifted)
   for got, plain in zip(warped, draws['flash']):
     np.testing.assert_allclose(got, flow.warp(plain, 5.0), rtol=1e-6)
 
@@ -165,7 +147,8 @@ def assert_unrelated(x, y):
 def test_video_loss_by_hand():
   error_BF = np.float32([[1, 2], [3, 4]])
   prediction = np.broadcast_to(error_BF[..., None, None, None], (2, 2, 2, 2, 3))
-  weight_BF, mask_BF = np.float32([[1, 0.5], [2, 9]]), np.bool_([[1, 1], [1, 0]])
+  weight_BF = np.float32([[1, 0.5], [2, 9]])
+  mask_BF = np.bool_([[1, 1], [1, 0]])
   got = flow.video_loss(prediction, np.zeros_like(prediction), weight_BF, mask_BF)
   np.testing.assert_allclose(got, (1 * 1 + 0.5 * 4 + 2 * 9) / 3)
 

@@ -1,5 +1,7 @@
 """Solvers against the official schedulers' trajectories (tests/golden) and against closed forms."""
 
+import dataclasses
+import functools
 import json
 
 import jax
@@ -37,14 +39,11 @@ def test_golden_unipc(golden_flow_unipc_scheduler, request):
     assert (config['solver_order'], config['solver_type']) == (2, 'bh2')
     assert config['predict_x0']
     assert config['lower_order_final']
-    check = lambda name, got, given=given: parity.check(
-      request, f'UniPC {name}', got, given[name], relative=parity.SCHEDULERS
-    )
+    check = functools.partial(parity.check_scheduler, request, 'UniPC', given)
     largest = flow.warp(sampler.LARGEST_UNIPC, config['constructor_shift'])
     check('sigma_max_min', [largest, 0])
-    sigmas = sampler.sampling_sigmas(
-      config['steps'], config['shift'], largest, config.get('video_final_noise', 0.0)
-    )
+    final = config.get('video_final_noise', 0.0)
+    sigmas = sampler.sampling_sigmas(config['steps'], config['shift'], largest, final)
     check('sigmas', sigmas)
     parity.check(request, 'UniPC timesteps', sampler.timesteps(sigmas[:-1]), given['timesteps'])
     check('trajectory', replay(sampler.unipc(sigmas), given['trajectory'][0], given['velocities']))
@@ -52,9 +51,7 @@ def test_golden_unipc(golden_flow_unipc_scheduler, request):
 
 def test_golden_euler(golden_flow_match_scheduler, request):
   for config, given in runs(golden_flow_match_scheduler, 'euler'):
-    check = lambda name, got, given=given: parity.check(
-      request, f'Euler {name}', got, given[name], relative=parity.SCHEDULERS
-    )
+    check = functools.partial(parity.check_scheduler, request, 'Euler', given)
     sigmas = flow.schedule(
       config['num_inference_steps'], config['shift'], config['sigma_min'], config['extra_one_step']
     )
@@ -74,18 +71,17 @@ def test_sampling_levels_are_those_of_training():
 @pytest.mark.parametrize('steps', [1, 2, 4])
 def test_straight_flow_ends_at_the_clean_sample(solver, steps):
   """With the exact velocity to one clean point, any number of steps lands on it."""
-  clean = np.float32([0.3, -1.2]), np.float32([2.0])
-  velocity = lambda v, sv, a, sa: ((v - clean[0]) / sv, (a - clean[1]) / sa)
+  clean_video, clean_action = np.float32([0.3, -1.2]), np.float32([2.0])
+  velocity = lambda v, sv, a, sa: ((v - clean_video) / sv, (a - clean_action) / sa)
   solvers = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=steps))
-  got = sampler.denoise(velocity, jnp.float32([1, 1]), jnp.float32([-1]), *solvers)
-  np.testing.assert_allclose(got[0], clean[0], atol=1e-5)
-  np.testing.assert_allclose(got[1], clean[1], atol=1e-5)
+  video, action = sampler.denoise(velocity, jnp.float32([1, 1]), jnp.float32([-1]), *solvers)
+  np.testing.assert_allclose(video, clean_video, atol=1e-5)
+  np.testing.assert_allclose(action, clean_action, atol=1e-5)
 
 
 def test_flash_leaves_the_video_at_its_final_level():
-  video, action = sampler.make_solvers(
-    cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.6)
-  )
+  flash = cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.6)
+  video, action = sampler.make_solvers(flash)
   np.testing.assert_allclose(video.sigmas, [1.0, 0.6], rtol=1e-6)
   np.testing.assert_allclose(action.sigmas, [1.0, 0.0])
   velocity = lambda v, sv, a, sa: ((v - 0.0) / sv, (a - 5.0) / sa)
@@ -101,27 +97,24 @@ def test_skipped_steps_use_the_last_velocity(solver, evaluate):
   velocities repeated.
   """
   rng = np.random.default_rng(0)
-  all_steps = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=16))[0]
-  some_steps = sampler.make_solvers(
-    cfg.SampleConfig(solver=solver, steps=16, evaluate_steps=evaluate)
-  )[0]
-  velocities, noise = (
-    rng.normal(size=shape).astype(np.float32) for shape in ((len(evaluate), 5), 5)
-  )
+  every = cfg.SampleConfig(solver=solver, steps=16)
+  some = cfg.SampleConfig(solver=solver, steps=16, evaluate_steps=evaluate)
+  all_steps, _ = sampler.make_solvers(every)
+  some_steps, _ = sampler.make_solvers(some)
+  velocities = rng.normal(size=(len(evaluate), 5)).astype(np.float32)
+  noise = rng.normal(size=5).astype(np.float32)
   repeated = velocities[np.searchsorted(evaluate, np.arange(16), side='right') - 1]
   want = replay(all_steps, noise, repeated)[[*evaluate, 16]]
-  np.testing.assert_allclose(
-    replay(some_steps, noise, velocities), want, atol=1e-5
-  )  # Float32, sums in another order.
+  # Float32, sums in another order.
+  np.testing.assert_allclose(replay(some_steps, noise, velocities), want, atol=1e-5)
   np.testing.assert_array_equal(some_steps.sigmas, all_steps.sigmas[[*evaluate, 16]])
   np.testing.assert_array_equal(some_steps.told, all_steps.told[list(evaluate)])
 
 
 def test_integer_timesteps_change_what_the_network_is_told_only():
-  plain, told = (
-    sampler.make_solvers(cfg.SampleConfig(solver='unipc', steps=4, integer_timesteps=integer))[0]
-    for integer in (False, True)
-  )
+  unipc = cfg.SampleConfig(solver='unipc', steps=4)
+  plain, _ = sampler.make_solvers(unipc)
+  told, _ = sampler.make_solvers(dataclasses.replace(unipc, integer_timesteps=True))
   np.testing.assert_array_equal(told.told, np.array([999, 937, 833, 624]) / 1000)  # Spec 4.6.
   np.testing.assert_array_equal(told.weights, plain.weights)
   np.testing.assert_array_equal(plain.told, plain.sigmas[:-1])
@@ -136,10 +129,10 @@ def test_skipped_steps_do_not_run_the_network():
     jax.debug.callback(calls.append, sigma_video)
     return noisy_video, noisy_action
 
-  solvers = sampler.make_solvers(
-    cfg.SampleConfig(solver='unipc', steps=16, evaluate_steps=RELEASED_STEPS)
-  )
-  jax.block_until_ready(jax.jit(lambda x: sampler.denoise(velocity, x, x, *solvers))(jnp.zeros(2)))
+  config = cfg.SampleConfig(solver='unipc', steps=16, evaluate_steps=RELEASED_STEPS)
+  solvers = sampler.make_solvers(config)
+  run = jax.jit(lambda x: sampler.denoise(velocity, x, x, *solvers))
+  jax.block_until_ready(run(jnp.zeros(2)))
   jax.effects_barrier()
   assert len(traces) == 1
   np.testing.assert_allclose(np.sort(calls)[::-1], solvers[0].told, rtol=1e-6)
