@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
+from tests import weights
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.models import attention
@@ -67,7 +68,7 @@ def make_inputs():
 INPUTS = make_inputs()
 
 
-# Of a chunk: its share of each input along the second axis.
+# What a chunk has of each input, along the second axis.
 LENGTHS = dict(
   video_BFHWC=F, sigma_video_BF=F, action_BAU=A, sigma_action_BA=A, proprio_BSX=1, valid_BA=A
 )
@@ -78,7 +79,7 @@ def pick(kind, inputs):
 
 
 def arguments(inputs):
-  """Those of the model; without actions of video alone."""
+  """Arguments of the model: without actions, of video alone."""
   return dict(
     clean_BFHWC=inputs['clean_BFHWC'],
     noisy=pick(types.Noisy, inputs),
@@ -93,14 +94,7 @@ def init(key):
 
 @functools.cache
 def random_params():
-  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which
-  compiles nothing.
-  """
-  rng = np.random.default_rng(1)
-  draw = lambda path, p: (
-    (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
-  )
-  return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, jax.random.key(0)))
+  return weights.draw_like(jax.eval_shape(init, jax.random.key(0)), seed=1)
 
 
 @functools.cache
@@ -111,29 +105,41 @@ def compiled(config):
 
 
 def forward(config=CONFIG, params=None, **changes):
-  return [np.asarray(v) for v in compiled(config)(params or random_params(), {**INPUTS, **changes})]
+  params = random_params() if params is None else params
+  video, action = compiled(config)(params, INPUTS | changes)
+  return np.asarray(video), np.asarray(action)
 
 
 @functools.cache
 def compiled_method(config, name):
+  """A method of the model with random weights."""
   model = wam.WorldActionModel(config)
-  return jax.jit(lambda params, *args: model.apply({'params': params}, *args, method=name))
+  run = jax.jit(lambda params, *args: model.apply({'params': params}, *args, method=name))
+  return functools.partial(run, random_params())
+
+
+def make_cache(config, frames):
+  """An empty cache with room for so many frames."""
+  tokens_per_frame = (H // config.patch) * (W // config.patch)
+  return attention.KVCache.empty(
+    layers=config.num_layers,
+    batch=B,
+    heads=config.num_heads,
+    slots=frames * tokens_per_frame,
+    head_dim=config.head_dim,
+    dtype=config.dtype,
+  )
 
 
 def cached(config):
   """The same velocities chunk by chunk, from a cache of the clean frames before."""
-  without_states = dataclasses.replace(
-    config, state_rule='self'
-  )  # Neither prompt nor commit has any.
-  prompt_kv, commit, denoise = (
-    functools.partial(compiled_method(c, name), random_params())
-    for c, name in ((without_states, 'prompt_kv'), (without_states, 'commit'), (config, 'denoise'))
-  )
-  prompt = prompt_kv(INPUTS['text_BPC'])
-  slots = (1 + (Q - 1) * F) * (H // config.patch) * (W // config.patch)
-  cache = attention.KVCache.empty(
-    config.num_layers, B, config.num_heads, slots, config.head_dim, config.dtype
-  )
+  # Neither prompt nor commit has states: one program for both rules.
+  without_states = dataclasses.replace(config, state_rule='self')
+  commit = compiled_method(without_states, 'commit')
+  denoise = compiled_method(config, 'denoise')
+  prompt = compiled_method(without_states, 'prompt_kv')(INPUTS['text_BPC'])
+
+  cache = make_cache(config, frames=1 + (Q - 1) * F)
   cache = commit(cache, INPUTS['clean_BFHWC'][:, :1], jnp.int32(0), prompt)
   outputs = []
   for q in range(Q):
@@ -149,9 +155,8 @@ def cached(config):
 @pytest.mark.parametrize('config', [CONFIG, CHUNK_STATE], ids=['self', 'chunk'])
 def test_cached_chunks_equal_teacher_forcing(config):
   for got, want in zip(cached(config), forward(config)):
-    np.testing.assert_allclose(
-      got, want, atol=1e-5
-    )  # Float32, sums in another order; outputs are near 1.
+    # Float32, sums in another order; outputs are near 1.
+    np.testing.assert_allclose(got, want, atol=1e-5)
     assert np.std(want) > 0.1
 
 
@@ -217,27 +222,37 @@ def test_chunks_see_the_clean_past_and_their_own_inputs_only():
   frame 0.
   """
   before = forward()
-  chunks_changed = lambda after: [
-    [c for c in range(1, Q + 1) if np.any(a[0, (c - 1) * n : c * n] != b[0, (c - 1) * n : c * n])]
-    for a, b, n in zip(before, after, (F, A))
-  ]
-  frames = lambda c: slice(0, 1) if c == 0 else slice(1 + (c - 1) * F, 1 + c * F)
+
+  def chunks_changed(**inputs):
+    """[of the video, of the actions]."""
+    return [
+      [c for c in range(1, Q + 1) if differ(of_chunk(a, c, n), of_chunk(b, c, n))]
+      for a, b, n in zip(before, forward(**inputs), (F, A))
+    ]
+
   for c in range(Q + 1):
     later = list(range(c + 1, Q + 1))
-    assert chunks_changed(forward(clean_BFHWC=moved('clean_BFHWC', 0, frames(c)))) == [
-      later,
-      later,
-    ], f'clean chunk {c}'
-  for name, n in (
-    ('video_BFHWC', F),
-    ('sigma_video_BF', F),
-    ('action_BAU', A),
-    ('sigma_action_BA', A),
-    ('proprio_BSX', 1),
-  ):
+    changed = chunks_changed(clean_BFHWC=moved('clean_BFHWC', 0, frames_of_chunk(c)))
+    assert changed == [later, later], f'clean chunk {c}'
+  for name in ('video_BFHWC', 'sigma_video_BF', 'action_BAU', 'sigma_action_BA', 'proprio_BSX'):
+    n = LENGTHS[name]
     for c in range(1, Q + 1):
-      after = forward(**{name: moved(name, 0, slice((c - 1) * n, c * n))})
-      assert chunks_changed(after) == [[c], [c]], f'{name} of chunk {c}'
+      changed = chunks_changed(**{name: moved(name, 0, slice((c - 1) * n, c * n))})
+      assert changed == [[c], [c]], f'{name} of chunk {c}'
+
+
+def differ(a, b):
+  """Of sample 0, at all."""
+  return bool(np.any(a[0] != b[0]))
+
+
+def of_chunk(x, chunk, length):
+  return x[:, (chunk - 1) * length : chunk * length]
+
+
+def frames_of_chunk(chunk):
+  """Frames of a chunk, of which chunk 0 is frame 0."""
+  return slice(0, 1) if chunk == 0 else slice(1 + (chunk - 1) * F, 1 + chunk * F)
 
 
 def moved(name, sample, steps=slice(None)):
@@ -279,7 +294,8 @@ def test_samples_of_a_batch_do_not_mix():
   """Each alone gives what it gives in the batch; float32 sums may run in another order."""
   together = forward()
   for i in range(B):
-    alone = forward(**{name: np.repeat(value[i : i + 1], B, 0) for name, value in INPUTS.items()})
+    repeated = {name: np.repeat(value[i : i + 1], B, 0) for name, value in INPUTS.items()}
+    alone = forward(**repeated)
     for got, want in zip(alone, together):
       np.testing.assert_allclose(got[i], want[i], atol=1e-5)
 
@@ -297,12 +313,10 @@ def test_each_embodiment_has_its_own_action_weights():
     assert np.any(video[1] != before[0][1]) == (module != 'action_decoder')
 
 
-NO_ACTIONS = dict(action_BAU=None, sigma_action_BA=None)
-
-
 def test_video_alone_is_video_whose_actions_nobody_sees():
   """Sample 2 has no valid action; the sums over masked keys are those without the keys."""
-  video, action = compiled(CONFIG)(random_params(), {**INPUTS, **NO_ACTIONS})
+  video_alone = INPUTS | dict(action_BAU=None, sigma_action_BA=None)
+  video, action = compiled(CONFIG)(random_params(), video_alone)
   assert action is None
   np.testing.assert_allclose(video[2], forward()[0][2], atol=1e-5)
 
@@ -310,17 +324,18 @@ def test_video_alone_is_video_whose_actions_nobody_sees():
 def test_without_clean_video_chunks_see_their_noisy_past():
   """Noise in chunk c reaches the velocities of chunk c and of later ones; chunk 0 is frame 0."""
   inputs = dict(
-    clean_BFHWC=None, video_BFHWC=INPUTS['clean_BFHWC'], sigma_video_BF=np.full((B, 1 + Q * F), 0.5)
+    clean_BFHWC=None,
+    video_BFHWC=INPUTS['clean_BFHWC'],
+    sigma_video_BF=np.full((B, 1 + Q * F), 0.5),
   )
-  frames = lambda c: slice(0, 1) if c == 0 else slice(1 + (c - 1) * F, 1 + c * F)
-  before = forward(**inputs)[0]
+  before, _ = forward(**inputs)
   for c in range(Q + 1):
     noisy = inputs['video_BFHWC'].copy()
-    noisy[:, frames(c)] += 0.3
-    after = forward(**{**inputs, 'video_BFHWC': noisy})[0]
-    assert [k for k in range(Q + 1) if np.any(after[:, frames(k)] != before[:, frames(k)])] == list(
-      range(c, Q + 1)
-    )
+    noisy[:, frames_of_chunk(c)] += 0.3
+    after, _ = forward(**{**inputs, 'video_BFHWC': noisy})
+    moved_frames = np.any(after != before, (0, 2, 3, 4))
+    changed = [k for k in range(Q + 1) if moved_frames[frames_of_chunk(k)].any()]
+    assert changed == list(range(c, Q + 1))
 
 
 def test_full_cache_drops_the_oldest_frames():
@@ -328,23 +343,20 @@ def test_full_cache_drops_the_oldest_frames():
   gives.
   """
   config = dataclasses.replace(CONFIG, max_chunks=1)
-  prompt_kv, commit, denoise = (
-    functools.partial(compiled_method(config, name), random_params())
-    for name in ('prompt_kv', 'commit_and_predict', 'denoise')
+  commit = compiled_method(config, 'commit_and_predict')
+  denoise = compiled_method(config, 'denoise')
+  prompt = compiled_method(config, 'prompt_kv')(INPUTS['text_BPC'])
+  noisy = types.Noisy(
+    video_BFHWC=INPUTS['video_BFHWC'][:, :F], sigma_video_BF=INPUTS['sigma_video_BF'][:, :F]
   )
-  prompt = prompt_kv(INPUTS['text_BPC'])
-  tokens, outputs = (H // config.patch) * (W // config.patch), []
+  outputs = []
   for frames in (config.window_frames, 1 + Q * F):
-    cache = attention.KVCache.empty(
-      config.num_layers, B, config.num_heads, frames * tokens, config.head_dim, 'float32'
-    )
-    for start in (0, *range(1, 1 + Q * F, F)):
-      clean = INPUTS['clean_BFHWC'][:, start : start + (F if start else 1)]
-      cache, predicted = commit(cache, clean, jnp.int32(start), prompt)
+    cache = make_cache(config, frames)
+    for c in range(Q + 1):
+      seen = frames_of_chunk(c)
+      clean_BFHWC = INPUTS['clean_BFHWC'][:, seen]
+      cache, predicted = commit(cache, clean_BFHWC, jnp.int32(seen.start), prompt)
     assert cache.frames == 1 + Q * F
-    noisy = types.Noisy(
-      video_BFHWC=INPUTS['video_BFHWC'][:, :F], sigma_video_BF=INPUTS['sigma_video_BF'][:, :F]
-    )
     video, _ = denoise(cache, noisy, None, cache.frames, prompt)
     outputs.append((predicted, video))
   for got, want in zip(*outputs):
@@ -366,9 +378,8 @@ def test_untrained_video_velocity_is_zero():
 
 
 def loss(config, blocks):
-  video, action = wam.WorldActionModel(config).apply(
-    {'params': {**random_params(), 'blocks': blocks}}, **arguments(INPUTS)
-  )
+  params = {**random_params(), 'blocks': blocks}
+  video, action = wam.WorldActionModel(config).apply({'params': params}, **arguments(INPUTS))
   return jnp.mean(video**2) + jnp.mean(action**2)
 
 
@@ -392,16 +403,14 @@ def gradients(config):
 def test_kinds_of_attention_and_rematerialisation_give_the_same_gradients(attention, remat):
   """A window of two of the three chunks; one sample has padded actions, one none."""
   config = dataclasses.replace(CONFIG, attention='dense', max_chunks=2)
-  (want_loss, want), (got_loss, got) = (
-    gradients(config),
-    gradients(dataclasses.replace(config, attention=attention, remat=remat)),
-  )
+  want_loss, want = gradients(config)
+  got_loss, got = gradients(dataclasses.replace(config, attention=attention, remat=remat))
   np.testing.assert_allclose(got_loss, want_loss, rtol=1e-5)
   for (path, w), g in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got)):
     # Float32, the same numbers added in another order; keys' biases have no gradient but rounding.
-    np.testing.assert_allclose(
-      g, w, rtol=1e-4, atol=1e-5 * max(np.abs(w).max(), 0.01), err_msg=jax.tree_util.keystr(path)
-    )
+    atol = 1e-5 * max(np.abs(w).max(), 0.01)
+    name = jax.tree_util.keystr(path)
+    np.testing.assert_allclose(g, w, rtol=1e-4, atol=atol, err_msg=name)
 
 
 def test_rematerialisation_saves_what_it_says():
@@ -416,11 +425,8 @@ def test_rematerialisation_saves_what_it_says():
     remat: count('splash_mha_fwd', attention='splash', remat=remat)
     for remat in ('none', 'save_attention', 'block')
   }
-  assert kernels == {
-    'none': 2,
-    'save_attention': 3,
-    'block': 4,
-  }  # Self-attention and prompt, once or twice.
+  # Self-attention and prompt, once or twice.
+  assert kernels == {'none': 2, 'save_attention': 3, 'block': 4}
   products = {
     remat: count('dot_general', attention='chunks', remat=remat)
     for remat in ('none', 'dots', 'block')
