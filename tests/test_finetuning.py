@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -82,13 +83,13 @@ def two_steps(mesh_sizes, accumulate=1):
   random.
   """
   config = dataclasses.replace(CONFIG, accumulate=accumulate)
-  mesh = sharding.make_mesh(dict(mesh_sizes), jax.devices()[: np.prod([n for _, n in mesh_sizes])])
+  devices = math.prod(size for _, size in mesh_sizes)
+  mesh = sharding.make_mesh(dict(mesh_sizes), jax.devices()[:devices])
   abstract = train_step.abstract_state(config, mesh, fitted())
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   rng = np.random.default_rng(1)
-  params = jax.tree.map(
-    lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), abstract.params
-  )
+  draw = lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32)
+  params = jax.tree.map(draw, abstract.params)
   trained, _ = finetuning.split(params, config.trainable)
   optimizer = train_step.make_optimizer(config.optimizer, config.steps)
   start = train_step.TrainState(
@@ -103,7 +104,8 @@ def two_steps(mesh_sizes, accumulate=1):
   step = train_step.make_train_step(config, mesh, shardings)
   for _ in range(2):
     state, metrics = step(state, make_batch())
-  return start, jax.device_get(state), {name: float(value) for name, value in metrics.items()}
+  metrics = {name: float(value) for name, value in metrics.items()}
+  return start, jax.device_get(state), metrics
 
 
 def leaves(tree):
@@ -118,15 +120,12 @@ def test_only_the_trainable_set_changes_and_has_moments_and_averages():
   before, after = leaves(start.params), leaves(state.params)
   changed = {path for path in before if not np.array_equal(before[path], after[path])}
   modules = ('state_encoder/', 'action_encoder/', 'action_decoder/')
-  assert changed == {
-    path for path in before if path.startswith(modules) or path.endswith(('lora_a', 'lora_b'))
-  }
+  in_set = lambda path: path.startswith(modules) or path.endswith(('lora_a', 'lora_b'))
+  assert changed == set(filter(in_set, before))
   assert len([path for path in changed if path.endswith('lora_a')]) == 10
-  moments = next(
-    s
-    for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu'))
-    if hasattr(s, 'mu')
-  )
+  has_moments = lambda part: hasattr(part, 'mu')
+  parts = jax.tree.leaves(state.opt_state, is_leaf=has_moments)
+  moments = next(filter(has_moments, parts))
   for tree in (moments.mu, moments.nu, state.ema_params):
     assert leaves(tree).keys() == changed
   average, evaluated = leaves(state.ema_params), leaves(state.eval_params)
@@ -150,31 +149,32 @@ def test_mesh_and_accumulation_change_no_number():
 def test_adapter_is_the_formula_of_peft(equation, shape, inputs):
   """y = x W + b + alpha / rank * (x A) B, on matrices; new adapters add exactly nothing."""
   contracted = 1 if len(inputs) == 3 else 2
+  # As matrices, heads and their dimensions are one axis.
+  flat = lambda y: y if y.ndim == 3 else y.transpose(0, 2, 1, 3).reshape(2, 3, -1)
   lora = cfg.LoraConfig(rank=2, alpha=5.0)
   make = functools.partial(layers.Einsum, equation, shape, ('embed',) * 3)
   x = np.random.default_rng(0).normal(size=inputs).astype(np.float32)
   init = lambda module: nn.unbox(module.init(jax.random.key(0), x)['params'])
   plain, params = init(make()), init(make(lora=lora))
   np.testing.assert_array_equal(params['w'], plain['w'])
-  np.testing.assert_array_equal(
-    make(lora=lora).apply({'params': params}, x), make().apply({'params': plain}, x)
-  )
+  without = make().apply({'params': plain}, x)
+  np.testing.assert_array_equal(make(lora=lora).apply({'params': params}, x), without)
   bound = np.prod(shape[:contracted]) ** -0.5
   assert 0.6 * bound < np.abs(params['lora_a']).max() <= bound
   assert not params['lora_b'].any()
 
-  params['lora_b'] = np.random.default_rng(1).normal(size=params['lora_b'].shape).astype(np.float32)
-  I, O = np.prod(shape[:contracted]), np.prod(shape[contracted:])
-  rows = x.reshape(-1, I) if contracted == 1 else x.transpose(0, 2, 1, 3).reshape(-1, I)
-  want = rows @ params['w'].reshape(I, O) + params['b'].reshape(O)
-  want = want + 5 / 2 * rows @ params['lora_a'].reshape(I, 2) @ params['lora_b'].reshape(2, O)
+  drawn = np.random.default_rng(1).normal(size=params['lora_b'].shape)
+  params['lora_b'] = drawn.astype(np.float32)
+  I, O = math.prod(shape[:contracted]), math.prod(shape[contracted:])
+  want = flat(x) @ params['w'].reshape(I, O) + params['b'].reshape(O)
+  want += 5 / 2 * flat(x) @ params['lora_a'].reshape(I, 2) @ params['lora_b'].reshape(2, O)
   got = make(lora=lora).apply({'params': params}, x)
-  got = got.transpose(0, 2, 1, 3).reshape(-1, O) if contracted == 1 else got.reshape(-1, O)
-  np.testing.assert_allclose(got, want, atol=1e-5)
+  np.testing.assert_allclose(flat(got), want, atol=1e-5)
 
 
 def test_merged_weights_give_the_same_velocities():
-  params = two_steps(tuple(ONE.items()))[1].params
+  _, state, _ = two_steps(tuple(ONE.items()))
+  params = state.params
   key = jax.random.key(0)
   noise = train_step.sample_noise(MODEL, CONFIG.flow, key, fitted(), make_batch())
 
@@ -184,12 +184,18 @@ def test_merged_weights_give_the_same_velocities():
     return jax.jit(predict)(params, window, noise)
 
   plain = finetuning.merged_config(CONFIG)
-  want, without = outputs(CONFIG, params), outputs(plain, finetuning.without_adapters(params))
-  for got, w, other in zip(
-    outputs(plain, finetuning.merge(params, MODEL.lora)), want, without, strict=True
-  ):
-    np.testing.assert_allclose(got, w, atol=1e-5 * np.abs(w).max())
-    assert np.abs(w - other).max() > 1e-2 * np.abs(w).max()
+  wanted = outputs(CONFIG, params)
+  merged = outputs(plain, finetuning.merge(params, MODEL.lora))
+  without = outputs(plain, finetuning.without_adapters(params))
+  for got, want, other in zip(merged, wanted, without, strict=True):
+    largest = np.abs(want).max()
+    np.testing.assert_allclose(got, want, atol=1e-5 * largest)
+    assert np.abs(want - other).max() > 1e-2 * largest
+
+
+def abstract_state(config):
+  """Shapes of a fresh state, without the frozen encoders."""
+  return nn.unbox(jax.eval_shape(lambda: train_step._init(config, None)))
 
 
 @pytest.mark.parametrize(('size', 'adapters', 'actions'), [('14B', 19.2, 89.4), ('5B', 10.1, 34.8)])
@@ -199,16 +205,16 @@ def test_released_sizes(size, adapters, actions):
   config = cfg.TrainConfig(
     model=model, init_from='base', trainable=('lora',), frozen_dtype='bfloat16'
   )
-  state = nn.unbox(jax.eval_shape(lambda: train_step._init(config, None)))
+  state = abstract_state(config)
   trained, kept = finetuning.split(state.params, config.trainable)
   sizes = {path: x.size / 1e6 for path, x in leaves(trained).items()}
   in_adapters = sum(size for path, size in sizes.items() if 'lora_' in path)
-  assert (round(in_adapters, 1), round(sum(sizes.values()) - in_adapters, 1)) == (adapters, actions)
+  in_modules = sum(sizes.values()) - in_adapters
+  assert (round(in_adapters, 1), round(in_modules, 1)) == (adapters, actions)
   assert {x.dtype.name for x in jax.tree.leaves(kept)} == {'bfloat16'}
   assert {x.dtype.name for x in jax.tree.leaves(trained)} == {'float32'}
-  assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2.01 * sum(
-    x.size for x in jax.tree.leaves(trained)
-  )
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  assert count(state.opt_state) < 2.01 * count(trained)
 
 
 @pytest.mark.parametrize('frozen_dtype', ['float32', 'bfloat16'])
@@ -219,9 +225,7 @@ def test_other_sets_are_patterns_of_paths(frozen_dtype):
     trainable=('action_decoder', 'blocks/*/b'),
     frozen_dtype=frozen_dtype,
   )
-  trained, kept = finetuning.split(
-    nn.unbox(jax.eval_shape(lambda: train_step._init(config, None))).params, config.trainable
-  )
+  trained, kept = finetuning.split(abstract_state(config).params, config.trainable)
   assert trained['blocks']['ffn'].keys() == {'in', 'out'}
   assert trained['blocks']['ffn']['in'].keys() == {'b'}
   assert trained.keys() == {'blocks', 'action_decoder'}
@@ -256,22 +260,28 @@ def run_config(data, task):
   """A short run on an episode set that is made first."""
   c = train_config.get_config()
   c.data.mixture.disc.path = f'{data}/tabletop/disc_{task}/1.0.0'
-  c.data.mixture.disc.prepare = f'data.tabletop --output={data} --embodiment=disc --tasks={task} --episodes=8 --other_episodes=2'
-  c.steps, c.log_every, c.save_every, c.eval_every = 4, 1, 2, 0
+  c.data.mixture.disc.prepare = (
+    f'data.tabletop --output={data} --embodiment=disc --tasks={task} --episodes=8 '
+    '--other_episodes=2'
+  )
+  c.steps = 4
+  c.log_every = 1
+  c.save_every = 2
+  c.eval_every = 0
   return cfg.from_config_dict(c)
 
 
+def make_counting_step(*_):
+  """A training step that counts and compiles nothing."""
+  return lambda state, batch: (state.replace(step=state.step + 1), {'loss': jnp.float32(1)})
+
+
 def test_adapters_on_another_run_for_another_task(tmp_path):
-  with pytest.MonkeyPatch.context() as patch:  # The base counts its steps only, to compile nothing.
-    patch.setattr(
-      train_step,
-      'make_train_step',
-      lambda *_: (
-        lambda state, batch: (state.replace(step=state.step + 1), {'loss': jnp.float32(1)})
-      ),
-    )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train_step, 'make_train_step', make_counting_step)
     train.train(run_config(tmp_path, 'reach'), tmp_path / 'base')
   base = checkpoint.load_for_inference(tmp_path / 'base')[1]
+
   config = run_config(tmp_path, 'push')
   config = dataclasses.replace(
     config,
@@ -285,17 +295,16 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
     patch.setattr(guards.StopSignal, 'requested', lambda self, step: step == 2)
     train.train(config, tmp_path / 'resumed')
   train.train(config, tmp_path / 'resumed')
-  assert (tmp_path / 'resumed/metrics.jsonl').read_bytes() == (
-    tmp_path / 'straight/metrics.jsonl'
-  ).read_bytes()
+  lines = lambda run: (tmp_path / run / 'metrics.jsonl').read_bytes()
+  assert lines('resumed') == lines('straight')
 
   loaded, tuned, _, _, _ = checkpoint.load_for_inference(tmp_path / 'resumed')
   assert loaded.model.lora.rank == 0
   assert not checkpoint.list_mismatches(base, tuned)
-  jax.tree.map(
-    np.testing.assert_array_equal, tuned, checkpoint.load_for_inference(tmp_path / 'straight')[1]
-  )
-  same = {path for path, x in leaves(base).items() if np.array_equal(x, leaves(tuned)[path])}
+  straight = checkpoint.load_for_inference(tmp_path / 'straight')[1]
+  jax.tree.map(np.testing.assert_array_equal, tuned, straight)
+  after = leaves(tuned)
+  same = {path for path, x in leaves(base).items() if np.array_equal(x, after[path])}
   assert 'text_encoder/table' in same
   assert 'blocks/self_attn/q/b' in same
   assert not same & {'blocks/self_attn/q/w', 'blocks/ffn/out/w', 'action_decoder/out/w'}

@@ -107,32 +107,34 @@ def test_untrained_loss_is_that_of_zero_velocity(start):
   _, state, _ = start
   batch = make_batch()
   loss = jax.jit(lambda key: loss_of(CONFIG, state, batch, key)['video_loss'])
+  losses = [loss(jax.random.key(k)) for k in range(16)]
   clean = np.asarray(state.frozen.encode(batch.frames_BRIJ3))[:, 1:]
   # Sixteen draws of 384 latents: the standard error is about 0.02.
-  np.testing.assert_allclose(
-    np.mean([loss(jax.random.key(k)) for k in range(16)]), 1 + np.mean(clean**2), atol=0.08
-  )
+  np.testing.assert_allclose(np.mean(losses), 1 + np.mean(clean**2), atol=0.08)
 
 
 @pytest.mark.parametrize('schedule', ['coupled', 'flash'])
 def test_masked_entries_and_chunks_change_no_loss(start, schedule):
   _, state, _ = start
-  config = dataclasses.replace(CONFIG, flow=dataclasses.replace(CONFIG.flow, schedule=schedule))
+  flow_config = dataclasses.replace(CONFIG.flow, schedule=schedule)
+  config = dataclasses.replace(CONFIG, flow=flow_config)
   loss = jax.jit(lambda batch: loss_of(config, state, batch, jax.random.key(3)))
   batch = make_batch()
   batch.chunk_mask_BQ[0, 1] = False
   batch.action_mask_BAU[0, 2:] = False
   batch.action_mask_BAU[1] = False  # Video only.
-  action = np.where(batch.action_mask_BAU, batch.action_BAU, 0)
+  batch = batch.replace(action_BAU=np.where(batch.action_mask_BAU, batch.action_BAU, 0))
+  want = loss(batch)
+
   frames = batch.frames_BRIJ3.copy()
-  frames[0, 3:] = 0
-  want = loss(batch.replace(action_BAU=action))
-  got = loss(batch.replace(action_BAU=action, frames_BRIJ3=frames))
+  frames[0, 3:] = 0  # Those of the masked chunk.
+  got = loss(batch.replace(frames_BRIJ3=frames))
   for name in ('video_loss', 'action_loss'):
     np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
   proprio = batch.proprio_BQX.copy()
   proprio[1] = 7.0
-  assert loss(batch.replace(action_BAU=action, proprio_BQX=proprio))['loss'] == want['loss']
+  assert loss(batch.replace(proprio_BQX=proprio))['loss'] == want['loss']
 
 
 def test_steps_differ_in_noise_and_repeat_exactly(start):
@@ -154,21 +156,19 @@ def test_accumulation_changes_no_number(start):
   batch = make_batch()
   batch.chunk_mask_BQ[0, 1] = False
   batch.action_mask_BAU[0, 2:] = batch.action_mask_BAU[1] = False
-  results = []
-  for mean, parts in (('real', 1), ('real', 2), ('real', 4), ('padded', 1), ('padded', 2)):
-    config = dataclasses.replace(
-      CONFIG, accumulate=parts, flow=dataclasses.replace(CONFIG.flow, action_mean=mean)
-    )
+
+  def gradients(mean, parts):
+    flow_config = dataclasses.replace(CONFIG.flow, action_mean=mean)
+    config = dataclasses.replace(CONFIG, accumulate=parts, flow=flow_config)
     key = jax.random.key(0)
     noise = train_step.sample_noise(MODEL, config.flow, key, state.frozen, batch)
-    gradients = functools.partial(train_step._gradients, config)
-    results.append(jax.jit(gradients)(state, batch, noise))
-  for got, want in ((1, 0), (2, 0), (4, 3)):
-    jax.tree.map(
-      lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6),
-      results[got],
-      results[want],
-    )
+    return jax.jit(functools.partial(train_step._gradients, config))(state, batch, noise)
+
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  for mean, several in (('real', (2, 4)), ('padded', (2,))):
+    want = gradients(mean, parts=1)
+    for parts in several:
+      jax.tree.map(close, gradients(mean, parts), want)
 
 
 @pytest.fixture(scope='module')
@@ -215,72 +215,43 @@ def official(golden_head_loss):
 
 def test_golden_head_loss(official, request):
   g, config, params, window, noise = official
+  m, f = config.model, config.flow
 
   def loss(params):
-    predictions = train_step.predict(config.model, config.flow, params, window, noise)
-    value, metrics = train_step.velocity_loss(config.model, config.flow, window, noise, predictions)
-    return value, (predictions, metrics)
+    velocities = train_step.predict(m, f, params, window, noise)
+    value, metrics = train_step.velocity_loss(m, f, window, noise, velocities)
+    return value, (velocities, metrics)
 
   (_, ((video, action), metrics)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  parity.check(
-    request,
-    'policy head, predictions',
-    video,
-    parity.channels_last(g['out/video_pred']),
-    absolute=parity.OUTPUTS,
-  )
-  parity.check(
-    request, 'policy head, predictions', action, g['out/action_pred'], absolute=parity.OUTPUTS
-  )
-  for ours, theirs in (
-    ('loss', 'loss'),
-    ('video_loss', 'dynamics_loss'),
-    ('action_loss', 'action_loss'),
-  ):
-    parity.check(
-      request, f'policy head, {ours}', metrics[ours], g[f'out/{theirs}'], absolute=parity.OUTPUTS
-    )
-  norms = {
-    name: np.linalg.norm(x) for name, x in rows.to_weights(dit.rows(config.model), grads).items()
-  }
+
+  check = functools.partial(parity.check, request, absolute=parity.OUTPUTS)
+  check('policy head, predictions', video, parity.channels_last(g['out/video_pred']))
+  check('policy head, predictions', action, g['out/action_pred'])
+  check('policy head, loss', metrics['loss'], g['out/loss'])
+  check('policy head, video_loss', metrics['video_loss'], g['out/dynamics_loss'])
+  check('policy head, action_loss', metrics['action_loss'], g['out/action_loss'])
+
+  # Below 1e-6 a norm is rounding: a bias under a softmax has no gradient.
+  check = functools.partial(parity.check, request, absolute=1e-6, relative=parity.GRADIENTS)
+  gradients = rows.to_weights(dit.rows(m), grads)
   for name, want in zip(g['out/grad_names'], g['out/grad_l2'], strict=True):
-    # Below 1e-6 a norm is rounding: a bias under a softmax has no gradient.
-    parity.check(
-      request,
-      'policy head, gradient norms',
-      norms.pop(str(name)),
-      want,
-      absolute=1e-6,
-      relative=parity.GRADIENTS,
-    )
-  assert not norms
+    norm = np.linalg.norm(gradients.pop(str(name)))
+    check('policy head, gradient norms', norm, want)
+  assert not gradients
 
 
 def test_golden_head_loss_noise(official, request):
   g, config, _, window, noise = official
+  check = functools.partial(parity.check, request, absolute=1e-6, relative=parity.SCHEDULERS)
   noisy = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)
-  parity.check(
-    request,
-    'policy head, noisy inputs',
-    noisy,
-    parity.channels_last(g['sub/noisy_latents']),
-    absolute=1e-6,
-    relative=parity.SCHEDULERS,
-  )
+  check('policy head, noisy inputs', noisy, parity.channels_last(g['sub/noisy_latents']))
   noisy = flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA)
-  parity.check(
-    request,
-    'policy head, noisy inputs',
-    noisy,
-    g['sub/noisy_action'],
-    absolute=1e-6,
-    relative=parity.SCHEDULERS,
-  )
+  check('policy head, noisy inputs', noisy, g['sub/noisy_action'])
+
   if config.flow.schedule == 'decoupled':
-    first_of_chunk = [0] + [
-      1 + (f - 1) // config.model.frames_per_chunk * config.model.frames_per_chunk
-      for f in range(1, noise.sigma_BF.shape[1])
-    ]
+    # The official draw is of every frame; a chunk takes that of its first.
+    per_chunk, frames = config.model.frames_per_chunk, noise.sigma_BF.shape[1]
+    first_of_chunk = [0] + [1 + (f - 1) // per_chunk * per_chunk for f in range(1, frames)]
     parity.check(
       request,
       'policy head, decoupled levels',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -19,4 +20,4 @@ def draw_like(shapes: Any, seed: int) -> Any:
     centre = float(path[-1].key == 'scale')
     return centre + 0.2 * rng.normal(size=x.shape).astype(np.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+  return jax.tree_util.tree_map_with_path(draw, nn.unbox(shapes))

@@ -26,6 +26,7 @@ import tokenizers
 
 from data.encode import work
 from tests import programs
+from tests import weights
 from tests.data import synthetic
 from tests.models import test_encoders
 from wam_jax import checkpoint
@@ -109,7 +110,7 @@ def model(vocabulary) -> cfg.ModelConfig:
 def frozen(model) -> encoders.Encoders:
   """Random Wan VAE, UMT5 and CLIP."""
   parts = [
-    test_encoders.random_like(
+    weights.draw_like(
       jax.eval_shape(
         lambda key, module=module, config=config: module.init(config, key).params, jax.random.key(0)
       ),
@@ -266,7 +267,7 @@ def test_half_precision_is_nearer(films, frozen, tmp_path):
 def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
   job, stored = films
   config = cfg.TrainConfig(model=job.model)
-  params = test_encoders.random_like(
+  params = weights.draw_like(
     train_step.abstract_state(
       config,
       sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1]),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import weights
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.control import policy as policy_lib
@@ -37,10 +38,8 @@ MODEL = cfg.ModelConfig(
   tokenizer=cfg.TokenizerConfig(temporal=r, spatial=2, channels=6),
   text=cfg.TextConfig(vocab=16, dim=8, length=4),
 )
-JOINT, FLASH = (
-  cfg.SampleConfig(steps=2),
-  cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.8),
-)
+JOINT = cfg.SampleConfig(steps=2)
+FLASH = cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.8)
 FRAMES = np.random.default_rng(0).integers(0, 256, (B, 1 + 4 * r, 8, 4, 3)).astype(np.uint8)
 PROPRIO = np.random.default_rng(1).normal(size=(B, 5, X)).astype(np.float32)
 PROMPT_BP = np.int32([[1, 2, 3, 0], [4, 5, 0, 0]])
@@ -58,9 +57,6 @@ def fitted():
 
 @functools.cache
 def random_params():
-  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which
-  compiles nothing.
-  """
   model = wam.WorldActionModel(MODEL)
   latents, actions = np.zeros((B, 1, 4, 2, 6)), np.zeros((B, A, U))
   noisy = types.Noisy(
@@ -73,14 +69,8 @@ def random_params():
     proprio_BSX=PROPRIO[:, :1], embodiment_B=EMBODIMENT_B, valid_BA=MASK_BAU.any(-1)
   )
   run = lambda m: m(latents, noisy, body, m.encode_text(PROMPT_BP))
-  rng = np.random.default_rng(2)
-  draw = lambda path, p: (
-    (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
-  )
-  shapes = jax.eval_shape(
-    lambda key: nn.unbox(nn.init(run, model)(key)['params']), jax.random.key(0)
-  )
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+  init = lambda key: nn.unbox(nn.init(run, model)(key)['params'])
+  return weights.draw_like(jax.eval_shape(init, jax.random.key(0)), seed=2)
 
 
 @functools.cache
@@ -101,9 +91,10 @@ def observe(call, frames=FRAMES):
   """What the robots see at a call: the current frame at call 0, then the frames of the chunk just
   executed.
   """
-  seen = (
-    np.repeat(frames[:, :1], r, 1) if call == 0 else frames[:, 1 + (call - 1) * r : 1 + call * r]
-  )
+  if call == 0:
+    seen = np.repeat(frames[:, :1], r, 1)
+  else:
+    seen = frames[:, 1 + (call - 1) * r : 1 + call * r]
   return types.Observation(frames_BRIJ3=seen, proprio_BX=PROPRIO[:, call])
 
 
@@ -147,9 +138,8 @@ def test_the_state_keeps_its_shapes_in_bfloat16():
   action, latents, after = jax.eval_shape(brain.step, params, frozen, state, observe(0))
   assert state.cache.k.dtype == jnp.bfloat16
   assert action.dtype == latents.dtype == jnp.float32
-  assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == (
-    jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)
-  )
+  describe = lambda x: (x.shape, x.dtype, x.weak_type)
+  assert jax.tree.map(describe, after) == jax.tree.map(describe, state)
 
 
 def test_same_key_same_actions(episode):
@@ -169,10 +159,10 @@ def test_another_key_or_prompt_or_pose_changes_the_actions(episode):
 def test_callers_arrays_survive_two_resets():
   """The state is donated, what it was made from is not."""
   arrays = jax.device_put((TASK, FRAMES[:, 0], jax.random.key(5)))
-  outputs = [
+  first, second = (
     act(policy(JOINT).reset(random_params(), fitted(), *arrays), observe(0))[:2] for _ in range(2)
-  ]
-  assert_same(*outputs)
+  )
+  assert_same(first, second)
 
 
 def test_observed_frames_replace_predicted_ones(episode):
@@ -210,7 +200,7 @@ def test_robots_of_a_batch_do_not_see_each_other(episode):
   others[1] = 255 - others[1]
   outputs = act_all(reset(), [observe(call, others) for call in range(Q)])
   for got, want in zip(outputs, episode):
-    for g, w in zip(got, want):
+    for g, w in zip(got, want, strict=True):
       np.testing.assert_array_equal(g[0], w[0])
       assert np.abs(g[1] - w[1]).max() > 1e-3
 
@@ -228,16 +218,13 @@ def test_one_flash_step_equals_the_teacher_forced_velocity():
   key.
   """
   outputs = act_all(reset(FLASH), [observe(call) for call in range(Q)], FLASH)
-  key, noises = jax.random.key(0), []
+  key, noises_video, noises_action = jax.random.key(0), [], []
   for _ in range(Q):
     key, key_video, key_action = jax.random.split(key, 3)
-    noises.append(
-      (
-        jax.random.normal(key_video, (B, 1, 4, 2, 6)),
-        jax.random.normal(key_action, (B, A, U)) * MASK_BAU,
-      )
-    )
-  noise_video, noise_action = (np.concatenate(parts, 1) for parts in zip(*noises))
+    noises_video.append(jax.random.normal(key_video, (B, 1, 4, 2, 6)))
+    noises_action.append(jax.random.normal(key_action, (B, A, U)) * MASK_BAU)
+  noise_video = np.concatenate(noises_video, 1)
+  noise_action = np.concatenate(noises_action, 1)
 
   @jax.jit
   def teacher_forced(params, clean):
@@ -258,9 +245,8 @@ def test_one_flash_step_equals_the_teacher_forced_velocity():
   video, action = teacher_forced(random_params(), fitted().encode(FRAMES[:, : 1 + (Q - 1) * r]))
   got_action, got_video = (np.concatenate(parts, 1) for parts in zip(*outputs))
   # Float32, sums in another order.
-  np.testing.assert_allclose(
-    got_action, (noise_action - action) * np.tile(MASK_BAU, (1, Q, 1)), atol=1e-5
-  )
+  want_action = (noise_action - action) * np.tile(MASK_BAU, (1, Q, 1))
+  np.testing.assert_allclose(got_action, want_action, atol=1e-5)
   np.testing.assert_allclose(got_video, noise_video - (1 - 0.8) * video, atol=1e-5)
   assert policy(FLASH).traces == 1
 
@@ -289,9 +275,8 @@ def test_guidance_moves_the_video_towards_the_prompt_and_leaves_the_actions():
 def test_the_same_noise_at_every_call():
   same = dataclasses.replace(FLASH, same_noise=True)
   _, _, state = act(reset(same), observe(0), same)
-  np.testing.assert_array_equal(
-    jax.random.key_data(state.key), jax.random.key_data(jax.random.key(0))
-  )
+  key = jax.random.key_data(jax.random.key(0))
+  np.testing.assert_array_equal(jax.random.key_data(state.key), key)
 
 
 def test_observed_chunks_as_fresh_streams_agree_where_the_tokenizer_has_no_memory(episode):

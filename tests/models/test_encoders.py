@@ -7,13 +7,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
+from tests import weights
 from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax import train_step
@@ -65,21 +65,10 @@ BATCH = types.Batch(
 CONFIG = cfg.TrainConfig(model=MODEL, flow=cfg.FlowConfig(mask_padded_noise=False))
 
 
-def random_like(shapes, seed):
-  """Every weight random, so that those initialised to zero matter too; drawn by numpy, which
-  compiles nothing.
-  """
-  rng = np.random.default_rng(seed)
-  draw = lambda path, p: (
-    (path[-1].key == 'scale') + 0.2 * rng.normal(size=p.shape).astype(np.float32)
-  )
-  return jax.tree_util.tree_map_with_path(draw, nn.unbox(shapes))
-
-
 @pytest.fixture(scope='module')
 def frozen():
   parts = [
-    random_like(
+    weights.draw_like(
       jax.eval_shape(
         lambda key, module=module, config=config: module.init(config, key).params, jax.random.key(0)
       ),
@@ -98,7 +87,7 @@ def frozen():
 @functools.cache
 def params():
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
-  return random_like(
+  return weights.draw_like(
     train_step.abstract_state(CONFIG, mesh, encoders.Encoders(None, None, None, MODEL)).params, 9
   )
 
