@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 # Evaluation uses small reset seeds; datasets start above all of them, so no evaluated scene was
 # trained on.
 FIRST_SEED = 1 << 32
-ATTEMPTS = 20
-TAIL_STEPS = 2
+ATTEMPTS = 20  # The experts fail at up to one seed in four; all of these, and the world is broken.
+TAIL_STEPS = 2  # Steps after success: the model sees that the task is over.
 
 
 class World(Protocol):
@@ -38,35 +38,30 @@ def make_features(
   views: tuple[str, ...], view_size: int, encoding_format: str, proprio_dim: int, action_dim: int
 ) -> tfds.features.FeaturesDict:
   """RLDS features of an episode with square views."""
-  feature = tfds.features
+  f = tfds.features
   image = functools.partial(
-    feature.Image, shape=(view_size, view_size, 3), encoding_format=encoding_format
+    f.Image, shape=(view_size, view_size, 3), encoding_format=encoding_format
   )
-  return feature.FeaturesDict(
-    {
-      'steps': feature.Dataset(
-        {
-          'observation': {
-            **{view: image() for view in views},
-            'proprio': feature.Tensor(shape=(proprio_dim,), dtype=np.float32),
-          },
-          'action': feature.Tensor(shape=(action_dim,), dtype=np.float32),
-          'language_instruction': feature.Text(),
-          'is_first': feature.Scalar(np.bool_),
-          'is_last': feature.Scalar(np.bool_),
-          'is_terminal': feature.Scalar(np.bool_),
-          'reward': feature.Scalar(np.float32),
-          'discount': feature.Scalar(np.float32),
-        }
-      ),
-      'episode_metadata': {
-        'seed': feature.Scalar(np.int64),
-        'task': feature.Text(),
-        'embodiment': feature.Text(),
-        'success': feature.Scalar(np.bool_),
-      },
-    }
-  )
+  steps = {
+    'observation': {
+      **{view: image() for view in views},
+      'proprio': f.Tensor(shape=(proprio_dim,), dtype=np.float32),
+    },
+    'action': f.Tensor(shape=(action_dim,), dtype=np.float32),
+    'language_instruction': f.Text(),
+    'is_first': f.Scalar(np.bool_),
+    'is_last': f.Scalar(np.bool_),
+    'is_terminal': f.Scalar(np.bool_),
+    'reward': f.Scalar(np.float32),
+    'discount': f.Scalar(np.float32),
+  }
+  metadata = {
+    'seed': f.Scalar(np.int64),
+    'task': f.Text(),
+    'embodiment': f.Text(),
+    'success': f.Scalar(np.bool_),
+  }
+  return f.FeaturesDict({'steps': f.Dataset(steps), 'episode_metadata': metadata})
 
 
 def record_episode(
@@ -83,16 +78,18 @@ def record_episode(
   and the action chosen at it; the last one's action is the expert's choice, never executed.
 
   Args:
-    env: in the state that `reset(seed)` left.
-    observation: that `reset` gave.
+    env: the world in the state that `reset(seed)` left.
+    observation: what `reset` gave.
     act: gives the next action.
-    encode: a view to the file that is stored.
+    encode: turns a view into the file that is stored.
   """
   shortest = math.ceil(shortest_s * env.control_hz)
-  steps, tail = [], TAIL_STEPS
+  steps = []
+  tail = TAIL_STEPS
   while True:
     action = act()
-    done = len(steps) >= env.max_steps or (env.success and tail <= 0 and len(steps) >= shortest)
+    is_complete = env.success and tail <= 0 and len(steps) >= shortest
+    done = is_complete or len(steps) >= env.max_steps
     reached = done and env.success
     steps.append(
       {
@@ -123,7 +120,7 @@ def record_episode(
   }
 
 
-def first_success(
+def record_success(
   record: Callable[[int], dict[str, Any]], entropy: tuple[int, ...], what: str
 ) -> dict[str, Any]:
   """The first successful one of an episode's own sequence of seeds.

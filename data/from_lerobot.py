@@ -34,8 +34,8 @@ _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make, such as NAME/1
 _EMBODIMENT = flags.DEFINE_string(
   'embodiment_json',
   '',
-  'File with the record to write and check instead of the '
-  'suggested one: the fields of `Embodiment` as JSON.',
+  'File with the record to write and check instead of the suggested one: the fields of '
+  '`Embodiment` as JSON.',
 )
 _SIZE = flags.DEFINE_string(
   'size', '', 'ROWSxCOLUMNS to resize all images to; empty for the size as it is.'
@@ -48,13 +48,16 @@ _WORKERS = flags.DEFINE_integer(
 
 def main(unused_argv: list[str]) -> None:
   record, made = convert.convert(
-    _SOURCE.value, _OUTPUT.value, _EMBODIMENT.value, _SIZE.value, _EXCLUDE.value, _WORKERS.value
+    _SOURCE.value,
+    _OUTPUT.value,
+    embodiment_json=_EMBODIMENT.value,
+    size=_SIZE.value,
+    exclude=_EXCLUDE.value,
+    workers=_WORKERS.value,
   )
   print(_OUTPUT.value if made else f'already there: {_OUTPUT.value}')
-  print(
-    'For wam_jax/data/embodiments.py (with units filled in), also in embodiment.json:\n'
-    + record_lib.to_python(record)
-  )
+  print('For wam_jax/data/embodiments.py (with units filled in), also in embodiment.json:')
+  print(record_lib.to_python(record))
 
 
 if __name__ == '__main__':

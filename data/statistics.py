@@ -1,6 +1,8 @@
-"""Computes the normalization statistics of a dataset, decoding no image, and writes them beside it.
+r"""Computes the normalization statistics of a dataset, decoding no image, and writes them beside
+it.
 
-python -m data.statistics --dataset=~/data/tabletop/disc_reach/1.0.0 --embodiment=tabletop_disc [--json=FILE]
+python -m data.statistics --dataset=~/data/tabletop/disc_reach/1.0.0 --embodiment=tabletop_disc \
+  [--json=FILE]
 
 Training does the same on first use; run this ahead for a large dataset or one on a read-only mount.
 """
@@ -30,10 +32,12 @@ cli.define_json()
 def main(unused_argv: list[str]) -> None:
   episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
   found = statistics.load_or_compute(episodes)
-  record, where = episodes.record, str(statistics.find(episodes))
-  rows = make_rows('state', record.state, found.state) + make_rows(
-    'action', record.action, found.action
-  )
+  record = episodes.record
+  where = str(statistics.find(episodes))
+  rows = [
+    *make_rows('state', record.state, found.state),
+    *make_rows('action', record.action, found.action),
+  ]
   print(f'{len(episodes)} episodes, {found.steps} steps; written to {where}')
   print_table(rows)
   cli.write_json(
@@ -53,34 +57,26 @@ def make_rows(
   part: str, slices: tuple[embodiments.Slice, ...], quantiles: normalize.Quantiles
 ) -> list[dict[str, Any]]:
   """One row of the table per dimension; numbers that an older file lacks are None."""
+  arrays = {key: getattr(quantiles, key) for key in normalize.ARRAYS}
   per_dimension = [(s, name) for s in slices for name in embodiments.names((s,))]
-  numbers = {key: getattr(quantiles, key) for key in normalize.ARRAYS}
-  return [
-    dict(
-      part=part,
-      name=name,
-      unit=s.unit,
-      relative=bool(s.relative_to),
-      norm=s.norm,
-      **{key: None if x is None else float(x[i]) for key, x in numbers.items()},
-      hardly_varies=bool(quantiles.is_flat[i]),
-    )
-    for i, (s, name) in enumerate(per_dimension)
-  ]
+  rows = []
+  for i, (s, name) in enumerate(per_dimension):
+    numbers = {key: None if array is None else float(array[i]) for key, array in arrays.items()}
+    row = dict(part=part, name=name, unit=s.unit, relative=bool(s.relative_to), norm=s.norm)
+    rows.append({**row, **numbers, 'hardly_varies': bool(quantiles.is_flat[i])})
+  return rows
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
   print(f'{"":8}{"":40}' + ''.join(f'{key:>12}' for key in normalize.ARRAYS))
   for row in rows:
-    name = f'{row["name"]} {row["unit"]}' + (' relative' if row['relative'] else '')
-    numbers = ''.join(
-      f'{"-" if row[key] is None else format(row[key], ".5g"):>12}' for key in normalize.ARRAYS
-    )
-    note = f'  {row["norm"]}' if row['norm'] != 'q99' else ''
-    print(
-      f'{row["part"]:8}{name:40}{numbers}{note}'
-      + ('  hardly varies' if row['hardly_varies'] else '')
-    )
+    relative = ' relative' if row['relative'] else ''
+    name = f'{row["name"]} {row["unit"]}{relative}'
+    texts = ['-' if row[key] is None else format(row[key], '.5g') for key in normalize.ARRAYS]
+    numbers = ''.join(f'{text:>12}' for text in texts)
+    norm = f'  {row["norm"]}' if row['norm'] != 'q99' else ''
+    note = '  hardly varies' if row['hardly_varies'] else ''
+    print(f'{row["part"]:8}{name:40}{numbers}{norm}{note}')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -24,11 +25,10 @@ def probe(path: pathlib.Path) -> tuple[float, float]:
     ValueError: no such file, not a video, or no rate or length in its header.
   """
   with _open(path) as (container, stream):
-    seconds = (
-      stream.duration * stream.time_base
-      if stream.duration
-      else (container.duration or 0) / 1_000_000
-    )
+    if stream.duration:
+      seconds = stream.duration * stream.time_base
+    else:
+      seconds = (container.duration or 0) / 1_000_000  # A container counts microseconds.
     if not seconds or not stream.average_rate:
       raise ValueError(f'{path} has no length or no frame rate in its header. Re-encode the file.')
     return float(stream.average_rate), float(seconds)
@@ -45,26 +45,21 @@ def read_at(
 
   Args:
     tolerance_s: a frame this near to a time is the frame of that time.
-    whole: nothing else is in the file; otherwise other frames come before and after.
+    whole: whether nothing else is in the file; otherwise other frames come before and after.
   Raises:
     ValueError: that is not so; or the file is missing, truncated or corrupt.
   """
-  number, before = 0, (-np.inf if whole else times_s[0] - tolerance_s)
   with _open(path) as (container, stream):
     if not whole:
       _seek(container, stream, times_s[0] + tolerance_s)
     frames = _decode(container, stream)
+    if not whole:
+      # The key frame from which one has to decode may lie far before.
+      frames = itertools.dropwhile(lambda frame: frame[0] < times_s[0] - tolerance_s, frames)
+    number = 0
     for at, frame in frames:
-      if at < before:
-        continue
       if number == len(times_s):
-        if whole:
-          count = number + 1 + sum(1 for _ in frames)
-          raise ValueError(f'{path} holds {count} frames, but there are {number} rows for them.')
-        if at < times_s[-1] + tolerance_s:
-          raise ValueError(
-            f'{path} has two frames within {tolerance_s:.4f} s of {times_s[-1]:.4f} s.'
-          )
+        _check_end(path, times_s, at, frames, tolerance_s, whole)
         return
       if abs(at - times_s[number]) > tolerance_s:
         raise ValueError(
@@ -80,6 +75,23 @@ def read_at(
     )
 
 
+def _check_end(
+  path: pathlib.Path,
+  times_s: Sequence[float],
+  at: float,
+  frames: Iterator[tuple[float, Any]],
+  tolerance_s: float,
+  whole: bool,
+) -> None:
+  """Raises unless the frame at `at`, behind the last of `times_s`, may be there."""
+  if whole:
+    count = len(times_s) + 1 + sum(1 for _ in frames)
+    raise ValueError(f'{path} holds {count} frames, but there are {len(times_s)} rows for them.')
+  last_s = times_s[-1]
+  if at < last_s + tolerance_s:
+    raise ValueError(f'{path} has two frames within {tolerance_s:.4f} s of {last_s:.4f} s.')
+
+
 def read_every(
   path: pathlib.Path, start_s: float, stop_s: float, fps: float
 ) -> Iterator[np.ndarray]:
@@ -90,36 +102,42 @@ def read_every(
   Raises:
     ValueError: the video ends before; or the file is missing, truncated or corrupt.
   """
-  times = iter(start_s + np.arange(max(1, int(np.ceil((stop_s - start_s) * fps - 1e-6)))) / fps)
-  time, last, shown = next(times), -np.inf, None
+  # Less a rounding error, which would ask for one step too many.
+  count = max(1, int(np.ceil((stop_s - start_s) * fps - 1e-6)))
+  times = iter(start_s + np.arange(count) / fps)
+  time = next(times)
+  last_s, shown = -np.inf, None  # The newest frame, and when it appeared.
   with _open(path) as (container, stream):
     _seek(container, stream, start_s)
     for at, frame in _decode(container, stream):
       while shown is not None and time < at - 1e-6:
         yield _to_image(shown)
-        if (time := next(times, None)) is None:
+        time = next(times, None)
+        if time is None:
           return
-      last, shown = at, frame
-  while time is not None and time < last + LAST_FRAME_S:
+      last_s, shown = at, frame
+
+  # Nothing comes after the last frame; it is shown for a while.
+  while time is not None and time < last_s + LAST_FRAME_S:
     yield _to_image(shown)
     time = next(times, None)
   if time is not None:
     raise ValueError(
-      f'{path} has its last frame at {last:.2f} s, but should show {stop_s:.2f} s; it is truncated, or '
-      'a caption ends too late.'
+      f'{path} has its last frame at {last_s:.2f} s, but should show {stop_s:.2f} s; it is '
+      'truncated, or a caption ends too late.'
     )
 
 
 def to_jpeg(image_IJ3: np.ndarray, size: tuple[int, int] | None = None) -> io.BytesIO:
   """A BGR image as JPEG, resized to `size` (rows, columns) if given."""
   if size and image_IJ3.shape[:2] != size:
-    shrinking = size[0] <= image_IJ3.shape[0] and size[1] <= image_IJ3.shape[1]
-    image_IJ3 = cv2.resize(
-      image_IJ3, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    )
-  return io.BytesIO(
-    cv2.imencode('.jpg', image_IJ3, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes()
-  )
+    rows, columns = size
+    is_shrinking = rows <= image_IJ3.shape[0] and columns <= image_IJ3.shape[1]
+    # Areas are averaged: taking single pixels of a larger image makes fine texture flicker.
+    interpolation = cv2.INTER_AREA if is_shrinking else cv2.INTER_LINEAR
+    image_IJ3 = cv2.resize(image_IJ3, (columns, rows), interpolation=interpolation)
+  _, encoded = cv2.imencode('.jpg', image_IJ3, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
+  return io.BytesIO(encoded.tobytes())
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -138,7 +156,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _open(path: pathlib.Path) -> Iterator[tuple[Any, Any]]:
-  """(container, its first video stream)."""
+  """Opens a file; yields (container, its first video stream)."""
   if not path.is_file():
     raise ValueError(f'There is no video file {path}. Restore it.')
   av = import_av()
@@ -156,24 +174,27 @@ def _open(path: pathlib.Path) -> Iterator[tuple[Any, Any]]:
 
 def _decode(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
   """(seconds from the start of the video, frame) of every frame from here on."""
-  av, start = import_av(), _start(stream)
+  av = import_av()
+  start_s = _start(stream)
   try:
     for frame in container.decode(stream):
       if frame.pts is None or frame.is_corrupt:
         raise ValueError(
           f'{container.name} has a corrupt frame, or one without a time. Restore the file.'
         )
-      yield float(frame.pts * stream.time_base) - start, frame
+      yield float(frame.pts * stream.time_base) - start_s, frame
   except av.FFmpegError as error:
     raise _unreadable(container.name, error) from error
 
 
 def _seek(container: Any, stream: Any, time_s: float) -> None:
-  """To the last key frame at or before a time."""
-  container.seek(int((_start(stream) + time_s) / stream.time_base), stream=stream)
+  """Goes to the last key frame at or before a time."""
+  ticks = int((_start(stream) + time_s) / stream.time_base)
+  container.seek(ticks, stream=stream)
 
 
 def _start(stream: Any) -> float:
+  """Seconds that the container gives the first frame; not 0 in many recordings."""
   return float((stream.start_time or 0) * stream.time_base)
 
 
@@ -185,7 +206,9 @@ def _unreadable(path: Any, error: Exception) -> ValueError:
 
 def _to_image(frame: Any) -> np.ndarray:
   image = frame.to_ndarray(format='bgr24')
-  return np.ascontiguousarray(np.rot90(image, frame.rotation // 90)) if frame.rotation else image
+  if frame.rotation:  # A telephone held upright stores its pictures lying.
+    image = np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+  return image
 
 
 def import_av() -> Any:

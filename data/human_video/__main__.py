@@ -1,7 +1,8 @@
-"""Makes a video-only dataset of a folder of MP4 files with captions, for co-training without states
-and actions.
+r"""Makes a video-only dataset of a folder of MP4 files with captions, for co-training without
+states and actions.
 
-python -m data.human_video --source=~/videos --output=~/data/human_video/1.0.0 --size=352x640 --workers=8
+python -m data.human_video --source=~/videos --output=~/data/human_video/1.0.0 \
+  --size=352x640 --workers=8
 """
 
 from __future__ import annotations

@@ -36,11 +36,11 @@ class BuildConfig:
   """What decides every byte of the dataset, with the files themselves.
 
   Attributes:
-    source: folder; its .mp4 files are found at any depth.
+    source: the folder; its .mp4 files are found at any depth.
     fps: steps a second. 5 fits the embodiment `human`.
-    size: rows and columns of the images, cut to this shape about their middle; None for the size as
-      it is.
-    episode_s: longer captions are cut into episodes of equal length, at most this.
+    size: the rows and columns of the images, which are cut to this shape about their middle; None
+      for the size as it is.
+    episode_s: the most seconds of an episode; a longer caption is cut into several of equal length.
   """
 
   source: str
@@ -73,58 +73,48 @@ def build(output: str, config: BuildConfig, workers: int = 1) -> bool:
       cannot be read. Names the file. What is finished is kept for the next call.
   """
   segments = find_segments(config)
-  digest = hashlib.sha256(
-    json.dumps([dataclasses.astuple(s) for s in segments]).encode()
-  ).hexdigest()
-  return rlds.write(
-    output,
-    rlds.Dataset(
-      name=NAME,
-      config='',
-      module='data.human_video',
-      description='Captioned videos (data/human_video/README.md).',
-      features=make_features(config),
-      open_split=functools.partial(_open_split, config, segments),
-      sizes={'train': [math.ceil((s.stop_s - s.start_s) * config.fps) for s in segments]},
-      unit='frames',
-      shard_size=SHARD_FRAMES,
-      min_shards=rlds.MIN_SHARDS,
-      parameters={
-        **dataclasses.asdict(config),
-        'source': str(pathlib.Path(config.source).expanduser().resolve()),
-        'captions': digest[:16],
-        'jpeg_quality': video.JPEG_QUALITY,
-      },
-    ),
-    workers,
+  return rlds.write(output, _make_dataset(config, segments), workers)
+
+
+def _make_dataset(config: BuildConfig, segments: list[Segment]) -> rlds.Dataset:
+  captions = json.dumps([dataclasses.astuple(segment) for segment in segments])
+  return rlds.Dataset(
+    name=NAME,
+    config='',
+    module='data.human_video',
+    description='Captioned videos (data/human_video/README.md).',
+    features=make_features(config),
+    open_split=functools.partial(_open_split, config, segments),
+    sizes={'train': [math.ceil((s.stop_s - s.start_s) * config.fps) for s in segments]},
+    unit='frames',
+    shard_size=SHARD_FRAMES,
+    min_shards=rlds.MIN_SHARDS,
+    parameters={
+      **dataclasses.asdict(config),
+      'source': str(pathlib.Path(config.source).expanduser().resolve()),
+      'captions': hashlib.sha256(captions.encode()).hexdigest()[:16],
+      'jpeg_quality': video.JPEG_QUALITY,
+    },
   )
 
 
 def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
   """RLDS features: one view, called `image`."""
-  feature = tfds.features
-  return feature.FeaturesDict(
-    {
-      'steps': feature.Dataset(
-        {
-          'observation': {
-            'image': feature.Image(
-              shape=(*(config.size or (None, None)), 3), encoding_format='jpeg'
-            )
-          },
-          'language_instruction': feature.Text(),
-          'is_first': feature.Scalar(np.bool_),
-          'is_last': feature.Scalar(np.bool_),
-          'is_terminal': feature.Scalar(np.bool_),
-        }
-      ),
-      'episode_metadata': {
-        'file': feature.Text(),
-        'start_s': feature.Scalar(np.float32),
-        'fps': feature.Scalar(np.float32),
-      },
-    }
-  )
+  f = tfds.features
+  shape = (*(config.size or (None, None)), 3)  # Videos may differ in size if none is given.
+  steps = {
+    'observation': {'image': f.Image(shape=shape, encoding_format='jpeg')},
+    'language_instruction': f.Text(),
+    'is_first': f.Scalar(np.bool_),
+    'is_last': f.Scalar(np.bool_),
+    'is_terminal': f.Scalar(np.bool_),
+  }
+  metadata = {
+    'file': f.Text(),
+    'start_s': f.Scalar(np.float32),
+    'fps': f.Scalar(np.float32),
+  }
+  return f.FeaturesDict({'steps': f.Dataset(steps), 'episode_metadata': metadata})
 
 
 def find_segments(config: BuildConfig) -> list[Segment]:
@@ -142,7 +132,9 @@ def find_segments(config: BuildConfig) -> list[Segment]:
         f'{source / file} has {fps:.4g} frames a second, fewer than fps={config.fps:g} asks for.'
       )
     for start_s, stop_s, caption in sorted(captions[file]):
-      if not 0 <= start_s < min(stop_s, seconds) or seconds + video.LAST_FRAME_S < stop_s < np.inf:
+      # A header may round the length, and the last frame lasts; infinity is the end of the video.
+      is_too_late = seconds + video.LAST_FRAME_S < stop_s < np.inf
+      if not 0 <= start_s < min(stop_s, seconds) or is_too_late:
         raise ValueError(
           f'{source / file} lasts {seconds:.2f} s; a caption is about {start_s:g} to {stop_s:g} s: '
           f'{caption!r}.'
@@ -154,11 +146,11 @@ def find_segments(config: BuildConfig) -> list[Segment]:
 def _cut(segment: Segment, config: BuildConfig) -> Iterator[Segment]:
   """Pieces of about equal length, each a whole number of steps but for the last."""
   steps = math.ceil((segment.stop_s - segment.start_s) * config.fps - 1e-6)
-  count = math.ceil(steps / math.floor(config.episode_s * config.fps))
-  edges = [segment.start_s + steps * i // count / config.fps for i in range(count)] + [
-    segment.stop_s
-  ]
-  return (dataclasses.replace(segment, start_s=a, stop_s=b) for a, b in itertools.pairwise(edges))
+  longest = math.floor(config.episode_s * config.fps)
+  count = math.ceil(steps / longest)
+  starts = [segment.start_s + steps * i // count / config.fps for i in range(count)]
+  for start_s, stop_s in itertools.pairwise([*starts, segment.stop_s]):
+    yield dataclasses.replace(segment, start_s=start_s, stop_s=stop_s)
 
 
 def _read_captions(
@@ -171,33 +163,41 @@ def _read_captions(
   path = source / CAPTIONS
   lines = path.read_text().splitlines() if path.exists() else []
   for number, line in enumerate(lines, 1):
-    if line.strip():
-      try:
-        row = json.loads(line)
-        span_s = float(row.get('start', 0)), float(row.get('end', np.inf))
-        captions[row['file']].append((*span_s, row['caption'].strip()))
-      except KeyError as error:
-        raise ValueError(
-          f'Line {number} of {path}: there is no {error} (expected file, caption and perhaps start and '
-          f'end in seconds, of a file in {source}).'
-        ) from error
-      except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f'Line {number} of {path} cannot be used: {error}.') from error
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      start_s, stop_s = float(row.get('start', 0)), float(row.get('end', np.inf))
+      captions[row['file']].append((start_s, stop_s, row['caption'].strip()))
+    except KeyError as error:
+      raise ValueError(
+        f'Line {number} of {path}: there is no {error} (expected file, caption and perhaps start '
+        f'and end in seconds, of a file in {source}).'
+      ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+      raise ValueError(f'Line {number} of {path} cannot be used: {error}.') from error
+
   for file in files:
     text = (source / file).with_suffix('.txt')
     if not captions[file] and text.exists():
       captions[file].append((0.0, np.inf, text.read_text().strip()))
+  _check_captions(source, captions)
+  return captions
+
+
+def _check_captions(
+  source: pathlib.Path, captions: dict[str, list[tuple[float, float, str]]]
+) -> None:
   bare = [
     file
-    for file in files
-    if not captions[file] or not all(caption for *_, caption in captions[file])
+    for file, spans in captions.items()
+    if not spans or not all(caption for *_, caption in spans)
   ]
   if bare:
     raise ValueError(
-      f'{len(bare)} videos in {source} have no caption, or an empty one: {", ".join(bare[:10])}. Put a '
-      f'line into {CAPTIONS}, or the text into a .txt file of the same name.'
+      f'{len(bare)} videos in {source} have no caption, or an empty one: {", ".join(bare[:10])}. '
+      f'Put a line into {CAPTIONS}, or the text into a .txt file of the same name.'
     )
-  return captions
 
 
 def _open_split(
@@ -209,10 +209,8 @@ def _open_split(
 def make_episode(config: BuildConfig, segment: Segment) -> dict[str, Any]:
   """The TFDS example of an episode, images already encoded."""
   path = pathlib.Path(config.source).expanduser() / segment.file
-  images = [
-    _encode(image, config.size)
-    for image in video.read_every(path, segment.start_s, segment.stop_s, config.fps)
-  ]
+  frames = video.read_every(path, segment.start_s, segment.stop_s, config.fps)
+  images = [_encode(frame, config.size) for frame in frames]
   last = len(images) - 1
   return {
     'steps': [
@@ -230,12 +228,17 @@ def make_episode(config: BuildConfig, segment: Segment) -> dict[str, Any]:
 
 
 def _encode(image: np.ndarray, size: tuple[int, int] | None) -> io.BytesIO:
-  return video.to_jpeg(_crop(image, size[0] / size[1]) if size else image, size)
+  if size:
+    rows, columns = size
+    image = _crop(image, rows / columns)
+  return video.to_jpeg(image, size)
 
 
 def _crop(image: np.ndarray, aspect: float) -> np.ndarray:
   """The largest part about the middle whose rows over columns are `aspect`."""
   rows, columns = image.shape[:2]
-  height, width = min(rows, round(columns * aspect)), min(columns, round(rows / aspect))
-  top, left = (rows - height) // 2, (columns - width) // 2
+  height = min(rows, round(columns * aspect))
+  width = min(columns, round(rows / aspect))
+  top = (rows - height) // 2
+  left = (columns - width) // 2
   return image[top : top + height, left : left + width]

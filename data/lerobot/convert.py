@@ -41,28 +41,31 @@ def convert(
   plan = plan_lib.make_plan(found, video.parse_size(size), exclude)
   record = _read_record(embodiment_json) if embodiment_json else record_lib.suggest(plan)
   record_lib.check(plan, record)
-  made = rlds.write(
-    output,
-    rlds.Dataset(
-      name=record_lib.plain_name(found.path.name),
-      config='',
-      module='data.from_lerobot',
-      description=f'Converted from a LeRobot {found.version} dataset of {found.robot or "a robot"}.',
-      features=plan_lib.make_features(plan),
-      open_split=functools.partial(_open_split, plan),
-      sizes={
-        split: [found.episodes[number].length for number in numbers]
-        for split, numbers in plan.episodes.items()
-      },
-      unit='frames',
-      shard_size=SHARD_FRAMES // len(plan.images),
-      min_shards=rlds.MIN_SHARDS,
-      parameters=_parameters(plan, record),
-      files=_make_files(plan, record),
+  return record, rlds.write(output, _make_dataset(plan, record), workers)
+
+
+def _make_dataset(plan: plan_lib.Plan, record: embodiments.Embodiment) -> rlds.Dataset:
+  source = plan.source
+  sizes = {
+    split: [source.episodes[number].length for number in numbers]
+    for split, numbers in plan.episodes.items()
+  }
+  return rlds.Dataset(
+    name=record_lib.plain_name(source.path.name),
+    config='',
+    module='data.from_lerobot',
+    description=(
+      f'Converted from a LeRobot {source.version} dataset of {source.robot or "a robot"}.'
     ),
-    workers,
+    features=plan_lib.make_features(plan),
+    open_split=functools.partial(_open_split, plan),
+    sizes=sizes,
+    unit='frames',
+    shard_size=SHARD_FRAMES // len(plan.images),
+    min_shards=rlds.MIN_SHARDS,
+    parameters=_parameters(plan, record),
+    files=_make_files(plan, record),
   )
-  return record, made
 
 
 def _open_split(plan: plan_lib.Plan, split: str) -> Callable[[int], dict[str, Any]]:
@@ -75,20 +78,24 @@ def make_episode(plan: plan_lib.Plan, number: int) -> dict[str, Any]:
   Raises:
     ValueError: rows or video are missing, broken or do not belong to each other.
   """
-  source, episode = plan.source, plan.source.episodes[number]
+  source = plan.source
+  episode = source.episodes[number]
   keys = [field.key for field in plan.fields if source.features[field.key]['dtype'] != 'video']
-  rows = source_lib.read_rows(
-    source, episode, keys + ['next.done'] * ('next.done' in source.features)
-  )
+  if 'next.done' in source.features:
+    keys.append('next.done')
+  rows = source_lib.read_rows(source, episode, keys)
+
+  # The first annotation of modality.json is what the robot was told; without one, the task is.
+  told = plan.annotations[0].key if plan.annotations else 'task_index'
+  steps = range(episode.length)
   last = episode.length - 1
-  done = 'next.done' in rows and bool(np.any(rows['next.done'][last]))
+  is_done = 'next.done' in rows and bool(np.any(rows['next.done'][last]))
   columns = {
-    'is_first': [t == 0 for t in range(episode.length)],
-    'is_last': [t == last for t in range(episode.length)],
-    'is_terminal': [t == last and done for t in range(episode.length)],
-    'language_instruction': _texts(
-      source, rows[plan.annotations[0].key if plan.annotations else 'task_index']
-    ),
+    'is_first': [t == 0 for t in steps],
+    'is_last': [t == last for t in steps],
+    'is_terminal': [t == last and is_done for t in steps],
+    'language_instruction': _texts(source, rows[told]),
+    # A feature of the source with one of these names comes first.
     **{field.name: _make_column(plan, field, episode, rows) for field in plan.fields},
   }
   return {
@@ -108,34 +115,36 @@ def _make_column(
   """A value for each step."""
   described = plan.source.features[field.key]
   if plan_lib.is_image(described):
-    try:
-      images = (
-        _read_video(plan.source, field.key, episode, rows['timestamp'])
-        if described['dtype'] == 'video'
-        else map(_decode, rows[field.key])
-      )
-      return [_encode(image, plan_lib.image_size(described), plan.size) for image in images]
-    except ValueError as error:
-      raise ValueError(f'Episode {episode.number}, {field.key}: {error}') from error
+    return _make_images(plan, field, episode, rows)
   values = rows[field.key]
   if field in plan.annotations:
     return _texts(plan.source, values)
   if isinstance(values, list):
     return values
-  return list(
-    (values if field.start is None else values[:, field.start : field.stop]).astype(
-      plan_lib.dtype(described)
-    )
-  )
+  taken = values if field.start is None else values[:, field.start : field.stop]
+  return list(taken.astype(plan_lib.dtype(described)))
+
+
+def _make_images(
+  plan: plan_lib.Plan, field: plan_lib.Field, episode: source_lib.Episode, rows: dict[str, Any]
+) -> list[io.BytesIO]:
+  described = plan.source.features[field.key]
+  try:
+    if described['dtype'] == 'video':
+      images = _read_video(plan.source, field.key, episode, rows['timestamp'])
+    else:
+      images = map(_decode, rows[field.key])
+    expected = plan_lib.image_size(described)
+    return [_encode(image, expected, plan.size) for image in images]
+  except ValueError as error:
+    raise ValueError(f'Episode {episode.number}, {field.key}: {error}') from error
 
 
 def _texts(source: source_lib.Source, values: Any) -> list[str]:
   """Texts as they are; numbers are task indices."""
-  return (
-    values
-    if isinstance(values, list)
-    else [source.tasks.get(int(n), '') for n in values.reshape(-1)]
-  )
+  if isinstance(values, list):
+    return values
+  return [source.tasks.get(int(n), '') for n in values.reshape(-1)]
 
 
 def _read_video(
@@ -143,7 +152,8 @@ def _read_video(
 ) -> Iterator[np.ndarray]:
   clip = episode.clips[key]
   times_s = clip.start_s + timestamps.astype(np.float64)
-  return video.read_at(clip.path, times_s, 0.5 / source.fps, clip.whole)
+  half_a_frame_s = 0.5 / source.fps
+  return video.read_at(clip.path, times_s, half_a_frame_s, clip.whole)
 
 
 def _decode(encoded: bytes) -> np.ndarray:
@@ -168,8 +178,8 @@ def _read_record(path: str) -> embodiments.Embodiment:
     return embodiments.from_dict(json.loads(pathlib.Path(path).expanduser().read_text()))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f'--embodiment_json={path} is not the record of an embodiment ({type(error).__name__}: {error}); '
-      'the conversion without it writes one to start from.'
+      f'--embodiment_json={path} is not the record of an embodiment ({type(error).__name__}: '
+      f'{error}); the conversion without it writes one to start from.'
     ) from error
 
 
@@ -189,14 +199,16 @@ def _parameters(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str
 
 def _make_files(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str, bytes]:
   """What lies beside the shards."""
+  source = plan.source
   contents = {'embodiment.json': dataclasses.asdict(record)}
-  if plan.source.gear.removed:
+  if source.gear.removed:
     contents['step_ranges.json'] = {
-      episode_name(n): _ranges(plan.source.episodes[n], plan.source.gear.removed.get(n, ()))
+      episode_name(n): _ranges(source.episodes[n], source.gear.removed.get(n, ()))
       for numbers in plan.episodes.values()
       for n in numbers
     }
-  if statistics := record_lib.gear_statistics(plan, record):
+  statistics = record_lib.gear_statistics(plan, record)
+  if statistics:
     contents['gear_statistics.json'] = statistics
   return {
     name: (json.dumps(content, indent=1) + '\n').encode() for name, content in contents.items()
@@ -212,5 +224,7 @@ def _ranges(episode: source_lib.Episode, removed: Any) -> list[list[int]]:
     raise ValueError(
       f'meta/step_filter.jsonl removes steps that episode {episode.number} does not have: {error}.'
     ) from error
-  edges = np.flatnonzero(np.diff(np.pad(remains.astype(np.int8), 1)))
+  # With a 0 on either side every run has a first edge and, one after its last step, a second.
+  padded = np.pad(remains.astype(np.int8), 1)
+  edges = np.flatnonzero(np.diff(padded))
   return edges.reshape(-1, 2).tolist()

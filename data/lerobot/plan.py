@@ -21,9 +21,9 @@ class Field:
   """A feature of the result.
 
   Attributes:
-    name: path under `steps/`, with '/'.
-    key: feature of the source that it is read from.
-    start, stop: columns taken of it; all of them where None.
+    name: the path under `steps/`, with '/'.
+    key: the feature of the source that it is read from.
+    start, stop: the columns taken of it; all of them where None.
   """
 
   name: str
@@ -39,8 +39,8 @@ class Plan:
   Attributes:
     source: the directory.
     fields: every feature but those in `MADE`.
-    size: rows and columns of all images, or None.
-    episodes: per split, episode numbers.
+    size: the rows and columns of all images, or None for those they have.
+    episodes: per split, the episode numbers.
   """
 
   source: source_lib.Source
@@ -59,12 +59,10 @@ class Plan:
     return [field for field in self.fields if field.name.startswith('annotation/')]
 
   def width(self, field: Field) -> int:
-    """Numbers in a field."""
-    return (
-      field.stop - field.start
-      if field.start is not None
-      else source_lib.width(self.source.features[field.key])
-    )
+    """The count of numbers in a field."""
+    if field.start is not None:
+      return field.stop - field.start
+    return source_lib.width(self.source.features[field.key])
 
 
 def make_plan(
@@ -82,20 +80,20 @@ def make_plan(
     raise ValueError(
       f'--exclude names {unknown}, which are no features; the dataset has {sorted(features)}.'
     )
+
+  # What modality.json names is stored under that name, and only there.
   sliced = {part.key for part in (*gear.state.values(), *gear.action.values())}
   renamed = sliced | {*gear.video.values(), *gear.annotation.values(), 'episode_index', *exclude}
   fields = [
-    *(
-      Field(f'observation/{key}', part.key, part.start, part.stop)
-      for key, part in gear.state.items()
-    ),
-    *(Field(f'action/{key}', part.key, part.start, part.stop) for key, part in gear.action.items()),
+    *_slice_fields('observation', gear.state),
+    *_slice_fields('action', gear.action),
     *(Field(f'observation/{key}', feature) for key, feature in gear.video.items()),
     *(Field(f'annotation/{key}', feature) for key, feature in gear.annotation.items()),
     *(Field(_step_key(key), key) for key in features if key not in renamed),
   ]
   fields = tuple(field for field in fields if field.key not in exclude)
   _check_fields(source, fields)
+
   episodes = {
     split: [n for n in numbers if n not in gear.discarded]
     for split, numbers in source.splits.items()
@@ -109,35 +107,38 @@ def make_plan(
   return Plan(source, fields, size, episodes)
 
 
+def _slice_fields(group: str, parts: dict[str, source_lib.Part]) -> list[Field]:
+  return [Field(f'{group}/{key}', part.key, part.start, part.stop) for key, part in parts.items()]
+
+
 def _check_fields(source: source_lib.Source, fields: tuple[Field, ...]) -> None:
   names = [field.name for field in fields]
-  twice = sorted(
-    {
-      name
-      for name in names
-      if names.count(name) > 1 or any(n.startswith(f'{name}/') for n in names)
-    }
-  )
+
+  def is_ambiguous(name: str) -> bool:
+    """Whether another field has the name, or is called like a folder of it."""
+    return names.count(name) > 1 or any(other.startswith(f'{name}/') for other in names)
+
+  twice = sorted(set(filter(is_ambiguous, names)))
   if twice:
     raise ValueError(
-      f'{source.path}: several features would be called {twice}. Leave all but one out: --exclude=NAME'
+      f'{source.path}: several features would be called {twice}. Leave all but one out: '
+      '--exclude=NAME'
     )
   unfit = [field.key for field in fields if not _fits(source.features[field.key])]
   if unfit:
     raise ValueError(
-      f'{source.path}: features {unfit} are neither numbers, texts nor colour images, so they cannot be '
-      f'stored. Leave them out: --exclude={",".join(unfit)}'
+      f'{source.path}: features {unfit} are neither numbers, texts nor colour images, so they '
+      f'cannot be stored. Leave them out: --exclude={",".join(unfit)}'
     )
 
 
 def _fits(feature: dict[str, Any]) -> bool:
-  video_info = {**(feature.get('video_info') or {}), **(feature.get('info') or {})}
-  depth = video_info.get('video.is_depth_map') or video_info.get('is_depth_map')
-  return (
-    (is_image(feature) and not depth)
-    or feature['dtype'].startswith(NUMBERS)
-    or feature['dtype'] == 'string'
-  )
+  # LeRobot has called both what describes a video, and with either spelling.
+  described = {**(feature.get('video_info') or {}), **(feature.get('info') or {})}
+  is_depth = described.get('video.is_depth_map') or described.get('is_depth_map')
+  if is_image(feature):
+    return not is_depth
+  return feature['dtype'].startswith(NUMBERS) or feature['dtype'] == 'string'
 
 
 def is_image(feature: dict[str, Any]) -> bool:
@@ -146,23 +147,22 @@ def is_image(feature: dict[str, Any]) -> bool:
 
 
 def _step_key(key: str) -> str:
-  for prefix, name in (('observation.images.', 'observation/'), ('observation.', 'observation/')):
+  """The name of a feature that modality.json does not name."""
+  for prefix in ('observation.images.', 'observation.'):
     if key.startswith(prefix):
-      return name + key.removeprefix(prefix)
+      return f'observation/{key.removeprefix(prefix)}'
   return 'reward' if key == 'next.reward' else key
 
 
 def make_features(plan: Plan) -> tfds.features.FeaturesDict:
   """TFDS features of an episode."""
   feature = tfds.features
-  made = {
-    name: feature.Text() if name == 'language_instruction' else feature.Scalar(np.bool_)
-    for name in MADE
-  }
-  steps = nest({**made, **{field.name: _make_feature(plan, field) for field in plan.fields}})
+  made = {name: feature.Scalar(np.bool_) for name in MADE}
+  made['language_instruction'] = feature.Text()
+  read = {field.name: _make_feature(plan, field) for field in plan.fields}
   return feature.FeaturesDict(
     {
-      'steps': feature.Dataset(steps),
+      'steps': feature.Dataset(nest({**made, **read})),
       'episode_metadata': {'name': feature.Text(), 'episode_index': feature.Scalar(np.int64)},
     }
   )
@@ -171,9 +171,8 @@ def make_features(plan: Plan) -> tfds.features.FeaturesDict:
 def _make_feature(plan: Plan, field: Field) -> Any:
   described = plan.source.features[field.key]
   if is_image(described):
-    return tfds.features.Image(
-      shape=(*(plan.size or image_size(described)), 3), encoding_format='jpeg'
-    )
+    size = plan.size or image_size(described)
+    return tfds.features.Image(shape=(*size, 3), encoding_format='jpeg')
   if described['dtype'] == 'string' or field.name.startswith('annotation/'):
     return tfds.features.Text()
   if field.key in source_lib.INDICES:
@@ -191,9 +190,9 @@ def image_size(described: dict[str, Any]) -> tuple[int, int]:
 def dtype(described: dict[str, Any]) -> type:
   """What the numbers of a feature are stored as."""
   kind = described['dtype']
-  return (
-    np.float32 if kind.startswith('float') else np.bool_ if kind.startswith('bool') else np.int64
-  )
+  if kind.startswith('float'):
+    return np.float32
+  return np.bool_ if kind.startswith('bool') else np.int64
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
@@ -201,5 +200,6 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
   nested = {}
   for name, value in flat.items():
     parent, _, leaf = name.rpartition('/')
-    (nested.setdefault(parent, {}) if parent else nested)[leaf] = value
+    group = nested.setdefault(parent, {}) if parent else nested
+    group[leaf] = value
   return nested

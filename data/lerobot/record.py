@@ -17,6 +17,7 @@ from wam_jax.data import normalize
 from wam_jax.data import prompts
 
 VIEW_WIDTH = 320  # Pixels of a camera in the suggested composite.
+TILE = 16  # Pixels; the encoders want composites of whole ones.
 LINE = ',\n    '  # Between the arguments of a printed record.
 
 
@@ -49,24 +50,23 @@ def _slices(
   `keys`.
   """
   gear, features = plan.source.gear, plan.source.features
-  relative = {
-    f'action/{key}': f'{key}:0:{gear.action[key].stop - gear.action[key].start}'
-    for key in gear.relative
-  }
-  named = [
-    field
-    for field in plan.fields
-    if (
-      field.name.startswith(prefix) and field.start is not None
-      if parts
-      else field.key in keys or field.key.startswith(tuple(f'{key}.' for key in keys))
-    )
-  ]
-  return tuple(
-    embodiments.Slice(field.name, 0, plan.width(field), 'unknown', relative.get(field.name, ''))
-    for field in named
-    if features[field.key]['dtype'].startswith(plan_lib.NUMBERS)
-  )
+  relative = {}
+  for key in gear.relative:
+    part = gear.action[key]
+    relative[f'action/{key}'] = f'{key}:0:{part.stop - part.start}'
+
+  def is_named(field: plan_lib.Field) -> bool:
+    if parts:
+      return field.name.startswith(prefix) and field.start is not None
+    return field.key in keys or field.key.startswith(tuple(f'{key}.' for key in keys))
+
+  slices = []
+  for field in plan.fields:
+    is_numeric = features[field.key]['dtype'].startswith(plan_lib.NUMBERS)
+    if is_numeric and is_named(field):
+      reference = relative.get(field.name, '')
+      slices.append(embodiments.Slice(field.name, 0, plan.width(field), 'unknown', reference))
+  return tuple(slices)
 
 
 def _tile(plan: plan_lib.Plan) -> tuple[tuple[embodiments.View, ...], tuple[int, int]]:
@@ -74,51 +74,50 @@ def _tile(plan: plan_lib.Plan) -> tuple[tuple[embodiments.View, ...], tuple[int,
   the whole.
   """
   images = plan.images
-  height, width = plan.size or plan_lib.image_size(plan.source.features[images[0].key])
-  height, width = max(16, round(VIEW_WIDTH * height / width / 16) * 16), VIEW_WIDTH
+  image_height, image_width = plan.size or plan_lib.image_size(plan.source.features[images[0].key])
+  width = VIEW_WIDTH
+  height = max(TILE, round(width * image_height / image_width / TILE) * TILE)
   rows = -(-len(images) // 2)
-  views = tuple(
-    embodiments.View(
-      field.name.removeprefix('observation/'), i % rows * height, i // rows * width, height, width
-    )
-    for i, field in enumerate(images)
-  )
-  return views, (rows * height, width * min(2, len(images)))
+  columns = min(2, len(images))
+  views = []
+  for i, field in enumerate(images):
+    column, row = divmod(i, rows)
+    name = field.name.removeprefix('observation/')
+    views.append(embodiments.View(name, row * height, column * width, height, width))
+  return tuple(views), (rows * height, columns * width)
 
 
 def to_python(record: embodiments.Embodiment) -> str:
   """The record as an expression for wam_jax/data/embodiments.py, without what is the default."""
 
-  def write(value, separator=', '):
-    if dataclasses.is_dataclass(value):
-      given = {
-        f.name: getattr(value, f.name)
-        for f in dataclasses.fields(value)
-        if getattr(value, f.name) != f.default
-      }
-      return (
-        f'{type(value).__name__}('
-        + separator.join(f'{key}={write(x)}' for key, x in given.items())
-        + ')'
-      )
-    if isinstance(value, tuple):
-      between = LINE + '    ' if any(map(dataclasses.is_dataclass, value)) else ', '
-      return '(' + between.join(map(write, value)) + ',' * (len(value) == 1) + ')'
-    return repr(value)
+  return _write_value(record, LINE)
 
-  return write(record, LINE)
+
+def _write_value(value: Any, separator: str = ', ') -> str:
+  """A value as Python; a dataclass without what is the default."""
+  if dataclasses.is_dataclass(value):
+    given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    defaults = {field.name: field.default for field in dataclasses.fields(value)}
+    arguments = [f'{name}={_write_value(x)}' for name, x in given.items() if x != defaults[name]]
+    return f'{type(value).__name__}({separator.join(arguments)})'
+  if isinstance(value, tuple):
+    has_records = any(map(dataclasses.is_dataclass, value))
+    between = f'{LINE}    ' if has_records else ', '
+    end = ',' if len(value) == 1 else ''
+    return f'({between.join(map(_write_value, value))}{end})'
+  return repr(value)
 
 
 def check(plan: plan_lib.Plan, record: embodiments.Embodiment) -> None:
   """Raises ValueError if the record asks for what the result will not have."""
-  widths = {field.name: plan.width(field) for field in plan.fields} | dict.fromkeys(
-    plan_lib.MADE, 1
-  )
-  needed = [(f'observation/{v.key}', 0) for v in record.views] + [
-    (key, 0) for key in record.language
-  ]
-  needed += [(f'observation/{s.key}', s.stop) for s in record.state] + [
-    (s.key, s.stop) for s in record.action
+  widths = {field.name: plan.width(field) for field in plan.fields}
+  widths |= dict.fromkeys(plan_lib.MADE, 1)
+  # Names, and the columns that they must have at least; 0 where only the name matters.
+  needed = [
+    *((f'observation/{view.key}', 0) for view in record.views),
+    *((key, 0) for key in record.language),
+    *((f'observation/{s.key}', s.stop) for s in record.state),
+    *((s.key, s.stop) for s in record.action),
   ]
   wrong = [
     f'{name!r} with {stop} columns' if stop else repr(name)
@@ -127,7 +126,8 @@ def check(plan: plan_lib.Plan, record: embodiments.Embodiment) -> None:
   ]
   if wrong:
     raise ValueError(
-      f'Embodiment {record.name!r} asks for {", ".join(wrong[:10])}; the dataset will have {widths}.'
+      f'Embodiment {record.name!r} asks for {", ".join(wrong[:10])}; the dataset will have '
+      f'{widths}.'
     )
 
 
@@ -138,17 +138,24 @@ def gear_statistics(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict
   Those of relative actions are over 24 steps, as the reference computes them, however long the
   record's chunks are.
   """
+  gear = plan.source.gear
   parts = {}
   for part in ('state', 'action'):
     slices = getattr(record, part)
-    lists = [_slice_statistics(plan.source.gear, part, s) for s in slices]
-    if not plan.source.gear.state or not all(lists):
+    lists = [_slice_statistics(gear, part, s) for s in slices]
+    if not gear.state or not all(lists):
       return None
-    parts[part] = normalize.Quantiles(
-      **{name: np.concatenate([each[name] for each in lists]) for name in source_lib.STATISTICS},
-      norms=tuple(s.norm for s in slices for _ in range(s.width)),
-    )
-  found = normalize.Statistics(**parts, steps=sum(e.length for e in plan.source.episodes))
+    arrays = {
+      name: np.concatenate([each[name] for each in lists]) for name in source_lib.STATISTICS
+    }
+    norms = tuple(s.norm for s in slices for _ in range(s.width))
+    parts[part] = normalize.Quantiles(**arrays, norms=norms)
+
+  found = normalize.Statistics(
+    state=parts['state'],
+    action=parts['action'],
+    steps=sum(episode.length for episode in plan.source.episodes),
+  )
   described = dataclasses.asdict(record)
   return {
     **normalize.to_dict(found),
@@ -167,14 +174,11 @@ def _slice_statistics(
   """The six arrays of a slice; empty where meta/ has none of it as it is."""
   key = s.key.removeprefix('action/')
   is_relative = part == 'action' and key in gear.relative
-  differs = (s.offset, s.scale, s.clip) != (0, 1, ()) or bool(s.relative_to) != is_relative
-  return (
-    {}
-    if differs
-    else {
-      name: array[s.start : s.stop] for name, array in gear.statistics[part].get(key, {}).items()
-    }
-  )
+  is_changed = (s.offset, s.scale, s.clip) != (0, 1, ())
+  if is_changed or bool(s.relative_to) != is_relative:
+    return {}
+  arrays = gear.statistics[part].get(key, {})
+  return {name: array[s.start : s.stop] for name, array in arrays.items()}
 
 
 def plain_name(text: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 VERSIONS = ('v2.0', 'v2.1', 'v3.0')
 INDICES = ('timestamp', 'frame_index', 'episode_index', 'index', 'task_index')
-PLACE = ('chunk_index', 'file_index')  # Of a file that holds many episodes.
+PLACE = ('chunk_index', 'file_index')  # Where a file of version 3 lies; it holds many episodes.
 STATISTICS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
 
 
@@ -41,10 +41,10 @@ class Episode:
   """Where an episode lies.
 
   Attributes:
-    number: its episode_index.
-    length: rows.
-    rows: parquet file.
-    clips: by feature, of every video.
+    number: the episode_index.
+    length: the number of rows.
+    rows: the parquet file.
+    clips: by feature, the video of every camera.
   """
 
   number: int
@@ -69,12 +69,12 @@ class Gear:
   Attributes:
     state, action: sub-key to columns.
     video, annotation: sub-key to feature.
-    tag: of the embodiment.
-    relative: action sub-keys that count from the state sub-key of the same name.
-    statistics: per part and sub-key, the six lists of the columns; of relative sub-keys, of the
-      differences.
-    removed: per episode, steps that must not begin a sample.
-    discarded: episodes not to be used.
+    tag: the name of the embodiment.
+    relative: the action sub-keys that count from the state sub-key of the same name.
+    statistics: per part and sub-key, the six lists of the columns; those of relative sub-keys are
+      of the differences.
+    removed: per episode, the steps that must not begin a sample.
+    discarded: the episodes not to be used.
   """
 
   state: dict[str, Part] = dataclasses.field(default_factory=dict)
@@ -93,11 +93,11 @@ class Source:
   """A LeRobot directory.
 
   Attributes:
-    path: of it.
-    version: such as 'v2.1'.
-    robot: robot_type, perhaps ''.
+    path: the directory itself.
+    version: the codebase_version, such as 'v2.1'.
+    robot: the robot_type, perhaps ''.
     fps: rows, and frames of every camera, per second.
-    features: as in info.json.
+    features: the features as in info.json.
     tasks: task_index to text.
     episodes: all of them, in order.
     splits: name to episode numbers.
@@ -135,18 +135,19 @@ def load(path: pathlib.Path) -> Source:
   missing += [f'feature {key!r}' for key in INDICES if key not in info.get('features', {})]
   if missing:
     raise ValueError(f'{file} has no {", ".join(missing)}.')
-  old = info['codebase_version'] != 'v3.0'
-  episodes = (_old_episodes if old else _packed_episodes)(path, info)
+
+  is_old = info['codebase_version'] != 'v3.0'
+  episodes = _old_episodes(path, info) if is_old else _packed_episodes(path, info)
   return Source(
-    path,
-    info['codebase_version'],
-    info.get('robot_type') or '',
-    float(info['fps']),
-    info['features'],
-    _read_tasks(path, old),
-    episodes,
-    _read_splits(file, info, len(episodes)),
-    _read_gear(path, info),
+    path=path,
+    version=info['codebase_version'],
+    robot=info.get('robot_type') or '',
+    fps=float(info['fps']),
+    features=info['features'],
+    tasks=_old_tasks(path) if is_old else _packed_tasks(path),
+    episodes=episodes,
+    splits=_read_splits(file, info, len(episodes)),
+    gear=_read_gear(path, info),
   )
 
 
@@ -156,44 +157,48 @@ def videos(features: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _old_episodes(path: pathlib.Path, info: dict[str, Any]) -> tuple[Episode, ...]:
+  file = path / 'meta/episodes.jsonl'
   episodes = []
-  for row in _read_lines(path / 'meta/episodes.jsonl', 'episode_index', 'length'):
+  for row in _read_lines(file, 'episode_index', 'length'):
     number = row['episode_index']
     place = dict(episode_chunk=number // info.get('chunks_size', 1000), episode_index=number)
     clips = {
-      key: Clip(path / _fill(info, 'video_path', video_key=key, **place), 0.0, True)
+      key: Clip(
+        path=path / _fill(info, 'video_path', video_key=key, **place), start_s=0.0, whole=True
+      )
       for key in videos(info['features'])
     }
-    episodes.append(Episode(number, row['length'], path / _fill(info, 'data_path', **place), clips))
-  return _in_order(path / 'meta/episodes.jsonl', episodes)
+    rows = path / _fill(info, 'data_path', **place)
+    episodes.append(Episode(number, row['length'], rows, clips))
+  return _in_order(file, episodes)
 
 
 def _packed_episodes(path: pathlib.Path, info: dict[str, Any]) -> tuple[Episode, ...]:
-  folder, keys = path / 'meta/episodes', videos(info['features'])
+  folder = path / 'meta/episodes'
+  keys = videos(info['features'])
+  clip_columns = (*PLACE, 'from_timestamp', 'to_timestamp')
   columns = [
     'episode_index',
     'length',
     *(f'data/{name}' for name in PLACE),
-    *(
-      f'videos/{key}/{name}' for key in keys for name in (*PLACE, 'from_timestamp', 'to_timestamp')
-    ),
+    *(f'videos/{key}/{name}' for key in keys for name in clip_columns),
   ]
   files = sorted(folder.glob('**/*.parquet'))
   if not files:
     raise ValueError(f'{folder} holds no parquet file. Restore the directory.')
-  rows = [row for file in files for row in _read_parquet(file, columns).to_pylist()]
-  return _in_order(
-    folder,
-    [
-      Episode(
-        row['episode_index'],
-        row['length'],
-        path / _fill(info, 'data_path', **{name: row[f'data/{name}'] for name in PLACE}),
-        {key: _packed_clip(path, info, row, key) for key in keys},
+
+  episodes = []
+  for file in files:
+    for row in _read_parquet(file, columns).to_pylist():
+      place = {name: row[f'data/{name}'] for name in PLACE}
+      episode = Episode(
+        number=row['episode_index'],
+        length=row['length'],
+        rows=path / _fill(info, 'data_path', **place),
+        clips={key: _packed_clip(path, info, row, key) for key in keys},
       )
-      for row in rows
-    ],
-  )
+      episodes.append(episode)
+  return _in_order(folder, episodes)
 
 
 def _packed_clip(
@@ -207,11 +212,13 @@ def _packed_clip(
   frames = seconds * info['fps']
   if abs(frames - row['length']) > 0.5:
     raise ValueError(
-      f'{path}/meta/episodes says that episode {row["episode_index"]} has {row["length"]} rows, but '
-      f'{seconds:.4f} s of {key}; at {info["fps"]:g} frames a second that is {frames:.1f} frames.'
+      f'{path}/meta/episodes says that episode {row["episode_index"]} has {row["length"]} rows, '
+      f'but {seconds:.4f} s of {key}; at {info["fps"]:g} frames a second that is {frames:.1f} '
+      'frames.'
     )
-  file = _fill(info, 'video_path', video_key=key, **{name: mine[name] for name in PLACE})
-  return Clip(path / file, mine['from_timestamp'], False)
+  place = {name: mine[name] for name in PLACE}
+  file = _fill(info, 'video_path', video_key=key, **place)
+  return Clip(path=path / file, start_s=mine['from_timestamp'], whole=False)
 
 
 def _fill(info: dict[str, Any], key: str, **place: Any) -> str:
@@ -236,12 +243,12 @@ def _in_order(where: pathlib.Path, episodes: Sequence[Episode]) -> tuple[Episode
   return tuple(episodes)
 
 
-def _read_tasks(path: pathlib.Path, old: bool) -> dict[int, str]:
-  if old:
-    return {
-      row['task_index']: row['task']
-      for row in _read_lines(path / 'meta/tasks.jsonl', 'task_index', 'task')
-    }
+def _old_tasks(path: pathlib.Path) -> dict[int, str]:
+  rows = _read_lines(path / 'meta/tasks.jsonl', 'task_index', 'task')
+  return {row['task_index']: row['task'] for row in rows}
+
+
+def _packed_tasks(path: pathlib.Path) -> dict[int, str]:
   file = path / 'meta/tasks.parquet'
   table = _read_parquet(file)
   # The text is the index of a pandas table; it may be called `task`, or have no name.
@@ -260,61 +267,70 @@ def _read_splits(file: pathlib.Path, info: dict[str, Any], count: int) -> dict[s
     start, _, stop = str(text).partition(':')
     if not (start.isdigit() and stop.isdigit() and int(start) < int(stop) <= count):
       raise ValueError(
-        f'{file} says that split {name!r} is {text!r}; expected START:STOP within its {count} episodes.'
+        f'{file} says that split {name!r} is {text!r}; expected START:STOP within its {count} '
+        'episodes.'
       )
     splits[name] = range(int(start), int(stop))
   return splits
 
 
 def _read_gear(path: pathlib.Path, info: dict[str, Any]) -> Gear:
-  optional = lambda name: (
-    _read_json(path / 'meta' / name) if (path / 'meta' / name).exists() else {}
-  )
-  modality = optional('modality.json')
+  def read_optional(name: str) -> dict[str, Any]:
+    file = path / 'meta' / name
+    return _read_json(file) if file.exists() else {}
+
+  modality = read_optional('modality.json')
   state = _read_parts(path, info, modality.get('state'), 'observation.state')
   action = _read_parts(path, info, modality.get('action'), 'action')
   video = _read_names(path, info, modality.get('video'), 'observation.images.')
   annotation = _read_names(path, info, modality.get('annotation'), 'annotation.')
-  relative = optional('relative_stats_dreamzero.json')
+
+  relative = read_optional('relative_stats_dreamzero.json')
   unknown = [key for key in relative if key not in state or key not in action]
   if unknown:
     raise ValueError(
-      f'{path}/meta/relative_stats_dreamzero.json is about {unknown}; modality.json does not have them '
-      'as both state and action.'
+      f'{path}/meta/relative_stats_dreamzero.json is about {unknown}; modality.json does not have '
+      'them as both state and action.'
     )
-  whole = optional('stats.json')
+
+  whole = read_optional('stats.json')
   statistics = {
-    part: {
-      key: cut for key, p in parts.items() if (cut := _cut_statistics(path, whole.get(p.key), p))
-    }
-    for part, parts in (('state', state), ('action', action))
+    'state': _cut_all_statistics(path, whole, state),
+    'action': _cut_all_statistics(path, whole, action),
   }
-  statistics['action'].update(
-    {
-      key: _cut_statistics(path, lists, Part(key, 0, action[key].stop - action[key].start))
-      for key, lists in relative.items()
-    }
-  )
-  removed = path / 'meta/step_filter.jsonl'
+  # Those of the differences take the place of those of the values.
+  for key, lists in relative.items():
+    width = action[key].stop - action[key].start
+    statistics['action'][key] = _cut_statistics(path, lists, Part(key, 0, width))
+
   return Gear(
-    state,
-    action,
-    video,
-    annotation,
-    optional('embodiment.json').get('embodiment_tag', ''),
-    frozenset(relative),
-    statistics,
-    {
-      row['episode_index']: np.asarray(row['step_indices'], np.int64)
-      for row in _read_lines(removed, 'episode_index', 'step_indices')
-    }
-    if removed.exists()
-    else {},
-    frozenset(info.get('discarded_episode_indices') or ()),
+    state=state,
+    action=action,
+    video=video,
+    annotation=annotation,
+    tag=read_optional('embodiment.json').get('embodiment_tag', ''),
+    relative=frozenset(relative),
+    statistics=statistics,
+    removed=_read_removed(path),
+    discarded=frozenset(info.get('discarded_episode_indices') or ()),
   )
 
 
-def _read_parts(path, info, entries: Mapping[str, Any] | None, default: str) -> dict[str, Part]:
+def _read_removed(path: pathlib.Path) -> dict[int, np.ndarray]:
+  """Per episode, the steps that step_filter.jsonl removes; it is optional."""
+  file = path / 'meta/step_filter.jsonl'
+  if not file.exists():
+    return {}
+  return {
+    row['episode_index']: np.asarray(row['step_indices'], np.int64)
+    for row in _read_lines(file, 'episode_index', 'step_indices')
+  }
+
+
+def _read_parts(
+  path: pathlib.Path, info: dict[str, Any], entries: Mapping[str, Any] | None, default: str
+) -> dict[str, Part]:
+  """The slices of a section of modality.json; `default` is the feature of those that name none."""
   parts = {
     key: Part(entry.get('original_key') or default, entry['start'], entry['end'])
     for key, entry in (entries or {}).items()
@@ -332,7 +348,10 @@ def _read_parts(path, info, entries: Mapping[str, Any] | None, default: str) -> 
   return parts
 
 
-def _read_names(path, info, entries: Mapping[str, Any] | None, prefix: str) -> dict[str, str]:
+def _read_names(
+  path: pathlib.Path, info: dict[str, Any], entries: Mapping[str, Any] | None, prefix: str
+) -> dict[str, str]:
+  """The features of a section of modality.json; one that is not named has the `prefix`."""
   names = {key: entry.get('original_key') or prefix + key for key, entry in (entries or {}).items()}
   unknown = [name for name in names.values() if name not in info['features']]
   if unknown:
@@ -342,7 +361,17 @@ def _read_names(path, info, entries: Mapping[str, Any] | None, prefix: str) -> d
   return names
 
 
-def _cut_statistics(path, lists: Mapping[str, Any] | None, part: Part) -> dict[str, np.ndarray]:
+def _cut_all_statistics(
+  path: pathlib.Path, whole: Mapping[str, Any], parts: Mapping[str, Part]
+) -> dict[str, dict[str, np.ndarray]]:
+  """Those of every part that has them."""
+  found = {key: _cut_statistics(path, whole.get(part.key), part) for key, part in parts.items()}
+  return {key: arrays for key, arrays in found.items() if arrays}
+
+
+def _cut_statistics(
+  path: pathlib.Path, lists: Mapping[str, Any] | None, part: Part
+) -> dict[str, np.ndarray]:
   """The six lists for the columns of `part`; empty if not all of them are there."""
   if not lists or not all(name in lists for name in STATISTICS):
     return {}
@@ -356,7 +385,7 @@ def _cut_statistics(path, lists: Mapping[str, Any] | None, part: Part) -> dict[s
 
 
 def width(feature: Mapping[str, Any]) -> int:
-  """Numbers in a feature."""
+  """The count of numbers in a feature."""
   return int(np.prod(feature['shape'], dtype=int))
 
 
@@ -371,17 +400,7 @@ def read_rows(source: Source, episode: Episode, keys: Sequence[str]) -> dict[str
       or the rows are not those of this episode. Names episode and file.
   """
   where = f'Episode {episode.number} ({episode.rows})'
-  table = _read_table(episode.rows, tuple(dict.fromkeys((*INDICES, *keys))))
-  numbers = table['episode_index'].to_numpy()
-  mine = np.flatnonzero(numbers == episode.number)
-  if len(mine) != episode.length or (source.version != 'v3.0' and len(numbers) != episode.length):
-    raise ValueError(
-      f'{where} has {len(mine)} rows of this episode and {len(numbers)} in all; the metadata say '
-      f'{episode.length}.'
-    )
-  if mine[-1] - mine[0] != len(mine) - 1:
-    raise ValueError(f'{where}: its rows are interrupted by those of other episodes.')
-  table = table.slice(mine[0], len(mine))
+  table = _find_rows(where, source, episode, keys)
   rows = {
     key: _read_column(where, table[key].combine_chunks(), key, source) for key in table.column_names
   }
@@ -389,9 +408,10 @@ def read_rows(source: Source, episode: Episode, keys: Sequence[str]) -> dict[str
     raise ValueError(
       f'{where}: frame_index is not 0, 1, 2, ...; its rows are out of order or incomplete.'
     )
-  late = np.flatnonzero(
-    np.abs(rows['timestamp'] - np.arange(episode.length) / source.fps) > 0.5 / source.fps
-  )
+
+  # Frames are found by these times, so a row's must be nearer to its own than to another's.
+  expected_s = np.arange(episode.length) / source.fps
+  late = np.flatnonzero(np.abs(rows['timestamp'] - expected_s) > 0.5 / source.fps)
   if late.size:
     raise ValueError(
       f'{where}: row {late[0]} has the timestamp {rows["timestamp"][late[0]]:.4f} s, which at '
@@ -400,9 +420,26 @@ def read_rows(source: Source, episode: Episode, keys: Sequence[str]) -> dict[str
   unknown = sorted(set(rows['task_index'].tolist()) - set(source.tasks))
   if unknown:
     raise ValueError(
-      f'{where}: task_index {unknown[:10]} is not in meta/tasks, which has {len(source.tasks)} tasks.'
+      f'{where}: task_index {unknown[:10]} is not in meta/tasks, which has {len(source.tasks)} '
+      'tasks.'
     )
   return rows
+
+
+def _find_rows(where: str, source: Source, episode: Episode, keys: Sequence[str]):
+  """The table of an episode's rows, which version 3 keeps among those of others."""
+  table = _read_table(episode.rows, tuple(dict.fromkeys((*INDICES, *keys))))
+  numbers = table['episode_index'].to_numpy()
+  mine = np.flatnonzero(numbers == episode.number)
+  is_alone = source.version != 'v3.0'
+  if len(mine) != episode.length or (is_alone and len(numbers) != episode.length):
+    raise ValueError(
+      f'{where} has {len(mine)} rows of this episode and {len(numbers)} in all; the metadata say '
+      f'{episode.length}.'
+    )
+  if mine[-1] - mine[0] != len(mine) - 1:
+    raise ValueError(f'{where}: its rows are interrupted by those of other episodes.')
+  return table.slice(mine[0], len(mine))
 
 
 @functools.lru_cache(maxsize=1)
@@ -412,28 +449,32 @@ def _read_table(path: pathlib.Path, columns: tuple[str, ...]):
 
 
 def _read_column(where: str, column, key: str, source: Source) -> Any:
-  pa, feature = _pyarrow(), source.features[key]
+  feature = source.features[key]
   if column.null_count:
     raise ValueError(f'{where}: {key!r} is empty in {column.null_count} rows.')
   if feature['dtype'] == 'string':
     return [str(text) for text in column.to_pylist()]
   if feature['dtype'] == 'image':
     return [_read_image(where, source.path, image) for image in column.to_pylist()]
+
   count = len(column)
-  while (
-    pa.types.is_list(column.type)
-    or pa.types.is_large_list(column.type)
-    or pa.types.is_fixed_size_list(column.type)
-  ):
+  while _is_list(column.type):
     column = column.flatten()
+  # INDICES are one number a row, though info.json gives them the shape (1,).
+  shape = () if key in INDICES else feature['shape']
   try:
     values = np.asarray(column.to_numpy(zero_copy_only=False), feature['dtype'])
-    return values.reshape((count,) if key in INDICES else (count, *feature['shape']))
+    return values.reshape((count, *shape))
   except (TypeError, ValueError) as error:
     raise ValueError(
-      f'{where}: {key!r} does not hold {feature["dtype"]} of shape {feature["shape"]} in each row, as '
-      f'info.json says ({error}).'
+      f'{where}: {key!r} does not hold {feature["dtype"]} of shape {feature["shape"]} in each row, '
+      f'as info.json says ({error}).'
     ) from error
+
+
+def _is_list(kind) -> bool:
+  types = _pyarrow().types
+  return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def _read_image(where: str, root: pathlib.Path, image: Mapping[str, Any]) -> bytes:
@@ -449,7 +490,8 @@ def _read_image(where: str, root: pathlib.Path, image: Mapping[str, Any]) -> byt
 def _read_parquet(path: pathlib.Path, columns: Sequence[str] | None = None):
   if not path.exists():
     raise ValueError(f'There is no file {path}. Restore it.')
-  pa, parquet = _pyarrow(), importlib.import_module('pyarrow.parquet')
+  pa = _pyarrow()
+  parquet = importlib.import_module('pyarrow.parquet')
   try:
     file = parquet.ParquetFile(path)
     missing = [column for column in columns or () if column not in file.schema_arrow.names]
@@ -471,15 +513,18 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_lines(path: pathlib.Path, *keys: str) -> list[dict[str, Any]]:
   """The objects of a file with one JSON object a line, each of which has `keys`."""
-  rows, number = [], 0
+  rows = []
+  number = 0
   try:
     for line in path.read_text().splitlines():
-      number += 1
-      if line.strip():
-        rows.append(json.loads(line))
-        missing = [key for key in keys if key not in rows[-1]]
-        if missing:
-          raise ValueError(f'it has no {", ".join(missing)}')
+      number += 1  # Not by `enumerate`: a file that is no text has no line.
+      if not line.strip():
+        continue
+      row = json.loads(line)
+      missing = [key for key in keys if key not in row]
+      if missing:
+        raise ValueError(f'it has no {", ".join(missing)}')
+      rows.append(row)
   except FileNotFoundError as error:
     raise ValueError(f'There is no file {path}. Restore it.') from error
   except ValueError as error:  # JSON's, Unicode's and ours.

@@ -42,13 +42,13 @@ _WORKERS = flags.DEFINE_integer(
 
 def main(unused_argv: list[str]) -> None:
   config = builder.BuildConfig(
-    tuple(_TASKS.value),
-    _EPISODES.value,
-    _VAL.value,
-    _SEED.value,
-    _VIEW_SIZE.value,
-    _NOISE.value,
-    _BACKEND.value,
+    tasks=tuple(_TASKS.value),
+    episodes=_EPISODES.value,
+    val_episodes=_VAL.value,
+    seed=_SEED.value,
+    view_size=_VIEW_SIZE.value,
+    noise=_NOISE.value,
+    backend=_BACKEND.value,
   )
   path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
   print(path if made else f'already there: {path}')

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from data import expert
@@ -33,12 +35,12 @@ class BuildConfig:
 
   Attributes:
     tasks: names of `metaworld.TASKS`.
-    episodes: of each task in the split `train`.
-    val_episodes: of each task in the split `val`; other seeds, the same tasks.
-    seed: another seed, other episodes.
-    view_size: pixels of the square views.
-    noise: standard deviation of the expert's action noise.
-    backend: that draws, 'egl' or 'osmesa'.
+    episodes: the number of episodes of each task in the split `train`.
+    val_episodes: the number of each task in the split `val`; other seeds, the same tasks.
+    seed: another seed gives other episodes.
+    view_size: the pixels of the square views.
+    noise: the standard deviation of the expert's action noise.
+    backend: what draws, 'egl' or 'osmesa'.
   """
 
   tasks: tuple[str, ...] = tuple(metaworld.TASKS)
@@ -50,7 +52,7 @@ class BuildConfig:
   backend: str = 'egl'
 
   def __post_init__(self):
-    problems = []
+    problems = []  # All of them are told at once.
     if self.episodes < 1 or self.val_episodes < 1:
       problems.append(
         f'episodes={self.episodes} and val_episodes={self.val_episodes} must be at least 1'
@@ -67,7 +69,7 @@ class BuildConfig:
 
   @property
   def name(self) -> str:
-    """TFDS config name: `all`, the tasks, or of more than three their number and a hash."""
+    """TFDS config name: `all`, the tasks, or, of more than three, their number and a hash."""
     if set(self.tasks) == set(metaworld.TASKS):
       return 'all'
     names = '_'.join(self.tasks)
@@ -75,7 +77,7 @@ class BuildConfig:
     return names if len(self.tasks) <= 3 else f'{len(self.tasks)}_tasks_{digest[:8]}'
 
   def count(self, split: str) -> int:
-    """Episodes of each task in a split."""
+    """The number of episodes of each task in a split."""
     return self.episodes if split == 'train' else self.val_episodes
 
 
@@ -96,23 +98,20 @@ def build(
       be drawn.
   """
   path = pathlib.Path(output).expanduser() / NAME / config.name / rlds.VERSION
-  return path, rlds.write(
-    path,
-    rlds.Dataset(
-      name=NAME,
-      config=config.name,
-      module='data.metaworld',
-      description=_DESCRIPTION,
-      features=make_features(config),
-      open_split=functools.partial(_open_split, config),
-      sizes={split: (1,) * (config.count(split) * len(config.tasks)) for split in SPLITS},
-      unit='episodes',
-      shard_size=EPISODES_PER_SHARD,
-      min_shards=rlds.MIN_SHARDS,
-      parameters=dataclasses.asdict(config),
-    ),
-    workers,
+  dataset = rlds.Dataset(
+    name=NAME,
+    config=config.name,
+    module='data.metaworld',
+    description=_DESCRIPTION,
+    features=make_features(config),
+    open_split=functools.partial(_open_split, config),
+    sizes={split: (1,) * (config.count(split) * len(config.tasks)) for split in SPLITS},
+    unit='episodes',
+    shard_size=EPISODES_PER_SHARD,
+    min_shards=rlds.MIN_SHARDS,
+    parameters=dataclasses.asdict(config),
   )
+  return path, rlds.write(path, dataset, workers)
 
 
 def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
@@ -126,20 +125,26 @@ def _open_split(config: BuildConfig, split: str) -> Callable[[int], dict[str, An
   """Episodes are ordered by task, so that a world is loaded once for all of its episodes in a
   shard.
   """
-  make_world = functools.lru_cache(maxsize=1)(lambda task: make_env(config, (task,)))
-  return lambda index: successful_episode(
-    make_world(config.tasks[index // config.count(split)]), config, split, index
-  )
+
+  @functools.lru_cache(maxsize=1)
+  def load_world(task: str) -> metaworld.MetaworldEnv:
+    return make_env(config, (task,))
+
+  def make_episode(index: int) -> dict[str, Any]:
+    task = config.tasks[index // config.count(split)]
+    return record_success(load_world(task), config, split, index)
+
+  return make_episode
 
 
-def successful_episode(
+def record_success(
   env: metaworld.MetaworldEnv, config: BuildConfig, split: str, index: int
 ) -> dict[str, Any]:
   """Episode `index` of a split: the first success among its own sequence of seeds."""
-  return expert.first_success(
-    lambda seed: record_episode(env, seed, config.noise),
-    (config.seed, SPLITS.index(split), index),
-    f'episode {index} of {split} with {config}',
+  return expert.record_success(
+    functools.partial(record_episode, env, noise=config.noise),
+    entropy=(config.seed, SPLITS.index(split), index),
+    what=f'episode {index} of {split} with {config}',
   )
 
 
@@ -149,8 +154,13 @@ def record_episode(env: metaworld.MetaworldEnv, seed: int, noise: float) -> dict
   return expert.record_episode(
     env,
     observation,
-    metaworld.make_expert(env, seed, noise),
-    seed,
-    MIN_EPISODE_S,
-    lambda image: video.to_jpeg(image[..., ::-1]),
+    act=metaworld.make_expert(env, seed, noise),
+    seed=seed,
+    shortest_s=MIN_EPISODE_S,
+    encode=_to_jpeg,
   )
+
+
+def _to_jpeg(image: np.ndarray) -> io.BytesIO:
+  bgr = image[..., ::-1]
+  return video.to_jpeg(bgr)

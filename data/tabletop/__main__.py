@@ -57,15 +57,15 @@ _WORKERS = flags.DEFINE_integer(
 
 def main(unused_argv: list[str]) -> None:
   config = builder.BuildConfig(
-    _EMBODIMENT.value,
-    tuple(_TASKS.value),
-    _EPISODES.value,
-    _OTHER.value,
-    tuple(_SPLITS.value),
-    _SEED.value,
-    _VIEW_SIZE.value,
-    _DISTRACTORS.value,
-    _NOISE.value,
+    embodiment=_EMBODIMENT.value,
+    tasks=tuple(_TASKS.value),
+    episodes=_EPISODES.value,
+    other_episodes=_OTHER.value,
+    split_names=tuple(_SPLITS.value),
+    seed=_SEED.value,
+    view_size=_VIEW_SIZE.value,
+    max_distractors=_DISTRACTORS.value,
+    noise=_NOISE.value,
   )
   path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
   print(path if made else f'already there: {path}')

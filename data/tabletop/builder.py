@@ -22,6 +22,7 @@ from data import rlds
 from wam_jax.envs import tabletop
 
 NAME = 'tabletop'
+# A split of the dataset to the split of the world that its scenes come from.
 SPLITS = {
   'train': 'train',
   'val': 'train',
@@ -29,7 +30,7 @@ SPLITS = {
   'unseen_look': 'unseen_look',
 }
 EPISODES_PER_SHARD = 250
-MIN_EPISODE_S = 1.6
+MIN_EPISODE_S = 1.6  # Two chunks of every tabletop robot.
 _DESCRIPTION = 'Scripted expert episodes of the wam_jax tabletop world (data/tabletop/README.md).'
 
 
@@ -38,15 +39,15 @@ class BuildConfig:
   """What decides every byte of the dataset.
 
   Attributes:
-    embodiment: key of `tabletop.ROBOTS`.
-    tasks: drawn uniformly per episode.
-    episodes: of the split `train`.
-    other_episodes: of each other split; 0 for 2 % of `episodes`, at least one.
-    split_names: which splits to write.
-    seed: another seed, other episodes.
-    view_size: pixels of the square views.
+    embodiment: a key of `tabletop.ROBOTS`.
+    tasks: the tasks, drawn uniformly per episode.
+    episodes: the number of episodes of the split `train`.
+    other_episodes: the number of each other split; 0 for 2 % of `episodes`, at least one.
+    split_names: the splits to write.
+    seed: another seed gives other episodes.
+    view_size: the pixels of the square views.
     max_distractors: see `TabletopEnv`.
-    noise: standard deviation of the expert's action noise.
+    noise: the standard deviation of the expert's action noise.
   """
 
   embodiment: str = 'disc'
@@ -60,7 +61,7 @@ class BuildConfig:
   noise: float = 0.05
 
   def __post_init__(self):
-    problems = []
+    problems = []  # All of them are told at once.
     if self.episodes < 1 or self.other_episodes < 0:
       problems.append(
         f'episodes={self.episodes} must be at least 1 and other_episodes={self.other_episodes} '
@@ -86,18 +87,20 @@ class BuildConfig:
     return '_'.join((self.embodiment, *self.tasks))
 
   def count(self, split: str) -> int:
-    """Episodes of a split."""
-    return (
-      self.episodes
-      if split == 'train'
-      else self.other_episodes or max(1, round(0.02 * self.episodes))
-    )
+    """The number of episodes of a split."""
+    if split == 'train':
+      return self.episodes
+    return self.other_episodes or max(1, round(0.02 * self.episodes))
 
 
 def make_env(config: BuildConfig, split: str) -> tabletop.TabletopEnv:
   """The world that the episodes of a dataset split come from."""
   return tabletop.TabletopEnv(
-    config.embodiment, config.tasks, SPLITS[split], config.view_size, config.max_distractors
+    config.embodiment,
+    config.tasks,
+    split=SPLITS[split],
+    view_size=config.view_size,
+    max_distractors=config.max_distractors,
   )
 
 
@@ -120,24 +123,29 @@ def record_episode(env: tabletop.TabletopEnv, seed: int, noise: float) -> dict[s
   """
   observation = env.reset(seed)
   return expert.record_episode(
-    env, observation, tabletop.make_expert(env, seed, noise), seed, MIN_EPISODE_S, _png
+    env,
+    observation,
+    act=tabletop.make_expert(env, seed, noise),
+    seed=seed,
+    shortest_s=MIN_EPISODE_S,
+    encode=_to_png,
   )
 
 
-def _png(image: np.ndarray) -> io.BytesIO:
-  return io.BytesIO(
-    cv2.imencode('.png', image[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
-  )
+def _to_png(image: np.ndarray) -> io.BytesIO:
+  bgr = image[..., ::-1]
+  fast = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+  return io.BytesIO(cv2.imencode('.png', bgr, fast)[1].tobytes())
 
 
-def successful_episode(
+def record_success(
   env: tabletop.TabletopEnv, config: BuildConfig, split: str, index: int
 ) -> dict[str, Any]:
   """Episode `index` of a split: the first success among its own sequence of seeds."""
-  return expert.first_success(
-    lambda seed: record_episode(env, seed, config.noise),
-    (config.seed, tuple(SPLITS).index(split), index),
-    f'episode {index} of {split} with {config}',
+  return expert.record_success(
+    functools.partial(record_episode, env, noise=config.noise),
+    entropy=(config.seed, tuple(SPLITS).index(split), index),
+    what=f'episode {index} of {split} with {config}',
   )
 
 
@@ -152,25 +160,21 @@ def build(
     ValueError: a dataset with other parameters is at that path; or `workers` below 1.
   """
   path = dataset_path(output, config)
-  return path, rlds.write(
-    path,
-    rlds.Dataset(
-      name=NAME,
-      config=config.name,
-      module='data.tabletop',
-      description=_DESCRIPTION,
-      features=make_features(config),
-      open_split=functools.partial(_open_split, config),
-      sizes={split: (1,) * config.count(split) for split in config.split_names},
-      unit='episodes',
-      shard_size=EPISODES_PER_SHARD,
-      min_shards=1,
-      parameters=dataclasses.asdict(config),
-    ),
-    workers,
+  dataset = rlds.Dataset(
+    name=NAME,
+    config=config.name,
+    module='data.tabletop',
+    description=_DESCRIPTION,
+    features=make_features(config),
+    open_split=functools.partial(_open_split, config),
+    sizes={split: (1,) * config.count(split) for split in config.split_names},
+    unit='episodes',
+    shard_size=EPISODES_PER_SHARD,
+    min_shards=1,
+    parameters=dataclasses.asdict(config),
   )
+  return path, rlds.write(path, dataset, workers)
 
 
 def _open_split(config: BuildConfig, split: str) -> Callable[[int], dict[str, Any]]:
-  env = make_env(config, split)
-  return lambda index: successful_episode(env, config, split, index)
+  return functools.partial(record_success, make_env(config, split), config, split)

@@ -95,7 +95,7 @@ def test_every_embodiment_covers_two_chunks(embodiment, least):
   config = builder.BuildConfig(embodiment, ('reach',), episodes=1, view_size=8)
   env = builder.make_env(config, 'train')
   for index in range(5):
-    assert len(builder.successful_episode(env, config, 'train', index)['steps']) >= least
+    assert len(builder.record_success(env, config, 'train', index)['steps']) >= least
 
 
 def test_splits_and_seeds_never_share_an_episode(dataset):
@@ -145,7 +145,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
   def fail(*_):
     raise RuntimeError('disk on fire')
 
-  monkeypatch.setattr(builder, 'successful_episode', fail)
+  monkeypatch.setattr(builder, 'record_success', fail)
   with pytest.raises(RuntimeError, match='disk on fire'):
     builder.build(tmp_path, CONFIG)
   assert not list(builder.dataset_path(tmp_path, CONFIG).parent.iterdir())
