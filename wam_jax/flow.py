@@ -55,7 +55,8 @@ def level_weights(sigmas: np.ndarray, scale: float = 1.0) -> np.ndarray:
   1 for its 1000.
   Source: DreamZero `FlowMatchScheduler.set_timesteps(training=True)`.
   """
-  bell = np.exp(-2 * (scale * sigmas.astype(np.float64) - 0.5) ** 2)
+  distance = scale * sigmas.astype(np.float64) - 0.5
+  bell = np.exp(-2 * distance**2)
   bell = bell - bell.min()  # The levels furthest from the middle weigh nothing.
   return (bell * len(sigmas) / bell.sum()).astype(np.float32)
 
@@ -168,7 +169,8 @@ def video_loss(prediction, target, weight_BF, mask_BF, count=None) -> jax.Array:
     mask_BF: bool, the frames that count.
     count: the number of frames to divide by; by default of those in the mask.
   """
-  error_BF = jnp.mean(jnp.square(prediction.astype(jnp.float32) - target), axis=(2, 3, 4))
+  error = jnp.square(prediction.astype(jnp.float32) - target)
+  error_BF = jnp.mean(error, axis=(2, 3, 4))
   return _masked_mean(weight_BF * error_BF, mask_BF, count)
 
 

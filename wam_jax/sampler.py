@@ -21,7 +21,7 @@ from wam_jax import config as cfg
 from wam_jax import flow
 
 # (noisy video, its sigma, noisy action, its sigma) to (video velocity, action velocity).
-VelocityFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+VelocityFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 # Largest level before the shift; the reference keeps it in float32.
 LARGEST_UNIPC = float(np.float32(0.999))
@@ -171,8 +171,9 @@ def denoise(
     kept_action = advance(kept_action, velocity_action, weights_action)
     return (kept_video, kept_action), None
 
-  kept = (start(video, noise_video), start(action, noise_action))
-  (kept_video, kept_action), _ = jax.lax.scan(step, kept, (_per_step(video), _per_step(action)))
+  at_start = (start(video, noise_video), start(action, noise_action))
+  steps = (_per_step(video), _per_step(action))
+  (kept_video, kept_action), _ = jax.lax.scan(step, at_start, steps)
   return kept_video[0], kept_action[0]
 
 
@@ -202,11 +203,13 @@ def _unipc_predict(sigmas, alphas, lambdas, i, order):
   keep = sigmas[i + 1] / sigmas[i]
   if sigmas[i + 1] == 0:
     return keep, 1.0, 0.0  # The limit: the clean sample is x0.
-  phi1 = np.expm1(lambdas[i] - lambdas[i + 1])
-  weights = np.array([keep, -alphas[i + 1] * phi1, 0.0])
+  h = lambdas[i + 1] - lambdas[i]
+  gain = -alphas[i + 1] * np.expm1(-h)
+  weights = np.array([keep, gain, 0.0])
   if order == 2:
-    r = (lambdas[i - 1] - lambdas[i]) / (lambdas[i + 1] - lambdas[i])
-    change = -alphas[i + 1] * phi1 * 0.5 / r
+    # x0 goes on as it went in the step before, which was -r times as long.
+    r = (lambdas[i - 1] - lambdas[i]) / h
+    change = gain * 0.5 / r
     weights += [0, -change, change]
   return weights
 
@@ -217,13 +220,18 @@ def _unipc_correct(sigmas, alphas, lambdas, i, order):
   """
   h = lambdas[i] - lambdas[i - 1]
   phi1 = np.expm1(-h)
-  weights = np.array([0, sigmas[i] / sigmas[i - 1], 0, -alphas[i] * phi1, 0])
+  gain = -alphas[i] * phi1
+  keep = sigmas[i] / sigmas[i - 1]
+  weights = np.array([0, keep, 0, gain, 0])
+  newer = np.array([0, 0, 1, -1, 0])
   if order == 1:
-    return weights - alphas[i] * phi1 * 0.5 * np.array([0, 0, 1, -1, 0])
+    return weights + gain * 0.5 * newer
+
+  # Two differences of x0, with the weights that make the update exact to order 2.
   r = (lambdas[i - 2] - lambdas[i - 1]) / h
+  older = np.array([0, 0, 0, -1, 1]) / r
   phi2 = phi1 / -h - 1
   phi3 = phi2 / -h - 0.5
-  rho = np.linalg.solve([[1, 1], [r, 1]], [phi2 / phi1, 2 * phi3 / phi1])
-  older = np.array([0, 0, 0, -1, 1]) / r
-  newer = np.array([0, 0, 1, -1, 0])
-  return weights - alphas[i] * phi1 * (rho[0] * older + rho[1] * newer)
+  wanted = [phi2 / phi1, 2 * phi3 / phi1]
+  rho_older, rho_newer = np.linalg.solve([[1, 1], [r, 1]], wanted)
+  return weights + gain * (rho_older * older + rho_newer * newer)

@@ -228,7 +228,7 @@ def loss_fn(
   """Weighted video and action velocity loss of a batch, and its parts."""
   window = encode_batch(config.model, params, frozen, batch)
   velocities = predict(config.model, config.flow, params, window, noise)
-  return velocity_loss(config.model, config.flow, window, noise, velocities, counts)
+  return velocity_loss(config.model, config.flow, window, noise, velocities, counts=counts)
 
 
 def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, noise: Noise):
@@ -241,14 +241,17 @@ def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, n
 
   def loss(trained, batch, noise, counts):
     params = finetuning.overlay(kept, trained)
-    return loss_fn(config, params, state.frozen, batch, noise, counts)
+    return loss_fn(config, params, state.frozen, batch, noise, counts=counts)
 
   gradient = jax.grad(loss, has_aux=True)
   if config.accumulate == 1:
     return gradient(trained, batch, noise, Counts())
 
   # Every n-th sample, so that each part lies on all devices.
-  interleave = lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1)
+  def interleave(x):
+    x = x.reshape(-1, config.accumulate, *x.shape[1:])
+    return jnp.swapaxes(x, 0, 1)
+
   parts = jax.tree.map(interleave, (batch, noise))
   first = jax.tree.map(lambda x: x[0], parts)
   rest = jax.tree.map(lambda x: x[1:], parts)
@@ -339,8 +342,9 @@ def sample_noise(
     clean = batch.features.clean_BFHWC
   # A frame 0 that is not denoised has no noise.
   first = _first_denoised(c)
-  video_BFHWC = flow.sample_noise(key_video, (B, clean.shape[1] - first, *clean.shape[2:]))
-  video_BFHWC = jnp.pad(video_BFHWC, ((0, 0), (first, 0), (0, 0), (0, 0), (0, 0)))
+  _, F, *latent = clean.shape
+  video_BFHWC = flow.sample_noise(key_video, (B, F - first, *latent))
+  video_BFHWC = jnp.pad(video_BFHWC, [(0, 0), (first, 0), (0, 0), (0, 0), (0, 0)])
 
   return Noise(
     sigma_BF=jnp.concatenate([levels.first_B[:, None], chunks_BF], 1),
@@ -467,7 +471,8 @@ def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
       text_BPC = jnp.zeros((*ids_BP.shape, c.text.dim))
     return model(**_example(c), text_BPC=text_BPC)
 
-  params = nn.init(run, wam.WorldActionModel(c))(jax.random.key(config.seed))['params']
+  init = nn.init(run, wam.WorldActionModel(c))
+  params = init(jax.random.key(config.seed))['params']
   trained, kept = finetuning.split(params, config.trainable)
   kept = jax.tree.map(lambda x: x.astype(config.frozen_dtype), kept)
   return TrainState(

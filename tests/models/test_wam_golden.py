@@ -28,14 +28,18 @@ class Case:
 
   def __init__(self, golden: parity.Golden):
     g = golden.config
-    self.golden, self.chunks, self.frames = golden, g['chunks'], g['frames']
-    self.grid = g['latent_h'] // g['patch_size'][1], g['latent_w'] // g['patch_size'][2]
+    self.golden = golden
+    self.chunks = g['chunks']
+    self.frames = g['frames']
+    _, patch_rows, patch_columns = g['patch_size']
+    self.grid = g['latent_h'] // patch_rows, g['latent_w'] // patch_columns
+    everything = g['max_chunk_size'] == -1
     self.config = cfg.ModelConfig(
       dim=g['dim'],
       mlp_dim=g['ffn_dim'],
       num_heads=g['num_heads'],
       num_layers=g['num_layers'],
-      patch=g['patch_size'][1],
+      patch=patch_rows,
       image_condition=bool(g['y_channels']),
       image_dim=g['image_embed_dim'],
       image_tokens=g['image_tokens'],
@@ -48,8 +52,8 @@ class Case:
       predict_first_frame=True,
       state_rule='reference',
       eps=g['eps'],
-      max_chunks=self.chunks if g['max_chunk_size'] == -1 else g['max_chunk_size'],
-      history_rule='reference_global' if g['max_chunk_size'] == -1 else 'chunk',
+      max_chunks=self.chunks if everything else g['max_chunk_size'],
+      history_rule='reference_global' if everything else 'chunk',
       tokenizer=cfg.TokenizerConfig(channels=g['out_dim']),
       text=cfg.TextConfig(dim=g['text_dim']),
     )
@@ -83,11 +87,11 @@ class Case:
 
   def compiled(self, method=None, **options):
     """The model or one of its methods as a compiled function of the inputs."""
-    run = jax.jit(
-      lambda params, args, named: self.model.apply(
-        {'params': params}, *args, **named, method=method, **options
-      )
-    )
+
+    @jax.jit
+    def run(params, args, named):
+      return self.model.apply({'params': params}, *args, **named, method=method, **options)
+
     return lambda *args, **named: run(self.params, args, named)
 
   def layout(self, clean_frames, chunks):
@@ -114,35 +118,36 @@ def case(golden_dit):
 
 
 def test_files_are_there():
-  names = {
-    path.stem
-    for prefix in ('dit', 'embodiment_heads')
-    for path in parity.files(parity.HERE, prefix)
-  }
+  paths = parity.files(parity.HERE, 'dit') + parity.files(parity.HERE, 'embodiment_heads')
+  names = {path.stem for path in paths}
   assert names == {'dit_i2v_block1_window', 'dit_i2v_block2', 'dit_ti2v_global', 'embodiment_heads'}
 
 
 def test_golden_forward_and_intermediates(golden_dit, case, request):
   forward = case.compiled(capture_intermediates=True, mutable=['intermediates'])
   (got_video, got_action), state = forward(**case.inputs())
-  captured = state['intermediates']
-  check = lambda name, got: parity.check(
-    request,
-    f'DiT {name.removeprefix("sub/train/")}',
-    got,
-    golden_dit[name],
-    absolute=parity.OUTPUTS,
-  )
+
+  def check(name, got):
+    component = f'DiT {name.removeprefix("sub/train/")}'
+    parity.check(request, component, got, golden_dit[name], absolute=parity.OUTPUTS)
+
+  def output(*path):
+    """What the module gave at each of its calls."""
+    captured = state['intermediates']
+    for key in path:
+      captured = captured[key]
+    return captured['__call__']
+
   check('out/train/video', np.moveaxis(got_video, -1, 1))
   check('out/train/action', got_action)
-
-  output = lambda *path: functools.reduce(lambda node, key: node[key], path, captured)['__call__']
   for name, x_BFHWD in zip(('clean', 'noisy'), output('patch_embedding')):
     check(f'sub/train/patch_embedding_{name}', np.moveaxis(x_BFHWD, -1, 1))
   for name in ('action_encoder', 'state_encoder', 'text_embedding', 'action_decoder'):
     check(f'sub/train/{name}', output(name)[0])
   check('sub/train/img_emb', output('image_embedding')[0])
   check('sub/train/head', np.reshape(output('head')[0], golden_dit['sub/train/head'].shape))
+
+  # The reference embeds the time of every token, clean and noisy apart; ours of every group.
   group_T = case.layout(case.frames, case.chunks).group
   clean = group_T == 0
   for name in ('time_embedding', 'time_projection'):
@@ -150,9 +155,9 @@ def test_golden_forward_and_intermediates(golden_dit, case, request):
     for half, got in (('clean', per_token[:, clean]), ('noisy', per_token[:, ~clean])):
       want = golden_dit[f'sub/train/{name}_{half}'].reshape(len(got), -1, got.shape[-1])
       # Where states do not divide the actions, the reference embeds times that belong to no token.
-      parity.check(
-        request, f'DiT {name}_{half}', got, want[:, : got.shape[1]], absolute=parity.OUTPUTS
-      )
+      want = want[:, : got.shape[1]]
+      parity.check(request, f'DiT {name}_{half}', got, want, absolute=parity.OUTPUTS)
+
   check('sub/train/block0_self_attn', output('blocks', 'self_attn')[0][0][0])
   check('sub/train/block0_cross_attn', output('blocks', 'cross_attn')[0][0])
   for i, x_BTD in enumerate(output('blocks')[0][0]):
@@ -168,28 +173,24 @@ def test_golden_gradients(golden_dit, case, request):
     got_video, got_action = case.model.apply({'params': params}, **inputs)
     return jnp.mean(got_video**2) + jnp.mean(got_action**2)
 
+  check = functools.partial(parity.check, request, relative=parity.GRADIENTS)
   value, gradients = loss(case.params)
-  parity.check(request, 'DiT loss', value, golden_dit['out/grad/loss'], relative=parity.GRADIENTS)
+  check('DiT loss', value, golden_dit['out/grad/loss'])
   gradients = rows.to_weights(case.rows, gradients)
+
   norms = dict(zip(golden_dit['out/grad/param_names'].tolist(), golden_dit['out/grad/param_l2']))
   for name, norm in norms.items():
-    parity.check(
-      request,
-      'DiT gradient norms',
-      np.linalg.norm(gradients[name]),
-      norm,
-      relative=parity.GRADIENTS,
-      absolute=1e-7,
-    )  # Float32 rounding of gradients that vanish.
+    # Float32 rounding of gradients that vanish.
+    check('DiT gradient norms', np.linalg.norm(gradients[name]), norm, absolute=1e-7)
+
   without = set(filter(None, np.ravel(golden_dit['out/grad/no_grad_names']).tolist()))
   assert norms.keys() | without == gradients.keys()
   for name in without:
     parity.check(request, 'DiT gradients that are not there', gradients[name], 0 * gradients[name])
+
   for name, want in golden_dit.below('out/grad/').items():
     if name in gradients:
-      parity.check(
-        request, f'DiT gradient of {name}', gradients[name], want, relative=parity.GRADIENTS
-      )
+      check(f'DiT gradient of {name}', gradients[name], want)
 
 
 def test_golden_forward_without_clean(golden_dit, case, request):
@@ -225,11 +226,9 @@ def test_golden_forward_without_actions(golden_dit, case, request):
 
 
 def test_golden_masks(golden_dit, case, request):
-  c, teacher_forced, alone = (
-    case.config,
-    case.layout(case.frames, case.chunks),
-    case.layout(0, case.chunks),
-  )
+  c = case.config
+  teacher_forced = case.layout(case.frames, case.chunks)
+  alone = case.layout(0, case.chunks)
   check = lambda name, got: parity.check(request, f'mask {name}', got, golden_dit[f'mask/{name}'])
   check('teacher_forcing', attention.training_mask(c, teacher_forced))
   check('without_clean', attention.training_mask(c, alone))
@@ -248,40 +247,24 @@ def test_golden_cached_chunks(golden_dit, case, request):
   """
   c, golden = case.config, golden_dit
   tokens, F = case.grid[0] * case.grid[1], c.frames_per_chunk
+  window = c.window_frames if c.history_rule == 'chunk' else wam.REFERENCE_GLOBAL_FRAMES
   commit, denoise = case.compiled('commit_and_predict'), case.compiled('denoise')
   part = lambda x, start, n: None if x is None else x[:, start : start + n]
-  check = lambda name, got, want: parity.check(
-    request, f'DiT cached: {name}', got, golden[f'out/cached/{want}'], absolute=parity.OUTPUTS
-  )
+
+  def check(name, got, want):
+    want = golden[f'out/cached/{want}']
+    parity.check(request, f'DiT cached: {name}', got, want, absolute=parity.OUTPUTS)
 
   def commit_frames(cache, start, frames, name):
-    cache, got = commit(
-      cache,
-      part(case.clean, start, frames),
-      jnp.int32(start),
-      prompt,
-      types.Condition(latents_BFHWC=part(case.condition, start, frames)),
-    )
+    clean_BFHWC = part(case.clean, start, frames)
+    condition = types.Condition(latents_BFHWC=part(case.condition, start, frames))
+    cache, got = commit(cache, clean_BFHWC, jnp.int32(start), prompt, condition)
     check('committed video', np.moveaxis(got, -1, 1), f'prefill_{name}/video')
     return cache
 
-  window = c.window_frames if c.history_rule == 'chunk' else wam.REFERENCE_GLOBAL_FRAMES
-  prompt = case.compiled('prompt_kv')(golden['in/context'], golden['in/clip_feature'])
-  cache = attention.KVCache.empty(
-    c.num_layers, len(case.clean), c.num_heads, window * tokens, c.head_dim, 'float32'
-  )
-  cache = commit_frames(cache, 0, 1, 'first')
-  for q in range(case.chunks):
-    start = 1 + q * F
-    if q:
-      cache = commit_frames(cache, start - F, F, f'chunk{q - 1}')
-    parity.check(
-      request,
-      'DiT cached: length',
-      int(cache.seen_from(start, 0, window, tokens).sum()),
-      golden[f'out/cached/chunk{q}/cache_len'],
-    )
+  def denoise_chunk(cache, q):
     given = golden.below(f'in/cached/chunk{q}/')
+    start = 1 + q * F
     noisy = types.Noisy(
       video_BFHWC=video(given['noisy_latents']),
       sigma_video_BF=given['timestep'] / 1000,
@@ -297,6 +280,26 @@ def test_golden_cached_chunks(golden_dit, case, request):
     got_video, got_action = denoise(cache, noisy, body, jnp.int32(start), prompt, condition)
     check('video', np.moveaxis(got_video, -1, 1), f'chunk{q}/video')
     check('action', got_action, f'chunk{q}/action')
+
+  prompt = case.compiled('prompt_kv')(golden['in/context'], golden['in/clip_feature'])
+  cache = attention.KVCache.empty(
+    layers=c.num_layers,
+    batch=len(case.clean),
+    heads=c.num_heads,
+    slots=window * tokens,
+    head_dim=c.head_dim,
+    dtype='float32',
+  )
+  cache = commit_frames(cache, 0, 1, 'first')
+  for q in range(case.chunks):
+    start = 1 + q * F
+    if q:
+      cache = commit_frames(cache, start - F, F, f'chunk{q - 1}')
+    length = int(cache.seen_from(start, 0, window, tokens).sum())
+    parity.check(request, 'DiT cached: length', length, golden[f'out/cached/chunk{q}/cache_len'])
+    denoise_chunk(cache, q)
+
+  # The reference keeps the newest frames in order; ours lie in slots modulo the window.
   newest = np.arange(max(0, start - window), start)
   slots = np.ravel(newest[:, None] % window * tokens + np.arange(tokens))
   kv = np.stack([cache.k, cache.v], 1)[..., slots, :]

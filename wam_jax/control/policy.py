@@ -159,7 +159,8 @@ class Policy:
     latents = jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
     video = frozen.decode(latents)
     # The first latent is of one frame, every other of `per_latent`.
-    first, size = 1 + (start - 1) * per_latent, latents_BFHWC.shape[1] * per_latent
+    first = 1 + (start - 1) * per_latent
+    size = latents_BFHWC.shape[1] * per_latent
     return jax.lax.dynamic_slice_in_dim(video, first, size, axis=1)
 
   def _embed_text(self, params, frozen: encoders.Encoders, task: types.Task) -> jax.Array:
@@ -282,4 +283,5 @@ class Policy:
 
 def _zeros(function, *args):
   """Zeros like what `function(*args)` gives, without running it."""
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *args))
+  shapes = jax.eval_shape(function, *args)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -152,16 +152,9 @@ class WorldActionModel(nn.Module):
       pattern=plan.pattern,
     )
 
-    # All tokens are on all shards where they are put in order: XLA's gradient of slices of a split
-    # axis is wrong.
-    whole = lambda x_BTD: sharding.shard(x_BTD, 'batch', None, 'act_embed')
-    x_BTD = whole(attention.arrange(sequence_BTD, plan.order))
-    x_BTD = sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed')
-    x_BTD, _ = self.blocks(x_BTD, None, None, prompt, tokens)
-
-    # Back to the order of the layout; the clean tokens have done their work.
-    places_T = _places(plan.order)[clean_frames * grid.tokens :]
-    x_BTD = attention.arrange(whole(x_BTD), places_T)
+    # The clean tokens have done their work in the blocks.
+    noisy_T = _places(plan.order)[clean_frames * grid.tokens :]
+    x_BTD = self._run_blocks(sequence_BTD, plan.order, noisy_T, prompt, tokens)
     return self._velocities(x_BTD, time_BGD[:, 1 : 1 + frames], grid, register, body)
 
   def prompt_kv(self, text_BPC: jax.Array, image_BIC: jax.Array | None = None) -> PromptKV:
@@ -275,6 +268,16 @@ class WorldActionModel(nn.Module):
     x_BTD, (k_LBNTK, v_LBNTK) = self.blocks(x_BTD, (cache.k, cache.v), prompt.layers, None, tokens)
     return cache.write(k_LBNTK, v_LBNTK, start_frame, F), x_BTD, time_B1D
 
+  def _run_blocks(self, sequence_BTD, order, wanted_T, prompt: dit.Prompt, tokens: dit.Tokens):
+    """The blocks on a window with its tokens in `order`; of the results those at `wanted_T`."""
+    # All tokens are on all shards where they change places: XLA's gradient of slices of a split
+    # axis is wrong.
+    whole = lambda x_BTD: sharding.shard(x_BTD, 'batch', None, 'act_embed')
+    x_BTD = whole(attention.arrange(sequence_BTD, order))
+    x_BTD = sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed')
+    x_BTD, _ = self.blocks(x_BTD, None, None, prompt, tokens)
+    return attention.arrange(whole(x_BTD), wanted_T)
+
   def _register(self, noisy: types.Noisy, body: types.Body | None, chunk=0) -> Register:
     """Action and state tokens that follow the video, counted from the start of chunk `chunk` of the
     episode.
@@ -294,10 +297,11 @@ class WorldActionModel(nn.Module):
     # A state has the noise level of the first action that it goes with.
     level_BS = noisy.sigma_action_BA[:, :: A // S][:, :S]
     is_robot_B1 = jnp.any(body.valid_BA, 1, keepdims=True)
+    angles = lambda n: attention.sequence_angles(chunk * n, n, self.cfg.head_dim)
     return Register(
       x_BTD=jnp.concatenate([action_BAD, state_BSD], 1),
       levels_BG=jnp.concatenate([noisy.sigma_action_BA, level_BS], 1),
-      angles=tuple(attention.sequence_angles(chunk * n, n, self.cfg.head_dim) for n in (A, S)),
+      angles=(angles(A), angles(S)),
       seen_BT=jnp.concatenate([body.valid_BA, jnp.broadcast_to(is_robot_B1, (B, S))], 1),
       actions=A,
     )
@@ -317,7 +321,8 @@ class WorldActionModel(nn.Module):
       latents_BFHWC = jnp.concatenate([latents_BFHWC, condition_BFHWC], -1)
     B, F, H, W, C = latents_BFHWC.shape
     p = self.cfg.patch
-    x_BFHWD = self.patch_embedding(latents_BFHWC.reshape(B, F, H // p, p, W // p, p, C))
+    patches_BFHpWqC = latents_BFHWC.reshape((B, F, H // p, p, W // p, p, C))
+    x_BFHWD = self.patch_embedding(patches_BFHpWqC)
     return x_BFHWD.reshape(B, -1, self.cfg.dim)
 
   def _modulation(self, levels_BG, mean_prompt_BD):
@@ -349,9 +354,11 @@ class WorldActionModel(nn.Module):
     m_BF2D = self.head_modulation.astype(x_BTD.dtype) + time_BFD[:, :, None]
     shift_BTD = jnp.repeat(m_BF2D[:, :, 0], grid.tokens, axis=1)
     scale_BTD = jnp.repeat(m_BF2D[:, :, 1], grid.tokens, axis=1)
-    y = self.head(self.head_norm(x_BTD) * (1 + scale_BTD) + shift_BTD).astype(jnp.float32)
-    # Patches of p x p latents to rows and columns: [B, F, rows, columns, p, p, C].
-    y = y.reshape(B, F, *grid, p, p, -1).transpose(0, 1, 2, 4, 3, 5, 6)
+    y = self.head(self.head_norm(x_BTD) * (1 + scale_BTD) + shift_BTD)
+    y = y.astype(jnp.float32)
+    # From patches [B, F, rows, columns, p, p, C] to latents.
+    y = y.reshape(B, F, *grid, p, p, -1)
+    y = y.transpose((0, 1, 2, 4, 3, 5, 6))
     return y.reshape(B, F, grid.rows * p, grid.columns * p, -1)
 
 
@@ -403,7 +410,8 @@ class Register(NamedTuple):
 
   def seen_after(self, video_tokens: int) -> jax.Array:
     """[B, video_tokens + A + S] bool: what may be seen of the sequence; video always."""
-    return jnp.concatenate([jnp.ones((len(self.seen_BT), video_tokens), bool), self.seen_BT], 1)
+    video_BT = jnp.ones((len(self.seen_BT), video_tokens), bool)
+    return jnp.concatenate([video_BT, self.seen_BT], 1)
 
 
 class ImageEmbedding(nn.Module):
@@ -413,7 +421,8 @@ class ImageEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, image_BIC):
-    C, D, dtype = image_BIC.shape[-1], self.cfg.dim, jnp.dtype(self.cfg.dtype)
+    C, D = image_BIC.shape[-1], self.cfg.dim
+    dtype = jnp.dtype(self.cfg.dtype)
     x = layers.LayerNorm(1e-5, affine=True, name='norm_in')(image_BIC)
     h = layers.Einsum('BIC,CM->BIM', (C, C), ('embed', 'mlp'), dtype, name='in')(x)
     y = layers.Einsum('BIM,MD->BID', (C, D), ('mlp', 'embed'), dtype, name='out')(
