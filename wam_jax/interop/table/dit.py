@@ -30,21 +30,35 @@ DIFFUSERS = {
   'blocks.{}.norm3': 'blocks.{}.norm2',
   'blocks.{}.ffn.0': 'blocks.{}.ffn.net.0.proj',
   'blocks.{}.ffn.2': 'blocks.{}.ffn.net.2',
-} | {
+}
+# Within an attention; self-attention has no keys and values of an image.
+_DIFFUSERS_ATTENTION = {
+  'q': 'to_q',
+  'k': 'to_k',
+  'v': 'to_v',
+  'o': 'to_out.0',
+  'norm_q': 'norm_q',
+  'norm_k': 'norm_k',
+  'k_img': 'add_k_proj',
+  'v_img': 'add_v_proj',
+  'norm_k_img': 'norm_added_k',
+}
+DIFFUSERS |= {
   f'blocks.{{}}.{wan}.{part}': f'blocks.{{}}.{theirs}.{name}'
   for wan, theirs in (('self_attn', 'attn1'), ('cross_attn', 'attn2'))
-  for part, name in (
-    ('q', 'to_q'),
-    ('k', 'to_k'),
-    ('v', 'to_v'),
-    ('o', 'to_out.0'),
-    ('norm_q', 'norm_q'),
-    ('norm_k', 'norm_k'),
-    ('k_img', 'add_k_proj'),
-    ('v_img', 'add_v_proj'),
-    ('norm_k_img', 'norm_added_k'),
-  )
+  for part, name in _DIFFUSERS_ATTENTION.items()
 }
+
+# Theirs, ours, and the axes of the matrix in and out.
+_ACTION_MODULES = (
+  ('action_encoder.W1', 'action_encoder/action', 'U', 'D'),
+  ('action_encoder.W2', 'action_encoder/mix', 'B', 'D'),
+  ('action_encoder.W3', 'action_encoder/out', 'A', 'D'),
+  ('state_encoder.layer1', 'state_encoder/in', 'X', 'H'),
+  ('state_encoder.layer2', 'state_encoder/out', 'H', 'D'),
+  ('action_decoder.layer1', 'action_decoder/in', 'D', 'H'),
+  ('action_decoder.layer2', 'action_decoder/out', 'H', 'U'),
+)
 
 
 def rows(c: cfg.ModelConfig, layout: str = 'wan') -> list[Row]:
@@ -62,39 +76,31 @@ def wan_rows(c: cfg.ModelConfig, layout: str = 'wan') -> list[Row]:
   """
   if layout not in ('wan', 'diffusers'):
     raise ValueError(f"layout={layout!r} must be 'wan' or 'diffusers'.")
-  table = _ends(c) + _blocks(c) + (_image_embedding(c) if c.image_dim else [])
-  return (
-    table if layout == 'wan' else [row._replace(torch=_diffusers_name(row.torch)) for row in table]
-  )
+  table = _list_ends(c) + _list_blocks(c)
+  if c.image_dim:
+    table += _list_image_embedding(c)
+  if layout == 'wan':
+    return table
+  return [row._replace(torch=_find_diffusers_name(row.torch)) for row in table]
 
 
 def action_rows(c: cfg.ModelConfig) -> list[Row]:
   """Action encoder, state encoder, action decoder, with one matrix per embodiment."""
+  once = functools.partial(Row, sizes=_make_sizes(c))
   table = []
-  for theirs, ours, width_in, width_out in (
-    ('action_encoder.W1', 'action_encoder/action', 'U', 'D'),
-    ('action_encoder.W2', 'action_encoder/mix', 'B', 'D'),
-    ('action_encoder.W3', 'action_encoder/out', 'A', 'D'),
-    ('state_encoder.layer1', 'state_encoder/in', 'X', 'H'),
-    ('state_encoder.layer2', 'state_encoder/out', 'H', 'D'),
-    ('action_decoder.layer1', 'action_decoder/in', 'D', 'H'),
-    ('action_decoder.layer2', 'action_decoder/out', 'H', 'U'),
-  ):
+  for theirs, ours, inputs, outputs in _ACTION_MODULES:
+    matrix = f'E {inputs} {outputs}'
+    bias = f'E {outputs}'
     table += [
-      Row(
-        f'{theirs}.W',
-        f'{ours}/w',
-        f'E {width_in} {width_out} -> E {width_in} {width_out}',
-        _sizes(c),
-      ),
-      Row(f'{theirs}.b', f'{ours}/b', f'E {width_out} -> E {width_out}', _sizes(c)),
+      once(f'{theirs}.W', f'{ours}/w', f'{matrix} -> {matrix}'),
+      once(f'{theirs}.b', f'{ours}/b', f'{bias} -> {bias}'),
     ]
   return table
 
 
-def _ends(c):
+def _list_ends(c: cfg.ModelConfig) -> list[Row]:
   """What stands before and after the blocks."""
-  once = functools.partial(Row, sizes=_sizes(c))
+  once = functools.partial(Row, sizes=_make_sizes(c))
   table = [
     once('patch_embedding.weight', 'patch_embedding/w', 'D Z 1 p q -> p q Z D'),
     once('patch_embedding.bias', 'patch_embedding/b', 'D -> D'),
@@ -114,8 +120,9 @@ def _ends(c):
   return table
 
 
-def _blocks(c):
-  layer = functools.partial(Row, sizes=_sizes(c), layers=c.num_layers)
+def _list_blocks(c: cfg.ModelConfig) -> list[Row]:
+  """The blocks, stacked over layers."""
+  layer = functools.partial(Row, sizes=_make_sizes(c), layers=c.num_layers)
   table = [
     layer('blocks.{}.modulation', 'blocks/modulation', '1 i D -> i D'),
     layer('blocks.{}.norm3.weight', 'blocks/norm3/scale', 'D -> D'),
@@ -125,41 +132,42 @@ def _blocks(c):
     layer('blocks.{}.ffn.2.weight', 'blocks/ffn/out/w', 'D M -> M D'),
     layer('blocks.{}.ffn.2.bias', 'blocks/ffn/out/b', 'D -> D'),
   ]
+  # Module, their name, ours.
   projections = [(module, n, n) for module in ('self_attn', 'cross_attn') for n in 'qkv']
   norms = [(module, n, n) for module in ('self_attn', 'cross_attn') for n in 'qk']
   if c.image_dim:
     projections += [('cross_attn', 'k_img', 'k_image'), ('cross_attn', 'v_img', 'v_image')]
     norms.append(('cross_attn', 'k_img', 'k_image'))
+
   for module, theirs, ours in projections:
+    name = f'blocks.{{}}.{module}.{theirs}'
+    path = f'blocks/{module}/{ours}'
     table += [
-      layer(
-        f'blocks.{{}}.{module}.{theirs}.weight', f'blocks/{module}/{ours}/w', '(N K) D -> D N K'
-      ),
-      layer(f'blocks.{{}}.{module}.{theirs}.bias', f'blocks/{module}/{ours}/b', '(N K) -> N K'),
+      layer(f'{name}.weight', f'{path}/w', '(N K) D -> D N K'),
+      layer(f'{name}.bias', f'{path}/b', '(N K) -> N K'),
     ]
-  table += [
-    layer(
-      f'blocks.{{}}.{module}.norm_{theirs}.weight',
-      f'blocks/{module}/norm_{ours}/scale',
-      '(N K) -> N K',
-    )
-    for module, theirs, ours in norms
-  ]
+  for module, theirs, ours in norms:
+    name = f'blocks.{{}}.{module}.norm_{theirs}'
+    path = f'blocks/{module}/norm_{ours}'
+    table.append(layer(f'{name}.weight', f'{path}/scale', '(N K) -> N K'))
   for module in ('self_attn', 'cross_attn'):
+    name = f'blocks.{{}}.{module}.o'
+    path = f'blocks/{module}/o'
     table += [
-      layer(f'blocks.{{}}.{module}.o.weight', f'blocks/{module}/o/w', 'D (N K) -> N K D'),
-      layer(f'blocks.{{}}.{module}.o.bias', f'blocks/{module}/o/b', 'D -> D'),
+      layer(f'{name}.weight', f'{path}/w', 'D (N K) -> N K D'),
+      layer(f'{name}.bias', f'{path}/b', 'D -> D'),
     ]
   return table
 
 
-def _image_embedding(c):
-  once = functools.partial(Row, sizes=_sizes(c))
+def _list_image_embedding(c: cfg.ModelConfig) -> list[Row]:
+  """What brings CLIP's tokens to the width of the transformer."""
+  once = functools.partial(Row, sizes=_make_sizes(c))
   return [
-    once(f'img_emb.proj.{i}.{theirs}', f'image_embedding/{name}/{ours}', f'{width} -> {width}')
-    for i, name, width in ((0, 'norm_in', 'I'), (4, 'norm_out', 'D'))
-    for theirs, ours in (('weight', 'scale'), ('bias', 'bias'))
-  ] + [
+    once('img_emb.proj.0.weight', 'image_embedding/norm_in/scale', 'I -> I'),
+    once('img_emb.proj.0.bias', 'image_embedding/norm_in/bias', 'I -> I'),
+    once('img_emb.proj.4.weight', 'image_embedding/norm_out/scale', 'D -> D'),
+    once('img_emb.proj.4.bias', 'image_embedding/norm_out/bias', 'D -> D'),
     once('img_emb.proj.1.weight', 'image_embedding/in/w', 'J I -> I J'),
     once('img_emb.proj.1.bias', 'image_embedding/in/b', 'I -> I'),
     once('img_emb.proj.3.weight', 'image_embedding/out/w', 'D I -> I D'),
@@ -167,35 +175,35 @@ def _image_embedding(c):
   ]
 
 
-def _sizes(c):
-  """Of the letters of the layouts; where a width comes twice in one, A, B = 2 D and J are the
-  second.
-  """
-  return dict(
-    D=c.dim,
-    A=c.dim,
-    B=2 * c.dim,
-    M=c.mlp_dim,
-    N=c.num_heads,
-    K=c.head_dim,
-    p=c.patch,
-    q=c.patch,
-    i=6,
-    T=c.text.dim,
-    S=c.freq_dim,
-    I=c.image_dim,
-    J=c.image_dim,
-    C=c.tokenizer.channels,
-    Z=c.in_channels,
-    E=c.num_embodiments,
-    U=c.action_dim,
-    X=c.proprio_dim,
-    H=c.action_hidden,
-    two=2,
-  )
+def _make_sizes(c: cfg.ModelConfig) -> dict[str, int]:
+  """The sizes of the letters of the layouts."""
+  return {
+    'D': c.dim,
+    'M': c.mlp_dim,
+    'N': c.num_heads,
+    'K': c.head_dim,
+    'p': c.patch,
+    'q': c.patch,
+    'i': 6,  # Shift, scale and gate, before attention and before the MLP.
+    'two': 2,  # Shift and scale.
+    'T': c.text.dim,
+    'S': c.freq_dim,
+    'I': c.image_dim,
+    'C': c.tokenizer.channels,
+    'Z': c.in_channels,
+    'E': c.num_embodiments,
+    'U': c.action_dim,
+    'X': c.proprio_dim,
+    'H': c.action_hidden,
+    # A letter stands once in a layout, so that a width that comes twice needs another.
+    'A': c.dim,
+    'B': 2 * c.dim,
+    'J': c.image_dim,
+  }
 
 
-def _diffusers_name(torch):
+def _find_diffusers_name(torch: str) -> str:
+  """The Diffusers name of a weight with the Wan name `torch`."""
   if torch in DIFFUSERS:
     return DIFFUSERS[torch]
   module, _, leaf = torch.rpartition('.')

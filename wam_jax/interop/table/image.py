@@ -17,7 +17,8 @@ from wam_jax import config as cfg
 from wam_jax.interop.table.rows import Row
 
 _LAYOUTS = ('wan', 'diffusers')
-_WEIGHTS = (  # Our path, layout, names ('' where the layout has none).
+# Our path, layout, and the names in both ('' where one has none).
+_WEIGHTS = (
   ('cls_embedding', '1 1 D -> D', 'visual.cls_embedding', ''),
   ('cls_embedding', 'D -> D', '', 'vision_model.embeddings.class_embedding'),
   ('pos_embedding', '1 T D -> T D', 'visual.pos_embedding', ''),
@@ -66,26 +67,27 @@ def rows(c: cfg.ImageConfig, layout: str) -> list[Row]:
   `fuse`.
 
   Args:
+    c: the sizes of the tower.
     layout: 'wan' or 'diffusers'.
   """
   column = _LAYOUTS.index(layout)
-  sizes = dict(
-    D=c.dim,
-    T=c.tokens,
-    C=3,
-    p=c.patch,
-    q=c.patch,
-    O=c.out_dim,
-    M=c.mlp_ratio * c.dim,
-    N=c.heads,
-    K=c.dim // c.heads,
-    i=3,
-  )
-  table = [
-    Row(names[column], path, change, sizes)
-    for path, change, *names in _WEIGHTS
-    if names[column] and (path != 'projection/head' or c.out_dim)
-  ]
+  sizes = {
+    'D': c.dim,
+    'T': c.tokens,
+    'C': 3,
+    'p': c.patch,
+    'q': c.patch,
+    'O': c.out_dim,
+    'M': c.mlp_ratio * c.dim,
+    'N': c.heads,
+    'K': c.dim // c.heads,
+    'i': 3,  # Query, key and value.
+  }
+  table = []
+  for path, change, *names in _WEIGHTS:
+    has_name = names[column] and (path != 'projection/head' or c.out_dim)
+    if has_name:
+      table.append(Row(names[column], path, change, sizes))
   for path, change, *names in _BLOCK_WEIGHTS:
     name = _BLOCKS[column] + names[column]
     table += [
@@ -99,38 +101,33 @@ def parts(name: str) -> list[str]:
   """Tensors of a Diffusers directory that, joined along their first axis, are the weight that a row
   names.
   """
-  return (
-    [name.replace('.qkv_proj.', f'.{part}_proj.') for part in 'qkv']
-    if '.qkv_proj.' in name
-    else [name]
-  )
+  if '.qkv_proj.' not in name:
+    return [name]
+  return [name.replace('.qkv_proj.', f'.{part}_proj.') for part in 'qkv']
 
 
 def fuse(table: Iterable[Row], weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """A transformers state dict with the names of `table`; incomplete parts and what no row names
   stay as they are.
   """
-  joined = {name: parts(name) for row in table for name in row.names}
-  joined = {
-    name: names
-    for name, names in joined.items()
-    if len(names) > 1 and all(n in weights for n in names)
-  }
-  used = {part for names in joined.values() for part in names}
-  return {name: w for name, w in weights.items() if name not in used} | {
-    name: np.concatenate([weights[part] for part in names]) for name, names in joined.items()
-  }
+  joined = {}
+  used: set[str] = set()
+  for row in table:
+    for name in row.names:
+      pieces = parts(name)
+      if len(pieces) > 1 and all(piece in weights for piece in pieces):
+        joined[name] = np.concatenate([weights[piece] for piece in pieces])
+        used.update(pieces)
+  return {name: w for name, w in weights.items() if name not in used} | joined
 
 
 def split(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """A transformers state dict from one with the names of the rows; inverse of `fuse`."""
-  return {
-    part: piece
-    for name, w in weights.items()
-    for part, piece in zip(
-      parts(name), np.split(w, 3) if '.qkv_proj.' in name else [w], strict=True
-    )
-  }
+  pieces = {}
+  for name, w in weights.items():
+    names = parts(name)
+    pieces |= zip(names, np.split(w, len(names)), strict=True)
+  return pieces
 
 
 def complete(params: Mapping[str, Any], c: cfg.ImageConfig) -> dict[str, Any]:

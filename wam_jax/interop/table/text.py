@@ -15,7 +15,8 @@ from wam_jax.interop.table.rows import Row
 TIED = {'encoder.embed_tokens.weight': 'shared.weight'}
 
 _LAYOUTS = ('wan', 'diffusers')
-_WEIGHTS = (  # Our path, layout, names; the names of blocks follow _BLOCKS.
+# Our path, layout, and the names in both; the names of blocks follow _BLOCKS.
+_WEIGHTS = (
   ('table', 'V D -> V D', 'token_embedding.weight', 'shared.weight'),
   ('norm/scale', 'D -> D', 'norm.weight', 'encoder.final_layer_norm.weight'),
   ('blocks/norm1/scale', 'D -> D', 'norm1.weight', 'layer.0.layer_norm.weight'),
@@ -47,18 +48,26 @@ def rows(c: cfg.TextConfig, layout: str, shared_bias: bool = False) -> list[Row]
   """One row per weight of `UMT5Encoder`.
 
   Args:
+    c: the sizes of the encoder.
     layout: 'wan' or 'diffusers'.
-    shared_bias: one bias table for all layers (in the layout 'diffusers', the names of
-      transformers' T5).
+    shared_bias: whether all layers have one bias table (in the layout 'diffusers', with the names
+      of transformers' T5).
   """
   column = _LAYOUTS.index(layout)
-  sizes = dict(
-    V=c.vocab, D=c.dim, N=c.heads, K=c.attention_dim // c.heads, M=c.mlp_dim, R=c.buckets
-  )
+  sizes = {
+    'V': c.vocab,
+    'D': c.dim,
+    'N': c.heads,
+    'K': c.attention_dim // c.heads,
+    'M': c.mlp_dim,
+    'R': c.buckets,
+  }
+  bias = _SHARED_BIAS if shared_bias else _BIAS
   table = []
-  for path, change, *names in (*_WEIGHTS, _SHARED_BIAS if shared_bias else _BIAS):
-    in_block = path.startswith('blocks/')
-    table.append(
-      Row(_BLOCKS[column] * in_block + names[column], path, change, sizes, c.layers * in_block)
-    )
+  for path, change, *names in (*_WEIGHTS, bias):
+    name = names[column]
+    if path.startswith('blocks/'):
+      table.append(Row(_BLOCKS[column] + name, path, change, sizes, c.layers))
+    else:
+      table.append(Row(name, path, change, sizes))
   return table

@@ -5,6 +5,8 @@ standard deviation of the latents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from wam_jax import config as cfg
 from wam_jax.interop.table.rows import Row
 from wam_jax.models import vae_network
@@ -46,103 +48,154 @@ def rows(c: cfg.TokenizerConfig, layout: str) -> list[Row]:
   """One row per weight of `WanVAE.params`.
 
   Args:
-    layout: of the PyTorch names, 'wan' or 'diffusers'.
+    c: the sizes of the VAE.
+    layout: whose names the PyTorch weights have, 'wan' or 'diffusers'.
   """
-  word, Z, pixels = LAYOUTS[layout], c.channels, 3 * vae_network.patch(c) ** 2
+  words = LAYOUTS[layout]
+  channels = c.channels
   table = [
-    *_conv(word['moments'], 'encoder/moments', 2 * Z, 2 * Z, (1, 1, 1)),
-    *_conv(word['latents'], 'decoder/latents', Z, Z, (1, 1, 1)),
+    *_list_conv(words['moments'], 'encoder/moments', 2 * channels, 2 * channels, (1, 1, 1)),
+    *_list_conv(words['latents'], 'decoder/latents', channels, channels, (1, 1, 1)),
   ]
-  for side, stages, inputs, outputs in (
-    ('encoder', vae_network.encoder_stages(c), pixels, 2 * Z),
-    ('decoder', vae_network.decoder_stages(c), Z, pixels),
-  ):
-    top, bottom = stages[0].inputs, stages[-1].features
-    table += [
-      *_conv(f'{side}.{word["in"]}', f'{side}/in', inputs, top, (3, 3, 3)),
-      _norm(f'{side}.{word["norm"]}', f'{side}/norm', bottom),
-      *_conv(f'{side}.{word["out"]}', f'{side}/out', bottom, outputs, (3, 3, 3)),
-      *_middle(side, bottom if side == 'encoder' else top, word),
-    ]
-    for i, stage in enumerate(stages):
-      names = _stage_names(c, layout, side, i, stage.blocks)
-      for j, name in enumerate(names[:-1]):
-        table += _block(
-          name,
-          f'{side}/stages_{i}/blocks_{j}',
-          stage.features if j else stage.inputs,
-          stage.features,
-          word,
-        )
-      if stage.resampled:
-        table += _resample(names[-1], f'{side}/stages_{i}/resample', side, stage)
+  pixels = 3 * vae_network.patch(c) ** 2
+  encoder = vae_network.encoder_stages(c)
+  table += _list_ends(words, 'encoder', encoder, inputs=pixels, outputs=2 * channels)
+  # The middle is where the features are smallest in time and space.
+  table += _list_middle(words, 'encoder', encoder[-1].features)
+  table += _list_stages(c, layout, 'encoder', encoder)
+  decoder = vae_network.decoder_stages(c)
+  table += _list_ends(words, 'decoder', decoder, inputs=channels, outputs=pixels)
+  table += _list_middle(words, 'decoder', decoder[0].inputs)
+  table += _list_stages(c, layout, 'decoder', decoder)
   return table
 
 
-def _stage_names(c, layout, side, stage, blocks):
-  """Names of the residual blocks of a stage, then of its resampling."""
-  way = 'down' if side == 'encoder' else 'up'
-  flat = [stage * (blocks + 1) + j for j in range(blocks + 1)]
-  if layout == 'wan' and c.kind == 'wan2_1':
-    return [f'{side}.{way}samples.{n}' for n in flat]
-  if layout == 'wan':
-    return [f'{side}.{way}samples.{stage}.{way}samples.{j}' for j in range(blocks + 1)]
-  if c.kind == 'wan2_1' and side == 'encoder':
-    return [f'encoder.down_blocks.{n}' for n in flat]
-  resample = f'{way}sampler' if c.kind == 'wan2_2' else 'upsamplers.0'
+def _list_ends(
+  words: Mapping[str, str],
+  side: str,
+  stages: Sequence[vae_network.Stage],
+  inputs: int,
+  outputs: int,
+) -> list[Row]:
+  """What stands before and after the stages of one side."""
+  top = stages[0].inputs
+  bottom = stages[-1].features
   return [
-    f'{side}.{way}_blocks.{stage}.{name}'
-    for name in [*(f'resnets.{j}' for j in range(blocks)), resample]
+    *_list_conv(f'{side}.{words["in"]}', f'{side}/in', inputs, top, (3, 3, 3)),
+    _make_norm(f'{side}.{words["norm"]}', f'{side}/norm', bottom),
+    *_list_conv(f'{side}.{words["out"]}', f'{side}/out', bottom, outputs, (3, 3, 3)),
   ]
 
 
-def _middle(side, width, word):
-  name = f'{side}.{word["attention"]}'
+def _list_middle(words: Mapping[str, str], side: str, width: int) -> list[Row]:
+  """Attention within a frame, between two blocks; its kernels have no axis of time."""
+  name = f'{side}.{words["attention"]}'
+  path = f'{side}/middle/attention'
   table = [
-    _norm(f'{name}.norm', f'{side}/middle/attention/norm', width, '1 1'),
-    *_conv(f'{name}.to_qkv', f'{side}/middle/attention/qkv', width, 3 * width, (1, 1, 1), '1 1'),
-    *_conv(f'{name}.proj', f'{side}/middle/attention/out', width, width, (1, 1, 1), '1 1'),
+    _make_norm(f'{name}.norm', f'{path}/norm', width, ones='1 1'),
+    *_list_conv(f'{name}.to_qkv', f'{path}/qkv', width, 3 * width, (1, 1, 1), axes='1 1'),
+    *_list_conv(f'{name}.proj', f'{path}/out', width, width, (1, 1, 1), axes='1 1'),
   ]
   for block in ('block_in', 'block_out'):
-    table += _block(f'{side}.{word[block]}', f'{side}/middle/{block}', width, width, word)
+    table += _list_block(words, f'{side}.{words[block]}', f'{side}/middle/{block}', width, width)
   return table
 
 
-def _block(torch, path, inputs, features, word):
+def _list_stages(
+  c: cfg.TokenizerConfig, layout: str, side: str, stages: Sequence[vae_network.Stage]
+) -> list[Row]:
+  """The residual blocks of each stage and its resampling."""
+  table = []
+  for i, stage in enumerate(stages):
+    *blocks, resample = _name_stage(c, layout, side, i, stage.blocks)
+    inputs = stage.inputs
+    for j, name in enumerate(blocks):
+      path = f'{side}/stages_{i}/blocks_{j}'
+      table += _list_block(LAYOUTS[layout], name, path, inputs, stage.features)
+      inputs = stage.features
+    if stage.resampled:
+      table += _list_resample(resample, f'{side}/stages_{i}/resample', side, stage)
+  return table
+
+
+def _name_stage(
+  c: cfg.TokenizerConfig, layout: str, side: str, stage: int, blocks: int
+) -> list[str]:
+  """Names of the residual blocks of a stage, then of its resampling.
+
+  Wan2.1 counts the modules of all stages in one list, the others within each stage.
+  """
+  way = 'down' if side == 'encoder' else 'up'
+  within = range(blocks + 1)
+  through = [stage * (blocks + 1) + j for j in within]
+  if layout == 'wan':
+    if c.kind == 'wan2_1':
+      return [f'{side}.{way}samples.{n}' for n in through]
+    return [f'{side}.{way}samples.{stage}.{way}samples.{j}' for j in within]
+  if c.kind == 'wan2_1' and side == 'encoder':
+    return [f'encoder.down_blocks.{n}' for n in through]
+  prefix = f'{side}.{way}_blocks.{stage}'
+  resample = f'{way}sampler' if c.kind == 'wan2_2' else 'upsamplers.0'
+  return [*(f'{prefix}.resnets.{j}' for j in range(blocks)), f'{prefix}.{resample}']
+
+
+def _list_block(
+  words: Mapping[str, str], torch: str, path: str, inputs: int, features: int
+) -> list[Row]:
+  """A residual block; with a shortcut where the number of features changes."""
   table = [
-    _norm(f'{torch}.{word["norm1"]}', f'{path}/norm1', inputs),
-    *_conv(f'{torch}.{word["conv1"]}', f'{path}/conv1', inputs, features, (3, 3, 3)),
-    _norm(f'{torch}.{word["norm2"]}', f'{path}/norm2', features),
-    *_conv(f'{torch}.{word["conv2"]}', f'{path}/conv2', features, features, (3, 3, 3)),
+    _make_norm(f'{torch}.{words["norm1"]}', f'{path}/norm1', inputs),
+    *_list_conv(f'{torch}.{words["conv1"]}', f'{path}/conv1', inputs, features, (3, 3, 3)),
+    _make_norm(f'{torch}.{words["norm2"]}', f'{path}/norm2', features),
+    *_list_conv(f'{torch}.{words["conv2"]}', f'{path}/conv2', features, features, (3, 3, 3)),
   ]
   if inputs != features:
-    table += _conv(f'{torch}.{word["shortcut"]}', f'{path}/shortcut', inputs, features, (1, 1, 1))
+    name = f'{torch}.{words["shortcut"]}'
+    table += _list_conv(name, f'{path}/shortcut', inputs, features, (1, 1, 1))
   return table
 
 
-def _resample(torch, path, side, stage):
+def _list_resample(torch: str, path: str, side: str, stage: vae_network.Stage) -> list[Row]:
+  """Half or twice the size in space, and in time where the stage changes that."""
   width = stage.features
-  table = _conv(f'{torch}.resample.1', f'{path}/space', width, stage.resampled, (1, 3, 3), 'h w')
+  table = _list_conv(
+    f'{torch}.resample.1', f'{path}/space', width, stage.resampled, (1, 3, 3), axes='h w'
+  )
   if stage.time:
-    table += _conv(
-      f'{torch}.time_conv',
-      f'{path}/time',
-      width,
-      width if side == 'encoder' else 2 * width,
-      (3, 1, 1),
-    )
+    # The decoder makes two frames of one, side by side in the features.
+    outputs = width if side == 'encoder' else 2 * width
+    table += _list_conv(f'{torch}.time_conv', f'{path}/time', width, outputs, (3, 1, 1))
   return table
 
 
-def _conv(torch, path, inputs, outputs, kernel, axes='t h w'):
-  """`axes`: of the PyTorch kernel after its channels; an axis of size 1 it lacks is one of ours."""
-  ours = ' '.join(axis if axis in axes.split() else '1' for axis in ['t', 'h', 'w'])
-  sizes = dict(o=outputs, i=inputs) | dict(zip('thw', kernel))
+def _list_conv(
+  torch: str,
+  path: str,
+  inputs: int,
+  outputs: int,
+  kernel: tuple[int, int, int],
+  *,
+  axes: str = 't h w',
+) -> list[Row]:
+  """Kernel and bias of a convolution.
+
+  Args:
+    torch: its PyTorch name.
+    path: ours.
+    inputs: the features that go in.
+    outputs: the features that come out.
+    kernel: the sizes of our kernel in time, rows and columns.
+    axes: the axes of the PyTorch kernel after its channels; one that it lacks has size 1 in ours.
+  """
+  ours = [axis if axis in axes.split() else '1' for axis in ('t', 'h', 'w')]
+  time, rows, columns = kernel
+  sizes = {'o': outputs, 'i': inputs, 't': time, 'h': rows, 'w': columns}
   return [
-    Row(f'{torch}.weight', f'{path}/w', f'o i {axes} -> {ours} i o', sizes),
+    Row(f'{torch}.weight', f'{path}/w', f'o i {axes} -> {" ".join(ours)} i o', sizes),
     Row(f'{torch}.bias', f'{path}/b', 'o -> o', sizes),
   ]
 
 
-def _norm(torch, path, width, ones='1 1 1'):
-  return Row(f'{torch}.gamma', f'{path}/scale', f'c {ones} -> c', dict(c=width))
+def _make_norm(torch: str, path: str, width: int, ones: str = '1 1 1') -> Row:
+  """The scale of a norm; in PyTorch it has axes of size 1 for what it is multiplied with."""
+  return Row(f'{torch}.gamma', f'{path}/scale', f'c {ones} -> c', {'c': width})
