@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import pathlib
 import struct
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -66,110 +66,128 @@ def random_weights(
 ) -> dict[str, dict[str, Any]]:
   """Weights by part, under the names of the tables."""
   rng = np.random.default_rng(seed)
-  draw = lambda shape: np.asarray(rng.standard_normal(shape, np.float32)).astype(dtype)
-  return {
-    part: {name: draw(row.torch_shape) for row in table for name in row.names}
-    for part, table in foreign.make_tables(model, layout).items()
-  }
+  weights: dict[str, dict[str, Any]] = {}
+  for part, table in foreign.make_tables(model, layout).items():
+    weights[part] = {}
+    for row in table:
+      for name in row.names:
+        w = rng.standard_normal(row.torch_shape, np.float32)
+        weights[part][name] = np.asarray(w).astype(dtype)
+  return weights
 
 
 def prefixed(weights: dict[str, dict[str, Any]]) -> dict[str, Any]:
   """The state dict of an official checkpoint."""
-  return {
-    dreamzero_layout.PREFIXES[part] + name: w
-    for part, of_part in weights.items()
-    for name, w in of_part.items()
-  }
+  return dreamzero_layout.join_parts(weights)
 
 
 def save(path: pathlib.Path, weights: dict[str, Any], stem: str, shards: int = 1) -> None:
   """`weights` as the safetensors library writes them."""
   path.mkdir(parents=True, exist_ok=True)
   if shards == 1:
-    safetensors.numpy.save_file(weights, path / f'{stem}.safetensors', metadata={'format': 'pt'})
+    _save_file(path / f'{stem}.safetensors', weights)
     return
+  shard_of = {}
   names = list(weights)
-  files = {
-    f'{stem}-{i + 1:05d}-of-{shards:05d}.safetensors': names[i::shards] for i in range(shards)
-  }
-  for file, held in files.items():
-    safetensors.numpy.save_file(
-      {name: weights[name] for name in held}, path / file, metadata={'format': 'pt'}
-    )
-  (path / f'{stem}.safetensors.index.json').write_text(
-    json.dumps(
-      {'metadata': {}, 'weight_map': {name: file for file, held in files.items() for name in held}}
-    )
-  )
+  for i in range(shards):
+    file = f'{stem}-{i + 1:05d}-of-{shards:05d}.safetensors'
+    held = names[i::shards]
+    _save_file(path / file, {name: weights[name] for name in held})
+    shard_of |= dict.fromkeys(held, file)
+  index = {'metadata': {}, 'weight_map': shard_of}
+  (path / f'{stem}.safetensors.index.json').write_text(json.dumps(index))
+
+
+def _save_file(path: pathlib.Path, weights: dict[str, Any]) -> None:
+  safetensors.numpy.save_file(weights, path, metadata={'format': 'pt'})
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
   """Every array of the safetensors files in a directory, as that library reads them."""
-  return {
-    name: w
-    for file in sorted(path.glob('*.safetensors'))
-    for name, w in safetensors.numpy.load_file(file).items()
-  }
+  weights = {}
+  for file in sorted(path.glob('*.safetensors')):
+    weights |= safetensors.numpy.load_file(file)
+  return weights
 
 
 def head(model: cfg.ModelConfig) -> dict[str, Any]:
   """config.json as the official training script writes it: few sizes are said, the rest are the
   class's.
   """
+  settings = {
+    'num_frames': 33,
+    'hidden_size': 64,
+    'lora_rank': 4,
+    'lora_alpha': 8,
+    'train_architecture': 'lora',
+    'skip_component_loading': True,
+    'diffusion_model_cfg': {
+      'model_type': 'i2v' if model.image_condition else 'ti2v',
+      'dim': model.dim,
+      'in_dim': model.in_channels,
+      'ffn_dim': model.mlp_dim,
+      'out_dim': model.tokenizer.channels,
+      'freq_dim': model.freq_dim,
+      'eps': 1e-6,
+      'num_heads': model.num_heads,
+      'num_layers': model.num_layers,
+      'max_chunk_size': 4,
+      'frame_seqlen': 880,
+      'text_len': model.text.length,
+      'num_frame_per_block': 2,
+      'num_action_per_block': 24,
+      'num_state_per_block': 1,
+      'concat_first_frame_latent': model.image_condition,
+      'diffusion_model_pretrained_path': '/elsewhere/Wan2.1-I2V-14B-480P',
+    },
+    'text_encoder_cfg': {'text_encoder_pretrained_path': None},
+    'image_encoder_cfg': {},
+    'vae_cfg': {'z_dim': model.tokenizer.channels, 'vae_pretrained_path': None},
+  }
+  if model.tokenizer.resize:
+    settings |= {'target_video_height': 160, 'target_video_width': 320}
   return {
     'model_type': 'vla',
     'hidden_size': 0,
     'action_horizon': 24,
     'action_dim': model.action_dim,
     'backbone_cfg': {'_target_': 'IdentityBackbone'},
-    'action_head_cfg': {
-      '_target_': 'WANPolicyHead',
-      'config': {
-        'num_frames': 33,
-        'hidden_size': 64,
-        'lora_rank': 4,
-        'lora_alpha': 8,
-        'train_architecture': 'lora',
-        'skip_component_loading': True,
-        **(
-          {'target_video_height': 160, 'target_video_width': 320} if model.tokenizer.resize else {}
-        ),
-        'diffusion_model_cfg': {
-          'model_type': 'i2v' if model.image_condition else 'ti2v',
-          'dim': model.dim,
-          'in_dim': model.in_channels,
-          'ffn_dim': model.mlp_dim,
-          'out_dim': model.tokenizer.channels,
-          'freq_dim': model.freq_dim,
-          'eps': 1e-6,
-          'num_heads': model.num_heads,
-          'num_layers': model.num_layers,
-          'max_chunk_size': 4,
-          'frame_seqlen': 880,
-          'text_len': model.text.length,
-          'num_frame_per_block': 2,
-          'num_action_per_block': 24,
-          'num_state_per_block': 1,
-          'concat_first_frame_latent': model.image_condition,
-          'diffusion_model_pretrained_path': '/elsewhere/Wan2.1-I2V-14B-480P',
-        },
-        'text_encoder_cfg': {'text_encoder_pretrained_path': None},
-        'image_encoder_cfg': {},
-        'vae_cfg': {'z_dim': model.tokenizer.channels, 'vae_pretrained_path': None},
-      },
-    },
+    'action_head_cfg': {'_target_': 'WANPolicyHead', 'config': settings},
   }
+
+
+VIEWS = ('exterior_image_1_left', 'exterior_image_2_left', 'wrist_image_left')
+WIDTHS = {'joint_position': 7, 'gripper_position': 1}  # Of the state, and of the action.
+
+
+def make_step(name: str, **settings: Any) -> dict[str, Any]:
+  """One step of a transform in conf.yaml."""
+  return {'_target_': f'groot.vla.data.transform.{name}', **settings}
 
 
 def conf(size: tuple[int, int] = (176, 320)) -> dict[str, Any]:
   """conf.yaml of a DROID run, with references as people write them by hand."""
-  views = [
-    f'video.{name}'
-    for name in ('exterior_image_1_left', 'exterior_image_2_left', 'wrist_image_left')
+  views = [f'video.{name}' for name in VIEWS]
+  state = [f'state.{name}' for name in WIDTHS]
+  action = [f'action.{name}' for name in WIDTHS]
+  steps = [
+    make_step('VideoToTensor', apply_to=views),
+    make_step('VideoCrop', apply_to=views, scale=0.95),
+    make_step('VideoResize', apply_to=views, height='${height}', width=size[1]),
+    make_step(
+      'StateActionTransform', apply_to=state, normalization_modes=dict.fromkeys(state, 'q99')
+    ),
+    make_step(
+      'StateActionTransform', apply_to=action, normalization_modes=dict.fromkeys(action, 'q99')
+    ),
+    make_step(
+      'ConcatTransform',
+      video_concat_order=views,
+      state_concat_order=state,
+      action_concat_order=action,
+    ),
   ]
-  parts = ('joint_position', 'gripper_position')
-  state, action = ([f'{kind}.{name}' for name in parts] for kind in ('state', 'action'))
-  transform = lambda name, **more: {'_target_': f'groot.vla.data.transform.{name}', **more}
+  language = {'modality_keys': ['annotation.language.language_instruction']}
   return {
     'height': size[0],
     'model': {'_target_': 'groot.vla.model.dreamzero.base_vla.VLA.from_pretrained'},
@@ -179,71 +197,41 @@ def conf(size: tuple[int, int] = (176, 320)) -> dict[str, Any]:
     'relative_action_keys': ['joint_position'],
     'relative_action_per_horizon': False,
     'pretrained_model_path': None,
-    'modality_configs': {
-      'oxe_droid': {'language': {'modality_keys': ['annotation.language.language_instruction']}}
-    },
-    'transforms': {
-      'oxe_droid': transform(
-        'ComposedModalityTransform',
-        transforms=[
-          transform('VideoToTensor', apply_to=views),
-          transform('VideoCrop', apply_to=views, scale=0.95),
-          transform('VideoResize', apply_to=views, height='${height}', width=size[1]),
-          transform(
-            'StateActionTransform',
-            apply_to=state,
-            normalization_modes=dict.fromkeys(state, 'q99'),
-          ),
-          transform(
-            'StateActionTransform',
-            apply_to=action,
-            normalization_modes=dict.fromkeys(action, 'q99'),
-          ),
-          transform(
-            'ConcatTransform',
-            video_concat_order=views,
-            state_concat_order=state,
-            action_concat_order=action,
-          ),
-        ],
-      )
-    },
+    'modality_configs': {'oxe_droid': {'language': language}},
+    'transforms': {'oxe_droid': make_step('ComposedModalityTransform', transforms=steps)},
   }
 
 
 def metadata() -> dict[str, Any]:
   """metadata.json of a DROID run."""
   rng = np.random.default_rng(7)
-  widths = {'joint_position': 7, 'gripper_position': 1}
-
-  def numbers(width):
-    order = ('min', 'q01', 'mean', 'std', 'q99', 'max')
-    return dict(
-      zip(order, np.sort(rng.standard_normal((6, width)).astype(np.float32), axis=0).tolist())
-    )
-
+  camera = {'resolution': [320, 180], 'channels': 3, 'fps': 15.0}
+  statistics: dict[str, Any] = {}
+  modalities: dict[str, Any] = {'video': {name: dict(camera) for name in VIEWS}}
+  for kind in ('state', 'action'):
+    statistics[kind] = {}
+    modalities[kind] = {}
+    for name, width in WIDTHS.items():
+      statistics[kind][name] = _draw_statistics(rng, width)
+      modalities[kind][name] = {
+        'absolute': True,
+        'rotation_type': None,
+        'shape': [width],
+        'continuous': True,
+      }
   return {
     'oxe_droid': {
-      'statistics': {
-        kind: {name: numbers(width) for name, width in widths.items()}
-        for kind in ('state', 'action')
-      },
-      'modalities': {
-        'video': {
-          name: {'resolution': [320, 180], 'channels': 3, 'fps': 15.0}
-          for name in ('exterior_image_1_left', 'exterior_image_2_left', 'wrist_image_left')
-        },
-        **{
-          kind: {
-            name: {'absolute': True, 'rotation_type': None, 'shape': [width], 'continuous': True}
-            for name, width in widths.items()
-          }
-          for kind in ('state', 'action')
-        },
-      },
+      'statistics': statistics,
+      'modalities': modalities,
       'embodiment_tag': 'oxe_droid',
     }
   }
+
+
+def _draw_statistics(rng: np.random.Generator, width: int) -> dict[str, list[float]]:
+  """Random numbers, of each dimension in the order that they must have."""
+  numbers = np.sort(rng.standard_normal((6, width)).astype(np.float32), axis=0)
+  return dict(zip(('min', 'q01', 'mean', 'std', 'q99', 'max'), numbers.tolist(), strict=True))
 
 
 def write_experiment(
@@ -261,11 +249,19 @@ def write_dreamzero(
   shards: int = 1,
 ) -> dict[str, Any]:
   """An official directory; returns its state dict."""
-  weights = prefixed(random_weights(model, 'dreamzero')) if weights is None else weights
+  if weights is None:
+    weights = prefixed(random_weights(model, 'dreamzero'))
   save(path, weights, 'model', shards)
   (path / 'config.json').write_text(json.dumps(head(model)))
-  write_experiment(path, conf((160, 320) if model.tokenizer.resize else (176, 320)), metadata())
+  size = (160, 320) if model.tokenizer.resize else (176, 320)
+  write_experiment(path, conf(size), metadata())
   return weights
+
+
+DIT = 'action_head.model.'
+WRAPPED = 'action_head.model.base_model.model.'  # What peft makes of it.
+# What the official training adapts, in every block.
+_ADAPTED = ('_attn.q', '_attn.k', '_attn.v', '_attn.o', 'ffn.0', 'ffn.2')
 
 
 def adapted(
@@ -273,49 +269,40 @@ def adapted(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
   """(adapters of an official checkpoint, the keys of its DiT as peft names them, the weights merged
   with scale 2).
+
+  Args:
+    weights: its state dict.
+    rank: the rank of the adapters.
+    base_layer: whether peft names what an adapter changes, as its newer versions do.
+    default: what it puts after lora_A and lora_B; '' where it saved them itself.
   """
   rng = np.random.default_rng(3)
-  adapters, wrapped, merged = {}, {}, copy.copy(weights)
+  adapters = {}
+  wrapped = {}
+  merged = dict(weights)
   for name, w in weights.items():
-    inner = name.replace('action_head.model.', 'action_head.model.base_model.model.')
-    stem = inner.removesuffix('.weight')
-    target = (
-      name.endswith('.weight')
-      and w.ndim == 2
-      and stem.endswith(('_attn.q', '_attn.k', '_attn.v', '_attn.o', 'ffn.0', 'ffn.2'))
-      and '.blocks.' in stem
-      and '.model.' in stem
-    )
-    target = target and name.startswith('action_head.model.')
-    layered = target or (
-      name.endswith('.bias')
-      and name.replace('.bias', '.weight') in weights
-      and base_layer
-      and name.startswith('action_head.model.blocks')
-      and ('attn' in name or 'ffn' in name)
-    )
-    wrapped[
-      f'{inner.rpartition(".")[0]}.base_layer.{inner.rpartition(".")[2]}'
-      if base_layer and layered
-      else inner
-    ] = w
-    if target:
-      down, up = (
-        rng.standard_normal(shape, np.float32) for shape in ((rank, w.shape[1]), (w.shape[0], rank))
-      )
-      adapters |= {f'{stem}.lora_A{default}.weight': down, f'{stem}.lora_B{default}.weight': up}
+    module, _, leaf = name.rpartition('.')
+    inner = module.replace(DIT, WRAPPED)
+    is_adapted = module.startswith(f'{DIT}blocks.') and module.endswith(_ADAPTED)
+    if is_adapted and base_layer:
+      wrapped[f'{inner}.base_layer.{leaf}'] = w
+    else:
+      wrapped[name.replace(DIT, WRAPPED)] = w
+    if is_adapted and leaf == 'weight':
+      down = rng.standard_normal((rank, w.shape[1]), np.float32)
+      up = rng.standard_normal((w.shape[0], rank), np.float32)
+      adapters[f'{inner}.lora_A{default}.weight'] = down
+      adapters[f'{inner}.lora_B{default}.weight'] = up
       merged[name] = (w.astype(np.float32) + np.float32(2) * (up @ down)).astype(w.dtype)
   return adapters, wrapped, merged
 
 
 def trained_only(weights: dict[str, Any], adapters: dict[str, Any]) -> dict[str, Any]:
-  """What a checkpoint with save_lora_only holds."""
-  names = {row.torch for row in dit.action_rows(I2V)}
-  own = {name: w for name, w in weights.items() if name.removeprefix('action_head.model.') in names}
-  return adapters | {
-    name.replace('action_head.model.', 'action_head.model.base_model.model.'): w
-    for name, w in own.items()
-  }
+  """What a checkpoint with save_lora_only holds: adapters and action modules."""
+  trained = dict(adapters)
+  for row in dit.action_rows(I2V):
+    trained[f'{WRAPPED}{row.torch}'] = weights[f'{DIT}{row.torch}']
+  return trained
 
 
 def write_lora(
@@ -343,41 +330,60 @@ def save_pth(path: pathlib.Path, weights: dict[str, Any]) -> None:
 
   tests/interop/files/state_dict.pth, written by PyTorch itself, is what says that this is right.
   """
-  kinds = {'float32': 'FloatStorage', 'bfloat16': 'BFloat16Storage'}
-  text = lambda s: b'X' + struct.pack('<I', len(s)) + s.encode()
-  number = lambda n: b'J' + struct.pack('<i', n)
-  pairs = []
-  for i, (name, w) in enumerate(weights.items()):
-    strides = [int(n) for n in np.cumprod((1, *w.shape[:0:-1]))[::-1]] if w.ndim else []
-    storage = (
-      b'('
-      + text('storage')
-      + f'ctorch\n{kinds[w.dtype.name]}\n'.encode()
-      + text(str(i))
-      + text('cpu')
-      + number(w.size)
-      + b'tQ'
-    )
-    pairs.append(
-      text(name)
-      + b'ctorch._utils\n_rebuild_tensor_v2\n('
-      + storage
-      + number(0)
-      + b'('
-      + b''.join(map(number, w.shape))
-      + b't('
-      + b''.join(map(number, strides))
-      + b't\x89'
-      + b'ccollections\nOrderedDict\n)RtR'
-    )
+  pairs = [_pickle_tensor(str(i), name, w) for i, (name, w) in enumerate(weights.items())]
+  # Protocol 2; an empty ordered dict; its items, between a mark and SETITEMS.
+  state_dict = b'\x80\x02' + _EMPTY_DICT + b'(' + b''.join(pairs) + b'u.'
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
-    archive.writestr(
-      'archive/data.pkl', b'\x80\x02ccollections\nOrderedDict\n)R(' + b''.join(pairs) + b'u.'
-    )
+    archive.writestr('archive/data.pkl', state_dict)
     archive.writestr('archive/byteorder', 'little')
     archive.writestr('archive/version', '3\n')
     for i, w in enumerate(weights.values()):
       archive.writestr(f'archive/data/{i}', np.ascontiguousarray(w).tobytes())
+
+
+_EMPTY_DICT = b'ccollections\nOrderedDict\n)R'
+_STORAGES = {'float32': b'FloatStorage', 'bfloat16': b'BFloat16Storage'}
+
+
+def _pickle_tensor(key: str, name: str, w: np.ndarray) -> bytes:
+  """A name and the call that builds its tensor from storage `key`."""
+  strides = [stride // w.itemsize for stride in np.ascontiguousarray(w).strides]
+  # ('storage', class, key, 'cpu', size), by BINPERSID.
+  storage = (
+    b'('
+    + _pickle_text('storage')
+    + b'ctorch\n'
+    + _STORAGES[w.dtype.name]
+    + b'\n'
+    + _pickle_text(key)
+    + _pickle_text('cpu')
+    + _pickle_number(w.size)
+    + b'tQ'
+  )
+  # (storage, offset, size, stride, requires_grad False, backward hooks), by REDUCE.
+  arguments = (
+    b'('
+    + storage
+    + _pickle_number(0)
+    + _pickle_numbers(w.shape)
+    + _pickle_numbers(strides)
+    + b'\x89'
+    + _EMPTY_DICT
+    + b't'
+  )
+  return _pickle_text(name) + b'ctorch._utils\n_rebuild_tensor_v2\n' + arguments + b'R'
+
+
+def _pickle_text(text: str) -> bytes:
+  return b'X' + struct.pack('<I', len(text)) + text.encode()
+
+
+def _pickle_number(number: int) -> bytes:
+  return b'J' + struct.pack('<i', number)
+
+
+def _pickle_numbers(numbers: Sequence[int]) -> bytes:
+  return b'(' + b''.join(map(_pickle_number, numbers)) + b't'
 
 
 def write_wan(
@@ -387,38 +393,32 @@ def write_wan(
   condition.
   """
   weights = random_weights(model, 'wan')
-  published = dit.wan_rows(
-    model if model.image_condition else dataclasses.replace(model, image_dim=0)
-  )
-  names = {name for row in published for name in row.names}
+  published = model if model.image_condition else dataclasses.replace(model, image_dim=0)
+  names = {name for row in dit.wan_rows(published) for name in row.names}
   weights['dit'] = {name: w for name, w in weights['dit'].items() if name in names}
   save(path, weights['dit'], 'diffusion_pytorch_model', shards=2)
-  (path / 'config.json').write_text(
-    json.dumps(
-      {
-        '_class_name': 'WanModel',
-        'model_type': 'i2v' if model.image_condition else 'ti2v',
-        'dim': model.dim,
-        'eps': 1e-6,
-        'ffn_dim': model.mlp_dim,
-        'freq_dim': model.freq_dim,
-        'in_dim': model.in_channels,
-        'num_heads': model.num_heads,
-        'num_layers': model.num_layers,
-        'out_dim': model.tokenizer.channels,
-        'text_len': model.text.length,
-      }
-    )
-  )
+  said = {
+    '_class_name': 'WanModel',
+    'model_type': 'i2v' if model.image_condition else 'ti2v',
+    'dim': model.dim,
+    'eps': 1e-6,
+    'ffn_dim': model.mlp_dim,
+    'freq_dim': model.freq_dim,
+    'in_dim': model.in_channels,
+    'num_heads': model.num_heads,
+    'num_layers': model.num_layers,
+    'out_dim': model.tokenizer.channels,
+    'text_len': model.text.length,
+  }
+  (path / 'config.json').write_text(json.dumps(said))
+
+  vae = 'Wan2.1_VAE.pth' if model.image_condition else 'Wan2.2_VAE.pth'
   save_pth(path / 'models_t5_umt5-xxl-enc-bf16.pth', weights['text'])
-  save_pth(
-    path / ('Wan2.1_VAE.pth' if model.image_condition else 'Wan2.2_VAE.pth'), weights['tokenizer']
-  )
-  if with_image:
-    unused = {'textual.head.weight': np.zeros((2, 3), np.float32)}
-    save_pth(
-      path / 'models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth', weights['image'] | unused
-    )
-  else:
+  save_pth(path / vae, weights['tokenizer'])
+  if not with_image:
     del weights['image']
+    return weights
+  # The published file holds both halves of CLIP; the half that reads text is not used.
+  both = weights['image'] | {'textual.head.weight': np.zeros((2, 3), np.float32)}
+  save_pth(path / 'models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth', both)
   return weights
