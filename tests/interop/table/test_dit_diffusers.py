@@ -4,6 +4,9 @@ actions.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -19,14 +22,10 @@ from wam_jax.models import wam
 torch = pytest.importorskip('torch')
 diffusers = pytest.importorskip('diffusers')
 
-B, F, H, W, TEXT, IMAGE = (
-  2,
-  3,
-  4,
-  6,
-  512,
-  5,
-)  # Diffusers takes what stands before the last 512 tokens for the image's.
+B, F, H, W = 2, 3, 4, 6
+# Diffusers takes what stands before the last 512 tokens for the image's.
+TEXT = 512
+IMAGE = 5
 TI2V = cfg.ModelConfig(
   dim=24,
   mlp_dim=40,
@@ -41,9 +40,7 @@ TI2V = cfg.ModelConfig(
   tokenizer=cfg.TokenizerConfig(channels=4),
   text=cfg.TextConfig(dim=10),
 )
-I2V = cfg.ModelConfig(
-  **{**vars(TI2V), 'image_condition': True, 'image_dim': 14, 'image_tokens': IMAGE}
-)
+I2V = dataclasses.replace(TI2V, image_condition=True, image_dim=14, image_tokens=IMAGE)
 CONFIGS = pytest.mark.parametrize('config', [I2V, TI2V], ids=['i2v', 'ti2v'])
 
 
@@ -75,19 +72,25 @@ def make_theirs(c):
 def test_forward(config, request):
   theirs = make_theirs(config)
   rng = np.random.default_rng(0)
-  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  noisy, sigma_B, text_BPC = normal(B, F, H, W, 4), np.float32([0.7, 0.25]), normal(B, TEXT, 10)
-  condition, image_BIC = (
-    (normal(B, F, H, W, 8), normal(B, IMAGE, 14)) if config.image_dim else (None, None)
-  )
-  given = noisy if condition is None else np.concatenate([noisy, condition], -1)
-  tensor = lambda x: None if x is None else torch.from_numpy(x)
+
+  def draw(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  noisy_BFHWC = draw(B, F, H, W, 4)
+  sigma_B = np.float32([0.7, 0.25])
+  text_BPC = draw(B, TEXT, 10)
+  condition_BFHWC = draw(B, F, H, W, 8) if config.image_dim else None
+  image_BIC = draw(B, IMAGE, 14) if config.image_dim else None
+
+  given = noisy_BFHWC
+  if condition_BFHWC is not None:
+    given = np.concatenate([noisy_BFHWC, condition_BFHWC], -1)
   with torch.no_grad():
     want = theirs(
-      tensor(np.moveaxis(given, -1, 1).copy()),
-      tensor(1000 * sigma_B),
-      tensor(text_BPC),
-      tensor(image_BIC),
+      torch.from_numpy(np.moveaxis(given, -1, 1).copy()),
+      timestep=torch.from_numpy(1000 * sigma_B),
+      encoder_hidden_states=torch.from_numpy(text_BPC),
+      encoder_hidden_states_image=None if image_BIC is None else torch.from_numpy(image_BIC),
       return_dict=False,
     )[0]
 
@@ -101,11 +104,17 @@ def test_forward(config, request):
 
   @jax.jit
   def forward(params):
-    apply = lambda method, *args: model.apply({'params': params}, *args, method=method)
-    prompt = apply('prompt_kv', text_BPC, image_BIC)
-    video = types.Noisy(video_BFHWC=noisy, sigma_video_BF=np.repeat(sigma_B[:, None], F, 1))
-    first_frame = types.Condition(latents_BFHWC=condition)
-    return apply('denoise', cache, video, None, 0, prompt, first_frame)[0]
+    apply = functools.partial(model.apply, {'params': params})
+    prompt = apply(text_BPC, image_BIC, method='prompt_kv')
+    video = types.Noisy(
+      video_BFHWC=noisy_BFHWC,
+      sigma_video_BF=np.repeat(sigma_B[:, None], F, axis=1),
+    )
+    first_frame = types.Condition(latents_BFHWC=condition_BFHWC)
+    velocity, *_ = apply(
+      cache, video, None, 0, prompt=prompt, condition=first_frame, method='denoise'
+    )
+    return velocity
 
   parity.check(
     request,
@@ -123,13 +132,16 @@ def test_names_and_shapes(config):
   """
   theirs = {name: tuple(p.shape) for name, p in make_theirs(config).state_dict().items()}
   assert rows.list_mismatches(table.wan_rows(config, 'diffusers'), theirs) == []
-  both, wan = (table.rows(config, layout) for layout in ('diffusers', 'wan'))
-  assert [row.path for row in both] == [row.path for row in wan]
-  names = [name for row in both for name in row.names]
+  both = table.rows(config, 'diffusers')
+  assert [row.path for row in both] == [row.path for row in table.rows(config, 'wan')]
+  names = list_names(both)
   assert len(names) == len(set(names))
-  assert [name for name in names if name not in theirs] == [
-    n for row in table.action_rows(config) for n in row.names
-  ]
+  others = [name for name in names if name not in theirs]
+  assert others == list_names(table.action_rows(config))
+
+
+def list_names(listed):
+  return [name for row in listed for name in row.names]
 
 
 def test_unknown_layout():

@@ -39,7 +39,7 @@ IMAGE = cfg.ImageConfig(
 )
 
 
-def randomized(module):
+def randomize(module):
   """`module` with every parameter drawn anew, so that gains and biases count too; and its weights
   in NumPy.
   """
@@ -61,34 +61,31 @@ def assert_same_weights(got, want):
 @pytest.mark.parametrize('family', ['UMT5', 'T5'])
 def test_text_encoder(request, family, tmp_path):
   """T5 shares one bias table; it is the second source for `shared_bias`."""
-  c, shared = TEXT, family == 'T5'
+  c = TEXT
   make = getattr(transformers, f'{family}EncoderModel')
-  model, weights = randomized(
-    make(
-      getattr(transformers, f'{family}Config')(
-        vocab_size=c.vocab,
-        d_model=c.dim,
-        d_kv=c.attention_dim // c.heads,
-        d_ff=c.mlp_dim,
-        num_layers=c.layers,
-        num_heads=c.heads,
-        relative_attention_num_buckets=c.buckets,
-        relative_attention_max_distance=c.max_distance,
-        feed_forward_proj='gated-gelu',
-      )
-    )
+  make_config = getattr(transformers, f'{family}Config')
+  config = make_config(
+    vocab_size=c.vocab,
+    d_model=c.dim,
+    d_kv=c.attention_dim // c.heads,
+    d_ff=c.mlp_dim,
+    num_layers=c.layers,
+    num_heads=c.heads,
+    relative_attention_num_buckets=c.buckets,
+    relative_attention_max_distance=c.max_distance,
+    feed_forward_proj='gated-gelu',
   )
+  model, weights = randomize(make(config))
   for duplicate, name in text_table.TIED.items():
     np.testing.assert_array_equal(weights.pop(duplicate), weights[name])
-  table = text_table.rows(c, 'diffusers', shared)
+  table = text_table.rows(c, 'diffusers', shared_bias=family == 'T5')
   ours = text.UMT5(rows.to_params(table, weights), c)
 
   ids_BP = np.random.default_rng(0).integers(1, c.vocab, (2, c.length))
   mask_BP = np.arange(c.length) < [[c.length], [7]]
   with torch.no_grad():
-    want_BPD = model(
-      torch.tensor(ids_BP), torch.tensor(mask_BP.astype(int))
-    ).last_hidden_state.numpy()
+    given = torch.tensor(ids_BP), torch.tensor(mask_BP.astype(int))
+    want_BPD = model(*given).last_hidden_state.numpy()
   parity.check(
     request,
     f'{family} (transformers)',
@@ -99,31 +96,27 @@ def test_text_encoder(request, family, tmp_path):
 
   back = rows.to_weights(table, ours.params)
   assert_same_weights(back, weights)
-  assert loaded_whole(make, model.config, back, tmp_path)
+  assert is_loaded_whole(make, model.config, back, tmp_path)
 
 
 @pytest.mark.parametrize('projection', [True, False])
 def test_image_encoder(request, projection, tmp_path):
   c = IMAGE if projection else dataclasses.replace(IMAGE, out_dim=0)
   make = transformers.CLIPVisionModelWithProjection if projection else transformers.CLIPVisionModel
-  model, weights = randomized(
-    make(
-      transformers.CLIPVisionConfig(
-        hidden_size=c.dim,
-        intermediate_size=c.mlp_ratio * c.dim,
-        projection_dim=IMAGE.out_dim,
-        num_hidden_layers=c.layers,
-        num_attention_heads=c.heads,
-        image_size=c.size,
-        patch_size=c.patch,
-        hidden_act='gelu',
-      )
-    )
+  config = transformers.CLIPVisionConfig(
+    hidden_size=c.dim,
+    intermediate_size=c.mlp_ratio * c.dim,
+    projection_dim=IMAGE.out_dim,
+    num_hidden_layers=c.layers,
+    num_attention_heads=c.heads,
+    image_size=c.size,
+    patch_size=c.patch,
+    hidden_act='gelu',
   )
+  model, weights = randomize(make(config))
   if not projection:  # Files have the prefix, and so had the class before transformers 5.
-    weights = {
-      f'vision_model.{name.removeprefix("vision_model.")}': w for name, w in weights.items()
-    }
+    short = {name.removeprefix('vision_model.'): w for name, w in weights.items()}
+    weights = {f'vision_model.{name}': w for name, w in short.items()}
   table = image_table.rows(c, 'diffusers')
   params = image_table.complete(rows.to_params(table, image_table.fuse(table, weights)), IMAGE)
 
@@ -149,7 +142,7 @@ def test_image_encoder(request, projection, tmp_path):
 
   back = image_table.split(rows.to_weights(table, params))
   assert_same_weights(back, weights)
-  assert loaded_whole(make, model.config, back, tmp_path)
+  assert is_loaded_whole(make, model.config, back, tmp_path)
   # Through the other layout, too, where the weights that Diffusers lacks have a value.
   wan = image_table.rows(IMAGE, 'wan')
   again = rows.to_params(wan, rows.to_weights(wan, params))
@@ -169,7 +162,7 @@ def test_incomplete_attention_is_named():
     rows.to_params(table, image_table.fuse(table, weights))
 
 
-def loaded_whole(make, config, weights, directory):
+def is_loaded_whole(make, config, weights, directory):
   """Whether `make.from_pretrained` finds each weight that it has in a directory of `weights`, and
   no other.
   """
@@ -181,7 +174,6 @@ def loaded_whole(make, config, weights, directory):
   )
   model, report = make.from_pretrained(directory, output_loading_info=True)
   state = {name.removeprefix('vision_model.'): w for name, w in model.state_dict().items()}
-  same = all(
-    np.array_equal(state[name.removeprefix('vision_model.')], w) for name, w in weights.items()
-  )
+  want = {name.removeprefix('vision_model.'): w for name, w in weights.items()}
+  same = all(np.array_equal(state[name], w) for name, w in want.items())
   return same and not report['missing_keys'] and not report['unexpected_keys']

@@ -46,11 +46,12 @@ def test_names_of_wan2_1():
   channels change.
   """
   s = shapes('wan2_1')
-  of = lambda side, suffix: {
-    int(name.split('.')[2]): shape
-    for name, shape in s.items()
-    if name.startswith(side) and name.endswith(suffix)
-  }
+
+  def of(side, suffix):
+    """Shapes by position."""
+    names = [name for name in s if name.startswith(side) and name.endswith(suffix)]
+    return {int(name.split('.')[2]): s[name] for name in names}
+
   down, up = 'encoder.downsamples.', 'decoder.upsamples.'
   assert of(down, 'residual.0.gamma').keys() == {0, 1, 3, 4, 6, 7, 9, 10}
   assert of(down, 'shortcut.weight') == {3: (192, 96, 1, 1, 1), 6: (384, 192, 1, 1, 1)}

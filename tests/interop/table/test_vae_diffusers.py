@@ -43,11 +43,11 @@ def our_config(kind, c):
     kind=kind,
     channels=c.z_dim,
     vae=cfg.VAEConfig(
-      c.base_dim,
-      c.decoder_base_dim or c.base_dim,
-      tuple(c.dim_mult),
-      c.num_res_blocks,
-      tuple(c.temperal_downsample),
+      encoder_dim=c.base_dim,
+      decoder_dim=c.decoder_base_dim or c.base_dim,
+      multipliers=tuple(c.dim_mult),
+      blocks=c.num_res_blocks,
+      temporal_down=tuple(c.temperal_downsample),
     ),
   )
 
@@ -61,29 +61,32 @@ def random_model(kind):
   return model
 
 
+def to_torch(x_BFHWC):
+  """Channels before frames, as theirs has them."""
+  return torch.from_numpy(x_BFHWC.transpose(0, 4, 1, 2, 3))
+
+
+def to_numpy(x_BCFHW):
+  return x_BCFHW.numpy().transpose(0, 2, 3, 4, 1)
+
+
 @pytest.mark.parametrize('kind', TINY)
 def test_encode_and_decode(kind, request):
   theirs = random_model(kind)
   c = our_config(kind, theirs.config)
   weights = {name: w.numpy() for name, w in theirs.state_dict().items()}
-  ours = vae.WanVAE(
-    rows.to_params(table.rows(c, 'diffusers'), weights),
-    c,
-    np.stack([np.zeros(c.channels), np.ones(c.channels)]),
-  )  # Theirs does not normalise.
+  params = rows.to_params(table.rows(c, 'diffusers'), weights)
+  # Theirs does not normalise.
+  mean_std_2C = np.stack([np.zeros(c.channels), np.ones(c.channels)])
+  ours = vae.WanVAE(params, c, mean_std_2C)
+
   rng = np.random.default_rng(0)
   size = 3 * ours.spatial, 2 * ours.spatial
   frames = rng.uniform(-1, 1, (2, 9, *size, 3)).astype(np.float32)
   latents = rng.normal(size=(2, 3, 3, 2, c.channels)).astype(np.float32)
-  first, last = (
-    lambda x: torch.from_numpy(x.transpose(0, 4, 1, 2, 3)),
-    lambda x: x.numpy().transpose(0, 2, 3, 4, 1),
-  )
   with torch.no_grad():
-    mean, decoded = (
-      last(theirs.encode(first(frames)).latent_dist.mean),
-      last(theirs.decode(first(latents)).sample),
-    )
+    mean = to_numpy(theirs.encode(to_torch(frames)).latent_dist.mean)
+    decoded = to_numpy(theirs.decode(to_torch(latents)).sample)
   assert np.mean(np.abs(decoded) < 1) > 0.5, (
     'Most decoded pixels must not be clamped to compare them.'
   )
@@ -104,6 +107,5 @@ def test_released_sizes_have_the_weights_of_the_table(kind):
   with torch.device('meta'):
     theirs = diffusers.AutoencoderKLWan(**FULL[kind])
   shapes = {name: tuple(w.shape) for name, w in theirs.state_dict().items()}
-  assert (
-    rows.list_mismatches(table.rows(our_config(kind, theirs.config), 'diffusers'), shapes) == []
-  )
+  listed = table.rows(our_config(kind, theirs.config), 'diffusers')
+  assert rows.list_mismatches(listed, shapes) == []
