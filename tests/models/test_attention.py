@@ -61,9 +61,10 @@ class Window:
     self.config = dataclasses.replace(
       CONFIG, frames_per_chunk=2, max_chunks=chunks, state_rule=rule
     )
-    T, rng = len(self.layout.kind), np.random.default_rng(0)
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    self.x_BTD, self.angles_TR = normal(2, T, CONFIG.dim), normal(T, CONFIG.head_dim // 2)
+    T = len(self.layout.kind)
+    rng = np.random.default_rng(0)
+    self.x_BTD = rng.normal(size=(2, T, CONFIG.dim)).astype(np.float32)
+    self.angles_TR = rng.normal(size=(T, CONFIG.head_dim // 2)).astype(np.float32)
     self.seen_BT = np.ones((2, T), bool)
     self.seen_BT[1] = (self.layout.kind < masks.ACTION) | (rng.random(T) < 0.5)
 
@@ -72,7 +73,8 @@ class Window:
     anything.
     """
     config = dataclasses.replace(self.config, attention=kind)
-    module, plan = dit.SelfAttention(config), attention.make_plan(config, self.layout)
+    module = dit.SelfAttention(config)
+    plan = attention.make_plan(config, self.layout)
     mask = attention.training_mask(config, self.layout) & self.seen_BT[:, None]
     tokens = dit.Tokens(
       modulation_BG6D=None,
@@ -82,17 +84,17 @@ class Window:
       alone_T=plan.alone_T,
       pattern=plan.pattern,
     )
-    back_T = np.argsort(np.where(plan.order < 0, len(plan.order), plan.order))[
-      : len(self.layout.kind)
-    ]
+    # Where in the plan's order each token of the layout stands; padding sorts to the end.
+    padding_last = np.where(plan.order < 0, len(plan.order), plan.order)
+    back_T = np.argsort(padding_last)[: len(self.layout.kind)]
 
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def run(params, x_BTD):
-      y_BTD, _ = module.apply(
-        {'params': params}, attention.arrange(x_BTD, plan.order), tokens, None
-      )
-      y_BTD = jnp.where(mask.any(-1)[..., None], attention.arrange(y_BTD, back_T), 0)
+      arranged = attention.arrange(x_BTD, plan.order)
+      y_BTD, _ = module.apply({'params': params}, arranged, tokens, None)
+      sees_any = mask.any(-1)[..., None]
+      y_BTD = jnp.where(sees_any, attention.arrange(y_BTD, back_T), 0)
       return jnp.mean(y_BTD**2) * y_BTD.size, y_BTD
 
     shapes = jax.eval_shape(
@@ -237,9 +239,7 @@ def test_meshes_that_do_not_fit_raise():
 
 
 def test_no_matrix_of_all_pairs():
-  """Of the 14B training window at a quarter of the rows and columns: no array has two axes of its
-  tokens.
-  """
+  """No array has two axes of tokens, in the 14B training window at a quarter of rows and columns."""
   c = dataclasses.replace(
     presets.WAN2_1_I2V_14B,
     dim=64,
@@ -295,7 +295,8 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
   needs no TPU.
   """
   pytest.importorskip('libtpu')
-  jax.devices()  # The processors' backend reads its flags here; TPUs' would end the process over them.
+  # The processors' backend reads its flags here; TPUs' would end the process over them.
+  jax.devices()
   monkeypatch.setenv('XLA_FLAGS', '')
   monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
   monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
@@ -313,7 +314,7 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
         attention.rotate_by_product(x, np.zeros((len(plan.order), c.head_dim // 2), np.float32))
         for x in (q, k)
       )
-      y = attention.attend_blocks(q, k, v, seen, plan.pattern, dit.SAVED)
+      y = attention.attend_blocks(q, k, v, seen, blocks=plan.pattern, name=dit.SAVED)
       return jnp.sum(
         (y + attention.attend_all(q, prompt, prompt, plan.pattern.side)).astype(jnp.float32) ** 2
       )
@@ -325,6 +326,5 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
       tokens, tokens, tokens, jax.ShapeDtypeStruct((1, len(plan.order)), bool), prompt
     )
   assert 'splash_mha_dkv' in lowered.as_text()
-  assert (
-    lowered.compile().memory_analysis().temp_size_in_bytes < 4e9
-  )  # The logits alone would be 33 GB.
+  # The logits alone would be 33 GB.
+  assert lowered.compile().memory_analysis().temp_size_in_bytes < 4e9

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import einops
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -67,20 +68,17 @@ CONFIG = cfg.TrainConfig(model=MODEL, flow=cfg.FlowConfig(mask_padded_noise=Fals
 
 @pytest.fixture(scope='module')
 def frozen():
-  parts = [
-    weights.draw_like(
-      jax.eval_shape(
-        lambda key, module=module, config=config: module.init(config, key).params, jax.random.key(0)
-      ),
-      seed,
-    )
-    for seed, (module, config) in enumerate(
-      ((vae, MODEL.tokenizer), (text, MODEL.text), (image, MODEL.image))
-    )
-  ]
-  video = vae.WanVAE(parts[0], MODEL.tokenizer, np.float32([[0.1] * 4, [1.5] * 4]))
+  modules = {vae: MODEL.tokenizer, text: MODEL.text, image: MODEL.image}
+  parts = []
+  for seed, (module, config) in enumerate(modules.items()):
+    shapes = jax.eval_shape(functools.partial(module.init, config), jax.random.key(0))
+    parts.append(weights.draw_like(shapes.params, seed))
+  mean_std_2C = np.float32([[0.1] * 4, [1.5] * 4])
   return encoders.Encoders(
-    video, text.UMT5(parts[1], MODEL.text), image.ClipVision(parts[2], MODEL.image), MODEL
+    tokenizer=vae.WanVAE(parts[0], MODEL.tokenizer, mean_std_2C),
+    text=text.UMT5(parts[1], MODEL.text),
+    image=image.ClipVision(parts[2], MODEL.image),
+    config=MODEL,
   )
 
 
@@ -94,7 +92,9 @@ def params():
 
 def test_condition_is_the_first_frame_before_grey(frozen):
   condition = frozen.encode_condition(FRAMES[:, :1])
-  small = FRAMES[:, :1].astype(np.float32).reshape(B, 1, 16, 2, 32, 2, 3).mean((3, 5)) / 127.5 - 1
+  # Half the size without antialiasing is the mean of two by two pixels.
+  order = 'B R (I p) (J q) C -> B R I J C'
+  small = einops.reduce(FRAMES[:, :1].astype(np.float32), order, 'mean', p=2, q=2) / 127.5 - 1
   grey = np.concatenate([small, np.zeros((B, 4 * Q, *small.shape[2:]), np.float32)], 1)
   np.testing.assert_allclose(
     condition.latents_BFHWC[..., 4:], frozen.tokenizer.encode(grey), atol=1e-5
@@ -109,9 +109,8 @@ def test_condition_is_the_first_frame_before_grey(frozen):
 
 def test_models_without_such_inputs_get_none(frozen):
   plain = dataclasses.replace(MODEL, image_condition=False, image_dim=0, image=cfg.ImageConfig())
-  assert encoders.Encoders(frozen.tokenizer, frozen.text, None, plain).encode_condition(
-    FRAMES[:, :1]
-  ) == (types.Condition())
+  without = frozen.replace(image=None, config=plain)
+  assert without.encode_condition(FRAMES[:, :1]) == types.Condition()
 
 
 def test_stored_and_back(frozen):
@@ -156,9 +155,8 @@ def test_control_sees_what_training_sees(frozen):
   )
   predict = jax.jit(functools.partial(train_step.predict, MODEL, CONFIG.flow))
   video, action = predict(params(), window, draw)
-  np.testing.assert_allclose(
-    np.concatenate(actions, 1), noise_action - action, atol=2e-5
-  )  # Float32 sums.
+  # Float32 sums.
+  np.testing.assert_allclose(np.concatenate(actions, 1), noise_action - action, atol=2e-5)
   np.testing.assert_allclose(np.concatenate(videos, 1), noise_video - 0.5 * video, atol=2e-5)
   assert policy.traces == 1
   # Imagined frames continue the observed ones.
@@ -185,9 +183,13 @@ def test_imported_encoders_are_not_made_up():
 
 def test_weights_are_known_by_their_bits():
   draw = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
-  frozen = lambda x, mean=np.zeros(16, np.float32): encoders.Encoders(
-    tokenizer.PatchTokenizer(mean, x, draw.T, 2, 4), None, None, MODEL
-  )
+
+  def frozen(x, mean=np.zeros(16, np.float32)):
+    patches = tokenizer.PatchTokenizer(
+      mean_P=mean, encode_PC=x, decode_CP=draw.T, temporal=2, spatial=4
+    )
+    return encoders.Encoders(tokenizer=patches, text=None, image=None, config=MODEL)
+
   want = encoders.fingerprint(frozen(draw))
   spread = jax.sharding.NamedSharding(
     jax.make_mesh((8,), ('data',)), jax.sharding.PartitionSpec('data')

@@ -33,10 +33,8 @@ def tiny():
 
 def load(golden):
   g = golden.config
-  assert (g['pool_type'], g['activation']) == (
-    'token',
-    'gelu',
-  )  # The only ones of the released models.
+  # The released models have no others.
+  assert (g['pool_type'], g['activation']) == ('token', 'gelu')
   assert (tuple(g['preprocess_mean']), tuple(g['preprocess_std'])) == (image.MEAN, image.STD)
   config = cfg.ImageConfig(
     kind='clip',
@@ -126,9 +124,8 @@ def test_same_numbers_on_a_mesh(tiny):
   placed = jax.device_put(tiny, sharding.state_shardings(abstract, mesh, rules))
   with sharding.activate(mesh, rules):
     got = jax.jit(lambda model, frames: model.encode(frames))(placed, FRAMES)
-  np.testing.assert_allclose(
-    got, jax.jit(image.ClipVision.encode)(tiny, FRAMES), atol=1e-5
-  )  # Sums in another order.
+  want = jax.jit(image.ClipVision.encode)(tiny, FRAMES)
+  np.testing.assert_allclose(got, want, atol=1e-5)  # Sums in another order.
 
 
 def test_rows_and_abstract_parameters_have_the_same_shapes():

@@ -71,9 +71,8 @@ def test_golden_umt5(request, golden_umt5):
       mask_BP,
       capture_intermediates=lambda module, _: isinstance(module, text.UMT5Block),
     )
-    bias_table = (
-      model.params['relative_bias'] if shared else model.params['blocks']['relative_bias'][0]
-    )
+    holder = model.params if shared else jax.tree.map(lambda x: x[0], model.params['blocks'])
+    bias_table = holder['relative_bias']
     buckets = text.relative_buckets(
       ids_BP.shape[1], model.config.buckets, model.config.max_distance
     )
@@ -170,9 +169,8 @@ def test_same_numbers_on_a_mesh(tiny):
   placed = jax.device_put(tiny, sharding.state_shardings(abstract, mesh, rules))
   with sharding.activate(mesh, rules):
     got = jax.jit(lambda model, ids_BP: model.encode(ids_BP))(placed, IDS_BP)
-  np.testing.assert_allclose(
-    got, jax.jit(text.UMT5.encode)(tiny, IDS_BP), atol=1e-5
-  )  # Sums in another order.
+  want = jax.jit(text.UMT5.encode)(tiny, IDS_BP)
+  np.testing.assert_allclose(got, want, atol=1e-5)  # Sums in another order.
 
 
 def test_rows_and_abstract_parameters_have_the_same_shapes():

@@ -4,6 +4,7 @@ width.
 
 from __future__ import annotations
 
+import einops
 import numpy as np
 import pytest
 
@@ -85,18 +86,14 @@ def test_latents_of_the_fit_have_mean_0_and_unit_covariance(fitted):
 def test_lost_detail_is_the_variance_of_the_dropped_components():
   """No linear map of that width loses less (Eckart-Young)."""
   still = np.concatenate([np.repeat(FRAMES[:, :1], T, 1), FRAMES[:, 1:]], 1)
-  patches_NP = (
-    pixels(still)
-    .astype(np.float64)
-    .reshape(3, 4, T, 4, S, 6, S, 3)
-    .transpose(0, 1, 3, 5, 2, 4, 6, 7)
-  )
-  singular = np.linalg.svd((p := patches_NP.reshape(-1, FULL)) - p.mean(0), compute_uv=False)
+  order = 'B (F t) (H p) (W q) C -> (B F H W) (t p q C)'
+  patches_NP = einops.rearrange(pixels(still).astype(np.float64), order, t=T, p=S, q=S)
+  singular = np.linalg.svd(patches_NP - patches_NP.mean(0), compute_uv=False)
   for channels in (1, 6, 20):
     fitted = fit(channels)
-    lost = np.asarray(
-      fitted.decode_more(*fitted.encode_more((), still)[::-1])[0], np.float64
-    ) - pixels(still)
+    latents, stream = fitted.encode_more((), still)
+    decoded, _ = fitted.decode_more(stream, latents)
+    lost = np.asarray(decoded, np.float64) - pixels(still)
     np.testing.assert_allclose((lost**2).sum(), (singular[channels:] ** 2).sum(), rtol=1e-4)
 
 
@@ -114,9 +111,7 @@ def test_more_channels_than_numbers_in_a_patch_raise():
 
 
 def test_frames_that_do_not_vary_enough_raise():
-  gray = np.repeat(
-    FRAMES[:, :1, :1, :1, :1], 12, axis=3
-  )  # One grey for each window: few directions.
-  gray = np.broadcast_to(gray, FRAMES.shape)
+  # One grey for each window: few directions.
+  gray = np.broadcast_to(FRAMES[:, :1, :1, :1, :1], FRAMES.shape)
   with pytest.raises(ValueError, match='vary in fewer than model.tokenizer.channels=5 directions'):
     fit(5, gray)

@@ -39,10 +39,10 @@ def tiny(kind):
   rng = np.random.default_rng(1)
 
   def draw(path, x):
-    spread, centre = (
-      (x.size / x.shape[-1]) ** -0.5 if path[-1].key == 'w' else 0.1,
-      path[-1].key == 'scale',
-    )
+    kind = path[-1].key
+    inputs = x.size / x.shape[-1]
+    spread = inputs**-0.5 if kind == 'w' else 0.1
+    centre = 1 if kind == 'scale' else 0
     return (spread * rng.normal(size=x.shape) + centre).astype(np.float32)
 
   return model.replace(params=jax.tree_util.tree_map_with_path(draw, model.params))
@@ -75,24 +75,23 @@ def compare(golden, request):
   there.
   """
   g = golden.config
-  c = cfg.TokenizerConfig(
-    kind={'21': 'wan2_1', '38': 'wan2_2'}[str(g['kind'])],
-    channels=g['z_dim'],
-    vae=cfg.VAEConfig(
-      g['dim'],
-      g['dec_dim'] or g['dim'],
-      tuple(g['dim_mult']),
-      g['num_res_blocks'],
-      tuple(g['temporal_downsample']),
-    ),
+  sizes = cfg.VAEConfig(
+    encoder_dim=g['dim'],
+    decoder_dim=g['dec_dim'] or g['dim'],
+    multipliers=tuple(g['dim_mult']),
+    blocks=g['num_res_blocks'],
+    temporal_down=tuple(g['temporal_downsample']),
   )
+  kind = {'21': 'wan2_1', '38': 'wan2_2'}[str(g['kind'])]
+  c = cfg.TokenizerConfig(kind=kind, channels=g['z_dim'], vae=sizes)
   model = vae.WanVAE(
-    rows.to_params(table.rows(c, 'wan'), golden.below('w/')),
-    c,
-    np.stack([golden['stats/mean'], golden['stats/std']]),
+    params=rows.to_params(table.rows(c, 'wan'), golden.below('w/')),
+    config=c,
+    mean_std_2C=np.stack([golden['stats/mean'], golden['stats/std']]),
   )
   frames = last(golden['in/video'])
-  latents = model.encode(frames[:, : 1 + (frames.shape[1] - 1) // model.temporal * model.temporal])
+  groups = (frames.shape[1] - 1) // model.temporal
+  latents = model.encode(frames[:, : 1 + groups * model.temporal])
   official = last(golden['out/latent'])
   got = {
     'latent': latents,
@@ -204,9 +203,8 @@ def test_decoded_frames_are_clamped(model):
 
 def test_other_statistics_of_latents(model):
   plain = model.unnormalise(encoded(model.config.kind))
-  mean_std_2C = np.stack(
-    [np.linspace(-1, 1, model.config.channels), np.linspace(1, 2, model.config.channels)]
-  )
+  C = model.config.channels
+  mean_std_2C = np.stack([np.linspace(-1, 1, C), np.linspace(1, 2, C)])
   other = model.replace(mean_std_2C=mean_std_2C)
   np.testing.assert_allclose(
     other.encode(FRAMES), (plain - mean_std_2C[0]) / mean_std_2C[1], atol=1e-5
@@ -258,15 +256,8 @@ def test_wrong_frames_raise(model):
 
 def test_wrong_configs_raise(model):
   def initialise(**changes):
-    sizes = (
-      dict(
-        encoder_dim=4, decoder_dim=4, multipliers=(1, 2, 2), blocks=1, temporal_down=(True, True)
-      )
-      | changes
-    )
-    return vae.init(
-      cfg.TokenizerConfig(kind='wan2_2', vae=cfg.VAEConfig(**sizes)), jax.random.key(0)
-    )
+    sizes = dataclasses.replace(TINY['wan2_2'].vae, decoder_dim=4, **changes)
+    return vae.init(cfg.TokenizerConfig(kind='wan2_2', vae=sizes), jax.random.key(0))
 
   with pytest.raises(
     ValueError, match=r'temporal_down=\(True,\) must have one entry for each of the 3 multipliers'

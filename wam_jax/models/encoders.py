@@ -36,7 +36,7 @@ class Encoders:
     tokenizer: `PatchTokenizer` or `WanVAE`.
     text: `UMT5`, or None where the text encoder is trained with the model.
     image: `ClipVision` or None.
-    config: of the model.
+    config: config of the model that they stand around.
   """
 
   tokenizer: Any
@@ -61,23 +61,25 @@ class Encoders:
     return self.tokenizer.decode(latents_BFHWC)
 
   def encode_condition(self, frame_B1IJ3: jax.Array) -> types.Condition:
-    """Source: DreamZero policy head `encode_image`: mask of frame 0, then the frame followed by
-    mid-grey frames.
+    """What the first frame says about a window of the longest length.
+
+    Source: DreamZero policy head `encode_image`.
     """
     c = self.config
     frame = self._resize(tokenizer.to_pixels(frame_B1IJ3))
     image_BIC = self.image.encode(frame[:, 0]) if self.image else None
     if not c.image_condition:
       return types.Condition(image_BIC=image_BIC)
-    grey = jnp.zeros(
-      (frame.shape[0], c.camera_frames(c.max_chunks) - 1, *frame.shape[2:]), frame.dtype
-    )
+    # The frame, followed by mid-grey (0 in [-1, 1]) for what is to be imagined.
+    B, _, *size = frame.shape
+    grey = jnp.zeros((B, c.camera_frames(c.max_chunks) - 1, *size), frame.dtype)
     latents = self.tokenizer.encode(jnp.concatenate([frame, grey], 1))
     return types.Condition(latents_BFHWC=with_mask(latents), image_BIC=image_BIC)
 
-  def _resize(self, frames_BRIJ3):
-    """Bilinear without antialiasing, half-pixel centres. Source: DreamZero policy head,
-    `target_video_height`.
+  def _resize(self, frames_BRIJ3: jax.Array) -> jax.Array:
+    """Frames of the tokenizer's size: bilinear without antialiasing, half-pixel centres.
+
+    Source: DreamZero policy head, `target_video_height`.
     """
     size = self.config.tokenizer.resize
     if not size or frames_BRIJ3.shape[2:4] == tuple(size):
@@ -98,30 +100,25 @@ def to_tree(encoders: Encoders) -> dict[str, Any]:
   """Nested dict of arrays for a checkpoint: 'tokenizer' and, where there are any, 'text' and
   'image'.
   """
-  present = lambda part: {
-    key: x for key, x in flax.serialization.to_state_dict(part).items() if x is not None
-  }
-  return {
-    name: present(part)
-    for name in ('tokenizer', 'text', 'image')
-    if (part := getattr(encoders, name)) is not None
-  }
+  parts = {'tokenizer': encoders.tokenizer, 'text': encoders.text, 'image': encoders.image}
+  tree = {}
+  for name, part in parts.items():
+    if part is not None:
+      fields = flax.serialization.to_state_dict(part)
+      tree[name] = {key: x for key, x in fields.items() if x is not None}
+  return tree
 
 
 def from_tree(tree: Mapping[str, Any], c: cfg.ModelConfig) -> Encoders:
   """Inverse of `to_tree`; leaves may be abstract."""
   t = c.tokenizer
-  video = (
-    tokenizer.PatchTokenizer(**tree['tokenizer'], temporal=t.temporal, spatial=t.spatial)
-    if t.kind == 'patch'
-    else vae.WanVAE(**tree['tokenizer'], config=t)
-  )
-  return Encoders(
-    video,
-    text.UMT5(**tree['text'], config=c.text) if c.text.kind == 'umt5' else None,
-    image.ClipVision(**tree['image'], config=c.image) if c.image.kind == 'clip' else None,
-    c,
-  )
+  if t.kind == 'patch':
+    video = tokenizer.PatchTokenizer(**tree['tokenizer'], temporal=t.temporal, spatial=t.spatial)
+  else:
+    video = vae.WanVAE(**tree['tokenizer'], config=t)
+  umt5 = text.UMT5(**tree['text'], config=c.text) if c.text.kind == 'umt5' else None
+  clip = image.ClipVision(**tree['image'], config=c.image) if c.image.kind == 'clip' else None
+  return Encoders(tokenizer=video, text=umt5, image=clip, config=c)
 
 
 def fingerprint(frozen: Encoders) -> dict[str, str]:
@@ -132,10 +129,13 @@ def fingerprint(frozen: Encoders) -> dict[str, str]:
 
 
 def _hash_arrays(tree: Any) -> str:
+  """Half of the SHA-256 of all names, dtypes, shapes and bytes."""
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
+    # An array that lies in part on the devices of other processes is gathered first.
     elsewhere = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
     whole = multihost_utils.process_allgather(x, tiled=True) if elsewhere else np.asarray(x)
+    # Bytes, because hashes do not take views of bfloat16.
     digest.update(np.ascontiguousarray(whole).reshape(-1).view(np.uint8))
   return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import einops
 import flax.linen as nn
 import flax.struct
 import jax
@@ -16,7 +17,7 @@ from wam_jax.models import attention
 from wam_jax.models import layers
 from wam_jax.models import tokenizer
 
-# Of RGB in [0, 1].
+# Mean and standard deviation of RGB in [0, 1] that CLIP was trained with.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 EPS = 1e-5
@@ -27,8 +28,8 @@ class ClipVision:
   """Frames to the tokens that image cross-attention reads. Source: DreamZero `WanImageEncoder`.
 
   Attributes:
-    params: of `ClipTower`, of any dtype.
-    config: its shape.
+    params: parameters of `ClipTower`, in any float dtype.
+    config: sizes of the tower, and the dtype of the computation.
   """
 
   params: Any
@@ -41,18 +42,16 @@ class ClipVision:
     Args:
       frames_BIJ3: uint8 [0, 255] or float [-1, 1] RGB of any size; squashed to a square.
     """
-    return ClipTower(self.config).apply(
-      {'params': self.params}, preprocess(frames_BIJ3, self.config.size), method='penultimate'
-    )
+    pixels = preprocess(frames_BIJ3, self.config.size)
+    return ClipTower(self.config).apply({'params': self.params}, pixels, method='penultimate')
 
 
 def init(config: cfg.ImageConfig, key: jax.Array) -> ClipVision:
   """Random parameters boxed with their axis names; under `jax.eval_shape`, the shapes of a
   checkpoint's.
   """
-  return ClipVision(
-    ClipTower(config).init(key, jnp.zeros((1, config.size, config.size, 3)))['params'], config
-  )
+  pixels = jnp.zeros((1, config.size, config.size, 3))
+  return ClipVision(ClipTower(config).init(key, pixels)['params'], config)
 
 
 class ClipTower(nn.Module):
@@ -68,10 +67,12 @@ class ClipTower(nn.Module):
     c = self.cfg
     if c.layers < 2 or c.size % c.patch or c.dim % c.heads:
       raise ValueError(
-        f'model.image.layers={c.layers} must be at least 2, model.image.size={c.size} a multiple of '
-        f'model.image.patch={c.patch}, and model.image.dim={c.dim} one of model.image.heads={c.heads}.'
+        f'model.image.layers={c.layers} must be at least 2, model.image.size={c.size} a multiple '
+        f'of model.image.patch={c.patch}, and model.image.dim={c.dim} one of '
+        f'model.image.heads={c.heads}.'
       )
-    D, normal = c.dim, nn.initializers.normal(c.dim**-0.5)
+    D = c.dim
+    normal = nn.initializers.normal(D**-0.5)
     self.patch_embedding = layers.Einsum(
       'BHpWqC,pqCD->BHWD',
       (c.patch, c.patch, 3, D),
@@ -93,22 +94,26 @@ class ClipTower(nn.Module):
       length=c.layers - 1,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )(c)
-    self.last_block, self.projection = ClipBlock(c), ClipProjection(c)
+    self.last_block = ClipBlock(c)
+    self.projection = ClipProjection(c)
 
   def penultimate(self, pixels_BIJ3: jax.Array) -> jax.Array:
     """[B, T, D]: hidden state before the last block."""
-    c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
-    B, p, side = pixels_BIJ3.shape[0], c.patch, c.size // c.patch
-    x_BHWD = self.patch_embedding(pixels_BIJ3.reshape(B, side, p, side, p, 3))
+    c = self.cfg
+    dtype = jnp.dtype(c.dtype)
+    B = pixels_BIJ3.shape[0]
+    order = 'B (H p) (W q) C -> B H p W q C'
+    patches = einops.rearrange(pixels_BIJ3, order, p=c.patch, q=c.patch)
+    x_BTD = self.patch_embedding(patches).reshape(B, -1, c.dim)
     cls_B1D = jnp.broadcast_to(self.cls_embedding.astype(dtype), (B, 1, c.dim))
-    x_BTD = jnp.concatenate([cls_B1D, x_BHWD.reshape(B, -1, c.dim)], 1) + self.pos_embedding.astype(
-      dtype
-    )
-    return self.blocks(self.pre_norm(x_BTD), None)[0]
+    x_BTD = jnp.concatenate([cls_B1D, x_BTD], 1) + self.pos_embedding.astype(dtype)
+    x_BTD, _ = self.blocks(self.pre_norm(x_BTD), None)
+    return x_BTD
 
   def last(self, pixels_BIJ3: jax.Array) -> jax.Array:
     """[B, T, D]: hidden state after the last block."""
-    return self.last_block(self.penultimate(pixels_BIJ3), None)[0]
+    x_BTD, _ = self.last_block(self.penultimate(pixels_BIJ3), None)
+    return x_BTD
 
   def __call__(self, pixels_BIJ3: jax.Array) -> jax.Array:
     """[B, O]: CLIP's embedding of the whole image, not normalised."""
@@ -122,16 +127,21 @@ class ClipBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, _):
-    c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
+    c = self.cfg
+    dtype = jnp.dtype(c.dtype)
     D, N, K = c.dim, c.heads, c.dim // c.heads
-    q, k, v = layers.Einsum(
-      'BTD,DiNK->iBNTK', (D, 3, N, K), ('embed', 'norm', 'heads', 'head_dim'), dtype, name='qkv'
-    )(layers.LayerNorm(EPS, affine=True, name='norm1')(x_BTD))
-    x_BTD = x_BTD + layers.Einsum(
-      'BNTK,NKD->BTD', (N, K, D), ('heads', 'head_dim', 'embed'), dtype, name='o'
-    )(attention.attend(q, k, v))
+
+    # One kernel makes queries, keys and values, as it is stored.
+    h_BTD = layers.LayerNorm(EPS, affine=True, name='norm1')(x_BTD)
+    axes = ('embed', 'norm', 'heads', 'head_dim')
+    q, k, v = layers.Einsum('BTD,DiNK->iBNTK', (D, 3, N, K), axes, dtype, name='qkv')(h_BTD)
+    y_BNTK = attention.attend(q, k, v)
+    axes = ('heads', 'head_dim', 'embed')
+    x_BTD = x_BTD + layers.Einsum('BNTK,NKD->BTD', (N, K, D), axes, dtype, name='o')(y_BNTK)
+
+    h_BTD = layers.LayerNorm(EPS, affine=True, name='norm2')(x_BTD)
     mlp = layers.MLP(c.mlp_ratio * D, D, layers.gelu_erf, dtype, name='mlp')
-    x_BTD = x_BTD + mlp(layers.LayerNorm(EPS, affine=True, name='norm2')(x_BTD))
+    x_BTD = x_BTD + mlp(h_BTD)
     return sharding.shard(x_BTD, 'batch', None, 'act_embed'), None
 
 
@@ -143,7 +153,7 @@ class ClipProjection(nn.Module):
   cfg: cfg.ImageConfig
 
   @nn.compact
-  def __call__(self, x_BD):
+  def __call__(self, x_BD: jax.Array) -> jax.Array:
     D, O = self.cfg.dim, self.cfg.out_dim
     self.param('log_scale', layers.boxed(nn.initializers.zeros, ()), (), jnp.float32)
     head_DO = self.param(
@@ -152,7 +162,8 @@ class ClipProjection(nn.Module):
       (D, O),
       jnp.float32,
     )
-    return layers.LayerNorm(EPS, affine=True, name='norm')(x_BD) @ head_DO.astype(self.cfg.dtype)
+    x_BD = layers.LayerNorm(EPS, affine=True, name='norm')(x_BD)
+    return x_BD @ head_DO.astype(self.cfg.dtype)
 
 
 def preprocess(frames_BIJ3: jax.Array, size: int) -> jax.Array:
@@ -187,12 +198,15 @@ def _cubic_matrix(out: int, size: int) -> np.ndarray:
   Scale and centres are float32, rounded as in the source: over hundreds of pixels that shows in the
   fifth digit.
   """
-  a, scale = -0.75, np.float32(size / out)
+  a = -0.75
+  scale = np.float32(size / out)
   centre = (np.float64(scale) * (np.arange(out) + 0.5) - 0.5).astype(np.float32)
   matrix = np.zeros((out, size))
   for tap in range(-1, 3):
     index = np.floor(centre).astype(int) + tap
     d = np.abs(centre - index)
-    weight = np.where(d <= 1, ((a + 2) * d - (a + 3)) * d * d + 1, (((d - 5) * d + 8) * d - 4) * a)
+    near = ((a + 2) * d - (a + 3)) * d * d + 1  # Up to one pixel away.
+    far = (((d - 5) * d + 8) * d - 4) * a  # From one to two.
+    weight = np.where(d <= 1, near, far)
     np.add.at(matrix, (np.arange(out), np.clip(index, 0, size - 1)), weight)
   return matrix.astype(np.float32)

@@ -30,11 +30,13 @@ class Einsum(nn.Module):
 
   Attributes:
     equation: activation, kernel -> output, as 'BTD,DNK->BNTK'.
-    shape, axes: of the kernel, sizes and logical names, one per letter.
-    dtype: of the computation; parameters are float32.
-    kernel_init: default Xavier uniform over the contracted and kept letters.
-    lora: adds alpha / rank * (x A) B, which is zero at first: A is uniform within 1 / sqrt(width
-      in), as in `peft`, and B is zero. The contracted letters of the kernel must come first.
+    shape, axes: sizes and logical names of the kernel's axes, one per letter.
+    dtype: dtype of the computation; parameters are float32.
+    kernel_init: initializer of the kernel; by default Xavier uniform over the contracted and kept
+      letters.
+    lora: sizes of an adapter, which adds alpha / rank * (x A) B. That is zero at first: A is
+      uniform within 1 / sqrt(width in), as in `peft`, and B is zero. The contracted letters of the
+      kernel must come first.
   """
 
   equation: str
@@ -47,6 +49,7 @@ class Einsum(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    # A letter of the kernel is either summed over, with the activation, or an axis of the output.
     _, kernel, out = self.equation.replace('->', ',').split(',')
     kept = [i for i, letter in enumerate(kernel) if letter in out]
     contracted = [i for i in range(len(kernel)) if i not in kept]
@@ -57,41 +60,45 @@ class Einsum(nn.Module):
     y = jnp.einsum(self.equation, x.astype(self.dtype), w.astype(self.dtype))
     if self.use_bias:
       y = y + self._bias(kernel, kept, out)
-    return y if self.lora is None else y + self._change(x, len(contracted))
+    if self.lora is not None:
+      y = y + self._adapt(x, len(contracted))
+    return y
 
-  def _bias(self, kernel, kept, out):
-    b = self.param(
-      'b',
-      boxed(nn.initializers.zeros, tuple(self.axes[i] for i in kept)),
-      tuple(self.shape[i] for i in kept),
-      jnp.float32,
-    )
+  def _bias(self, kernel: str, kept: list[int], out: str) -> jax.Array:
+    """The bias, with an axis of size 1 for each letter of the output that is not the kernel's."""
+    axes = tuple(self.axes[i] for i in kept)
+    shape = tuple(self.shape[i] for i in kept)
+    b = self.param('b', boxed(nn.initializers.zeros, axes), shape, jnp.float32)
     aligned = [self.shape[kernel.index(letter)] if letter in kernel else 1 for letter in out]
     return b.astype(self.dtype).reshape(aligned)
 
-  def _change(self, x, contracted):
-    """What the adapter adds."""
+  def _adapt(self, x: jax.Array, contracted: int) -> jax.Array:
+    """What the adapter adds; `contracted` letters of the kernel are those of its input."""
     given, kernel, out = self.equation.replace('->', ',').split(',')
-    r = self.lora.rank
+    rank = self.lora.rank
+    # Variance scaling draws from +- sqrt(3 * scale / width in): +- 1 / sqrt(width in).
     near_in = nn.initializers.variance_scaling(
       1 / 3, 'fan_in', 'uniform', in_axis=range(contracted), out_axis=-1
     )
     a = self.param(
       finetuning.DOWN,
       boxed(near_in, (*self.axes[:contracted], 'rank')),
-      (*self.shape[:contracted], r),
+      (*self.shape[:contracted], rank),
       jnp.float32,
     )
     b = self.param(
       finetuning.UP,
       boxed(nn.initializers.zeros, ('rank', *self.axes[contracted:])),
-      (r, *self.shape[contracted:]),
+      (rank, *self.shape[contracted:]),
       jnp.float32,
     )
-    inner, left, right = kernel[:contracted], kernel[:contracted] + 'r', 'r' + kernel[contracted:]
+    # With 'r' for the rank, 'BTD,DNK->BNTK' becomes 'BTD,Dr->BTr' and 'BTr,rNK->BNTK'.
+    inner = kernel[:contracted]
     low = ''.join(letter for letter in given if letter not in inner) + 'r'
-    h = jnp.einsum(f'{given},{left}->{low}', x.astype(self.dtype), a.astype(self.dtype))
-    return self.lora.scale * jnp.einsum(f'{low},{right}->{out}', h, b.astype(self.dtype))
+    down = f'{given},{inner}r->{low}'
+    up = f'{low},r{kernel[contracted:]}->{out}'
+    h = jnp.einsum(down, x.astype(self.dtype), a.astype(self.dtype))
+    return self.lora.scale * jnp.einsum(up, h, b.astype(self.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -102,12 +109,13 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    width = x.shape[-1:]
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, -1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
     if self.affine:
-      y = y * self.param('scale', boxed(nn.initializers.ones, ('norm',)), x.shape[-1:], jnp.float32)
-      y = y + self.param('bias', boxed(nn.initializers.zeros, ('norm',)), x.shape[-1:], jnp.float32)
+      y = y * self.param('scale', boxed(nn.initializers.ones, ('norm',)), width, jnp.float32)
+      y = y + self.param('bias', boxed(nn.initializers.zeros, ('norm',)), width, jnp.float32)
     return y.astype(x.dtype)
 
 
@@ -126,13 +134,18 @@ class HeadsRMSNorm(nn.Module):
       'scale', boxed(nn.initializers.ones, ('heads', 'head_dim')), (N, K), jnp.float32
     )
     y = x_BNTK.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True) + self.eps)
+    mean_square = jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True)
+    y = y * jax.lax.rsqrt(mean_square + self.eps)
     return y.astype(x_BNTK.dtype) * scale_NK[:, None].astype(x_BNTK.dtype)
 
 
 class CategoryDense(nn.Module):
-  """Linear layer with one kernel per embodiment. Source: DreamZero `CategorySpecificLinear` (it has
-  one category).
+  """Linear layer with one kernel per embodiment.
+
+  Source: DreamZero `CategorySpecificLinear`, whose released weights have one category.
+
+  Attributes:
+    out_axis, in_axis: logical names of the kernel's axes.
   """
 
   num_embodiments: int
@@ -144,22 +157,24 @@ class CategoryDense(nn.Module):
   @nn.compact
   def __call__(self, x_BTI: jax.Array, embodiment_B: jax.Array) -> jax.Array:
     E, I, O = self.num_embodiments, x_BTI.shape[-1], self.features
-    init = nn.initializers.normal(0.02)
+    near_zero = nn.initializers.normal(0.02)
     w_EIO = self.param(
-      'w', boxed(init, ('embodiment', self.in_axis, self.out_axis)), (E, I, O), jnp.float32
+      'w', boxed(near_zero, ('embodiment', self.in_axis, self.out_axis)), (E, I, O), jnp.float32
     )
     b_EO = self.param(
       'b', boxed(nn.initializers.zeros, ('embodiment', self.out_axis)), (E, O), jnp.float32
     )
-    w_BIO, b_BO = (
-      look_up(w_EIO.astype(self.dtype), embodiment_B),
-      look_up(b_EO.astype(self.dtype), embodiment_B),
-    )
+    w_BIO = look_up(w_EIO.astype(self.dtype), embodiment_B)
+    b_BO = look_up(b_EO.astype(self.dtype), embodiment_B)
     return jnp.einsum('BTI,BIO->BTO', x_BTI.astype(self.dtype), w_BIO) + b_BO[:, None]
 
 
 class MLP(nn.Module):
-  """Two linear layers with a nonlinearity between. Axis names: hidden over 'mlp'."""
+  """Two linear layers with a nonlinearity between; the hidden axis is called 'mlp'.
+
+  Attributes:
+    lora_in, lora_out: adapters of the first and of the second layer.
+  """
 
   hidden: int
   out: int
@@ -172,46 +187,50 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     D = x_BTD.shape[-1]
-    h_BTM = Einsum(
+    widen = Einsum(
       'BTD,DM->BTM',
-      (D, self.hidden),
-      ('embed', 'mlp'),
-      self.dtype,
-      self.kernel_init,
+      shape=(D, self.hidden),
+      axes=('embed', 'mlp'),
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
       lora=self.lora_in,
       name='in',
-    )(x_BTD)
-    return Einsum(
+    )
+    narrow = Einsum(
       'BTM,MD->BTD',
-      (self.hidden, self.out),
-      ('mlp', 'embed'),
-      self.dtype,
-      self.kernel_init,
+      shape=(self.hidden, self.out),
+      axes=('mlp', 'embed'),
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
       lora=self.lora_out,
       name='out',
-    )(self.activation(h_BTM))
+    )
+    return narrow(self.activation(widen(x_BTD)))
 
 
-def look_up(table, ids):
+def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
   """`table[ids]`; on a mesh the table is gathered first, or XLA would make the rows of the whole
   batch everywhere.
   """
-  return sharding.shard(table, *(None,) * table.ndim)[ids]
+  whole = sharding.shard(table, *(None,) * table.ndim)
+  return whole[ids]
 
 
-def gelu_tanh(x):
+def gelu_tanh(x: jax.Array) -> jax.Array:
+  """GELU by its tanh approximation, as Wan's transformer and UMT5 have it."""
   return jax.nn.gelu(x, approximate=True)
 
 
-def gelu_erf(x):
+def gelu_erf(x: jax.Array) -> jax.Array:
+  """GELU by the error function, as CLIP has it."""
   return jax.nn.gelu(x, approximate=False)
 
 
-def sinusoid(position, width: int, order: str):
+def sinusoid(position: jax.Array | np.ndarray, width: int, order: str) -> jax.Array:
   """[..., width] float32 sinusoid of `position` with frequencies 10000^(-i / (width/2)).
 
   Args:
-    order: 'cos_sin' (the time embedding) or 'sin_cos' (the action encoder): which half comes first.
+    order: which half comes first, 'cos_sin' (the time embedding) or 'sin_cos' (the action encoder).
   Source: DreamZero `sinusoidal_embedding_1d` and `SinusoidalPositionalEncoding`.
   """
   half = width // 2

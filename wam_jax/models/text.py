@@ -38,44 +38,44 @@ class WordEncoder(nn.Module):
       jnp.float32,
     )
     real_BP = ids_BP > 0
-    x_BPD = (
-      layers.look_up(table_VD, ids_BP)
-      + layers.sinusoid(jnp.arange(ids_BP.shape[1]), D, 'cos_sin') * 0.1
-    )
+    position_PD = layers.sinusoid(jnp.arange(ids_BP.shape[1]), D, 'cos_sin')
+    # A tenth, so that the order of words does not drown the words at first.
+    x_BPD = layers.look_up(table_VD, ids_BP) + position_PD * 0.1
     for i in range(self.cfg.layers):
-      x_BPD = x_BPD + _Attention(D, name=f'attention_{i}')(
-        layers.LayerNorm(affine=True, name=f'norm1_{i}')(x_BPD), real_BP
-      )
-      mlp = layers.MLP(4 * D, D, layers.gelu_tanh, name=f'mlp_{i}')
-      x_BPD = x_BPD + mlp(layers.LayerNorm(affine=True, name=f'norm2_{i}')(x_BPD))
+      h_BPD = layers.LayerNorm(affine=True, name=f'norm1_{i}')(x_BPD)
+      x_BPD = x_BPD + _Attention(D, name=f'attention_{i}')(h_BPD, real_BP)
+      h_BPD = layers.LayerNorm(affine=True, name=f'norm2_{i}')(x_BPD)
+      x_BPD = x_BPD + layers.MLP(4 * D, D, layers.gelu_tanh, name=f'mlp_{i}')(h_BPD)
     return x_BPD * real_BP[..., None]
 
 
 class _Attention(nn.Module):
-  """Bidirectional attention over real words."""
+  """Bidirectional attention over real words, by two heads."""
 
   dim: int
 
   @nn.compact
-  def __call__(self, x_BPD, real_BP):
-    N, K = 2, self.dim // 2
-    project = lambda name: layers.Einsum(
-      'BPD,DNK->BNPK', (self.dim, N, K), ('embed', 'heads', 'head_dim'), name=name
-    )(x_BPD)
-    y = attention.attend(project('q'), project('k'), project('v'), real_BP[:, None, None])
-    return layers.Einsum(
-      'BNPK,NKD->BPD', (N, K, self.dim), ('heads', 'head_dim', 'embed'), name='o'
-    )(y)
+  def __call__(self, x_BPD: jax.Array, real_BP: jax.Array) -> jax.Array:
+    D, N, K = self.dim, 2, self.dim // 2
+
+    def to_heads(name):
+      axes = ('embed', 'heads', 'head_dim')
+      return layers.Einsum('BPD,DNK->BNPK', (D, N, K), axes, name=name)(x_BPD)
+
+    y_BNPK = attention.attend(to_heads('q'), to_heads('k'), to_heads('v'), real_BP[:, None, None])
+    axes = ('heads', 'head_dim', 'embed')
+    return layers.Einsum('BNPK,NKD->BPD', (N, K, D), axes, name='o')(y_BNPK)
 
 
 @flax.struct.dataclass
 class UMT5:
-  """The frozen text encoder of Wan. Source: DreamZero `WanTextEncoder`; T5 1.1 with a relative bias
-  in every layer.
+  """The frozen text encoder of Wan: T5 1.1 with a relative bias in every layer.
+
+  Source: DreamZero `WanTextEncoder`.
 
   Attributes:
-    params: of `UMT5Encoder`, of any dtype.
-    config: its shape.
+    params: parameters of `UMT5Encoder`, in any float dtype.
+    config: sizes of the network, and the dtype of the computation.
   """
 
   params: Any
@@ -93,9 +93,8 @@ class UMT5:
 
   def hidden(self, ids_BP: jax.Array, mask_BP: jax.Array) -> jax.Array:
     """As `encode`, but padded positions hold what the network makes of them."""
-    return UMT5Encoder(self.config, 'relative_bias' in self.params).apply(
-      {'params': self.params}, ids_BP, mask_BP
-    )
+    shared_bias = 'relative_bias' in self.params
+    return UMT5Encoder(self.config, shared_bias).apply({'params': self.params}, ids_BP, mask_BP)
 
 
 def init(config: cfg.TextConfig, key: jax.Array) -> UMT5:
@@ -123,7 +122,7 @@ class UMT5Encoder(nn.Module):
   """Tokens to contextual embeddings.
 
   Attributes:
-    shared_bias: one bias table for all layers, as T5 has it, where UMT5 has one per layer.
+    shared_bias: whether all layers share one bias table, as T5 has it; UMT5 has one per layer.
   """
 
   cfg: cfg.TextConfig
@@ -169,26 +168,26 @@ class UMT5Block(nn.Module):
     c = self.cfg
     D, N, K, M = c.dim, c.heads, c.attention_dim // c.heads, c.mlp_dim
     linear = functools.partial(layers.Einsum, dtype=jnp.dtype(c.dtype), use_bias=False)
+
+    # Self-attention. `attention.attend` has no bias, and would scale the logits.
     h_BPD = RMSNorm(name='norm1')(x_BPD)
-    q, k, v = (
-      linear('BPD,DNK->BNPK', (D, N, K), ('embed', 'heads', 'head_dim'), name=name)(h_BPD)
-      for name in 'qkv'
-    )
+    axes = ('embed', 'heads', 'head_dim')
+    q, k, v = (linear('BPD,DNK->BNPK', (D, N, K), axes, name=name)(h_BPD) for name in 'qkv')
     if not self.shared_bias:
       bias_NPP = relative_bias(_bias_table(self), buckets_PP)
     logits_BNPP = jnp.einsum('BNPK,BNSK->BNPS', q, k, preferred_element_type=jnp.float32) + bias_NPP
     logits_BNPP = jnp.where(mask_BP[:, None, None], logits_BNPP, attention.NEGATIVE)
-    y_BNPK = jnp.einsum('BNPS,BNSK->BNPK', jax.nn.softmax(logits_BNPP, -1).astype(v.dtype), v)
-    x_BPD = x_BPD + linear('BNPK,NKD->BPD', (N, K, D), ('heads', 'head_dim', 'embed'), name='o')(
-      y_BNPK
-    )
+    weights_BNPP = jax.nn.softmax(logits_BNPP, -1).astype(v.dtype)
+    y_BNPK = jnp.einsum('BNPS,BNSK->BNPK', weights_BNPP, v)
+    axes = ('heads', 'head_dim', 'embed')
+    x_BPD = x_BPD + linear('BNPK,NKD->BPD', (N, K, D), axes, name='o')(y_BNPK)
+
+    # Gated feed-forward.
     h_BPD = RMSNorm(name='norm2')(x_BPD)
-    gate, h = (
-      linear('BPD,DM->BPM', (D, M), ('embed', 'mlp'), name=name)(h_BPD) for name in ('gate', 'in')
-    )
-    x_BPD = x_BPD + linear('BPM,MD->BPD', (M, D), ('mlp', 'embed'), name='out')(
-      layers.gelu_tanh(gate) * h
-    )
+    gate_BPM = linear('BPD,DM->BPM', (D, M), ('embed', 'mlp'), name='gate')(h_BPD)
+    h_BPM = linear('BPD,DM->BPM', (D, M), ('embed', 'mlp'), name='in')(h_BPD)
+    out = linear('BPM,MD->BPD', (M, D), ('mlp', 'embed'), name='out')
+    x_BPD = x_BPD + out(layers.gelu_tanh(gate_BPM) * h_BPM)
     return sharding.shard(x_BPD, 'batch', None, 'act_embed'), None
 
 
@@ -218,15 +217,15 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
   two buckets as the reference does.
   """
   offset_PP = np.arange(length)[None] - np.arange(length)[:, None]
+  distance_PP = np.abs(offset_PP)
   side = buckets // 2
   exact = side // 2
-  distance_PP = np.abs(offset_PP)
   ratio_PP = np.maximum(distance_PP, exact).astype(np.float32) / np.float32(exact)
   growth_PP = np.log(ratio_PP) / np.float32(np.log(max_distance / exact)) * np.float32(side - exact)
   far_PP = np.minimum(exact + growth_PP.astype(np.int32), side - 1)
-  return ((offset_PP > 0) * side + np.where(distance_PP < exact, distance_PP, far_PP)).astype(
-    np.int32
-  )
+  bucket_PP = np.where(distance_PP < exact, distance_PP, far_PP)
+  follows_PP = offset_PP > 0
+  return (follows_PP * side + bucket_PP).astype(np.int32)
 
 
 def relative_bias(table_RN: jax.Array, buckets_PP: np.ndarray) -> jax.Array:
@@ -234,7 +233,8 @@ def relative_bias(table_RN: jax.Array, buckets_PP: np.ndarray) -> jax.Array:
   return jnp.transpose(table_RN.astype(jnp.float32)[buckets_PP], (2, 0, 1))
 
 
-def _bias_table(module):
+def _bias_table(module: UMT5Encoder | UMT5Block) -> jax.Array:
+  """[buckets, N] parameter of the module that is being applied."""
   c = module.cfg
   return module.param(
     'relative_bias',

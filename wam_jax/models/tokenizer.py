@@ -7,6 +7,7 @@ latent never depends on another group's frames, so the state of a stream is empt
 
 from __future__ import annotations
 
+import einops
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ class PatchTokenizer:
   """Linear map between pixels in [-1, 1] and latents of unit variance; frozen once fitted.
 
   Attributes:
-    mean_P: [t*s*s*3] mean patch. encode_PC, decode_CP: scaled principal directions and their
-      inverse.
-    temporal, spatial: t and s.
+    mean_P: mean patch, of P = t*s*s*3 numbers.
+    encode_PC, decode_CP: scaled principal directions, and their inverse.
+    temporal, spatial: t camera frames, s rows and s columns of pixels of a patch.
   """
 
   mean_P: jax.Array
@@ -37,7 +38,8 @@ class PatchTokenizer:
     Frames are uint8 [0, 255], or float32 [-1, 1].
     """
     first, stream = self.encode_start(frames_BRIJ3[:, :1])
-    return jnp.concatenate([first, self.encode_more(stream, frames_BRIJ3[:, 1:])[0]], axis=1)
+    more, _ = self.encode_more(stream, frames_BRIJ3[:, 1:])
+    return jnp.concatenate([first, more], axis=1)
 
   def encode_start(self, frame_B1IJ3: jax.Array) -> tuple[jax.Array, tuple[()]]:
     """(the latent frame of a video's first frame, the stream to go on with)."""
@@ -52,7 +54,8 @@ class PatchTokenizer:
     still.
     """
     first, stream = self.decode_start(latents_BFHWC[:, :1])
-    return jnp.concatenate([first, self.decode_more(stream, latents_BFHWC[:, 1:])[0]], axis=1)
+    more, _ = self.decode_more(stream, latents_BFHWC[:, 1:])
+    return jnp.concatenate([first, more], axis=1)
 
   def decode_start(self, latents_B1HWC: jax.Array) -> tuple[jax.Array, tuple[()]]:
     """(the first frame of a video, the stream to go on with)."""
@@ -62,18 +65,15 @@ class PatchTokenizer:
     """([B, k*t, I, J, 3] float32 in [-1, 1], stream) of the next k latent frames."""
     return self._decode(latents_BFHWC), stream
 
-  def _encode(self, frames_BRIJ3):
-    return (
-      _patches(to_pixels(frames_BRIJ3), self.temporal, self.spatial) - self.mean_P
-    ) @ self.encode_PC
+  def _encode(self, frames_BRIJ3: jax.Array) -> jax.Array:
+    patches_BFHWP = _to_patches(to_pixels(frames_BRIJ3), self.temporal, self.spatial)
+    return (patches_BFHWP - self.mean_P) @ self.encode_PC
 
-  def _decode(self, latents_BFHWC):
-    B, F, H, W, _ = latents_BFHWC.shape
+  def _decode(self, latents_BFHWC: jax.Array) -> jax.Array:
+    patches_BFHWP = latents_BFHWC @ self.decode_CP + self.mean_P
     t, s = self.temporal, self.spatial
-    patches = (latents_BFHWC @ self.decode_CP + self.mean_P).reshape(B, F, H, W, t, s, s, 3)
-    return jnp.clip(
-      patches.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(B, F * t, H * s, W * s, 3), -1, 1
-    )
+    order = 'B F H W (t p q C) -> B (F t) (H p) (W q) C'
+    return jnp.clip(einops.rearrange(patches_BFHWP, order, t=t, p=s, q=s, C=3), -1, 1)
 
 
 def to_pixels(frames: jax.Array) -> jax.Array:
@@ -91,27 +91,36 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
     ValueError: more channels than a patch has numbers, or fewer distinct patches than channels.
   """
   t, s, C = config.temporal, config.spatial, config.channels
-  if t * s * s * 3 < C:
-    raise ValueError(
-      f'model.tokenizer.channels={C} exceeds the {t * s * s * 3} numbers of a patch.'
-    )
+  P = t * s * s * 3
+  if P < C:
+    raise ValueError(f'model.tokenizer.channels={C} exceeds the {P} numbers of a patch.')
+
+  # Frame 0 counts as it is encoded: as a still.
   still = np.repeat(frames_BRIJ3[:, :1], t, axis=1)
-  pixels = np.concatenate([still, frames_BRIJ3[:, 1:]], axis=1).astype(np.float32) / 127.5 - 1
-  patches_NP = np.asarray(_patches(pixels, t, s), np.float64).reshape(-1, t * s * s * 3)
+  frames = np.concatenate([still, frames_BRIJ3[:, 1:]], axis=1)
+  pixels = frames.astype(np.float32) / 127.5 - 1
+  patches_NP = np.asarray(_to_patches(pixels, t, s), np.float64).reshape(-1, P)
+
+  # `eigh` sorts by increasing variance.
   mean_P = patches_NP.mean(0)
-  values, vectors_PP = np.linalg.eigh(np.cov(patches_NP - mean_P, rowvar=False))
-  values, vectors_PC = values[::-1][:C], vectors_PP[:, ::-1][:, :C]
-  if values[-1] <= 1e-9:
+  variance_P, vectors_PP = np.linalg.eigh(np.cov(patches_NP - mean_P, rowvar=False))
+  variance_C = variance_P[::-1][:C]
+  vectors_PC = vectors_PP[:, ::-1][:, :C]
+  if variance_C[-1] <= 1e-9:
     raise ValueError(
       f'The frames vary in fewer than model.tokenizer.channels={C} directions; lower it.'
     )
-  std_C = np.sqrt(values)
-  to32 = lambda x: jnp.asarray(x, jnp.float32)
-  return PatchTokenizer(to32(mean_P), to32(vectors_PC / std_C), to32((vectors_PC * std_C).T), t, s)
+  std_C = np.sqrt(variance_C)
+  return PatchTokenizer(
+    mean_P=jnp.asarray(mean_P, jnp.float32),
+    encode_PC=jnp.asarray(vectors_PC / std_C, jnp.float32),
+    decode_CP=jnp.asarray((vectors_PC * std_C).T, jnp.float32),
+    temporal=t,
+    spatial=s,
+  )
 
 
-def _patches(pixels, t: int, s: int):
+def _to_patches(pixels, t: int, s: int):
   """[B, k*t, I, J, 3] to [B, k, I/s, J/s, t*s*s*3]; numpy or JAX."""
-  B, R, I, J, _ = pixels.shape
-  grouped = pixels.reshape(B, R // t, t, I // s, s, J // s, s, 3)
-  return grouped.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(B, R // t, I // s, J // s, t * s * s * 3)
+  order = 'B (F t) (H p) (W q) C -> B F H W (t p q C)'
+  return einops.rearrange(pixels, order, t=t, p=s, q=s)

@@ -277,6 +277,7 @@ class Upsample(nn.Module):
     if self.time:
       double = Conv(2 * x_BFHWC.shape[-1], (3, 1, 1), dtype=self.dtype, name='time')
       if stream.starts:
+        # Not this frame: the reference begins its past after the first one.
         stream.keep(double, jnp.zeros_like(x_BFHWC), 2)
       else:
         x_BFHWC = double(x_BFHWC, stream)
@@ -428,7 +429,10 @@ class Network(nn.Module):
     return self.decoder(latents_BFHWC, stream), stream.now
 
   def __call__(self) -> None:
-    """Touches every parameter: the start of a video, then one group more."""
+    """Touches every parameter: the start of a video, then one group more.
+
+    Convolutions that resample time have no part in the start.
+    """
     side = spatial(self.config)
     frames = jnp.zeros((1, temporal(self.config), side, side, 3))
     latents, past = self.encode(frames[:, :1], None)
