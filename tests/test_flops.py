@@ -78,13 +78,10 @@ def test_products_of_the_traced_program_are_the_formula(first):
 def test_attention_by_chunks_computes_exactly_the_pairs():
   config = make_config(attention='chunks')
   c = config.model
-  tokens, groups = (
-    flops.training_tokens(c, CELLS),
-    int(flops.training_layout(c, CELLS).group.max()) + 1,
-  )
-  spread = (
-    6 * 2 * c.num_layers * tokens * groups * c.dim
-  )  # The modulation of each token's group, by a product.
+  tokens = flops.training_tokens(c, CELLS)
+  groups = int(flops.training_layout(c, CELLS).group.max()) + 1
+  # Each token gets the modulation of its group by a product.
+  spread = 6 * 2 * c.num_layers * tokens * groups * c.dim
   assert products(lower(config, loss)) == flops.total(flops.training(c, CELLS)).forward + spread
 
 

@@ -109,13 +109,16 @@ def two_steps(sizes, attention='dense'):
   mesh = make_mesh(dict(sizes))
   config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, attention=attention))
   rng = np.random.default_rng(0)
-  moved = lambda p: (
-    p + 0.1 * rng.normal(size=p.shape).astype(np.float32)
-  )  # So that the zero head matters too.
-  start = initial_state().replace(params=jax.tree.map(moved, initial_state().params))
+
+  def move(p):
+    """So that the head, which is zero at first, matters too."""
+    return p + 0.1 * rng.normal(size=p.shape).astype(np.float32)
+
+  start = initial_state().replace(params=jax.tree.map(move, initial_state().params))
   shardings = jax.tree.map(lambda x: x.sharding, abstract(mesh, config))
   step = train_step.make_train_step(config, mesh, shardings)
-  state, metrics = jax.device_put(start, shardings), []
+  state = jax.device_put(start, shardings)
+  metrics = []
   for batch in BATCHES:
     state, values = step(state, batch)
     metrics.append({name: float(value) for name, value in values.items()})
@@ -133,9 +136,8 @@ def test_two_steps_equal_one_device(mesh, attention, capfd):
   128.
   """
   metrics, _, state = two_steps(tuple(MESHES[mesh].items()), attention)
-  assert (
-    'Involuntary full rematerialization' not in capfd.readouterr().err
-  )  # Of an activation, over all devices.
+  # XLA would say so where it gathers an activation over all devices.
+  assert 'Involuntary full rematerialization' not in capfd.readouterr().err
   want_metrics, start, want = two_steps(tuple(ONE.items()))
   for got, expected in zip(metrics, want_metrics):
     for name in expected:
@@ -162,10 +164,8 @@ def test_parameters_split_as_the_rules_say():
   params = abstract(make_mesh(MESHES['data2_fsdp2_tensor2'])).params
   blocks, text = params['blocks'], params['text_encoder']
   for parameter, spec in (
-    (
-      blocks['self_attn']['q']['w'],
-      P(None, 'fsdp', 'tensor', None),
-    ),  # layers, embed, heads, head_dim
+    # Of the blocks, the first axis is the layers'; here then embed, heads, head_dim.
+    (blocks['self_attn']['q']['w'], P(None, 'fsdp', 'tensor', None)),
     (blocks['self_attn']['q']['b'], P(None, 'tensor', None)),
     (blocks['self_attn']['o']['w'], P(None, 'tensor', None, 'fsdp')),
     (blocks['self_attn']['norm_q']['scale'], P(None, 'tensor', None)),
@@ -224,24 +224,29 @@ def test_each_large_array_of_droid_14b_is_split(layout, sizes):
   config = cfg.from_config_dict(droid_14b.get_config(layout))
   mesh = jax.sharding.AbstractMesh(sizes, ('data', 'fsdp', 'tensor', 'seq'))
   state, _ = aot.arguments(config, mesh)
-  total, share, whole = 0, 0, {}
+  fsdp = sizes[1]
+  total = 0
+  whole = {}
   print(f'\n{dict(mesh.shape)}')
   for path, x in jax.tree.leaves_with_path(state):
-    size, held = (
-      math.prod(shape) * x.dtype.itemsize for shape in (x.shape, x.sharding.shard_shape(x.shape))
+    size = math.prod(x.shape) * x.dtype.itemsize
+    total += size
+    if size <= 2**20:
+      continue
+    held = sharding.bytes_per_device(x)
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    line = (
+      f'{name:<64}{x.shape!s:<26}{size / 2**20:>9.1f} MiB  1/{size / held:<4.0f} {x.sharding.spec}'
     )
-    total, share = total + size, share + held
-    if size > 2**20:
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      line = f'{name:<64}{x.shape!s:<26}{size / 2**20:>9.1f} MiB  1/{size / held:<4.0f} {x.sharding.spec}'
-      print(line)
-      if held > size / 32 and any(
-        n % sizes[1] == 0 for n in x.shape
-      ):  # Of the VAE, 192 channels do not divide by 128.
-        whole[name] = line
+    print(line)
+    # Of the VAE, 192 channels do not divide by 128.
+    divisible = any(n % fsdp == 0 for n in x.shape)
+    if held > size / 32 and divisible:
+      whole[name] = line
   unexpected = [line for name, line in whole.items() if not name.endswith(tuple(WHOLE))]
   assert not unexpected, 'Replicated, or nearly so:\n' + '\n'.join(unexpected)
-  assert share < 1.15 * total / sizes[1]  # The rest is what the VAE and the above cannot split.
+  # The rest is what the VAE and the above cannot split.
+  assert sharding.bytes_per_device(state) < 1.15 * total / fsdp
 
 
 def test_mesh_keeps_unused_axes_and_fills_in_the_rest():
@@ -293,7 +298,8 @@ def test_the_nearest_mesh_keeps_what_it_can():
     (
       {'batch_size': 100, 'accumulate': 3},
       {'data': 4, 'fsdp': 2},
-      r'config.batch_size=100 must be divisible by 24, config.accumulate=3 .* data \* fsdp .* nearest valid: 96\.',
+      r'config.batch_size=100 must be divisible by 24, config.accumulate=3 .* data \* fsdp .* '
+      r'nearest valid: 96\.',
     ),
     (
       {},
@@ -386,7 +392,7 @@ def test_rules_for_absent_mesh_axes_raise():
 
 def test_axes_that_do_not_divide_raise_together():
   mesh = make_mesh(MESHES['fsdp4_tensor2'])
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(ValueError, match='does not divide:') as error:
     sharding.state_shardings(
       boxed(
         good=((8, 4), ('embed', 'mlp')),
@@ -402,7 +408,7 @@ def test_axes_that_do_not_divide_raise_together():
   assert "['both'] (3, 5): axis of 5 over fsdp = 4" in message
   assert 'good' not in message
   assert "'fsdp': 4" in message
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(ValueError, match='does not divide:') as error:
     sharding.state_shardings(
       boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)}), mesh, RULES
     )

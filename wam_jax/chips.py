@@ -21,15 +21,17 @@ class Chip:
   """One generation. A device is what JAX shows: a chip, or half of a tpu7x.
 
   Attributes:
-    device_kind: as JAX names it.
+    name: the generation, as 'v5p'.
+    device_kind: name that JAX gives its devices.
     flops: bfloat16 multiply-adds of a chip per second, times two.
-    hbm_bytes_per_s: of a chip.
-    link_bytes_per_s: of one interconnect link in one direction; a torus axis has two links.
+    hbm_bytes_per_s: memory bandwidth of a chip.
+    link_bytes_per_s: bandwidth of one interconnect link in one direction; a torus axis has two
+      links.
     usable_gib: HBM of a device that a program may use.
-    devices: per chip.
-    shapes: of the slices that exist.
+    devices: number of devices of a chip.
+    shapes: chips along each axis, as '2x4', of the slices that exist.
     config: libtpu's name of the way a chip is used.
-    options: of the compiler, that let collectives run beside arithmetic.
+    options: options of the compiler that let collectives run beside arithmetic.
   """
 
   name: str
@@ -82,32 +84,71 @@ _SPARSE = {
   for kind in ('all_gather', 'all_reduce', 'reduce_scatter')
 } | {'xla_tpu_enable_concurrent_sparse_core_offloading': True}
 
-CHIPS = {
-  chip.name: chip
-  for chip in (
-    Chip(
-      'v4', 'TPU v4', 275e12, 1228e9, 50e9, 30.75, 1, _CUBES[:-1], 'megacore', _GATHER | _REDUCE
-    ),
-    Chip('v5e', 'TPU v5 lite', 197e12, 819e9, 50e9, 15.75, 1, _FLAT, 'default', _GATHER | _REDUCE),
-    Chip(
-      'v5p',
-      'TPU v5',
-      459e12,
-      2765e9,
-      100e9,
-      95.74,
-      1,
-      (*_CUBES, '16x16x24'),
-      'default',
-      _GATHER | _SPARSE,
-    ),
-    Chip(
-      'v6e', 'TPU v6 lite', 918e12, 1638e9, 100e9, 31.25, 1, _FLAT, 'default', _GATHER | _SPARSE
-    ),
-    Chip('tpu7x', 'TPU7x', 2307e12, 7380e9, 100e9, 94.75, 2, _CUBES, 'default', _GATHER | _SPARSE),
-  )
-}
+_ALL = (
+  Chip(
+    name='v4',
+    device_kind='TPU v4',
+    flops=275e12,
+    hbm_bytes_per_s=1228e9,
+    link_bytes_per_s=50e9,
+    usable_gib=30.75,
+    devices=1,
+    shapes=_CUBES[:-1],
+    config='megacore',
+    options=_GATHER | _REDUCE,
+  ),
+  Chip(
+    name='v5e',
+    device_kind='TPU v5 lite',
+    flops=197e12,
+    hbm_bytes_per_s=819e9,
+    link_bytes_per_s=50e9,
+    usable_gib=15.75,
+    devices=1,
+    shapes=_FLAT,
+    config='default',
+    options=_GATHER | _REDUCE,
+  ),
+  Chip(
+    name='v5p',
+    device_kind='TPU v5',
+    flops=459e12,
+    hbm_bytes_per_s=2765e9,
+    link_bytes_per_s=100e9,
+    usable_gib=95.74,
+    devices=1,
+    shapes=(*_CUBES, '16x16x24'),
+    config='default',
+    options=_GATHER | _SPARSE,
+  ),
+  Chip(
+    name='v6e',
+    device_kind='TPU v6 lite',
+    flops=918e12,
+    hbm_bytes_per_s=1638e9,
+    link_bytes_per_s=100e9,
+    usable_gib=31.25,
+    devices=1,
+    shapes=_FLAT,
+    config='default',
+    options=_GATHER | _SPARSE,
+  ),
+  Chip(
+    name='tpu7x',
+    device_kind='TPU7x',
+    flops=2307e12,
+    hbm_bytes_per_s=7380e9,
+    link_bytes_per_s=100e9,
+    usable_gib=94.75,
+    devices=2,
+    shapes=_CUBES,
+    config='default',
+    options=_GATHER | _SPARSE,
+  ),
+)
+CHIPS = {chip.name: chip for chip in _ALL}
 
+# bfloat16 FLOP/s without sparsity, by the name that JAX gives the device.
 _GPUS = {
   'NVIDIA H200': 989e12,
   'NVIDIA H100 80GB HBM3': 989e12,
@@ -137,8 +178,8 @@ class Slice:
 
   @property
   def wraps(self) -> tuple[bool, ...]:
-    """Per axis, whether its ends are connected: whole cubes of 64 chips, and axes of 16 of the flat
-    generations.
+    """Whether the ends of each axis are connected: whole cubes of 64 chips, and axes of 16 of the
+    flat generations.
     """
     if len(self.shape) == 3:
       return (all(n % 4 == 0 for n in self.shape),) * 3
@@ -147,7 +188,8 @@ class Slice:
 
 def slices(chip: str) -> list[Slice]:
   """All slices of a generation, small ones first."""
-  return [Slice(CHIPS[chip], tuple(map(int, shape.split('x')))) for shape in CHIPS[chip].shapes]
+  shapes = [tuple(map(int, shape.split('x'))) for shape in CHIPS[chip].shapes]
+  return [Slice(CHIPS[chip], shape) for shape in shapes]
 
 
 def find(name: str) -> Slice:
@@ -156,24 +198,22 @@ def find(name: str) -> Slice:
   Raises:
     ValueError: there is none; the nearest are named.
   """
-  everything = {s.name: s for chip in CHIPS for s in slices(chip)}
-  if name in everything:
-    return everything[name]
-  chip = name.split(':')[0].split('-')[0]
+  known = {where.name: where for chip in CHIPS for where in slices(chip)}
+  if name in known:
+    return known[name]
+
+  # People write v5p:4x4x4, or as the cloud does v5p-128.
+  chip = re.split('[:-]', name)[0]
   if chip not in CHIPS:
-    chip = difflib.get_close_matches(chip, CHIPS, 1, 0)[0]
-  numbers = [
-    int(n) for n in re.findall(r'\d+', name.partition(':')[2] or name.partition('-')[2])
-  ] or [1]
-  near = [
-    s.name
-    for s in sorted(
-      slices(chip), key=lambda s: abs(math.log(s.chips / max(1, math.prod(numbers))))
-    )[:3]
-  ]
+    chip = difflib.get_close_matches(chip, CHIPS, n=1, cutoff=0)[0]
+  size = name.partition(':')[2] or name.partition('-')[2]
+  wanted = max(1, math.prod(int(n) for n in re.findall(r'\d+', size)))
+  by_distance = sorted(slices(chip), key=lambda where: abs(math.log(where.chips / wanted)))
+  nearest = ', '.join(where.name for where in by_distance[:3])
+  others = ', '.join(other for other in CHIPS if other != chip)
   raise ValueError(
-    f'--topology={name} does not exist; nearest: {", ".join(near)}. {chip} has '
-    f'{", ".join(CHIPS[chip].shapes)}; there are also {", ".join(n for n in CHIPS if n != chip)}.'
+    f'--topology={name} does not exist; nearest: {nearest}. {chip} has '
+    f'{", ".join(CHIPS[chip].shapes)}; there are also {others}.'
   )
 
 
@@ -184,7 +224,8 @@ def peak_flops(device_kind: str) -> float:
 
 
 def compiler_options(device_kind: str) -> dict[str, bool | int]:
-  """Of a kind of device, as JAX names it; none for other than TPUs."""
-  return next(
-    (dict(chip.options) for chip in CHIPS.values() if chip.device_kind == device_kind), {}
-  )
+  """Options for a kind of device, as JAX names it; none for other than TPUs."""
+  for chip in CHIPS.values():
+    if chip.device_kind == device_kind:
+      return dict(chip.options)
+  return {}

@@ -163,14 +163,19 @@ def _components(c: cfg.ModelConfig, s: _Sequence) -> dict[str, Work]:
       _product(s.groups, D, 6 * D),
     ),
     'actions and states': _add(
-      # An action beside the sinusoid of its noise level: encoder, then decoder, then states.
-      _product(s.actions, c.action_dim, D, first=True),
-      _product(s.actions, 2 * D, D),
-      _product(s.actions, D, D),
-      _product(s.actions, D, c.action_hidden),
-      _product(s.actions, c.action_hidden, c.action_dim),
-      _product(s.states, c.proprio_dim, c.action_hidden, first=True),
-      _product(s.states, c.action_hidden, D),
+      _add(
+        _product(s.actions, c.action_dim, D, first=True),
+        _product(s.actions, 2 * D, D),  # Beside the sinusoid of its noise level.
+        _product(s.actions, D, D),
+      ),
+      _add(
+        _product(s.actions, D, c.action_hidden),
+        _product(s.actions, c.action_hidden, c.action_dim),
+      ),
+      _add(
+        _product(s.states, c.proprio_dim, c.action_hidden, first=True),
+        _product(s.states, c.action_hidden, D),
+      ),
     ),
   }
   if c.text.kind == 'word':

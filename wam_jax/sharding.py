@@ -32,6 +32,7 @@ class Active(NamedTuple):
   rules: Rules
 
 
+# Context, not an argument, because activations are constrained deep inside the modules.
 _ACTIVE: contextvars.ContextVar[Active | None] = contextvars.ContextVar('active_mesh', default=None)
 
 
@@ -44,13 +45,12 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
   devices = jax.devices() if devices is None else devices
   given = math.prod(n for n in sizes.values() if n != -1)
   free = [name for name, n in sizes.items() if n == -1]
-  if (
-    min(sizes.values(), default=1) < -1
-    or given < 1
-    or len(free) > 1
-    or len(devices) % given
-    or (not free and given != len(devices))
-  ):
+  possible = given > 0 and min(sizes.values(), default=1) >= -1
+  if free:
+    fits = possible and len(free) == 1 and len(devices) % given == 0
+  else:
+    fits = possible and given == len(devices)
+  if not fits:
     raise ValueError(
       f'mesh={dict(sizes)} does not fit {len(devices)} devices: fixed sizes multiply to {given}; '
       f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}; '
@@ -67,31 +67,30 @@ def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
   Raises:
     ValueError: sizes that it does not divide, all of them, each with the nearest valid one.
   """
-  shards = {
-    name: math.prod(mesh.shape[axis] for axis in _axes(spec(mesh, config.rules, name)[0]))
-    for name in config.rules
-  }
+  shards = {name: _parts(mesh, spec(mesh, config.rules, name)[0]) for name in config.rules}
   problems = []
-  for key, names in {
-    'num_heads': ('heads', 'act_heads'),
-    'mlp_dim': ('mlp', 'act_mlp'),
-    'dim': ('embed',),
-  }.items():
-    size, name = getattr(config.model, key), max(names, key=shards.__getitem__)
+
+  # A size is an axis of parameters and of activations, which the rules may split differently.
+  axes = {'num_heads': ('heads', 'act_heads'), 'mlp_dim': ('mlp', 'act_mlp'), 'dim': ('embed',)}
+  for key, names in axes.items():
+    size = getattr(config.model, key)
+    name = max(names, key=lambda name: shards[name])
     if size % shards[name]:
-      divisors = [n for n in range(1, size + 1) if size % n == 0]
       problems.append(
         f'model.{key}={size} must be divisible by {shards[name]}, the devices that '
         f'{" * ".join(config.rules[name])} of config.mesh spreads it over; nearest valid: '
-        f'{min(divisors, key=lambda n: abs(n - shards[name]))} of them.'
+        f'{_nearest_divisor(size, shards[name])} of them.'
       )
+
+  # Every device has an equal share of every pass of accumulation, every host of the batch.
   hosts = len({device.process_index for device in mesh.devices.flat})
   parts = math.lcm(config.accumulate * shards['batch'], hosts)
   if config.batch_size % parts:
     problems.append(
-      f'config.batch_size={config.batch_size} must be divisible by {parts}, config.accumulate={config.accumulate} '
-      f'times the {shards["batch"]} devices that {" * ".join(config.rules["batch"])} of config.mesh spreads it over, '
-      f'on {hosts} hosts; nearest valid: {max(1, round(config.batch_size / parts)) * parts}.'
+      f'config.batch_size={config.batch_size} must be divisible by {parts}, '
+      f'config.accumulate={config.accumulate} times the {shards["batch"]} devices that '
+      f'{" * ".join(config.rules["batch"])} of config.mesh spreads it over, on {hosts} hosts; '
+      f'nearest valid: {max(1, round(config.batch_size / parts)) * parts}.'
     )
   if problems:
     raise ValueError('\n'.join(problems))
@@ -100,16 +99,22 @@ def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
 def _nearest_mesh(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
   """The sizes that multiply to `devices` and differ from `sizes` by the smallest factors."""
   axes = list(sizes) or ['data']
-  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-  fitting = [
-    choice
-    for choice in itertools.product(divisors, repeat=len(axes))
-    if math.prod(choice) == devices
-  ]
-  distance = lambda choice: sum(
-    abs(math.log(n / sizes[axis])) for axis, n in zip(axes, choice) if sizes.get(axis, 0) > 0
-  )
+  wanted = [sizes.get(axis, -1) for axis in axes]
+  choices = itertools.product(_divisors(devices), repeat=len(axes))
+  fitting = [choice for choice in choices if math.prod(choice) == devices]
+
+  def distance(choice: tuple[int, ...]) -> float:
+    return sum(abs(math.log(n / want)) for n, want in zip(choice, wanted) if want > 0)
+
   return dict(zip(axes, min(fitting, key=distance)))
+
+
+def _nearest_divisor(size: int, wanted: int) -> int:
+  return min(_divisors(size), key=lambda n: abs(n - wanted))
+
+
+def _divisors(size: int) -> list[int]:
+  return [n for n in range(1, size + 1) if size % n == 0]
 
 
 @contextlib.contextmanager
@@ -164,21 +169,22 @@ def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:
   """
   problems: list[str] = []
 
-  def one(path: Any, leaf: Any) -> NamedSharding:
-    names = leaf.names if isinstance(leaf, nn.Partitioned) else ()
-    shape = leaf.value.shape if isinstance(leaf, nn.Partitioned) else leaf.shape
+  def is_boxed(x: Any) -> bool:
+    return isinstance(x, nn.Partitioned)
+
+  # Leaves without a box, such as counters of the optimizer, are replicated.
+  def make(path: Any, leaf: Any) -> NamedSharding:
+    names = leaf.names if is_boxed(leaf) else ()
+    shape = leaf.value.shape if is_boxed(leaf) else leaf.shape
     split = spec(mesh, rules, *names)
     for size, axes in zip(shape, split):
-      parts = math.prod(mesh.shape[a] for a in _axes(axes))
+      parts = _parts(mesh, axes)
       if size % parts:
-        problems.append(
-          f'{jax.tree_util.keystr(path)} {shape}: axis of {size} over {axes} = {parts}'
-        )
+        where = jax.tree_util.keystr(path)
+        problems.append(f'{where} {shape}: axis of {size} over {axes} = {parts}')
     return NamedSharding(mesh, split)
 
-  shardings = jax.tree_util.tree_map_with_path(
-    one, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
-  )
+  shardings = jax.tree_util.tree_map_with_path(make, boxed, is_leaf=is_boxed)
   if problems:
     raise ValueError(
       f'mesh {dict(mesh.shape)} does not divide:\n  '
@@ -194,19 +200,30 @@ def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2**20) ->
   An array of at least `least` bytes is split along its longest axis that the mesh axes of the rule
   'frozen' divide; others are replicated.
   """
-  axes = spec(mesh, rules, 'frozen')[0]
-  parts = math.prod(mesh.shape[a] for a in _axes(axes))
+  (axes,) = spec(mesh, rules, 'frozen')
+  parts = _parts(mesh, axes)
 
-  def one(leaf: Any) -> NamedSharding:
-    fitting = [i for i, size in enumerate(leaf.shape) if size % parts == 0]
+  def make(leaf: Any) -> NamedSharding:
+    fitting = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
     if parts == 1 or not fitting or leaf.size * leaf.dtype.itemsize < least:
       return NamedSharding(mesh, PartitionSpec())
-    longest = max(fitting, key=lambda i: leaf.shape[i])
-    return NamedSharding(
-      mesh, PartitionSpec(*(axes if i == longest else None for i in range(leaf.ndim)))
-    )
+    longest = max(fitting, key=lambda axis: leaf.shape[axis])
+    split = [None] * leaf.ndim
+    split[longest] = axes
+    return NamedSharding(mesh, PartitionSpec(*split))
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(make, tree)
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Bytes that each device holds of a tree of arrays with shardings, be they abstract.
+
+  Arrays as they are; TPUs pad them to tiles.
+  """
+  held = 0
+  for x in jax.tree.leaves(tree):
+    held += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  return held
 
 
 def spec(mesh: Mesh, rules: Rules, *names: str | None) -> PartitionSpec:
@@ -228,5 +245,9 @@ def spec(mesh: Mesh, rules: Rules, *names: str | None) -> PartitionSpec:
   return PartitionSpec(*(rules[n] or None if n else None for n in names))
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
-  return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+def _parts(mesh: Mesh, entry: str | tuple[str, ...] | None) -> int:
+  """Number of parts that an entry of a PartitionSpec splits an axis into."""
+  if entry is None:
+    return 1
+  axes = (entry,) if isinstance(entry, str) else entry
+  return math.prod(mesh.shape[axis] for axis in axes)

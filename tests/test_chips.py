@@ -1,0 +1,39 @@
+"""Hardware by name: slices that exist, and what training reads off them."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from tests import train_config
+from wam_jax import chips
+from wam_jax import config as cfg
+from wam_jax import flops
+from wam_jax import sharding
+from wam_jax import train
+from wam_jax.data import shapes
+
+
+def test_slices():
+  assert chips.find('v5p:4x4x4').wraps == (True,) * 3
+  assert chips.find('v5p:2x2x1').wraps == (False,) * 3
+  assert chips.find('v6e:8x16').wraps == (False, True)
+  assert chips.find('tpu7x:4x4x4').devices == 128
+  with pytest.raises(ValueError, match='nearest: v5p:4x4x8'):
+    chips.find('v5p-128')
+  assert chips.compiler_options('cpu') == {}
+  assert chips.compiler_options('TPU v5')
+  assert chips.peak_flops('TPU7x') == 2307e12 / 2
+  assert chips.peak_flops('cpu') == 0
+
+
+def test_training_divides_by_the_peak_of_its_devices(monkeypatch):
+  config = cfg.from_config_dict(train_config.get_config())
+  mesh = sharding.make_mesh({'data': 2, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:2])
+  assert train._count_work(config, mesh) == {}  # CPUs have no known peak.
+  monkeypatch.setattr(train.chips, 'peak_flops', lambda kind: 3e12)
+  work = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
+  assert train._count_work(config, mesh) == {
+    'sample_flops': flops.total(work).train,
+    'peak_flops': 6e12,
+  }
