@@ -25,8 +25,8 @@ from configs import droid_14b
 from wam_jax import chips
 from wam_jax import cli
 from wam_jax import config as cfg
+from wam_jax import progress
 from wam_jax.aot import compiler
-from wam_jax.aot import progress
 from wam_jax.aot import report
 from wam_jax.aot import search
 
@@ -157,7 +157,7 @@ def main(unused_argv: list[str]) -> None:
         }
       )
       texts.append(show_speed(found['speed'][-1]))
-  say.clear()
+  say.close()
   print('\n\n'.join(texts))
   cli.write_json(found)
 

@@ -1,7 +1,8 @@
 """Compiles a training step for TPUs that nobody holds yet: does it fit, how fast can it be, what
 does it send around.
 
-  python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 [--json=FILE] [--machine_code]
+  python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 [--json=FILE]
+  python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 --machine_code
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v6e:16x16 --search
 
 Needs libtpu (pip install -e '.[aot]') and no TPU, no dataset, no weights. The program is the one
@@ -24,8 +25,8 @@ from ml_collections import config_flags
 from wam_jax import chips
 from wam_jax import cli
 from wam_jax import config as cfg
+from wam_jax import progress
 from wam_jax.aot import compiler
-from wam_jax.aot import progress
 from wam_jax.aot import report as report_lib
 from wam_jax.aot import search
 
@@ -65,12 +66,14 @@ def main(unused_argv: Sequence[str]) -> int:
       directory.mkdir(parents=True)
     if _SEARCH.value:
       found = search.run(config, where, directory, _TRIALS.value, say)
-      shown, fits = search.show(found), found['best'] is not None
+      shown = search.show(found)
+      fits = found['best'] is not None
     else:
       compiled = compiler.compile_step(config, where, directory, _MACHINE_CODE.value, say=say)
       found = report_lib.make(config, where, compiled)
-      shown, fits = report_lib.show(found), found['memory']['fits']
-  say.clear()
+      shown = report_lib.show(found)
+      fits = found['memory']['fits']
+  say.close()
   print(shown)
   cli.write_json(found)
   return 0 if fits else 1

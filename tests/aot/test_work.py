@@ -176,13 +176,15 @@ GATHERED = """
       %r = bf16[8,8]{1,0} parameter(2)
       %f1 = (bf16[32,4]{1,0}, bf16[16,8]{1,0}) fusion(%p, %q, %r), kind=kCustom, calls=%first
       %f2 = (bf16[32,4]{1,0}, bf16[16,8]{1,0}) fusion(%p, %q, %r), kind=kCustom, calls=%first
-      %s = (bf16[8]{0}, bf16[8]{0}, u32[]{:S(2)}, u32[]) collective-permute-start(%q), source_target_pairs={{0,1},{1,0}}
+      %s = (bf16[8]{0}, bf16[8]{0}, u32[]{:S(2)}, u32[]) collective-permute-start(%q), PAIRS
       %again = bf16[16,8]{1,0} convolution(%q, %r), dim_labels=bf_io->bf
       %d = bf16[8]{0} collective-permute-done(%s)
-      %sum = bf16[32,4]{1,0} all-reduce(%again), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
+      %sum = bf16[32,4]{1,0} all-reduce(%again), channel_id=2, GROUPS, to_apply=%add
       ROOT %o = bf16[32,4]{1,0} get-tuple-element(%f1), index=0
     }
 """
+GATHERED = GATHERED.replace('PAIRS', 'source_target_pairs={{0,1},{1,0}}')
+GATHERED = GATHERED.replace('GROUPS', 'replica_groups={{0,1},{2,3}}')
 
 
 def test_collectives():

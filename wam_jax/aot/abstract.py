@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -26,38 +25,40 @@ def arguments(config: cfg.TrainConfig, mesh: Mesh) -> tuple[train_step.TrainStat
   """State and batch of `train_step.make_train_step` for this mesh, as ShapeDtypeStructs with
   shardings.
   """
-  frozen = jax.eval_shape(lambda: _encoders(config.model))
+  # A function without arguments: parameters are made inside, and so only traced.
+  frozen = jax.eval_shape(lambda: _make_encoders(config.model))
   state = train_step.abstract_state(config, mesh, frozen)
   split = sharding.batch_sharding(mesh, config.rules)
-  batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), shapes.batch(config)
-  )
-  return state, batch
+
+  def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
+
+  return state, jax.tree.map(place, shapes.batch(config))
 
 
-def bytes_per_device(tree: Any) -> int:
-  """Of a tree of ShapeDtypeStructs with shardings, before padding to tiles."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
-
-
-def _encoders(c: cfg.ModelConfig) -> encoders.Encoders:
-  """Zeros; UMT5 and CLIP in bfloat16, as they are released."""
-  half = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), nn.meta.unbox(tree))
-  key, t = jax.random.key(0), c.tokenizer
-  P = t.temporal * t.spatial**2 * 3
-  zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
-  video = (
-    vae.init(t, key)
-    if t.kind in shapes.IMPORTED
-    else tokenizer.PatchTokenizer(
-      zeros(P), zeros(P, t.channels), zeros(t.channels, P), t.temporal, t.spatial
+def _make_encoders(c: cfg.ModelConfig) -> encoders.Encoders:
+  """Encoders of the config with any weights; UMT5 and CLIP in bfloat16, as they are released."""
+  key = jax.random.key(0)
+  t = c.tokenizer
+  if t.kind in shapes.IMPORTED:
+    video = vae.init(t, key)
+  else:
+    P = t.temporal * t.spatial**2 * 3
+    video = tokenizer.PatchTokenizer(
+      mean_P=jnp.zeros(P),
+      encode_PC=jnp.zeros((P, t.channels)),
+      decode_CP=jnp.zeros((t.channels, P)),
+      temporal=t.temporal,
+      spatial=t.spatial,
     )
-  )
   return encoders.Encoders(
-    video,
-    half(text.init(c.text, key)) if c.text.kind == 'umt5' else None,
-    half(image.init(c.image, key)) if c.image.kind == 'clip' else None,
-    c,
+    tokenizer=video,
+    text=_halve(text.init(c.text, key)) if c.text.kind == 'umt5' else None,
+    image=_halve(image.init(c.image, key)) if c.image.kind == 'clip' else None,
+    config=c,
   )
+
+
+def _halve(tree: Any) -> Any:
+  """Unboxed parameters in bfloat16."""
+  return jax.tree.map(lambda x: x.astype(jnp.bfloat16), nn.meta.unbox(tree))

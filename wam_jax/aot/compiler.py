@@ -16,7 +16,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,14 +44,16 @@ class Compiled:
   """What the compiler said.
 
   Attributes:
-    hlo, buffers, usage: its texts: the program, the buffers, and the memory they take.
+    hlo: text of the program.
+    buffers: text about the buffers, as `memory` reads it.
+    usage: text about the memory that they take.
     arguments: bytes per device of 'parameters', 'optimizer', 'average', 'encoders' and 'batch'.
-    partitions: of each device in the order of the program, its coordinates in the slice.
+    partitions: coordinates in the slice of each device, in the order of the program.
     mesh: axis name to size.
     attention: keys of a sample in the kernels of self-attention, padding included, and pairs that a
       device computes of them; 0 where it is no kernel.
-    libtpu: its version.
-    seconds: it took.
+    libtpu: version of the compiler.
+    seconds: time that it took.
     analysis: bytes by kind as the finished program states them; empty where it stopped before the
       machine code.
     shortage: the compiler's message where the program does not fit.
@@ -80,9 +82,10 @@ def compile_step(
   """Compiles `train_step.make_train_step` of this config for that slice.
 
   Args:
-    directory: an empty one, for what the compiler writes.
-    machine_code: go on after program and memory are decided, which takes many times as long.
-    say: told every second what is under way.
+    directory: an empty directory, for what the compiler writes.
+    machine_code: whether to go on after program and memory are decided, which takes many times as
+      long.
+    say: function that is told every second what is under way.
   Raises:
     ValueError: the config does not fit the slice, or there is no libtpu.
     RuntimeError: the compiler failed for another reason than memory.
@@ -103,13 +106,10 @@ def compile_step(
       stdin=subprocess.DEVNULL,
     )
     try:
-      _watch(
-        child,
-        directory,
-        machine_code,
-        lambda stage: say(f'{stage}, {time.monotonic() - start:.0f} s'),
-      )
+      for stage in _watch(child, directory, machine_code):
+        say(f'{stage}, {time.monotonic() - start:.0f} s')
     finally:
+      # It may be in the middle of machine code that nobody asked for.
       child.kill()
       child.wait()
   answer = _read_answer(directory)
@@ -126,26 +126,26 @@ def compile_step(
   )
 
 
-def _watch(child, directory, machine_code, say) -> None:
-  """Returns when the child has ended, or has written enough."""
-  sizes: tuple[int, ...] = ()
+def _watch(child: subprocess.Popen, directory: pathlib.Path, machine_code: bool) -> Iterator[str]:
+  """Every second the stage that the child is in, until it has ended or has written enough."""
+  sizes: list[int] = []
   while child.poll() is None:
     time.sleep(1)
+    before = sizes
     found = [_find(directory, ending) for ending in _DUMPED.values()]
-    before, sizes = sizes, tuple(path.stat().st_size for path in found if path)
+    sizes = [path.stat().st_size for path in found if path]
+    # All files are there and no longer grow: nothing more is decided about program and memory.
     planned = len(sizes) == len(_DUMPED) and sizes == before
-    say(
-      'machine code'
-      if planned
-      else 'optimizing'
-      if (directory / 'answer.json').exists()
-      else 'tracing'
-    )
-    if planned and not machine_code:
-      return
+    if planned:
+      yield 'machine code'
+      if not machine_code:
+        return
+    else:
+      yield 'optimizing' if (directory / 'answer.json').exists() else 'tracing'
 
 
 def _find(directory: pathlib.Path, ending: str) -> pathlib.Path | None:
+  """The compiler's file about the step; other programs are small ones that make constants."""
   return next(directory.glob(f'*jit_step*.{ending}'), None)
 
 
@@ -164,10 +164,12 @@ def _read_answer(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _main(directory: pathlib.Path) -> None:
-  """The other process."""
+  """What the other process does: compiles, and tells what it knows as soon as it knows it."""
   request = json.loads((directory / 'request.json').read_text())
-  tell = lambda **answer: (directory / 'answer.json').write_text(json.dumps(answer))
-  answer: dict[str, Any] = {}
+
+  def tell(**answer) -> None:
+    (directory / 'answer.json').write_text(json.dumps(answer))
+
   try:
     where = chips.find(request['topology'])
     lowered, answer = _lower(cfg.from_config_dict(request['config']), where)
@@ -175,27 +177,23 @@ def _main(directory: pathlib.Path) -> None:
     tell(mistake=str(e))
     return
   tell(**answer)
+
+  options = {'xla_dump_to': str(directory), 'xla_dump_hlo_as_text': True}
   try:
-    compiled = lowered.compile(
-      compiler_options={'xla_dump_to': str(directory), 'xla_dump_hlo_as_text': True}
-    )
-    sizes = compiled.memory_analysis()
-    tell(
-      **answer,
-      analysis={
-        kind: getattr(sizes, f'{kind}_size_in_bytes')
-        for kind in ('argument', 'output', 'alias', 'temp', 'generated_code')
-      },
-    )
+    sizes = lowered.compile(compiler_options=options).memory_analysis()
   except RuntimeError as e:
-    tell(
-      **answer,
-      **({'shortage': str(e)} if 'RESOURCE_EXHAUSTED' in str(e) else {'failure': str(e)[:4000]}),
-    )
+    if 'RESOURCE_EXHAUSTED' in str(e):
+      tell(**answer, shortage=str(e))
+    else:
+      tell(**answer, failure=str(e)[:4000])
+    return
+  kinds = ('argument', 'output', 'alias', 'temp', 'generated_code')
+  tell(**answer, analysis={kind: getattr(sizes, f'{kind}_size_in_bytes') for kind in kinds})
 
 
 def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, Any]]:
   """The traced step, and what is known before it is compiled."""
+  # Here, because the process that watches needs none of it.
   import jax
   from jax.experimental import topologies
 
@@ -203,20 +201,23 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   from wam_jax import train_step
   from wam_jax.aot import abstract
 
+  # Constants are made on the processor; the slice is a description, no backend.
   jax.config.update('jax_platforms', 'cpu')
-  slice_of = topologies.get_topology_desc(
+  no_axis = (False,) * (3 - len(where.wraps))
+  topology = topologies.get_topology_desc(
     platform='tpu',
     topology_name=where.name,
-    wrap=where.wraps + (False,) * (3 - len(where.wraps)),
+    wrap=where.wraps + no_axis,
     chip_config_name=where.chip.config,
   )
-  mesh = sharding.make_mesh(config.mesh, slice_of.devices)
+  mesh = sharding.make_mesh(config.mesh, topology.devices)
   sharding.check_sizes(config, mesh)
   state, batch = abstract.arguments(config, mesh)
   step = train_step.make_train_step(config, mesh, jax.tree.map(lambda x: x.sharding, state))
   with sharding.activate(mesh, config.rules):
     attention = _attention(config)
-    lowered = step.__wrapped__.lower(state, batch)
+    lowered = step.__wrapped__.lower(state, batch)  # The jitted function inside.
+
   parts = {
     'parameters': state.params,
     'optimizer': state.opt_state,
@@ -227,7 +228,7 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   import libtpu
 
   return lowered, {
-    'arguments': {name: abstract.bytes_per_device(tree) for name, tree in parts.items()},
+    'arguments': {name: sharding.bytes_per_device(tree) for name, tree in parts.items()},
     'partitions': [[*map(int, d.coords)] for d in mesh.devices.flat],
     'mesh': {name: int(n) for name, n in mesh.shape.items()},
     'attention': attention,
@@ -236,7 +237,7 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
 
 
 def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
-  """Of the busiest shard of the active mesh's 'tokens'; see `Compiled`."""
+  """`Compiled.attention` of the active mesh: pairs of the busiest of its shards of 'tokens'."""
   from wam_jax import flops
   from wam_jax import masks
   from wam_jax import sharding
@@ -247,8 +248,9 @@ def _attention(config: cfg.TrainConfig) -> tuple[int, int]:
   plan = attention.make_plan(config.model, layout)
   if not isinstance(plan.pattern, masks.Blocks):
     return 0, 0
-  seen = np.sum(plan.pattern.visible, 1).reshape(sharding.shards_of('tokens'), -1).sum(1)
-  return len(plan.order), int(seen.max()) * plan.pattern.side**2
+  blocks_seen = np.sum(plan.pattern.visible, 1)
+  by_shard = blocks_seen.reshape(sharding.shards_of('tokens'), -1).sum(1)
+  return len(plan.order), int(by_shard.max()) * plan.pattern.side**2
 
 
 if __name__ == '__main__':

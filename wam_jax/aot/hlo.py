@@ -39,11 +39,8 @@ class Array:
   @property
   def bytes(self) -> float:
     """Size before padding to tiles."""
-    if self.dtype in _BITS:
-      bits = _BITS[self.dtype]
-    else:
-      bits = int(re.sub(r'\D', '', self.dtype) or 0)
-    return self.elements * bits / 8
+    digits = re.sub(r'\D', '', self.dtype)
+    return self.elements * _BITS.get(self.dtype, int(digits or 0)) / 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Instruction:
   """One line of a computation.
 
   Attributes:
-    name: its name in the computation, without the leading %.
+    name: name in the computation, without the leading %.
     shape: the text of its result's type.
     opcode: the operation, as 'fusion'.
     operands: names of the instructions it takes.
@@ -108,7 +105,7 @@ class Program:
   """A whole HLO module.
 
   Attributes:
-    computations: by name, each of them its instructions by name, in the order of execution.
+    computations: computations by name, each of them instructions by name, in their order.
     entry: name of the computation that the program begins with.
   """
 

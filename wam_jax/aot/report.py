@@ -32,7 +32,6 @@ def make(
   config: cfg.TrainConfig, where: chips.Slice, compiled: compiler.Compiled
 ) -> dict[str, Any]:
   """The whole report, JSON-ready."""
-  found = memory.planned(compiled, where.chip)
   work = work_lib.count(
     hlo.parse(compiled.hlo),
     peak_flops=where.chip.flops / where.chip.devices,
@@ -41,9 +40,8 @@ def make(
   )
   best = roofline.estimate(work, where, compiled.partitions)
   components = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
+  of_components = {name: config.batch_size * one.train for name, one in components.items()}
   model_flops = config.batch_size * flops.total(components).train
-  done = (work.flops + work.kernel_flops) * where.devices
-  mfu = model_flops / (best.step_s * where.chips * where.chip.flops)
   return {
     'config': config.name,
     'topology': where.name,
@@ -53,34 +51,11 @@ def make(
     'batch_size': config.batch_size,
     'accumulate': config.accumulate,
     'remat': config.model.remat,
-    'memory': dataclasses.asdict(found)
-    | {
-      'fits': found.fits and not compiled.shortage,
-      'shortage': compiled.shortage.split('\n')[0],
-      'of_arguments': compiled.arguments,
-      'largest_temporaries': memory.largest_temporaries(compiled),
-    },
-    'flops': {
-      'model': model_flops,
-      'executed': done,
-      'ratio': done / model_flops,
-      'executed_products': work.flops * where.devices,
-      'executed_kernels': work.kernel_flops * where.devices,
-      'kernels': work.kernels,
-      'loops_counted_once': work.unknown_loops,
-      'model_of_components': {name: config.batch_size * w.train for name, w in components.items()},
-    },
+    'memory': _memory(compiled, where.chip),
+    'flops': _flops(work, where.devices, model_flops) | {'model_of_components': of_components},
     'attention': _attention(config, compiled),
     'collectives': {kind: dataclasses.asdict(t) for kind, t in sorted(best.traffic.items())},
-    'estimate': {
-      name: getattr(best, name)
-      for name in ('compute_s', 'memory_s', 'operations_s', 'exposed_s', 'step_s')
-    }
-    | {
-      'mfu': mfu,
-      'samples_per_s': config.batch_size / best.step_s,
-      'run_days': config.steps * best.step_s / 86400,
-    },
+    'estimate': _estimate(config, where, best, model_flops),
     'peak': {
       'flops_per_chip': where.chip.flops,
       'hbm_bytes_per_s': where.chip.hbm_bytes_per_s,
@@ -93,6 +68,44 @@ def make(
       'seconds': compiled.seconds,
       'analysis': compiled.analysis,
     },
+  }
+
+
+def _memory(compiled: compiler.Compiled, chip: chips.Chip) -> dict[str, Any]:
+  found = memory.read(compiled, chip)
+  return dataclasses.asdict(found) | {
+    'fits': found.fits and not compiled.shortage,
+    'shortage': compiled.shortage.split('\n')[0],
+    'of_arguments': compiled.arguments,
+    'largest_temporaries': memory.list_largest_temporaries(compiled),
+  }
+
+
+def _flops(work: work_lib.Work, devices: int, model_flops: float) -> dict[str, Any]:
+  executed = (work.flops + work.kernel_flops) * devices
+  return {
+    'model': model_flops,
+    'executed': executed,
+    'ratio': executed / model_flops,
+    'executed_products': work.flops * devices,
+    'executed_kernels': work.kernel_flops * devices,
+    'kernels': work.kernels,
+    'loops_counted_once': work.unknown_loops,
+  }
+
+
+def _estimate(
+  config: cfg.TrainConfig, where: chips.Slice, best: roofline.Estimate, model_flops: float
+) -> dict[str, float]:
+  return {
+    'compute_s': best.compute_s,
+    'memory_s': best.memory_s,
+    'operations_s': best.operations_s,
+    'exposed_s': best.exposed_s,
+    'step_s': best.step_s,
+    'mfu': model_flops / (best.step_s * where.chips * where.chip.flops),
+    'samples_per_s': config.batch_size / best.step_s,
+    'run_days': config.steps * best.step_s / 86400,
   }
 
 
@@ -109,7 +122,7 @@ def _attention(config, compiled) -> dict[str, Any]:
   }
 
 
-def _kernel_flops(tokens: int, area: int):
+def _kernel_flops(tokens: int, area: int) -> work_lib.KernelFlops:
   """FLOPs of one execution of an attention kernel: of [B, N, T, K] queries with [B, N, S, K] keys.
 
   Args:
@@ -117,17 +130,21 @@ def _kernel_flops(tokens: int, area: int):
       pairs.
   """
 
+  def is_of_heads(array: hlo.Array) -> bool:
+    """Queries or keys; the kernels also take walks over blocks, masks and running sums."""
+    numbers = array.dtype in ('bf16', 'f32')
+    return numbers and len(array.sizes) >= 3 and array.sizes[-1] % 64 == 0
+
   def count(instruction: hlo.Instruction, inputs: list[hlo.Array]) -> float | None:
     products = next((n for name, n in _KERNELS.items() if instruction.name.startswith(name)), None)
-    arrays = [
-      a
-      for a in inputs
-      if len(a.sizes) >= 3 and a.dtype in ('bf16', 'f32') and a.sizes[-1] % 64 == 0
-    ]
-    if products is None or len(arrays) < 2:
+    of_heads = [array for array in inputs if is_of_heads(array)]
+    if products is None or len(of_heads) < 2:
       return None
-    (*heads, T, K), S = arrays[0].sizes, arrays[1].sizes[-2]
-    return products * 2.0 * math.prod(heads) * K * (area if tokens == S else T * S)
+    queries, keys = of_heads[:2]
+    *heads, T, K = queries.sizes
+    S = keys.sizes[-2]
+    pairs = area if tokens == S else T * S
+    return products * 2.0 * math.prod(heads) * K * pairs
 
   return count
 
@@ -143,91 +160,107 @@ def _assumptions(config, compiled) -> list[str]:
 
 def show(report: dict[str, Any]) -> str:
   """The report as text."""
+  mesh = ' '.join(f'{axis}={n}' for axis, n in report['mesh'].items())
   lines = [
-    f'{report["config"]} on {report["topology"]}: {report["chips"]} chips, '
-    f'mesh {" ".join(f"{k}={v}" for k, v in report["mesh"].items())}, batch {report["batch_size"]}, '
-    f'accumulate {report["accumulate"]}, remat {report["remat"]}',
+    f'{report["config"]} on {report["topology"]}: {report["chips"]} chips, mesh {mesh}, '
+    f'batch {report["batch_size"]}, accumulate {report["accumulate"]}, remat {report["remat"]}',
     '',
     *_show_memory(report['memory']),
     '',
+    *_show_flops(report['flops'], report['attention']),
+    '',
+    *_show_collectives(report['collectives'], report['devices']),
+    '',
+    *_show_estimate(report['estimate'], report['peak'], report['assumptions']),
   ]
-  f, a, e = report['flops'], report['attention'], report['estimate']
-  lines += [
-    f'FLOPs a step            model {_si(f["model"])}, executed {_si(f["executed"])} '
-    f'({_si(f["executed_kernels"])} in attention kernels, by formula): {f["ratio"]:.3f} of the model'
-  ]
-  if a['ratio']:
-    lines.append(
-      f'self-attention          {a["tokens"]} tokens, computes {a["ratio"]:.3f} of the pairs that see each '
-      'other'
-    )
-  lines += ['', *_show_collectives(report['collectives'], report['devices']), '']
-  lines += [
-    f'estimate                {e["step_s"]:.3f} s a step, {100 * e["mfu"]:.1f} % MFU, '
-    f'{e["samples_per_s"]:.2f} samples/s, {e["run_days"]:.1f} days for all steps',
-    f'                        arithmetic {e["compute_s"]:.3f} s, HBM {e["memory_s"]:.3f} s, operations in turn '
-    f'{e["operations_s"]:.3f} s, waiting for collectives {e["exposed_s"]:.3f} s',
-  ]
-  p = report['peak']
-  lines += [
-    f'                        peak of a chip {p["flops_per_chip"] / 1e12:.0f} TFLOP/s bfloat16, '
-    f'HBM {p["hbm_bytes_per_s"] / 1e9:.0f} GB/s, links {p["link_bytes_per_s"] / 1e9:.0f} GB/s each way',
-    *(
-      f'{"assuming that" if i == 0 else "":<24}{text}'
-      for i, text in enumerate(report['assumptions'])
-    ),
-  ]
-  if f['loops_counted_once']:
-    lines.append(
-      f'counted once            loops without a known bound: {", ".join(f["loops_counted_once"])}'
-    )
+  if unknown := report['flops']['loops_counted_once']:
+    lines.append(_row('counted once', f'loops without a known bound: {", ".join(unknown)}'))
   return '\n'.join(lines)
 
 
-def _show_memory(m) -> list[str]:
-  gib = lambda n: f'{n / chips.GIB:8.2f}'
-  rows = [
-    (
-      'arguments',
-      m['arguments'],
-      ', '.join(f'{name} {n / chips.GIB:.2f}' for name, n in m['of_arguments'].items() if n),
-    ),
-    (
-      'outputs beside them',
-      m['outputs'],
-      f'{m["reused"] / chips.GIB:.2f} more take the place of arguments',
-    ),
-    ('temporaries', m['temporaries'], ''),
-    ('program', m['program'], ''),
+def _row(label: str, text: str) -> str:
+  return f'{label:<24}{text}'
+
+
+def _show_flops(f: dict[str, Any], attention: dict[str, Any]) -> list[str]:
+  executed = f'{_si(f["executed"])} ({_si(f["executed_kernels"])} in attention kernels, by formula)'
+  lines = [
+    _row(
+      'FLOPs a step',
+      f'model {_si(f["model"])}, executed {executed}: {f["ratio"]:.3f} of the model',
+    )
   ]
-  lines = [f'{"HBM per device, GiB":<24}'] + [
-    f'  {name:<22}{gib(n)}  {note}'.rstrip() for name, n, note in rows
-  ]
-  verdict = 'fits' if m['fits'] else 'DOES NOT FIT'
-  lines.append(
-    f'  {"total":<22}{gib(m["total"])}  of {m["usable"] / chips.GIB:.2f} usable: {verdict}'
-  )
-  if m['host']:
-    lines.append(f'  {"offloaded to the host":<22}{gib(m["host"])}')
-  if not m['fits']:
-    lines += [
-      '  largest temporaries   ' + '\n                        '.join(m['largest_temporaries']),
-      m['shortage'],
-    ]
+  if attention['ratio']:
+    computed = f'{attention["ratio"]:.3f} of the pairs that see each other'
+    lines.append(_row('self-attention', f'{attention["tokens"]} tokens, computes {computed}'))
   return lines
 
 
-def _show_collectives(collectives, devices) -> list[str]:
+def _show_estimate(e: dict[str, float], peak: dict[str, Any], assumptions: list[str]) -> list[str]:
+  lines = [
+    _row(
+      'estimate',
+      f'{e["step_s"]:.3f} s a step, {100 * e["mfu"]:.1f} % MFU, '
+      f'{e["samples_per_s"]:.2f} samples/s, {e["run_days"]:.1f} days for all steps',
+    ),
+    _row(
+      '',
+      f'arithmetic {e["compute_s"]:.3f} s, HBM {e["memory_s"]:.3f} s, operations in turn '
+      f'{e["operations_s"]:.3f} s, waiting for collectives {e["exposed_s"]:.3f} s',
+    ),
+    _row(
+      '',
+      f'peak of a chip {peak["flops_per_chip"] / 1e12:.0f} TFLOP/s bfloat16, '
+      f'HBM {peak["hbm_bytes_per_s"] / 1e9:.0f} GB/s, '
+      f'links {peak["link_bytes_per_s"] / 1e9:.0f} GB/s each way',
+    ),
+  ]
+  for i, text in enumerate(assumptions):
+    lines.append(_row('assuming that' if i == 0 else '', text))
+  return lines
+
+
+def _show_memory(m: dict[str, Any]) -> list[str]:
+  parts = [f'{name} {_gib(n)}' for name, n in m['of_arguments'].items() if n]
+  rows = [
+    ('arguments', m['arguments'], ', '.join(parts)),
+    ('outputs beside them', m['outputs'], f'{_gib(m["reused"])} more take the place of arguments'),
+    ('temporaries', m['temporaries'], ''),
+    ('program', m['program'], ''),
+    ('total', m['total'], f'of {_gib(m["usable"])} usable: {_verdict(m)}'),
+  ]
+  if m['host']:
+    rows.append(('offloaded to the host', m['host'], ''))
+  lines = [_row('HBM per device, GiB', '')]
+  for name, n, note in rows:
+    lines.append(f'  {name:<22}{_gib(n):>8}  {note}'.rstrip())
+  if not m['fits']:
+    temporaries = '\n                        '.join(m['largest_temporaries'])
+    lines += [_row('  largest temporaries', temporaries), m['shortage']]
+  return lines
+
+
+def _verdict(m: dict[str, Any]) -> str:
+  return 'fits' if m['fits'] else 'DOES NOT FIT'
+
+
+def _gib(n: int) -> str:
+  return f'{n / chips.GIB:.2f}'
+
+
+def _show_collectives(collectives: dict[str, Any], devices: int) -> list[str]:
   if devices == 1:
-    return ['collectives             none: one device']
+    return [_row('collectives', 'none: one device')]
   lines = [f'{"collectives":<24}{"count":>8}{"GB sent":>10}{"seconds":>10}{"waited":>10}']
   for kind, t in collectives.items():
     lines.append(
-      f'  {kind:<22}{t["count"]:>8}{t["bytes"] / 1e9:>10.2f}{t["seconds"]:>10.3f}{t["exposed_s"]:>10.3f}'
+      f'  {kind:<22}{t["count"]:>8}{t["bytes"] / 1e9:>10.2f}'
+      f'{t["seconds"]:>10.3f}{t["exposed_s"]:>10.3f}'
     )
   return lines
 
 
 def _si(n: float) -> str:
-  power = min(6, int(math.log10(max(n, 1)) // 3))
-  return f'{n / 1000**power:.4g} {("", "k", "M", "G", "T", "P", "E")[power]}FLOP'
+  prefixes = ('', 'k', 'M', 'G', 'T', 'P', 'E')
+  power = min(len(prefixes) - 1, int(math.log10(max(n, 1)) // 3))
+  return f'{n / 1000**power:.4g} {prefixes[power]}FLOP'

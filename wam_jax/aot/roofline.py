@@ -19,15 +19,21 @@ ASSUMPTIONS = (
   'matrix products and attention kernels run at the peak of the chip',
   'every operation takes the longer of its arithmetic and its HBM traffic, one after the other',
   'collectives run on rings over the torus axes of their group, at the full bandwidth of the links',
-  'a collective beside which the compiler schedules other work is hidden by it; any other is waited for',
+  'a collective beside which the compiler schedules other work is hidden by it; any other is '
+  'waited for',
   'latencies, input, logging and checkpoints take no time',
 )
 
 
 @dataclasses.dataclass
 class Traffic:
-  """All collectives of one kind in a step: executions, bytes that a device sends, seconds, and
-  seconds waited for.
+  """All collectives of one kind in a step.
+
+  Attributes:
+    count: number of executions.
+    bytes: bytes that a device sends.
+    seconds: time on the links.
+    exposed_s: the part of the time in which nothing else is done.
   """
 
   count: int = 0
@@ -41,10 +47,12 @@ class Estimate:
   """Seconds per step and device.
 
   Attributes:
-    compute_s: FLOPs at peak. memory_s: HBM traffic at full bandwidth.
-    operations_s: one operation after the other. exposed_s: collectives that are waited for.
-    step_s: of a step.
-    traffic: by kind of collective.
+    compute_s: all FLOPs at the peak.
+    memory_s: all HBM traffic at full bandwidth.
+    operations_s: one operation after the other, each the longer of both.
+    exposed_s: collectives that are waited for.
+    step_s: the whole step.
+    traffic: collectives by their kind.
   """
 
   compute_s: float
@@ -58,10 +66,10 @@ class Estimate:
 def estimate(
   work: work_lib.Work, where: chips.Slice, coordinates: Sequence[Sequence[int]]
 ) -> Estimate:
-  """Of a counted program.
+  """The least time of a counted program.
 
   Args:
-    coordinates: in the slice, of each device in the order of the program.
+    coordinates: place in the slice of each device, in the order of the program.
   """
   traffic: dict[str, Traffic] = collections.defaultdict(Traffic)
   for one in work.collectives:
@@ -71,15 +79,27 @@ def estimate(
     total.bytes += one.times * sent
     total.seconds += one.times * seconds
     total.exposed_s += 0 if one.overlapped else one.times * seconds
-  exposed = sum(t.exposed_s for t in traffic.values())
-  memory_s = work.bytes * where.chip.devices / where.chip.hbm_bytes_per_s
-  busy = sum(t.seconds for t in traffic.values())
-  compute_s = (work.flops + work.kernel_flops) * where.chip.devices / where.chip.flops
-  step_s = max(work.seconds + exposed, memory_s, busy)
-  return Estimate(compute_s, memory_s, work.seconds, exposed, step_s, dict(traffic))
+
+  # Peaks are a chip's, work is a device's.
+  chip = where.chip
+  compute_s = (work.flops + work.kernel_flops) * chip.devices / chip.flops
+  memory_s = work.bytes * chip.devices / chip.hbm_bytes_per_s
+  links_s = sum(total.seconds for total in traffic.values())
+  exposed_s = sum(total.exposed_s for total in traffic.values())
+  return Estimate(
+    compute_s=compute_s,
+    memory_s=memory_s,
+    operations_s=work.seconds,
+    exposed_s=exposed_s,
+    # Neither memory nor links can be busy longer than the step lasts.
+    step_s=max(work.seconds + exposed_s, memory_s, links_s),
+    traffic=dict(traffic),
+  )
 
 
-def _ring(one: work_lib.Collective, where: chips.Slice, coordinates) -> tuple[float, float]:
+def _ring(
+  one: work_lib.Collective, where: chips.Slice, coordinates: Sequence[Sequence[int]]
+) -> tuple[float, float]:
   """(bytes that a device sends, seconds) of one execution.
 
   All-to-all on a ring needs a quarter of the time of gathering the same arrays everywhere.
@@ -92,22 +112,26 @@ def _ring(one: work_lib.Collective, where: chips.Slice, coordinates) -> tuple[fl
   n = len(members)
   if n == 1:
     return 0.0, 0.0
-  bandwidth = link * _directions(where, np.asarray([coordinates[i] for i in members]))
+  places = np.asarray([coordinates[i] for i in members])
+  bandwidth = link * _directions(where, places)
+  # A device sends on all but its own part.
   share = one.bytes * (n - 1) / n
   if one.kind == 'all-to-all':
     return share, one.bytes * n / 4 / bandwidth
+  # A sum is scattered, then gathered.
   sent = share * (2 if one.kind == 'all-reduce' else 1)
   return sent, sent / bandwidth
 
 
-def _directions(where, places) -> int:
+def _directions(where: chips.Slice, places: np.ndarray) -> int:
   """Links that a device of a group sends on at once: two along a whole axis that wraps, one along
   any other.
   """
   count = 0
   for axis, (size, wraps) in enumerate(zip(where.shape, where.wraps)):
     spanned = len(set(places[:, axis].tolist()))
-    count += 0 if spanned == 1 else 2 if wraps and spanned == size else 1
+    if spanned > 1:
+      count += 2 if wraps and spanned == size else 1
   return max(count, 1)
 
 
@@ -120,26 +144,37 @@ def group(attributes: str, devices: int) -> list[int]:
   if found := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', attributes):
     return _mesh_group(*found.groups())
   if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes):
-    shape, dims, order = (
-      tuple(map(int, part.split(','))) if part else () for part in found.groups()
-    )
+    # Devices counted through `dims`, whose axes then change places, are cut into `shape`.
+    shape, dims, order = (_read_numbers(part) for part in found.groups())
     numbers = np.arange(math.prod(dims)).reshape(dims)
-    return (numbers.transpose(order) if order else numbers).reshape(shape)[0].tolist()
+    if order:
+      numbers = numbers.transpose(order)
+    return numbers.reshape(shape)[0].tolist()
   if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
     return [int(n) for n in found[1].split(',')]
   return list(range(devices))
 
 
+def _read_numbers(text: str | None) -> tuple[int, ...]:
+  return tuple(map(int, text.split(','))) if text else ()
+
+
 def _mesh_group(axes: str, named: str) -> list[int]:
+  """The first group over the `named` axes of a mesh.
+
+  Args:
+    axes: sizes, as "'a'=2,'b'=8".
+    named: whole axes, as "'a'", or parts of them, as "'b':(2)4": of 'b', seen as 2 x 4 x rest, the
+      part of 4.
+  """
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
   numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  parts = {}
+  for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named):
+    parts[name] = int(before or 1), int(size or sizes[name])
   index = []
-  chosen = {
-    name: (int(before or 1), int(size or sizes[name]))
-    for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named)
-  }
   for name, n in sizes.items():
-    before, size = chosen.get(name, (1, 1))
-    after = n // (before * size)
-    index.append(np.arange(size) * after)
+    before, size = parts.get(name, (1, 1))
+    rest = n // (before * size)
+    index.append(np.arange(size) * rest)
   return numbers[np.ix_(*index)].ravel().tolist()

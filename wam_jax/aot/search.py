@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,15 +21,29 @@ from wam_jax.aot import compiler
 from wam_jax.aot import report
 from wam_jax.data import shapes
 
-# Of a block's activations, per token, what the backward pass finds: numbers as (times D, times M);
-# and the share of the forward pass that it computes again.
+
+class _Kept(NamedTuple):
+  """Activations of a block, in numbers per token.
+
+  Attributes:
+    dims, mlps: how many times D and how many times M.
+    again: share of the forward pass that the backward pass computes again.
+  """
+
+  dims: int
+  mlps: int
+  again: float = 0.0
+
+
+# What the backward pass finds of each block.
 _KEPT = {
-  'block': (1, 0, 1.0),
-  'save_attention': (2, 0, 0.9),
-  'dots': (10, 1, 0.2),
-  'none': (34, 4, 0.0),
+  'block': _Kept(1, 0, again=1.0),
+  'save_attention': _Kept(2, 0, again=0.9),
+  'dots': _Kept(10, 1, again=0.2),
+  'none': _Kept(34, 4),
 }
-_WORKING = (30, 4)  # Of the one block that is under way, forward and backward.
+# What the one block takes that is under way, forward and backward.
+_WORKING = _Kept(30, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +51,11 @@ class Choice:
   """One way to run the step, and what is expected of it.
 
   Attributes:
-    mesh: axis name to size.
-    bytes: of HBM per device. seconds: per step.
+    remat: what the backward pass computes again.
+    mesh: pairs of axis name and size.
+    accumulate: number of passes that a step adds up.
+    bytes: HBM that a device is expected to need.
+    seconds: time that a step is expected to take.
   """
 
   remat: str
@@ -48,11 +66,8 @@ class Choice:
 
   @property
   def name(self) -> str:
-    return (
-      f'remat={self.remat} '
-      + ' '.join(f'{axis}={n}' for axis, n in self.mesh if n > 1)
-      + f' accumulate={self.accumulate}'
-    )
+    split = ' '.join(f'{axis}={n}' for axis, n in self.mesh if n > 1)
+    return f'remat={self.remat} {split} accumulate={self.accumulate}'
 
   def apply(self, config: cfg.TrainConfig) -> cfg.TrainConfig:
     """The config run this way."""
@@ -64,14 +79,26 @@ class Choice:
     )
 
   def flags(self) -> str:
-    """What makes any config do so."""
-    return ' '.join(
-      [
-        f'--config.model.remat={self.remat}',
-        f'--config.accumulate={self.accumulate}',
-        *(f'--config.mesh.{axis}={n}' for axis, n in self.mesh),
-      ]
-    )
+    """Flags that make any config run this way."""
+    mesh = ' '.join(f'--config.mesh.{axis}={n}' for axis, n in self.mesh)
+    return f'--config.model.remat={self.remat} --config.accumulate={self.accumulate} {mesh}'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+  """A choice that was compiled: its report, or the mistake that it turned out to be."""
+
+  choice: Choice
+  report: dict[str, Any] | None = None
+  mistake: str = ''
+
+  @property
+  def fits(self) -> bool:
+    return self.report is not None and self.report['memory']['fits']
+
+  @property
+  def seconds(self) -> float:
+    return self.report['estimate']['step_s'] if self.report else math.inf
 
 
 def run(
@@ -87,38 +114,54 @@ def run(
     ValueError: no mesh of this slice divides the batch and the model.
   """
   usable = where.chip.usable_gib * chips.GIB
-  waiting = sorted(choices(config, where), key=lambda c: c.seconds)
+  waiting = sorted(choices(config, where), key=lambda choice: choice.seconds)
+  considered = len(waiting)
   if not waiting:
     raise ValueError(
       f'No mesh of the {where.devices} devices of {where.name} divides config.batch_size='
       f'{config.batch_size} and the model; nearest valid batch: '
       f'{max(1, round(config.batch_size / where.devices)) * where.devices}.'
     )
-  tried, correction, expected = [], {}, len(waiting)
+
+  # Bytes that the compiler planned, over those expected, of the last trial with each remat.
+  correction: dict[str, float] = {}
+
+  def expected_bytes(choice: Choice) -> float:
+    return choice.bytes * correction.get(choice.remat, 1)
+
+  tried: list[_Trial] = []
   while waiting and len(tried) < trials:
-    fitting = [c for c in waiting if c.bytes * correction.get(c.remat, 1) <= 1.1 * usable] or [
-      min(waiting, key=lambda c: c.bytes * correction.get(c.remat, 1))
-    ]
-    choice = fitting[0]
+    # The fastest of those that may fit, with a tenth for what the formula misses.
+    fitting = [choice for choice in waiting if expected_bytes(choice) <= 1.1 * usable]
+    choice = fitting[0] if fitting else min(waiting, key=expected_bytes)
     waiting.remove(choice)
-    row = {'choice': choice, 'report': None, 'mistake': ''}
+
     place = directory / f'trial_{len(tried)}'
     place.mkdir()
-    try:
-      changed = choice.apply(config)
-      heading = f'{len(tried) + 1} of {trials}: {choice.name}'
-      compiled = compiler.compile_step(
-        changed, where, place, say=functools.partial(_say_under, say, heading)
-      )
-      row['report'] = report.make(changed, where, compiled)
-      correction[choice.remat] = row['report']['memory']['total'] / choice.bytes
-    except ValueError as e:
-      row['mistake'] = str(e)
-    tried.append(row)
-  return _summary(tried, expected)
+    heading = f'{len(tried) + 1} of {trials}: {choice.name}'
+    trial = _try(choice, config, where, place, functools.partial(_say_under, say, heading))
+    if trial.report is not None:
+      correction[choice.remat] = trial.report['memory']['total'] / choice.bytes
+    tried.append(trial)
+  return _summarize(tried, considered)
 
 
-def _say_under(say, heading, text):
+def _try(
+  choice: Choice,
+  config: cfg.TrainConfig,
+  where: chips.Slice,
+  directory: pathlib.Path,
+  say: Callable[[str], None],
+) -> _Trial:
+  changed = choice.apply(config)
+  try:
+    compiled = compiler.compile_step(changed, where, directory, say=say)
+    return _Trial(choice, report=report.make(changed, where, compiled))
+  except ValueError as e:
+    return _Trial(choice, mistake=str(e))
+
+
+def _say_under(say: Callable[[str], None], heading: str, text: str) -> None:
   say(f'{heading}: {text}')
 
 
@@ -127,64 +170,98 @@ def choices(config: cfg.TrainConfig, where: chips.Slice) -> Iterator[Choice]:
   m = config.model
   cells = shapes.sizes(config).tokens_per_frame
   work = _Work(
-    count_parameters(m),
-    flops.training_tokens(m, cells),
-    flops.total(flops.training(m, cells)).train,
+    parameters=count_parameters(m),
+    tokens=flops.training_tokens(m, cells),
+    flops=flops.total(flops.training(m, cells)).train,
   )
   for tensor, seq, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)):
+    # 'fsdp' takes the devices that are left.
     fsdp, rest = divmod(where.devices, tensor * seq * data)
     if rest or not fsdp or m.dim % fsdp or m.num_heads % tensor or m.mlp_dim % tensor:
       continue
-    mesh = (('data', data), ('fsdp', fsdp), ('tensor', tensor), ('seq', seq))
-    each, rest = divmod(config.batch_size, data * fsdp)
-    if rest or not each:
+    samples, rest = divmod(config.batch_size, data * fsdp)
+    if rest or not samples:
       continue
-    for accumulate in (n for n in (1, 2, 4, 8, 16, 32) if each % n == 0):
-      for remat in _KEPT:
-        yield _expect(config, where, work, remat, mesh, accumulate)
+    mesh = {'data': data, 'fsdp': fsdp, 'tensor': tensor, 'seq': seq}
+    for accumulate in (1, 2, 4, 8, 16, 32):
+      if samples % accumulate == 0:
+        for remat in _KEPT:
+          yield _expect(config, where, work, _Way(remat, mesh, accumulate))
+
+
+class _Way(NamedTuple):
+  """A choice before it is weighed; see `Choice`."""
+
+  remat: str
+  mesh: dict[str, int]
+  accumulate: int
 
 
 class _Work(NamedTuple):
-  """Of a model: its parameters, and tokens and FLOPs of a training sample."""
+  """Sizes of a model: its parameters, and tokens and FLOPs of a training sample."""
 
   parameters: float
   tokens: int
   flops: float
 
 
-def _expect(config, where, work, remat, mesh, accumulate) -> Choice:
-  """By formula: state, gradients, kept activations and one block at work; arithmetic at peak and
-  rings in turn.
-  """
-  m, axes, chip = config.model, dict(mesh), where.chip
-  samples = config.batch_size / (axes['data'] * axes['fsdp'] * accumulate)
-  tokens = samples * work.tokens / axes['seq']
-  shards = axes['fsdp'] * axes['tensor']
-  dims, mlps, again = _KEPT[remat]
-  width = 2 if m.dtype == 'bfloat16' else 4
-  split_mlp = m.mlp_dim / axes['tensor']
-  state = (
-    work.parameters
-    * (4 * (3 + bool(config.optimizer.ema_decay)) + 4 * (1 + (accumulate > 1)))
-    / shards
+def _expect(config: cfg.TrainConfig, where: chips.Slice, work: _Work, way: _Way) -> Choice:
+  """The choice with what it takes by formula."""
+  return Choice(
+    remat=way.remat,
+    mesh=tuple(way.mesh.items()),
+    accumulate=way.accumulate,
+    bytes=_expect_bytes(config, work, way),
+    seconds=_expect_seconds(config, where, work, way),
   )
-  kept = width * tokens * m.num_layers * (dims * m.dim + mlps * split_mlp)
-  working = width * tokens * (_WORKING[0] * m.dim + _WORKING[1] * split_mlp)
-  compute_s = config.batch_size * work.flops * (1 + again / 3) / (where.chips * chip.flops)
-  # Weights are gathered twice and their gradients summed over all axes of the torus; activations go
-  # over single links.
-  link = chip.link_bytes_per_s / chip.devices
-  weights = (
-    accumulate
-    * 8
-    * work.parameters
-    / axes['tensor']
-    * (axes['fsdp'] > 1)
-    / (2 * len(where.shape) * link)
-  )
-  once = width * m.num_layers * accumulate * tokens * m.dim / link
-  exchanged = once * (18 * (axes['tensor'] - 1) / axes['tensor'] + 8 * (axes['seq'] - 1))
-  return Choice(remat, mesh, accumulate, state + kept + working, compute_s + weights + exchanged)
+
+
+def _tokens_per_device(config: cfg.TrainConfig, work: _Work, way: _Way) -> float:
+  mesh = way.mesh
+  samples = config.batch_size / (mesh['data'] * mesh['fsdp'] * way.accumulate)
+  return samples * work.tokens / mesh['seq']
+
+
+def _bytes_per_number(m: cfg.ModelConfig) -> int:
+  return 2 if m.dtype == 'bfloat16' else 4
+
+
+def _expect_bytes(config: cfg.TrainConfig, work: _Work, way: _Way) -> float:
+  """State, gradients, kept activations of all blocks and those of the block at work."""
+  m = config.model
+  mesh = way.mesh
+  kept = _KEPT[way.remat]
+  split_mlp = m.mlp_dim / mesh['tensor']
+  # float32: parameters, two moments and perhaps an average; gradients, and a sum of them.
+  copies = 3 + bool(config.optimizer.ema_decay)
+  gradients = 1 + (way.accumulate > 1)
+  state = work.parameters * (4 * copies + 4 * gradients) / (mesh['fsdp'] * mesh['tensor'])
+
+  numbers = _bytes_per_number(m) * _tokens_per_device(config, work, way)
+  all_kept = numbers * m.num_layers * (kept.dims * m.dim + kept.mlps * split_mlp)
+  working = numbers * (_WORKING.dims * m.dim + _WORKING.mlps * split_mlp)
+  return state + all_kept + working
+
+
+def _expect_seconds(config: cfg.TrainConfig, where: chips.Slice, work: _Work, way: _Way) -> float:
+  """Arithmetic at the peak, then the rings."""
+  m = config.model
+  mesh = way.mesh
+  # The forward pass is a third of a step.
+  executed = config.batch_size * work.flops * (1 + _KEPT[way.remat].again / 3)
+  compute_s = executed / (where.chips * where.chip.flops)
+
+  # Weights are gathered twice and their gradients summed over all axes of the torus.
+  link = where.chip.link_bytes_per_s / where.chip.devices
+  moved = way.accumulate * 8 * work.parameters / mesh['tensor'] * (mesh['fsdp'] > 1)
+  weights_s = moved / (2 * len(where.shape) * link)
+
+  # Activations go over single links.
+  numbers = _bytes_per_number(m) * m.num_layers * way.accumulate
+  once_s = numbers * _tokens_per_device(config, work, way) * m.dim / link
+  of_tensor = 18 * (mesh['tensor'] - 1) / mesh['tensor']
+  of_seq = 8 * (mesh['seq'] - 1)
+  return compute_s + weights_s + once_s * (of_tensor + of_seq)
 
 
 def count_parameters(m: cfg.ModelConfig) -> float:
@@ -194,27 +271,27 @@ def count_parameters(m: cfg.ModelConfig) -> float:
   return m.num_layers * block + 8 * D * D + m.text.dim * D + 3 * m.num_embodiments * D * D
 
 
-def _summary(tried, expected) -> dict[str, Any]:
-  rows = []
-  for row in tried:
-    choice, made = row['choice'], row['report']
-    rows.append(
-      {
-        'remat': choice.remat,
-        'mesh': dict(choice.mesh),
-        'accumulate': choice.accumulate,
-        'flags': choice.flags(),
-        'mistake': row['mistake'],
-        'expected_bytes': choice.bytes,
-        'expected_s': choice.seconds,
-        'report': made,
-      }
-    )
-  fits = lambda row: row['report'] is not None and row['report']['memory']['fits']
-  rows.sort(
-    key=lambda row: (not fits(row), row['report']['estimate']['step_s'] if row['report'] else 1e9)
-  )
-  return {'considered': expected, 'tried': rows, 'best': rows[0] if fits(rows[0]) else None}
+def _summarize(tried: list[_Trial], considered: int) -> dict[str, Any]:
+  """The trials JSON-ready, those that fit first and fast ones before slow ones."""
+  best_first = sorted(tried, key=lambda trial: (not trial.fits, trial.seconds))
+  rows = [
+    {
+      'remat': trial.choice.remat,
+      'mesh': dict(trial.choice.mesh),
+      'accumulate': trial.choice.accumulate,
+      'flags': trial.choice.flags(),
+      'mistake': trial.mistake,
+      'expected_bytes': trial.choice.bytes,
+      'expected_s': trial.choice.seconds,
+      'report': trial.report,
+    }
+    for trial in best_first
+  ]
+  return {
+    'considered': considered,
+    'tried': rows,
+    'best': rows[0] if best_first[0].fits else None,
+  }
 
 
 def show(found: dict[str, Any]) -> str:
@@ -223,26 +300,29 @@ def show(found: dict[str, Any]) -> str:
     f'{found["considered"]} choices, {len(found["tried"])} compiled:',
     f'{"HBM GiB":>9}{"FLOPs/model":>13}{"s a step":>10}{"MFU %":>7}',
   ]
-  for row in found['tried']:
-    made = row['report']
-    if made is None:
-      lines.append(f'{"":>39}  impossible  {_describe(row)}: {row["mistake"]}')
-      continue
-    verdict = 'fits' if made['memory']['fits'] else 'does not fit'
-    e = made['estimate']
-    lines.append(
-      f'{made["memory"]["total"] / chips.GIB:>9.2f}{made["flops"]["ratio"]:>13.3f}{e["step_s"]:>10.3f}'
-      f'{100 * e["mfu"]:>7.1f}  {verdict:<12}  {_describe(row)}'
-    )
-  if found['best'] is None:
-    return '\n'.join(
-      [*lines, '', 'Nothing that was tried fits; take a larger slice, or --trials of more.']
-    )
-  return '\n'.join(
-    [*lines, '', f'best: {found["best"]["flags"]}', '', report.show(found['best']['report'])]
+  lines += [_show_row(row) for row in found['tried']]
+  best = found['best']
+  if best is None:
+    lines += ['', 'Nothing that was tried fits; take a larger slice, or --trials of more.']
+  else:
+    lines += ['', f'best: {best["flags"]}', '', report.show(best['report'])]
+  return '\n'.join(lines)
+
+
+def _show_row(row: dict[str, Any]) -> str:
+  made = row['report']
+  if made is None:
+    return f'{"":>39}  impossible  {_describe(row)}: {row["mistake"]}'
+  hbm_gib = made['memory']['total'] / chips.GIB
+  ratio = made['flops']['ratio']
+  e = made['estimate']
+  verdict = 'fits' if made['memory']['fits'] else 'does not fit'
+  return (
+    f'{hbm_gib:>9.2f}{ratio:>13.3f}{e["step_s"]:>10.3f}{100 * e["mfu"]:>7.1f}  '
+    f'{verdict:<12}  {_describe(row)}'
   )
 
 
-def _describe(row) -> str:
+def _describe(row: dict[str, Any]) -> str:
   mesh = ' '.join(f'{axis}={n}' for axis, n in row['mesh'].items() if n > 1)
   return f'remat={row["remat"]} accumulate={row["accumulate"]} {mesh}'
