@@ -1,0 +1,170 @@
+"""Who may import whom: each wall of the house is a line of a table.
+
+Imports are read off the source, those inside functions too, so that nothing hides from a rule. A
+rule holds for what is imported in turn, however far away.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FOLDERS = ('wam_jax', 'data', 'configs', 'benchmarks', 'launch', 'tests')
+
+# (rooms, what none of their modules may reach, why).
+WALLS = {
+  'the package stands alone': (
+    ('wam_jax',),
+    ('data', 'configs', 'benchmarks', 'launch', 'tests'),
+    'it is installed without them',
+  ),
+  'one framework': (
+    ('wam_jax',),
+    ('torch', 'tensorflow'),
+    'weights and datasets of theirs are read without them',
+  ),
+  'maths knows no network': (
+    ('wam_jax.flow', 'wam_jax.masks', 'wam_jax.sampler', 'wam_jax.types'),
+    ('wam_jax.models', 'wam_jax.data', 'wam_jax.control'),
+    'it is tested by hand-computed numbers',
+  ),
+  'models know no datasets': (
+    ('wam_jax.models',),
+    ('wam_jax.data', 'wam_jax.train_step', 'wam_jax.control'),
+    'training and control share them',
+  ),
+  'the step is pure': (
+    ('wam_jax.train_step',),
+    ('wam_jax.aot', 'wam_jax.data', 'wam_jax.checkpoint', 'wam_jax.storage'),
+    'it is tested without files',
+  ),
+  'reading knows no model': (
+    ('wam_jax.data',),
+    ('wam_jax.models', 'wam_jax.control', 'wam_jax.evaluation'),
+    'its worker processes need no network',
+  ),
+  'workers read alone': (
+    ('wam_jax.data.samples', 'wam_jax.data.robot'),
+    ('jax', 'flax', 'optax', 'orbax'),
+    'each of them would start what it imports',
+  ),
+  'control does not evaluate': (
+    ('wam_jax.control',),
+    ('wam_jax.evaluation', 'wam_jax.envs', 'wam_jax.train_step'),
+    'a robot is controlled without worlds',
+  ),
+  'no compiler where programs run': (
+    ('wam_jax.train', 'wam_jax.evaluate', 'wam_jax.convert', 'wam_jax.control'),
+    ('wam_jax.aot',),
+    'only the command wam_jax.compile asks it',
+  ),
+  'a client needs no JAX': (
+    ('wam_jax.serving', 'wam_jax.client', 'wam_jax.progress', 'wam_jax.chips'),
+    ('jax', 'flax', 'optax', 'orbax'),
+    'it runs on the computer of a robot',
+  ),
+}
+
+# Arrows that may close a circle, with the reason.
+CIRCLES: dict[tuple[str, str], str] = {}
+
+HEAVY = ('torch', 'tensorflow')
+
+
+@functools.cache
+def modules() -> dict[str, ast.Module]:
+  """Every module of the repository by its dotted name."""
+  found = {}
+  for folder in FOLDERS:
+    for path in sorted((ROOT / folder).rglob('*.py')):
+      parts = path.relative_to(ROOT).with_suffix('').parts
+      name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+      found[name] = ast.parse(path.read_text())
+  return found
+
+
+@functools.cache
+def arrows(name: str) -> frozenset[str]:
+  """What a module imports: modules of ours, and other packages by their first word."""
+  named = set()
+  for node in ast.walk(modules()[name]):
+    if isinstance(node, ast.Import):
+      named |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      for alias in node.names:
+        member = f'{node.module}.{alias.name}'
+        named.add(member if member in modules() else node.module)
+  return frozenset(one if one in modules() else one.split('.')[0] for one in named)
+
+
+@functools.cache
+def reached_from(name: str) -> dict[str, str]:
+  """What a module imports, directly or not, and which module imports that."""
+  importer: dict[str, str] = {}
+  waiting = [name]
+  while waiting:
+    current = waiting.pop()
+    for target in arrows(current) - importer.keys() if current in modules() else ():
+      importer[target] = current
+      waiting.append(target)
+  return importer
+
+
+def within(name: str, rooms: tuple[str, ...]) -> bool:
+  return any(name == room or name.startswith(f'{room}.') for room in rooms)
+
+
+@pytest.mark.parametrize('wall', WALLS)
+def test_walls(wall):
+  rooms, forbidden, reason = WALLS[wall]
+  problems = []
+  for name in modules():
+    if within(name, rooms):
+      for target, importer in reached_from(name).items():
+        if within(target, forbidden):
+          by = '' if importer == name else f' by {importer}'
+          problems.append(f'{name} imports {target}{by}')
+  assert not problems, f'{wall}, because {reason}:\n' + '\n'.join(sorted(problems))
+
+
+def test_only_the_command_imports_the_compiler():
+  importers = {name for name in modules() if any(within(a, ('wam_jax.aot',)) for a in arrows(name))}
+  inside = {name for name in importers if within(name, ('wam_jax',))}
+  assert {name for name in inside if not within(name, ('wam_jax.aot',))} == {'wam_jax.compile'}
+
+
+def test_no_circles():
+  graph = {
+    name: {target for target in arrows(name) if (name, target) not in CIRCLES}
+    for name in modules()
+    if within(name, ('wam_jax',))
+  }
+  try:
+    graphlib.TopologicalSorter(graph).prepare()
+  except graphlib.CycleError as e:
+    pytest.fail('Imports in a circle: ' + ' <- '.join(e.args[1]))
+
+
+def test_importing_the_package_needs_neither_torch_nor_tensorflow():
+  """In a process of its own. Commands, which define flags, import nothing else than these."""
+  names = [
+    name for name in modules() if within(name, ('wam_jax',)) and not is_command(modules()[name])
+  ]
+  check = f'import sys, importlib\nfor name in {names}: importlib.import_module(name)\n'
+  check += f'print([name for name in {HEAVY} if name in sys.modules])'
+  done = subprocess.run([sys.executable, '-c', check], text=True, capture_output=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip() == '[]'
+
+
+def is_command(module: ast.Module) -> bool:
+  """Whether it ends with `if __name__ == '__main__':`."""
+  conditions = [ast.unparse(node.test) for node in module.body if isinstance(node, ast.If)]
+  return any('__main__' in condition for condition in conditions)
