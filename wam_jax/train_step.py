@@ -139,6 +139,7 @@ def init_state(
   init = functools.partial(_init, config)
   shardings = _shardings(config, mesh, jax.eval_shape(init, frozen))
   frozen = jax.tree.map(jax.device_put, frozen, shardings.frozen)
+  # Compiled with its shardings, so that no device ever holds the whole of it.
   compiled = jax.jit(lambda frozen: nn.unbox(init(frozen)), out_shardings=shardings)
   with sharding.activate(mesh, config.rules):
     return compiled(frozen), shardings
@@ -176,6 +177,7 @@ def make_train_step(
     noise = sample_noise(config.model, config.flow, key, state.frozen, batch)
     grads, metrics = _gradients(config, state, batch, noise)
 
+    # What is frozen has neither gradient nor moments nor average.
     optimizer = make_optimizer(config.optimizer, config.steps)
     trained, kept = finetuning.split(state.params, config.trainable)
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
@@ -364,6 +366,7 @@ def predict(
   video_BFHWC = flow.interpolate(window.clean_BFHWC, noise.video_BFHWC, noise.sigma_BF)
   action_BAU = flow.interpolate(window.action_BAU, noise.action_BAU, noise.sigma_BA)
   if f.mask_padded_noise:
+    # What a robot does not have is 0, not noise; the reference leaves the noise.
     action_BAU = action_BAU * window.action_mask_BAU
   noisy = types.Noisy(
     video_BFHWC=video_BFHWC[:, first:],
@@ -517,7 +520,7 @@ def _average(ema_params, params, step, decay: float):
   """Running mean; early steps weigh more, so that it forgets the initialisation."""
   if ema_params is None:
     return None
-  rate = jnp.maximum(1 - decay, 1 / (step + 1.0))
+  rate = jnp.maximum(1 - decay, 1 / (step + 1.0))  # The mean of all steps, until decay is slower.
   return jax.tree.map(lambda e, p: e + rate * (p - e), ema_params, params)
 
 

@@ -131,12 +131,13 @@ class Policy:
       noise: (video, action) like the predicted latents and actions; None draws it from the state's
         key.
     """
-    self.traces += 1
+    self.traces += 1  # Python runs here only while JAX traces.
     c = self.cfg
     full = 1 + (c.max_chunks - 1) * c.frames_per_chunk
     starts = (state.cache.frames == 0) | (state.cache.frames == full)
     given = (params, frozen, state, observation.frames_BRIJ3)
     state = jax.lax.cond(starts, self._anchor, self._extend, *given)
+
     if noise is None:
       key, key_video, key_action = jax.random.split(state.key, 3)
       B, _, *latent = state.clean_BFHWC.shape
@@ -146,6 +147,7 @@ class Policy:
       )
       if not self.sample.same_noise:
         state = state.replace(key=key)
+
     video, action = self._denoise(params, state, *noise, observation.proprio_BX)
     return action * state.action_mask_BAU, video, state
 
