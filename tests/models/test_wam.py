@@ -326,6 +326,15 @@ def test_video_alone_is_video_whose_actions_nobody_sees():
   np.testing.assert_allclose(video[2], forward()[0][2], atol=1e-5)
 
 
+def test_actions_need_a_body_and_a_body_actions():
+  given = arguments(INPUTS)
+  video_alone = given['noisy'].replace(action_BAU=None, sigma_action_BA=None)
+  model = wam.WorldActionModel(CONFIG)
+  for half in (dict(body=None), dict(noisy=video_alone)):
+    with pytest.raises(ValueError, match='action_BAU and body must come together'):
+      jax.eval_shape(lambda half=half: model.apply({'params': random_params()}, **given | half))
+
+
 def test_without_clean_video_chunks_see_their_noisy_past():
   """Noise in chunk c reaches the velocities of chunk c and of later ones; chunk 0 is frame 0."""
   inputs = dict(

@@ -283,7 +283,11 @@ class WorldActionModel(nn.Module):
     episode.
     """
     B = len(noisy.video_BFHWC)
-    if noisy.action_BAU is None:
+    if (noisy.action_BAU is None) != (body is None):
+      raise ValueError(
+        'noisy.action_BAU and body must come together; give neither for video alone.'
+      )
+    if body is None:
       return Register(
         x_BTD=jnp.zeros((B, 0, self.cfg.dim), self.cfg.dtype),
         levels_BG=jnp.zeros((B, 0)),
