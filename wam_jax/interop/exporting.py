@@ -56,6 +56,7 @@ def export_checkpoint(source: own.Own, target: pathlib.Path, options: Options) -
     ValueError: the model or a robot has no counterpart there, weights are missing, or `target`
       cannot be written.
   """
+  # All that can be refused is refused before the first array is read.
   _check_kinds(source, options.layout)
   robots = _choose_robots(source, options)
   category = _choose_category(source, robots, options)
@@ -144,6 +145,7 @@ def _choose_robots(source: own.Own, options: Options) -> dict[str, robot_lib.Rob
       f'--tag={options.tag} names one robot, but there are {", ".join(sorted(known))}; add '
       '--embodiment=NAME.'
     )
+  # The files hold robots by tag, so that two of one tag would be one.
   tagged = {}
   for name, robot in known.items():
     tagged[options.tag or dreamzero_robots.find_tag(name)] = robot
@@ -164,6 +166,7 @@ def _choose_category(
   count = source.config.model.num_embodiments
   if options.embodiment in known:
     return known[options.embodiment].id
+  # All robots that are described must mean the same category; without any, there must be one.
   ids = {robot.id for robot in robots.values()} or set(range(count))
   if len(ids) > 1:
     raise ValueError(

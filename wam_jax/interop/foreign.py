@@ -26,6 +26,7 @@ from wam_jax.interop.table import vae
 
 PARTS = ('dit', 'text', 'image', 'tokenizer')
 VOCABULARIES = ('tokenizer.json', 'spiece.model', 'tokenizer.model')
+# Where it lies: beside the weights, in a Diffusers directory, in Wan-AI's.
 _FOLDERS = ('.', 'tokenizer', 'google/umt5-xxl')
 
 # How the released policy trains, and what it does at control time: eight evaluations of sixteen
@@ -143,6 +144,7 @@ def find_vocabulary(place: epath.Path) -> epath.Path | None:
 
 def make_tables(model: cfg.ModelConfig, layout: str) -> dict[str, list[rows_lib.Row]]:
   """The rows of every part that the model has; 'dreamzero' without its prefixes is 'wan'."""
+  # DreamZero kept Wan-AI's names.
   names = 'diffusers' if layout == 'diffusers' else 'wan'
   tables = {'dit': dit.rows(model, names), 'text': text.rows(model.text, names)}
   if model.image.kind == 'clip':

@@ -40,6 +40,7 @@ class Fresh(NamedTuple):
     if leaf in ('b', 'bias'):
       return np.zeros(self.shape, self.dtype)
 
+    # Seeded by name alone, so that two imports of one source are the same checkpoint.
     rng = np.random.default_rng(zlib.crc32(self.name.encode()))
     if self.name.endswith('.W'):
       return (0.02 * rng.standard_normal(self.shape, np.float32)).astype(self.dtype)
@@ -57,8 +58,10 @@ def complete(source: foreign.Foreign, num_embodiments: int) -> foreign.Foreign:
   model = source.model
   held = source.weights['dit']
   if not _is_any_held(dit.action_rows(model), held):
+    # Action modules that are there say themselves how many robots they serve.
     model = dataclasses.replace(model, num_embodiments=num_embodiments)
 
+  # As the weights beside them.
   dtype = np.dtype(np.float32)
   if 'patch_embedding.weight' in held:
     dtype = held['patch_embedding.weight'].dtype

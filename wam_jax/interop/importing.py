@@ -93,8 +93,10 @@ def _make_config(
     data=cfg.DataConfig(
       # One robot for each category of the action modules.
       embodiments=names[: source.model.num_embodiments],
+      # It was trained on random crops, and so it is shown the centre.
       augment=any(robot.center_crop for robot in robots),
     ),
+    # There is no simulator of a released robot.
     evaluation=cfg.EvalConfig(env='dataset'),
   )
 
@@ -149,6 +151,7 @@ def _write_item(
   announced |= {path: lazy.Shape(x.shape, x.dtype) for path, x in extra.items()}
   stacked = frozenset(array.path for array in arrays if array.row.layers)
   writer = orbax.ItemWriter(place, announced, stacked)
+  # A stacked array is never whole in memory: each layer goes to disk by itself.
   for array in arrays:
     for number, name in enumerate(array.row.names):
       weight = array.row.to_ours(array.weights[name].read())

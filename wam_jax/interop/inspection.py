@@ -63,6 +63,7 @@ def _inspect_foreign(path: epath.Path, options: foreign.Options) -> dict[str, An
   try:
     robots = source.read_robots()
   except ValueError as e:
+    # What is missing is what one asks about.
     robots = []
     missing.append(str(e).replace('\n', ' '))
   return {

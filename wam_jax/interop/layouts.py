@@ -33,8 +33,10 @@ def find_layout(path: epath.Path) -> str:
   """
   if not path.is_dir():
     raise ValueError(f'--source={path} is no directory.')
+  # A transformer alone is enough to be told that the rest is missing.
   if (path / 'model_index.json').exists() or (path / 'transformer' / 'config.json').exists():
     return 'diffusers'
+  # Wan-AI's directories have a config.json too, but no policy head.
   config = path / 'config.json'
   if config.exists() and 'action_head_cfg' in jsonfile.read(config):
     return 'dreamzero'
@@ -76,6 +78,7 @@ def _open_dreamzero(path: epath.Path, options: foreign.Options) -> foreign.Forei
   directory = dreamzero_layout.open_directory(path)
   if options.base is None:
     return dreamzero_layout.make_source(directory, None, options)
+  # By its name, before it is opened: what was passed by mistake may be of any kind.
   directory.check_base(options.base)
   base = open_source(options.base, dataclasses.replace(options, layout='', base=None))
   return dreamzero_layout.make_source(directory, base, options)

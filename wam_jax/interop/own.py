@@ -146,6 +146,7 @@ def _find_checkpoint(workdir: pathlib.Path, step: int | None) -> pathlib.Path:
   """The directory of checkpoint `step`, or of the newest."""
   if not is_workdir(epath.Path(workdir)):
     raise ValueError(f'--source={workdir} is no workdir: it has no checkpoints/ directory.')
+  # What has another name is still being written.
   places = {int(p.name): p for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()}
   if not places or step not in (None, *places):
     wanted = '' if step is None else f' of step {step}'

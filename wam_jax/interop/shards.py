@@ -80,6 +80,7 @@ class Selection:
           shape = row.torch_shape
           dtype = self.dtype or held[row.path].dtype
           names = section.split(row.names[layer])
+          # The pieces are of one size: CLIP's query, key and value.
           if len(names) > 1:
             shape = (shape[0] // len(names), *shape[1:])
           for name in names:
@@ -114,10 +115,12 @@ class Selection:
     """(name, weight in PyTorch's layout), one after the other."""
     if not row.layers:
       part = ()
+      # A slice, because the axis stays: one category.
       if _has_categories(row):
         part = slice(self.category, self.category + 1)
       yield row.torch, row.to_torch(array.read(part))
       return
+    # As many layers as share a chunk on disk: it would be read again for each of them.
     for start in range(0, row.layers, array.layers):
       stop = min(start + array.layers, row.layers)
       block = array.read(slice(start, stop))

@@ -39,6 +39,7 @@ def open_source(path: epath.Path, options: foreign.Options) -> foreign.Foreign:
     if file is not None:
       parts[part] = _open_encoder(file)
     elif part != 'image' or needs_image:
+      # Wan2.2-TI2V is published without an image encoder, and can do without.
       missing.append(part)
 
   shapes = foreign.list_shapes(parts)

@@ -97,6 +97,7 @@ def _combine(read: cfg.ModelConfig, ours: cfg.ModelConfig) -> cfg.ModelConfig:
     tokenizer=dataclasses.replace(
       read.tokenizer, resize=ours.tokenizer.resize, dtype=ours.tokenizer.dtype
     ),
+    # No file of transformers says how long a prompt is.
     text=dataclasses.replace(read.text, length=ours.text.length, dtype=ours.text.dtype),
     image=dataclasses.replace(read.image, dtype=ours.image.dtype),
   )
@@ -108,7 +109,7 @@ def _read_transformer(
   text: cfg.TextConfig,
   image: cfg.ImageConfig,
 ) -> cfg.ModelConfig:
-  # In the words of Wan-AI.
+  # In Wan-AI's words. How frames form chunks is nothing that Diffusers knows.
   words = {
     'dim': said['num_attention_heads'] * said['attention_head_dim'],
     'ffn_dim': said['ffn_dim'],
@@ -135,7 +136,7 @@ def _read_vae(said: Mapping[str, Any]) -> cfg.TokenizerConfig:
       decoder_dim=said.get('decoder_base_dim') or said['base_dim'],
       multipliers=tuple(said['dim_mult']),
       blocks=said['num_res_blocks'],
-      temporal_down=tuple(said['temperal_downsample']),
+      temporal_down=tuple(said['temperal_downsample']),  # Spelled so in Diffusers.
     ),
   )
 
@@ -319,7 +320,7 @@ def _make_image_processor(c: cfg.ImageConfig) -> dict[str, Any]:
     'image_processor_type': 'CLIPImageProcessor',
     'do_resize': True,
     'size': {'height': c.size, 'width': c.size},
-    'resample': 3,
+    'resample': 3,  # Bicubic.
     'do_center_crop': False,
     'do_rescale': True,
     'rescale_factor': 1 / 255,
@@ -364,7 +365,9 @@ def _make_index(c: cfg.ModelConfig, has_vocabulary: bool) -> dict[str, Any]:
     'tokenizer': ['transformers', 'T5TokenizerFast'] if has_vocabulary else absent,
     'image_encoder': ['transformers', 'CLIPVisionModel'] if has_image else absent,
     'image_processor': ['transformers', 'CLIPImageProcessor'] if has_image else absent,
+    # A second transformer for high noise, of which these models have none.
     'boundary_ratio': None,
     'transformer_2': absent,
+    # Wan2.2-TI2V gives each frame its own noise level: none to the first.
     'expand_timesteps': not c.image_condition,
   }

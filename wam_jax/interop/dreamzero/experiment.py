@@ -75,6 +75,7 @@ def _resolve(node: Any, root: Mapping[str, Any]) -> Any:
   target: Any = root
   for key in node[2:-1].split('.'):
     if not isinstance(target, dict) or key not in target:
+      # A reference to elsewhere, as to the environment; nothing that is read here has one.
       return node
     target = target[key]
   return _resolve(target, root)
@@ -98,6 +99,7 @@ def read_robots(directory: epath.Path, model: cfg.ModelConfig) -> list[robot_lib
 
   robots = []
   problems = []
+  # Others were in the training mixture, but cannot be asked to act.
   served = [tag for tag in metadata if tag in robots_lib.TAGS and tag in transforms]
   for tag in served:
     try:
@@ -134,6 +136,7 @@ def _read_robot(
   _check_norms(modes, conf)
 
   views = tuple(key.removeprefix('video.') for key in order['video_concat_order'])
+  # The cameras of the published datasets are recorded at the rate of the actions.
   hz = (conf.get('fps') or {}).get(tag) or modalities['video'][views[0]]['fps']
   resize = by_name['VideoResize']
   state = _read_keys('state', order, modalities, modes)
@@ -232,6 +235,7 @@ def write(
   """
   described = {tag: robots_lib.describe(tag, robot.record, model) for tag, robot in robots.items()}
   relative = _join_relative(described)
+  # Source: DreamZero `VideoToTensor`, which asserts it.
   lost = [tag for tag in robots if camera is None and tag not in _CAMERAS]
   if lost:
     raise ValueError(
@@ -311,6 +315,7 @@ def _make_modalities(description: robots_lib.Description, model: cfg.ModelConfig
   return {
     'video': {
       '_target_': _MODALITY,
+      # The frame before the first action and the one after each.
       'delta_indices': list(range(steps + 1)),
       'eval_delta_indices': _EVAL_FRAMES.get(description.tag, [0]),
       'modality_keys': _list_videos(description),
@@ -449,6 +454,7 @@ def _fill_arrays(quantiles: normalize.Quantiles) -> dict[str, np.ndarray]:
     array = getattr(quantiles, name)
     arrays[name] = unknown if array is None else array
 
+  # They divide by the range as it is.
   norms = quantiles.norms or ('q99',) * unknown.size
   is_ours = np.asarray([norm == 'q99' for norm in norms], bool)
   is_floored = is_ours & quantiles.is_flat

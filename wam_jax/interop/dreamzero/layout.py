@@ -92,6 +92,7 @@ def open_directory(path: epath.Path) -> Directory:
     unknown,
     'It may be of another model.',
   )
+  # The training script says it; adapters without the weights they change show it.
   has_orphans = any(name not in weights for name in adapters)
   return Directory(
     path=path,
@@ -147,6 +148,7 @@ def make_source(
     merged = lora.merge(
       join_parts(parts),
       directory.adapters,
+      # 4 is what the class of the head has where nothing is said.
       rank=head.get('lora_rank', 4),
       alpha=head.get('lora_alpha', 4),
     )
@@ -160,6 +162,7 @@ def make_source(
     model=model,
     fields=config_lib.make_flow_and_sample(head),
     weights=parts,
+    # Without its base nothing can be asked of a part.
     tables={} if lacks else foreign.make_tables(model, 'dreamzero'),
     lacks=lacks,
     merged=len(directory.adapters),
@@ -244,6 +247,7 @@ def _count_tokens(c: cfg.ModelConfig, robots: Mapping[str, robot_lib.Robot]) -> 
       f'Robots with images of different sizes, {sorted(composites)}, cannot share one '
       'config.json; pass --embodiment=NAME.'
     )
+  # The transformer sees the composite in patches of latents.
   composite = composites.pop() if composites else resize or _COMPOSITE
   cell = c.tokenizer.spatial * c.patch
   return math.prod(pixels // cell for pixels in composite)

@@ -65,6 +65,7 @@ def split(
   halves: dict[str, dict[str, lazy.Weight]] = {}
   problems = []
   for name, weight in weights.items():
+    # What peft wraps and what it has not touched get the same plain names.
     short = name.replace('base_model.model.', '').replace('.base_layer.', '.')
     if match := _ADAPTER.fullmatch(short):
       of_weight = halves.setdefault(f'{match["module"]}.weight', {})
@@ -110,6 +111,7 @@ def merge(
     'Pass as --base the very checkpoint that the adapters were trained on; lora_rank is in '
     'config.json.',
   )
+  # Source: peft `LoraLayer.update_layer`.
   scale = alpha / rank
   merged = dict(weights)
   for name, adapter in adapters.items():

@@ -94,6 +94,7 @@ class Description:
       raise ValueError(
         f'relative_action_keys {lost} have no state of the same name and width to count from'
       )
+    # The reference has no units: arrays go to the robot as they are stored.
     views, composite = _make_composite(self.tag, self.views, self.size)
     stride = _choose_stride(self.steps, camera_frames)
     return embodiments.Embodiment(
@@ -167,6 +168,7 @@ def describe(tag: str, record: embodiments.Embodiment, model: cfg.ModelConfig) -
   )
   _check_names(description, record)
 
+  # The way back must lead to the same robot.
   want = _get_essence(description.make_record(model.camera_frames_per_chunk))
   have = _get_essence(record)
   differing = []

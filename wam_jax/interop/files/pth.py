@@ -84,6 +84,7 @@ def open_file(path: epath.Path) -> dict[str, lazy.Weight]:
     raise ValueError(f'{path} does not exist')
   try:
     with path.open('rb') as f, zipfile.ZipFile(f) as archive:
+      # The archive is one folder, named as the file was when it was saved.
       members = {name.split('/', 1)[-1]: archive.getinfo(name) for name in archive.namelist()}
       if members.get('byteorder') and archive.read(members['byteorder']) != b'little':
         raise ValueError('it was written on a big-endian machine')
@@ -99,6 +100,7 @@ def open_file(path: epath.Path) -> dict[str, lazy.Weight]:
       'from PyTorch before 1.6 must be saved anew by torch.save.'
     ) from e
 
+  # A whole model would need its classes; weights are all that is taken from a file.
   if not isinstance(content, Mapping) or not all(isinstance(v, _Tensor) for v in content.values()):
     raise ValueError(
       f'{path} holds {type(content).__name__} of other things than tensors; expected a state dict.'
@@ -140,6 +142,7 @@ class _Tensor(NamedTuple):
     start = starts[f'data/{self.storage.key}']
     if self._is_dense():
       return lazy.Stored(path, start + self.offset * dtype.itemsize, self.shape, dtype)
+    # A transposed or cut tensor shares a storage that is read whole.
     storage = lazy.Stored(path, start, (self.storage.size,), dtype)
     return _Strided(storage, self.offset, self.shape, self.strides)
 

@@ -61,6 +61,7 @@ def open_weights(directory: epath.Path, stem: str) -> dict[str, lazy.Stored]:
 
   weights: dict[str, lazy.Stored] = {}
   problems: list[str] = []
+  # One error for all shards, so that all that is damaged can be copied at once.
   for shard in sorted(set(shard_of.values())):
     try:
       found = open_file(directory / shard)
@@ -90,6 +91,7 @@ def open_file(path: epath.Path) -> dict[str, lazy.Stored]:
   size = path.stat().length
   with path.open('rb') as f:
     length = int.from_bytes(f.read(_LENGTH), 'little')
+    # A file of another kind announces any length.
     if size < _LENGTH or length > min(size - _LENGTH, _LARGEST_HEADER):
       raise ValueError(f'{path} is cut or is no safetensors file: {size} bytes, header of {length}')
     text = f.read(length)
@@ -102,6 +104,7 @@ def open_file(path: epath.Path) -> dict[str, lazy.Stored]:
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(f'{path} has an unreadable header: {e}') from e
 
+  # Downloads that stop early look whole but for this.
   end = max((a.start + lazy.nbytes(a) for a in arrays.values()), default=start)
   if end != size:
     raise ValueError(
@@ -167,6 +170,7 @@ class Writer:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     self._files.append(file)
     _write_at(file, header, 0)
+    # Places are known before any array is there, so that they may come in any order.
     for name, shape in shard.items():
       self._missing[name] = _Place(file, len(header) + offsets[name], shape)
 
@@ -174,6 +178,7 @@ class Writer:
     return self
 
   def __exit__(self, error_type, error, traceback) -> None:
+    # After an error nobody looks at the files: they need not reach the disk.
     for file in self._files:
       if error_type is None:
         os.fsync(file)

@@ -85,9 +85,11 @@ def rows(c: cfg.ImageConfig, layout: str) -> list[Row]:
   }
   table = []
   for path, change, *names in _WEIGHTS:
+    # `CLIPVisionModel` has no head.
     has_name = names[column] and (path != 'projection/head' or c.out_dim)
     if has_name:
       table.append(Row(names[column], path, change, sizes))
+  # The last block stands alone: encoding stops before it.
   for path, change, *names in _BLOCK_WEIGHTS:
     name = _BLOCKS[column] + names[column]
     table += [

@@ -110,6 +110,7 @@ def to_params(rows: Iterable[Row], weights: Mapping[str, np.ndarray]) -> dict[st
     node = params
     for parent in parents:
       node = node.setdefault(parent, {})
+    # Our blocks are scanned over axis 0.
     node[leaf] = np.stack(arrays) if row.layers else arrays[0]
   return params
 

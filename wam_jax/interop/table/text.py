@@ -29,6 +29,8 @@ _WEIGHTS = (
   ('blocks/in/w', 'M D -> D M', 'ffn.fc1.weight', 'layer.1.DenseReluDense.wi_1.weight'),
   ('blocks/out/w', 'D M -> M D', 'ffn.fc2.weight', 'layer.1.DenseReluDense.wo.weight'),
 )
+# UMT5 has a table of biases in each layer, T5 one for all.
+# UMT5 has a table of biases in each layer, T5 one for all.
 _BIAS = (
   'blocks/relative_bias',
   'R N -> R N',
