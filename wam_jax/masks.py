@@ -66,6 +66,7 @@ def training_layout(
     """Frame 0 stands alone; chunk 0 begins with frame 1."""
     return np.where(frame == 0, 0, 1 + (frame - 1) // frames_per_chunk)
 
+  # Kind, block, frame and group of the tokens of each part.
   first_action = 1 + len(noisy_frames)
   noisy_group = 1 + np.repeat(np.arange(len(noisy_frames)), tokens_per_frame)
   parts = (
@@ -92,6 +93,7 @@ def teacher_forcing(
   is_clean_q, is_clean_k = _axes(layout.kind == CLEAN)
   block_q, block_k = _axes(layout.block)
   clean_past = is_clean_q & _history(layout, CLEAN, frames_per_chunk, window_frames)
+  # Of clean video what lies before the chunk: its own is the target. Of all else the chunk's own.
   chunk = (is_clean_k & (block_k < block_q)) | (~is_clean_k & (block_k == block_q))
   return (
     clean_past
@@ -109,6 +111,7 @@ def without_clean(
   """
   _, is_noisy_k = _axes(layout.kind == NOISY)
   block_q, block_k = _axes(layout.block)
+  # The past is noisy too, and ends with the chunk itself.
   past = _history(layout, NOISY, frames_per_chunk, window_frames)
   chunk = past | (~is_noisy_k & (block_k == block_q))
   return _own(layout, NOISY) | (_sees_chunk(layout, state_rule) & chunk) | _own(layout, STATE)

@@ -239,7 +239,7 @@ def test_meshes_that_do_not_fit_raise():
 
 
 def test_no_matrix_of_all_pairs():
-  """No array has two axes of tokens, in the 14B training window at a quarter of rows and columns."""
+  """In the 14B window at a quarter of the rows and columns, no array has two axes of tokens."""
   c = dataclasses.replace(
     presets.WAN2_1_I2V_14B,
     dim=64,

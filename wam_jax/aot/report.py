@@ -261,6 +261,7 @@ def _show_collectives(collectives: dict[str, Any], devices: int) -> list[str]:
 
 
 def _si(n: float) -> str:
+  """FLOPs with four digits and the prefix for thousands."""
   prefixes = ('', 'k', 'M', 'G', 'T', 'P', 'E')
   power = min(len(prefixes) - 1, int(math.log10(max(n, 1)) // 3))
   return f'{n / 1000**power:.4g} {prefixes[power]}FLOP'

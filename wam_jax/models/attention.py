@@ -48,7 +48,9 @@ class KVCache:
     zeros = jnp.zeros((layers, batch, heads, slots, head_dim), dtype)
     return cls(zeros, zeros, jnp.int32(0))
 
-  def write(self, k_LBNTK: jax.Array, v_LBNTK: jax.Array, start_frame, frames: int) -> KVCache:
+  def write(
+    self, k_LBNTK: jax.Array, v_LBNTK: jax.Array, start_frame: int | jax.Array, frames: int
+  ) -> KVCache:
     """The cache with `frames` whole frames from `start_frame` on; later ones are forgotten."""
     tokens = k_LBNTK.shape[3] // frames
     slots = self.k.shape[3] // tokens
@@ -66,7 +68,9 @@ class KVCache:
       frames=jnp.int32(start_frame + frames),
     )
 
-  def seen_from(self, start_frame, frames: int, window: int, tokens: int) -> jax.Array:
+  def seen_from(
+    self, start_frame: int | jax.Array, frames: int, window: int, tokens: int
+  ) -> jax.Array:
     """[S] bool: cached tokens that `frames` new ones from `start_frame` on see.
 
     Args:
@@ -81,7 +85,9 @@ class KVCache:
     return jnp.repeat(frame >= oldest, tokens)
 
 
-def attend(q_BNTK, k_BNSK, v_BNSK, mask=None):
+def attend(
+  q_BNTK: jax.Array, k_BNSK: jax.Array, v_BNSK: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
   """softmax(q k^T / sqrt(K)) v, with the softmax in float32.
 
   Args:
@@ -227,7 +233,14 @@ def arrange(x: jax.Array, order: np.ndarray, axis: int = 1) -> jax.Array:
   return jnp.concatenate(pieces, axis) if len(pieces) > 1 else pieces[0]
 
 
-def attend_chunks(q_BNTK, k_BNTK, v_BNTK, seen_BT, chunks: masks.Chunks, recompute: bool):
+def attend_chunks(
+  q_BNTK: jax.Array,
+  k_BNTK: jax.Array,
+  v_BNTK: jax.Array,
+  seen_BT: jax.Array,
+  chunks: masks.Chunks,
+  recompute: bool,
+) -> jax.Array:
   """`attend` part by part: every query meets the keys it sees, and no mask but that of padding.
 
   On a mesh the queries of each part are split over the axes of 'tokens' if these divide them, so
@@ -261,7 +274,14 @@ def attend_chunks(q_BNTK, k_BNTK, v_BNTK, seen_BT, chunks: masks.Chunks, recompu
   return shard(shard(jnp.concatenate(outputs, 2)), 'tokens')
 
 
-def attend_blocks(q_BNTK, k_BNTK, v_BNTK, seen_BT, blocks: masks.Blocks, name: str):
+def attend_blocks(
+  q_BNTK: jax.Array,
+  k_BNTK: jax.Array,
+  v_BNTK: jax.Array,
+  seen_BT: jax.Array,
+  blocks: masks.Blocks,
+  name: str,
+) -> jax.Array:
   """`attend` where blocks of tokens see whole blocks; see `splash.attend`."""
   splash = _load_splash()
   return splash.attend(
@@ -269,7 +289,7 @@ def attend_blocks(q_BNTK, k_BNTK, v_BNTK, seen_BT, blocks: masks.Blocks, name: s
   )
 
 
-def attend_all(q_BNTK, k_BNSK, v_BNSK, side: int):
+def attend_all(q_BNTK: jax.Array, k_BNSK: jax.Array, v_BNSK: jax.Array, side: int) -> jax.Array:
   """`attend` without a mask by the same kernels: blocks of `side` queries and at most 512 keys."""
   B, _, S, _ = k_BNSK.shape
   width = min(512, S + -S % masks.LANES)
@@ -325,7 +345,9 @@ def rotate_by_product(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
   return (x_BNTK.astype(jnp.float32) * cos + partner * sin).astype(x_BNTK.dtype)
 
 
-def video_angles(start_frame, frames: int, rows: int, columns: int, head_dim: int):
+def video_angles(
+  start_frame: int | jax.Array, frames: int, rows: int, columns: int, head_dim: int
+) -> np.ndarray | jax.Array:
   """[frames * rows * columns, K/2] float32 angles: pairs for time, then row, then column.
 
   Made on the host in float64 where `start_frame` is a Python integer.
@@ -344,12 +366,12 @@ def video_angles(start_frame, frames: int, rows: int, columns: int, head_dim: in
   return numbers.concatenate(parts, -1).reshape(-1, head_dim // 2)
 
 
-def sequence_angles(start, length: int, head_dim: int):
+def sequence_angles(start: int | jax.Array, length: int, head_dim: int) -> np.ndarray | jax.Array:
   """[length, K/2] float32 angles of actions or states, counted in the episode from its anchor."""
   return _angles(start, length, head_dim)
 
 
-def _angles(start, length: int, width: int):
+def _angles(start: int | jax.Array, length: int, width: int) -> np.ndarray | jax.Array:
   """[length, width / 2] float32, with frequencies from 1 down to nearly 1 / 10,000."""
   frequency = 10000.0 ** (-np.arange(0, width, 2, dtype=np.float64) / width)
   return ((start + np.arange(length))[:, None] * frequency).astype(np.float32)

@@ -134,6 +134,7 @@ class HeadsRMSNorm(nn.Module):
       'scale', boxed(nn.initializers.ones, ('heads', 'head_dim')), (N, K), jnp.float32
     )
     y = x_BNTK.astype(jnp.float32)
+    # Over heads and their dimensions together: the full width.
     mean_square = jnp.mean(jnp.square(y), axis=(1, 3), keepdims=True)
     y = y * jax.lax.rsqrt(mean_square + self.eps)
     return y.astype(x_BNTK.dtype) * scale_NK[:, None].astype(x_BNTK.dtype)
@@ -234,6 +235,7 @@ def sinusoid(position: jax.Array | np.ndarray, width: int, order: str) -> jax.Ar
   Source: DreamZero `sinusoidal_embedding_1d` and `SinusoidalPositionalEncoding`.
   """
   half = width // 2
+  # On the host in float64: float32 would lose the last digits of large angles.
   frequency = (10000.0 ** (-np.arange(half, dtype=np.float64) / half)).astype(np.float32)
   angle = jnp.asarray(position, jnp.float32)[..., None] * frequency
   parts = (jnp.cos(angle), jnp.sin(angle))

@@ -202,6 +202,7 @@ class ResidualBlock(nn.Module):
   def __call__(self, x_BFHWC: jax.Array, stream: Stream) -> jax.Array:
     conv = functools.partial(Conv, self.features, dtype=self.dtype)
     shortcut = x_BFHWC
+    # Released weights have a shortcut only where the number of channels changes.
     if x_BFHWC.shape[-1] != self.features:
       shortcut = conv((1, 1, 1), name='shortcut')(x_BFHWC, stream)
     y = jax.nn.silu(RMSNorm(name='norm1')(x_BFHWC))
