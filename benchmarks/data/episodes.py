@@ -25,7 +25,7 @@ from etils import epath
 from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core import example_serializer
 
-from wam_jax.data import storage
+from wam_jax import progress
 
 ROWS, COLUMNS = 180, 320
 VIEWS = ('exterior_image_1_left', 'exterior_image_2_left', 'wrist_image_left')
@@ -153,7 +153,9 @@ def write(path: epath.Path, episodes: int, length: int, shards: int, workers: in
       spawn = multiprocessing.get_context('spawn')
       each = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, spawn)).map
     sizes = list(
-      storage.progress(each(_write_shard, jobs), shards, 'writing shards of the benchmark')
+      progress.track(
+        each(_write_shard, jobs), 'writing shards of the benchmark', shards, unit='shards'
+      )
     )
   info = tfds.core.DatasetInfo(
     builder=dataset_info.DatasetIdentity(

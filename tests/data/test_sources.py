@@ -16,11 +16,11 @@ import tensorflow_datasets as tfds
 
 from tests.data import published
 from tests.data import synthetic
+from wam_jax import storage
 from wam_jax.data import beside
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import sources
-from wam_jax.data import storage
 
 CLOCK = synthetic.CLOCK
 
@@ -233,14 +233,14 @@ def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
   path = storage.epath.Path(tmp_path / 'data')
   path.mkdir()
   assert beside.read(path, 'x.json') is None
-  original = storage.write_atomic
+  original = storage.write_whole
 
   def refuse(target, content):
     if target.parent == path:
       raise PermissionError('read-only')
     return original(target, content)
 
-  monkeypatch.setattr(storage, 'write_atomic', refuse)
+  monkeypatch.setattr(storage, 'write_whole', refuse)
   where = beside.write(path, 'x.json', b'1')
   assert where.parent != path
   assert where == beside.find(path, 'x.json')

@@ -24,9 +24,17 @@ CLOCK, RELATIVE = synthetic.CLOCK, synthetic.RELATIVE
 BRIDGE = pathlib.Path(__file__).parents[3] / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
 
 
+def compute(episodes: sources.Episodes) -> normalize.Statistics:
+  """Statistics of a split; keeps nothing."""
+  computation = statistics.Computation(episodes.record)
+  for number in range(len(episodes)):
+    computation.add(*episodes.numeric(number))
+  return computation.finish(f'{episodes.path} split {episodes.split!r}')
+
+
 def test_statistics_by_hand(tmp_path):
   path = synthetic.make_dataset(tmp_path, [101, 9])
-  got = statistics.compute(sources.Episodes(path, 'train[:1]', CLOCK))
+  got = compute(sources.Episodes(path, 'train[:1]', CLOCK))
   np.testing.assert_allclose(
     got.state.q01, (1, 0, -99), atol=1e-4
   )  # Of 0 ... 100 the quantiles are 1 and 99.
@@ -65,7 +73,7 @@ def test_relative_statistics_are_the_references(tmp_path, S):
   """
   path, walks, commands = write_random(tmp_path)
   record = dataclasses.replace(RELATIVE, chunk_s=S / 10)
-  got = statistics.compute(sources.Episodes(path, 'train', record)).action
+  got = compute(sources.Episodes(path, 'train', record)).action
   relative = np.asarray(
     [
       command[i + k, 0] - walk[i, 0]
@@ -87,13 +95,13 @@ def test_no_episode_is_as_long_as_a_chunk(tmp_path):
   with pytest.raises(
     ValueError, match=r"no episode is as long as one chunk \(8 steps\).*'clock_relative' have none"
   ):
-    statistics.compute(sources.Episodes(path, 'train', RELATIVE))
+    compute(sources.Episodes(path, 'train', RELATIVE))
 
 
 def test_statistics_are_of_the_slices_units(tmp_path):
   """AgiBot's grippers, from 35 to 120 in the files, are rescaled before anything is counted."""
   path = published.write(tmp_path, 'agibot_world', [60])
-  got = statistics.compute(sources.Episodes(path, 'train', embodiments.get('agibot_world')))
+  got = compute(sources.Episodes(path, 'train', embodiments.get('agibot_world')))
   t = np.arange(60)
   scaled = np.clip(
     (t[:, None] + (0, 1 / 8) - 35) / 85, 0, 1
@@ -134,8 +142,10 @@ def test_sketch_subsamples_uniformly():
 def test_statistics_are_kept_until_something_they_depend_on_changes(tmp_path, monkeypatch):
   path = synthetic.make_dataset(tmp_path, [12, 12])
   runs = []
-  original = statistics.compute
-  monkeypatch.setattr(statistics, 'compute', lambda e: runs.append(1) or original(e))
+  original = statistics.Finding.save
+  monkeypatch.setattr(
+    statistics.Finding, 'save', lambda finding: runs.append(1) or original(finding)
+  )
   first = statistics.load_or_compute(sources.Episodes(path, 'train[:1]', CLOCK))
   again = statistics.load_or_compute(sources.Episodes(path, 'train[:1]', CLOCK))
   for key in normalize.ARRAYS:
@@ -158,8 +168,10 @@ def test_norm_and_unit_are_the_records_business(tmp_path, monkeypatch):
     CLOCK, state=(embodiments.Slice('proprio', 0, 3, 'h', norm='min_max'),)
   )
   runs = []
-  original = statistics.compute
-  monkeypatch.setattr(statistics, 'compute', lambda e: runs.append(1) or original(e))
+  original = statistics.Finding.save
+  monkeypatch.setattr(
+    statistics.Finding, 'save', lambda finding: runs.append(1) or original(finding)
+  )
   for age in (
     lambda stored: None,
     lambda stored: [
@@ -185,7 +197,7 @@ def test_near_constant_dimensions_are_named(tmp_path, caplog):
 def test_statistics_decode_no_image(tmp_path, monkeypatch):
   path = synthetic.make_dataset(tmp_path, [12, 12])
   monkeypatch.setattr(sources.cv2, 'imdecode', lambda *args: pytest.fail('decoded an image'))
-  statistics.compute(sources.Episodes(path, 'train', CLOCK))
+  compute(sources.Episodes(path, 'train', CLOCK))
 
 
 def rewrite(path, change):
@@ -210,7 +222,7 @@ def test_files_of_older_versions_are_still_true(tmp_path, monkeypatch):
       ]
 
   rewrite(path, age)
-  monkeypatch.setattr(statistics, 'compute', lambda e: pytest.fail('computed again'))
+  monkeypatch.setattr(statistics.Finding, 'save', lambda finding: pytest.fail('computed again'))
   got = statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
   np.testing.assert_array_equal(got.action.q99, want.action.q99)
   assert got.steps == 24

@@ -73,7 +73,8 @@ class Index:
     if stale:
       raise ValueError(
         f'{path / FOLDER} does not belong to the shards beside it: {", ".join(stale[:10])}. Remove '
-        'that folder and read whole episodes, or make the dataset again with python -m data.convert.'
+        'that folder and read whole episodes, or make the dataset again with '
+        'python -m data.convert.'
       )
     self._fingerprints = list(fingerprints)
     self._shards = [os.fspath(shard.filename) for shard in instructions]
@@ -90,7 +91,7 @@ class Index:
     """The serialized tf.Example of an episode without images."""
     shard, start, size, crc = self._rows[number].tolist()
     content = _open(self._lean[shard], self._fingerprints[shard]).read(start, size)
-    return _checked(content, crc, lambda: f'episode {number} in {self._lean[shard]}')
+    return _check(content, crc, lambda: f'episode {number} in {self._lean[shard]}')
 
   def images(self, number: int, table: bytes) -> Images:
     """The images of one view of an episode."""
@@ -116,7 +117,7 @@ class Images(Sequence):
   def __getitem__(self, step: int) -> bytes:
     position, size, crc = self.table_T3[step].tolist()
     content = _read_payload(_open(self._shard, self._fingerprint), position, size)
-    return _checked(
+    return _check(
       content, crc, lambda: f'image of step {step} at byte {_in_file(position)} of {self._shard}'
     )
 
@@ -208,12 +209,14 @@ def _locate(record: bytes, images: Sequence[bytes]) -> np.ndarray:
 
 def _records(shard: str, count: int) -> Iterator[tuple[int, int]]:
   """(position, bytes) of the records of an uncompressed shard."""
-  file, position = _LocalFile(shard), 0
+  file = _LocalFile(shard)
+  position = 0
   while count:
     header = _read_payload(file, position, _CHUNK_HEADER)
     if len(header) < _CHUNK_HEADER:
       raise ValueError(
-        f'{shard} ends after byte {_in_file(position)} with {count} records missing; is the disk full?'
+        f'{shard} ends after byte {_in_file(position)} with {count} records missing; is the disk '
+        'full?'
       )
     _, stored, _, kind, size = struct.unpack('<QQQQQ', header)
     position += _CHUNK_HEADER + stored
@@ -232,21 +235,22 @@ def _read_payload(file, position: int, size: int) -> bytes:
   head = _BLOCK - first % _BLOCK
   if head >= len(content):
     return content
-  parts = [content[:head]]
-  for block in range(head, len(content), _BLOCK):
-    parts.append(content[block + _BLOCK_HEADER : block + _BLOCK])
-  return b''.join(parts)
+  # The rest of the block where the payload begins, then every block without its header.
+  blocks = range(head, len(content), _BLOCK)
+  return content[:head] + b''.join(content[i + _BLOCK_HEADER : i + _BLOCK] for i in blocks)
 
 
 def _in_file(position: int) -> int:
+  """The byte of the file at a position, which does not count block headers."""
   block, offset = divmod(position, _BLOCK - _BLOCK_HEADER)
   return block * _BLOCK + _BLOCK_HEADER + offset
 
 
-def _checked(content: bytes, crc: int, where: Callable[[], str]) -> bytes:
+def _check(content: bytes, crc: int, where: Callable[[], str]) -> bytes:
   if google_crc32c.value(content) != crc:
     raise ValueError(
-      f'Cannot read {where()}: its checksum does not match. Restore the file or rebuild the dataset.'
+      f'Cannot read {where()}: its checksum does not match. Restore the file or rebuild the '
+      'dataset.'
     )
   return content
 
@@ -255,7 +259,8 @@ class _LocalFile:
   """A file that several threads read at once."""
 
   def __init__(self, path: str):
-    self._file = open(path, 'rb', buffering=0)
+    # It stays open as long as this object lives.
+    self._file = open(path, 'rb', buffering=0)  # noqa: SIM115
     # What follows an image is not asked for next.
     if hasattr(os, 'posix_fadvise'):
       os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

@@ -28,6 +28,7 @@ from wam_jax.data import prepare
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
+from wam_jax.data import scan
 from wam_jax.data import shapes
 from wam_jax.data import sources
 from wam_jax.data import statistics
@@ -112,6 +113,11 @@ class OpenDatasets:
       self._datasets[dataset.path] = sources.Dataset(dataset.path, self.cache)
     return self._datasets[dataset.path].open(split, embodiments.get(dataset.embodiment))
 
+  def forget_ends(self) -> None:
+    """Frees what is needed to open splits only; others can still be opened."""
+    for dataset in self._datasets.values():
+      dataset.forget_ends()
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -155,11 +161,12 @@ class Data:
     data = cls(
       config=config,
       opened=opened,
-      robots=_find_robots(config.data, opened),
+      robots=_find_robots(config.data, _read_statistics(config.data, opened, splits)),
       tokenize=prompts.make_tokenizer(config.model.text),
     )
     for split in splits:
       data.open_mixture(split)
+    opened.forget_ends()
     return data
 
   @property
@@ -276,16 +283,43 @@ def _take_features(
   return [dataclasses.replace(sampler, stored=stored.get(sampler.name)) for sampler in mixture]
 
 
-def _find_robots(config: cfg.DataConfig, opened: OpenDatasets) -> dict[str, robot_lib.Robot]:
+def _read_statistics(
+  config: cfg.DataConfig, opened: OpenDatasets, splits: Sequence[str]
+) -> dict[str, normalize.Statistics]:
+  """The statistics of each dataset.
+
+  What else these splits need of their episodes is found in the same pass, and kept.
+  """
+  computed: dict[str, statistics.Finding] = {}
+  spans_and_names: list[scan.Finding] = []
+  for name, dataset in config.mixture.items():
+    if not config.statistics.get(dataset.embodiment):
+      # Of the whole split also where training takes a slice of it: numbers then mean the same.
+      computed[name] = statistics.Finding(opened.get(name, dataset.split.split('[')[0]))
+    for split in splits:
+      episodes = opened.get(name, split or dataset.split)
+      spans_and_names += windows.list_findings(
+        episodes, config.ranges.get(name, ''), name in config.failures
+      )
+  scan.complete_on_first_process([*computed.values(), *spans_and_names])
+
+  found = {}
+  for name, dataset in config.mixture.items():
+    if name in computed:
+      found[name] = computed[name].statistics
+    else:
+      file, record = config.statistics[dataset.embodiment], embodiments.get(dataset.embodiment)
+      found[name] = statistics.load(file, record)
+  return found
+
+
+def _find_robots(
+  config: cfg.DataConfig, of_datasets: Mapping[str, normalize.Statistics]
+) -> dict[str, robot_lib.Robot]:
   """The robots of `config.embodiments`, with statistics over all datasets of each."""
   found: dict[str, list[normalize.Statistics]] = {name: [] for name in config.embodiments}
   for name, dataset in config.mixture.items():
-    # Of the whole split also where training takes a slice of it: numbers then mean the same.
-    whole_split = dataset.split.split('[')[0]
-    given = config.statistics.get(dataset.embodiment, '')
-    found[dataset.embodiment].append(
-      statistics.load_or_compute(opened.get(name, whole_split), given)
-    )
+    found[dataset.embodiment].append(of_datasets[name])
   return {
     name: robot_lib.Robot(
       id=number,

@@ -42,7 +42,7 @@ class Ends:
   """The ends of shards by path, each read at the first call that asks for it.
 
   All are held, 128 KiB a shard, since the fingerprint of a split runs over the ends of its shards
-  in order, and several splits may share a shard: drop the object when the splits are open.
+  in order, and several splits may share a shard; drop the object when the splits are open.
   """
 
   def __init__(self):

@@ -65,9 +65,8 @@ class Episode:
   @property
   def nbytes(self) -> int:
     """Memory held, about."""
-    return (
-      self.state_TX.nbytes + self.action_TU.nbytes + sum(map(_held, self.encoded.values())) + 1000
-    )
+    images = sum(_count_bytes(images) for images in self.encoded.values())
+    return self.state_TX.nbytes + self.action_TU.nbytes + images + 1000
 
   def decode(self, key: str, step: int) -> np.ndarray:
     """The image of view `key` at `step`: [rows, columns, 3] uint8, RGB. Errors as `decode_bgr`."""
@@ -82,16 +81,18 @@ class Episode:
     """
     encoded = np.frombuffer(self.encoded[key][step], np.uint8)
     image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
+    # The usual case takes one comparison of shapes; sizes that are free are compared one by one.
     if (
       image is None
       or image.dtype != np.uint8
       or image.shape != self.image_shape[key]
       or image.shape[-1] != 3
     ):
-      self._check(image, encoded.size, key, step)
+      self._explain(image, encoded.size, key, step)
     return image
 
-  def _check(self, image: np.ndarray | None, size: int, key: str, step: int) -> None:
+  def _explain(self, image: np.ndarray | None, size: int, key: str, step: int) -> None:
+    """Raises what is wrong with an image of `size` bytes."""
     where, want = f'Image {key!r} of step {step} of {self.where}', self.image_shape[key]
     if image is None:
       raise ValueError(
@@ -170,6 +171,10 @@ class Dataset:
         f'Shards of {self.path} are missing: {", ".join(map(str, missing[:10]))}. Restore them.'
       )
     return ends
+
+  def forget_ends(self) -> None:
+    """Frees what `read_ends` holds, 128 KiB a shard; it reads again what is asked for later."""
+    self._ends = shards.Ends()
 
   @functools.cached_property
   def description(self) -> bytes:
@@ -367,8 +372,8 @@ class Outline:
     """The language spans in order."""
     texts = [self._count(self._bytes(key), key) for key in self._record.language]
     steps = list(zip(*texts)) or [()] * self.length
-    starts = [0] + [t for t in range(1, self.length) if steps[t] != steps[t - 1]]
-    stops = starts[1:] + [self.length]
+    starts = [0, *(t for t in range(1, self.length) if steps[t] != steps[t - 1])]
+    stops = [*starts[1:], self.length]
     return tuple(
       Span(start, stop, tuple(map(_decode, steps[start]))) for start, stop in zip(starts, stops)
     )
@@ -432,12 +437,11 @@ def _decode(text: bytes) -> str:
   return text.decode('utf-8', 'replace')
 
 
-def _held(images: Sequence[bytes]) -> int:
-  return (
-    images.table_T3.nbytes
-    if isinstance(images, frames.Images)
-    else sum(len(image) + 48 for image in images)
-  )
+def _count_bytes(images: Sequence[bytes]) -> int:
+  """Memory that the images of a view hold, about."""
+  if isinstance(images, frames.Images):
+    return images.table_T3.nbytes
+  return sum(len(image) + 48 for image in images)  # 48: of a Python object.
 
 
 def _open_builder(path: epath.Path):
@@ -451,43 +455,39 @@ def _open_builder(path: epath.Path):
   builder = tfds.builder_from_directory(path)
   if builder.info.file_format.value != 'array_record':
     raise ValueError(
-      f'{path} is in {builder.info.file_format.value} format, which has no random access. Convert it once: '
-      f'python -m data.convert --source={path} --output=DIR'
+      f'{path} is in {builder.info.file_format.value} format, which has no random access. Convert '
+      f'it once: python -m data.convert --source={path} --output=DIR'
     )
   return builder
 
 
 def _find_step_specs(builder) -> dict[str, Any]:
   """Feature path under `steps/` to its per-step shape and dtype."""
-  flat = {}
+  specs = {}
 
   def visit(prefix, node):
     for key, value in node.items():
-      visit(f'{prefix}{key}/', value) if isinstance(value, dict) else flat.update(
-        {f'{prefix}{key}': value}
-      )
+      if isinstance(value, dict):
+        visit(f'{prefix}{key}/', value)
+      elif prefix.startswith('steps/'):
+        specs[f'{prefix}{key}'.removeprefix('steps/')] = value
 
   visit('', builder.info.features.get_tensor_info())
-  return {
-    key.removeprefix('steps/'): spec for key, spec in flat.items() if key.startswith('steps/')
-  }
+  return specs
 
 
-def _check_keys(path: epath.Path, specs: dict[str, Any], record: embodiments.Embodiment) -> None:
-  slices = [(f'observation/{s.key}', s.stop) for s in record.state] + [
-    (s.key, s.stop) for s in record.action
-  ]
-  needed = (
-    [(f'observation/{v.key}', 0) for v in record.views]
-    + slices
-    + [(key, 0) for key in record.language]
-  )
-  problems = [f'no {key!r}' for key, _ in needed if key not in specs]
-  problems += [
-    f'{key!r} has {int(np.prod(specs[key].shape, dtype=int))} columns, the record takes up to {stop}'
-    for key, stop in slices
-    if key in specs and np.prod(specs[key].shape, dtype=int) < stop
-  ]
+def _check_keys(path: epath.Path, specs: Mapping[str, Any], record: embodiments.Embodiment) -> None:
+  """The step has every key that the record takes, and as many columns of it."""
+  views = [f'observation/{view.key}' for view in record.views]
+  slices = [(f'observation/{s.key}', s.stop) for s in record.state]
+  slices += [(s.key, s.stop) for s in record.action]
+
+  needed = [*views, *(key for key, _ in slices), *record.language]
+  problems = [f'no {key!r}' for key in needed if key not in specs]
+  for key, stop in slices:
+    columns = int(np.prod(specs[key].shape, dtype=int)) if key in specs else stop
+    if columns < stop:
+      problems.append(f'{key!r} has {columns} columns, the record takes up to {stop}')
   if problems:
     raise ValueError(
       f'{path} does not fit embodiment {record.name!r}: {"; ".join(problems[:10])}. Its steps have '

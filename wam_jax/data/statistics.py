@@ -21,8 +21,8 @@ from etils import epath
 from wam_jax.data import beside
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import scan
 from wam_jax.data import sources
-from wam_jax.data import storage
 
 ROWS = 1 << 20  # Rows kept per quantile; more are subsampled uniformly.
 
@@ -34,28 +34,41 @@ class QuantileSketch:
   of a uniform subsample of at least `rows` / 2 (fixed seed): each row draws a number in [0, 1) and
   stays while that is below a threshold, which halves whenever memory is full. Of 2**19 rows, the
   rank of the 1% quantile has a standard error of 0.014%.
+
+  Attributes:
+    count: rows so far.
   """
 
   def __init__(self, rows: int = ROWS):
-    self._limit, self._threshold, self._rng = rows, 1.0, np.random.default_rng(0)
+    self.count = 0
+    self._limit = rows
+    # The rows that are held, each with the number it drew.
     self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-    self._held = self.count = 0
-    self._mean, self._squares, self._bounds = 0.0, 0.0, None
+    self._held = 0
+    self._threshold = 1.0
+    self._rng = np.random.default_rng(0)
+    # Of all rows: mean, sum of squared deviations from it, [min, max].
+    self._mean = 0.0
+    self._squares = 0.0
+    self._bounds: list[np.ndarray] | None = None
 
   def add(self, rows: np.ndarray) -> None:
     """Adds [n, width] rows."""
     if not len(rows):
       return
     self._add_moments(rows)
+    self._add_bounds(rows)
+
     draw = self._rng.random(len(rows))
-    self._hold(rows[draw < self._threshold], draw[draw < self._threshold])
+    self._hold(rows, draw)
     while self._held > self._limit:
       self._threshold /= 2
-      values, draws = (np.concatenate(part) for part in zip(*self._parts))
+      held, draws = (np.concatenate(part) for part in zip(*self._parts))
       self._parts, self._held = [], 0
-      self._hold(values[draws < self._threshold], draws[draws < self._threshold])
+      self._hold(held, draws)
 
-  def _add_moments(self, rows):
+  def _add_moments(self, rows: np.ndarray) -> None:
+    """Of two sets of rows, the mean and squares of their union. Source: Chan, Golub, LeVeque."""
     mean = rows.mean(axis=0, dtype=np.float64)
     shift, total = mean - self._mean, self.count + len(rows)
     self._squares = (
@@ -63,81 +76,155 @@ class QuantileSketch:
       + np.square(rows - mean).sum(axis=0, dtype=np.float64)
       + np.square(shift) * self.count * len(rows) / total
     )
-    self._mean, self.count = self._mean + shift * len(rows) / total, total
-    bounds = [rows.min(axis=0), rows.max(axis=0)]
-    self._bounds = (
-      bounds
-      if self._bounds is None
-      else [np.minimum(self._bounds[0], bounds[0]), np.maximum(self._bounds[1], bounds[1])]
-    )
+    self._mean = self._mean + shift * len(rows) / total
+    self.count = total
 
-  def _hold(self, rows, draw):
-    self._parts.append((rows, draw))
-    self._held += len(rows)
+  def _add_bounds(self, rows: np.ndarray) -> None:
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    if self._bounds is not None:
+      low, high = np.minimum(self._bounds[0], low), np.maximum(self._bounds[1], high)
+    self._bounds = [low, high]
+
+  def _hold(self, rows: np.ndarray, draw: np.ndarray) -> None:
+    """Keeps the rows whose draw is below the threshold."""
+    stays = draw < self._threshold
+    self._parts.append((rows[stays], draw[stays]))
+    self._held += int(stays.sum())
 
   def quantiles(self) -> normalize.Quantiles:
     """Of all rows so far; there must be some."""
     rows = np.concatenate([rows for rows, _ in self._parts])
-    q01, q99 = (
-      np.quantile(rows, (0.01, 0.99), axis=0) if rows.shape[1] else np.zeros((2, 0))
-    )  # Linear between rows.
+    # Linear between rows; numpy knows no quantiles of rows without columns.
+    q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0) if rows.shape[1] else np.zeros((2, 0))
     std = np.sqrt(self._squares / self.count)
-    return normalize.Quantiles(
-      *(np.asarray(x, np.float32) for x in (q01, q99, self._mean, std, *self._bounds))
-    )
+    numbers = (q01, q99, self._mean, std, *self._bounds)
+    return normalize.Quantiles(*(np.asarray(x, np.float32) for x in numbers))
 
 
-def compute(episodes: sources.Episodes) -> normalize.Statistics:
-  """Statistics of a dataset, streaming, no image decoded.
+class Computation:
+  """Statistics over episodes that are added one by one.
 
   Relative actions pool the differences to the state of step i over all i where a chunk of actions
   fits and all steps of that chunk, as the reference does (spec 5.1).
-
-  Raises:
-    ValueError: actions are relative, and no episode is as long as a chunk.
   """
-  record = episodes.record
-  state, action, relative = QuantileSketch(), QuantileSketch(), QuantileSketch()
-  is_relative_U = np.asarray(record.reference_columns, np.int64) >= 0
-  total = 0
-  for i in storage.progress(range(len(episodes)), len(episodes), f'statistics of {episodes.path}'):
-    stored = episodes.numeric(i)
-    state_TX, action_TU = (
-      embodiments.convert(*part) for part in zip((record.state, record.action), stored)
-    )
-    total += len(state_TX)
-    state.add(state_TX)
-    action.add(action_TU)
-    starts = np.arange(len(state_TX) - record.steps_per_chunk + 1)
-    if is_relative_U.any() and starts.size:
-      action_QSU = action_TU[starts[:, None] + np.arange(record.steps_per_chunk)]
-      relative.add(
-        normalize.subtract_reference(record, action_QSU, state_TX[starts]).reshape(
-          -1, is_relative_U.size
+
+  def __init__(self, record: embodiments.Embodiment):
+    self._record = record
+    self._is_relative_U = np.asarray(record.reference_columns, np.int64) >= 0
+    self._state = QuantileSketch()
+    self._action = QuantileSketch()
+    self._relative = QuantileSketch()
+
+  def add(self, state_TX: np.ndarray, action_TU: np.ndarray) -> None:
+    """Adds an episode, in raw units."""
+    state_TX = embodiments.convert(self._record.state, state_TX)
+    action_TU = embodiments.convert(self._record.action, action_TU)
+    self._state.add(state_TX)
+    self._action.add(action_TU)
+
+    S = self._record.steps_per_chunk
+    starts_C = np.arange(len(state_TX) - S + 1)
+    if self._is_relative_U.any() and starts_C.size:
+      action_CSU = action_TU[starts_C[:, None] + np.arange(S)]
+      relative_CSU = normalize.subtract_reference(self._record, action_CSU, state_TX[starts_C])
+      self._relative.add(relative_CSU.reshape(-1, self._is_relative_U.size))
+
+  def finish(self, where: str) -> normalize.Statistics:
+    """The statistics of all episodes.
+
+    Args:
+      where: the dataset and its split, for messages.
+    Raises:
+      ValueError: actions are relative, and no episode is as long as a chunk.
+    """
+    record = self._record
+    action = self._action.quantiles()
+    if self._is_relative_U.any():
+      if not self._relative.count:
+        raise ValueError(
+          f'{where}: no episode is as long as one chunk ({record.steps_per_chunk} steps), so the '
+          f'relative actions of {record.name!r} have none.'
         )
-      )
-  quantiles = action.quantiles()
-  if is_relative_U.any():
-    if not relative.count:
-      raise ValueError(
-        f'{episodes.path} split {episodes.split!r}: no episode is as long as one chunk '
-        f'({record.steps_per_chunk} steps), so the relative actions of {record.name!r} have none.'
-      )
-    other = relative.quantiles()
-    quantiles = normalize.Quantiles(
+      action = self._merge(action, self._relative.quantiles())
+    return normalize.Statistics(
+      state=dataclasses.replace(self._state.quantiles(), norms=_list_norms(record.state)),
+      action=dataclasses.replace(action, norms=_list_norms(record.action)),
+      steps=self._state.count,
+    )
+
+  def _merge(
+    self, absolute: normalize.Quantiles, relative: normalize.Quantiles
+  ) -> normalize.Quantiles:
+    """Those of the relative columns from `relative`, all others from `absolute`."""
+    return normalize.Quantiles(
       *(
-        np.where(is_relative_U, getattr(other, key), getattr(quantiles, key))
+        np.where(self._is_relative_U, getattr(relative, key), getattr(absolute, key))
         for key in normalize.ARRAYS
       )
     )
-  return normalize.Statistics(
-    dataclasses.replace(state.quantiles(), norms=_norms(record.state)),
-    dataclasses.replace(quantiles, norms=_norms(record.action)),
-    total,
-  )
 
 
-def _norms(slices: tuple[embodiments.Slice, ...]) -> tuple[str, ...]:
+class Finding:
+  """The statistics of a dataset as `scan` finds and keeps them.
+
+  Attributes:
+    episodes: of the dataset.
+    statistics: None before they are loaded or saved.
+  """
+
+  def __init__(self, episodes: sources.Episodes):
+    self.episodes = episodes
+    self.statistics: normalize.Statistics | None = None
+    self._computation = Computation(episodes.record)
+    self._of = {
+      'dataset': episodes.fingerprint,
+      'split': episodes.split,
+      **_describe(episodes.record),
+    }
+
+  def load(self) -> bool:
+    """Takes the file's, if they are true of this dataset.
+
+    Raises:
+      ValueError: the file is of another embodiment, or damaged.
+    """
+    record = self.episodes.record
+    content = beside.read(self.episodes.path, file_name(record))
+    if content is None:
+      return False
+    stored = _parse(content, find(self.episodes))
+    if stored.get('embodiment', record.name) != record.name:
+      raise ValueError(_is_of_another(find(self.episodes), stored, record))
+    is_current = _reduce(stored.get('of', {})) == _reduce(self._of)
+    if is_current and _serves(stored, record):
+      self._take(stored)
+    return self.statistics is not None
+
+  def add(self, number: int, outline: sources.Outline) -> None:
+    """Adds an episode."""
+    del number  # Episodes come in order.
+    self._computation.add(*outline.numeric())
+
+  def save(self) -> None:
+    """Keeps the statistics of the episodes that were added."""
+    record = self.episodes.record
+    found = self._computation.finish(_show_place(self.episodes))
+    stored = {**normalize.to_dict(found), 'embodiment': record.name, 'of': self._of}
+    content = json.dumps(stored, indent=1).encode()
+    beside.write(self.episodes.path, file_name(record), content)
+    self._take(stored)
+
+  def _take(self, stored: Mapping[str, Any]) -> None:
+    self.statistics = _make(stored, self.episodes.record)
+    _warn_constant(self.episodes, self.statistics)
+
+
+def _show_place(episodes: sources.Episodes) -> str:
+  return f'{episodes.path} split {episodes.split!r}'
+
+
+def _list_norms(slices: tuple[embodiments.Slice, ...]) -> tuple[str, ...]:
+  """The norm of each column."""
   return tuple(s.norm for s in slices for _ in range(s.width))
 
 
@@ -154,20 +241,11 @@ def load_or_compute(episodes: sources.Episodes, file: str = '') -> normalize.Sta
   Raises:
     ValueError: the file is of another embodiment, or damaged.
   """
-  record = episodes.record
   if file:
-    return load(file, record)
-  content = beside.read(episodes.path, file_name(record))
-  stored = {} if content is None else _parse(content, find(episodes))
-  if stored.get('embodiment', record.name) != record.name:
-    raise ValueError(_is_of_another(find(episodes), stored, record))
-  described = {'dataset': episodes.fingerprint, 'split': episodes.split, **_describe(record)}
-  if _essence(stored.get('of', {})) != _essence(described) or not _serves(stored, record):
-    stored = {**normalize.to_dict(compute(episodes)), 'embodiment': record.name, 'of': described}
-    beside.write(episodes.path, file_name(record), json.dumps(stored, indent=1).encode())
-  statistics = _make(stored, record)
-  _warn_constant(episodes, statistics)
-  return statistics
+    return load(file, episodes.record)
+  finding = Finding(episodes)
+  scan.complete([finding])
+  return finding.statistics
 
 
 def load(file: epath.PathLike, record: embodiments.Embodiment) -> normalize.Statistics:
@@ -187,7 +265,7 @@ def load(file: epath.PathLike, record: embodiments.Embodiment) -> normalize.Stat
   anywhere = {
     key: value for key, value in stored.get('of', {}).items() if key not in ('dataset', 'split')
   }
-  if _essence(anywhere) != _essence(_describe(record)):
+  if _reduce(anywhere) != _reduce(_describe(record)):
     raise ValueError(_is_of_another(path, stored, record))
   return _make(stored, record)
 
@@ -207,7 +285,7 @@ def _describe(record: embodiments.Embodiment) -> dict[str, Any]:
   return {'steps_per_chunk': record.steps_per_chunk, **slices}
 
 
-def _essence(of: Mapping[str, Any]) -> dict[str, Any]:
+def _reduce(of: Mapping[str, Any]) -> dict[str, Any]:
   """What the numbers of a file depend on, comparable; slices of an older file lack the fields that
   came later.
   """
@@ -225,8 +303,8 @@ def _essence(of: Mapping[str, Any]) -> dict[str, Any]:
 def _serves(stored: Mapping[str, Any], record: embodiments.Embodiment) -> bool:
   """Whether a file has the numbers that the record's norms need; older ones have quantiles only."""
   return 'mean' in stored['action'] or not {'mean_std', 'min_max'} & {
-    *_norms(record.state),
-    *_norms(record.action),
+    *_list_norms(record.state),
+    *_list_norms(record.action),
   }
 
 
@@ -235,8 +313,8 @@ def _make(stored: Mapping[str, Any], record: embodiments.Embodiment) -> normaliz
   found = normalize.from_dict(stored)
   return dataclasses.replace(
     found,
-    state=dataclasses.replace(found.state, norms=_norms(record.state)),
-    action=dataclasses.replace(found.action, norms=_norms(record.action)),
+    state=dataclasses.replace(found.state, norms=_list_norms(record.state)),
+    action=dataclasses.replace(found.action, norms=_list_norms(record.action)),
   )
 
 
@@ -244,7 +322,7 @@ def _parse(content: bytes, path: epath.Path) -> dict[str, Any]:
   try:
     stored = json.loads(content)
     normalize.from_dict(stored)
-    _essence(stored.get('of', {}))
+    _reduce(stored.get('of', {}))
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(
       f'{path} is no statistics file ({type(e).__name__}: {e}); delete it and compute it again: '
@@ -256,36 +334,35 @@ def _parse(content: bytes, path: epath.Path) -> dict[str, Any]:
 def _is_of_another(
   path: epath.Path, stored: Mapping[str, Any], record: embodiments.Embodiment
 ) -> str:
-  found, of = stored.get('embodiment', 'an unnamed embodiment'), stored.get('of', {})
-
-  def show(of):
-    parts = {
-      part: embodiments.names([embodiments.slice_from_dict(s) for s in of.get(part, ())])
-      for part in ('state', 'action')
-    }
-    return (
-      f'state {", ".join(parts["state"]) or "nothing"}, action {", ".join(parts["action"]) or "nothing"}, '
-      f'{of.get("steps_per_chunk")} steps a chunk'
-    )
-
+  """What to say of a file that is not of the record's slices."""
+  found = stored.get('embodiment', 'an unnamed embodiment')
   return (
-    f'{path} holds statistics of another embodiment: of {found!r}, {show(of)}; {record.name!r} has '
-    f'{show(_describe(record))}. Delete the file or name another; python -m data.statistics computes the right '
-    'one.'
+    f'{path} holds statistics of another embodiment: of {found!r}, {_show(stored.get("of", {}))}; '
+    f'{record.name!r} has {_show(_describe(record))}. Delete the file or name another; '
+    'python -m data.statistics computes the right one.'
   )
 
 
+def _show(of: Mapping[str, Any]) -> str:
+  """What numbers are of, in words."""
+  parts = []
+  for part in ('state', 'action'):
+    slices = [embodiments.slice_from_dict(s) for s in of.get(part, ())]
+    parts.append(f'{part} {", ".join(embodiments.names(slices)) or "nothing"}')
+  return f'{", ".join(parts)}, {of.get("steps_per_chunk")} steps a chunk'
+
+
 def _warn_constant(episodes: sources.Episodes, statistics: normalize.Statistics) -> None:
+  """Names the columns that hardly vary."""
   record = episodes.record
-  for part, slices, q in (
-    ('state', record.state, statistics.state),
-    ('action', record.action, statistics.action),
-  ):
-    flat = [name for name, is_flat in zip(embodiments.names(slices), q.is_flat) if is_flat]
+  for part in ('state', 'action'):
+    names = embodiments.names(getattr(record, part))
+    is_flat = getattr(statistics, part).is_flat
+    flat = [name for name, is_one in zip(names, is_flat) if is_one]
     if flat:
       _warn_once(
-        f'{episodes.path}: {part} dimensions {", ".join(flat)} of {record.name} hardly vary (by less than '
-        f'{normalize.RANGE_FLOOR:g}); their range is floored there.'
+        f'{episodes.path}: {part} dimensions {", ".join(flat)} of {record.name} hardly vary (by '
+        f'less than {normalize.RANGE_FLOOR:g}); their range is floored there.'
       )
 
 

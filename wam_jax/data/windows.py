@@ -18,19 +18,15 @@ one kept range, and time runs on.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from wam_jax import progress
-from wam_jax.data import beside
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import scan
 from wam_jax.data import sources
 
 
@@ -150,7 +146,7 @@ def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = 
   """
   S, where = episodes.record.steps_per_chunk, f'{episodes.path} split {episodes.split!r}'
   # Columns: episode, first step, end of the starts of chunks, end of the span.
-  spans_S3 = _load_spans(episodes)
+  spans_S3 = scan.load_spans(episodes)
   stretches_K4 = np.insert(spans_S3, 2, spans_S3[:, 2], axis=1)
   if episodes.record.success and not failures:
     stretches_K4 = _leave_out_failures(stretches_K4, episodes, where)
@@ -181,10 +177,21 @@ def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = 
   )
 
 
+def list_findings(
+  episodes: sources.Episodes, ranges: str = '', failures: bool = False
+) -> list[scan.Finding]:
+  """What `make_anchors` with these arguments needs to know of the episodes."""
+  needs_names = ranges or (episodes.record.success and not failures)
+  findings: list[scan.Finding] = [scan.Spans(episodes)]
+  if needs_names and episodes.record.episode_key:
+    findings.append(scan.Names(episodes))
+  return findings
+
+
 def _leave_out_failures(
   stretches_K4: np.ndarray, episodes: sources.Episodes, where: str
 ) -> np.ndarray:
-  names, mark = _load_names(episodes), episodes.record.success
+  names, mark = scan.load_names(episodes), episodes.record.success
   succeeded_N = np.asarray([mark in name for name in names])
   if not succeeded_N.any():
     raise ValueError(
@@ -203,7 +210,7 @@ def _cut(
       f'{where}: {ranges} keeps ranges of named episodes, but {episodes.record.name!r} has no '
       'episode_key that says how its episodes are named; add it, or leave the ranges out.'
     )
-  kept, names = _read_ranges(ranges), _load_names(episodes)
+  kept, names = _read_ranges(ranges), scan.load_names(episodes)
   if not any(names[episode] in kept for episode in stretches_K4[:, 0]):
     raise ValueError(
       f'{ranges} names none of the episodes of {where}: it has, for example, '
@@ -249,50 +256,3 @@ def _is_range(pair: Any) -> bool:
     return False
   # Not isinstance: True is an int, too.
   return all(type(step) is int and step >= 0 for step in pair)
-
-
-def _load_spans(episodes: sources.Episodes) -> np.ndarray:
-  """[spans, 3] int64 episode, start, stop; from the file beside the dataset while that is still
-  true.
-  """
-  file = _file_name('wam_spans', episodes) + '.npz'
-  record = episodes.record
-  key = f'{episodes.fingerprint} {episodes.split} {record.views[0].key} {record.language}'
-  content = beside.read(episodes.path, file)
-  if content is not None:
-    with np.load(io.BytesIO(content)) as stored:
-      if str(stored['key']) == key:
-        return stored['spans']
-  spans = []
-  for number in _track(episodes, 'indexing'):
-    spans += [(number, span.start, span.stop) for span in episodes.spans(number)]
-  spans = np.asarray(spans, np.int64)
-  buffer = io.BytesIO()
-  np.savez(buffer, key=key, spans=spans)
-  beside.write(episodes.path, file, buffer.getvalue())
-  return spans
-
-
-def _load_names(episodes: sources.Episodes) -> list[str]:
-  """Names of all episodes by the record's `episode_key`; from the file beside the dataset while
-  that is still true.
-  """
-  file = _file_name('wam_names', episodes) + '.json'
-  key = f'{episodes.fingerprint} {episodes.split} {episodes.record.episode_key}'
-  content = beside.read(episodes.path, file)
-  stored = json.loads(content) if content is not None else {}
-  if stored.get('key') != key:
-    names = [episodes.name(number) for number in _track(episodes, 'names of')]
-    stored = {'key': key, 'names': names}
-    beside.write(episodes.path, file, json.dumps(stored).encode())
-  return stored['names']
-
-
-def _track(episodes: sources.Episodes, what: str) -> Iterator[int]:
-  """The numbers of all episodes, with progress."""
-  label = f'{what} {episodes.path} {episodes.split}'
-  return progress.track(range(len(episodes)), label, len(episodes), 'episodes')
-
-
-def _file_name(kind: str, episodes: sources.Episodes) -> str:
-  return re.sub(r'[^A-Za-z0-9]+', '_', f'{kind}_{episodes.record.name}_{episodes.split}')

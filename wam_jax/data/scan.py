@@ -1,0 +1,235 @@
+"""One pass over the episodes of a dataset for all that is kept of them, and files that spare it.
+
+What is derived from the episodes of a split is a `Finding`: its language spans and the names of its
+episodes here, the numbers for normalization in statistics.py. Each lies in a file of its own beside
+the dataset, with the fingerprint of the shards and what of the record it depends on, so that it is
+never taken for that of other data. Those that are missing are found together: every record is read
+once, ahead, by several threads.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from wam_jax import progress
+from wam_jax.data import beside
+from wam_jax.data import sources
+
+# Records read at once: without their images, which a frame index allows, and with them.
+_OUTLINES_AHEAD = 16
+_WHOLE_EPISODES_AHEAD = 2
+
+# How long the other processes wait for a pass of the first one: days, for one without an index.
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
+_barriers = itertools.count()
+
+
+class Finding(Protocol):
+  """What is derived from the episodes of a split, and kept.
+
+  Attributes:
+    episodes: those of the split.
+  """
+
+  episodes: sources.Episodes
+
+  def load(self) -> bool:
+    """Takes what is kept; whether there was something, and of this data."""
+
+  def add(self, number: int, outline: sources.Outline) -> None:
+    """Takes note of an episode; of all episodes, in order."""
+
+  def save(self) -> None:
+    """Keeps what was found."""
+
+
+def complete(
+  findings: Sequence[Finding],
+  is_first: bool = True,
+  wait: Callable[[], None] = lambda: None,
+) -> None:
+  """Loads the findings that are kept, and makes and keeps the others.
+
+  Args:
+    is_first: the first one of several processes that all call this reads the episodes, whose
+      findings the others load. They read what they then do not see, as on disks of their own.
+    wait: returns when all processes have called it.
+  Raises:
+    ValueError: an episode cannot be read, or a file that is kept is damaged.
+  """
+  missing = [finding for finding in findings if not finding.load()]
+  if is_first:
+    _make(missing)
+  wait()
+  if not is_first:
+    _make([finding for finding in missing if not finding.load()])
+
+
+def complete_on_first_process(findings: Sequence[Finding]) -> None:
+  """`complete`, in one process of the job; every process must call it with the same findings."""
+  if not jax.distributed.is_initialized():
+    complete(findings)
+    return
+  # Of the coordinator and not of the devices: their collectives give up after a while.
+  from orbax.checkpoint import multihost  # Costs a second that grain's workers need not spend.
+
+  wait = multihost.get_barrier_sync_fn()
+  key = f'wam_jax:scan:{next(_barriers)}'
+  complete(
+    findings,
+    is_first=jax.process_index() == 0,
+    wait=lambda: wait(key=key, timeout_ms=_PATIENCE_MS),
+  )
+
+
+def load_spans(episodes: sources.Episodes) -> np.ndarray:
+  """[spans, 3] int64 episode, start, stop; of all language spans in order."""
+  spans = Spans(episodes)
+  complete([spans])
+  return spans.spans_S3
+
+
+def load_names(episodes: sources.Episodes) -> list[str]:
+  """Names of all episodes by the record's `episode_key`.
+
+  Raises:
+    ValueError: an episode has none.
+  """
+  names = Names(episodes)
+  complete([names])
+  return names.names
+
+
+class Spans:
+  """The language spans of a split.
+
+  Attributes:
+    spans_S3: [spans, 3] int64 episode, start, stop, in order; None before it is loaded or saved.
+  """
+
+  def __init__(self, episodes: sources.Episodes):
+    self.episodes = episodes
+    self.spans_S3: np.ndarray | None = None
+    self._rows: list[tuple[int, int, int]] = []
+    self._file = _make_file_name('wam_spans', episodes) + '.npz'
+    record = episodes.record
+    self._key = f'{episodes.fingerprint} {episodes.split} {record.views[0].key} {record.language}'
+
+  def load(self) -> bool:
+    content = beside.read(self.episodes.path, self._file)
+    if content is None:
+      return False
+    with np.load(io.BytesIO(content)) as kept:
+      if str(kept['key']) != self._key:
+        return False
+      self.spans_S3 = kept['spans']
+    return True
+
+  def add(self, number: int, outline: sources.Outline) -> None:
+    self._rows += [(number, span.start, span.stop) for span in outline.spans()]
+
+  def save(self) -> None:
+    self.spans_S3 = np.asarray(self._rows, np.int64)
+    buffer = io.BytesIO()
+    np.savez(buffer, key=self._key, spans=self.spans_S3)
+    beside.write(self.episodes.path, self._file, buffer.getvalue())
+
+
+class Names:
+  """The names of a split's episodes.
+
+  Attributes:
+    names: one per episode, in order.
+  """
+
+  def __init__(self, episodes: sources.Episodes):
+    self.episodes = episodes
+    self.names: list[str] = []
+    self._file = _make_file_name('wam_names', episodes) + '.json'
+    self._key = f'{episodes.fingerprint} {episodes.split} {episodes.record.episode_key}'
+
+  def load(self) -> bool:
+    content = beside.read(self.episodes.path, self._file)
+    kept = {} if content is None else json.loads(content)
+    if kept.get('key') != self._key:
+      return False
+    self.names = kept['names']
+    return True
+
+  def add(self, number: int, outline: sources.Outline) -> None:
+    del number  # Episodes come in order.
+    self.names.append(outline.name())
+
+  def save(self) -> None:
+    content = json.dumps({'key': self._key, 'names': self.names})
+    beside.write(self.episodes.path, self._file, content.encode())
+
+
+class _Pass:
+  """Findings that are made of the same episodes, or of some of them."""
+
+  def __init__(self, finding: Finding):
+    self._episodes = finding.episodes
+    self._numbers = {place: number for number, place in enumerate(finding.episodes.places)}
+    # Each with the number that it knows an episode by, by the number that this pass does.
+    self._parts = [(finding, {number: number for number in range(len(finding.episodes))})]
+
+  def take(self, finding: Finding) -> bool:
+    """Makes this finding too, if its episodes are among those of the pass and in their order."""
+    episodes = finding.episodes
+    if episodes.path != self._episodes.path or episodes.record != self._episodes.record:
+      return False
+    numbers = [self._numbers.get(place, -1) for place in episodes.places]
+    if -1 in numbers or any(a >= b for a, b in itertools.pairwise(numbers)):
+      return False
+    self._parts.append((finding, {number: own for own, number in enumerate(numbers)}))
+    return True
+
+  def run(self) -> None:
+    episodes = self._episodes
+    label = f'reading the episodes of {episodes.path} {episodes.split}'
+    outlines = progress.track(_read_ahead(episodes), label, len(episodes), 'episodes')
+    for number, outline in enumerate(outlines):
+      for finding, own_numbers in self._parts:
+        if number in own_numbers:
+          finding.add(own_numbers[number], outline)
+    for finding, _ in self._parts:
+      finding.save()
+
+
+def _make(findings: Sequence[Finding]) -> None:
+  """Makes and keeps findings in as few passes as their splits allow."""
+  passes: list[_Pass] = []
+  # A split comes before its slices; sorting is stable, so that messages keep their order.
+  for finding in sorted(findings, key=lambda finding: -len(finding.episodes)):
+    if not any(one.take(finding) for one in passes):
+      passes.append(_Pass(finding))
+  for one in passes:
+    one.run()
+
+
+def _read_ahead(episodes: sources.Episodes) -> Iterator[sources.Outline]:
+  """The outlines of all episodes in order."""
+  ahead = _OUTLINES_AHEAD if episodes.has_index else _WHOLE_EPISODES_AHEAD
+  with concurrent.futures.ThreadPoolExecutor(ahead) as pool:
+    reading: collections.deque[concurrent.futures.Future] = collections.deque()
+    for number in range(len(episodes)):
+      reading.append(pool.submit(episodes.outline, number))
+      if len(reading) > ahead:
+        yield reading.popleft().result()
+    while reading:
+      yield reading.popleft().result()
+
+
+def _make_file_name(kind: str, episodes: sources.Episodes) -> str:
+  return re.sub(r'[^A-Za-z0-9]+', '_', f'{kind}_{episodes.record.name}_{episodes.split}')
