@@ -16,6 +16,7 @@ from absl import flags
 from wam_jax import cli
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
@@ -54,11 +55,11 @@ def main(unused_argv: list[str]) -> None:
 
 
 def make_rows(
-  part: str, slices: tuple[embodiments.Slice, ...], quantiles: normalize.Quantiles
+  part: str, slices: tuple[record_lib.Slice, ...], quantiles: normalize.Quantiles
 ) -> list[dict[str, Any]]:
   """One row of the table per dimension; numbers that an older file lacks are None."""
   arrays = {key: getattr(quantiles, key) for key in normalize.ARRAYS}
-  per_dimension = [(s, name) for s in slices for name in embodiments.names((s,))]
+  per_dimension = [(s, name) for s in slices for name in record_lib.names((s,))]
   rows = []
   for i, (s, name) in enumerate(per_dimension):
     numbers = {key: None if array is None else float(array[i]) for key, array in arrays.items()}

@@ -40,6 +40,7 @@ from wam_jax import presets
 from wam_jax.data import embodiments
 from wam_jax.data import frames
 from wam_jax.data import pipeline
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 from wam_jax.data import windows
 
@@ -76,7 +77,7 @@ QUADRANTS = dataclasses.replace(
   _DROID,
   name='benchmark',
   views=tuple(
-    embodiments.View(view.key, *corner, 176, 320) for view, corner in zip(_DROID.views, _CORNERS)
+    record_lib.View(view.key, *corner, 176, 320) for view, corner in zip(_DROID.views, _CORNERS)
   ),
 )
 embodiments.EMBODIMENTS[QUADRANTS.name] = QUADRANTS

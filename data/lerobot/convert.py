@@ -18,7 +18,7 @@ from data import video
 from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
 from data.lerobot import source as source_lib
-from wam_jax.data import embodiments
+from wam_jax.data import record as robot_record
 
 SHARD_FRAMES = 8192  # Camera frames in a shard, about 200 to 500 MB.
 
@@ -30,7 +30,7 @@ def convert(
   size: str = '',
   exclude: list[str] = (),
   workers: int = 1,
-) -> tuple[embodiments.Embodiment, bool]:
+) -> tuple[robot_record.Embodiment, bool]:
   """Writes the dataset; the record of its robot, and whether this call made it.
 
   Raises:
@@ -44,7 +44,7 @@ def convert(
   return record, rlds.write(output, _make_dataset(plan, record), workers)
 
 
-def _make_dataset(plan: plan_lib.Plan, record: embodiments.Embodiment) -> rlds.Dataset:
+def _make_dataset(plan: plan_lib.Plan, record: robot_record.Embodiment) -> rlds.Dataset:
   source = plan.source
   sizes = {
     split: [source.episodes[number].length for number in numbers]
@@ -173,9 +173,9 @@ def _encode(
   return video.to_jpeg(image, size)
 
 
-def _read_record(path: str) -> embodiments.Embodiment:
+def _read_record(path: str) -> robot_record.Embodiment:
   try:
-    return embodiments.from_dict(json.loads(pathlib.Path(path).expanduser().read_text()))
+    return robot_record.from_dict(json.loads(pathlib.Path(path).expanduser().read_text()))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f'--embodiment_json={path} is not the record of an embodiment ({type(error).__name__}: '
@@ -183,7 +183,7 @@ def _read_record(path: str) -> embodiments.Embodiment:
     ) from error
 
 
-def _parameters(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str, Any]:
+def _parameters(plan: plan_lib.Plan, record: robot_record.Embodiment) -> dict[str, Any]:
   source = plan.source
   return {
     'source': str(source.path.resolve()),
@@ -197,7 +197,7 @@ def _parameters(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str
   }
 
 
-def _make_files(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str, bytes]:
+def _make_files(plan: plan_lib.Plan, record: robot_record.Embodiment) -> dict[str, bytes]:
   """What lies beside the shards."""
   source = plan.source
   contents = {'embodiment.json': dataclasses.asdict(record)}

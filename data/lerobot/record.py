@@ -12,16 +12,16 @@ import numpy as np
 
 from data.lerobot import plan as plan_lib
 from data.lerobot import source as source_lib
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import prompts
+from wam_jax.data import record as record_lib
 
 VIEW_WIDTH = 320  # Pixels of a camera in the suggested composite.
 TILE = 16  # Pixels; the encoders want composites of whole ones.
 LINE = ',\n    '  # Between the arguments of a printed record.
 
 
-def suggest(plan: plan_lib.Plan) -> embodiments.Embodiment:
+def suggest(plan: plan_lib.Plan) -> record_lib.Embodiment:
   """A record that fits the data: its cameras tiled, its states and actions, its rate, chunks as in
   the paper.
   """
@@ -31,7 +31,7 @@ def suggest(plan: plan_lib.Plan) -> embodiments.Embodiment:
   state = _slices(plan, 'observation/', gear.state, ('observation.state', 'observation.states'))
   action = _slices(plan, 'action/', gear.action, ('action', 'actions'))
   views, composite = _tile(plan)
-  return embodiments.Embodiment(
+  return record_lib.Embodiment(
     name=plain_name(gear.tag or source.robot or source.path.name),
     views=views,
     composite=composite,
@@ -39,13 +39,13 @@ def suggest(plan: plan_lib.Plan) -> embodiments.Embodiment:
     action=action,
     prompt=prompts.TEMPLATES.get(gear.tag, '{}'),
     episode_key=('episode_metadata/name',) if gear.removed else (),
-    **embodiments.timing(source.fps),
+    **record_lib.timing(source.fps),
   )
 
 
 def _slices(
   plan: plan_lib.Plan, prefix: str, parts: dict[str, source_lib.Part], keys: tuple[str, ...]
-) -> tuple[embodiments.Slice, ...]:
+) -> tuple[record_lib.Slice, ...]:
   """The sub-keys of modality.json, or else the numeric vectors whose feature is called like one of
   `keys`.
   """
@@ -65,11 +65,11 @@ def _slices(
     is_numeric = features[field.key]['dtype'].startswith(plan_lib.NUMBERS)
     if is_numeric and is_named(field):
       reference = relative.get(field.name, '')
-      slices.append(embodiments.Slice(field.name, 0, plan.width(field), 'unknown', reference))
+      slices.append(record_lib.Slice(field.name, 0, plan.width(field), 'unknown', reference))
   return tuple(slices)
 
 
-def _tile(plan: plan_lib.Plan) -> tuple[tuple[embodiments.View, ...], tuple[int, int]]:
+def _tile(plan: plan_lib.Plan) -> tuple[tuple[record_lib.View, ...], tuple[int, int]]:
   """Views in two columns, filled from the top left downwards as the reference does, and the size of
   the whole.
   """
@@ -83,11 +83,11 @@ def _tile(plan: plan_lib.Plan) -> tuple[tuple[embodiments.View, ...], tuple[int,
   for i, field in enumerate(images):
     column, row = divmod(i, rows)
     name = field.name.removeprefix('observation/')
-    views.append(embodiments.View(name, row * height, column * width, height, width))
+    views.append(record_lib.View(name, row * height, column * width, height, width))
   return tuple(views), (rows * height, columns * width)
 
 
-def to_python(record: embodiments.Embodiment) -> str:
+def to_python(record: record_lib.Embodiment) -> str:
   """The record as an expression for wam_jax/data/embodiments.py, without what is the default."""
 
   return _write_value(record, LINE)
@@ -108,7 +108,7 @@ def _write_value(value: Any, separator: str = ', ') -> str:
   return repr(value)
 
 
-def check(plan: plan_lib.Plan, record: embodiments.Embodiment) -> None:
+def check(plan: plan_lib.Plan, record: record_lib.Embodiment) -> None:
   """Raises ValueError if the record asks for what the result will not have."""
   widths = {field.name: plan.width(field) for field in plan.fields}
   widths |= dict.fromkeys(plan_lib.MADE, 1)
@@ -131,7 +131,7 @@ def check(plan: plan_lib.Plan, record: embodiments.Embodiment) -> None:
     )
 
 
-def gear_statistics(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict[str, Any] | None:
+def gear_statistics(plan: plan_lib.Plan, record: record_lib.Embodiment) -> dict[str, Any] | None:
   """The statistics under meta/ as `data.statistics` of a config reads them; None if they lack a
   slice of the record.
 
@@ -169,7 +169,7 @@ def gear_statistics(plan: plan_lib.Plan, record: embodiments.Embodiment) -> dict
 
 
 def _slice_statistics(
-  gear: source_lib.Gear, part: str, s: embodiments.Slice
+  gear: source_lib.Gear, part: str, s: record_lib.Slice
 ) -> dict[str, np.ndarray]:
   """The six arrays of a slice; empty where meta/ has none of it as it is."""
   key = s.key.removeprefix('action/')

@@ -10,7 +10,7 @@ import numpy as np
 from data.validate import signals
 from data.validate import survey
 from data.validate import video
-from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
 TOP = 5  # The number of most frequent instructions that are listed.
@@ -89,7 +89,7 @@ def _view(key: str, clips: Sequence[video.Clip], lag: signals.Lag | None) -> dic
 
 def _rows(
   part: str,
-  slices: tuple[embodiments.Slice, ...],
+  slices: tuple[record_lib.Slice, ...],
   columns: survey.Columns,
   counts_N: np.ndarray,
   is_relative: bool,
@@ -100,7 +100,7 @@ def _rows(
   summary = columns.summary
   units = [s.unit for s in slices for _ in range(s.width)]
   rows = []
-  for n, name in enumerate(embodiments.names(slices)):
+  for n, name in enumerate(record_lib.names(slices)):
     if is_relative and not counts_N[n]:
       continue
     numbers = {key: float(getattr(summary, key)[n]) for key in COLUMNS}

@@ -14,8 +14,8 @@ import numpy as np
 from data.validate import findings as findings_lib
 from data.validate import signals
 from data.validate import survey
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import windows
@@ -50,7 +50,7 @@ def check(kept: survey.Survey, episodes: sources.Episodes, findings: findings_li
   _check_statistics(kept, episodes, findings)
 
 
-def _check_slices(record: embodiments.Embodiment, findings: findings_lib.Findings) -> None:
+def _check_slices(record: record_lib.Embodiment, findings: findings_lib.Findings) -> None:
   """Catches a slip in the record: a start or stop that is off by one gives two slices a column."""
   for part, slices in (('state', record.state), ('action', record.action)):
     for a, b in itertools.combinations(slices, 2):
@@ -73,7 +73,7 @@ def _check_columns(
     if not counts_N.any():
       continue
     slice_N = [s for s in slices for _ in range(s.width)]
-    name_N = embodiments.names(slices)
+    name_N = record_lib.names(slices)
     summary = columns.summary
     # What is flat depends on how the model will scale the dimension.
     flat_N = dataclasses.replace(summary, norms=tuple(s.norm for s in slice_N)).is_flat
@@ -119,7 +119,7 @@ def _check_exploding(
 
 def _check_units(
   part: str,
-  slices: Sequence[embodiments.Slice],
+  slices: Sequence[record_lib.Slice],
   summary: normalize.Quantiles,
   findings: findings_lib.Findings,
 ) -> None:
@@ -135,7 +135,7 @@ def _check_units(
       )
 
 
-def _columns(slices: Sequence[embodiments.Slice]) -> Iterator[tuple[embodiments.Slice, slice]]:
+def _columns(slices: Sequence[record_lib.Slice]) -> Iterator[tuple[record_lib.Slice, slice]]:
   """Each slice with its columns of the whole vector."""
   start = 0
   for s in slices:
@@ -177,9 +177,9 @@ def _check_copies(
       )
 
 
-def _equal_pairs(record: embodiments.Embodiment, s: embodiments.Slice, share_UX: np.ndarray) -> str:
+def _equal_pairs(record: record_lib.Embodiment, s: record_lib.Slice, share_UX: np.ndarray) -> str:
   """Which dimensions of an action slice agree with which of the state."""
-  states = embodiments.names(record.state)
+  states = record_lib.names(record.state)
   pairs = [
     f'{s.key}[{s.start + u}] = {states[share_X.argmax()]}'
     for u, share_X in enumerate(share_UX)
@@ -205,7 +205,7 @@ def _check_references(kept: survey.Survey, findings: findings_lib.Findings) -> N
       best = int(fit_K.argmin())
       # Far from its own column and from any other alike, a command follows none, as a velocity.
       if fit_K[best] < min(BETTER_FIT * fit_K[own], BETTER_FIT):
-        names = embodiments.names(record.state)
+        names = record_lib.names(record.state)
         findings.fail(
           'slice',
           f'action {_name(s)} has {part}={getattr(s, part)!r} but follows the state '
@@ -249,7 +249,7 @@ def add_repeats(share: float, message: str, findings: findings_lib.Findings) -> 
     findings.warn('rate', message)
 
 
-def _name(s: embodiments.Slice) -> str:
+def _name(s: record_lib.Slice) -> str:
   return f'{s.key}[{s.start}:{s.stop}]'
 
 

@@ -16,8 +16,8 @@ from matplotlib import figure
 from matplotlib import patches
 
 from data.validate import video
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 
 DPI = 120
 TRACES = 4  # Episodes drawn.
@@ -52,7 +52,7 @@ class _Sheet:
     self.figure.text(left / self._width, 1 - top / self._height, text, va=va, **font)
 
 
-def draw_sheet(record: embodiments.Embodiment, clips: Sequence[video.Clip], title: str) -> bytes:
+def draw_sheet(record: record_lib.Embodiment, clips: Sequence[video.Clip], title: str) -> bytes:
   """A row of composite images per episode, beside its instruction; above them, which camera lies
   where. As PNG.
   """
@@ -90,7 +90,7 @@ def draw_sheet(record: embodiments.Embodiment, clips: Sequence[video.Clip], titl
   return _to_png(sheet.figure)
 
 
-def _draw_layout(axis: axes.Axes, record: embodiments.Embodiment) -> None:
+def _draw_layout(axis: axes.Axes, record: record_lib.Embodiment) -> None:
   """The rectangles of the cameras, with their names."""
   rows, columns = record.composite
   axis.set(xlim=(0, columns), ylim=(rows, 0))
@@ -112,7 +112,7 @@ def _draw_layout(axis: axes.Axes, record: embodiments.Embodiment) -> None:
 
 
 def draw_plots(
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   clips: Sequence[video.Clip],
   statistics: normalize.Statistics,
   part: str,
@@ -126,7 +126,7 @@ def draw_plots(
   slices, quantiles = getattr(record, part), getattr(statistics, part)
   shown = [clips[k] for k in video.spread(len(clips), TRACES)]
   seen_RN = np.concatenate([_normalize(record, clip, statistics, part) for clip in clips])
-  names = embodiments.names(slices)
+  names = record_lib.names(slices)
   units = [s.unit for s in slices for _ in range(s.width)]
 
   blocks = 1 if len(names) <= 8 else 2  # Side by side.
@@ -165,7 +165,7 @@ def draw_plots(
 
 def _draw_traces(
   axis: axes.Axes,
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   clips: Sequence[video.Clip],
   part: str,
   n: int,
@@ -179,7 +179,7 @@ def _draw_traces(
       axis.plot(seconds_T, clip.state_TX[:, state], color=color, lw=0.8, ls=':')
 
 
-def _find_states(record: embodiments.Embodiment) -> np.ndarray:
+def _find_states(record: record_lib.Embodiment) -> np.ndarray:
   """[U] state column that an action dimension counts from or that changes nothing; -1 for none."""
   return np.maximum(record.reference_columns, record.rest_columns)
 
@@ -193,7 +193,7 @@ def _tidy(axis: axes.Axes) -> None:
 
 
 def _normalize(
-  record: embodiments.Embodiment, clip: video.Clip, statistics: normalize.Statistics, part: str
+  record: record_lib.Embodiment, clip: video.Clip, statistics: normalize.Statistics, part: str
 ) -> np.ndarray:
   """[rows, N] what the model is shown: of relative actions, all chunks of the episode."""
   if part == 'state':

@@ -18,8 +18,8 @@ from etils import epath
 from data.validate import findings as findings_lib
 from data.validate import signals
 from wam_jax import progress
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
@@ -154,7 +154,7 @@ class Survey:
     images: (number, bytes) of the images that were read.
   """
 
-  record: embodiments.Embodiment
+  record: record_lib.Embodiment
   state: Columns
   action: Columns
   relative: Columns
@@ -171,7 +171,7 @@ class Survey:
     """The steps of all readable episodes."""
     return sum(self.lengths)
 
-  def parts(self) -> Iterator[tuple[str, tuple[embodiments.Slice, ...], Columns, np.ndarray]]:
+  def parts(self) -> Iterator[tuple[str, tuple[record_lib.Slice, ...], Columns, np.ndarray]]:
     """(name, slices, columns, [N] bool which dimensions count) of the state, the action and the
     relative action.
 
@@ -205,7 +205,7 @@ class Survey:
     )
 
 
-def _norms(slices: tuple[embodiments.Slice, ...]) -> tuple[str, ...]:
+def _norms(slices: tuple[record_lib.Slice, ...]) -> tuple[str, ...]:
   """How each dimension is normalized."""
   return tuple(s.norm for s in slices for _ in range(s.width))
 
@@ -247,21 +247,21 @@ def read(
   return kept
 
 
-def _find_clock(path: epath.Path) -> embodiments.Slice | None:
+def _find_clock(path: epath.Path) -> record_lib.Slice | None:
   """The timestamps of a dataset, where its steps have some, as one more slice of the action."""
   steps = tfds.builder_from_directory(path).info.features.get_tensor_info()['steps']
   for prefix, group in (('', steps), ('observation/', steps.get('observation', {}))):
     if 'timestamp' in group and np.issubdtype(group['timestamp'].np_dtype, np.number):
-      return embodiments.Slice(f'{prefix}timestamp', 0, 1, 's')
+      return record_lib.Slice(f'{prefix}timestamp', 0, 1, 's')
   return None
 
 
 def _add_numbers(kept: Survey, episode: sources.Episode, i: int) -> None:
   record = kept.record
   steps = record.steps_per_chunk
-  state_TX = embodiments.convert(record.state, episode.state_TX)
+  state_TX = record_lib.convert(record.state, episode.state_TX)
   # Without the timestamps, which stand behind the action.
-  action_TU = embodiments.convert(record.action, episode.action_TU[:, : record.action_dim])
+  action_TU = record_lib.convert(record.action, episode.action_TU[:, : record.action_dim])
   kept.lengths.append(episode.length)
   kept.state.add(state_TX, np.arange(episode.length), i)
   kept.action.add(action_TU, np.arange(episode.length), i)

@@ -17,9 +17,9 @@ from data.validate import numeric
 from data.validate import signals
 from data.validate import survey
 from wam_jax import progress
-from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
 THUMB = 32  # Pixels a side: enough to see motion, and sensor noise averages out.
@@ -99,7 +99,7 @@ def decode(
 
 
 def _decode(
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   i: int,
   episode: sources.Episode,
   wanted: Sequence[int],
@@ -131,8 +131,8 @@ def _decode(
     episode=i,
     where=episode.where,
     text=next((text.strip() for text in episode.texts(0) if text.strip()), ''),
-    state_TX=embodiments.convert(record.state, episode.state_TX),
-    action_TU=embodiments.convert(record.action, episode.action_TU),
+    state_TX=record_lib.convert(record.state, episode.state_TX),
+    action_TU=record_lib.convert(record.action, episode.action_TU),
     thumbs={key: np.stack(grey) for key, grey in thumbs.items()},
     shape=shape,
     pictures=composites,
@@ -153,7 +153,7 @@ def _thumb(image_IJ3: np.ndarray) -> np.ndarray:
 
 
 def check(
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   clips: Sequence[Clip],
   statistics: normalize.Statistics,
   findings: findings_lib.Findings,
@@ -226,7 +226,7 @@ def repeats(clips: Sequence[Clip], view: str) -> np.ndarray:
 
 
 def _check_repeats(
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   key: str,
   clips: Sequence[Clip],
   findings: findings_lib.Findings,
@@ -270,7 +270,7 @@ def _check_wrist(
 
 
 def _compute_speed(
-  record: embodiments.Embodiment, clip: Clip, statistics: normalize.Statistics
+  record: record_lib.Embodiment, clip: Clip, statistics: normalize.Statistics
 ) -> np.ndarray:
   """[T - 1, ...] how fast each dimension moves, in its ranges; of a robot without state, what it is
   told to do.
@@ -290,7 +290,7 @@ def _scale(series_TN: np.ndarray, quantiles: normalize.Quantiles) -> np.ndarray:
 
 
 def _estimate_lag(
-  record: embodiments.Embodiment, key: str, clips: Sequence[Clip], speeds: Sequence[np.ndarray]
+  record: record_lib.Embodiment, key: str, clips: Sequence[Clip], speeds: Sequence[np.ndarray]
 ) -> signals.Lag | None:
   tolerance = max(LAG_STEPS, int(np.ceil(LAG_S * record.control_hz)))
   reach = max(2 * tolerance, round(LAG_REACH_S * record.control_hz))
@@ -299,7 +299,7 @@ def _estimate_lag(
 
 
 def _check_lag(
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   key: str,
   lag: signals.Lag | None,
   findings: findings_lib.Findings,

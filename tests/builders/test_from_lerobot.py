@@ -23,7 +23,7 @@ from data.lerobot import convert
 from data.lerobot import record as record_lib
 from data.lerobot import source as source_lib
 from tests.builders import lerobot_dirs as dirs
-from wam_jax.data import embodiments
+from wam_jax.data import record as robot_record
 from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import windows
@@ -111,18 +111,21 @@ def test_every_feature_of_every_step(converted):
 
 def test_suggested_record_fits_the_data(converted):
   output, record = converted
-  assert record == embodiments.Embodiment(
+  assert record == robot_record.Embodiment(
     name='test_arm',
-    views=(embodiments.View('front', 0, 0, 240, 320), embodiments.View('wrist', 0, 320, 240, 320)),
+    views=(
+      robot_record.View('front', 0, 0, 240, 320),
+      robot_record.View('wrist', 0, 320, 240, 320),
+    ),
     composite=(240, 640),
-    state=(embodiments.Slice('state', 0, 4, 'unknown'),),
-    action=(embodiments.Slice('action', 0, 4, 'unknown'),),
+    state=(robot_record.Slice('state', 0, 4, 'unknown'),),
+    action=(robot_record.Slice('action', 0, 4, 'unknown'),),
     control_hz=10.0,
     video_fps=5.0,
     chunk_s=1.6,
   )
-  assert embodiments.from_dict(json.loads((output / 'embodiment.json').read_text())) == record
-  names = {name: getattr(embodiments, name) for name in ('Embodiment', 'View', 'Slice')}
+  assert robot_record.from_dict(json.loads((output / 'embodiment.json').read_text())) == record
+  names = {name: getattr(robot_record, name) for name in ('Embodiment', 'View', 'Slice')}
   assert eval(record_lib.to_python(record), names) == record
 
 
@@ -194,7 +197,7 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
         step['language_instruction'] == step['annotation']['human.task'] == dirs.TASKS[2].encode()
       )
       assert step['annotation']['note'].decode() == f'step {t}'
-  Slice = embodiments.Slice
+  Slice = robot_record.Slice
   assert record.name == 'yam'
   assert record.prompt != '{}'
   assert record.state == (Slice('arm', 0, 2, 'unknown'), Slice('gripper', 0, 1, 'unknown'))
@@ -301,7 +304,7 @@ def test_images_in_the_rows(damaged, tmp_path):
 
 def test_given_record_is_checked_and_written(v2, converted, tmp_path):
   record = dataclasses.replace(
-    converted[1], name='mine', action=(embodiments.Slice('action', 1, 3, 'm'),)
+    converted[1], name='mine', action=(robot_record.Slice('action', 1, 3, 'm'),)
   )
   file = tmp_path / 'mine.json'
   file.write_text(json.dumps(dataclasses.asdict(record)))
@@ -310,7 +313,7 @@ def test_given_record_is_checked_and_written(v2, converted, tmp_path):
     json.dumps(
       dataclasses.asdict(
         dataclasses.replace(
-          record, state=(embodiments.Slice('state', 2, 5, 'm'),), language=('words',)
+          record, state=(robot_record.Slice('state', 2, 5, 'm'),), language=('words',)
         )
       )
     )

@@ -31,17 +31,17 @@ from data.validate import video
 from tests import programs
 from tests.builders import bridge
 from tests.data import synthetic
-from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
 BRIDGE = pathlib.Path(__file__).parents[3] / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
 EPISODES, STEPS = 6, 60
 
-Slice, View = embodiments.Slice, embodiments.View
+Slice, View = record_lib.Slice, record_lib.View
 # A robot over a patterned table: its camera `top` sees it move, its camera `wrist` sees the table
 # move.
-ROBOT = embodiments.Embodiment(
+ROBOT = record_lib.Embodiment(
   name='robot',
   views=(View('top', 0, 0, 32, 32), View('wrist', 0, 32, 32, 16)),
   composite=(32, 48),

@@ -20,10 +20,11 @@ import tensorflow_datasets as tfds
 
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
-Slice, View = embodiments.Slice, embodiments.View
-CLOCK = embodiments.Embodiment(
+Slice, View = record_lib.Slice, record_lib.View
+CLOCK = record_lib.Embodiment(
   name='clock',
   views=(View('top', 0, 0, 16, 16), View('wrist', 0, 16, 16, 8)),
   composite=(16, 24),
@@ -125,7 +126,7 @@ def make_dataset(root, lengths, edit=lambda steps: None, **kwargs) -> str:
 
 
 def make_sharded(root, shards: int, length: int = 12) -> str:
-  """A synthetic dataset of `shards` shards of two episodes each in `train`, of one each in `val`."""
+  """A synthetic dataset of `shards` shards, each of two episodes in `train`, of one in `val`."""
   make_episodes = lambda count: [
     [make_step(e % 256, t) for t in range(length)] for e in range(count)
   ]
@@ -165,7 +166,7 @@ def frame(record: bytes) -> bytes:
 
 
 def copy_as_tfrecord(
-  path: str, target: pathlib.Path, record: embodiments.Embodiment
+  path: str, target: pathlib.Path, record: record_lib.Embodiment
 ) -> pathlib.Path:
   """An ArrayRecord dataset as TFRecord, which TFDS itself writes only with TensorFlow."""
   shutil.copytree(path, target)

@@ -14,16 +14,17 @@ from tests.data import published
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import prompts
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
-Slice, View = embodiments.Slice, embodiments.View
+Slice, View = record_lib.Slice, record_lib.View
 
 
 @pytest.mark.parametrize('name', sorted(embodiments.EMBODIMENTS))
 def test_record_survives_json(name):
   record = embodiments.get(name)
   assert record.name == name
-  assert embodiments.from_dict(json.loads(json.dumps(dataclasses.asdict(record)))) == record
+  assert record_lib.from_dict(json.loads(json.dumps(dataclasses.asdict(record)))) == record
 
 
 def test_records_of_older_checkpoints_are_read():
@@ -50,7 +51,7 @@ def test_records_of_older_checkpoints_are_read():
       )
     ],
   }
-  assert embodiments.from_dict(old) == embodiments.get('bridge_widowx')
+  assert record_lib.from_dict(old) == embodiments.get('bridge_widowx')
 
 
 @pytest.mark.parametrize('name', sorted(published.STEPS))
@@ -122,7 +123,7 @@ def test_dimensions_and_rates(name, dims, stride, steps, frames, seconds):
   ],
 )
 def test_timing_at_any_rate(control_hz, stride, fps):
-  record = dataclasses.replace(embodiments.get('oxe'), **embodiments.timing(control_hz))
+  record = dataclasses.replace(embodiments.get('oxe'), **record_lib.timing(control_hz))
   assert (record.stride, record.camera_frames_per_chunk, record.video_fps) == (
     stride,
     8,
@@ -132,8 +133,8 @@ def test_timing_at_any_rate(control_hz, stride, fps):
 
 def test_reference_timing_changes_rates_and_normalization_only():
   droid, agibot = embodiments.get('droid'), embodiments.get('agibot')
-  assert embodiments.reference_timing(droid) is droid  # The paper's rates at 15 Hz.
-  reference = embodiments.reference_timing(agibot)
+  assert record_lib.reference_timing(droid) is droid  # The paper's rates at 15 Hz.
+  reference = record_lib.reference_timing(agibot)
   assert reference == embodiments.get('agibot_reference')
   assert {s.norm for s in (*reference.state, *reference.action)} == {'q99_reference'}
   back = [
@@ -179,7 +180,7 @@ def test_composite_is_scaled_with_its_rectangles():
   with pytest.raises(
     ValueError, match=r"'droid' do not end on whole pixels in a composite of \(100, 333\)"
   ):
-    embodiments.with_composite(embodiments.get('droid'), 100, 333, 'odd')
+    record_lib.with_composite(embodiments.get('droid'), 100, 333, 'odd')
 
 
 def test_reference_columns():
@@ -193,12 +194,12 @@ def test_reference_columns():
 
 def test_a_slice_changes_units_and_back():
   grippers = Slice('effector/position', 0, 1, 'normalized', offset=35, scale=85, clip=(0, 1))
-  got = embodiments.convert(
+  got = record_lib.convert(
     (Slice('arm', 0, 2, 'rad'), grippers), np.float32([[1, 2, 35], [3, 4, 120], [5, 6, 205]])
   )
   np.testing.assert_array_equal(got, [[1, 2, 0], [3, 4, 1], [5, 6, 1]])
   np.testing.assert_array_equal(
-    embodiments.restore((Slice('arm', 0, 2, 'rad'), grippers), got),
+    record_lib.restore((Slice('arm', 0, 2, 'rad'), grippers), got),
     [[1, 2, 35], [3, 4, 120], [5, 6, 120]],
   )
   inverted = Slice('closedness', 0, 1, 'normalized', offset=1, scale=-1)
@@ -207,9 +208,9 @@ def test_a_slice_changes_units_and_back():
   stored = np.float32(
     [[0.1, 0.2, 0.3, 0, 0, 0, -1], [0.1, 0.2, 0.3, 0, 0, 0, 1]]
   )  # Opens, then closes.
-  np.testing.assert_array_equal(embodiments.convert(libero, stored)[:, 6], (1, 0))
+  np.testing.assert_array_equal(record_lib.convert(libero, stored)[:, 6], (1, 0))
   np.testing.assert_array_equal(
-    embodiments.restore(libero, embodiments.convert(libero, stored)), stored
+    record_lib.restore(libero, record_lib.convert(libero, stored)), stored
   )
 
 
@@ -222,14 +223,14 @@ def test_read_takes_a_records_vector_from_named_arrays():
     'waist/position': [22, 23],
     'camera': 'unused',
   }
-  got = embodiments.read(record.state, arrays)
+  got = record_lib.read(record.state, arrays)
   np.testing.assert_array_equal(got, [*range(14), 0, 0.5, 20, 21, 22, 23])
   assert got.dtype == np.float32
-  assert embodiments.read((), arrays).shape == (0,)
+  assert record_lib.read((), arrays).shape == (0,)
   with pytest.raises(
     ValueError, match=r"'head/position' is missing; 'waist/position' has 1 columns; got .*'camera'"
   ):
-    embodiments.read(
+    record_lib.read(
       record.state,
       {k: v for k, v in arrays.items() if k != 'head/position'} | {'waist/position': [1]},
     )

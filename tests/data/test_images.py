@@ -14,9 +14,10 @@ import pytest
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import images
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 
-View = embodiments.View
+View = record_lib.View
 
 
 def paint_quadrants(rows, columns, colours) -> np.ndarray:
@@ -30,7 +31,7 @@ def paint_quadrants(rows, columns, colours) -> np.ndarray:
 
 def test_painted_quadrants_land_in_their_rectangles():
   colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
-  record = embodiments.Embodiment(
+  record = record_lib.Embodiment(
     'four',
     (View('a', 0, 0, 16, 32), View('b', 16, 0, 16, 16), View('c', 16, 16, 16, 8)),
     (32, 32),
@@ -228,7 +229,7 @@ def test_one_augmentation_for_all_views_and_reproducible():
     != images.sample_augmentation(np.random.default_rng(4))
   )
   image = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8), (16, 16))
-  record = embodiments.Embodiment(
+  record = record_lib.Embodiment(
     'twins', (View('a', 0, 0, 16, 16), View('b', 0, 16, 16, 16)), (16, 32), (), (), 10.0, 2.5, 0.8
   )
   got = images.compose(record, {'a': image, 'b': image}, a)

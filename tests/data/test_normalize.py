@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.data import synthetic
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 
 CLOCK, RELATIVE = synthetic.CLOCK, synthetic.RELATIVE
 Q = normalize.Quantiles(np.float32([0, -2]), np.float32([10, 2]))
@@ -45,7 +45,7 @@ FULL = normalize.Quantiles(
       [15] * 5,
     ]
   ),
-  norms=embodiments.NORMS,
+  norms=record_lib.NORMS,
 )
 
 
@@ -71,7 +71,7 @@ def test_a_dimension_without_range():
   (spec 5.3).
   """
   three = np.full(5, 3, np.float32)
-  q = normalize.Quantiles(three, three, three, 0 * three, three, three, embodiments.NORMS)
+  q = normalize.Quantiles(three, three, three, 0 * three, three, three, record_lib.NORMS)
   np.testing.assert_allclose(q.normalize(three), (0, 1, 0, 0, 3), atol=1e-6)
   np.testing.assert_allclose(q.unnormalize(q.normalize(three)), three)
   np.testing.assert_allclose(q.normalize(three - 2.75), (-1, 0.25, -5500, -1, 0.25))
@@ -105,7 +105,7 @@ def test_combine_pools_moments_of_all_rows():
   ]
   parts = [
     normalize.Quantiles(
-      x.min(0), x.max(0), x.mean(0), x.std(0), x.min(0), x.max(0), embodiments.NORMS
+      x.min(0), x.max(0), x.mean(0), x.std(0), x.min(0), x.max(0), record_lib.NORMS
     )
     for x in rows
   ]
@@ -113,4 +113,4 @@ def test_combine_pools_moments_of_all_rows():
   both = np.concatenate(rows)
   np.testing.assert_allclose((got.mean, got.std), (both.mean(0), both.std(0)), rtol=1e-5)
   np.testing.assert_array_equal((got.min, got.max), (both.min(0), both.max(0)))
-  assert got.norms == embodiments.NORMS
+  assert got.norms == record_lib.NORMS

@@ -12,6 +12,7 @@ from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 
 CLOCK, RELATIVE = synthetic.CLOCK, synthetic.RELATIVE
@@ -24,7 +25,7 @@ def make_robot(record, state, action) -> robot_lib.Robot:
 
 def test_observes_the_composite_and_the_state_in_the_records_units():
   record = dataclasses.replace(
-    CLOCK, state=(embodiments.Slice('proprio', 1, 3, 's', offset=10, scale=2),)
+    CLOCK, state=(record_lib.Slice('proprio', 1, 3, 's', offset=10, scale=2),)
   )
   rng = np.random.default_rng(0)
   views = {key: rng.integers(0, 256, (32, 40, 3), np.uint8) for key in ('top', 'wrist')}
@@ -132,11 +133,11 @@ def test_statistics_of_another_embodiment_in_a_checkpoint():
 def test_unit_changes_come_before_the_reference_is_subtracted():
   record = dataclasses.replace(
     RELATIVE,
-    state=(embodiments.Slice('proprio', 0, 1, 's', offset=10, scale=2),),
-    action=(embodiments.Slice('action', 0, 1, 's', relative_to='proprio:0:1', offset=10, scale=2),),
+    state=(record_lib.Slice('proprio', 0, 1, 's', offset=10, scale=2),),
+    action=(record_lib.Slice('action', 0, 1, 's', relative_to='proprio:0:1', offset=10, scale=2),),
   )
   state, action = (
-    embodiments.convert(part, np.float32([[14.0]])) for part in (record.state, record.action)
+    record_lib.convert(part, np.float32([[14.0]])) for part in (record.state, record.action)
   )
   np.testing.assert_array_equal(
     normalize.subtract_reference(record, action[None] + 1, state), [[[1]]]

@@ -20,6 +20,7 @@ from wam_jax import storage
 from wam_jax.data import beside
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
 CLOCK = synthetic.CLOCK
@@ -69,7 +70,7 @@ def test_names_of_episodes(tmp_path, clock_path):
 
 def test_slices_pick_columns_in_the_order_of_the_record(clock_path):
   record = dataclasses.replace(
-    CLOCK, state=(embodiments.Slice('proprio', 2, 3, 's'), embodiments.Slice('proprio', 0, 1, 's'))
+    CLOCK, state=(record_lib.Slice('proprio', 2, 3, 's'), record_lib.Slice('proprio', 0, 1, 's'))
   )
   state_TX = sources.Episodes(clock_path, 'train', record)[0].state_TX
   np.testing.assert_array_equal(state_TX[5], (-5, 5))
@@ -129,16 +130,16 @@ def test_tfrecord_names_the_converter(clock_path, tmp_path):
 def test_missing_keys_list_what_exists(clock_path):
   record = dataclasses.replace(
     CLOCK,
-    views=(embodiments.View('front', 0, 0, 16, 16),),
+    views=(record_lib.View('front', 0, 0, 16, 16),),
     language=('text',),
-    state=(embodiments.Slice('joints', 0, 3, 'rad'),),
-    action=(embodiments.Slice('action', 0, 5, 's'),),
+    state=(record_lib.Slice('joints', 0, 3, 'rad'),),
+    action=(record_lib.Slice('action', 0, 5, 's'),),
   )
   with pytest.raises(
     ValueError,
     match=(
-      "does not fit embodiment 'clock': no 'observation/front'; no 'observation/joints'; no 'text'; 'action' has 2 "
-      "columns, the record takes up to 5. Its steps have .*'observation/top'"
+      "does not fit embodiment 'clock': no 'observation/front'; no 'observation/joints'; "
+      "no 'text'; 'action' has 2 columns, the record takes up to 5. Its steps have .*'observation/top'"
     ),
   ):
     sources.Episodes(clock_path, 'train', record)
@@ -219,9 +220,7 @@ def test_wrong_image(tmp_path, encoded, message):
 
 
 def test_text_where_numbers_belong(tmp_path):
-  record = dataclasses.replace(
-    CLOCK, action=(embodiments.Slice('language_instruction', 0, 1, 's'),)
-  )
+  record = dataclasses.replace(CLOCK, action=(record_lib.Slice('language_instruction', 0, 1, 's'),))
   path = synthetic.make_dataset(tmp_path, [12, 12])
   with pytest.raises(
     ValueError, match="stores 'language_instruction' as bytes_list; expected numbers"

@@ -17,6 +17,7 @@ from tests.data import published
 from tests.data import synthetic
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
@@ -154,7 +155,7 @@ def test_statistics_are_kept_until_something_they_depend_on_changes(tmp_path, mo
   assert statistics.find(sources.Episodes(path, 'train', CLOCK)).exists()
   statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
   assert len(runs) == 2
-  halved = dataclasses.replace(CLOCK, state=(embodiments.Slice('proprio', 0, 3, 's', scale=2),))
+  halved = dataclasses.replace(CLOCK, state=(record_lib.Slice('proprio', 0, 3, 's', scale=2),))
   got = statistics.load_or_compute(sources.Episodes(path, 'train', halved))
   assert len(runs) == 3
   assert got.state.max[0] == 5.5
@@ -165,7 +166,7 @@ def test_norm_and_unit_are_the_records_business(tmp_path, monkeypatch):
   path = synthetic.make_dataset(tmp_path, [12, 12])
   statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
   by_range = dataclasses.replace(
-    CLOCK, state=(embodiments.Slice('proprio', 0, 3, 'h', norm='min_max'),)
+    CLOCK, state=(record_lib.Slice('proprio', 0, 3, 'h', norm='min_max'),)
   )
   runs = []
   original = statistics.Finding.save
@@ -234,10 +235,11 @@ def test_statistics_of_another_embodiment_are_refused(tmp_path):
   episodes = sources.Episodes(path, 'train', CLOCK)
   statistics.load_or_compute(episodes)
   file = statistics.find(episodes)
-  other = dataclasses.replace(CLOCK, name='twin', action=(embodiments.Slice('action', 1, 2, 's'),))
+  other = dataclasses.replace(CLOCK, name='twin', action=(record_lib.Slice('action', 1, 2, 's'),))
   message = (
-    r"holds statistics of another embodiment: of 'clock', state proprio\[0\], .*, action action\[0\], "
-    r"action\[1\], 8 steps a chunk; 'twin' has state .*, action action\[1\], 8 steps a chunk. Delete the file"
+    r"holds statistics of another embodiment: of 'clock', state proprio\[0\], .*, action "
+    r"action\[0\], action\[1\], 8 steps a chunk; 'twin' has state .*, action action\[1\], "
+    r'8 steps a chunk. Delete the file'
   )
   with pytest.raises(ValueError, match=message):
     statistics.load(file, other)

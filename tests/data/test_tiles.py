@@ -10,9 +10,10 @@ import pytest
 
 from wam_jax.data import embodiments
 from wam_jax.data import images
+from wam_jax.data import record as record_lib
 from wam_jax.data import tiles
 
-View = embodiments.View
+View = record_lib.View
 DROID = embodiments.get('droid')
 FLIPPED = dataclasses.replace(
   DROID,

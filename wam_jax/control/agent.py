@@ -17,9 +17,9 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.control import policy as policy_lib
-from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import prompts
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 
 
@@ -138,7 +138,7 @@ def make_task(
   )
 
 
-def action_mask(model: cfg.ModelConfig, record: embodiments.Embodiment) -> np.ndarray:
+def action_mask(model: cfg.ModelConfig, record: record_lib.Embodiment) -> np.ndarray:
   """[A, U] bool, the real steps and dimensions of a robot's chunk."""
   mask_AU = np.zeros((model.actions_per_chunk, model.action_dim), bool)
   mask_AU[: record.steps_per_chunk, : record.action_dim] = True

@@ -1,360 +1,17 @@
-"""One declarative record per robot: cameras and their tiling, state and action slices with units,
-rates, prompt.
+"""The robots that the project knows, one declarative record each.
 
-Owns no I/O and no statistics. A record says how the arrays of an RLDS step become the model's
-inputs.
+Numbers are those of the published datasets and released models; what a field means is said in
+record.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
 
 from wam_jax.data import prompts
+from wam_jax.data import record as record_lib
 
-FLIPS = ('', 'rows', 'columns', 'both')
-RESIZES = ('area', 'bilinear')
-NORMS = ('q99', 'q99_reference', 'mean_std', 'min_max', 'none')
-
-VIDEO_FPS, FRAMES_PER_CHUNK = 5.0, 8  # The paper's, and the released models' 2 latent frames of 4.
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-  """A camera and the rectangle it fills in the composite image.
-
-  Attributes:
-    key: of the image under `steps/observation/` (a path with '/' for nested features).
-    row, column, height, width: of its rectangle, pixels; the image is resized to it.
-    repeat: times that each column is drawn, side by side; the image is resized to `width / repeat`
-      columns.
-    flip: 'rows' where the stored image is upside down, 'columns' where it is mirrored, 'both', or
-      ''.
-  """
-
-  key: str
-  row: int
-  column: int
-  height: int
-  width: int
-  repeat: int = 1
-  flip: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Slice:
-  """Part of a state or action vector: (array[start:stop] - offset) / scale, clipped.
-
-  Attributes:
-    key: of the array under `steps/observation/` (state) or `steps/` (action), a path with '/' for
-      nested features.
-    start, stop: columns taken.
-    unit: 'm', 'rad', 'normalized', ... of the result; one word for documentation and plots.
-    relative_to: for actions, key and columns of the state slice subtracted at the chunk's first
-      step, as 'key:start:stop'; '' for an absolute action.
-    rest: for actions whose zero is not standing still, the state slice that changes nothing,
-      written likewise.
-    offset, scale: a constant change of units; offset=1, scale=-1 inverts a gripper.
-    clip: lowest and highest result; () for no bounds.
-    norm: how the result is brought to the model's range, see `normalize.Quantiles`.
-  """
-
-  key: str
-  start: int
-  stop: int
-  unit: str
-  relative_to: str = ''
-  rest: str = ''
-  offset: float = 0.0
-  scale: float = 1.0
-  clip: tuple[float, ...] = ()
-  norm: str = 'q99'
-
-  @property
-  def width(self) -> int:
-    """Columns."""
-    return self.stop - self.start
-
-  def convert(self, stored: np.ndarray) -> np.ndarray:
-    """The slice's stored columns [..., width] in its own units, float32."""
-    part = np.asarray(stored, np.float32)
-    if (self.offset, self.scale) != (0, 1):
-      part = (part - np.float32(self.offset)) / np.float32(self.scale)
-    return np.clip(part, *self.clip) if self.clip else part
-
-  def restore(self, part: np.ndarray) -> np.ndarray:
-    """What `convert` was given, but for what `clip` cut off."""
-    return (
-      part
-      if (self.offset, self.scale) == (0, 1)
-      else part * np.float32(self.scale) + np.float32(self.offset)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Embodiment:
-  """Everything the pipeline and the policy must know about one robot.
-
-  Attributes:
-    name: key of the table below and of `DataConfig.embodiments`.
-    views: cameras in tiling order; together they cover `composite` (rows, columns), the rest is
-      black.
-    composite: pixel size of the tiled image.
-    state, action: slices in the order the model sees them; no action slices for video-only data.
-    control_hz: rate of the recorded actions.
-    video_fps: rate of the camera frames that the model sees; must divide `control_hz`.
-    chunk_s: seconds one chunk covers.
-    prompt: template with one or more `{}` for the lower-cased instruction.
-    language: keys under `steps/` that hold instructions (several: one is drawn per sample in
-      training).
-    resize: how images get their size: 'bilinear' with antialiasing, as the reference, or 'area'
-      (the mean of the pixels covered where it shrinks, linear elsewhere).
-    episode_key: texts of an episode, outside its steps, that joined by '--' name it in a file of
-      step ranges.
-    success: text that the name of a successful episode contains; '' where all episodes are.
-  """
-
-  name: str
-  views: tuple[View, ...]
-  composite: tuple[int, int]
-  state: tuple[Slice, ...]
-  action: tuple[Slice, ...]
-  control_hz: float
-  video_fps: float
-  chunk_s: float
-  prompt: str = '{}'
-  language: tuple[str, ...] = ('language_instruction',)
-  resize: str = 'area'
-  episode_key: tuple[str, ...] = ()
-  success: str = ''
-
-  def __post_init__(self):
-    problems = [*self._timing_problems(), *self._view_problems(), *self._slice_problems()]
-    if self.resize not in RESIZES:
-      problems.append(f'resize={self.resize!r} must be one of {RESIZES}')
-    if self.success and not self.episode_key:
-      problems.append(f'success={self.success!r} needs episode_key, the texts it is looked for in')
-    if problems:
-      raise ValueError(f'Embodiment {self.name!r}: {"; ".join(problems[:10])}.')
-
-  def _timing_problems(self):
-    if (
-      self.control_hz <= 0
-      or self.video_fps <= 0
-      or abs(self.control_hz / self.video_fps - self.stride) > 1e-6
-    ):
-      yield f'video_fps={self.video_fps} must divide control_hz={self.control_hz}'
-    elif (
-      abs(self.control_hz * self.chunk_s - self.steps_per_chunk) > 1e-6 or not self.steps_per_chunk
-    ):
-      yield f'chunk_s={self.chunk_s} must be a whole number of steps at control_hz={self.control_hz}'
-    elif self.steps_per_chunk % self.stride:
-      yield f'{self.steps_per_chunk} steps a chunk must be a multiple of {self.stride} steps a camera frame'
-
-  def _view_problems(self):
-    if not self.views:
-      yield 'needs at least one view'
-    for view in self.views:
-      if view.row + view.height > self.composite[0] or view.column + view.width > self.composite[1]:
-        yield f'view {view.key!r} ends outside the composite {self.composite}'
-      if view.flip not in FLIPS:
-        yield f'flip={view.flip!r} of view {view.key!r} must be one of {FLIPS}'
-      if view.repeat < 1 or view.width % view.repeat:
-        yield f'repeat={view.repeat} of view {view.key!r} must divide its width {view.width}'
-
-  def _slice_problems(self):
-    for s in (*self.state, *self.action):
-      if s.width < 1 or s.start < 0:
-        yield f'slice {s.key!r} takes the columns {s.start} to {s.stop}'
-      if not s.scale:
-        yield f'scale of slice {s.key!r} must not be 0'
-      if s.clip and (len(s.clip) != 2 or s.clip[0] >= s.clip[1]):
-        yield f'clip={s.clip} of slice {s.key!r} must be (lowest, highest) or ()'
-      if s.norm not in NORMS:
-        yield f'norm={s.norm!r} of slice {s.key!r} must be one of {NORMS}'
-    for s in self.action:
-      for part, text in (('relative_to', s.relative_to), ('rest', s.rest)):
-        if text and self._state_column(text, s.width) is None:
-          yield f'{part}={text!r} of action {s.key!r} lies in no state slice, or has another width'
-
-  def _state_column(self, text: str, width: int) -> int | None:
-    """Where 'key:start:stop' begins in the model's state vector; None if it is not inside one state
-    slice.
-    """
-    key, start, stop = text.rsplit(':', 2)
-    offset = 0
-    for s in self.state:
-      if s.key == key and s.start <= int(start) and int(stop) <= s.stop:
-        return offset + int(start) - s.start if int(stop) - int(start) == width else None
-      offset += s.width
-    return None
-
-  @property
-  def reference_columns(self) -> tuple[int, ...]:
-    """Per action dimension, the state dimension subtracted at the chunk's first step; -1 where
-    absolute.
-    """
-    return self._columns([s.relative_to for s in self.action])
-
-  @property
-  def rest_columns(self) -> tuple[int, ...]:
-    """Per action dimension, the state dimension that, sent as the action, changes nothing; -1 where
-    zero does.
-    """
-    return self._columns([s.rest for s in self.action])
-
-  def instruct(self, text: str) -> str:
-    """The prompt: the template with the lower-cased instruction at every `{}`."""
-    return prompts.fill(self.prompt, text.strip())
-
-  def _columns(self, texts: list[str]) -> tuple[int, ...]:
-    widths = [s.width for s in self.action]
-    return tuple(
-      self._state_column(text, width) + i if text else -1
-      for text, width in zip(texts, widths)
-      for i in range(width)
-    )
-
-  @property
-  def stride(self) -> int:
-    """Control steps between two camera frames that the model sees."""
-    return round(self.control_hz / self.video_fps)
-
-  @property
-  def steps_per_chunk(self) -> int:
-    """Control steps in one chunk."""
-    return round(self.control_hz * self.chunk_s)
-
-  @property
-  def camera_frames_per_chunk(self) -> int:
-    """r."""
-    return self.steps_per_chunk // self.stride
-
-  @property
-  def action_dim(self) -> int:
-    """Real action dimensions."""
-    return sum(s.width for s in self.action)
-
-  @property
-  def proprio_dim(self) -> int:
-    """Real state dimensions."""
-    return sum(s.width for s in self.state)
-
-
-def read(slices: Sequence[Slice], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-  """[..., width of all slices] float32: the stored arrays, by key, as a record's vector.
-
-  Raises:
-    ValueError: an array is missing, or has too few columns.
-  """
-  problems = [
-    f'{s.key!r} '
-    + (f'has {np.shape(arrays[s.key])[-1]} columns' if s.key in arrays else 'is missing')
-    for s in slices
-    if s.key not in arrays or np.shape(arrays[s.key])[-1] < s.stop
-  ]
-  if problems:
-    raise ValueError(
-      f'{"; ".join(problems[:10])}; got {sorted(arrays)}, expected '
-      + ', '.join(f'{s.key!r} with at least {s.stop} columns' for s in slices)
-      + '.'
-    )
-  parts = [np.asarray(arrays[s.key], np.float32)[..., s.start : s.stop] for s in slices]
-  return convert(slices, np.concatenate(parts, axis=-1) if parts else np.zeros(0, np.float32))
-
-
-def convert(slices: Sequence[Slice], stored: np.ndarray) -> np.ndarray:
-  """[..., width of all slices] float32, a record's vector: the stored columns side by side, in the
-  slices' units.
-  """
-  return _each(slices, Slice.convert, stored)
-
-
-def restore(slices: Sequence[Slice], vector: np.ndarray) -> np.ndarray:
-  """Inverse of `convert`, but for what a slice's `clip` cut off."""
-  return _each(slices, Slice.restore, vector)
-
-
-def _each(slices, change, vector):
-  if all((s.offset, s.scale, s.clip) == (0, 1, ()) for s in slices):
-    return vector
-  ends = np.cumsum([s.width for s in slices])
-  return np.concatenate(
-    [change(s, vector[..., end - s.width : end]) for s, end in zip(slices, ends)], axis=-1
-  )
-
-
-def names(slices: Sequence[Slice]) -> list[str]:
-  """One name per dimension, for messages, tables and plots."""
-  return [f'{s.key}[{i}]' for s in slices for i in range(s.start, s.stop)]
-
-
-def timing(control_hz: float) -> dict[str, float]:
-  """Rates of a record as in the paper: chunks of 8 camera frames, as near 5 frames a second as
-  `control_hz` allows.
-
-  Where 5 divides `control_hz`, a chunk lasts 1.6 s: 24 steps at 15 Hz, 48 at 30 Hz.
-  """
-  stride = max(1, round(control_hz / VIDEO_FPS))
-  return dict(
-    control_hz=control_hz,
-    video_fps=control_hz / stride,
-    chunk_s=FRAMES_PER_CHUNK * stride / control_hz,
-  )
-
-
-def reference_timing(record: Embodiment) -> Embodiment:
-  """The record with the rates of the released weights, called NAME_reference where they are not its
-  own.
-
-  The reference takes every third frame and 24 steps a chunk of every robot: at 15 Hz these are the
-  paper's rates, at 30 Hz they are 10 frames a second and 0.8 s. Its normalization does not floor
-  either: 'q99' becomes 'q99_reference'.
-  Source: spec 5.3, 5.4.
-  """
-  rates = dict(video_fps=record.control_hz / 3, chunk_s=24 / record.control_hz)
-  if rates == dict(video_fps=record.video_fps, chunk_s=record.chunk_s):
-    return record
-  slices = {
-    part: tuple(
-      dataclasses.replace(s, norm='q99_reference' if s.norm == 'q99' else s.norm)
-      for s in getattr(record, part)
-    )
-    for part in ('state', 'action')
-  }
-  return dataclasses.replace(record, name=f'{record.name}_reference', **rates, **slices)
-
-
-def with_composite(record: Embodiment, rows: int, columns: int, name: str) -> Embodiment:
-  """The record, called `name`, with its composite and the rectangles in it scaled to `rows` x
-  `columns` pixels.
-
-  Raises:
-    ValueError: a rectangle would not end on whole pixels.
-  """
-  by_row, by_column = rows / record.composite[0], columns / record.composite[1]
-  scaled = [
-    dict(
-      row=v.row * by_row,
-      column=v.column * by_column,
-      height=v.height * by_row,
-      width=v.width * by_column,
-    )
-    for v in record.views
-  ]
-  if any(n != round(n) for edges in scaled for n in edges.values()):
-    raise ValueError(
-      f'The views of {record.name!r} do not end on whole pixels in a composite of ({rows}, {columns}); '
-      f'choose a multiple or whole fraction of {record.composite}.'
-    )
-  views = tuple(
-    dataclasses.replace(v, **{k: round(n) for k, n in edges.items()})
-    for v, edges in zip(record.views, scaled)
-  )
-  return dataclasses.replace(record, name=name, composite=(rows, columns), views=views)
+Slice, View, Embodiment = record_lib.Slice, record_lib.View, record_lib.Embodiment
 
 
 def _tabletop(
@@ -452,7 +109,7 @@ _BRIDGE = Embodiment(
 _DROID = Embodiment(
   name='droid',
   **_LARGE,
-  **timing(15.0),
+  **record_lib.timing(15.0),
   prompt=prompts.DROID,
   views=(
     View('exterior_image_1_left', 176, 0, 176, 320),
@@ -485,7 +142,7 @@ _AGIBOT_PAIRS = [
 _AGIBOT = Embodiment(
   name='agibot',
   **_LARGE,
-  **timing(30.0),
+  **record_lib.timing(30.0),
   prompt=prompts.AGIBOT,
   views=_quadrants('top_head', 'hand_left', 'hand_right'),
   episode_key=('episode_metadata/name',),
@@ -528,7 +185,7 @@ _YAM_PAIRS = [
 _YAM = Embodiment(
   name='yam',
   **_LARGE,
-  **timing(30.0),
+  **record_lib.timing(30.0),
   prompt=prompts.YAM,
   views=_quadrants('top_camera-images-rgb', 'left_camera-images-rgb', 'right_camera-images-rgb'),
   episode_key=('episode_metadata/name',),
@@ -538,11 +195,11 @@ _YAM = Embodiment(
 
 # What most Open X-Embodiment sets share: one camera that fills the composite, end-effector deltas,
 # absolute gripper. State vectors differ from set to set, so there is none. For another rate:
-# dataclasses.replace(.., **timing(HZ)).
+# dataclasses.replace(.., **record_lib.timing(HZ)).
 _OXE = Embodiment(
   name='oxe',
   **_LARGE,
-  **timing(5.0),
+  **record_lib.timing(5.0),
   views=(View('image', 0, 0, 352, 640),),
   state=(),
   action=(
@@ -556,7 +213,7 @@ _OXE = Embodiment(
 _OXE_RT1 = Embodiment(
   name='oxe_rt1',
   **_LARGE,
-  **timing(3.0),
+  **record_lib.timing(3.0),
   views=(View('image', 0, 0, 352, 640),),
   state=(
     Slice('base_pose_tool_reached', 0, 7, 'mixed'),
@@ -576,7 +233,7 @@ _OXE_RT1 = Embodiment(
 _LIBERO = Embodiment(
   name='libero',
   **_LARGE,
-  **timing(20.0),
+  **record_lib.timing(20.0),
   views=(
     View('image', 0, 0, 352, 320, flip='columns'),
     View('wrist_image', 0, 320, 352, 320, flip='columns'),
@@ -617,7 +274,7 @@ _METAWORLD = Embodiment(
 _HUMAN = Embodiment(
   name='human',
   **_LARGE,
-  **timing(5.0),
+  **record_lib.timing(5.0),
   prompt=prompts.HUMAN,
   views=(View('image', 0, 0, 352, 640),),
   state=(),
@@ -630,12 +287,12 @@ EMBODIMENTS = {
     *_TABLETOP,
     _BRIDGE,
     _DROID,
-    with_composite(_DROID, 320, 640, 'droid_wan22'),
+    record_lib.with_composite(_DROID, 320, 640, 'droid_wan22'),
     _AGIBOT,
-    reference_timing(_AGIBOT),
+    record_lib.reference_timing(_AGIBOT),
     _AGIBOT_WORLD,
     _YAM,
-    reference_timing(_YAM),
+    record_lib.reference_timing(_YAM),
     _OXE,
     _OXE_RT1,
     _LIBERO,
@@ -657,17 +314,3 @@ def get(name: str) -> Embodiment:
       f'There is no embodiment {name!r}; wam_jax/data/embodiments.py has {sorted(EMBODIMENTS)}.'
     )
   return EMBODIMENTS[name]
-
-
-def from_dict(record: Mapping[str, Any]) -> Embodiment:
-  """Inverse of `dataclasses.asdict`, also after a trip through JSON; fields that a record lacks
-  have their default.
-  """
-  plain = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-  slices = {part: tuple(slice_from_dict(s) for s in record[part]) for part in ('state', 'action')}
-  return Embodiment(**{**plain, **slices, 'views': tuple(View(**v) for v in record['views'])})
-
-
-def slice_from_dict(content: Mapping[str, Any]) -> Slice:
-  """Inverse of `dataclasses.asdict` for one slice."""
-  return Slice(**{**content, 'clip': tuple(content.get('clip', ()))})

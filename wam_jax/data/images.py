@@ -17,7 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 
 CROP = 0.95  # Share of rows and columns that augmented training sees.
 GRAY = np.float32([0.299, 0.587, 0.114])  # Luma of red, green and blue.
@@ -99,7 +99,7 @@ def sample_augmentation(rng: np.random.Generator) -> Augmentation:
 
 
 def compose(
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   views: Mapping[str, np.ndarray],
   augmentation: Augmentation | None = None,
 ) -> np.ndarray:
@@ -124,7 +124,7 @@ def compose(
   return composite_IJ3
 
 
-def get_tile(composite_IJ3: np.ndarray, view: embodiments.View) -> np.ndarray:
+def get_tile(composite_IJ3: np.ndarray, view: record_lib.View) -> np.ndarray:
   """The rectangle of a view in a composite, as a view of it."""
   rows = slice(view.row, view.row + view.height)
   columns = slice(view.column, view.column + view.width)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 
 RANGE_FLOOR = 1e-3  # In raw units: a dimension that hardly moves must not be blown up to [-1, 1].
 ARRAYS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
@@ -162,7 +162,7 @@ def _quantiles_from_dict(stored: Mapping[str, Any]) -> Quantiles:
   return Quantiles(**arrays, norms=tuple(stored.get('norms', ())))
 
 
-def check_widths(statistics: Statistics, record: embodiments.Embodiment, where: str) -> None:
+def check_widths(statistics: Statistics, record: record_lib.Embodiment, where: str) -> None:
   """Raises ValueError if the statistics are of vectors of other widths than the record's."""
   state, action = statistics.state.q01.size, statistics.action.q01.size
   if (state, action) != (record.proprio_dim, record.action_dim):
@@ -206,7 +206,7 @@ def _pool(parts: Sequence[Quantiles], steps: Sequence[int]) -> Quantiles:
 
 
 def subtract_reference(
-  record: embodiments.Embodiment, action_QSU: np.ndarray, proprio_QX: np.ndarray
+  record: record_lib.Embodiment, action_QSU: np.ndarray, proprio_QX: np.ndarray
 ) -> np.ndarray:
   """Actions minus the state at their chunk's first step, on the relative dimensions.
 
@@ -215,7 +215,7 @@ def subtract_reference(
   return action_QSU - reference(record, proprio_QX)[:, None, :]
 
 
-def reference(record: embodiments.Embodiment, proprio_QX: np.ndarray) -> np.ndarray:
+def reference(record: record_lib.Embodiment, proprio_QX: np.ndarray) -> np.ndarray:
   """[Q, U] what relative actions count from; zero on absolute dimensions."""
   columns_U = np.asarray(record.reference_columns, np.int64)
   if not columns_U.size or columns_U.max() < 0:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Robot:
   """
 
   id: int
-  record: embodiments.Embodiment
+  record: record_lib.Embodiment
   statistics: normalize.Statistics | None
   center_crop: bool = False
 
@@ -55,7 +55,7 @@ class Robot:
     Raises:
       ValueError: a view or an array is missing or has another shape than the record says.
     """
-    return self.compose(views), embodiments.read(self.record.state, state)
+    return self.compose(views), record_lib.read(self.record.state, state)
 
   def instruct(self, text: str) -> str:
     """The prompt for an instruction."""
@@ -100,7 +100,7 @@ class Robot:
     # Training in the opposite order: units, then differences, then the model's range.
     relative_SU = self.statistics.action.unnormalize(normalized_AU[:S, :U])
     action_SU = relative_SU + normalize.reference(self.record, proprio_X[None])
-    return embodiments.restore(self.record.action, action_SU)
+    return record_lib.restore(self.record.action, action_SU)
 
 
 def _pad(x: np.ndarray, width: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> dict[str, Robot]:
 def _parse(stored: Mapping[str, Any]) -> Robot:
   return Robot(
     id=int(stored['id']),
-    record=embodiments.from_dict(stored['record']),
+    record=record_lib.from_dict(stored['record']),
     statistics=stored['statistics'] and normalize.from_dict(stored['statistics']),
     center_crop=bool(stored.get('center_crop', False)),  # The first version wrote none.
   )

@@ -15,6 +15,7 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 
 IMPORTED = ('wan2_1', 'wan2_2')  # Tokenizers whose latents are worth storing.
 
@@ -126,7 +127,7 @@ def check_robots(config: cfg.TrainConfig) -> None:
     raise ValueError('The embodiments do not fit config.model:\n  ' + '\n  '.join(problems[:10]))
 
 
-def _list_misfits(model: cfg.ModelConfig, record: embodiments.Embodiment) -> Iterator[str]:
+def _list_misfits(model: cfg.ModelConfig, record: record_lib.Embodiment) -> Iterator[str]:
   if record.camera_frames_per_chunk != model.camera_frames_per_chunk:
     yield (
       f'{record.name} shows {record.camera_frames_per_chunk} camera frames a chunk, the model '

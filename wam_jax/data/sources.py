@@ -23,8 +23,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from wam_jax import storage
 from wam_jax.data import cache as cache_lib
-from wam_jax.data import embodiments
 from wam_jax.data import frames
+from wam_jax.data import record as record_lib
 from wam_jax.data import shards
 
 
@@ -129,9 +129,9 @@ class Dataset:
     self.specs = _find_step_specs(self._builder)
     self.index_entries = frames.load_entries(self.path)
     self._ends = shards.Ends()
-    self._opened: dict[tuple[str, embodiments.Embodiment], Episodes] = {}
+    self._opened: dict[tuple[str, record_lib.Embodiment], Episodes] = {}
 
-  def open(self, split: str, record: embodiments.Embodiment) -> Episodes:
+  def open(self, split: str, record: record_lib.Embodiment) -> Episodes:
     """The episodes of a split as a robot sees them, the same object at every call.
 
     Raises:
@@ -185,7 +185,7 @@ class Dataset:
 
 
 class Episodes:
-  """The episodes of one split, as an `embodiments.Embodiment` sees them.
+  """The episodes of one split, as an `record_lib.Embodiment` sees them.
 
   `episodes[i]` parses episode i, or takes it from the cache. Pickles to a few paths, so that grain
   workers can have it.
@@ -207,7 +207,7 @@ class Episodes:
     self,
     dataset: Dataset | str | os.PathLike[str],
     split: str,
-    record: embodiments.Embodiment,
+    record: record_lib.Embodiment,
     cache: cache_lib.Cache | None = None,
   ):
     if not isinstance(dataset, Dataset):
@@ -318,7 +318,7 @@ class Outline:
     self,
     where: str,
     features: Mapping[str, Any],
-    record: embodiments.Embodiment,
+    record: record_lib.Embodiment,
     specs: Mapping[str, Any],
     load_images: Callable[[Sequence[bytes]], Sequence[bytes]],
   ):
@@ -424,7 +424,7 @@ class Outline:
 
 def _join(
   columns: Mapping[str, np.ndarray],
-  slices: Sequence[tuple[str, embodiments.Slice]],
+  slices: Sequence[tuple[str, record_lib.Slice]],
   length: int,
 ) -> np.ndarray:
   """[length, width] float32, the slices side by side; of no width if there are none."""
@@ -476,7 +476,7 @@ def _find_step_specs(builder) -> dict[str, Any]:
   return specs
 
 
-def _check_keys(path: epath.Path, specs: Mapping[str, Any], record: embodiments.Embodiment) -> None:
+def _check_keys(path: epath.Path, specs: Mapping[str, Any], record: record_lib.Embodiment) -> None:
   """The step has every key that the record takes, and as many columns of it."""
   views = [f'observation/{view.key}' for view in record.views]
   slices = [(f'observation/{s.key}', s.stop) for s in record.state]

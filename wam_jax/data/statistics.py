@@ -19,8 +19,8 @@ from absl import logging
 from etils import epath
 
 from wam_jax.data import beside
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import scan
 from wam_jax.data import sources
 
@@ -108,7 +108,7 @@ class Computation:
   fits and all steps of that chunk, as the reference does (spec 5.1).
   """
 
-  def __init__(self, record: embodiments.Embodiment):
+  def __init__(self, record: record_lib.Embodiment):
     self._record = record
     self._is_relative_U = np.asarray(record.reference_columns, np.int64) >= 0
     self._state = QuantileSketch()
@@ -117,8 +117,8 @@ class Computation:
 
   def add(self, state_TX: np.ndarray, action_TU: np.ndarray) -> None:
     """Adds an episode, in raw units."""
-    state_TX = embodiments.convert(self._record.state, state_TX)
-    action_TU = embodiments.convert(self._record.action, action_TU)
+    state_TX = record_lib.convert(self._record.state, state_TX)
+    action_TU = record_lib.convert(self._record.action, action_TU)
     self._state.add(state_TX)
     self._action.add(action_TU)
 
@@ -223,12 +223,12 @@ def _show_place(episodes: sources.Episodes) -> str:
   return f'{episodes.path} split {episodes.split!r}'
 
 
-def _list_norms(slices: tuple[embodiments.Slice, ...]) -> tuple[str, ...]:
+def _list_norms(slices: tuple[record_lib.Slice, ...]) -> tuple[str, ...]:
   """The norm of each column."""
   return tuple(s.norm for s in slices for _ in range(s.width))
 
 
-def file_name(record: embodiments.Embodiment) -> str:
+def file_name(record: record_lib.Embodiment) -> str:
   """Name of the statistics file beside a dataset."""
   return f'wam_statistics_{record.name}.json'
 
@@ -248,7 +248,7 @@ def load_or_compute(episodes: sources.Episodes, file: str = '') -> normalize.Sta
   return finding.statistics
 
 
-def load(file: epath.PathLike, record: embodiments.Embodiment) -> normalize.Statistics:
+def load(file: epath.PathLike, record: record_lib.Embodiment) -> normalize.Statistics:
   """The statistics in a file that `load_or_compute` wrote, for example of the data a checkpoint was
   trained on.
 
@@ -277,7 +277,7 @@ def find(episodes: sources.Episodes) -> epath.Path:
   return beside.find(episodes.path, file_name(episodes.record))
 
 
-def _describe(record: embodiments.Embodiment) -> dict[str, Any]:
+def _describe(record: record_lib.Embodiment) -> dict[str, Any]:
   """What a file says that its numbers are of; JSON-ready."""
   slices = {
     part: [dataclasses.asdict(s) for s in getattr(record, part)] for part in ('state', 'action')
@@ -290,7 +290,7 @@ def _reduce(of: Mapping[str, Any]) -> dict[str, Any]:
   came later.
   """
   slices = {
-    part: [embodiments.slice_from_dict(s) for s in of.get(part, ())] for part in ('state', 'action')
+    part: [record_lib.slice_from_dict(s) for s in of.get(part, ())] for part in ('state', 'action')
   }
   plain = {
     part: [dataclasses.replace(s, unit='', rest='', norm='q99') for s in slices[part]]
@@ -300,7 +300,7 @@ def _reduce(of: Mapping[str, Any]) -> dict[str, Any]:
   return {**of, **plain, 'steps_per_chunk': steps}
 
 
-def _serves(stored: Mapping[str, Any], record: embodiments.Embodiment) -> bool:
+def _serves(stored: Mapping[str, Any], record: record_lib.Embodiment) -> bool:
   """Whether a file has the numbers that the record's norms need; older ones have quantiles only."""
   return 'mean' in stored['action'] or not {'mean_std', 'min_max'} & {
     *_list_norms(record.state),
@@ -308,7 +308,7 @@ def _serves(stored: Mapping[str, Any], record: embodiments.Embodiment) -> bool:
   }
 
 
-def _make(stored: Mapping[str, Any], record: embodiments.Embodiment) -> normalize.Statistics:
+def _make(stored: Mapping[str, Any], record: record_lib.Embodiment) -> normalize.Statistics:
   """The statistics in a file, with the record's norms."""
   found = normalize.from_dict(stored)
   return dataclasses.replace(
@@ -332,7 +332,7 @@ def _parse(content: bytes, path: epath.Path) -> dict[str, Any]:
 
 
 def _is_of_another(
-  path: epath.Path, stored: Mapping[str, Any], record: embodiments.Embodiment
+  path: epath.Path, stored: Mapping[str, Any], record: record_lib.Embodiment
 ) -> str:
   """What to say of a file that is not of the record's slices."""
   found = stored.get('embodiment', 'an unnamed embodiment')
@@ -347,8 +347,8 @@ def _show(of: Mapping[str, Any]) -> str:
   """What numbers are of, in words."""
   parts = []
   for part in ('state', 'action'):
-    slices = [embodiments.slice_from_dict(s) for s in of.get(part, ())]
-    parts.append(f'{part} {", ".join(embodiments.names(slices)) or "nothing"}')
+    slices = [record_lib.slice_from_dict(s) for s in of.get(part, ())]
+    parts.append(f'{part} {", ".join(record_lib.names(slices)) or "nothing"}')
   return f'{", ".join(parts)}, {of.get("steps_per_chunk")} steps a chunk'
 
 
@@ -356,7 +356,7 @@ def _warn_constant(episodes: sources.Episodes, statistics: normalize.Statistics)
   """Names the columns that hardly vary."""
   record = episodes.record
   for part in ('state', 'action'):
-    names = embodiments.names(getattr(record, part))
+    names = record_lib.names(getattr(record, part))
     is_flat = getattr(statistics, part).is_flat
     flat = [name for name, is_one in zip(names, is_flat) if is_one]
     if flat:

@@ -17,8 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wam_jax.data import embodiments
 from wam_jax.data import images
+from wam_jax.data import record as record_lib
 
 
 class Painter:
@@ -28,7 +28,7 @@ class Painter:
     augmentation: applied to each view and frame alike.
   """
 
-  def __init__(self, record: embodiments.Embodiment, augmentation: images.Augmentation):
+  def __init__(self, record: record_lib.Embodiment, augmentation: images.Augmentation):
     self._record, self._augmentation = record, augmentation
     self._gaps = _find_gaps(record)
     self._memory: dict[tuple[Any, ...], np.ndarray] = {}
@@ -53,9 +53,7 @@ class Painter:
     for view in self._record.views:
       self._paint_view(view, decode(view.key), images.get_tile(out_IJ3, view))
 
-  def _paint_view(
-    self, view: embodiments.View, image_IJ3: np.ndarray, tile_IJ3: np.ndarray
-  ) -> None:
+  def _paint_view(self, view: record_lib.View, image_IJ3: np.ndarray, tile_IJ3: np.ndarray) -> None:
     crop_IJ3 = self._augmentation.crop(images.flip(image_IJ3, view.flip))
     rows, columns = view.height, view.width // view.repeat
     enlarging = rows >= crop_IJ3.shape[0] and columns >= crop_IJ3.shape[1]
@@ -119,7 +117,7 @@ class Painter:
 
 
 @functools.lru_cache(maxsize=64)
-def _find_gaps(record: embodiments.Embodiment) -> tuple[tuple[slice, slice], ...]:
+def _find_gaps(record: record_lib.Embodiment) -> tuple[tuple[slice, slice], ...]:
   """Rectangles of the composite that no view covers."""
   free_IJ = np.ones(record.composite, bool)
   for view in record.views:

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import scan
 from wam_jax.data import sources
 
@@ -47,7 +47,7 @@ class Window:
   mask_Q: np.ndarray
 
 
-def make_window(record: embodiments.Embodiment, chunks: int, anchor: int, stop: int) -> Window:
+def make_window(record: record_lib.Embodiment, chunks: int, anchor: int, stop: int) -> Window:
   """The window of `chunks` chunks that begins at step `anchor` of a language span ending before
   `stop`.
   """
@@ -65,13 +65,13 @@ def make_window(record: embodiments.Embodiment, chunks: int, anchor: int, stop: 
 
 
 def gather(
-  episode: sources.Episode, record: embodiments.Embodiment, window: Window
+  episode: sources.Episode, record: record_lib.Embodiment, window: Window
 ) -> tuple[np.ndarray, np.ndarray]:
   """(proprio_QX, action_QSU) of a window, in the units of the record's slices, relative where it
   says so.
   """
-  proprio_QX = embodiments.convert(record.state, episode.state_TX[window.state_steps_Q])
-  action_QSU = embodiments.convert(record.action, episode.action_TU[window.action_steps_QS])
+  proprio_QX = record_lib.convert(record.state, episode.state_TX[window.state_steps_Q])
+  action_QSU = record_lib.convert(record.action, episode.action_TU[window.action_steps_QS])
   return proprio_QX, normalize.subtract_reference(record, action_QSU, proprio_QX)
 
 

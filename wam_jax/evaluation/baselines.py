@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 
 
 class HoldAgent:
   """Does nothing: zero actions."""
 
-  def __init__(self, record: embodiments.Embodiment):
+  def __init__(self, record: record_lib.Embodiment):
     self._shape = (record.steps_per_chunk, record.action_dim)
 
   def reset(self, instructions: Sequence[str], composite_BIJ3: np.ndarray, seed: int) -> None:

@@ -12,7 +12,7 @@ import imageio.v2 as imageio
 import numpy as np
 from matplotlib.figure import Figure  # Without pyplot: it has no state and needs no screen.
 
-from wam_jax.data import embodiments
+from wam_jax.data import record as record_lib
 from wam_jax.evaluation import closed_loop
 
 _INK = (40, 40, 40)
@@ -65,7 +65,7 @@ def save_film_strip(
 
 
 def save_video(
-  path: pathlib.Path, episode: closed_loop.Episode, record: embodiments.Embodiment, title: str
+  path: pathlib.Path, episode: closed_loop.Episode, record: record_lib.Embodiment, title: str
 ) -> None:
   """MP4 of three panels: the scene, what the model sees, and what it imagined for the same moment.
 
@@ -87,7 +87,7 @@ def save_video(
 
 
 def save_action_plot(
-  path: pathlib.Path, actions: ActionPair, record: embodiments.Embodiment, title: str
+  path: pathlib.Path, actions: ActionPair, record: record_lib.Embodiment, title: str
 ) -> None:
   """PNG with one panel per action dimension over time; chunks are separated by grey lines.
 

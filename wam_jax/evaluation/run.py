@@ -21,8 +21,8 @@ from wam_jax import storage
 from wam_jax import train_step
 from wam_jax import workdir as workdir_lib
 from wam_jax.control import agent as agent_lib
-from wam_jax.data import embodiments
 from wam_jax.data import pipeline
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.envs import worlds
 from wam_jax.evaluation import baselines
@@ -248,7 +248,7 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
 def _draw_episodes(
   output: pathlib.Path,
   robot: str,
-  record: embodiments.Embodiment,
+  record: record_lib.Embodiment,
   episodes: Sequence[closed_loop.Episode],
 ) -> None:
   names = [f'{s.key}[{u}] {s.unit}' for s in record.action for u in range(s.start, s.stop)]

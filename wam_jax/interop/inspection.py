@@ -13,8 +13,8 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
-from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import foreign
 from wam_jax.interop import importing
@@ -109,8 +109,8 @@ def _describe_robot(robot: robot_lib.Robot) -> dict[str, Any]:
     'control_hz': record.control_hz,
     'video_fps': record.video_fps,
     'chunk_s': record.chunk_s,
-    'state': embodiments.names(record.state),
-    'action': embodiments.names(record.action),
+    'state': record_lib.names(record.state),
+    'action': record_lib.names(record.action),
     'relative': [s.key for s in record.action if s.relative_to],
     'statistics': robot.statistics and normalize.to_dict(robot.statistics),
   }

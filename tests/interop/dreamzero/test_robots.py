@@ -17,6 +17,7 @@ from tests.interop import tiny
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import prompts
+from wam_jax.data import record as record_lib
 from wam_jax.interop import foreign
 from wam_jax.interop import layouts
 from wam_jax.interop.dreamzero import experiment
@@ -60,7 +61,7 @@ def test_a_robot_that_is_not_shipped_gets_a_record_of_its_own(tmp_path):
   record = robot.record
   assert (record.name, record.composite, record.proprio_dim) == ('oxe_droid', (96, 128), 4)
   assert (record.control_hz, record.video_fps, record.steps_per_chunk) == (15, 5, 24)
-  assert record.views[2] == embodiments.View(
+  assert record.views[2] == record_lib.View(
     key='wrist_image_left', row=0, column=0, height=48, width=128, repeat=2
   )
   assert record.reference_columns == (0, 1, 2, -1)
@@ -88,7 +89,7 @@ def test_what_the_reference_cannot_express_is_refused(tmp_path):
   ):
     experiment.write(tmp_path, {'oxe_droid': flipped}, tiny.I2V, None)
 
-  whole = embodiments.View(key='image', row=0, column=0, height=352, width=640)
+  whole = record_lib.View(key='image', row=0, column=0, height=352, width=640)
   unknown_camera = conversions.make_droid(views=(whole,), composite=(352, 640))
   with pytest.raises(ValueError, match='pass --camera_resolution=COLUMNSxROWS'):
     experiment.write(tmp_path, {'xdof': unknown_camera}, tiny.I2V, None)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import prompts
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
 
@@ -79,7 +80,7 @@ class Description:
     """The arrays of 'state' or 'action'."""
     return {'state': self.state, 'action': self.action}[kind]
 
-  def make_record(self, camera_frames: int) -> embodiments.Embodiment:
+  def make_record(self, camera_frames: int) -> record_lib.Embodiment:
     """A record that says the same.
 
     Args:
@@ -97,14 +98,14 @@ class Description:
     # The reference has no units: arrays go to the robot as they are stored.
     views, composite = _make_composite(self.tag, self.views, self.size)
     stride = _choose_stride(self.steps, camera_frames)
-    return embodiments.Embodiment(
+    return record_lib.Embodiment(
       name=self.tag,
       views=views,
       composite=composite,
       resize='bilinear',
       prompt=prompts.TEMPLATES[self.tag],
       state=tuple(
-        embodiments.Slice(key=key.name, start=0, stop=key.width, unit='raw', norm=key.norm)
+        record_lib.Slice(key=key.name, start=0, stop=key.width, unit='raw', norm=key.norm)
         for key in self.state
       ),
       action=tuple(self._make_action(key) for key in self.action),
@@ -114,9 +115,9 @@ class Description:
       language=tuple(key.rsplit('.', 1)[-1] for key in self.language),
     )
 
-  def _make_action(self, key: Key) -> embodiments.Slice:
+  def _make_action(self, key: Key) -> record_lib.Slice:
     relative_to = f'{key.name}:0:{key.width}' if key.name in self.relative else ''
-    return embodiments.Slice(
+    return record_lib.Slice(
       key=f'action/{key.name}',
       start=0,
       stop=key.width,
@@ -144,7 +145,7 @@ def check_tags(robots: Mapping[str, robot_lib.Robot]) -> None:
   )
 
 
-def describe(tag: str, record: embodiments.Embodiment, model: cfg.ModelConfig) -> Description:
+def describe(tag: str, record: record_lib.Embodiment, model: cfg.ModelConfig) -> Description:
   """Inverse of `Description.make_record`, checked.
 
   Raises:
@@ -184,7 +185,7 @@ def describe(tag: str, record: embodiments.Embodiment, model: cfg.ModelConfig) -
   return description
 
 
-def _check_names(description: Description, record: embodiments.Embodiment) -> None:
+def _check_names(description: Description, record: record_lib.Embodiment) -> None:
   """Raises ValueError where two slices of one kind have the same name."""
   double = []
   for kind in ('state', 'action'):
@@ -196,7 +197,7 @@ def _check_names(description: Description, record: embodiments.Embodiment) -> No
     )
 
 
-def find_shipped(record: embodiments.Embodiment) -> embodiments.Embodiment:
+def find_shipped(record: record_lib.Embodiment) -> record_lib.Embodiment:
   """The record of `data/embodiments.py` that sees and does the same, with this one's prompt and
   norms; else `record`.
   """
@@ -213,8 +214,8 @@ def find_shipped(record: embodiments.Embodiment) -> embodiments.Embodiment:
 
 
 def _take_norms(
-  slices: Sequence[embodiments.Slice], others: Sequence[embodiments.Slice]
-) -> tuple[embodiments.Slice, ...]:
+  slices: Sequence[record_lib.Slice], others: Sequence[record_lib.Slice]
+) -> tuple[record_lib.Slice, ...]:
   pairs = zip(slices, others, strict=True)
   return tuple(dataclasses.replace(mine, norm=other.norm) for mine, other in pairs)
 
@@ -231,7 +232,7 @@ class _Essence(NamedTuple):
   resize: str
 
 
-def _get_essence(record: embodiments.Embodiment) -> _Essence:
+def _get_essence(record: record_lib.Embodiment) -> _Essence:
   return _Essence(
     slices=[_strip_slices(record.state), _strip_slices(record.action)],
     views=[dataclasses.replace(view, key=_shorten(view.key)) for view in record.views],
@@ -243,7 +244,7 @@ def _get_essence(record: embodiments.Embodiment) -> _Essence:
   )
 
 
-def _strip_slices(slices: Sequence[embodiments.Slice]) -> list[tuple[Any, ...]]:
+def _strip_slices(slices: Sequence[record_lib.Slice]) -> list[tuple[Any, ...]]:
   return [
     (_shorten(s.key), s.width, bool(s.relative_to), s.offset, s.scale, s.clip) for s in slices
   ]
@@ -265,7 +266,7 @@ def _choose_stride(steps: int, camera_frames: int) -> int:
 
 def _make_composite(
   tag: str, names: Sequence[str], size: tuple[int, int]
-) -> tuple[tuple[embodiments.View, ...], tuple[int, int]]:
+) -> tuple[tuple[record_lib.View, ...], tuple[int, int]]:
   """The views of the reference's composite and its size.
 
   DROID has the wrist camera above, every column twice, and the exterior cameras below; others fill
@@ -273,7 +274,7 @@ def _make_composite(
   """
   rows, columns = size
   if len(names) == 1:
-    whole = embodiments.View(key=names[0], row=0, column=0, height=rows, width=columns)
+    whole = record_lib.View(key=names[0], row=0, column=0, height=rows, width=columns)
     return (whole,), size
 
   top_left = {'row': 0, 'column': 0, 'width': columns}
@@ -286,5 +287,5 @@ def _make_composite(
   else:
     places = (top_left, bottom_left, top_right)
   # A fourth view has no place: the reference leaves that quarter black.
-  views = [embodiments.View(key=name, height=rows, **place) for name, place in zip(names, places)]
+  views = [record_lib.View(key=name, height=rows, **place) for name, place in zip(names, places)]
   return tuple(views), (2 * rows, 2 * columns)
