@@ -40,43 +40,89 @@ def environment() -> dict[str, str]:
   return os.environ | {'XLA_FLAGS': FAST_XLA, 'MALLOC_TRIM_THRESHOLD_': '-1'}
 
 
+class Program:
+  """`python -m MODULE ARGUMENTS` in the repository, in a process of its own: what tests use of
+  `subprocess.Popen`.
+
+  The process is forked from one that has imported what all programs import, which saves most of
+  its time. It is a module's `__main__` with its own flags, signals, threads and exit status. Tests
+  of the start itself, and of kills, start a Python of their own.
+
+  Attributes:
+    pid: the number of the process.
+  """
+
+  def __init__(
+    self,
+    module: str,
+    *arguments: object,
+    variables: Mapping[str, str] | None = None,
+    one_stream: bool = False,
+  ):
+    """Starts it.
+
+    Args:
+      variables: of the environment, beside those of `environment`. JAX, which is imported already,
+        has read its own.
+      one_stream: stderr goes where stdout goes.
+    """
+    self.args = [module, *map(str, arguments)]
+    self._place = tempfile.TemporaryDirectory()
+    stdout = pathlib.Path(self._place.name, 'stdout')
+    self._streams = [stdout, stdout if one_stream else stdout.with_name('stderr')]
+    self._process = _FORKS.Process(
+      target=_run,
+      args=(self.args, [str(path) for path in self._streams], environment() | (variables or {})),
+    )
+    self._process.start()
+    self.pid = self._process.pid
+
+  @property
+  def returncode(self) -> int | None:
+    """The exit status, or minus the number of the signal that ended it; None while it runs."""
+    return self._process.exitcode
+
+  def poll(self) -> int | None:
+    """As `returncode`."""
+    return self.returncode
+
+  def send_signal(self, number: int) -> None:
+    """Sends a signal to a process that is there."""
+    os.kill(self.pid, number)
+
+  def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    """What it wrote to stdout and stderr, once it has ended.
+
+    Raises:
+      subprocess.TimeoutExpired: it did not within `timeout` seconds, and was killed.
+    """
+    self._process.join(timeout)
+    late = self._process.is_alive()
+    if late:
+      self._process.kill()
+      self._process.join()
+    stdout, stderr = (path.read_text() if path.exists() else '' for path in self._streams)
+    if late:
+      raise subprocess.TimeoutExpired(self.args, timeout, stdout, stderr)
+    return stdout, stderr
+
+
 def run(
   module: str,
   *arguments: object,
   variables: Mapping[str, str] | None = None,
   timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-  """`python -m MODULE ARGUMENTS` in the repository, in a process of its own, and what came of it.
-
-  The process is forked from one that has imported what all programs import, which saves most of
-  its time. Tests of starting, of signals and of kills start a Python of their own.
-
-  Args:
-    variables: of the environment, beside those of `environment`. JAX, which is imported already,
-      has read its own.
-  Raises:
-    subprocess.TimeoutExpired: it runs for more than `timeout` seconds.
-  """
-  argv = [module, *map(str, arguments)]
-  with tempfile.TemporaryDirectory() as place:
-    streams = [pathlib.Path(place, name) for name in ('stdout', 'stderr')]
-    process = _FORKS.Process(
-      target=_run, args=(argv, [str(path) for path in streams], environment() | (variables or {}))
-    )
-    process.start()
-    process.join(timeout)
-    if process.is_alive():
-      process.kill()
-      process.join()
-      raise subprocess.TimeoutExpired(argv, timeout, *(path.read_text() for path in streams))
-    stdout, stderr = (path.read_text() for path in streams)
-  return subprocess.CompletedProcess(argv, process.exitcode, stdout, stderr)
+  """A `Program` that has ended, with what it wrote and its exit status."""
+  program = Program(module, *arguments, variables=variables)
+  stdout, stderr = program.communicate(timeout)
+  return subprocess.CompletedProcess(program.args, program.returncode, stdout, stderr)
 
 
 def _run(argv: list[str], streams: list[str], variables: dict[str, str]) -> None:
   """What the forked process does; its exit status is that of the program."""
   for number, path in enumerate(streams, start=1):
-    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
   # Of the server or of multiprocessing, and they may lead elsewhere.
   sys.stdout = open(1, 'w', closefd=False)  # noqa: SIM115 (it lives as long as the process)
   sys.stderr = open(2, 'w', buffering=1, closefd=False)  # noqa: SIM115
