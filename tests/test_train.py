@@ -30,6 +30,7 @@ from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax import train
 from wam_jax import train_step
+from wam_jax.data import pipeline
 
 ROOT = pathlib.Path(__file__).parent.parent
 PREPARE = (
@@ -412,8 +413,9 @@ def test_init_from_a_run_that_does_not_fit(straight, config, tmp_path):
 
 def test_changed_dataset_is_refused(straight, config, tmp_path, monkeypatch):
   shutil.copytree(straight.workdir, tmp_path / 'run')
-  real = train.pipeline.load_metadata
-  monkeypatch.setattr(train.pipeline, 'load_metadata', lambda config: real(config) | {'extra': 1})
+  real = pipeline.Data.metadata.fget
+  changed = property(lambda data: real(data) | {'extra': 1})
+  monkeypatch.setattr(pipeline.Data, 'metadata', changed)
   with pytest.raises(ValueError, match='The dataset has changed since .*: extra differ'):
     train.train(config, tmp_path / 'run')
 

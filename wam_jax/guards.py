@@ -5,6 +5,7 @@ traces. Owns no state of the model, and writes nothing but the trace.
 from __future__ import annotations
 
 import collections
+import contextlib
 import faulthandler
 import math
 import os
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax import progress
+from wam_jax import storage
 
 _RECENT = 100  # Steps whose median is the usual loss ...
 _ENOUGH = 20  # ... once there are so many.
@@ -131,13 +133,18 @@ class HangTimeout:
 class Profile:
   """A trace of the steps first to last for XProf: `tensorboard --logdir=WORKDIR/profile`."""
 
-  def __init__(self, steps: Sequence[int], directory: pathlib.Path | None):
-    """`steps` are the first and the last one, or () for no trace and no `directory`."""
+  def __init__(self, steps: Sequence[int], place: pathlib.Path):
+    """`steps` are the first and the last one, or () for no trace; it goes to the directory
+    `place`.
+    """
     self._steps = steps
-    self._directory = directory
+    self._place = place
+    self._stack = contextlib.ExitStack()
     self._running = False
 
   def __enter__(self) -> Self:
+    if self._steps:
+      self._directory = self._stack.enter_context(storage.local_directory(self._place))
     return self
 
   def at(self, step: int) -> None:
@@ -151,8 +158,9 @@ class Profile:
     elif step > last:
       self._end()
 
-  def __exit__(self, *unused_error) -> None:
+  def __exit__(self, *error) -> None:
     self._end()
+    self._stack.__exit__(*error)
 
   def _end(self) -> None:
     if self._running:

@@ -61,6 +61,38 @@ class MetricsWriter:
     self._board.close()
 
 
+class Record:
+  """What a run writes down beside its checkpoints, on its first process."""
+
+  def __init__(self, files: storage.Folder | None, boards: Sequence[Any] = ()):
+    """`files` is None on the other processes, which write nothing; `boards` as in
+    `MetricsWriter`.
+    """
+    self._files = files
+    self._boards = boards
+    self._writer: MetricsWriter | None = None
+
+  def begin(self, step: int) -> None:
+    """Opens the files after `step`, as `MetricsWriter` does."""
+    if self._files:
+      self._writer = MetricsWriter(self._files.local, step, self._boards)
+
+  def write(self, step: int, scalars: Mapping[str, float], timing: Mapping[str, float]) -> None:
+    """As `MetricsWriter.write`; the place of the run gets it soon."""
+    if self._writer:
+      self._writer.write(step, scalars, timing)
+      self._files.send_soon()
+
+  def send(self) -> None:
+    """Returns when all that was written is in the place of the run."""
+    if self._files:
+      self._files.send()
+
+  def close(self) -> None:
+    if self._writer:
+      self._writer.close()
+
+
 @contextlib.contextmanager
 def wandb_run(project: str, workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[Any]:
   """A run of Weights & Biases, for `MetricsWriter`; the same one after each restart in `workdir`.

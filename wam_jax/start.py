@@ -1,0 +1,185 @@
+"""How a run begins: from its own newest checkpoint, from another run, or from scratch.
+
+Owns no loop and no files; checkpoint.py reads and writes those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from wam_jax import checkpoint
+from wam_jax import config as cfg
+from wam_jax import finetuning
+from wam_jax import progress
+from wam_jax import train_step
+from wam_jax.data import pipeline
+from wam_jax.models import encoders
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """What the loop begins with.
+
+  Attributes:
+    step: number of steps that were done before.
+    state: TrainState on the devices; the first step takes it over.
+    shardings: the sharding of each of its arrays.
+    data: the datasets, with the features that were stored by the encoders in `state`.
+    iterator_state: where the data stands after `step` steps; None at the beginning.
+    metadata: what goes into every checkpoint of the run, see `checkpoint.Checkpoints.save`.
+  """
+
+  step: int
+  state: train_step.TrainState
+  shardings: Any
+  data: pipeline.Data
+  iterator_state: Any
+  metadata: dict[str, Any]
+
+
+def begin(
+  config: cfg.TrainConfig,
+  mesh: Mesh,
+  data: pipeline.Data,
+  checkpoints: checkpoint.Checkpoints,
+  workdir: pathlib.Path,
+) -> Start:
+  """The newest checkpoint of the run in `workdir`, or a fresh state at step 0.
+
+  Raises:
+    ValueError: no checkpoint of the run can be read, its data has changed, or what
+      `config.init_from` and `config.encoders_from` name does not fit.
+  """
+  restored = checkpoints.restore(
+    config, lambda frozen: train_step.abstract_state(config, mesh, frozen), progress.say
+  )
+  if restored:
+    progress.say(f'continuing after step {restored.step} of {config.steps} in {workdir}')
+    state = restored.state
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    base = restored.metadata.get('base')
+  else:
+    state, shardings, base = make_state(config, mesh, data)
+
+  if data.may_have_features():
+    data = data.with_features(encoders.fingerprint(state.frozen))
+  metadata = {
+    'config': cfg.to_dict(config),
+    'data': json.loads(json.dumps(data.metadata)),  # As a checkpoint gives it back.
+    'base': base,
+  }
+  if restored:
+    _check_same_data(restored.metadata['data'], metadata['data'], workdir)
+  return Start(
+    step=restored.step if restored else 0,
+    state=state,
+    shardings=shardings,
+    data=data,
+    iterator_state=restored.iterator_state if restored else None,
+    metadata=metadata,
+  )
+
+
+def make_state(
+  config: cfg.TrainConfig, mesh: Mesh, data: pipeline.Data
+) -> tuple[train_step.TrainState, Any, dict[str, Any] | None]:
+  """A fresh TrainState, its shardings, and the record of the run it starts from, if any.
+
+  Weights and encoders come from other runs where the config says so; adapters are always new.
+  """
+  if config.init_from:
+    return _start_from(config, mesh)
+  if config.encoders_from:
+    source, frozen = checkpoint.load_encoders(config.encoders_from)
+    frozen = _adopt(config, source, frozen, 'encoders_from')
+  else:
+    # Every process fits on the same windows, those of the first host.
+    with contextlib.closing(data.train_batches(0, 1)) as batches:
+      frozen = train_step.fit_frozen(config.model, batches)
+  state, shardings = train_step.init_state(config, mesh, frozen)
+  return state, shardings, None
+
+
+def _start_from(
+  config: cfg.TrainConfig, mesh: Mesh
+) -> tuple[train_step.TrainState, Any, dict[str, Any]]:
+  """As `make_state`, with the weights of `config.init_from`."""
+  source, params, frozen, base = checkpoint.load_base(config.init_from)
+  frozen = _adopt(config, source, frozen, 'init_from')
+  wanted = finetuning.without_adapters(train_step.abstract_state(config, mesh, frozen).params)
+  mismatches = checkpoint.list_mismatches(wanted, params)
+  if mismatches:
+    raise ValueError(
+      f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
+      'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.'
+    )
+  state, shardings = train_step.init_state(config, mesh, frozen)
+  progress.say(f'weights from step {base["step"]} of {config.init_from}')
+  state = state.replace(
+    params=_fill(state.params, params),
+    ema_params=_fill(state.ema_params or {}, params) or None,
+  )
+  return state, shardings, base
+
+
+def _adopt(
+  config: cfg.TrainConfig, source: cfg.TrainConfig, frozen: encoders.Encoders, key: str
+) -> encoders.Encoders:
+  """The encoders of the run at `config.KEY`, for this config; raises if it asks for others."""
+  differing = [
+    f'model.{name} is {getattr(source.model, name)} there, {getattr(config.model, name)} here'
+    for name in ('tokenizer', 'text', 'image')
+    if _fix(getattr(source.model, name)) != _fix(getattr(config.model, name))
+  ]
+  if differing:
+    raise ValueError(
+      f'config.{key}={getattr(config, key)} has other encoders:\n  '
+      + '\n  '.join(differing)
+      + '\nMake them equal.'
+    )
+  return encoders.from_tree(encoders.to_tree(frozen), config.model)
+
+
+def _fix(encoder: Any) -> Any:
+  """An encoder's config without what may differ: what it is shown, how it computes, where its
+  vocabulary lies.
+  """
+  free = {name: '' for name in ('resize', 'dtype', 'tokenizer') if hasattr(encoder, name)}
+  return dataclasses.replace(encoder, **free)
+
+
+def _fill(like: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+  """`like` with the numbers of `values` where it has any, in the dtype and sharding of `like`."""
+  filled = {}
+  for key, array in like.items():
+    if isinstance(array, Mapping):
+      filled[key] = _fill(array, values.get(key, {}))
+    elif key in values:
+      filled[key] = jax.device_put(np.array(values[key], array.dtype), array.sharding)
+    else:
+      filled[key] = array
+  return filled
+
+
+def _check_same_data(
+  stored: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path
+) -> None:
+  differing = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
+  if not differing:
+    return
+  again = 'Put the old dataset back'
+  if differing == ['features']:
+    again = 'Put the old features back, or set --config.data.features=off for pixels'
+  raise ValueError(
+    f'The dataset has changed since {workdir} was last saved: {", ".join(differing)} differ. '
+    f'{again}, or start in another --workdir with --config.init_from.'
+  )
