@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -17,6 +18,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from tests import programs
 from wam_jax import cli
 from wam_jax import workdir as workdir_lib
 
@@ -87,6 +89,36 @@ def test_our_errors_are_messages(capsys, tmp_path):
 def test_errors_of_libraries_keep_their_traceback():
   with pytest.raises(json.JSONDecodeError):
     cli._call(lambda argv: json.loads('{'), ['program'])
+
+
+@pytest.mark.parametrize(
+  ('beside', 'message'),
+  [
+    (True, 'error: mesh={'),
+    (False, "error: --config cannot be loaded: it imports 'configs', which is not installed"),
+  ],
+)
+def test_configs_import_each_other_from_any_directory(tmp_path, beside, message):
+  """`beside`: whether wam_jax is that of a checkout, as `pip install -e` leaves it."""
+  package = tmp_path / 'installed' / 'wam_jax'
+  package.parent.mkdir()
+  if beside:
+    package.symlink_to(ROOT / 'wam_jax')
+  else:
+    shutil.copytree(ROOT / 'wam_jax', package)
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'wam_jax.train', f'--workdir={tmp_path}/run'),
+      *(f'--config={ROOT}/configs/tiny_flash.py:smoke', '--config.mesh.data=7'),
+    ],
+    cwd=tmp_path,
+    env=programs.environment() | {'PYTHONPATH': str(package.parent), 'JAX_PLATFORMS': 'cpu'},
+    check=False,
+    text=True,
+    capture_output=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith(message)
 
 
 def test_help_needs_no_config():

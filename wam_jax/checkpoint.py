@@ -1,17 +1,17 @@
 """Checkpoints of a run (Orbax). Owns their layout on disk; knows nothing of flags or datasets.
 
 WORKDIR/checkpoints/STEP/ holds, each readable without the others:
-  params, ema_params   the model, and averages of what is trained; ema_params is absent when none
-  are kept frozen               the encoders around the transformer
+  params, ema_params   the model, and averages of what is trained; no ema_params where none are kept
+  frozen               the encoders around the transformer
   optimizer            step and optimizer state
   iterator             JSON, where the data stands after exactly STEP batches; the same for any
-  number of hosts metadata             JSON, config, what the dataset says (statistics,
-  embodiments), and what the run started from
+                       number of hosts
+  metadata             JSON, config, what the dataset says (statistics, embodiments), and what the
+                       run started from
 
 Orbax writes STEP under another name and renames it when all of it is on disk, or on object storage
-marks it by a last file, so what is listed is complete. A disk
-may still lose files later; such a checkpoint is moved to WORKDIR/unreadable/ and the one before is
-used.
+marks it by a last file, so what is listed is complete. A disk may still lose files later; such a
+checkpoint is moved to WORKDIR/unreadable/ and the one before is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ class Checkpoints:
     """The newest checkpoint that can be read, or None where there is none at all.
 
     Args:
-      config: of this run.
+      config: the config of this run.
       abstract_state: from abstract encoders to a TrainState of ShapeDtypeStruct with shardings.
       say: told of each checkpoint that had to be skipped.
     Raises:
@@ -178,7 +178,7 @@ class Checkpoints:
     if jax.process_index() == 0:
       aside.mkdir(exist_ok=True)
       for step in steps:
-        storage.move(_directory(self._workdir) / str(step), _unused(aside / str(step)))
+        storage.move(_directory(self._workdir) / str(step), _find_unused(aside / str(step)))
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('wam_jax:set_aside')
     self._manager.reload()
@@ -186,27 +186,29 @@ class Checkpoints:
   def _guard(self, call: Callable[[], Any], step: int | None = None) -> None:
     try:
       call()
-    except (
-      Exception
-    ) as e:  # The writers raise OSError, ValueError or RuntimeError for the same full disk.
+    except Exception as e:  # A full disk is an OSError, ValueError or RuntimeError, by writer.
       self._wait_quietly()
       self._manager.reload()
-      directory = _directory(self._workdir)
-      newest = self.newest()
-      kept = (
-        f'The newest complete checkpoint is {directory / str(newest)}'
-        if newest is not None
-        else f'There is no complete checkpoint in {directory} yet'
-      )
-      room, cure = (
-        ('', 'check the bucket')
-        if storage.is_remote(directory)
-        else (f' ({shutil.disk_usage(directory).free / 2**20:.0f} MiB free)', 'make room')
-      )
-      raise CheckpointError(
-        f'A checkpoint{f" of step {step}" if step else ""} could not be written to {directory}{room}: '
-        f'{_first_line(e)}\n{kept}; {cure} and run the same command again to continue from it.'
-      ) from e
+      raise CheckpointError(self._describe_failure(e, step)) from e
+
+  def _describe_failure(self, error: Exception, step: int | None) -> str:
+    """What could not be written, what there is all the same, and what to do."""
+    directory = _directory(self._workdir)
+    of_step = f' of step {step}' if step else ''
+    if storage.is_remote(directory):
+      room, cure = '', 'check the bucket'
+    else:
+      free = shutil.disk_usage(directory).free / 2**20
+      room, cure = f' ({free:.0f} MiB free)', 'make room'
+    newest = self.newest()
+    if newest is None:
+      kept = f'There is no complete checkpoint in {directory} yet'
+    else:
+      kept = f'The newest complete checkpoint is {directory / str(newest)}'
+    return (
+      f'A checkpoint{of_step} could not be written to {directory}{room}: {_first_line(error)}\n'
+      f'{kept}; {cure} and run the same command again to continue from it.'
+    )
 
   def _wait_quietly(self) -> None:
     try:
@@ -220,10 +222,9 @@ class Restored:
   """What `Checkpoints.restore` found.
 
   Attributes:
-    step: of the checkpoint.
-    state: TrainState on the devices.
-    metadata: as given to `save`.
-    iterator_state: as given to `save`.
+    step: the step of the checkpoint.
+    state: the TrainState, on the devices.
+    metadata, iterator_state: what was given to `save`.
   """
 
   step: int
@@ -232,46 +233,66 @@ class Restored:
   iterator_state: Any
 
 
-def load_for_inference(
-  workdir: str | pathlib.Path, step: int | None = None
-) -> tuple[cfg.TrainConfig, PyTree, encoders.Encoders, dict[str, Any], int]:
-  """What serving and evaluation need of a run, as NumPy arrays on the host; needs no dataset.
+class Trained(NamedTuple):
+  """What serving and evaluation need of a run; arrays are NumPy's, on the host.
+
+  Attributes:
+    config: the config of the run, without adapters.
+    params: the weights, averaged where the run keeps an average, adapters merged.
+    frozen: the encoders around the transformer.
+    metadata: what the dataset says, see `data.robot.from_metadata`.
+    step: the step of the checkpoint.
+  """
+
+  config: cfg.TrainConfig
+  params: PyTree
+  frozen: encoders.Encoders
+  metadata: dict[str, Any]
+  step: int
+
+
+class Base(NamedTuple):
+  """What a run that starts from another needs of it; arrays are NumPy's, on the host.
+
+  Attributes:
+    config: the config of that run, adapters included.
+    params, frozen: as in `Trained`.
+    record: which weights these are: 'workdir', 'step', 'sha256' of the parameters, and 'origin',
+      what the checkpoint says of its own source (of an import) or base (of a run that started from
+      another), or None.
+  """
+
+  config: cfg.TrainConfig
+  params: PyTree
+  frozen: encoders.Encoders
+  record: dict[str, Any]
+
+
+def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> Trained:
+  """A checkpoint of the run in `workdir`, which may still be going on; needs no dataset.
 
   Args:
-    workdir: of the training run; it may still be training.
-    step: of the checkpoint; None for the newest that can be read.
-  Returns:
-    config, params (averaged where the run keeps an average), frozen, metadata of the dataset, step.
-    Adapters are merged into the weights, and the config has none.
+    step: the step of the checkpoint; None for the newest that can be read.
   Raises:
     CheckpointError: no such directory, checkpoint or step, or it is incomplete.
   """
 
-  def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]):
-    params = _load_params(place, config, metadata)
-    return (
-      finetuning.merged_config(config),
-      params,
-      _load_encoders(place, config),
-      metadata['data'],
-      int(place.name),
+  def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]) -> Trained:
+    return Trained(
+      config=finetuning.merged_config(config),
+      params=_load_params(place, config, metadata),
+      frozen=_load_encoders(place, config),
+      metadata=metadata['data'],
+      step=int(place.name),
     )
 
   return _load_newest(workdir, step, load)
 
 
-def load_base(
-  workdir: str | pathlib.Path,
-) -> tuple[cfg.TrainConfig, PyTree, encoders.Encoders, dict[str, Any]]:
-  """What a run that starts from another needs of it: config, params and frozen as
-  `load_for_inference`, and a record.
+def load_base(workdir: str | pathlib.Path) -> Base:
+  """The newest checkpoint of the run in `workdir`; errors as `load_for_inference`."""
 
-  The record says which weights these are: 'workdir', 'step', 'sha256' of the parameters, and
-  'origin', what that checkpoint says of its own source (of an import) or base (of a run that
-  started from another), or None.
-  """
-
-  def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]):
+  def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]) -> Base:
     params = _load_params(place, config, metadata)
     record = {
       'workdir': str(place.parent.parent),
@@ -279,7 +300,7 @@ def load_base(
       'sha256': finetuning.fingerprint(params),
       'origin': metadata.get('source') or metadata.get('base'),
     }
-    return config, params, _load_encoders(place, config), record
+    return Base(config, params, _load_encoders(place, config), record)
 
   return _load_newest(workdir, None, load)
 
@@ -288,9 +309,13 @@ def load_encoders(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, encoder
   """(config, frozen encoders as NumPy arrays) of the newest checkpoint; errors as
   `load_for_inference`.
   """
-  return _load_newest(
-    workdir, None, lambda place, config, _: (config, _load_encoders(place, config))
-  )
+
+  def load(
+    place: pathlib.Path, config: cfg.TrainConfig, unused_metadata: Mapping[str, Any]
+  ) -> tuple[cfg.TrainConfig, encoders.Encoders]:
+    return config, _load_encoders(place, config)
+
+  return _load_newest(workdir, None, load)
 
 
 def _load_newest(
@@ -304,21 +329,10 @@ def _load_newest(
   _quiet_orbax()
   workdir = workdir_lib.make_path(str(workdir))
   directory = _directory(workdir)
-  steps = list_steps(workdir)
-  if not workdir.is_dir():
-    raise CheckpointError(f'{workdir} does not exist; pass the --workdir of a training run.')
-  if not steps:
-    raise CheckpointError(
-      f'{workdir} has no checkpoint yet; the first comes after config.save_every steps.'
-      if directory.is_dir()
-      else f'{workdir} is not the workdir of a training run: it has no checkpoints/ directory.'
-    )
-  if step is not None and step not in steps:
-    raise CheckpointError(f'{directory} has no step {step}; it has {", ".join(map(str, steps))}.')
   problems = []
-  for candidate in [step] if step is not None else reversed(steps):
+  for candidate in _list_candidates(workdir, step):
+    place = directory / str(candidate)
     try:
-      place = directory / str(candidate)
       metadata = load_metadata(place)
       config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
       loaded = load(place, _with_vocabulary(config, workdir), metadata)
@@ -329,6 +343,27 @@ def _load_newest(
       logging.warning('Unreadable checkpoints skipped in %s: %s', directory, '; '.join(problems))
     return loaded
   raise CheckpointError(f'No checkpoint in {directory} can be read:\n  ' + '\n  '.join(problems))
+
+
+def _list_candidates(workdir: pathlib.Path, step: int | None) -> list[int]:
+  """The steps to try, in this order; never none."""
+  directory = _directory(workdir)
+  steps = list_steps(workdir)
+  if not workdir.is_dir():
+    raise CheckpointError(f'{workdir} does not exist; pass the --workdir of a training run.')
+  if not directory.is_dir():
+    raise CheckpointError(
+      f'{workdir} is not the workdir of a training run: it has no checkpoints/ directory.'
+    )
+  if not steps:
+    raise CheckpointError(
+      f'{workdir} has no checkpoint yet; the first comes after config.save_every steps.'
+    )
+  if step is None:
+    return steps[::-1]
+  if step not in steps:
+    raise CheckpointError(f'{directory} has no step {step}; it has {", ".join(map(str, steps))}.')
+  return [step]
 
 
 def _with_vocabulary(config: cfg.TrainConfig, workdir: pathlib.Path) -> cfg.TrainConfig:
@@ -370,11 +405,22 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def load_metadata(place: pathlib.Path) -> dict[str, Any]:
-  """The metadata of one checkpoint, once all its items are known to be there."""
-  metadata = json.loads((place / 'metadata' / 'metadata').read_text())
+  """What the checkpoint in the directory `place` says of itself, once all its items are known to be
+  there.
+
+  Raises:
+    CheckpointError: an item or the metadata is missing or damaged.
+  """
+  path = place / 'metadata' / 'metadata'
+  try:
+    metadata = json.loads(path.read_text())
+  except FileNotFoundError as e:
+    raise CheckpointError(f'{path} does not exist') from e
+  except ValueError as e:
+    raise CheckpointError(f'{path} is not JSON ({e})') from e
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]
   if missing:
-    raise FileNotFoundError(f'{", ".join(missing)} missing in {place}')
+    raise CheckpointError(f'{", ".join(missing)} missing in {place}')
   return metadata
 
 
@@ -414,16 +460,19 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / 'checkpoints'
 
 
-def _unused(path: pathlib.Path) -> pathlib.Path:
-  taken = 1
+def _find_unused(path: pathlib.Path) -> pathlib.Path:
+  """`path`, or STEP_2, STEP_3, ... if there is one already."""
+  stem, number = path.name, 1
   while path.exists():
-    taken += 1
-    path = path.with_name(f'{path.name.split("_")[0]}_{taken}')
+    number += 1
+    path = path.with_name(f'{stem}_{number}')
   return path
 
 
 def _first_line(error: BaseException) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
+  """The first line of its message, or its type where it has none."""
+  lines = str(error).strip().splitlines()
+  return (lines[0] if lines else type(error).__name__)[:400]
 
 
 def _quiet_orbax() -> None:

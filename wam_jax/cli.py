@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ def run(main: Callable[[Sequence[str]], int | None], takes_arguments: bool = Fal
   Args:
     takes_arguments: whether `main` reads arguments that are no flags; they are mistakes otherwise.
   """
+  _find_checkout()
   app.run(lambda argv: _call(main, argv, takes_arguments), flags_parser=_parse_flags)
 
 
@@ -63,6 +65,16 @@ def keep_memory() -> None:
   if sys.platform == 'linux' and not ({'LD_PRELOAD', *_ALLOCATOR} & os.environ.keys()):
     os.environ.update(_ALLOCATOR)
     os.execv(sys.executable, sys.orig_argv)
+
+
+def _find_checkout() -> None:
+  """Lets configs import each other (`from configs import tiny`) wherever the command is run from.
+
+  They are not installed with wam_jax: they lie beside it in a checkout.
+  """
+  checkout = pathlib.Path(__file__).resolve().parent.parent
+  if (checkout / 'configs').is_dir() and str(checkout) not in sys.path:
+    sys.path.append(str(checkout))
 
 
 def _call(
@@ -96,27 +108,34 @@ def _raised_here(error: BaseException) -> bool:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except (
-    AttributeError,
-    KeyError,
-  ) as e:  # What a locked ConfigDict raises on --config.wrong.key=...
+  except (AttributeError, KeyError) as e:  # A locked ConfigDict, at --config.wrong.key=...
     given = [arg for arg in argv[1:] if arg.lstrip('-').startswith('config.')]
     _stop(
-      f'a key of {" ".join(given)} does not exist: {_plain(e)}. '
+      f'a key of {" ".join(given)} does not exist: {_summarize(e)}. '
       'Every key is declared in wam_jax/config.py; datasets are named in the config file.'
     )
+  except ModuleNotFoundError as e:
+    if (e.name or '').split('.')[0] not in _OURS:
+      raise
+    _stop(
+      f'--config cannot be loaded: it imports {e.name!r}, which is not installed with wam_jax. Run '
+      'the command in the directory that holds configs/, or set PYTHONPATH to it.'
+    )
   except OSError as e:
-    _stop(f'--config cannot be loaded: {_plain(e)}')
+    _stop(f'--config cannot be loaded: {_summarize(e)}')
   except flags.Error as e:
     # A ValueError inside the config file arrives with its whole traceback; its last line says what
     # is wrong.
-    _stop(_plain(e) + '\n--help lists the flags.')
+    _stop(_summarize(e) + '\n--help lists the flags.')
 
 
-def _plain(error: BaseException) -> str:
+def _summarize(error: BaseException) -> str:
+  """The message of an error of flags or of a ConfigDict, in one line and without its quotes."""
   while error.args and isinstance(error.args[0], Exception):  # ConfigDict wraps its KeyError.
     error = error.args[0]
-  text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+  text = str(error)
+  if isinstance(error, KeyError) and error.args:
+    text = str(error.args[0])  # `str` of a KeyError would quote it.
   if 'Traceback (most recent call last)' in text:
     text = text.strip().splitlines()[-1].strip()
   return ' '.join(text.split()).replace('\'"', '').replace('"\'', '').rstrip('.?')

@@ -8,12 +8,28 @@ dataclasses below, and nothing deeper ever sees a ConfigDict.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
+
+Dtype = Literal['float32', 'bfloat16']
+
+
+@functools.cache
+def list_choices(group: type) -> dict[str, tuple[str, ...]]:
+  """The values that each key of a class below may have, for the keys that have a choice."""
+  hints = typing.get_type_hints(group)
+  return {key: typing.get_args(h) for key, h in hints.items() if typing.get_origin(h) is Literal}
+
+
+def _check_choices(group: Any, where: str) -> None:
+  """Raises unless each key of `group` has one of its values; `_convert` tells of a config file."""
+  for key, choices in list_choices(type(group)).items():
+    _check_choice(f'{where}.{key}', getattr(group, key), choices)
 
 
 def _check_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
@@ -55,7 +71,7 @@ class TokenizerConfig:
     vae: its shape.
   """
 
-  kind: str = 'patch'
+  kind: Literal['patch', 'wan2_1', 'wan2_2'] = 'patch'
   temporal: int = 2
   spatial: int = 4
   channels: int = 12
@@ -82,7 +98,7 @@ class TextConfig:
     tokenizer: file of UMT5's vocabulary, tokenizer.json or a sentencepiece model.
   """
 
-  kind: str = 'word'
+  kind: Literal['word', 'umt5'] = 'word'
   vocab: int = 2048
   length: int = 16
   dim: int = 64
@@ -109,7 +125,7 @@ class ImageConfig:
     dtype: that it computes in.
   """
 
-  kind: str = 'none'
+  kind: Literal['none', 'clip'] = 'none'
   size: int = 224
   patch: int = 14
   dim: int = 1280
@@ -123,6 +139,9 @@ class ImageConfig:
   def tokens(self) -> int:
     """Tokens it gives: one per patch, after the class token."""
     return 1 + (self.size // self.patch) ** 2
+
+
+AdaptedLayer = Literal['q', 'k', 'v', 'o', 'k_image', 'v_image', 'ffn/in', 'ffn/out']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +158,13 @@ class LoraConfig:
 
   rank: int = 0
   alpha: float = 4.0
-  targets: tuple[str, ...] = ('q', 'k', 'v', 'o', 'ffn/in', 'ffn/out')
+  targets: tuple[AdaptedLayer, ...] = ('q', 'k', 'v', 'o', 'ffn/in', 'ffn/out')
 
   def __post_init__(self):
     if self.rank < 0:
       raise ValueError(f'model.lora.rank={self.rank} must be 0, for no adapters, or more.')
     for target in self.targets:
-      _check_choice(
-        'model.lora.targets',
-        target,
-        ('q', 'k', 'v', 'o', 'k_image', 'v_image', 'ffn/in', 'ffn/out'),
-      )
+      _check_choice('model.lora.targets', target, typing.get_args(AdaptedLayer))
 
   @property
   def scale(self) -> float:
@@ -220,13 +235,13 @@ class ModelConfig:
   actions_per_chunk: int = 8
   max_chunks: int = 2
   predict_first_frame: bool = False
-  state_rule: str = 'self'
-  history_rule: str = 'chunk'
+  state_rule: Literal['self', 'chunk', 'reference'] = 'self'
+  history_rule: Literal['chunk', 'reference_global'] = 'chunk'
   prompt_in_modulation: bool = False
   eps: float = 1e-6
-  dtype: str = 'float32'
-  attention: str = 'auto'
-  remat: str = 'none'
+  dtype: Dtype = 'float32'
+  attention: Literal['auto', 'dense', 'chunks', 'splash'] = 'auto'
+  remat: Literal['none', 'dots', 'save_attention', 'block', 'offload'] = 'none'
   scan_unroll: int = 1
   lora: LoraConfig = LoraConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
@@ -234,19 +249,16 @@ class ModelConfig:
   image: ImageConfig = ImageConfig()
 
   def __post_init__(self):
-    _check_choice('model.state_rule', self.state_rule, ('self', 'chunk', 'reference'))
-    _check_choice('model.history_rule', self.history_rule, ('chunk', 'reference_global'))
-    _check_choice('model.dtype', self.dtype, ('float32', 'bfloat16'))
-    _check_choice('model.attention', self.attention, ('auto', 'dense', 'chunks', 'splash'))
-    _check_choice('model.remat', self.remat, ('none', 'dots', 'save_attention', 'block', 'offload'))
+    _check_choices(self, 'model')
+    _check_choices(self.tokenizer, 'model.tokenizer')
+    _check_choices(self.text, 'model.text')
+    _check_choices(self.image, 'model.image')
     if self.history_rule == 'reference_global' and self.attention not in ('auto', 'dense'):
       raise ValueError(
-        f"model.attention={self.attention!r} cannot do model.history_rule='reference_global', where "
-        "tokens of one frame see different ones; set model.attention='dense'."
+        f'model.attention={self.attention!r} cannot do '
+        f'model.history_rule={self.history_rule!r}, where tokens of one frame see different ones; '
+        "set model.attention='dense'."
       )
-    _check_choice('model.tokenizer.kind', self.tokenizer.kind, ('patch', 'wan2_1', 'wan2_2'))
-    _check_choice('model.text.kind', self.text.kind, ('word', 'umt5'))
-    _check_choice('model.image.kind', self.image.kind, ('none', 'clip'))
     if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
       raise ValueError(
         f'model.dim={self.dim} over model.num_heads={self.num_heads} must give an even head width; '
@@ -301,21 +313,19 @@ class FlowConfig:
     mask_padded_noise: feed zeros, not noise, in padded action dimensions (reference: noise).
   """
 
-  schedule: str = 'coupled'
+  schedule: Literal['coupled', 'flash', 'decoupled'] = 'coupled'
   levels: int = 1000
   shift: float = 5.0
   video_beta: float = 7.0
   flash_shift: float = 1.0
-  weighting: str = 'bump'
+  weighting: Literal['bump', 'uniform'] = 'bump'
   video_weight: float = 1.0
   action_weight: float = 1.0
-  action_mean: str = 'real'
+  action_mean: Literal['real', 'padded'] = 'real'
   mask_padded_noise: bool = True
 
   def __post_init__(self):
-    _check_choice('flow.schedule', self.schedule, ('coupled', 'flash', 'decoupled'))
-    _check_choice('flow.weighting', self.weighting, ('bump', 'uniform'))
-    _check_choice('flow.action_mean', self.action_mean, ('real', 'padded'))
+    _check_choices(self, 'flow')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,8 +350,8 @@ class SampleConfig:
       a video of its own (reference).
   """
 
-  mode: str = 'joint'
-  solver: str = 'euler'
+  mode: Literal['joint', 'flash'] = 'joint'
+  solver: Literal['euler', 'unipc'] = 'euler'
   steps: int = 4
   shift: float = 5.0
   video_final_sigma: float = 0.8
@@ -350,12 +360,10 @@ class SampleConfig:
   evaluate_steps: tuple[int, ...] = ()
   integer_timesteps: bool = False
   same_noise: bool = False
-  observed: str = 'stream'
+  observed: Literal['stream', 'fresh'] = 'stream'
 
   def __post_init__(self):
-    _check_choice('sample.mode', self.mode, ('joint', 'flash'))
-    _check_choice('sample.solver', self.solver, ('euler', 'unipc'))
-    _check_choice('sample.observed', self.observed, ('stream', 'fresh'))
+    _check_choices(self, 'sample')
     if self.steps < 1:
       raise ValueError(f'sample.steps={self.steps} must be at least 1.')
     if not self.guidance_scale >= 1:
@@ -426,10 +434,10 @@ class DataConfig:
   ranges: Mapping[str, str] = dataclasses.field(default_factory=dict)
   failures: tuple[str, ...] = ()
   statistics: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  features: str = 'auto'
+  features: Literal['auto', 'require', 'off'] = 'auto'
 
   def __post_init__(self):
-    _check_choice('data.features', self.features, ('auto', 'require', 'off'))
+    _check_choices(self, 'data')
     for key, named, known, where in (
       ('ranges', self.ranges, self.mixture, 'mixture'),
       ('failures', self.failures, self.mixture, 'mixture'),
@@ -479,7 +487,7 @@ class EvalConfig:
     split: of a dataset, 'val' or 'train'.
   """
 
-  env: str = 'tabletop'
+  env: Literal['tabletop', 'dataset'] = 'tabletop'
   tasks: tuple[str, ...] = ('reach',)
   max_distractors: int = 2
   episodes: int = 100
@@ -487,7 +495,7 @@ class EvalConfig:
   split: str = 'val'
 
   def __post_init__(self):
-    _check_choice('evaluation.env', self.env, ('tabletop', 'dataset'))
+    _check_choices(self, 'evaluation')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -536,7 +544,7 @@ class TrainConfig:
   init_from: str = ''
   encoders_from: str = ''
   trainable: tuple[str, ...] = ('all',)
-  frozen_dtype: str = 'float32'
+  frozen_dtype: Dtype = 'float32'
   spike_factor: float = 0.0
   stop_on_spike: bool = False
   hang_timeout_s: float = 0.0
@@ -555,31 +563,38 @@ class TrainConfig:
   evaluation: EvalConfig = EvalConfig()
 
   def __post_init__(self):
+    _check_choices(self, 'config')
     self._check_counts()
     self._check_trainable()
     if self.profile and (len(self.profile) != 2 or not 0 < self.profile[0] <= self.profile[1]):
       raise ValueError(
         f'config.profile={self.profile} must be the first and the last step of the trace, or ().'
       )
-    if self.model.num_embodiments < len(self.data.embodiments):
+    robots = len(self.data.embodiments)
+    if self.model.num_embodiments < robots:
       raise ValueError(
-        f'model.num_embodiments={self.model.num_embodiments} is less than the {len(self.data.embodiments)} of '
-        f'data.embodiments={self.data.embodiments}; set it to {len(self.data.embodiments)}.'
+        f'model.num_embodiments={self.model.num_embodiments} is less than the {robots} of '
+        f'data.embodiments={self.data.embodiments}; set it to {robots}.'
       )
-    given = (
-      (self.model.image.dim, self.model.image.tokens) if self.model.image.kind != 'none' else (0, 0)
-    )
-    if (self.model.image_dim, self.model.image_tokens if self.model.image_dim else 0) != given:
-      raise ValueError(
-        f'model.image_dim={self.model.image_dim}, model.image_tokens={self.model.image_tokens} must be what '
-        f'model.image.kind={self.model.image.kind!r} gives: {given}.'
-      )
+    self._check_image()
     for name, dataset in self.data.mixture.items():
       if dataset.embodiment not in self.data.embodiments:
         raise ValueError(
           f'data.mixture.{name}.embodiment={dataset.embodiment!r} is not in '
           f'data.embodiments={self.data.embodiments}; add it there.'
         )
+
+  def _check_image(self):
+    """The transformer takes the tokens that the image encoder gives; without one, of any number."""
+    image_dim, image_tokens = self.model.image_dim, self.model.image_tokens
+    given = (0, 0)
+    if self.model.image.kind != 'none':
+      given = (self.model.image.dim, self.model.image.tokens)
+    if (image_dim, image_tokens if image_dim else 0) != given:
+      raise ValueError(
+        f'model.image_dim={image_dim}, model.image_tokens={image_tokens} must be what '
+        f'model.image.kind={self.model.image.kind!r} gives: {given}.'
+      )
 
   def _check_counts(self):
     counts = ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep')
@@ -588,7 +603,6 @@ class TrainConfig:
       raise ValueError(f'{", ".join(low)}: must be at least 1.')
 
   def _check_trainable(self):
-    _check_choice('frozen_dtype', self.frozen_dtype, ('float32', 'bfloat16'))
     if not self.trainable:
       raise ValueError(
         "config.trainable=() trains nothing; set it to 'all', 'lora' or patterns of parameters."
@@ -696,6 +710,10 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
   if dataclasses.is_dataclass(hint):
     return _build(hint, value, where, problems)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is Literal:
+    if value not in args:
+      problems.append(f'{where}={value!r} must be one of {args}.')
+    return value
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if origin is tuple and isinstance(value, (list, tuple)):

@@ -107,7 +107,7 @@ def wandb_run(project: str, workdir: pathlib.Path, config: cfg.TrainConfig) -> I
       f"--wandb_project={project} needs wandb: pip install -e '.[wandb]', or drop the flag."
     ) from e
   name = workdir / 'wandb_id'
-  if not name.exists():
+  if not name.exists():  # Else the run goes on under the name of its first start.
     storage.write_whole(name, secrets.token_hex(4))
   try:
     run = wandb.init(
@@ -121,8 +121,8 @@ def wandb_run(project: str, workdir: pathlib.Path, config: cfg.TrainConfig) -> I
     )
   except wandb.Error as e:
     raise ValueError(
-      f'--wandb_project={project}: {e}. Run `wandb login`, or set WANDB_MODE=offline and send the run '
-      f'later by `wandb sync {workdir}/wandb/*`.'
+      f'--wandb_project={project}: {e}. Run `wandb login`, or set WANDB_MODE=offline and send the '
+      f'run later by `wandb sync {workdir}/wandb/*`.'
     ) from e
   failed = True
   try:
@@ -137,12 +137,14 @@ def drop_after(path: pathlib.Path, step: int) -> None:
   if not path.exists():
     return
   text = path.read_text()
-  kept = ''.join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
+  lines = text.splitlines(keepends=True)
+  kept = ''.join(line for line in lines if _read_step(line) <= step)
   if kept != text:
     storage.write_whole(path, kept)
 
 
-def _step_of(line: str) -> float:
+def _read_step(line: str) -> float:
+  """The step of a line; infinity, later than any, if the line is not whole."""
   try:
     return json.loads(line)['step'] if line.endswith('\n') else math.inf
   except (ValueError, KeyError, TypeError):
@@ -150,10 +152,10 @@ def _step_of(line: str) -> float:
 
 
 def _append(f: TextIO, step: int, scalars: Mapping[str, float]) -> None:
-  finite = {
-    name: float(value) if math.isfinite(value) else None for name, value in sorted(scalars.items())
-  }
-  f.write(json.dumps({'step': step} | finite) + '\n')
+  line: dict[str, float | None] = {'step': step}
+  for name, value in sorted(scalars.items()):
+    line[name] = float(value) if math.isfinite(value) else None  # JSON has no NaN.
+  f.write(json.dumps(line) + '\n')
   f.flush()
 
 

@@ -124,8 +124,8 @@ def whole_directory(output: pathlib.Path, size: int = 0) -> Iterator[pathlib.Pat
   except OSError as e:
     free = shutil.disk_usage(output.parent).free
     raise ValueError(
-      f'--output={output} could not be written ({free / 1e9:.1f} GB free): {e}. What was written is '
-      'removed again; make room and repeat.'
+      f'--output={output} could not be written ({free / 1e9:.1f} GB free): {e}. What was written '
+      'is removed again; make room and repeat.'
     ) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -16,11 +16,14 @@ from etils import epath
 from wam_jax import config as cfg
 from wam_jax import storage
 
-_ABSENT = object()
-VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
-_CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'wandb_id')  # Files that a restart goes on from.
+# Files that may hold a text encoder's vocabulary, the better one first. The first and the last one
+# are what it is called in a workdir.
+VOCABULARIES = ('tokenizer.json', 'spiece.model', 'tokenizer.model')
 
-# Keys that may change between restarts: how long and how fast, never what is computed.
+_CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'wandb_id')  # Files that a restart goes on from.
+_ABSENT = object()
+
+# Keys that may change between restarts: how long, how fast and where, never what is computed.
 _MAY_CHANGE = frozenset(
   {
     'steps',
@@ -43,7 +46,14 @@ _MAY_CHANGE = frozenset(
     'model.text.tokenizer',
   }
 )
-_MAY_CHANGE_GROUPS = ('mesh.', 'rules.', 'sample.', 'evaluation.')
+_MAY_CHANGE_GROUPS = (
+  'mesh.',
+  'rules.',
+  'sample.',
+  'evaluation.',
+  'data.ranges.',
+  'data.statistics.',
+)
 
 
 def make_path(workdir: str) -> pathlib.Path | epath.Path:
@@ -115,13 +125,32 @@ def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
       f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
       f'sentencepiece model of the text encoder {config.model.text.kind!r}.'
     )
-  target = workdir / VOCABULARIES[source.suffix != '.json']
-  storage.write_whole(target, source.read_bytes())
+  copy_vocabulary(workdir, source)
 
 
-def find_vocabulary(workdir: pathlib.Path) -> pathlib.Path | None:
-  """The text encoder's vocabulary in `workdir`, if it has one."""
-  return next((workdir / name for name in VOCABULARIES if (workdir / name).exists()), None)
+def copy_vocabulary(workdir: pathlib.Path, vocabulary: epath.Path) -> None:
+  """Copies the text encoder's vocabulary into `workdir`."""
+  storage.write_whole(workdir / name_vocabulary(vocabulary), vocabulary.read_bytes())
+
+
+def name_vocabulary(vocabulary: epath.Path) -> str:
+  """What the text encoder's vocabulary is called in a workdir."""
+  return VOCABULARIES[0] if vocabulary.suffix == '.json' else VOCABULARIES[-1]
+
+
+def find_vocabulary(place: epath.Path, folders: Sequence[str] = ('.',)) -> epath.Path | None:
+  """The text encoder's vocabulary in `place`, if it has one; `place` itself if that is a file.
+
+  Args:
+    folders: where to look below `place`, in this order.
+  """
+  if place.is_file():
+    return place
+  for folder in folders:
+    for name in VOCABULARIES:
+      if (place / folder / name).exists():
+        return place / folder / name
+  return None
 
 
 def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,37 +165,49 @@ def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
-  now = json.loads(json.dumps(cfg.to_dict(config)))
+  """Writes config.json, or raises if the directory belongs to another run."""
+  now = json.loads(json.dumps(cfg.to_dict(config)))  # As it is read back.
   stored = load_config(workdir)
+  if stored == now:
+    return
   if stored is not None:
-    differing = list_differences(fill_config(stored), now)
-    if differing:
-      more = f'\n  ... and {len(differing) - 10} more' if len(differing) > 10 else ''
-      raise ValueError(
-        f'--workdir={workdir} belongs to a run with another config:\n  '
-        + '\n  '.join(differing[:10])
-        + more
-        + '\nPass another --workdir, delete that one, or set these keys back.'
-      )
-  if stored != now:
-    storage.write_whole(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
+    _check_same_run(workdir, stored, now)
+  storage.write_whole(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
+
+
+def _check_same_run(
+  workdir: pathlib.Path, stored: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+  differing = list_differences(fill_config(stored), now)
+  if not differing:
+    return
+  lines = differing[:10]
+  if len(differing) > 10:
+    lines.append(f'... and {len(differing) - 10} more')
+  raise ValueError(
+    f'--workdir={workdir} belongs to a run with another config:\n  '
+    + '\n  '.join(lines)
+    + '\nPass another --workdir, delete that one, or set these keys back.'
+  )
 
 
 def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """One line per key whose change makes this another run."""
   old, new = dict(_flatten(stored)), dict(_flatten(now))
+  differing = [key for key in old | new if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
   return [
     f'config.{key}: {_show(old, key)} there, {_show(new, key)} now'
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key, _ABSENT) != new.get(key, _ABSENT) and not _may_change(key)
+    for key in sorted(differing)
+    if not _may_change(key)
   ]
 
 
 def _may_change(key: str) -> bool:
-  dataset_place = key.startswith(('data.ranges.', 'data.statistics.')) or (
-    key.startswith('data.mixture.') and key.rsplit('.', 1)[1] in ('path', 'prepare', 'source')
-  )
-  return key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_GROUPS) or dataset_place
+  if key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_GROUPS):
+    return True
+  # A dataset may lie elsewhere; what it holds is compared by its statistics.
+  group, _, name = key.rpartition('.')
+  return group.startswith('data.mixture.') and name in ('path', 'prepare', 'source')
 
 
 def _show(flat: Mapping[str, Any], key: str) -> str:

@@ -197,7 +197,7 @@ def write_metadata(
 
 def vocabulary_name(vocabulary: epath.Path) -> str:
   """What the text encoder's vocabulary is called in a workdir."""
-  return workdir_lib.VOCABULARIES[vocabulary.suffix != '.json']
+  return workdir_lib.name_vocabulary(vocabulary)
 
 
 def copy_vocabulary(workdir: pathlib.Path, vocabulary: epath.Path) -> None:
