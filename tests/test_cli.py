@@ -200,8 +200,8 @@ COMMANDS = {
 }
 STRAY, UNKNOWN = 'stray', '--no_such_flag=1'
 
-# One process imports everything but the commands, and forks for every case: commands define flags of
-# the same names, so no two of them can share a process.
+# One process imports everything but the commands, and forks for every case: commands define flags
+# of the same names, so no two of them can share a process.
 RUN_CASES = """
 import contextlib, importlib, json, os, pathlib, runpy, sys, traceback
 for package in ('wam_jax', 'data', 'benchmarks'):

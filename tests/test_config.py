@@ -24,13 +24,15 @@ def test_all_wrong_keys_are_listed():
   c = make().to_dict()
   c['lerning_rate'] = 1
   c['model']['dim'] = 'wide'
+  c['model']['attention'] = 'some'
   c['optimizer']['clip_norm'] = True
   del c['seed']
-  with pytest.raises(ValueError) as error:
+  with pytest.raises(ValueError, match='The config has wrong keys or values') as error:
     cfg.from_config_dict(c)
   for text in (
     'config.lerning_rate does not exist',
     "config.model.dim='wide' must be of type int",
+    "config.model.attention='some' must be one of ('auto', 'dense', 'chunks', 'splash')",
     'config.seed is missing',
     'config.optimizer.clip_norm=True must be of type float',
   ):

@@ -280,7 +280,7 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_step, 'make_train_step', make_counting_step)
     train.train(run_config(tmp_path, 'reach'), tmp_path / 'base')
-  base = checkpoint.load_for_inference(tmp_path / 'base')[1]
+  base = checkpoint.load_for_inference(tmp_path / 'base').params
 
   config = run_config(tmp_path, 'push')
   config = dataclasses.replace(
@@ -298,17 +298,18 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
   lines = lambda run: (tmp_path / run / 'metrics.jsonl').read_bytes()
   assert lines('resumed') == lines('straight')
 
-  loaded, tuned, _, _, _ = checkpoint.load_for_inference(tmp_path / 'resumed')
+  resumed = checkpoint.load_for_inference(tmp_path / 'resumed')
+  loaded, tuned = resumed.config, resumed.params
   assert loaded.model.lora.rank == 0
   assert not checkpoint.list_mismatches(base, tuned)
-  straight = checkpoint.load_for_inference(tmp_path / 'straight')[1]
+  straight = checkpoint.load_for_inference(tmp_path / 'straight').params
   jax.tree.map(np.testing.assert_array_equal, tuned, straight)
   after = leaves(tuned)
   same = {path for path, x in leaves(base).items() if np.array_equal(x, after[path])}
   assert 'text_encoder/table' in same
   assert 'blocks/self_attn/q/b' in same
   assert not same & {'blocks/self_attn/q/w', 'blocks/ffn/out/w', 'action_decoder/out/w'}
-  record = checkpoint.load_base(tmp_path / 'resumed')[-1]['origin']
+  record = checkpoint.load_base(tmp_path / 'resumed').record['origin']
   assert record == {
     'workdir': str(tmp_path / 'base'),
     'step': 4,

@@ -104,12 +104,16 @@ def is_worth_keeping(partial):
   return (partial / 'shard').exists()
 
 
+def write_and_interrupt(output, name):
+  with storage.resumable_directory(output, is_worth_keeping) as partial:
+    (partial / name).write_text('1')
+    raise KeyboardInterrupt
+
+
 def test_unfinished_work_waits_for_the_next_call(tmp_path):
   output = tmp_path / 'deep' / 'result'
   with pytest.raises(KeyboardInterrupt):
-    with storage.resumable_directory(output, is_worth_keeping) as partial:
-      (partial / 'shard').write_text('1')
-      raise KeyboardInterrupt
+    write_and_interrupt(output, 'shard')
   assert not output.exists()
   with storage.resumable_directory(output, is_worth_keeping) as partial:
     assert (partial / 'shard').read_text() == '1'
@@ -121,9 +125,7 @@ def test_unfinished_work_waits_for_the_next_call(tmp_path):
 
 def test_unfinished_work_that_is_worth_nothing_is_removed(tmp_path):
   with pytest.raises(KeyboardInterrupt):
-    with storage.resumable_directory(tmp_path / 'result', is_worth_keeping) as partial:
-      (partial / 'plan').write_text('1')
-      raise KeyboardInterrupt
+    write_and_interrupt(tmp_path / 'result', 'plan')
   assert not list(tmp_path.iterdir())
 
 
@@ -147,9 +149,8 @@ def test_a_second_process_waits_and_finds_what_the_first_one_made(tmp_path):
 
 def test_a_lock_is_released_with_its_process(tmp_path):
   path = tmp_path / '.lock'
-  with storage.lock(path):
-    with pytest.raises(BlockingIOError), storage.lock(path):
-      pytest.fail('must not start')
+  with storage.lock(path), pytest.raises(BlockingIOError), storage.lock(path):
+    pytest.fail('must not start')
   with storage.lock(path):
     pass
 
@@ -163,26 +164,38 @@ def test_directory_appears_only_when_complete(tmp_path):
     assert partial.parent == target.parent
   assert (target / 'folder' / 'file').read_text() == 'x'
   assert [p.name for p in target.parent.iterdir()] == ['result']
-  with pytest.raises(KeyboardInterrupt):
+
+
+def test_interrupted_directory_vanishes(tmp_path):
+  def write():
     with storage.whole_directory(tmp_path / 'other', 10) as partial:
       (partial / 'file').write_text('x')
       raise KeyboardInterrupt
-  assert [p.name for p in tmp_path.iterdir()] == ['deep']
+
+  with pytest.raises(KeyboardInterrupt):
+    write()
+  assert [p.name for p in tmp_path.iterdir()] == []
 
 
 def test_directory_that_exists_is_left_alone(tmp_path):
   (tmp_path / 'file').write_text('mine')
-  with pytest.raises(ValueError, match='exists already; nothing was changed'):
-    with storage.whole_directory(tmp_path, 10):
-      pytest.fail('must not start')
+  with (
+    pytest.raises(ValueError, match='exists already; nothing was changed'),
+    storage.whole_directory(tmp_path, 10),
+  ):
+    pytest.fail('must not start')
   assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
 def test_directory_without_room(tmp_path):
-  with pytest.raises(ValueError, match='GB free; up to 1000000000.0 GB are needed'):
-    with storage.whole_directory(tmp_path / 'result', 10**18):
-      pytest.fail('must not start')
+  with (
+    pytest.raises(ValueError, match='GB free; up to 1000000000.0 GB are needed'),
+    storage.whole_directory(tmp_path / 'result', 10**18),
+  ):
+    pytest.fail('must not start')
   (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match='cannot be written: File exists'):
-    with storage.whole_directory(tmp_path / 'file' / 'result', 1):
-      pytest.fail('must not start')
+  with (
+    pytest.raises(ValueError, match='cannot be written: File exists'),
+    storage.whole_directory(tmp_path / 'file' / 'result', 1),
+  ):
+    pytest.fail('must not start')

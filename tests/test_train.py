@@ -203,7 +203,8 @@ def test_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
     (['--num_processes=2'], '--coordinator_address, --num_processes and --process_id go together'),
     (
       ['--coordinator_address=here', '--num_processes=2', '--process_id=2'],
-      '--coordinator_address=here must be HOST:PORT, and --process_id=2 one of 0 to --num_processes - 1 = 1',
+      '--coordinator_address=here must be HOST:PORT, and --process_id=2 one of 0 to '
+      '--num_processes - 1 = 1',
     ),
   ],
 )

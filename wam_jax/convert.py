@@ -22,6 +22,7 @@ from absl import flags
 from etils import epath
 
 from wam_jax import cli
+from wam_jax import workdir as workdir_lib
 from wam_jax.interop import exporting
 from wam_jax.interop import foreign
 from wam_jax.interop import importing
@@ -166,10 +167,10 @@ def _find_vocabulary() -> epath.Path | None:
   """The vocabulary that was named, if any."""
   if not _VOCABULARY.value:
     return None
-  found = foreign.find_vocabulary(_make_path(_VOCABULARY.value))
+  found = workdir_lib.find_vocabulary(_make_path(_VOCABULARY.value), foreign.VOCABULARY_FOLDERS)
   if found is None:
     raise ValueError(
-      f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(foreign.VOCABULARIES)}.'
+      f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(workdir_lib.VOCABULARIES)}.'
     )
   return found
 

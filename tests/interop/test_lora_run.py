@@ -95,9 +95,9 @@ def test_adapters_there_and_back(tmp_path):
   adapted = checkpoint._load_newest(tuned, None, lambda place, config, _: config)
   want = velocities(adapted, params)
   plain = finetuning.merged_config(adapted)
-  before = velocities(plain, checkpoint.load_for_inference(base)[1])
+  before = velocities(plain, checkpoint.load_for_inference(base).params)
   for got, w, b in zip(
-    velocities(plain, checkpoint.load_for_inference(back)[1]), want, before, strict=True
+    velocities(plain, checkpoint.load_for_inference(back).params), want, before, strict=True
   ):
     scale = np.abs(w).max()
     np.testing.assert_allclose(got, w, atol=1e-5 * scale)  # Sums in another order.

@@ -32,13 +32,13 @@ def test_wan_originals_get_new_action_modules(tmp_path, model, with_image):
   assert imported.num_embodiments == 2
   assert source.source['fresh'] == report['fresh']
 
-  _, params, _, _, _ = checkpoint.load_for_inference(tmp_path / 'run')
+  params = checkpoint.load_for_inference(tmp_path / 'run').params
   table = [row for row in dit.wan_rows(imported) if row.torch.format(0) not in imaged]
   conversions.assert_same_bits(rows_lib.to_weights(table, params), weights['dit'])
   assert_initialised(params, bool(imaged))
 
   conversions.import_from(tmp_path / 'source', tmp_path / 'again', num_embodiments=2)
-  again = checkpoint.load_for_inference(tmp_path / 'again')[1]
+  again = checkpoint.load_for_inference(tmp_path / 'again').params
   jax.tree.map(np.testing.assert_array_equal, params, again)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import workdir as workdir_lib
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import lazy
@@ -25,9 +26,8 @@ from wam_jax.interop.table import text
 from wam_jax.interop.table import vae
 
 PARTS = ('dit', 'text', 'image', 'tokenizer')
-VOCABULARIES = ('tokenizer.json', 'spiece.model', 'tokenizer.model')
-# Where it lies: beside the weights, in a Diffusers directory, in Wan-AI's.
-_FOLDERS = ('.', 'tokenizer', 'google/umt5-xxl')
+# Where a vocabulary lies: beside the weights, in a Diffusers directory, in Wan-AI's.
+VOCABULARY_FOLDERS = ('.', 'tokenizer', 'google/umt5-xxl')
 
 # How the released policy trains, and what it does at control time: eight evaluations of sixteen
 # steps. Source: DreamZero `WANPolicyHead`.
@@ -126,20 +126,12 @@ class Foreign:
   def find_vocabulary(self) -> epath.Path | None:
     """The text encoder's vocabulary in the source, or in its base."""
     for place in (self.path, self.base):
-      if place is not None and (found := find_vocabulary(place)):
+      if place is None:
+        continue
+      found = workdir_lib.find_vocabulary(place, VOCABULARY_FOLDERS)
+      if found is not None:
         return found
     return None
-
-
-def find_vocabulary(place: epath.Path) -> epath.Path | None:
-  """`place` itself if it is a file, else the vocabulary file in it."""
-  if place.exists() and not place.is_dir():
-    return place
-  for folder in _FOLDERS:
-    for name in VOCABULARIES:
-      if (place / folder / name).exists():
-        return place / folder / name
-  return None
 
 
 def make_tables(model: cfg.ModelConfig, layout: str) -> dict[str, list[rows_lib.Row]]:

@@ -18,6 +18,7 @@ from etils import epath
 from wam_jax import config as cfg
 from wam_jax import progress as progress_lib
 from wam_jax import storage
+from wam_jax import workdir as workdir_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
 from wam_jax.interop import foreign
@@ -71,7 +72,7 @@ def import_checkpoint(
         _write_item(own.checkpoint_place(partial) / item, arrays, extra, progress)
     own.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
     if vocabulary:
-      own.copy_vocabulary(partial, vocabulary)
+      workdir_lib.copy_vocabulary(partial, vocabulary)
   return report
 
 
@@ -84,7 +85,9 @@ def _make_config(
   """The config of a run that has just these weights: it evaluates on datasets of its robots."""
   text = source.model.text
   if vocabulary:
-    text = dataclasses.replace(text, tokenizer=str(target / own.vocabulary_name(vocabulary)))
+    text = dataclasses.replace(
+      text, tokenizer=str(target / workdir_lib.name_vocabulary(vocabulary))
+    )
   names = tuple(robot.record.name for robot in robots)
   return cfg.TrainConfig(
     name=target.name,

@@ -8,18 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import robot as robot_lib
-from wam_jax.interop.files import jsonfile
 from wam_jax.interop.files import orbax
 
 # By part: the item of the checkpoint that holds it, and where in that item.
@@ -117,10 +116,10 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
     ValueError: there is none, or it is not whole.
   """
   place = _find_checkpoint(workdir, step)
-  metadata = jsonfile.read(epath.Path(place / 'metadata' / 'metadata'))
-  missing = [name for name in metadata['items'] if not (place / name).is_dir()]
-  if missing:
-    raise ValueError(f'{place} lacks {", ".join(missing)}; pass another --checkpoint_step.')
+  try:
+    metadata = checkpoint.load_metadata(place)
+  except checkpoint.CheckpointError as e:
+    raise ValueError(f'{e}; pass another --checkpoint_step.') from e
 
   config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
   params = orbax.open_item(place / 'params')
@@ -193,15 +192,3 @@ def write_metadata(
   place = checkpoint_place(workdir) / 'metadata'
   place.mkdir()
   (place / 'metadata').write_text(json.dumps(metadata))
-
-
-def vocabulary_name(vocabulary: epath.Path) -> str:
-  """What the text encoder's vocabulary is called in a workdir."""
-  return workdir_lib.name_vocabulary(vocabulary)
-
-
-def copy_vocabulary(workdir: pathlib.Path, vocabulary: epath.Path) -> None:
-  """Copies the text encoder's vocabulary into the workdir."""
-  target = workdir / vocabulary_name(vocabulary)
-  with vocabulary.open('rb') as f, target.open('wb') as copy:
-    shutil.copyfileobj(f, copy)

@@ -96,7 +96,7 @@ def test_latents_of_another_mean_are_kept(tmp_path):
     tmp_path / 'pipeline/vae/config.json', lambda c: c.update(latents_mean=[0.5] * 16)
   )
   conversions.import_from(tmp_path / 'pipeline', tmp_path / 'again')
-  frozen = checkpoint.load_for_inference(tmp_path / 'again')[2]
+  frozen = checkpoint.load_for_inference(tmp_path / 'again').frozen
   np.testing.assert_array_equal(frozen.tokenizer.mean_std_2C[0], np.full(16, 0.5, np.float32))
 
   conversions.export_to(tmp_path / 'again', tmp_path / 'pipeline2', layout='diffusers')
