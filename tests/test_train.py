@@ -280,12 +280,22 @@ def fake_step(monkeypatch):
       number = int(state.step) + 1
       metrics = {'loss': 1.0, 'grad_norm': 1.0} | changes.get(number, {})
       changes.setdefault('samples', {})[number] = np.asarray(batch.sample_B2).tolist()
-      return state.replace(step=state.step + 1), {k: jnp.float32(v) for k, v in metrics.items()}
+      with jax.transfer_guard('allow'):  # Nothing of it is compiled.
+        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+        return state.replace(step=state.step + 1), metrics
 
     return step
 
   monkeypatch.setattr(train_step, 'make_train_step', make)
   return changes
+
+
+def test_a_step_that_copies_in_secret_is_refused(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    train_step, 'make_train_step', lambda *_: lambda state, _: (state.step + 1, {})
+  )
+  with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+    train.train(dataclasses.replace(config, eval_every=0), tmp_path)
 
 
 @pytest.mark.parametrize('bad', [{'loss': np.nan}, {'grad_norm': np.inf}])

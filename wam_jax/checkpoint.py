@@ -56,7 +56,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         keep_period=keep_every or None,
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=True,  # What a killed run was writing.
         enable_async_checkpointing=True,
       ),
     )
@@ -68,7 +68,7 @@ class Checkpoints:
     if error_type is None:
       self.wait()
     else:
-      self._wait_quietly()
+      self._wait_quietly()  # The error that ends the run says more than one of this save.
     self._manager.close()
 
   def save(self, step: int, state: Any, iterator_state: Any, metadata: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Checkpoints:
     Raises:
       CheckpointError: this save, or the one before, cannot be written.
     """
-    self.wait()
+    self.wait()  # The error of the save before must not be lost.
     items = {
       'params': ocp.args.StandardSave(state.params),
       'frozen': ocp.args.StandardSave(encoders.to_tree(state.frozen)),

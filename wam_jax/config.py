@@ -625,7 +625,7 @@ class TrainConfig:
 
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
   {
-    # Parameters.
+    # Parameters; 'frozen' are those of the encoders.
     'layers': (),
     'embed': ('fsdp',),
     'embed_out': (),
@@ -681,12 +681,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+  """`value` of dicts and tuples, for whatever mappings and lists it has."""
   if isinstance(value, Mapping):
     return {k: _plain(v) for k, v in value.items()}
-  return tuple(_plain(v) for v in value) if isinstance(value, (list, tuple)) else value
+  if isinstance(value, (list, tuple)):
+    return tuple(_plain(v) for v in value)
+  return value
 
 
 def _build(cls: type, given: Any, where: str, problems: list[str]) -> Any:
+  """An object of `cls` from a dict; None, and a line in `problems` for each, where it has any."""
   if not isinstance(given, Mapping):
     problems.append(f'{where}={given!r} must be a group of keys of {cls.__name__}.')
     return None
@@ -698,15 +702,18 @@ def _build(cls: type, given: Any, where: str, problems: list[str]) -> Any:
   )
   problems.extend(f'{where}.{key} is missing.' for key in hints if key not in given)
   before = len(problems)
-  fields = {
-    key: _convert(hints[key], given[key], f'{where}.{key}', problems)
-    for key in hints
-    if key in given
-  }
-  return None if len(problems) > before or len(fields) < len(hints) else cls(**fields)
+  fields = {}
+  for key, hint in hints.items():
+    if key in given:
+      fields[key] = _convert(hint, given[key], f'{where}.{key}', problems)
+  # The checks of `cls` itself need all of its keys, of the right types.
+  if len(problems) > before or len(fields) < len(hints):
+    return None
+  return cls(**fields)
 
 
 def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+  """`value` as the field's type, from what a ConfigDict, JSON or a flag makes of it."""
   if dataclasses.is_dataclass(hint):
     return _build(hint, value, where, problems)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -714,6 +721,7 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if value not in args:
       problems.append(f'{where}={value!r} must be one of {args}.')
     return value
+  # A whole number is a float, too; but Python's bool is an int, which nobody means by it.
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if origin is tuple and isinstance(value, (list, tuple)):
