@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from wam_jax import cli
+from wam_jax import config as cfg
 from wam_jax.evaluation import run
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Of the training run to evaluate.', required=True)
@@ -25,7 +26,10 @@ _OUTPUT = flags.DEFINE_string(
 )
 cli.define_json('It is in the output directory, too.')
 _ENV = flags.DEFINE_enum(
-  'env', None, ('tabletop', 'dataset'), "Simulator, or recorded episodes; default: the config's."
+  'env',
+  None,
+  cfg.list_choices(cfg.EvalConfig)['env'],
+  "Simulator, or recorded episodes; default: the config's.",
 )
 _EPISODES = flags.DEFINE_integer(
   'episodes', None, "Episodes of each robot, or windows; default: the config's.", 1
@@ -45,13 +49,14 @@ _WORLD = flags.DEFINE_enum(
 _POLICY = flags.DEFINE_enum(
   'policy', 'model', ('model', 'untrained', 'hold', 'random'), 'Who acts.'
 )
+_SAMPLING = cfg.list_choices(cfg.SampleConfig)
 _MODE = flags.DEFINE_enum(
   'mode',
   None,
-  ('joint', 'flash'),
+  _SAMPLING['mode'],
   "Denoise the video fully, or stop it early; default: the config's.",
 )
-_SOLVER = flags.DEFINE_enum('solver', None, ('euler', 'unipc'), "Default: the config's.")
+_SOLVER = flags.DEFINE_enum('solver', None, _SAMPLING['solver'], "Default: the config's.")
 _STEPS = flags.DEFINE_integer('steps', None, "Denoising steps; default: the config's.", 1)
 _SEED = flags.DEFINE_integer(
   'seed', 0, 'First of the seeds of scenes and noise; training never uses these.', 0
