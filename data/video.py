@@ -50,16 +50,24 @@ def read_at(
     ValueError: that is not so; or the file is missing, truncated or corrupt.
   """
   with _open(path) as (container, stream):
-    if not whole:
+    if whole:
+      frames = _decode(container, stream)
+    else:
+      # The key frame from which one has to decode may lie far before the first time.
       _seek(container, stream, times_s[0] + tolerance_s)
-    frames = _decode(container, stream)
-    if not whole:
-      # The key frame from which one has to decode may lie far before.
-      frames = itertools.dropwhile(lambda frame: frame[0] < times_s[0] - tolerance_s, frames)
+      first_s = times_s[0] - tolerance_s
+      frames = itertools.dropwhile(lambda frame: frame[0] < first_s, _decode(container, stream))
+
     number = 0
     for at, frame in frames:
       if number == len(times_s):
-        _check_end(path, times_s, at, frames, tolerance_s, whole)
+        if whole:
+          count = number + 1 + sum(1 for _ in frames)
+          raise ValueError(f'{path} holds {count} frames, but there are {number} rows for them.')
+        if at < times_s[-1] + tolerance_s:
+          raise ValueError(
+            f'{path} has two frames within {tolerance_s:.4f} s of {times_s[-1]:.4f} s.'
+          )
         return
       if abs(at - times_s[number]) > tolerance_s:
         raise ValueError(
@@ -73,23 +81,6 @@ def read_at(
       f'{path} ends after {number} frames of {len(times_s)} rows; it is truncated or of another '
       'episode.'
     )
-
-
-def _check_end(
-  path: pathlib.Path,
-  times_s: Sequence[float],
-  at: float,
-  frames: Iterator[tuple[float, Any]],
-  tolerance_s: float,
-  whole: bool,
-) -> None:
-  """Raises unless the frame at `at`, behind the last of `times_s`, may be there."""
-  if whole:
-    count = len(times_s) + 1 + sum(1 for _ in frames)
-    raise ValueError(f'{path} holds {count} frames, but there are {len(times_s)} rows for them.')
-  last_s = times_s[-1]
-  if at < last_s + tolerance_s:
-    raise ValueError(f'{path} has two frames within {tolerance_s:.4f} s of {last_s:.4f} s.')
 
 
 def read_every(

@@ -1,6 +1,7 @@
-"""Stores what the frozen encoders make of a dataset's windows, so that training runs them no more.
+r"""Stores what the frozen encoders make of a dataset's windows, so that training runs them no more.
 
-python -m data.encode --workdir=~/wam/imported --dataset=~/droid/1.0.1 --embodiment=droid [--json=FILE]
+python -m data.encode --workdir=~/wam/imported --dataset=~/droid/1.0.1 --embodiment=droid \
+  [--json=FILE]
 
 Training with these encoders on this dataset then draws from the stored windows
 (config.data.features). The same command continues what was stopped. Several hosts that share the
@@ -51,16 +52,18 @@ _AUGMENTATIONS = flags.DEFINE_integer(
 _CENTER_CROP = flags.DEFINE_bool(
   'center_crop', False, 'Store the centre crop, as augmented runs are evaluated on.'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Of drawn offsets and augmentations.', lower_bound=0)
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of drawn offsets and augmentations.', lower_bound=0)
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'bfloat16', tuple(record_files.DTYPES), 'Of the stored numbers.'
+  'dtype', 'bfloat16', tuple(record_files.DTYPES), 'Dtype of the stored numbers.'
 )
 _FILE_MIB = flags.DEFINE_float('file_mib', 256.0, 'Size of a record file, about.', lower_bound=0)
 _BATCH = flags.DEFINE_integer(
   'batch', 0, 'Windows encoded at once; 0 for 8 a device.', lower_bound=0
 )
 _THREADS = flags.DEFINE_integer('threads', 2, 'Threads that decode images.', lower_bound=1)
-_SHARD_INDEX = flags.DEFINE_integer('shard_index', 0, 'Of this process.', lower_bound=0)
+_SHARD_INDEX = flags.DEFINE_integer(
+  'shard_index', 0, 'Which of the --shard_count processes this is.', lower_bound=0
+)
 _SHARD_COUNT = flags.DEFINE_integer(
   'shard_count', 1, 'Processes that share the work.', lower_bound=1
 )
@@ -88,13 +91,13 @@ def _read_flags(
     raise ValueError(f'--shard_index={shard_index} must be below --shard_count={shard_count}.')
   if _AUGMENTATIONS.value and _CENTER_CROP.value:
     raise ValueError(
-      '--augmentations is for the split that is trained on, --center_crop for the held-out one; give '
-      'either.'
+      '--augmentations is for the split that is trained on, --center_crop for the held-out one; '
+      'give either.'
     )
   if '://' in _DATASET.value:
     raise ValueError(
-      f'--dataset={_DATASET.value} is an object store; record files are written to a file system. Mount '
-      'the bucket (gcsfuse, s3fs) and pass the mounted path.'
+      f'--dataset={_DATASET.value} is an object store; record files are written to a file system. '
+      'Mount the bucket (gcsfuse, s3fs) and pass the mounted path.'
     )
   machine = work.make_machine(_BATCH.value, _THREADS.value)
   config, frozen = checkpoint.load_encoders(_WORKDIR.value)
@@ -103,28 +106,35 @@ def _read_flags(
     _DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache
   )
   storing = record_files.Storing(
-    _STRIDE.value or episodes.record.steps_per_chunk,
-    _DRAW_OFFSET.value,
-    max(1, _AUGMENTATIONS.value),
-    _SEED.value,
-    _DTYPE.value,
-    _FILE_MIB.value,
+    anchor_stride=_STRIDE.value or episodes.record.steps_per_chunk,
+    draw_offset=_DRAW_OFFSET.value,
+    variants=max(1, _AUGMENTATIONS.value),
+    seed=_SEED.value,
+    dtype=_DTYPE.value,
+    file_mib=_FILE_MIB.value,
   )
-  transform = 'center' if _CENTER_CROP.value else 'random' if _AUGMENTATIONS.value else 'none'
   anchors = windows.make_anchors(episodes, _RANGES.value, _FAILURES.value)
-  return work.make_job(config.model, episodes, anchors, storing, transform), frozen, machine
+  job = work.make_job(config.model, episodes, anchors, storing, _choose_transform())
+  return job, frozen, machine
+
+
+def _choose_transform() -> str:
+  if _CENTER_CROP.value:
+    return 'center'
+  return 'random' if _AUGMENTATIONS.value else 'none'
 
 
 def _print(summary: dict[str, Any]) -> None:
-  records, w = summary['windows'] * summary['variants'], summary['encoded_windows']
+  encoded = summary['encoded_windows']
   print(
-    f'{summary["windows"]} windows x {summary["variants"]} ({summary["transform"]}), {summary["prompts"]} prompts; '
-    f'{summary["bytes"] / 2**20:.1f} MiB in {summary["place"]}'
+    f'{summary["windows"]} windows x {summary["variants"]} ({summary["transform"]}), '
+    f'{summary["prompts"]} prompts; {summary["bytes"] / 2**20:.1f} MiB in {summary["place"]}'
   )
-  if w['records']:
+  if encoded['records']:
+    total = summary['windows'] * summary['variants']
     print(
-      f'{w["records"]} of {records} encoded now: compiled in {w["compile_s"]:.1f} s, then {w["seconds"]:.1f} s, '
-      f'{w["per_s"]:.3g} windows/s'
+      f'{encoded["records"]} of {total} encoded now: compiled in {encoded["compile_s"]:.1f} s, '
+      f'then {encoded["seconds"]:.1f} s, {encoded["per_s"]:.3g} windows/s'
     )
   if summary['missing_files']:
     print(f'{summary["missing_files"]} files are left to other shards.')

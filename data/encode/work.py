@@ -33,6 +33,11 @@ from wam_jax.data.features import record_files
 from wam_jax.models import encoders
 
 CACHE_GIB = 2.0  # Neighbouring windows share episodes and frames.
+MASK_CHANNELS = 4  # Stand before the condition latents, see `encoders.with_mask`.
+
+Load = Callable[[int], np.ndarray]  # The item of a row.
+Compute = Callable[[encoders.Encoders, jax.Array], jax.Array]  # The values of a batch of items.
+Batch = tuple[int, range]  # A file, and the rows of it that are computed at once.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +46,12 @@ class Job:
 
   Attributes:
     episodes, anchors: the dataset.
-    model: shape of a window, and the encoders' configs.
-    transform: of `describe.TRANSFORMS`.
-    samples_W: windows, as samples of the anchor table.
+    model: the shape of a window, and the encoders' configs.
+    storing: which windows, and how they are stored.
+    transform: one of `describe.TRANSFORMS`.
+    samples_W: the windows, as samples of the anchor table.
     prompt_ids: [P] token ids of each prompt; none where the text encoder is trained with the model.
-    cache: of composite images.
+    cache: composite images that neighbouring windows share.
   """
 
   episodes: sources.Episodes
@@ -59,7 +65,7 @@ class Job:
 
   @property
   def frames_shape(self) -> tuple[int, ...]:
-    """Of `load_frames`."""
+    """The shape of what `load_frames` returns."""
     return (self.model.camera_frames(self.model.max_chunks), *self.episodes.record.composite, 3)
 
   def load_frames(self, row: int) -> np.ndarray:
@@ -67,7 +73,8 @@ class Job:
     window, variant = divmod(row, self.storing.variants)
     sample = int(self.samples_W[window])
     anchor = self.anchors[sample]
-    record, augmentation = self.episodes.record, None
+    record = self.episodes.record
+    augmentation = None
     if self.transform == 'random':
       rng = np.random.default_rng((self.storing.seed, sample, variant))
       augmentation = images.sample_augmentation(rng)
@@ -86,7 +93,8 @@ class Job:
 
   def pack_window(self, row: int, values: np.ndarray) -> bytes:
     """The record of one variant of a window."""
-    number, step, _ = self.anchors[int(self.samples_W[row // self.storing.variants])]
+    sample = int(self.samples_W[row // self.storing.variants])
+    number, step, _ = self.anchors[sample]
     return _pack(values, lambda: f'the window at step {step} of {self.episodes.where(number)}')
 
   def pack_prompt(self, row: int, text_PD: np.ndarray) -> bytes:
@@ -96,10 +104,11 @@ class Job:
 
 
 def _pack(values: np.ndarray, where: Callable[[], str]) -> bytes:
+  # Asked for only in the message: reading where a record lies takes time.
   if not np.isfinite(values.astype(np.float32)).all():
     raise ValueError(
-      f'The encoders give NaN, infinity or, with --dtype=float16, more than that holds for {where()}. '
-      'Store --dtype=bfloat16, or look for what is wrong with python -m data.validate.'
+      'The encoders give NaN, infinity or, with --dtype=float16, more than that holds for '
+      f'{where()}. Store --dtype=bfloat16, or look for what is wrong with python -m data.validate.'
     )
   return values.tobytes()
 
@@ -119,15 +128,22 @@ def make_job(
   record = episodes.record
   if record.camera_frames_per_chunk != model.camera_frames_per_chunk:
     raise ValueError(
-      f'{record.name!r} shows {record.camera_frames_per_chunk} camera frames a chunk, the model of the '
-      f'workdir takes {model.camera_frames_per_chunk}; give a --workdir made for this robot.'
+      f'{record.name!r} shows {record.camera_frames_per_chunk} camera frames a chunk, the model of '
+      f'the workdir takes {model.camera_frames_per_chunk}; give a --workdir made for this robot.'
     )
   samples_W = select(anchors, storing)
-  prompt_ids = (
-    list_prompts(episodes, anchors, samples_W, model.text) if model.text.kind == 'umt5' else []
-  )
+  prompt_ids = []
+  if model.text.kind == 'umt5':  # Another text encoder is trained with the model.
+    prompt_ids = list_prompts(episodes, anchors, samples_W, model.text)
   return Job(
-    episodes, anchors, model, storing, transform, samples_W, prompt_ids, cache_lib.Cache(CACHE_GIB)
+    episodes=episodes,
+    anchors=anchors,
+    model=model,
+    storing=storing,
+    transform=transform,
+    samples_W=samples_W,
+    prompt_ids=prompt_ids,
+    cache=cache_lib.Cache(CACHE_GIB),
   )
 
 
@@ -138,33 +154,37 @@ def select(anchors: windows.Anchors, storing: record_files.Storing) -> np.ndarra
   counts_K = np.diff(np.append(anchors.before_K, anchors.total))
   offsets_K = np.zeros_like(counts_K)
   if storing.draw_offset:
-    drawn_N = np.random.default_rng(storing.seed).integers(
-      storing.anchor_stride, size=anchors.episode_K.max() + 1
-    )
+    # By episode, so that an offset does not depend on which stretches are left.
+    episodes = anchors.episode_K.max() + 1
+    rng = np.random.default_rng(storing.seed)
+    drawn_N = rng.integers(storing.anchor_stride, size=episodes)
     offsets_K = drawn_N[anchors.episode_K] % counts_K
-  return np.concatenate(
-    [
-      before + np.arange(offset, count, storing.anchor_stride)
-      for before, offset, count in zip(anchors.before_K, offsets_K, counts_K)
-    ]
-  )
+  stretches = [
+    before + np.arange(offset, count, storing.anchor_stride)
+    for before, offset, count in zip(anchors.before_K, offsets_K, counts_K)
+  ]
+  return np.concatenate(stretches)
 
 
 def list_prompts(
   episodes: sources.Episodes, anchors: windows.Anchors, samples_W: np.ndarray, text: cfg.TextConfig
 ) -> list[np.ndarray]:
   """[P] token ids of each different prompt that training may draw for these windows."""
-  tokenize, found = prompts.make_tokenizer(text), {}
+  tokenize = prompts.make_tokenizer(text)
   steps: dict[int, list[int]] = {}
   for sample in samples_W.tolist():
     number, step, _ = anchors[sample]
     steps.setdefault(number, []).append(step)
+
+  found = {}
   for number in progress.track(steps, f'prompts of {episodes.path}', len(steps), 'episodes'):
     for span in episodes.spans(number):
-      if any(span.start <= step < span.stop for step in steps[number]):
-        for instruction in [text for text in span.texts if text.strip()] or ['']:
-          ids_P = tokenize(episodes.record.instruct(instruction))
-          found.setdefault(describe.hash_prompt(ids_P), ids_P)
+      if not any(span.start <= step < span.stop for step in steps[number]):
+        continue
+      # Training draws among the instructions that are not blank; with none it says nothing.
+      for instruction in [text for text in span.texts if text.strip()] or ['']:
+        ids_P = tokenize(episodes.record.instruct(instruction))
+        found.setdefault(describe.hash_prompt(ids_P), ids_P)
   return list(found.values())
 
 
@@ -175,19 +195,21 @@ def encode_prompts(dtype: str, frozen: encoders.Encoders, ids_BP: jax.Array) -> 
 
 def encode_windows(dtype: str, frozen: encoders.Encoders, frames_BRIJ3: jax.Array) -> jax.Array:
   """[B, numbers] records in `dtype`."""
-  parts = sorted(window_parts(frozen, frames_BRIJ3).items())
-  return jnp.concatenate([x.reshape(len(x), -1).astype(dtype) for _, x in parts], 1)
+  parts = window_parts(frozen, frames_BRIJ3)
+  flat = [parts[name].reshape(len(frames_BRIJ3), -1).astype(dtype) for name in sorted(parts)]
+  return jnp.concatenate(flat, 1)
 
 
 def window_parts(frozen: encoders.Encoders, frames_BRIJ3: jax.Array) -> dict[str, jax.Array]:
-  """What is stored of windows, by name."""
+  """What is stored of windows, by name; encoders that a model lacks give nothing."""
   condition = frozen.encode_condition(frames_BRIJ3[:, :1])
-  parts = {'clean': frozen.encode(frames_BRIJ3), 'image': condition.image_BIC}
+  parts = {'clean': frozen.encode(frames_BRIJ3)}
+  if condition.image_BIC is not None:
+    parts['image'] = condition.image_BIC
   if condition.latents_BFHWC is not None:
-    parts['condition'] = condition.latents_BFHWC[
-      ..., 4:
-    ]  # Without the mask, which is always the same.
-  return {name: x for name, x in parts.items() if x is not None}
+    # Without the mask, which is always the same.
+    parts['condition'] = condition.latents_BFHWC[..., MASK_CHANNELS:]
+  return parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +217,9 @@ class Machine:
   """This process's devices, and how they are fed.
 
   Attributes:
-    batch: items computed at once, shared by the devices.
-    threads: that load them.
+    mesh: the devices.
+    batch: the number of items computed at once, shared by the devices.
+    threads: the number of threads that load them.
   """
 
   mesh: jax.sharding.Mesh
@@ -205,54 +228,58 @@ class Machine:
 
   def place(self, frozen: encoders.Encoders) -> encoders.Encoders:
     """The encoders on the devices, large arrays split over them."""
-    return jax.tree.map(
-      jax.device_put, frozen, sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES)
-    )
+    shardings = sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES)
+    return jax.tree.map(jax.device_put, frozen, shardings)
 
   def store(
     self,
     files: record_files.Files,
     numbers: Sequence[int],
-    load: Callable[[int], np.ndarray],
-    compute: Callable[[encoders.Encoders, jax.Array], jax.Array],
+    load: Load,
+    compute: Compute,
     frozen: encoders.Encoders,
     pack: Callable[[int, np.ndarray], bytes],
   ) -> dict[str, float]:
     """Writes the record files `numbers`; returns how many records that are, and how long it took.
 
     Args:
-      load: the item of a row of the files.
-      compute: values of the items of a batch.
-      pack: the record of (row, its values).
+      load: gives the item of a row of the files.
+      compute: gives the values of the items of a batch.
+      pack: gives the record of (row, its values).
     """
     # A file begins with a batch of its own: what it holds must not depend on where an earlier call
     # stopped.
-    jobs = [
-      (number, files.rows(number)[i : i + self.batch])
-      for number in numbers
-      for i in range(0, len(files.rows(number)), self.batch)
-    ]
-    total = sum(len(rows) for _, rows in jobs)
-    if not jobs:
+    batches = []
+    for number in numbers:
+      rows = files.rows(number)
+      batches += [(number, rows[i : i + self.batch]) for i in range(0, len(rows), self.batch)]
+    if not batches:
       return dict(records=0, compile_s=0.0, seconds=0.0, per_s=0.0)
-    start = time.monotonic()
-    program = self._compile(compute, frozen, load(jobs[0][1][0]))
-    compiled = time.monotonic()
-    done = progress.track(
-      self._compute(jobs, load, program),
+
+    start_s = time.monotonic()
+    _, (first, *_) = batches[0]
+    program = self._compile(compute, frozen, load(first))
+    compiled_s = time.monotonic()
+
+    total = sum(len(rows) for _, rows in batches)
+    computed = progress.track(
+      self._compute(batches, load, program),
       f'encoding {files.kind}',
       total,
       files.kind,
-      amount=lambda job: len(job[1]),
+      amount=lambda batch: len(batch[1]),
     )
-    for number, parts in itertools.groupby(done, key=lambda job: job[0]):
-      files.write(
-        number, (pack(row, x) for _, rows, values in parts for row, x in zip(rows, values))
-      )
-    seconds = time.monotonic() - compiled
-    return dict(records=total, compile_s=compiled - start, seconds=seconds, per_s=total / seconds)
+    for number, parts in itertools.groupby(computed, key=lambda batch: batch[0]):
+      rows_and_values = (pair for _, rows, values in parts for pair in zip(rows, values))
+      files.write(number, itertools.starmap(pack, rows_and_values))
+    seconds = time.monotonic() - compiled_s
+    return dict(
+      records=total, compile_s=compiled_s - start_s, seconds=seconds, per_s=total / seconds
+    )
 
-  def _compile(self, compute, frozen, item: np.ndarray) -> Callable[[np.ndarray], Any]:
+  def _compile(
+    self, compute: Compute, frozen: encoders.Encoders, item: np.ndarray
+  ) -> Callable[[np.ndarray], jax.Array]:
     """`compute` of a batch of items like this one, with these encoders."""
     split = sharding.batch_sharding(self.mesh, cfg.DEFAULT_RULES)
     batch = jax.ShapeDtypeStruct((self.batch, *item.shape), item.dtype, sharding=split)
@@ -260,19 +287,22 @@ class Machine:
       program = jax.jit(compute, out_shardings=split).lower(frozen, batch).compile()
     return lambda batch: program(frozen, jax.device_put(batch, split))
 
-  def _compute(self, jobs, load, program) -> Iterator[tuple[int, range, np.ndarray]]:
-    """(file, rows, values of each) of every job, in order."""
+  def _compute(
+    self, batches: Sequence[Batch], load: Load, program: Callable[[np.ndarray], jax.Array]
+  ) -> Iterator[tuple[int, range, np.ndarray]]:
+    """(file, rows, values of each) of every batch, in order."""
 
-    def load_batch(job):
-      rows = list(job[1])
-      return np.stack([load(row) for row in rows + rows[-1:] * (self.batch - len(rows))])
+    def load_batch(batch: Batch) -> np.ndarray:
+      rows = list(batch[1])
+      # The program has one shape: the last batch of a file is filled with its last row.
+      rows += rows[-1:] * (self.batch - len(rows))
+      return np.stack([load(row) for row in rows])
 
     ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads + 1)
+    loaded = grain.MapDataset.source(batches).map(load_batch).to_iter_dataset(ahead)
     under_way = collections.deque()
-    for job, batch in zip(
-      jobs, grain.MapDataset.source(jobs).map(load_batch).to_iter_dataset(ahead)
-    ):
-      under_way.append((*job, program(batch)))
+    for (number, rows), items in zip(batches, loaded):
+      under_way.append((number, rows, program(items)))
       if len(under_way) == 2:  # The devices compute one batch while the one before is stored.
         yield _fetch(*under_way.popleft())
     yield from itertools.starmap(_fetch, under_way)
@@ -286,7 +316,8 @@ def make_machine(batch: int, threads: int) -> Machine:
   """This process's devices.
 
   Args:
-    batch: items at once, 0 for 8 a device.
+    batch: the number of items at once, 0 for 8 a device.
+    threads: see `Machine`.
   Raises:
     ValueError: the devices do not divide it.
   """
@@ -297,9 +328,9 @@ def make_machine(batch: int, threads: int) -> Machine:
       f'--batch={batch} must be divisible by the {len(devices)} devices; nearest valid: '
       f'{max(1, round(batch / len(devices))) * len(devices)}.'
     )
-  return Machine(
-    sharding.make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1, 'seq': 1}, devices), batch, threads
-  )
+  # The encoders of the large models do not fit one device.
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': -1, 'tensor': 1, 'seq': 1}, devices)
+  return Machine(mesh, batch, threads)
 
 
 def encode(
@@ -329,31 +360,26 @@ def encode(
   files = record_files.list_files(directory, plan)
   _check_room(plan, files)
 
-  dtype, share = (
-    job.storing.dtype,
-    {kind: f.list_missing(shard_index, shard_count) for kind, f in files.items()},
-  )
+  # Listed before the first one is written: shards that start at once share the same list.
+  share = {kind: f.list_missing(shard_index, shard_count) for kind, f in files.items()}
   texts = machine.store(
     files['prompts'],
     share['prompts'],
-    job.prompt_ids.__getitem__,
-    functools.partial(encode_prompts, dtype),
-    frozen,
-    job.pack_prompt,
+    load=job.prompt_ids.__getitem__,
+    compute=functools.partial(encode_prompts, job.storing.dtype),
+    frozen=frozen,
+    pack=job.pack_prompt,
   )
   frozen = frozen.replace(text=None)  # Makes room on the devices.
   videos = machine.store(
     files['windows'],
     share['windows'],
-    job.load_frames,
-    functools.partial(encode_windows, dtype),
-    frozen,
-    job.pack_window,
+    load=job.load_frames,
+    compute=functools.partial(encode_windows, job.storing.dtype),
+    frozen=frozen,
+    pack=job.pack_window,
   )
   missing = record_files.finish(directory)
-  held = [
-    f.path(n).stat().length for f in files.values() for n in range(len(f)) if f.path(n).exists()
-  ]
   return dict(
     dataset=str(job.episodes.path),
     split=job.episodes.split,
@@ -363,11 +389,17 @@ def encode(
     windows=len(job.samples_W),
     variants=job.storing.variants,
     prompts=len(job.prompt_ids),
-    bytes=sum(held),
+    bytes=_count_bytes(files),
     missing_files=len(missing),
     encoded_prompts=texts,
     encoded_windows=videos,
   )
+
+
+def _count_bytes(files: dict[str, record_files.Files]) -> int:
+  """The bytes of the files that are there, whoever wrote them."""
+  paths = [f.path(number) for f in files.values() for number in range(len(f))]
+  return sum(path.stat().length for path in paths if path.exists())
 
 
 def _check_room(plan: dict[str, Any], files: dict[str, record_files.Files]) -> None:
@@ -380,6 +412,6 @@ def _check_room(plan: dict[str, Any], files: dict[str, record_files.Files]) -> N
   free = shutil.disk_usage(directory).free
   if needed > free:
     raise ValueError(
-      f'{directory} needs about {needed / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are free. Make '
-      'room, or store fewer windows: a larger --anchor_stride, fewer --augmentations.'
+      f'{directory} needs about {needed / 2**30:.1f} GiB more, and {free / 2**30:.1f} GiB are '
+      'free. Make room, or store fewer windows: a larger --anchor_stride, fewer --augmentations.'
     )

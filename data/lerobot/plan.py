@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 
 from data.lerobot import source as source_lib
 
-NUMBERS = ('float', 'int', 'uint', 'bool')
+NUMBERS = ('float', 'int', 'uint', 'bool')  # How the dtypes of info.json begin.
+# What RLDS asks of every step; a feature of the source with one of these names comes first.
 MADE = ('is_first', 'is_last', 'is_terminal', 'language_instruction')
 
 

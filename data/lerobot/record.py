@@ -64,6 +64,7 @@ def _slices(
   for field in plan.fields:
     is_numeric = features[field.key]['dtype'].startswith(plan_lib.NUMBERS)
     if is_numeric and is_named(field):
+      # LeRobot says no units; the user fills them in.
       reference = relative.get(field.name, '')
       slices.append(record_lib.Slice(field.name, 0, plan.width(field), 'unknown', reference))
   return tuple(slices)
@@ -77,6 +78,7 @@ def _tile(plan: plan_lib.Plan) -> tuple[tuple[record_lib.View, ...], tuple[int, 
   image_height, image_width = plan.size or plan_lib.image_size(plan.source.features[images[0].key])
   width = VIEW_WIDTH
   height = max(TILE, round(width * image_height / image_width / TILE) * TILE)
+  # All views have the shape of the first one: the composite has to be a rectangle.
   rows = -(-len(images) // 2)
   columns = min(2, len(images))
   views = []

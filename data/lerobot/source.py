@@ -22,6 +22,7 @@ import numpy as np
 VERSIONS = ('v2.0', 'v2.1', 'v3.0')
 INDICES = ('timestamp', 'frame_index', 'episode_index', 'index', 'task_index')
 PLACE = ('chunk_index', 'file_index')  # Where a file of version 3 lies; it holds many episodes.
+# What stats.json must hold of a feature; it may hold more.
 STATISTICS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
 
 
@@ -209,6 +210,7 @@ def _packed_clip(
     name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)
   }
   seconds = mine['to_timestamp'] - mine['from_timestamp']
+  # Half a frame: the times are rounded, and a frame more or less is another episode's.
   frames = seconds * info['fps']
   if abs(frames - row['length']) > 0.5:
     raise ValueError(

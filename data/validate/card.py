@@ -50,30 +50,33 @@ def make(
     },
     'anchors': anchors,
     'anchor_share': None if anchors is None else anchors / kept.steps,
-    'rates': {
-      'control_hz': record.control_hz,
-      'video_fps': record.video_fps,
-      'chunk_s': record.chunk_s,
-      'steps_per_chunk': record.steps_per_chunk,
-      'frames_per_chunk': record.camera_frames_per_chunk,
-      'timestamps_hz': 1 / float(np.median(kept.periods)) if kept.periods else None,
-    },
+    'rates': _rates(kept),
     'instructions': {
       'distinct': len(kept.words),
       'spans': kept.words.total(),
       'most_frequent': kept.words.most_common(TOP),
       'blank_steps': {key: kept.blank[key] for key in record.language},
     },
-    'images': {
-      'read': int(images),
-      'mean_bytes': float(image_bytes / max(images, 1)),
-    },
+    'images': {'read': int(images), 'mean_bytes': float(image_bytes / max(images, 1))},
     'views': {key: _view(key, clips, lag) for key, lag in lags.items()},
     'dimensions': [
       row
       for part, slices, columns, counts_N in kept.parts()
       for row in _rows(part, slices, columns, counts_N, is_relative=columns is kept.relative)
     ],
+  }
+
+
+def _rates(kept: survey.Survey) -> dict[str, Any]:
+  record = kept.record
+  return {
+    'control_hz': record.control_hz,
+    'video_fps': record.video_fps,
+    'chunk_s': record.chunk_s,
+    'steps_per_chunk': record.steps_per_chunk,
+    'frames_per_chunk': record.camera_frames_per_chunk,
+    # What the clock of a usual episode says, where the dataset has one.
+    'timestamps_hz': 1 / float(np.median(kept.periods)) if kept.periods else None,
   }
 
 

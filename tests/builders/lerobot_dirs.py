@@ -73,16 +73,11 @@ def write_lines(path: pathlib.Path, rows: list[dict]) -> None:
 def make_rows(episode: int, length: int, first: int) -> dict:
   """Columns of a parquet file."""
   steps = range(length)
-  vectors = {
-    'observation.state': [state(episode, t) for t in steps],
-    'action': [state(episode, t + 1) for t in steps],
-    'observation.effort': [[t + 0.25, t + 0.75] for t in steps],
-  }
+  floats, doubles = pa.list_(pa.float32()), pa.list_(pa.float64())
   return {
-    **{
-      key: pa.array(value, pa.list_(pa.float64() if key == 'action' else pa.float32()))
-      for key, value in vectors.items()
-    },
+    'observation.state': pa.array([state(episode, t) for t in steps], floats),
+    'action': pa.array([state(episode, t + 1) for t in steps], doubles),
+    'observation.effort': pa.array([[t + 0.25, t + 0.75] for t in steps], floats),
     'next.reward': pa.array([float(t == length - 1) for t in steps], pa.float32()),
     'next.done': pa.array([t == length - 1 for t in steps]),
     'note': pa.array([f'step {t}' for t in steps]),
@@ -106,17 +101,12 @@ def make_features() -> dict:
     'annotation.human.task': ('int64', 1),
     **{key: (kind, 1) for key, kind in SCALARS.items()},
   }
-  cameras = {
-    f'observation.images.{camera}': {
-      'dtype': 'video',
-      'shape': [*SIZE, 3],
-      'names': ['height', 'width', 'channels'],
-    }
-    for camera in CAMERAS
-  }
-  return cameras | {
+  camera = {'dtype': 'video', 'shape': [*SIZE, 3], 'names': ['height', 'width', 'channels']}
+  cameras = {f'observation.images.{name}': dict(camera) for name in CAMERAS}
+  vectors = {
     key: {'dtype': kind, 'shape': [width], 'names': None} for key, (kind, width) in numbers.items()
   }
+  return cameras | vectors
 
 
 def write_v2(root: pathlib.Path, lengths: list[int], version: str = 'v2.1') -> pathlib.Path:
@@ -165,72 +155,37 @@ def edit_info(root: pathlib.Path, **changes) -> None:
   write_info(root, {**json.loads((root / 'meta/info.json').read_text()), **changes})
 
 
+# What the reference adds under meta/; the same in both versions.
+GEAR_FILES = (
+  'modality.json',
+  'stats.json',
+  'relative_stats_dreamzero.json',
+  'embodiment.json',
+  'step_filter.jsonl',
+)
+
+
 def pack_as_v3(source: pathlib.Path, root: pathlib.Path, per_file: int) -> pathlib.Path:
   """A version 2 directory as version 3, `per_file` episodes to a file; video packets are copied,
   not decoded.
   """
   info = json.loads((source / 'meta/info.json').read_text())
-  lengths = [
-    json.loads(line)['length'] for line in (source / 'meta/episodes.jsonl').read_text().splitlines()
-  ]
-  videos = [key for key, feature in info['features'].items() if feature['dtype'] == 'video']
-  place = lambda episode: {
-    'episode_chunk': episode // info['chunks_size'],
-    'episode_index': episode,
-  }
+  lengths = [row['length'] for row in read_lines(source / 'meta/episodes.jsonl')]
   rows = []
-  for first in range(0, len(lengths), per_file):
-    episodes, number = range(first, min(first + per_file, len(lengths))), first // per_file
-    tables = [parquet.read_table(source / info['data_path'].format(**place(e))) for e in episodes]
-    target = root / f'data/chunk-000/file-{number:03d}.parquet'
-    target.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.concat_tables(tables), target)
-    starts = {
-      key: concatenate(
-        [source / info['video_path'].format(video_key=key, **place(e)) for e in episodes],
-        root / f'videos/{key}/chunk-000/file-{number:03d}.mp4',
-      )
-      for key in videos
-    }
-    rows += [
-      {
-        'episode_index': e,
-        'length': lengths[e],
-        'data/chunk_index': 0,
-        'data/file_index': number,
-        **{
-          f'videos/{key}/{name}': value
-          for key in videos
-          for name, value in (
-            ('chunk_index', 0),
-            ('file_index', number),
-            ('from_timestamp', starts[key][i]),
-            ('to_timestamp', starts[key][i + 1]),
-          )
-        },
-      }
-      for i, e in enumerate(episodes)
-    ]
-  write_table(
-    root / 'meta/episodes/chunk-000/file-000.parquet',
-    {key: [row[key] for row in rows] for key in rows[0]},
-  )
-  tasks = [json.loads(line) for line in (source / 'meta/tasks.jsonl').read_text().splitlines()]
-  write_table(
-    root / 'meta/tasks.parquet',
-    {
-      'task_index': [task['task_index'] for task in tasks],
-      '__index_level_0__': [task['task'] for task in tasks],
-    },
-  )
+  for number, first in enumerate(range(0, len(lengths), per_file)):
+    packed = {e: lengths[e] for e in range(first, min(first + per_file, len(lengths)))}
+    rows += _pack_file(source, root, info, packed, number)
+  columns = {key: [row[key] for row in rows] for key in rows[0]}
+  write_table(root / 'meta/episodes/chunk-000/file-000.parquet', columns)
+
+  tasks = read_lines(source / 'meta/tasks.jsonl')
+  texts = {
+    'task_index': [task['task_index'] for task in tasks],
+    '__index_level_0__': [task['task'] for task in tasks],  # As pandas calls an index.
+  }
+  write_table(root / 'meta/tasks.parquet', texts)
   for path in source.glob('meta/*'):
-    if path.name in (
-      'modality.json',
-      'stats.json',
-      'relative_stats_dreamzero.json',
-      'embodiment.json',
-      'step_filter.jsonl',
-    ):
+    if path.name in GEAR_FILES:
       shutil.copy(path, root / 'meta' / path.name)
   write_info(
     root,
@@ -242,6 +197,39 @@ def pack_as_v3(source: pathlib.Path, root: pathlib.Path, per_file: int) -> pathl
     },
   )
   return root
+
+
+def _pack_file(
+  source: pathlib.Path, root: pathlib.Path, info: dict, lengths: dict[int, int], number: int
+) -> list[dict]:
+  """Writes file `number` of rows and of every camera; what meta/episodes says of its episodes.
+
+  Args:
+    lengths: the rows of each of these episodes.
+  """
+  places = [{'episode_chunk': e // info['chunks_size'], 'episode_index': e} for e in lengths]
+  tables = [parquet.read_table(source / info['data_path'].format(**place)) for place in places]
+  target = root / f'data/chunk-000/file-{number:03d}.parquet'
+  target.parent.mkdir(parents=True, exist_ok=True)
+  parquet.write_table(pa.concat_tables(tables), target)
+
+  rows = [
+    {'episode_index': e, 'length': length, 'data/chunk_index': 0, 'data/file_index': number}
+    for e, length in lengths.items()
+  ]
+  for key in (key for key, feature in info['features'].items() if feature['dtype'] == 'video'):
+    paths = [source / info['video_path'].format(video_key=key, **place) for place in places]
+    starts = concatenate(paths, root / f'videos/{key}/chunk-000/file-{number:03d}.mp4')
+    for row, start, stop in zip(rows, starts, starts[1:], strict=False):
+      row[f'videos/{key}/chunk_index'] = 0
+      row[f'videos/{key}/file_index'] = number
+      row[f'videos/{key}/from_timestamp'] = start
+      row[f'videos/{key}/to_timestamp'] = stop
+  return rows
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def concatenate(paths: list[pathlib.Path], target: pathlib.Path) -> list[float]:

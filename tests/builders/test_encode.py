@@ -52,9 +52,8 @@ from wam_jax.models import vae
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLOCK = synthetic.CLOCK
-FILM = dataclasses.replace(
-  CLOCK, name='clock_film', video_fps=5.0
-)  # Four frames a chunk, as a Wan VAE takes them.
+# Four frames a chunk, as a Wan VAE takes them.
+FILM = dataclasses.replace(CLOCK, name='clock_film', video_fps=5.0)
 PATCHES = cfg.ModelConfig(
   dim=16,
   mlp_dim=16,
@@ -109,37 +108,31 @@ def model(vocabulary) -> cfg.ModelConfig:
 @pytest.fixture(scope='module')
 def frozen(model) -> encoders.Encoders:
   """Random Wan VAE, UMT5 and CLIP."""
-  parts = [
-    weights.draw_like(
-      jax.eval_shape(
-        lambda key, module=module, config=config: module.init(config, key).params, jax.random.key(0)
-      ),
-      seed,
-    )
-    for seed, (module, config) in enumerate(
-      ((vae, model.tokenizer), (text, model.text), (image, model.image))
-    )
-  ]
-  video = vae.WanVAE(parts[0], model.tokenizer, np.float32([[0.1] * 4, [1.5] * 4]))
+
+  def draw(module, config, seed):
+    params = jax.eval_shape(lambda key: module.init(config, key).params, jax.random.key(0))
+    return weights.draw_like(params, seed)
+
+  scales_2C = np.float32([[0.1] * 4, [1.5] * 4])  # Mean and deviation of the latents.
   return encoders.Encoders(
-    video, text.UMT5(parts[1], model.text), image.ClipVision(parts[2], model.image), model
+    vae.WanVAE(draw(vae, model.tokenizer, 0), model.tokenizer, scales_2C),
+    text.UMT5(draw(text, model.text, 1), model.text),
+    image.ClipVision(draw(image, model.image, 2), model.image),
+    model,
   )
 
 
 @pytest.fixture(scope='module')
 def patches() -> encoders.Encoders:
   """A patch tokenizer, as a run that needs no download has it."""
-  t, rng = PATCHES.tokenizer, np.random.default_rng(0)
+  t = PATCHES.tokenizer
+  rng = np.random.default_rng(0)
   P = t.temporal * t.spatial**2 * 3
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
-  return encoders.Encoders(
-    tokenizer.PatchTokenizer(
-      draw(P), draw(P, t.channels), draw(t.channels, P), t.temporal, t.spatial
-    ),
-    None,
-    None,
-    PATCHES,
+  video = tokenizer.PatchTokenizer(
+    draw(P), draw(P, t.channels), draw(t.channels, P), t.temporal, t.spatial
   )
+  return encoders.Encoders(video, None, None, PATCHES)
 
 
 @pytest.fixture
@@ -179,8 +172,11 @@ def contents(place) -> dict[str, bytes]:
 
 def pixel_batch(job) -> types.Batch:
   """Every variant of the job's windows, with the episode's prompt, as the pipeline gives them."""
-  rows, m, rng = len(job.samples_W) * job.storing.variants, job.model, np.random.default_rng(0)
-  Q, A = m.max_chunks, m.max_chunks * m.actions_per_chunk
+  m = job.model
+  rng = np.random.default_rng(0)
+  rows = len(job.samples_W) * job.storing.variants
+  Q = m.max_chunks
+  A = Q * m.actions_per_chunk
   tokenize = prompts.make_tokenizer(m.text)
   texts = [job.episodes[job.anchors[int(sample)][0]].texts(0)[0] for sample in job.samples_W]
   ids_WP = np.stack([tokenize(job.episodes.record.instruct(words)) for words in texts])
@@ -199,12 +195,11 @@ def pixel_batch(job) -> types.Batch:
 
 def feature_batch(stored: lookup.Stored, batch: types.Batch) -> types.Batch:
   """The same from stored features."""
-  read = samples.stack(
-    [
-      stored.read(*divmod(row, stored.variants), ids_P)
-      for row, ids_P in enumerate(batch.prompt_ids_BP)
-    ]
-  )
+  rows = []
+  for row, ids_P in enumerate(batch.prompt_ids_BP):
+    window, variant = divmod(row, stored.variants)
+    rows.append(stored.read(window, variant, ids_P))
+  read = samples.stack(rows)
   return batch.replace(frames_BRIJ3=None, features=types.Features(**read))
 
 
@@ -245,17 +240,13 @@ def test_stored_features_are_those_of_pixels(films, frozen):
 
 
 def test_half_precision_is_nearer(films, frozen, tmp_path):
+  job, _ = films
+  without_features = shutil.ignore_patterns('wam_features_*')
+  path = shutil.copytree(job.episodes.path, tmp_path / 'copy', ignore=without_features)
   job = dataclasses.replace(
-    films[0],
+    job,
     storing=dataclasses.replace(PLAIN, dtype='float16'),
-    episodes=sources.Episodes(
-      shutil.copytree(
-        films[0].episodes.path, tmp_path / 'copy', ignore=shutil.ignore_patterns('wam_features_*')
-      ),
-      'train',
-      FILM,
-      cache_lib.Cache(1),
-    ),
+    episodes=sources.Episodes(path, 'train', FILM, cache_lib.Cache(1)),
   )
   run(job, frozen)
   batch = pixel_batch(job)
@@ -267,14 +258,10 @@ def test_half_precision_is_nearer(films, frozen, tmp_path):
 def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
   job, stored = films
   config = cfg.TrainConfig(model=job.model)
-  params = weights.draw_like(
-    train_step.abstract_state(
-      config,
-      sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1]),
-      encoders.Encoders(None, None, None, job.model),
-    ).params,
-    9,
-  )
+  one_device = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
+  no_encoders = encoders.Encoders(None, None, None, job.model)
+  shapes = train_step.abstract_state(config, one_device, no_encoders)
+  params = weights.draw_like(shapes.params, 9)
 
   pixels = pixel_batch(job)
   m, f = config.model, config.flow
@@ -292,14 +279,11 @@ def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
   rounded = jax.tree.map(
     lambda x: x.astype(jnp.bfloat16).astype(x.dtype), computed(job, frozen, pixels)
   )
-  from_pixels, from_stored, from_rounded = (
-    update(look(params, frozen, batch))
-    for batch in (
-      pixels,
-      feature_batch(stored, pixels),
-      pixels.replace(frames_BRIJ3=None, features=rounded),
-    )
-  )
+  step = lambda batch: update(look(params, frozen, batch))
+  from_pixels = step(pixels)
+  from_stored = step(feature_batch(stored, pixels))
+  from_rounded = step(pixels.replace(frames_BRIJ3=None, features=rounded))
+
   norm = lambda tree: float(optax.tree.norm(tree))
   apart = lambda a, b: norm(jax.tree.map(jnp.subtract, a[1], b[1])) / norm(b[1])
   np.testing.assert_allclose(from_stored[0], from_rounded[0], rtol=1e-5)
@@ -337,7 +321,9 @@ def test_the_grid_begins_at_every_span_or_at_a_drawn_step(path):
   assert drawn[0] == starts(anchor_stride=8, draw_offset=True)
   assert {step for grid in drawn for number, step in grid if number == 2} == set(range(16))
   assert all({number for number, _ in grid} == {0, 1, 2} for grid in drawn)
-  assert all(b[1] - a[1] == 8 for grid in drawn for a, b in zip(grid, grid[1:]) if a[0] == b[0])
+  assert all(
+    b[1] - a[1] == 8 for grid in drawn for a, b in itertools.pairwise(grid) if a[0] == b[0]
+  )
 
 
 def test_variants_are_augmented_each_in_its_own_way(path, patches):
@@ -358,7 +344,7 @@ def test_variants_are_augmented_each_in_its_own_way(path, patches):
 def test_the_centre_crop_is_what_evaluation_sees(path, patches):
   job = make_job(path, transform='center', split='val')
   run(job, patches)
-  number, step, stop = job.anchors[0]
+  number, step, _ = job.anchors[0]
   views = {key: job.episodes[number].decode(key, step) for key in ('top', 'wrist')}
   np.testing.assert_array_equal(
     job.load_frames(0)[0], images.compose(CLOCK, views, images.CENTER_CROP)
@@ -610,4 +596,5 @@ def test_mistakes_end_as_one_message(path, tmp_path, given, message):
     '--embodiment=bridge_widowx',
     *given,
   )
-  assert done.returncode == 1 and re.search(f'error: .*{message}', done.stderr), done.stderr
+  assert done.returncode == 1
+  assert re.search(f'error: .*{message}', done.stderr), done.stderr

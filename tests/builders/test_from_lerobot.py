@@ -231,7 +231,8 @@ def test_gear_metadata_that_does_not_fit_is_an_error(gear, tmp_path):
     (
       'meta/modality.json',
       {**GEAR, 'state': {'arm': {'start': 2, 'end': 9}}},
-      "modality.json asks for columns that info.json does not have: 'arm': columns 2 to 9 of 'observation.state'",
+      "modality.json asks for columns that info.json does not have: 'arm': columns 2 to 9 of "
+      "'observation.state'",
     ),
     (
       'meta/modality.json',
@@ -419,7 +420,8 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
     ),
     (
       lambda d: dirs.write_table(d / f'data/{EPISODE_1}.parquet', dirs.make_rows(1, 8, 21)),
-      f'Episode 1 .*{EPISODE_1}.parquet.* has 8 rows of this episode and 8 in all; the metadata say 9',
+      f'Episode 1 .*{EPISODE_1}.parquet.* has 8 rows of this episode and 8 in all; the metadata '
+      'say 9',
     ),
     (
       lambda d: _edit_rows(d, 'episode_index', lambda x: [0] * len(x)),
@@ -438,11 +440,11 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
       r'Episode 1 .*: task_index \[7\] is not in meta',
     ),
     (
-      lambda d: _edit_rows(d, 'action', lambda x: [[0.0]] + x[1:]),
+      lambda d: _edit_rows(d, 'action', lambda x: [[0.0], *x[1:]]),
       "Episode 1 .*: 'action' does not hold float64 of",
     ),
     (
-      lambda d: _edit_rows(d, 'note', lambda x: [None] + x[1:]),
+      lambda d: _edit_rows(d, 'note', lambda x: [None, *x[1:]]),
       "Episode 1 .*: 'note' is empty in 1 rows",
     ),
   ],

@@ -78,10 +78,9 @@ def test_another_rate_and_shorter_episodes(folder, tmp_path):
   episodes = _episodes(tmp_path / 'out')
   lengths = [episodes[i].length for i in range(len(episodes))]
   assert lengths[:5] == [7, 8, 10, 10, 10]
-  shown = sum((_shades(episodes[i]) for i in range(5)), [])
-  np.testing.assert_allclose(
-    shown, [shade(f) for f in range(45)], atol=2
-  )  # Nothing twice, nothing left out.
+  # Nothing twice, nothing left out.
+  shown = [value for i in range(5) for value in _shades(episodes[i])]
+  np.testing.assert_allclose(shown, [shade(f) for f in range(45)], atol=2)
 
 
 def test_images_are_cut_about_the_middle(tmp_path):
@@ -216,7 +215,8 @@ def test_other_captions_are_another_dataset(folder, tmp_path):
 def test_command(folder, tmp_path):
   run = functools.partial(programs.run, 'data.human_video', f'--source={folder}')
   done = run(f'--output={tmp_path}/out', '--size=32x64')
-  assert done.returncode == 0 and done.stdout == f'{tmp_path}/out\n', done.stderr
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f'{tmp_path}/out\n'
   assert '25/25 frames' in done.stderr
   assert _episodes(tmp_path / 'out')[0].decode('image', 0).shape == (32, 64, 3)
   refused = run(f'--output={tmp_path}/other', '--size=32')
