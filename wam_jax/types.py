@@ -3,10 +3,11 @@
 All of it is built by field name: two arrays of one shape cannot change places unseen, and a new
 field has one home, whoever makes it and whoever reads it.
 
-B batch · T query tokens · S key/value slots · L layers · D model width · M MLP width
-N heads · K head dim · F latent frames · H, W latent rows, columns · C channels
+B batch · T query tokens · S key/value slots, or state tokens · L layers · D model width
+M MLP width · N heads · K head dim · F latent frames · H, W latent rows, columns · C channels
 P prompt tokens · V views · A action steps per chunk · U action dim · X proprio dim
 E embodiments · R camera frames · Q chunks of a window · I, J pixel rows, columns
+G groups of tokens with one noise level; in control, rows of a batch with guidance
 """
 
 from __future__ import annotations

@@ -91,10 +91,8 @@ def observe(call, frames=FRAMES):
   """What the robots see at a call: the current frame at call 0, then the frames of the chunk just
   executed.
   """
-  if call == 0:
-    seen = np.repeat(frames[:, :1], r, 1)
-  else:
-    seen = frames[:, 1 + (call - 1) * r : 1 + call * r]
+  start = 1 + (call - 1) * r
+  seen = frames[:, start : start + r] if call else np.repeat(frames[:, :1], r, 1)
   return types.Observation(frames_BRIJ3=seen, proprio_BX=PROPRIO[:, call])
 
 
