@@ -307,56 +307,60 @@ def test_golden_cached_chunks(golden_dit, case, request):
 
 
 def test_golden_rotary_embedding(golden_dit, case, request):
-  c, golden = case.config, golden_dit
-  tokens, K = case.grid[0] * case.grid[1], c.head_dim
-  A, S = case.chunks * c.actions_per_chunk, case.chunks * case.states_per_chunk
-  q_BTNK = golden['sub/rope_q_in']
-  check = lambda component, got, name: parity.check(
-    request, component, got, golden[f'sub/{name}'], absolute=parity.OUTPUTS
-  )
-  turned = lambda q_BTNK, angles: np.swapaxes(
-    attention.rotate(np.swapaxes(q_BTNK, 1, 2), angles), 1, 2
-  )
+  c, K = case.config, case.config.head_dim
+  F, A, S = c.frames_per_chunk, c.actions_per_chunk, case.states_per_chunk
+  q_BTNK = golden_dit['sub/rope_q_in']
+
+  def check(component, got, name):
+    want = golden_dit[f'sub/{name}']
+    parity.check(request, component, got, want, absolute=parity.OUTPUTS)
+
+  def turned(start, angles_TR):
+    """Queries from `start` on; the reference has tokens before heads."""
+    q_BNTK = np.swapaxes(q_BTNK[:, start : start + len(angles_TR)], 1, 2)
+    return np.swapaxes(attention.rotate(q_BNTK, angles_TR), 1, 2)
 
   angles = dict(
     video=attention.video_angles(0, case.frames, *case.grid, K),
-    action=attention.sequence_angles(0, A, K),
-    state=attention.sequence_angles(0, S, K),
+    action=attention.sequence_angles(0, case.chunks * A, K),
+    state=attention.sequence_angles(0, case.chunks * S, K),
   )
   for name in ('video', 'action'):
     check('rotary tables', np.cos(angles[name]), f'freqs_{name}_cos')
     check('rotary tables', np.sin(angles[name]), f'freqs_{name}_sin')
+
   start = 0
   for name, part in angles.items():
-    check('rotary embedding', turned(q_BTNK[:, start : start + len(part)], part), f'rope_q_{name}')
+    check('rotary embedding', turned(start, part), f'rope_q_{name}')
     start += len(part)
+
   for q in range(case.chunks):
-    chunk, n_actions, n_states = jnp.int32(q), c.actions_per_chunk, case.states_per_chunk
+    chunk = jnp.int32(q)
     here = np.concatenate(
       [
-        attention.video_angles(1 + chunk * c.frames_per_chunk, c.frames_per_chunk, *case.grid, K),
-        attention.sequence_angles(chunk * n_actions, n_actions, K),
-        attention.sequence_angles(chunk * n_states, n_states, K),
+        attention.video_angles(1 + chunk * F, F, *case.grid, K),
+        attention.sequence_angles(chunk * A, A, K),
+        attention.sequence_angles(chunk * S, S, K),
       ]
     )
-    assert len(here) == c.frames_per_chunk * tokens + n_actions + n_states
-    check(
-      'rotary embedding, cached', turned(q_BTNK[:, : len(here)], here), f'rope_q_cached_chunk{q}'
-    )
+    assert len(here) == F * case.grid[0] * case.grid[1] + A + S
+    check('rotary embedding, cached', turned(0, here), f'rope_q_cached_chunk{q}')
 
 
 def test_golden_times(golden_dit, case, request):
   c, time = case.config, golden_dit['sub/time_in']
-  check = lambda name, got: parity.check(
-    request, f'DiT {name}', got, golden_dit[f'sub/{name}'], absolute=parity.OUTPUTS
-  )
+
+  def check(name, got):
+    want = golden_dit[f'sub/{name}']
+    parity.check(request, f'DiT {name}', got, want, absolute=parity.OUTPUTS)
+
+  embed = case.compiled(lambda model, x_BGS: model.time_embedding(x_BGS))
+  project = case.compiled(lambda model, x_BGD: model.time_projection(jax.nn.silu(x_BGD)))
   sinusoid = layers.sinusoid(time, c.freq_dim, 'cos_sin')
+  embedding = embed(sinusoid[None])
+  projection = project(embedding)
   check('time_sinusoid', sinusoid)
-  embedding = case.compiled(lambda model, x_BGS: model.time_embedding(x_BGS))(sinusoid[None])
   check('time_embedding_out', embedding[0])
-  projection = case.compiled(lambda model, x_BGD: model.time_projection(jax.nn.silu(x_BGD)))(
-    embedding
-  )
   check('time_projection_out', projection[0].reshape(len(time), -1))
   check('action_time_encoding', layers.sinusoid(time[None], c.dim, 'sin_cos'))
 
@@ -375,26 +379,20 @@ def test_golden_embodiment_heads(golden_embodiment_heads, request):
     action_hidden=g['hidden_size'],
   )
   names = ('action_encoder', 'state_encoder', 'action_decoder')
-  params = rows.to_params(
-    [row for row in table.rows(config) if row.path.startswith(names)], golden.below('w/')
-  )
+  of_heads = [row for row in table.rows(config) if row.path.startswith(names)]
+  params = rows.to_params(of_heads, golden.below('w/'))
   embodiment_B = golden['in/embodiment_id']
-  got = dict(
-    action_encoder=action.ActionEncoder(config).apply(
-      {'params': params['action_encoder']},
-      golden['in/action'],
-      golden['in/timestep'] / 1000,
-      embodiment_B,
-    ),
-    state_encoder=action.CategoryMLP(config, config.dim, 'embed').apply(
-      {'params': params['state_encoder']}, golden['in/state'], embodiment_B
-    ),
-    action_decoder=action.CategoryMLP(config, config.action_dim, 'channels').apply(
-      {'params': params['action_decoder']}, golden['in/hidden'], embodiment_B
-    ),
-    time_encoding=layers.sinusoid(golden['in/timestep'], config.dim, 'sin_cos'),
-  )
-  for name, value in got.items():
-    parity.check(
-      request, f'embodiment {name}', value, golden[f'out/{name}'], absolute=parity.OUTPUTS
-    )
+  sigma_BA = golden['in/timestep'] / 1000
+
+  def check(name, got):
+    want = golden[f'out/{name}']
+    parity.check(request, f'embodiment {name}', got, want, absolute=parity.OUTPUTS)
+
+  def run(name, module, *inputs):
+    check(name, module.apply({'params': params[name]}, *inputs, embodiment_B))
+
+  run('action_encoder', action.ActionEncoder(config), golden['in/action'], sigma_BA)
+  run('state_encoder', action.CategoryMLP(config, config.dim, 'embed'), golden['in/state'])
+  decoder = action.CategoryMLP(config, config.action_dim, 'channels')
+  run('action_decoder', decoder, golden['in/hidden'])
+  check('time_encoding', layers.sinusoid(golden['in/timestep'], config.dim, 'sin_cos'))
