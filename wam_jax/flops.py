@@ -162,30 +162,35 @@ def _components(c: cfg.ModelConfig, s: _Sequence) -> dict[str, Work]:
       _product(s.groups, D, D),
       _product(s.groups, D, 6 * D),
     ),
-    'actions and states': _add(
-      _add(
-        _product(s.actions, c.action_dim, D, first=True),
-        _product(s.actions, 2 * D, D),  # Beside the sinusoid of its noise level.
-        _product(s.actions, D, D),
-      ),
-      _add(
-        _product(s.actions, D, c.action_hidden),
-        _product(s.actions, c.action_hidden, c.action_dim),
-      ),
-      _add(
-        _product(s.states, c.proprio_dim, c.action_hidden, first=True),
-        _product(s.states, c.action_hidden, D),
-      ),
-    ),
+    'actions and states': _action_modules(c, s),
   }
   if c.text.kind == 'word':
-    W = c.text.dim
-    # Four projections, and two products with four times the width between them.
-    parts['word encoder'] = _add(
-      _product(c.text.layers * text * (4 + 8), W, W),
-      _pairs(c.text.layers * text * text, W),
-    )
+    parts['word encoder'] = _word_encoder(c.text)
   return parts
+
+
+def _action_modules(c: cfg.ModelConfig, s: _Sequence) -> Work:
+  D, hidden = c.dim, c.action_hidden
+  encoder = _add(
+    _product(s.actions, c.action_dim, D, first=True),
+    _product(s.actions, 2 * D, D),  # Beside the sinusoid of its noise level.
+    _product(s.actions, D, D),
+  )
+  decoder = _add(
+    _product(s.actions, D, hidden),
+    _product(s.actions, hidden, c.action_dim),
+  )
+  state_encoder = _add(
+    _product(s.states, c.proprio_dim, hidden, first=True),
+    _product(s.states, hidden, D),
+  )
+  return _add(encoder, decoder, state_encoder)
+
+
+def _word_encoder(t: cfg.TextConfig) -> Work:
+  # Four projections, and two products with four times the width between them.
+  products = _product(t.layers * t.length * (4 + 8), t.dim, t.dim)
+  return _add(products, _pairs(t.layers * t.length * t.length, t.dim))
 
 
 def _product(rows: int, contracted: int, out: int, first: bool = False) -> Work:

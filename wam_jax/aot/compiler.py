@@ -97,6 +97,20 @@ def compile_step(
   request = {'config': cfg.to_dict(config), 'topology': where.name}
   (directory / 'request.json').write_text(json.dumps(request))
   start = time.monotonic()
+  code = _run_child(directory, machine_code, say)
+  answer = _read_answer(directory)
+  found = {key: _find(directory, ending) for key, ending in _DUMPED.items()}
+  if not all(found.values()):
+    raise RuntimeError(
+      f'The compiler ended with code {code} before memory was planned:\n{_read_log(directory)}'
+    )
+  texts = {key: path.read_text() for key, path in found.items()}
+  return Compiled(**texts, **answer, seconds=time.monotonic() - start)
+
+
+def _run_child(directory: pathlib.Path, machine_code: bool, say: Callable[[str], None]) -> int:
+  """Runs `_main` in a process of its own as long as it is needed; its exit code."""
+  start = time.monotonic()
   with open(directory / 'log.txt', 'wb') as log:
     child = subprocess.Popen(
       [sys.executable, '-m', 'wam_jax.aot.compiler', str(directory)],
@@ -112,18 +126,7 @@ def compile_step(
       # It may be in the middle of machine code that nobody asked for.
       child.kill()
       child.wait()
-  answer = _read_answer(directory)
-  found = {key: _find(directory, ending) for key, ending in _DUMPED.items()}
-  if not all(found.values()):
-    tail = (directory / 'log.txt').read_text(errors='replace')[-2000:]
-    raise RuntimeError(
-      f'The compiler ended with code {child.returncode} before memory was planned:\n{tail}'
-    )
-  return Compiled(
-    **{key: path.read_text() for key, path in found.items()},
-    **answer,
-    seconds=time.monotonic() - start,
-  )
+  return child.returncode
 
 
 def _watch(child: subprocess.Popen, directory: pathlib.Path, machine_code: bool) -> Iterator[str]:
@@ -152,15 +155,18 @@ def _find(directory: pathlib.Path, ending: str) -> pathlib.Path | None:
 def _read_answer(directory: pathlib.Path) -> dict[str, Any]:
   path = directory / 'answer.json'
   if not path.exists():
-    raise RuntimeError(
-      'The compiler did not start:\n' + (directory / 'log.txt').read_text(errors='replace')[-2000:]
-    )
+    raise RuntimeError(f'The compiler did not start:\n{_read_log(directory)}')
   answer = json.loads(path.read_text())
   if mistake := answer.pop('mistake', None):
     raise ValueError(mistake)
   if failure := answer.pop('failure', None):
     raise RuntimeError(f'The compiler failed: {failure}')
   return answer
+
+
+def _read_log(directory: pathlib.Path) -> str:
+  """The end of what the other process printed."""
+  return (directory / 'log.txt').read_text(errors='replace')[-2000:]
 
 
 def _main(directory: pathlib.Path) -> None:

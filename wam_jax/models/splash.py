@@ -52,6 +52,16 @@ def attend(
   active = sharding.active()
   if active is None:
     return _run(kernel, *arrays)
+  return _run_on_mesh(kernel, arrays, active, key_axis)
+
+
+def _run_on_mesh(
+  kernel: splash_attention_kernel.SplashAttentionKernel,
+  arrays: tuple[jax.Array, ...],
+  active: sharding.Active,
+  key_axis: str | None,
+) -> jax.Array:
+  """`_run` by all devices: XLA cannot split a kernel, so each is told what its part is."""
   mesh, rules = active
 
   def spec(*names):
@@ -65,7 +75,8 @@ def attend(
     return _run(kernel, q, k, v, seen)
 
   # Initialisation runs one sample, which no mesh divides.
-  batch = 'batch' if len(q_BNTK) % sharding.shards_of('batch') == 0 else None
+  samples = len(arrays[0])
+  batch = 'batch' if samples % sharding.shards_of('batch') == 0 else None
   queries = spec(batch, 'act_heads', 'tokens')
   keys = spec(batch, 'act_heads', key_axis)
   kernel_specs = kernel.manual_sharding_spec(NamedSharding(mesh, spec('act_heads', 'tokens')))
