@@ -69,9 +69,9 @@ class Film:
     return paint_step
 
   def _compose(self, step: int, out_IJ3: np.ndarray) -> None:
-    def compose():
-      views = {v.key: self.episode.decode(v.key, step) for v in self.robot.record.views}
-      return self.robot.compose(views)
+    def compose() -> np.ndarray:
+      keys = [view.key for view in self.robot.record.views]
+      return self.robot.compose({key: self.episode.decode(key, step) for key in keys})
 
     out_IJ3[:] = self.cache.get((*self.key, step), compose)
 
@@ -115,11 +115,13 @@ class Sampler:
 
     Frames are a `Film`, for `stack` to decode in place, or there are `features` in their stead.
     """
-    anchor = self.anchors[sample if self.stored is None else self.stored.find_anchor(sample)]
+    anchor = self._locate(sample)
     episode = self.episodes[anchor.episode]
     window = windows.make_window(self.robot.record, self.model.max_chunks, anchor.step, anchor.stop)
     proprio_QX, action_QSU = windows.gather(episode, self.robot.record, window)
     action_AU, action_mask_AU = self._pad_actions(action_QSU, window.mask_Q)
+
+    # The instruction is drawn first and then how frames look: what a seed gives must not change.
     ids_P = self._draw_prompt(episode.texts(anchor.step), rng)
     example = {
       'action_BAU': action_AU,
@@ -137,17 +139,23 @@ class Sampler:
       example['features'] = self.stored.read(sample, variant, ids_P)
     return example
 
+  def _locate(self, sample: int) -> windows.Anchor:
+    """Where the window of a sample begins."""
+    return self.anchors[sample if self.stored is None else self.stored.find_anchor(sample)]
+
   def _pad_actions(
     self, action_QSU: np.ndarray, mask_Q: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """Normalized actions in the first S of each chunk's rows, and which of the numbers are real."""
     Q, S, U = action_QSU.shape
     padded = (Q, self.model.actions_per_chunk, self.model.action_dim)
+    # A chunk past the span repeats the last step; none of it is an action.
     real_Q11 = mask_Q[:, None, None]
     mask_QAU = np.zeros(padded, bool)
     mask_QAU[:, :S, :U] = real_Q11
     action_QAU = np.zeros(padded, np.float32)
-    action_QAU[:, :S] = self.robot.normalize_action(action_QSU, self.model.action_dim) * real_Q11
+    normalized_QSU = self.robot.normalize_action(action_QSU, self.model.action_dim)
+    action_QAU[:, :S] = normalized_QSU * real_Q11
     rows = Q * self.model.actions_per_chunk
     return action_QAU.reshape(rows, -1), mask_QAU.reshape(rows, -1)
 
@@ -205,6 +213,7 @@ def _stack(values: Sequence[Any]) -> Any:
     return stack(values)
   if not isinstance(values[0], Film):
     return np.stack(values)
+  # Each image is painted into its place: frames are most of a batch, and stacking would copy them.
   frames_BRIJ3 = np.empty((len(values), *values[0].shape), np.uint8)
   for film, frames_RIJ3 in zip(values, frames_BRIJ3):
     film.paint(frames_RIJ3)

@@ -38,8 +38,8 @@ class Painter:
     self._change[:, :3] = augmentation.matrix[:, ::-1]
 
     # What a pixel's blue, green and red add, on average over the image, to every pixel of it.
-    weight = augmentation.brightness * (1 - augmentation.contrast)
-    self._contrast = (images.GRAY[::-1] * weight).tolist()
+    luma = images.GRAY[::-1] * augmentation.brightness * (1 - augmentation.contrast)
+    self._contrast = luma.tolist()
 
   def paint(self, decode: Callable[[str], np.ndarray], out_IJ3: np.ndarray) -> None:
     """Writes the composite image of one step.

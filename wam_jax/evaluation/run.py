@@ -229,9 +229,8 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
   robots = list(subject.robots.values())
   forecaster = open_loop.Forecaster(subject.policy, config.model, robots, options.seed)
   batch = min(e.batch, e.episodes)
-  batches = pipeline.make_eval_batches(
-    dataclasses.replace(config, batch_size=batch), -(-e.episodes // batch), e.split
-  )
+  data = pipeline.Data.open(dataclasses.replace(config, batch_size=batch), [e.split])
+  batches = data.eval_batches(e.split, -(-e.episodes // batch))
   forecasts = [forecaster(b) for b in batches]
   summary = open_loop.summarize(forecasts)
   print(
