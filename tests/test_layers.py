@@ -52,10 +52,10 @@ WALLS = {
     ('wam_jax.models', 'wam_jax.control', 'wam_jax.evaluation'),
     'its worker processes need no network',
   ),
-  'workers read alone': (
+  'workers load no framework of models': (
     ('wam_jax.data.samples', 'wam_jax.data.robot'),
-    ('jax', 'flax', 'optax', 'orbax'),
-    'each of them would start what it imports',
+    ('flax', 'optax', 'wam_jax.types'),
+    'each of them would spend its start on it',
   ),
   'control does not evaluate': (
     ('wam_jax.control',),
