@@ -35,7 +35,8 @@ class ObjectStore:
   def __init__(self):
     self.objects: dict[str, tuple[int, bytes]] = {}
     self.uploads: dict[str, tuple[str, bytearray]] = {}
-    self.lock, self.generations = threading.Lock(), itertools.count(1_700_000_000_000_000)
+    self.lock = threading.Lock()
+    self.generations = itertools.count(1_700_000_000_000_000)  # As large as theirs: microseconds.
     handler = type('Handler', (_Handler,), {'store': self})
     self._server = _Server(('127.0.0.1', 0), handler)
     self.url = f'http://127.0.0.1:{self._server.server_port}'
@@ -79,10 +80,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _answer(self, status: int, content: bytes | dict = b'', **headers: str) -> None:
     if isinstance(content, dict):
-      content, headers = (
-        json.dumps(content).encode(),
-        headers | {'Content-Type': 'application/json'},
-      )
+      content = json.dumps(content).encode()
+      headers['Content-Type'] = 'application/json'
     self.send_response(status)
     for name, value in headers.items():
       self.send_header(name.replace('_', '-'), value)
@@ -101,26 +100,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       if path in ('/storage/v1/b/' + BUCKET, f'/b/{BUCKET}'):
         return self._answer(200, {'kind': 'storage#bucket', 'name': BUCKET, 'id': BUCKET})
       found = _OBJECT.fullmatch(path)
-      bucket, name, action, target = found.groups() if found else (None, None, None, None)
-      if bucket != BUCKET:
-        return self._answer(
-          404, {'error': {'code': 404, 'message': 'The specified bucket does not exist.'}}
-        )
-      name, target = (part and urllib.parse.unquote(part) for part in (name, target))
-      if name is None:
+      if not found or found[1] != BUCKET:
+        return self._refuse(404, 'The specified bucket does not exist.')
+      if found[2] is None:
         return self._list(query) if self.command == 'GET' else self._upload(query, body)
+
+      name = urllib.parse.unquote(found[2])
       if name not in self.store.objects:
-        return self._answer(404, {'error': {'code': 404, 'message': f'No such object: {name}'}})
-      if action:
-        return self._copy(name, action, target)
-      if self._is_refused(name, query):
-        return None
-      if self.command == 'DELETE':
-        del self.store.objects[name]
-        return self._answer(204)
-      return (
-        self._get(name) if query.get('alt') == 'media' else self._answer(200, self._describe(name))
-      )
+        return self._refuse(404, f'No such object: {name}')
+      if found[3]:
+        return self._copy(name, action=found[3], target=urllib.parse.unquote(found[4]))
+      return self._use(name, query)
+
+  def _use(self, name: str, query: dict[str, str]) -> None:
+    """Answers about one object that is there."""
+    if self._is_refused(name, query):
+      return
+    if self.command == 'DELETE':
+      del self.store.objects[name]
+      self._answer(204)
+    elif query.get('alt') == 'media':
+      self._get(name)
+    else:
+      self._answer(200, self._describe(name))
+
+  def _refuse(self, status: int, message: str) -> None:
+    self._answer(status, {'error': {'code': status, 'message': message}})
 
   do_GET = do_POST = do_PUT = do_DELETE = _handle
 
@@ -128,7 +133,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """Whether a precondition failed, and the answer says so."""
     generation = str(self.store.objects.get(name, (0,))[0])
     if query.get('ifGenerationMatch', generation) != generation:
-      self._answer(412, {'error': {'code': 412, 'message': 'ifGenerationMatch'}})
+      self._refuse(412, 'ifGenerationMatch')
     elif query.get('ifGenerationNotMatch') == generation:
       self._answer(304)
     else:
@@ -160,20 +165,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if not asked:
       return self._answer(200, content, **headers)
     first, last = asked.groups()
-    start = int(first) if first else max(0, len(content) - int(last))
-    stop = min(int(last) + 1, len(content)) if first and last else len(content)
+    start, stop = 0, len(content)
+    if not first:
+      start = max(0, len(content) - int(last))  # bytes=-5 are the last five.
+    elif last:
+      start, stop = int(first), min(int(last) + 1, len(content))
+    else:
+      start = int(first)
     if start >= len(content):
       return self._answer(416, **headers)
-    return self._answer(
-      206, content[start:stop], Content_Range=f'bytes {start}-{stop - 1}/{len(content)}', **headers
-    )
+    headers['Content_Range'] = f'bytes {start}-{stop - 1}/{len(content)}'
+    return self._answer(206, content[start:stop], **headers)
 
   def _list(self, query: dict[str, str]) -> None:
-    prefix, delimiter = query.get('prefix', ''), query.get('delimiter')
-    items, prefixes = [], set()
+    prefix = query.get('prefix', '')
+    delimiter = query.get('delimiter')
+    items = []
+    prefixes = set()  # What stands for directories: names up to the next delimiter.
     for name in self.store.list(prefix):
-      head, cut, _ = name[len(prefix) :].partition(delimiter) if delimiter else ('', '', '')
-      prefixes.add(prefix + head + cut) if cut else items.append(self._describe(name))
+      rest = name.removeprefix(prefix)
+      if delimiter and delimiter in rest:
+        prefixes.add(prefix + rest.split(delimiter)[0] + delimiter)
+      else:
+        items.append(self._describe(name))
     self._answer(200, {'kind': 'storage#objects', 'items': items, 'prefixes': sorted(prefixes)})
 
   def _put(self, name: str, content: bytes) -> None:
@@ -190,10 +204,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       )
     if query.get('uploadType') == 'multipart':
       boundary = re.search('boundary="?([^";]+)', self.headers['Content-Type'])[1].encode()
-      about, content = (
-        re.split(rb'\r?\n\r?\n', part, maxsplit=1)[1] for part in body.split(b'--' + boundary)[1:3]
-      )
-      name, body = json.loads(about)['name'], content.removesuffix(b'\n').removesuffix(b'\r')
+      # What the object is and what it holds, each behind headers of its own and an empty line.
+      parts = body.split(b'--' + boundary)[1:3]
+      about, content = (re.split(rb'\r?\n\r?\n', part, maxsplit=1)[1] for part in parts)
+      name = json.loads(about)['name']
+      body = content.removesuffix(b'\n').removesuffix(b'\r')
     if self._is_refused(name, query):
       return None
     self._put(name, body)
@@ -211,5 +226,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self._put(target, self.store.objects[name][1])
     if action == 'moveTo':
       del self.store.objects[name]
-    described = self._describe(target)
-    self._answer(200, {'done': True, 'resource': described} if action == 'rewriteTo' else described)
+    answer = self._describe(target)
+    if action == 'rewriteTo':
+      answer = {'done': True, 'resource': answer}
+    self._answer(200, answer)

@@ -1,5 +1,6 @@
 """Configs: every mistake is reported at once, before anything runs, and a config survives JSON."""
 
+import dataclasses
 import json
 
 import pytest
@@ -65,3 +66,26 @@ def test_smoke_keeps_its_data_apart():
   assert small.path == full.replace(presets.DATA_ROOT, f'{presets.DATA_ROOT}/smoke')
   assert f'--output={presets.DATA_ROOT}/smoke ' in small.prepare
   assert '--episodes=20 ' in small.prepare
+
+
+def test_named_datasets_have_every_key():
+  keys = {field.name for field in dataclasses.fields(cfg.DatasetConfig)}
+  made = presets.rlds_dataset('droid/1.0.1', 'droid', 'data.convert --output={path}', weight=2.0)
+  assert made.keys() == keys
+  assert made['path'] == f'{presets.DATA_ROOT}/droid/1.0.1'
+  assert (made['split'], made['weight'], made['source']) == ('train', 2.0, '')
+  assert presets.tabletop_dataset('disc', 'reach', 10).keys() == keys
+
+
+def test_choices_are_those_of_the_types():
+  assert cfg.list_choices(cfg.SampleConfig) == {
+    'mode': ('joint', 'flash'),
+    'solver': ('euler', 'unipc'),
+    'observed': ('stream', 'fresh'),
+  }
+  with pytest.raises(ValueError, match="sample.mode='both' must be one of"):
+    cfg.SampleConfig(mode='both')
+  with pytest.raises(ValueError, match="model.text.kind='bert' must be one of"):
+    cfg.ModelConfig(text=cfg.TextConfig(kind='bert'))
+  with pytest.raises(ValueError, match="model.lora.targets='x' must be one of"):
+    cfg.LoraConfig(targets=('q', 'x'))

@@ -54,16 +54,16 @@ def train_flags(workdir, dataset) -> tuple[str, ...]:
 
 
 def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
-  local, dataset = tmp_path / 'run', 'gs://bucket/data/1.0.0'
-  run(
-    store,
-    'data.tabletop',
+  local = tmp_path / 'run'
+  dataset = 'gs://bucket/data/1.0.0'
+  make = (
     f'--output={tmp_path}',
     '--embodiment=disc',
     '--tasks=reach',
     '--episodes=24',
     '--other_episodes=4',
   )
+  run(store, 'data.tabletop', *make)
   made = tmp_path / 'tabletop/disc_reach/1.0.0'
   run(store, 'data.convert', f'--source={made}', '--output=gs://bucket/once/1.0.0')
   assert 'train 24 episodes' in run(

@@ -77,7 +77,8 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 
 def wait_for_step(process, workdir, step: int) -> None:
   """Returns once metrics.jsonl has a line of `step`."""
-  path, deadline = workdir / 'metrics.jsonl', time.monotonic() + 240
+  path = workdir / 'metrics.jsonl'
+  deadline = time.monotonic() + 240
   while not path.exists() or f'{{"step": {step},' not in path.read_text():
     assert process.poll() is None, process.communicate()[0]
     assert time.monotonic() < deadline
@@ -481,23 +482,30 @@ def test_four_processes_then_two_then_one_train_like_one(straight, tmp_path):
   """The processes stop together, each time with a checkpoint that another number of them continues
   from.
   """
-  stopped, outputs = 0, stop_after(start_by_hand(tmp_path, straight.dataset, 4), tmp_path, 4)
-  for count in (2, 1):
-    before, stopped = stopped, int(re.search(r'stopped at step (\d+) of 60', outputs[0])[1])
-    assert before < stopped < 60
-    assert checkpoint.list_steps(tmp_path)[-1] == stopped
-    assert all('stopped at step' not in output for output in outputs[1:])  # Only process 0 reports.
-    if count == 2:
-      outputs = stop_after(
-        start_by_slurm(tmp_path, straight.dataset, 2), tmp_path, stopped // 2 * 2 + 4
-      )
-    else:
-      outputs = [finish(start(tmp_path, straight.dataset))]
-    assert f'continuing after step {stopped} of 60' in outputs[0]
-  want, got = (
-    [json.loads(line) for line in metrics_of(run).splitlines()]
-    for run in (straight.workdir, tmp_path)
-  )
+
+  def read_stop(outputs):
+    """The step that all stopped at, which process 0 alone reports."""
+    step = int(re.search(r'stopped at step (\d+) of 60', outputs[0])[1])
+    assert checkpoint.list_steps(tmp_path)[-1] == step
+    assert all('stopped at step' not in output for output in outputs[1:])
+    return step
+
+  outputs = stop_after(start_by_hand(tmp_path, straight.dataset, 4), tmp_path, step=4)
+  first = read_stop(outputs)
+  assert 0 < first < 60
+
+  # Metrics have a line for every second step.
+  two = start_by_slurm(tmp_path, straight.dataset, 2)
+  outputs = stop_after(two, tmp_path, step=first // 2 * 2 + 4)
+  assert f'continuing after step {first} of 60' in outputs[0]
+  second = read_stop(outputs)
+  assert first < second < 60
+
+  output = finish(start(tmp_path, straight.dataset))
+  assert f'continuing after step {second} of 60' in output
+
+  want = [json.loads(line) for line in metrics_of(straight.workdir).splitlines()]
+  got = [json.loads(line) for line in metrics_of(tmp_path).splitlines()]
   assert [line.keys() for line in got] == [line.keys() for line in want]
   for a, b in zip(got, want):  # Float32 sums in another order; 2e-7 is what was seen.
     np.testing.assert_allclose(

@@ -142,7 +142,7 @@ class Progress:
     self._clock = clock
     # (seconds, amount) of the newest lines; the rate shown is that since the oldest of them.
     self._marks: collections.deque[tuple[float, float]] = collections.deque(maxlen=16)
-    self._done, self._last = 0, ''
+    self._done = 0
     if done is not None:
       self._start(done)
 
