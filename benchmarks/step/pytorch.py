@@ -2,8 +2,8 @@
 `benchmarks.step`.
 
 For models with the word encoder and the patch tokenizer, as configs/tiny.py. Module names are those
-of DreamZero's checkpoints, so that weights come by the table that also reads those. What torch.compile
-traces takes tensors, tuples of them, and nothing of JAX.
+of DreamZero's checkpoints, so that weights come by the table that also reads those. What is
+traced for torch.compile takes tensors, tuples of them, and nothing of JAX.
 """
 
 from __future__ import annotations
