@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,13 @@ from wam_jax import masks
 from wam_jax import presets
 from wam_jax.models import attention
 
-_TOKENS = flags.DEFINE_integer('tokens_per_frame', 96, 'Of the window that is timed.', 1)
-_HEADS = flags.DEFINE_integer('heads', 4, 'Of the layer that is timed.', 1)
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of the timing; the medians count.', 1)
+_TOKENS = flags.DEFINE_integer(
+  'tokens_per_frame', 96, 'Size of the window that is timed.', lower_bound=1
+)
+_HEADS = flags.DEFINE_integer('heads', 4, 'Heads of the layer that is timed.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+  'repeats', 5, 'Repeats of the timing; the medians count.', lower_bound=1
+)
 cli.define_json()
 
 RELEASED = {
@@ -37,24 +42,29 @@ RELEASED = {
 }
 
 
+KINDS = ('dense', 'chunks', 'splash')
+
+
 def count(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, float]:
   """Tokens, pairs that see each other, and pairs and tokens computed by each kind."""
   layout = flops.training_layout(c, tokens_per_frame)
   units = masks.units(layout)
-  exact = masks.area(units, attention.training_mask(c, units.layout))
-  plans = {
-    kind: attention.make_plan(dataclasses.replace(c, attention=kind), layout)
-    for kind in ('chunks', 'splash')
-  }
+  chunks = _make_plan(c, 'chunks', layout)
+  splash = _make_plan(c, 'splash', layout)
   tokens = len(layout.kind)
-  return dict(
-    tokens=tokens,
-    exact=exact,
-    dense=tokens**2,
-    **{kind: plan.pattern.area for kind, plan in plans.items()},
-    splash_side=plans['splash'].pattern.side,
-    splash_tokens=len(plans['splash'].order),
-  )
+  return {
+    'tokens': tokens,
+    'exact': masks.area(units, attention.training_mask(c, units.layout)),
+    'dense': tokens**2,
+    'chunks': chunks.pattern.area,
+    'splash': splash.pattern.area,
+    'splash_side': splash.pattern.side,
+    'splash_tokens': len(splash.order),
+  }
+
+
+def _make_plan(c: cfg.ModelConfig, kind: str, layout: masks.Layout) -> attention.Plan:
+  return attention.make_plan(dataclasses.replace(c, attention=kind), layout)
 
 
 def measure(
@@ -65,43 +75,54 @@ def measure(
   T = len(layout.kind)
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.normal(size=(1, heads, T, c.head_dim)), jnp.float32) for _ in range(3))
-  plan = attention.make_plan(dataclasses.replace(c, attention='chunks'), layout)
-  mask, seen = attention.training_mask(c, layout), jnp.ones((1, T), bool)
-  calls = {
-    'dense': lambda q, k, v: attention.attend(q, k, v, mask),
-    'chunks': lambda q, k, v: attention.attend_chunks(q, k, v, seen, plan.pattern, False),
-  }
+  plan = _make_plan(c, 'chunks', layout)
+  mask = attention.training_mask(c, layout)
+  seen = jnp.ones((1, T), bool)
+
+  def attend_dense(q, k, v):
+    return jnp.sum(attention.attend(q, k, v, mask) ** 2)
+
+  def attend_chunks(q, k, v):
+    return jnp.sum(attention.attend_chunks(q, k, v, seen, plan.pattern, recompute=False) ** 2)
+
   compiled = {
-    kind: jax.jit(jax.grad(lambda q, k, v, call=call: jnp.sum(call(q, k, v) ** 2), (0, 1, 2)))
-    for kind, call in calls.items()
+    'dense': jax.jit(jax.grad(attend_dense, (0, 1, 2))),
+    'chunks': jax.jit(jax.grad(attend_chunks, (0, 1, 2))),
   }
-  seconds = {kind: [] for kind in calls}
+  seconds = {kind: [] for kind in compiled}
   for repeat in range(repeats + 1):
+    # In alternation: what slows the machine for a while slows both.
     for kind, run in compiled.items():
       start = time.perf_counter()
       jax.block_until_ready(run(q, k, v))
       if repeat:  # The first one compiles.
         seconds[kind].append(time.perf_counter() - start)
-  return {'tokens': T, **{kind: statistics.median(s) for kind, s in seconds.items()}}
+  return {'tokens': T} | {kind: statistics.median(found) for kind, found in seconds.items()}
+
+
+def show_counts(counts: Mapping[str, Mapping[str, float]]) -> str:
+  """A line per released model of what `count` found."""
+  kinds = ''.join(f'{kind:>10}' for kind in KINDS)
+  lines = [
+    f'{"pairs computed / pairs seen":<28}{kinds}'
+    f'{"pairs seen":>14}{"tokens":>9}{"splash block":>14}{"its tokens":>12}'
+  ]
+  for name, n in counts.items():
+    ratios = ''.join(f'{n[kind] / n["exact"]:>10.3f}' for kind in KINDS)
+    lines.append(
+      f'{name:<28}{ratios}'
+      f'{n["exact"]:>14,}{n["tokens"]:>9,}{n["splash_side"]:>14}{n["splash_tokens"]:>12,}'
+    )
+  return '\n'.join(lines)
 
 
 def main(unused_argv: list[str]) -> None:
   counts = {name: count(c, tokens_per_frame) for name, (c, tokens_per_frame) in RELEASED.items()}
-  print(
-    f'{"pairs computed / pairs seen":<28}'
-    + ''.join(f'{kind:>10}' for kind in ('dense', 'chunks', 'splash'))
-    + f'{"pairs seen":>14}{"tokens":>9}{"splash block":>14}{"its tokens":>12}'
-  )
-  for name, n in counts.items():
-    print(
-      f'{name:<28}'
-      + ''.join(f'{n[kind] / n["exact"]:>10.3f}' for kind in ('dense', 'chunks', 'splash'))
-      + f'{n["exact"]:>14,}{n["tokens"]:>9,}{n["splash_side"]:>14}{n["splash_tokens"]:>12,}'
-    )
+  print(show_counts(counts))
   timed = measure(presets.WAN2_1_I2V_14B, _TOKENS.value, _HEADS.value, _REPEATS.value)
   print(
-    f'\nforward and backward of {_HEADS.value} heads, {timed["tokens"]:,} tokens, {jax.default_backend()}: '
-    f'dense {timed["dense"]:.3f} s, chunks {timed["chunks"]:.3f} s, '
+    f'\nforward and backward of {_HEADS.value} heads, {timed["tokens"]:,} tokens, '
+    f'{jax.default_backend()}: dense {timed["dense"]:.3f} s, chunks {timed["chunks"]:.3f} s, '
     f'chunks {timed["dense"] / timed["chunks"]:.2f} times as fast as dense'
   )
   cli.write_json({'pairs': counts, 'timed': timed})

@@ -29,13 +29,16 @@ def serve(work: Callable[[], int]) -> None:
   work()
   _answer()
   for line in sys.stdin:
-    samples, cpu, wall = 0, time.process_time(), time.perf_counter()
-    while time.process_time() - cpu < float(line):
+    cpu_s = float(line)
+    samples = 0
+    cpu_start = time.process_time()
+    wall_start = time.perf_counter()
+    while time.process_time() - cpu_start < cpu_s:
       samples += work()
     _answer(
       samples=samples,
-      cpu_s=time.process_time() - cpu,
-      wall_s=time.perf_counter() - wall,
+      cpu_s=time.process_time() - cpu_start,
+      wall_s=time.perf_counter() - wall_start,
       rss_mib=psutil.Process().memory_info().rss / 2**20,
     )
 
@@ -46,7 +49,13 @@ def _answer(**values: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """Of one turn: samples, CPU and wall seconds, resident MiB at its end."""
+  """What was done in one turn.
+
+  Attributes:
+    samples: the number of samples.
+    cpu_s, wall_s: CPU seconds of the process, and seconds.
+    rss_mib: resident MiB at the end.
+  """
 
   samples: int
   cpu_s: float
@@ -63,17 +72,22 @@ class Contestant:
   """A process pinned to `cores` that works only while it is measured. Use as a context manager.
 
   Attributes:
-    start_s: from its start to its first sample.
+    start_s: seconds from its start to its first sample.
   Raises:
     ValueError: it ended instead of answering; with what it said.
   """
 
   def __init__(self, command: Sequence[str], cores: Sequence[int]):
-    pin = lambda: os.sched_setaffinity(0, cores)
+    start = time.perf_counter()
+    self._command = command
     self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=pin
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      # Before the program starts: threads that it makes at once are pinned, too.
+      preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
-    self._command, start = command, time.perf_counter()
     self._read()
     self.start_s = time.perf_counter() - start
     self._process.send_signal(signal.SIGSTOP)
@@ -96,9 +110,9 @@ class Contestant:
 
   def _read(self) -> dict[str, float]:
     for line in self._process.stdout:
+      # Whatever else it prints is not for us.
       if line.startswith('{'):
         return json.loads(line)
-    raise ValueError(
-      f'{" ".join(self._command[:3])} ... ended with code {self._process.wait()}; its messages are '
-      'above.'
-    )
+    code = self._process.wait()
+    command = ' '.join(self._command[:3])
+    raise ValueError(f'{command} ... ended with code {code}; its messages are above.')

@@ -34,52 +34,58 @@ _PART = flags.DEFINE_enum('part', 'all', ('all', 'fit', 'speed'), 'Which of the 
 cli.define_json()
 
 GENERATIONS = ('v5e', 'v5p', 'v6e', 'tpu7x')
-RUNS = {'v5p:4x4x4': ('v5p', 0.45), 'v6e:16x16': ('v6e', 0.40)}  # Layout of the config, least MFU.
-MOST_FLOPS, MOST_WITHOUT_REMAT, MOST_ATTENTION = 1.40, 1.05, 1.15
+# Slice of a run to the layout that its config has for it, and the least MFU that is wanted.
+RUNS = {'v5p:4x4x4': ('v5p', 0.45), 'v6e:16x16': ('v6e', 0.40)}
+# Targets: executed over model FLOPs, the same without rematerialisation, computed over seen pairs.
+MOST_FLOPS = 1.40
+MOST_WITHOUT_REMAT = 1.05
+MOST_ATTENTION = 1.15
+
+_STATE_BYTES = 16  # Of a parameter: weight, gradient, two moments of Adam, float32 each.
+
+Say = Callable[[str], None]
 
 
-def compiled(
-  config: cfg.TrainConfig, where: chips.Slice, say: Callable[[str], None]
-) -> dict[str, Any]:
+def compile_once(config: cfg.TrainConfig, where: chips.Slice, say: Say) -> dict[str, Any]:
   """The report of one quick compilation."""
+
+  def say_where(text: str) -> None:
+    say(f'{config.name} on {where.name}: {text}')
+
   with tempfile.TemporaryDirectory(prefix='wam_jax_pods_') as directory:
-    what = f'{config.name} on {where.name}'
-    return report.make(
-      config,
-      where,
-      compiler.compile_step(
-        config, where, pathlib.Path(directory), say=lambda text: say(f'{what}: {text}')
-      ),
-    )
+    step = compiler.compile_step(config, where, pathlib.Path(directory), say=say_where)
+    return report.make(config, where, step)
 
 
-def find_smallest(
-  config: cfg.TrainConfig, chip: str, say: Callable[[str], None]
-) -> dict[str, Any] | None:
+def find_smallest(config: cfg.TrainConfig, chip: str, say: Say) -> dict[str, Any] | None:
   """The report of the smallest slice that holds a step, at its most frugal; None where none
   does.
   """
   for where in chips.slices(chip):
+    frugal = _find_most_frugal(config, where)
     usable = where.chip.usable_gib * chips.GIB
-    frugal = min(
-      (
-        c
-        for c in search.choices(config, where)
-        if dict(c.mesh)['tensor'] == dict(c.mesh)['data'] == 1
-      ),
-      key=lambda c: (c.bytes, c.seconds),
-      default=None,
-    )
-    if frugal is None or 16 * search.count_parameters(config.model) / where.devices > usable:
+    state = _STATE_BYTES * search.count_parameters(config.model) / where.devices
+    # What cannot fit need not be compiled.
+    if frugal is None or state > usable:
       continue
-    made = compiled(frugal.apply(config), where, say)
+    made = compile_once(frugal.apply(config), where, say)
     if made['memory']['fits']:
       return made
   return None
 
 
+def _find_most_frugal(config: cfg.TrainConfig, where: chips.Slice) -> search.Choice | None:
+  """The choice of least memory, then time, that shards everything over the axis fsdp."""
+  choices = []
+  for choice in search.choices(config, where):
+    mesh = dict(choice.mesh)
+    if mesh['tensor'] == mesh['data'] == 1:
+      choices.append(choice)
+  return min(choices, key=lambda choice: (choice.bytes, choice.seconds), default=None)
+
+
 def measure_without_remat(
-  config: cfg.TrainConfig, where: chips.Slice, say: Callable[[str], None]
+  config: cfg.TrainConfig, where: chips.Slice, say: Say
 ) -> dict[str, float]:
   """Executed FLOPs over the model's, of two layers of which all is kept for the backward pass.
 
@@ -87,11 +93,38 @@ def measure_without_remat(
   six; 'once' counts six.
   """
   model = dataclasses.replace(config.model, remat='none', num_layers=2)
-  work = compiled(dataclasses.replace(config, model=model), where, say)['flops']
+  work = compile_once(dataclasses.replace(config, model=model), where, say)['flops']
   return {
     'kernels': work['ratio'],
     'once': work['ratio'] - work['executed_kernels'] / 3 / work['model'],
   }
+
+
+def measure_fit(say: Say) -> list[dict[str, Any]]:
+  """A row per model and generation of chips."""
+  rows = []
+  for model, given in (('14B', droid_14b.get_config()), ('5B', droid_5b.get_config())):
+    config = cfg.from_config_dict(given)
+    for chip in GENERATIONS:
+      made = find_smallest(config, chip, say)
+      rows.append({'model': model, 'chip': chip, 'report': made})
+  return rows
+
+
+def measure_speed(say: Say) -> list[dict[str, Any]]:
+  """A row per run of `RUNS`."""
+  rows = []
+  for name, (layout, least_mfu) in RUNS.items():
+    config = cfg.from_config_dict(droid_14b.get_config(layout))
+    where = chips.find(name)
+    rows.append(
+      {
+        'report': compile_once(config, where, say),
+        'least_mfu': least_mfu,
+        'without_remat': measure_without_remat(config, where, say),
+      }
+    )
+  return rows
 
 
 def show_fit(rows: list[dict[str, Any]]) -> str:
@@ -104,59 +137,50 @@ def show_fit(rows: list[dict[str, Any]]) -> str:
     if made is None:
       lines.append(f'{name:<16}  none')
       continue
-    m, e = made['memory'], made['estimate']
+    memory, estimate = made['memory'], made['estimate']
     mesh = ' '.join(f'{axis}={n}' for axis, n in made['mesh'].items() if n > 1)
     lines.append(
-      f'{name:<16}{made["chips"]:>6}{m["total"] / chips.GIB:>9.2f}{m["usable"] / chips.GIB:>7.2f}'
-      f'{e["step_s"]:>10.2f}{100 * e["mfu"]:>7.1f}  {made["topology"]} {mesh} remat={made["remat"]} '
-      f'accumulate={made["accumulate"]}'
+      f'{name:<16}{made["chips"]:>6}'
+      f'{memory["total"] / chips.GIB:>9.2f}{memory["usable"] / chips.GIB:>7.2f}'
+      f'{estimate["step_s"]:>10.2f}{100 * estimate["mfu"]:>7.1f}'
+      f'  {made["topology"]} {mesh} remat={made["remat"]} accumulate={made["accumulate"]}'
     )
   return '\n'.join(lines)
 
 
 def show_speed(row: dict[str, Any]) -> str:
-  made, least = row['report'], row['least_mfu']
-  against = lambda value, limit, at_most: (
-    f'{value:.3f} (target {"<=" if at_most else ">="} {limit:.2f}: '
-    + ('met)' if (value <= limit) == at_most or value == limit else 'MISSED)')
-  )
-  return '\n'.join(
-    [
-      report.show(made),
-      '',
-      f'executed / model FLOPs       {against(made["flops"]["ratio"], MOST_FLOPS, True)}',
-      f'  without rematerialisation  {against(row["without_remat"]["kernels"], MOST_WITHOUT_REMAT, True)}; '
-      f'{row["without_remat"]["once"]:.3f} but for what the kernels of attention compute again',
-      f'attention area               {against(made["attention"]["ratio"], MOST_ATTENTION, True)}',
-      f'MFU                          {against(made["estimate"]["mfu"], least, False)}',
-    ]
-  )
+  made, without_remat = row['report'], row['without_remat']
+  flops = _show_target(made['flops']['ratio'], '<=', MOST_FLOPS)
+  kept = _show_target(without_remat['kernels'], '<=', MOST_WITHOUT_REMAT)
+  area = _show_target(made['attention']['ratio'], '<=', MOST_ATTENTION)
+  mfu = _show_target(made['estimate']['mfu'], '>=', row['least_mfu'])
+  lines = [
+    report.show(made),
+    '',
+    f'executed / model FLOPs       {flops}',
+    f'  without rematerialisation  {kept}; '
+    f'{without_remat["once"]:.3f} but for what the kernels of attention compute again',
+    f'attention area               {area}',
+    f'MFU                          {mfu}',
+  ]
+  return '\n'.join(lines)
+
+
+def _show_target(value: float, relation: str, limit: float) -> str:
+  is_met = value <= limit if relation == '<=' else value >= limit
+  return f'{value:.3f} (target {relation} {limit:.2f}: {"met" if is_met else "MISSED"})'
 
 
 def main(unused_argv: list[str]) -> None:
-  say, found, texts = progress.Line(), {'fit': [], 'speed': []}, []
+  found = {'fit': [], 'speed': []}
+  texts = []
+  say = progress.Line()
   if _PART.value in ('all', 'fit'):
-    models = {'14B': droid_14b.get_config(), '5B': droid_5b.get_config()}
-    for (name, given), chip in ((model, chip) for model in models.items() for chip in GENERATIONS):
-      found['fit'].append(
-        {
-          'model': name,
-          'chip': chip,
-          'report': find_smallest(cfg.from_config_dict(given), chip, say),
-        }
-      )
+    found['fit'] = measure_fit(say)
     texts.append(show_fit(found['fit']))
   if _PART.value in ('all', 'speed'):
-    for name, (layout, least) in RUNS.items():
-      config, where = cfg.from_config_dict(droid_14b.get_config(layout)), chips.find(name)
-      found['speed'].append(
-        {
-          'report': compiled(config, where, say),
-          'least_mfu': least,
-          'without_remat': measure_without_remat(config, where, say),
-        }
-      )
-      texts.append(show_speed(found['speed'][-1]))
+    found['speed'] = measure_speed(say)
+    texts += [show_speed(row) for row in found['speed']]
   say.close()
   print('\n\n'.join(texts))
   cli.write_json(found)

@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import google_crc32c
@@ -32,30 +32,29 @@ VIEWS = ('exterior_image_1_left', 'exterior_image_2_left', 'wrist_image_left')
 LANGUAGE = ('language_instruction', 'language_instruction_2', 'language_instruction_3')
 QUALITY = 95
 _MARGIN = 48  # Pixels that the camera may drift.
+_CONTRAST = 45  # Standard deviation of the grey values of a texture.
 
 
 def make_features() -> tfds.features.FeaturesDict:
   """The features of DROID that its record reads."""
-  tensor = lambda n: tfds.features.Tensor(shape=(n,), dtype=np.float64)
-  image = lambda: tfds.features.Image(shape=(ROWS, COLUMNS, 3), encoding_format='jpeg')
+  image = tfds.features.Image(shape=(ROWS, COLUMNS, 3), encoding_format='jpeg')
+  joints = tfds.features.Tensor(shape=(7,), dtype=np.float64)
+  gripper = tfds.features.Tensor(shape=(1,), dtype=np.float64)
+  text = tfds.features.Text()
+  step = {
+    'observation': {
+      **dict.fromkeys(VIEWS, image),
+      'joint_position': joints,
+      'gripper_position': gripper,
+    },
+    'action_dict': {'joint_position': joints, 'gripper_position': gripper},
+    **dict.fromkeys(LANGUAGE, text),
+    'is_first': tfds.features.Scalar(np.bool_),
+  }
   return tfds.features.FeaturesDict(
     {
-      'steps': tfds.features.Dataset(
-        {
-          'observation': {
-            **{view: image() for view in VIEWS},
-            'joint_position': tensor(7),
-            'gripper_position': tensor(1),
-          },
-          'action_dict': {'joint_position': tensor(7), 'gripper_position': tensor(1)},
-          **{key: tfds.features.Text() for key in LANGUAGE},
-          'is_first': tfds.features.Scalar(np.bool_),
-        }
-      ),
-      'episode_metadata': {
-        'recording_folderpath': tfds.features.Text(),
-        'file_path': tfds.features.Text(),
-      },
+      'steps': tfds.features.Dataset(step),
+      'episode_metadata': {'recording_folderpath': text, 'file_path': text},
     }
   )
 
@@ -87,22 +86,24 @@ def make_episode(seed: int, length: int) -> dict[str, Any]:
 
 
 def _film(rng: np.random.Generator, length: int) -> Iterator[bytes]:
-  wall = _texture(rng, ROWS + _MARGIN, COLUMNS + _MARGIN, 45)
-  things = [
-    (_texture(rng, size, size, 45), rng.uniform(0, 6, 2), rng.uniform(0.01, 0.04, 2))
-    for size in rng.integers(24, 80, 5)
-  ]
+  """Encoded pictures of one view."""
+  wall = _texture(rng, ROWS + _MARGIN, COLUMNS + _MARGIN, _CONTRAST)
+  things = []
+  for size in rng.integers(24, 80, 5):
+    texture = _texture(rng, size, size, _CONTRAST)
+    things.append((texture, rng.uniform(0, 6, 2), rng.uniform(0.01, 0.04, 2)))
+  # Eight pictures of sensor noise, drawn from anew for each step.
   noise = np.round(rng.normal(0, 0.7, (8, ROWS, COLUMNS, 3))).astype(np.int16)
-  phase, speed = rng.uniform(0, 6, 2), rng.uniform(0.005, 0.03, 2)
+  phase = rng.uniform(0, 6, 2)
+  speed = rng.uniform(0.005, 0.03, 2)
   for t in range(length):
     drift = _MARGIN / 2 * (1 + np.sin(phase + speed * t))
     move = np.asarray([[1, 0, -drift[0]], [0, 1, -drift[1]]])
     picture = cv2.warpAffine(wall, move, (COLUMNS, ROWS))
     for texture, start, rate in things:
       size = len(texture)
-      row, column = ((0.5 + 0.5 * np.sin(start + rate * t)) * (ROWS - size, COLUMNS - size)).astype(
-        int
-      )
+      share = 0.5 + 0.5 * np.sin(start + rate * t)  # Of the way from edge to edge.
+      row, column = (share * (ROWS - size, COLUMNS - size)).astype(int)
       picture[row : row + size, column : column + size] = texture
     picture = np.clip(picture + noise[rng.integers(8)], 0, 255).astype(np.uint8)
     yield cv2.imencode('.jpg', picture, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
@@ -112,9 +113,8 @@ def _texture(rng: np.random.Generator, rows: int, columns: int, contrast: float)
   """[rows, columns, 3] uint8: noise with a 1 / frequency^1.9 spectrum, its channels alike but not
   equal.
   """
-  frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)) + 1 / max(
-    rows, columns
-  )
+  lowest = 1 / max(rows, columns)  # Keeps the mean finite.
+  frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)) + lowest
 
   def layer():
     spectrum = np.fft.rfft2(rng.normal(size=(rows, columns))) / frequency**1.9
@@ -139,59 +139,58 @@ def write(path: epath.Path, episodes: int, length: int, shards: int, workers: in
     template=tfds.core.naming.DEFAULT_FILENAME_TEMPLATE,
   )
   bounds = [episodes * i // shards for i in range(shards + 1)]
-  jobs = [
-    (
-      str(template.sharded_filepath(shard_index=i, num_shards=shards)),
-      range(bounds[i], bounds[i + 1]),
-      length,
-    )
-    for i in range(shards)
-  ]
+  jobs = []
+  for i in range(shards):
+    file = str(template.sharded_filepath(shard_index=i, num_shards=shards))
+    jobs.append(_Shard(file, range(bounds[i], bounds[i + 1]), length))
+
   with contextlib.ExitStack() as stack:
     each = map
     if workers > 1:
       spawn = multiprocessing.get_context('spawn')
       each = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, spawn)).map
-    sizes = list(
-      progress.track(
-        each(_write_shard, jobs), 'writing shards of the benchmark', shards, unit='shards'
-      )
-    )
+    written = each(_write_shard, jobs)
+    sizes = list(progress.track(written, 'writing shards of the benchmark', shards, unit='shards'))
+
+  identity = dataset_info.DatasetIdentity(
+    name='made_up',
+    version=tfds.core.Version('1.0.0'),
+    data_dir=str(path),
+    module_name='benchmarks.data.episodes',
+  )
+  made_from = {'episodes': episodes, 'length': length, 'shards': shards}
+  split = tfds.core.splits.SplitInfo(
+    name='train',
+    shard_lengths=[len(job.seeds) for job in jobs],
+    num_bytes=sum(sizes),
+    filename_template=template,
+  )
   info = tfds.core.DatasetInfo(
-    builder=dataset_info.DatasetIdentity(
-      name='made_up',
-      version=tfds.core.Version('1.0.0'),
-      data_dir=str(path),
-      module_name='benchmarks.data.episodes',
-    ),
-    features=make_features(),
-    description=json.dumps(dict(episodes=episodes, length=length, shards=shards)),
+    builder=identity, features=make_features(), description=json.dumps(made_from)
   )
   info.set_file_format(tfds.core.FileFormat.TFRECORD)
-  info.set_splits(
-    tfds.core.splits.SplitDict(
-      [
-        tfds.core.SplitInfo(
-          name='train',
-          shard_lengths=[len(job[1]) for job in jobs],
-          num_bytes=sum(sizes),
-          filename_template=template,
-        )
-      ]
-    )
-  )
+  info.set_splits(tfds.core.splits.SplitDict([split]))
   info.write_to_directory(path)
 
 
-def _write_shard(job: tuple[str, range, int]) -> int:
-  path, seeds, length = job
+class _Shard(NamedTuple):
+  """One file: its path, the seeds of its episodes, and about how many steps they have."""
+
+  path: str
+  seeds: range
+  length: int
+
+
+def _write_shard(shard: _Shard) -> int:
+  """Bytes of the records written."""
   cv2.setNumThreads(1)
   features = make_features()
   serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
   total = 0
-  with open(path, 'wb') as f:
-    for seed in seeds:
-      example = features.encode_example(make_episode(seed, length + seed % 21 - 10))
+  with open(shard.path, 'wb') as f:
+    for seed in shard.seeds:
+      steps = shard.length + seed % 21 - 10  # Episodes differ in length.
+      example = features.encode_example(make_episode(seed, steps))
       record = serializer.get_tf_example(example).SerializeToString(deterministic=True)
       f.write(frame(record))
       total += len(record)
