@@ -90,9 +90,8 @@ def test_a_contestant_that_fails_is_named():
 
 def test_made_up_episodes_are_as_large_as_droids(tmp_path):
   example = episodes.make_episode(0, 3)
-  encoded = []
-  for step in example['steps']:
-    encoded.append([step['observation'][view].getvalue() for view in episodes.VIEWS])
+  seen = [step['observation'] for step in example['steps']]
+  encoded = [[views[key].getvalue() for key in episodes.VIEWS] for views in seen]
   sizes = [len(image) for images in encoded for image in images]
   assert 15_000 < np.mean(sizes) < 28_000  # DROID: 21 kB.
 

@@ -23,24 +23,40 @@ def convert(script: str) -> str:
     raise ValueError(
       f'The script must begin with a cell, "# %%" or "# %% [markdown]", not with {before[:40]!r}.'
     )
-  cells = [
-    _cell(number, 'markdown' if '[markdown]' in kind else 'code', text.strip('\n'))
-    for number, (kind, text) in enumerate(zip(parts[::2], parts[1::2]))
-  ]
-  kernel = dict(display_name='Python 3', language='python', name='python3')
-  metadata = dict(kernelspec=kernel, language_info=dict(name='python'))
-  return (
-    json.dumps(dict(cells=cells, metadata=metadata, nbformat=4, nbformat_minor=5), indent=1) + '\n'
-  )
+  heads = [head.strip() for head in parts[::2]]
+  # Text beside the mark would be lost: formatters that fill comments put it there.
+  unknown = [head for head in heads if head not in ('', '[markdown]')]
+  if unknown:
+    raise ValueError(
+      f'A cell begins with "# %%" or "# %% [markdown]" alone on its line, not with {unknown[0]!r}.'
+    )
+  cells = []
+  for number, (head, text) in enumerate(zip(heads, parts[1::2])):
+    cells.append(_make_cell(number, 'markdown' if head else 'code', text.strip('\n')))
+  notebook = {
+    'cells': cells,
+    'metadata': {
+      'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'},
+      'language_info': {'name': 'python'},
+    },
+    'nbformat': 4,
+    'nbformat_minor': 5,
+  }
+  return json.dumps(notebook, indent=1) + '\n'
 
 
-def _cell(number: int, kind: str, text: str) -> dict[str, Any]:
+def _make_cell(number: int, kind: str, text: str) -> dict[str, Any]:
   if kind == 'markdown':
     text = re.sub(r'^# ?', '', text, flags=re.MULTILINE)
-  cell = dict(
-    cell_type=kind, id=f'cell{number}', metadata={}, source=text.splitlines(keepends=True)
-  )
-  return cell if kind == 'markdown' else cell | dict(execution_count=None, outputs=[])
+  cell = {
+    'cell_type': kind,
+    'id': f'cell{number}',
+    'metadata': {},
+    'source': text.splitlines(keepends=True),
+  }
+  if kind == 'code':
+    cell |= {'execution_count': None, 'outputs': []}
+  return cell
 
 
 if __name__ == '__main__':

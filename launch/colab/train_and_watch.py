@@ -2,9 +2,10 @@
 # %% [markdown]
 # # Train a tiny World Action Model and watch it act and imagine
 #
-# One network denoises future video and robot actions together. Here it learns, from demonstrations that a scripted
-# expert gives in a simulated world, to reach the object that the words name. Nothing is downloaded but the code. Two
-# CPU cores take about fifteen minutes; the same from a terminal is
+# One network denoises future video and robot actions together. Here it learns, from demonstrations
+# that a scripted expert gives in a simulated world, to reach the object that the words name.
+# Nothing is downloaded but the code. Two CPU cores take about fifteen minutes; the same from a
+# terminal is
 # ```
 # python -m wam_jax.train --config=configs/tiny.py --workdir=~/wam/tiny
 # python -m wam_jax.evaluate --workdir=~/wam/tiny
@@ -57,9 +58,10 @@ print(settings.model, settings.flow, settings.optimizer, sep='\n')
 config = cfg.from_config_dict(settings)
 workdir = workdir_lib.make_path(WORKDIR)
 
-# %% [markdown] ## Demonstrations, then training The demonstrations are simulated and written once.
-# Stop the cell when you like and run it again to continue: the result is the same as that of a run
-# that was never stopped.
+# %% [markdown]
+# ## Demonstrations, then training
+# The demonstrations are simulated and written once. Stop the cell when you like and run it again to
+# continue: the result is the same as that of a run that was never stopped.
 
 # %%
 prepare.make_missing(config.data)
@@ -74,8 +76,10 @@ axis.set(xlabel='step', ylabel='loss', yscale='log')
 figure.savefig(workdir / 'loss.png')
 display(Image(workdir / 'loss.png'))
 
-# %% [markdown] ## Let it act New scenes, in closed loop: after every chunk of actions the model
-# sees what really happened. Beside each episode is what it had imagined.
+# %% [markdown]
+# ## Let it act
+# New scenes, in closed loop: after every chunk of actions the model sees what really happened.
+# Beside each episode is what it had imagined.
 
 # %%
 pictures = workdir / 'watch'

@@ -20,17 +20,33 @@ DEMOS = sorted(path.stem for path in COLAB.glob('*.py') if path.stem != 'to_note
 convert = runpy.run_path(str(COLAB / 'to_notebook.py'))['convert']
 
 
+SCRIPT = """\
+# ruff: off
+
+# %% [markdown]
+# # Title
+#
+# Text.
+
+# %%
+x = 1  # %% stays
+
+# comment
+"""
+
+
 def test_cells():
-  notebook = json.loads(
-    convert(
-      '# ruff: off\n\n# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 1  # %% stays\n\n# comment\n'
-    )
-  )
+  notebook = json.loads(convert(SCRIPT))
   assert [(cell['cell_type'], ''.join(cell['source'])) for cell in notebook['cells']] == [
     ('markdown', '# Title\n\nText.'),
     ('code', 'x = 1  # %% stays\n\n# comment'),
   ]
   assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
+
+
+def test_text_beside_the_mark_of_a_cell_would_be_lost():
+  with pytest.raises(ValueError, match=r"not with '\[markdown\] ## Title'"):
+    convert('# %% [markdown] ## Title\n# Text.\n')
 
 
 @pytest.mark.parametrize('script', ['', '# only a comment\n', 'import os\n# %%\nx = 1\n'])
