@@ -1,10 +1,9 @@
-"""`MetaworldEnv`: Meta-World's 50 tasks with a Sawyer arm in MuJoCo, behind the interface of the
-tabletop.
+"""`MetaworldEnv`: Meta-World's 50 tasks with a Sawyer arm in MuJoCo, as a world of `worlds.Env`.
 
 Owns views, instructions, seeds and drawing; tasks, rewards and experts are those of the package
-`metaworld` (optional:
-pip install -e '.[metaworld]'). Draws without a screen, by EGL or OSMesa, without shadows, reflections and
-multisampling, which together cost six times as much as everything else.
+`metaworld` (optional: pip install -e '.[metaworld]'). Draws without a screen, by EGL or OSMesa,
+without shadows, reflections and multisampling, which together cost six times as much as everything
+else.
 """
 
 from __future__ import annotations
@@ -18,24 +17,16 @@ from typing import Any
 
 import numpy as np
 
-ACTION_REPEAT = (
-  2  # Simulator steps (1/80 s) per control step: halves the images, and experts succeed as often.
-)
+# Simulator steps (1/80 s) per control step: halves the images, and experts succeed as often.
+ACTION_REPEAT = 2
 CONTROL_HZ = 80 / ACTION_REPEAT
 LIMIT = 500 // ACTION_REPEAT  # Control steps; 500 of the simulator are Meta-World's own horizon.
-VIEWS = (
-  'corner',
-  'corner4',
-  'gripperPOV',
-)  # `corner4` is what papers call corner2 with its position changed.
-ALL_VIEWS = *VIEWS, 'corner2', 'corner3', 'topview', 'behindGripper'
-UPSIDE_DOWN = (
-  'corner',
-  'corner2',
-  'corner3',
-  'corner4',
-)  # As Meta-World has them; drawn turned here.
-BACKENDS = 'egl', 'osmesa'
+# `corner4` is what papers call corner2 with its position changed.
+VIEWS = ('corner', 'corner4', 'gripperPOV')
+ALL_VIEWS = (*VIEWS, 'corner2', 'corner3', 'topview', 'behindGripper')
+# As Meta-World has them; drawn turned here.
+UPSIDE_DOWN = ('corner', 'corner2', 'corner3', 'corner4')
+BACKENDS = ('egl', 'osmesa')
 
 TASKS = {
   'assembly': 'pick up the ring by its handle and put it on the peg',
@@ -96,13 +87,16 @@ class MetaworldEnv:
 
   Attributes:
     embodiment: 'metaworld'.
-    task, instruction: of this episode.
+    task, instruction: those of this episode.
     control_hz: control steps per second of simulated time.
     state: float64 [39], the true state with the goal, for experts and tests.
     success: whether Meta-World's condition held after some step of this episode.
   """
 
-  embodiment, control_hz, action_dim, max_steps = 'metaworld', CONTROL_HZ, 4, LIMIT
+  embodiment = 'metaworld'
+  control_hz = CONTROL_HZ
+  action_dim = 4
+  max_steps = LIMIT
 
   def __init__(self, tasks: Sequence[str], view_size: int = 128, backend: str = 'egl'):
     """Checks the choices; call `reset` before anything else.
@@ -128,8 +122,12 @@ class MetaworldEnv:
     if problems:
       raise ValueError('; '.join(problems) + '.')
     _import('metaworld')
-    self.tasks, self._view_size, self._backend = tasks, view_size, backend
-    self.task, self._world, self._camera = '', None, None
+    self.tasks = tasks
+    self.task = ''
+    self._view_size = view_size
+    self._backend = backend
+    self._world: Any = None
+    self._camera: _Camera | None = None
 
   def reset(self, seed: int) -> dict[str, np.ndarray]:
     """Starts the episode of `seed`; the first observation.
@@ -143,11 +141,13 @@ class MetaworldEnv:
     task = self.tasks[int(np.random.default_rng(seed).integers(len(self.tasks)))]
     if task != self.task:
       self.close()
-      self.task, self._world = task, _make_world(task)
+      self.task = task
+      self._world = _make_world(task)
       self._camera = _Camera(self._world.model, self._backend)
     self._world.seed(seed)
     self.state = self._world.reset()[0]
-    self._steps, self.success = 0, False
+    self._steps = 0
+    self.success = False
     return self._observe()
 
   def step(self, action: np.ndarray) -> dict[str, np.ndarray]:
@@ -202,10 +202,13 @@ class MetaworldEnv:
     """Frees what drawing needs; `reset` makes it anew."""
     if self._camera is not None:
       self._camera.close()
-    self.task, self._world, self._camera = '', None, None
+    self.task = ''
+    self._world = None
+    self._camera = None
 
   def _observe(self) -> dict[str, np.ndarray]:
-    return {**{view: self.render(self._view_size, view) for view in VIEWS}, 'proprio': self.proprio}
+    views = {view: self.render(self._view_size, view) for view in VIEWS}
+    return {**views, 'proprio': self.proprio}
 
 
 def make_expert(env: MetaworldEnv, seed: int, noise: float) -> Callable[[], np.ndarray]:
@@ -213,7 +216,7 @@ def make_expert(env: MetaworldEnv, seed: int, noise: float) -> Callable[[], np.n
   action, [4] in [-1, 1].
 
   Args:
-    seed: of the noise.
+    seed: seed of the noise.
     noise: standard deviation of what is added to each action.
   """
   policy = _import('metaworld.policies').ENV_POLICY_MAP[f'{env.task}-v3']()
@@ -221,7 +224,8 @@ def make_expert(env: MetaworldEnv, seed: int, noise: float) -> Callable[[], np.n
 
   def act():
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # That actions exceed [-1, 1]; here they are clipped.
+      # It warns that actions exceed [-1, 1]; here they are clipped.
+      warnings.simplefilter('ignore')
       action = policy.get_action(env.state)
     return np.clip(np.clip(action, -1, 1) + rng.normal(0, noise, 4), -1, 1).astype(np.float32)
 
@@ -234,11 +238,13 @@ def _make_world(task: str) -> Any:
   """
   world = _import('metaworld.env_dict').ALL_V3_ENVIRONMENTS[f'{task}-v3']()
   world.max_path_length = math.inf  # The caller ends the episode.
-  world.seeded_rand_vec, world._freeze_rand_vec = True, False
-  world._set_task_called, world._partially_observable = True, False
-  vars(world).pop(
-    'sawyer_observation_space', None
-  )  # Cached while the goal was hidden, with bounds that hide it.
+  # The package has no public way to these: positions that are drawn anew, and a goal that shows.
+  world.seeded_rand_vec = True
+  world._freeze_rand_vec = False  # noqa: SLF001
+  world._set_task_called = True  # noqa: SLF001
+  world._partially_observable = False  # noqa: SLF001
+  # Cached while the goal was hidden, with bounds that hide it.
+  vars(world).pop('sawyer_observation_space', None)
   return world
 
 
@@ -246,8 +252,10 @@ class _Camera:
   """Draws one model off screen; context and buffers are its own."""
 
   def __init__(self, model: Any, backend: str):
-    self._mujoco = mujoco = _import('mujoco')
-    self._model, self._size = model, 0
+    mujoco = _import('mujoco')
+    self._mujoco = mujoco
+    self._model = model
+    self._size = 0  # Of the buffers.
     model.vis.quality.offsamples = 0
     try:
       self._context = importlib.import_module(f'mujoco.{backend}').GLContext(64, 64)
@@ -261,12 +269,12 @@ class _Camera:
     self._scene = mujoco.MjvScene(model, maxgeom=2000)
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
       self._scene.flags[flag] = 0
-    self._option, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
+    self._option = mujoco.MjvOption()
+    self._view = mujoco.MjvCamera()
     self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
     self._buffers = []
-    self.close = weakref.finalize(
-      self, _free, self._context, self._buffers
-    )  # At exit at the latest.
+    # At exit at the latest.
+    self.close = weakref.finalize(self, _free, self._context, self._buffers)
 
   def image(self, data: Any, view: str, size: int) -> np.ndarray:
     """uint8 [size, size, 3] RGB of a camera of the model, upright."""
@@ -276,9 +284,16 @@ class _Camera:
       self._resize(size)
     self._view.fixedcamid = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, view)
     mujoco.mjv_updateScene(
-      self._model, data, self._option, None, self._view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+      m=self._model,
+      d=data,
+      opt=self._option,
+      pert=None,  # Nothing is pushed about by hand.
+      cam=self._view,
+      catmask=mujoco.mjtCatBit.mjCAT_ALL,
+      scn=self._scene,
     )
-    area, image = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), np.uint8)
+    area = mujoco.MjrRect(0, 0, size, size)
+    image = np.empty((size, size, 3), np.uint8)
     mujoco.mjr_render(area, self._scene, self._buffers[0])
     mujoco.mjr_readPixels(image, None, area, self._buffers[0])
     # OpenGL counts rows from below; half a turn on top of that leaves the rows and mirrors the
@@ -288,11 +303,12 @@ class _Camera:
   def _resize(self, size: int) -> None:
     while self._buffers:
       self._buffers.pop().free()
-    self._model.vis.global_.offwidth = self._model.vis.global_.offheight = self._size = size
-    self._buffers.append(
-      self._mujoco.MjrContext(self._model, self._mujoco.mjtFontScale.mjFONTSCALE_100)
-    )
-    self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers[0])
+    mujoco = self._mujoco
+    self._size = size
+    self._model.vis.global_.offwidth = size
+    self._model.vis.global_.offheight = size
+    self._buffers.append(mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100))
+    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._buffers[0])
 
 
 def _free(context: Any, buffers: list[Any]) -> None:

@@ -28,8 +28,8 @@ class TabletopEnv:
   """One table, one robot, one instruction per episode; deterministic by the seed of `reset`.
 
   Attributes:
-    embodiment: key of `ROBOTS`.
-    task, instruction: of this episode.
+    embodiment: the robot's key in `ROBOTS`.
+    task, instruction: those of this episode.
     scenario: what the seed decided: start, goal and words.
     robot, world, joints: the true state, for experts and tests.
     control_hz: control steps per second.
@@ -57,15 +57,15 @@ class TabletopEnv:
       ValueError: an unknown name or a number out of range; all of them.
     """
     tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    problems = [
-      f'{what}={value!r} must be one of {tuple(known)}'
-      for what, value, known in (
-        ('embodiment', embodiment, robots_lib.ROBOTS),
-        ('split', split, tasks_lib.SPLITS),
-        *(('task', task, tasks_lib.TASKS) for task in tasks),
-      )
-      if value not in known
+    choices = [
+      ('embodiment', embodiment, robots_lib.ROBOTS),
+      ('split', split, tasks_lib.SPLITS),
+      *(('task', task, tasks_lib.TASKS) for task in tasks),
     ]
+    problems = []
+    for what, value, known in choices:
+      if value not in known:
+        problems.append(f'{what}={value!r} must be one of {tuple(known)}')
     if not tasks:
       problems.append(f'tasks is empty; choose from {tasks_lib.TASKS}')
     if not 8 <= view_size <= 2048:
@@ -74,10 +74,13 @@ class TabletopEnv:
       problems.append(f'max_distractors={max_distractors} must be 0 ... 3')
     if problems:
       raise ValueError('; '.join(problems) + '.')
-    self.embodiment, self.tasks, self.split = embodiment, tasks, split
+    self.embodiment = embodiment
+    self.tasks = tasks
+    self.split = split
     self.robot = robots_lib.ROBOTS[embodiment]
     self.control_hz = self.robot.control_hz
-    self._view_size, self._max_distractors = view_size, max_distractors
+    self._view_size = view_size
+    self._max_distractors = max_distractors
     self._looks = render_lib.looks(split)
     self.scenario: tasks_lib.Scenario | None = None
 
@@ -87,16 +90,18 @@ class TabletopEnv:
     Returns:
       'top', 'wrist': uint8 [s, s, 3] RGB; 'proprio': float32 [X], see `proprio`.
     """
+    # Everything about the episode is drawn from one generator, in this order.
     rng = np.random.default_rng(seed)
     task = self.tasks[int(rng.integers(len(self.tasks)))]
     self.scenario = tasks_lib.sample(task, rng, self.split, self._max_distractors)
-    self.joints = self.robot.limit(self.robot.inverse(*self.scenario.tip))
-    self.world = world_lib.World(
-      self.scenario.items, self.robot.forward(self.joints), self.robot.tip_radius
-    )
     look = self._looks[int(rng.integers(len(self._looks)))]
+
+    self.joints = self.robot.limit(self.robot.inverse(*self.scenario.tip))
+    tip = self.robot.forward(self.joints)
+    self.world = world_lib.World(self.scenario.items, tip, self.robot.tip_radius)
     self._renderer = render_lib.Renderer(self.scenario, self.robot, look)
-    self._steps = self._satisfied_steps = 0
+    self._steps = 0
+    self._satisfied_steps = 0
     self.success = False
     return self._observe()
 
@@ -119,12 +124,14 @@ class TabletopEnv:
     values = action.tolist()
     if not all(map(math.isfinite, values)):
       raise ValueError(f'action={values} has entries that are not finite.')
-    *deltas, grip = (min(max(a, -1.0), 1.0) for a in values)
+    *deltas, grip = (min(max(value, -1.0), 1.0) for value in values)
     self.joints = self.robot.move(self.joints, tuple(deltas))
     self.world.step(self.robot.forward(self.joints), grip > 0, 1 / self.control_hz)
     self._steps += 1
-    satisfied = tasks_lib.satisfied(self.scenario, self.world)
-    self._satisfied_steps = self._satisfied_steps + 1 if satisfied else 0
+
+    # Passing by is not success: the goal must hold for a while.
+    is_satisfied = tasks_lib.satisfied(self.scenario, self.world)
+    self._satisfied_steps = self._satisfied_steps + 1 if is_satisfied else 0
     self.success |= self._satisfied_steps >= math.ceil(tasks_lib.DWELL_S * self.control_hz)
     return self._observe()
 
@@ -160,9 +167,8 @@ class TabletopEnv:
     holding, 0 or 1.
     """
     tip = self.world.tip if self.robot.proprio_tip else ()
-    return np.array(
-      (*self.joints, *tip, self.world.grip, self.world.holding is not None), np.float32
-    )
+    is_holding = self.world.holding is not None
+    return np.array((*self.joints, *tip, self.world.grip, is_holding), np.float32)
 
   def render(self, size: int, view: str = 'top') -> np.ndarray:
     """uint8 [size, size, 3] RGB, drawn at that resolution.
@@ -175,7 +181,5 @@ class TabletopEnv:
     return self._renderer.image(view, size, self.world, self.joints)
 
   def _observe(self) -> dict[str, np.ndarray]:
-    return {
-      **{view: self.render(self._view_size, view) for view in render_lib.VIEWS},
-      'proprio': self.proprio,
-    }
+    views = {view: self.render(self._view_size, view) for view in render_lib.VIEWS}
+    return {**views, 'proprio': self.proprio}

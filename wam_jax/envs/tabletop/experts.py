@@ -16,10 +16,10 @@ import numpy as np
 from wam_jax.envs.tabletop import env as env_lib
 from wam_jax.envs.tabletop import tasks as tasks_lib
 
-TOP_SPEED = 0.5
-PUSH_SPEED = 0.25
-_ARRIVED = 0.02
-_BEHIND = 0.10
+TOP_SPEED = 0.5  # Of the tip, m/s.
+PUSH_SPEED = 0.25  # While an item is in front of it.
+_ARRIVED = 0.02  # Metres from a place that count as there.
+_BEHIND = 0.10  # From the edge of the tip to the centre of an item that is to be pushed.
 
 Point = tuple[float, float]
 
@@ -63,14 +63,15 @@ def _deltas(env, move: _Move) -> tuple[float, ...]:
   """Joint part of the action that brings the tip towards `move.tip`; slowed as a whole so that it
   stays straight.
   """
-  robot, tip = env.robot, env.world.tip
+  robot = env.robot
+  tip = env.world.tip
   distance = math.dist(tip, move.tip)
   share = min(1.0, move.speed / env.control_hz / max(distance, 1e-9))
   waypoint = tip[0] + share * (move.tip[0] - tip[0]), tip[1] + share * (move.tip[1] - tip[1])
   goal = robot.limit(robot.inverse(*waypoint))
   deltas = [(g - q) / d for g, q, d in zip(goal, env.joints, robot.max_delta)]
-  excess = max(1.0, *(abs(d) for d in deltas))
-  return tuple(d / excess for d in deltas)
+  excess = max(1.0, *(abs(delta) for delta in deltas))
+  return tuple(delta / excess for delta in deltas)
 
 
 def _plan(env, choice: int) -> _Move:
@@ -83,12 +84,12 @@ def _plan(env, choice: int) -> _Move:
   if task == 'gather':
     return _gather(world, choice)
   for index, zone in zip(range(scenario.targets), scenario.zones):
+    place = (zone.x, zone.y)
+    is_held = world.holding == index
+    is_outside = math.dist(world.position(index), place) > 0.7 * tasks_lib.IN_ZONE
     # While a wrongly grasped or half carried item is in hand, it comes first.
-    if world.holding in (None, index) and (
-      world.holding == index
-      or math.dist(world.position(index), (zone.x, zone.y)) > 0.7 * tasks_lib.IN_ZONE
-    ):
-      return _carry(world, index, (zone.x, zone.y))
+    if is_held or (world.holding is None and is_outside):
+      return _carry(world, index, place)
   return _Move(world.tip, False)
 
 
@@ -108,35 +109,46 @@ def _carry(world, index: int, place: Point) -> _Move:
 
 
 def _gather(world, choice: int) -> _Move:
-  mover, anchor = choice, 1 - choice
-  (x, y), (ax, ay) = world.position(mover), world.position(anchor)
-  distance = math.dist((x, y), (ax, ay))
+  x, y = world.position(choice)
+  anchor_x, anchor_y = world.position(1 - choice)
+  distance = math.dist((x, y), (anchor_x, anchor_y))
   if world.holding is None and distance < 0.95 * tasks_lib.TOGETHER:
     return _Move(world.tip, False)
+  # Side by side on the line between them, so that they do not overlap.
   gap = 0.165 / max(distance, 1e-9)
-  return _carry(world, mover, (ax + gap * (x - ax), ay + gap * (y - ay)))
+  place = (anchor_x + gap * (x - anchor_x), anchor_y + gap * (y - anchor_y))
+  return _carry(world, choice, place)
 
 
 def _push(env, zone: tasks_lib.Zone) -> _Move:
   """Lower behind the item, push it along the line to the zone; lift and come again whenever the
   line is lost.
   """
-  world, radius = env.world, env.robot.tip_radius
+  world = env.world
+  radius = env.robot.tip_radius
   x, y = world.position(0)
   dx, dy = zone.x - x, zone.y - y
   distance = math.hypot(dx, dy)
   if distance < 0.6 * tasks_lib.IN_ZONE or world.holding is not None:
     return _Move(world.tip, False)
+
+  # Where the tip is in the frame of the push: u points from the item to the zone.
   ux, uy = dx / distance, dy / distance
-  behind = radius + _BEHIND
-  start = tuple(min(max(v, radius), 1 - radius) for v in (x - behind * ux, y - behind * uy))
   along = (world.tip[0] - x) * ux + (world.tip[1] - y) * uy
   across = (world.tip[0] - x) * -uy + (world.tip[1] - y) * ux
+  behind = radius + _BEHIND
   if not world.closed:
-    arrived = math.dist(world.tip, start) < _ARRIVED
-    return _Move(start, arrived)
+    start = _clip_to_table(x - behind * ux, radius), _clip_to_table(y - behind * uy, radius)
+    return _Move(start, close=math.dist(world.tip, start) < _ARRIVED)
   if along > -0.04 or along < -behind - 0.06 or abs(across) > 0.05:
-    return _Move(world.tip, False)
+    return _Move(world.tip, False)  # The line is lost.
+
+  # Ahead along the line, and back onto it.
   ahead = max(PUSH_SPEED / env.control_hz, 0.02)
-  goal = (world.tip[0] + ahead * ux + across * uy, world.tip[1] + ahead * uy - across * ux)
-  return _Move(goal, True, PUSH_SPEED)
+  goal_x = world.tip[0] + ahead * ux + across * uy
+  goal_y = world.tip[1] + ahead * uy - across * ux
+  return _Move((goal_x, goal_y), True, PUSH_SPEED)
+
+
+def _clip_to_table(value: float, margin: float) -> float:
+  return min(max(value, margin), 1 - margin)

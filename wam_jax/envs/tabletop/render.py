@@ -26,13 +26,18 @@ COLORS = {
   'cyan': (50, 210, 225),
 }
 VIEWS = ('top', 'wrist')
-WRIST_SPAN = 0.4
-_MARGIN = 0.25
+WRIST_SPAN = 0.4  # Metres that the wrist camera sees.
+_MARGIN = 0.25  # Metres of floor around the table that it can see at its edges.
 _FLOOR = (58, 60, 66)
-_DARK, _LIGHT = (25, 25, 28), (250, 250, 250)
-_STEEL, _BROWN, _SKIN, _SLEEVE = (112, 118, 128), (105, 62, 35), (240, 190, 155), (60, 75, 70)
-_SHIFT = 4
-_CIRCLE = np.stack([np.cos(np.arange(24) * math.pi / 12), np.sin(np.arange(24) * math.pi / 12)], 1)
+_DARK = (25, 25, 28)
+_LIGHT = (250, 250, 250)
+_STEEL = (112, 118, 128)
+_BROWN = (105, 62, 35)
+_SKIN = (240, 190, 155)
+_SLEEVE = (60, 75, 70)
+_SHIFT = 4  # Bits of a pixel's fraction that OpenCV gets.
+_ANGLES = np.arange(24) * math.pi / 12
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +45,10 @@ class Look:
   """Appearance that carries no meaning.
 
   Attributes:
-    table: RGB of the table top.
+    table: the table top's RGB.
     texture: 'plain', 'grain', 'planks' (training) or 'checker', 'stripes', 'speckle' (unseen).
-    finish: of items: 'flat', 'rim' (training) or 'dot', 'band' (unseen).
-    shade: factor on the items' colours.
+    finish: the items' surface, 'flat', 'rim' (training) or 'dot', 'band' (unseen).
+    shade: the factor on the items' colours.
   """
 
   table: tuple[int, int, int]
@@ -86,20 +91,47 @@ def _surface(table: tuple[int, int, int], texture: str, scale: float, margin: fl
   n = round((1 + 2 * margin) * scale)
   axis = (np.arange(n) + 0.5) / scale - margin
   x, y = np.meshgrid(axis, axis)
-  patterns = {
-    'plain': lambda: 0 * x,
-    'grain': lambda: 7 * np.sin(2 * np.pi * (2.2 * y + 0.25 * np.sin(2 * np.pi * 0.8 * x))),
-    'planks': lambda: 9 * (np.floor(4 * x) % 2) - 4.5,
-    'checker': lambda: 34 * ((np.floor(4 * x) + np.floor(4 * y)) % 2) - 17,
-    'stripes': lambda: 20 * np.sign(np.sin(2 * np.pi * 3 * (x + y))),
-    'speckle': lambda: np.random.default_rng(0).normal(0, 16, (24, 24))[
-      np.clip((24 * y).astype(int), 0, 23), np.clip((24 * x).astype(int), 0, 23)
-    ],
-  }
-  image = np.clip(np.array(table)[None, None] + patterns[texture]()[..., None], 0, 255)
+  brightness = _TEXTURE_PATTERNS[texture](x, y)
+  image = np.clip(np.array(table) + brightness[..., None], 0, 255)
   outside = (x < 0) | (x > 1) | (y < 0) | (y > 1)
   image[outside] = _FLOOR
   return image.astype(np.uint8)
+
+
+# What a texture adds to the brightness at x, y (metres).
+
+
+def _grain(x, y):
+  return 7 * np.sin(2 * np.pi * (2.2 * y + 0.25 * np.sin(2 * np.pi * 0.8 * x)))
+
+
+def _planks(x, y):
+  return 9 * (np.floor(4 * x) % 2) - 4.5
+
+
+def _checker(x, y):
+  return 34 * ((np.floor(4 * x) + np.floor(4 * y)) % 2) - 17
+
+
+def _stripes(x, y):
+  return 20 * np.sign(np.sin(2 * np.pi * 3 * (x + y)))
+
+
+def _speckle(x, y):
+  grains = np.random.default_rng(0).normal(0, 16, (24, 24))
+  row = np.clip((24 * y).astype(int), 0, 23)
+  column = np.clip((24 * x).astype(int), 0, 23)
+  return grains[row, column]
+
+
+_TEXTURE_PATTERNS = {
+  'plain': lambda x, y: 0 * x,
+  'grain': _grain,
+  'planks': _planks,
+  'checker': _checker,
+  'stripes': _stripes,
+  'speckle': _speckle,
+}
 
 
 class _Canvas:
@@ -124,12 +156,12 @@ class _Canvas:
       return
     cv2.circle(
       self.image,
-      self._point(x, y),
-      round(radius * self._unit),
-      color,
-      cv2.FILLED,
-      cv2.LINE_AA,
-      _SHIFT,
+      center=self._point(x, y),
+      radius=round(radius * self._unit),
+      color=color,
+      thickness=cv2.FILLED,
+      lineType=cv2.LINE_AA,
+      shift=_SHIFT,
     )
 
   def polygon(self, points, color):
@@ -139,35 +171,34 @@ class _Canvas:
   def rod(self, start, stop, width, color):
     dx, dy = stop[0] - start[0], stop[1] - start[1]
     length = max(math.hypot(dx, dy), 1e-9)
-    nx, ny = -dy / length * width / 2, dx / length * width / 2
-    self.polygon(
-      (
-        (start[0] + nx, start[1] + ny),
-        (stop[0] + nx, stop[1] + ny),
-        (stop[0] - nx, stop[1] - ny),
-        (start[0] - nx, start[1] - ny),
-      ),
-      color,
+    # To the side, half as far as the rod is wide.
+    side_x, side_y = -dy / length * width / 2, dx / length * width / 2
+    corners = (
+      (start[0] + side_x, start[1] + side_y),
+      (stop[0] + side_x, stop[1] + side_y),
+      (stop[0] - side_x, stop[1] - side_y),
+      (start[0] - side_x, start[1] - side_y),
     )
+    self.polygon(corners, color)
 
 
 class Renderer:
   """Images of one episode. What never moves (table, zones) is drawn once per view and size."""
 
   def __init__(self, scenario: tasks_lib.Scenario, robot: robots_lib.Robot, look: Look):
-    self._scenario, self._robot, self._look = scenario, robot, look
+    self._scenario = scenario
+    self._robot = robot
+    self._look = look
     self._still: dict[tuple[str, int], np.ndarray] = {}
-    self._colors = [
-      tuple(int(c * look.shade) for c in COLORS[item.color]) for item in scenario.items
-    ]
+    self._colors = [_scale(COLORS[item.color], look.shade) for item in scenario.items]
 
   def image(
     self, view: str, size: int, world: world_lib.World, joints: robots_lib.Vector
   ) -> np.ndarray:
     """uint8 [size, size, 3] RGB of the whole table ('top') or of 0.4 m around the tip ('wrist')."""
-    still = self._still.get((view, size))
-    if still is None:
-      still = self._still[view, size] = self._draw_still(view, size)
+    if (view, size) not in self._still:
+      self._still[view, size] = self._draw_still(view, size)
+    still = self._still[view, size]
     if view == 'top':
       canvas = _Canvas(still.copy(), float(size), (0.0, 0.0))
     else:
@@ -176,6 +207,8 @@ class Renderer:
       column, row = (round((t - WRIST_SPAN / 2 + _MARGIN) * scale) for t in world.tip)
       crop = np.ascontiguousarray(still[row : row + size, column : column + size])
       canvas = _Canvas(crop, scale, (column / scale - _MARGIN, row / scale - _MARGIN))
+
+    # From below to above: items, the lifted one, the robot.
     for index in range(len(self._scenario.items)):
       if index != world.holding:
         self._draw_item(canvas, index, world)
@@ -185,7 +218,10 @@ class Renderer:
     return canvas.image
 
   def _draw_still(self, view, size):
-    scale, margin = (float(size), 0.0) if view == 'top' else (size / WRIST_SPAN, _MARGIN)
+    if view == 'top':
+      scale, margin = float(size), 0.0
+    else:
+      scale, margin = size / WRIST_SPAN, _MARGIN
     image = _surface(self._look.table, self._look.texture, scale, margin).copy()
     canvas = _Canvas(image, scale, (-margin, -margin))
     for zone in self._scenario.zones:
@@ -196,23 +232,30 @@ class Renderer:
     return image
 
   def _draw_item(self, canvas, index, world):
-    shape, finish, color = self._scenario.items[index].shape, self._look.finish, self._colors[index]
-    x, y, angle = world.pose(index)
+    item = self._scenario.items[index]
+    color = self._colors[index]
+    finish = self._look.finish
+    x, y, angle = pose = world.pose(index)
     # A lifted item is nearer to the camera.
     grow = 1.12 if index == world.holding else 1.0
     if finish == 'rim':
-      _draw_shape(canvas, shape, x, y, angle, grow, tuple(int(0.65 * c) for c in color))
-      _draw_shape(canvas, shape, x, y, angle, 0.82 * grow, color)
+      _draw_shape(canvas, item.shape, pose, grow, _scale(color, 0.65))
+      _draw_shape(canvas, item.shape, pose, 0.82 * grow, color)
     else:
-      _draw_shape(canvas, shape, x, y, angle, grow, color)
+      _draw_shape(canvas, item.shape, pose, grow, color)
     if finish == 'dot':
       canvas.disc(x, y, 0.018, _LIGHT)
     elif finish == 'band':
       dx, dy = 0.045 * math.cos(angle), 0.045 * math.sin(angle)
-      canvas.rod((x - dx, y - dy), (x + dx, y + dy), 0.02, tuple(int(0.45 * c) for c in color))
+      canvas.rod((x - dx, y - dy), (x + dx, y + dy), 0.02, _scale(color, 0.45))
 
 
-def _draw_shape(canvas, shape, x, y, angle, grow, color):
+def _scale(color: tuple[int, int, int], factor: float) -> tuple[int, int, int]:
+  return tuple(int(factor * channel) for channel in color)
+
+
+def _draw_shape(canvas, shape, pose, grow, color):
+  x, y, angle = pose
   outline = world_lib.SHAPES[shape]
   if outline is None:
     canvas.disc(x, y, world_lib.DISC_RADIUS * grow, color)
@@ -234,13 +277,15 @@ def _draw_arm(canvas, world, joints):
   canvas.disc(*robots_lib.ARM_BASE, 0.13, _DARK)
   canvas.disc(*elbow, 0.042, _DARK)
   angle = joints[0] + joints[1]
-  ahead, side = (math.sin(angle), -math.cos(angle)), (math.cos(angle), math.sin(angle))
+  ahead = (math.sin(angle), -math.cos(angle))
+  side = (math.cos(angle), math.sin(angle))
   spread = 0.042 - 0.026 * world.grip
   canvas.disc(*world.tip, 0.026, _DARK)
   for sign in (-1, 1):
     root = world.tip[0] + sign * spread * side[0], world.tip[1] + sign * spread * side[1]
     canvas.rod(world.tip, root, 0.022, _DARK)
-    canvas.rod(root, (root[0] + 0.05 * ahead[0], root[1] + 0.05 * ahead[1]), 0.022, _DARK)
+    finger_tip = (root[0] + 0.05 * ahead[0], root[1] + 0.05 * ahead[1])
+    canvas.rod(root, finger_tip, 0.022, _DARK)
 
 
 def _draw_cart(canvas, world, joints):
@@ -257,25 +302,22 @@ def _draw_human(canvas, world, joints):
   x, y = world.tip
   shoulder = 1.35, 0.5 + 0.6 * (y - 0.5)
   angle = math.atan2(y - shoulder[1], x - shoulder[0])
-  ahead, side = (math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))
+  ahead = (math.cos(angle), math.sin(angle))
+  side = (-math.sin(angle), math.cos(angle))
   wrist = x - 0.05 * ahead[0], y - 0.05 * ahead[1]
   cuff = x - 0.17 * ahead[0], y - 0.17 * ahead[1]
   canvas.rod(wrist, shoulder, 0.06, _SKIN)
   canvas.rod(cuff, shoulder, 0.085, _SLEEVE)
   canvas.disc(x - 0.02 * ahead[0], y - 0.02 * ahead[1], 0.046, _SKIN)
+  # Fingers: offset from the middle of the hand, and how far an open one leans out. A closed hand
+  # has them short and straight.
   length = 0.075 - 0.035 * world.grip
   for offset, lean in ((-0.034, -0.5), (-0.012, -0.15), (0.012, 0.15), (0.034, 0.6)):
-    root = x + offset * side[0], y + offset * side[1]
     lean *= 1 - world.grip
-    canvas.rod(
-      root,
-      (
-        root[0] + length * (ahead[0] + lean * side[0]),
-        root[1] + length * (ahead[1] + lean * side[1]),
-      ),
-      0.018,
-      _SKIN,
-    )
+    root_x, root_y = x + offset * side[0], y + offset * side[1]
+    tip_x = root_x + length * (ahead[0] + lean * side[0])
+    tip_y = root_y + length * (ahead[1] + lean * side[1])
+    canvas.rod((root_x, root_y), (tip_x, tip_y), 0.018, _SKIN)
 
 
 _ROBOT_DRAWERS = {'disc': _draw_disc, 'arm': _draw_arm, 'cart': _draw_cart, 'human': _draw_human}

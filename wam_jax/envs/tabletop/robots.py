@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Vector = tuple[float, ...]
 
-ARM_BASE = (0.5, 1.08)
-ARM_LINK = 0.58
-RAIL_Y = 0.04
-CART_LEAN = 0.8
+ARM_BASE = (0.5, 1.08)  # Of the arm, just off the table at the bottom of the image.
+ARM_LINK = 0.58  # Length of each of its two links.
+RAIL_Y = 0.04  # Where the cart runs, at the top.
+CART_LEAN = 0.8  # Radians that its pole leans for a metre of the tip from the middle.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Robot:
   """One embodiment.
 
   Attributes:
-    name: key of `ROBOTS`.
+    name: its key in `ROBOTS`.
     control_hz: actions per second.
-    tip_radius: of the effector's contact disc, metres.
-    low, high: limits of the joints.
+    tip_radius: radius of the effector's contact disc, metres.
+    low, high: the limits of the joints.
     max_delta: joint change of an action of 1, per control step; the action has one more entry, the
       grip.
-    forward: joints -> tip (x, y).
-    inverse: tip (x, y) -> joints; continuous over the table, so that following a straight line of
-      tips works.
+    forward: the map from joints to the tip (x, y).
+    inverse: the map from a tip (x, y) to joints; continuous over the table, so that following a
+      straight line of tips works.
     proprio_joints: whether proprioception starts with the joints themselves.
     proprio_tip: whether it has the tip position (after the joints).
   """
@@ -62,18 +62,17 @@ class Robot:
     """Joints after one control step of `action` (entries in [-1, 1]), kept inside limits and over
     the table.
     """
-    moved = tuple(
-      min(max(q + a * d, lo), hi)
-      for q, a, d, lo, hi in zip(joints, action, self.max_delta, self.low, self.high)
-    )
+    moved = []
+    for joint, entry, delta in zip(joints, action, self.max_delta):
+      moved.append(joint + entry * delta)
+    moved = self.limit(moved)
     x, y = self.forward(moved)
-    margin = self.tip_radius
-    inside = min(max(x, margin), 1 - margin), min(max(y, margin), 1 - margin)
+    inside = (_clip_to_table(x, self.tip_radius), _clip_to_table(y, self.tip_radius))
     return moved if inside == (x, y) else self.limit(self.inverse(*inside))
 
-  def limit(self, joints: Vector) -> Vector:
+  def limit(self, joints: Sequence[float]) -> Vector:
     """`joints` clipped to their limits."""
-    return tuple(min(max(q, lo), hi) for q, lo, hi in zip(joints, self.low, self.high))
+    return tuple(min(max(q, low), high) for q, low, high in zip(joints, self.low, self.high))
 
 
 def arm_elbow(joints: Vector) -> tuple[float, float]:
@@ -107,39 +106,51 @@ def _cart_inverse(x, y):
   return x - length * math.sin(angle), angle, length
 
 
-def _point(joints):
-  return joints[0], joints[1]
+def _point_forward(joints):
+  x, y = joints
+  return x, y
 
 
-ROBOTS = {
-  robot.name: robot
-  for robot in (
-    Robot(
-      'disc', 10.0, 0.045, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)
-    ),
-    Robot(
-      'arm',
-      15.0,
-      0.04,
-      (-3.0, 0.1),
-      (1.7, 2.95),
-      (0.06, 0.06),
-      _arm_forward,
-      _arm_inverse,
-      proprio_tip=True,
-    ),
-    Robot(
-      'cart',
-      5.0,
-      0.04,
-      (0.05, -0.8, 0.02),
-      (0.95, 0.8, 1.2),
-      (0.1, 0.2, 0.1),
-      _cart_forward,
-      _cart_inverse,
-    ),
-    Robot(
-      'human', 10.0, 0.05, (0.05, 0.05), (0.95, 0.95), (0.05, 0.05), _point, lambda x, y: (x, y)
-    ),
-  )
-}
+def _point_inverse(x, y):
+  return x, y
+
+
+def _clip_to_table(value: float, margin: float) -> float:
+  return min(max(value, margin), 1 - margin)
+
+
+_DISC = Robot(
+  name='disc',
+  control_hz=10.0,
+  tip_radius=0.045,
+  low=(0.05, 0.05),
+  high=(0.95, 0.95),
+  max_delta=(0.05, 0.05),
+  forward=_point_forward,
+  inverse=_point_inverse,
+)
+_ARM = Robot(
+  name='arm',
+  control_hz=15.0,
+  tip_radius=0.04,
+  low=(-3.0, 0.1),
+  high=(1.7, 2.95),
+  max_delta=(0.06, 0.06),
+  forward=_arm_forward,
+  inverse=_arm_inverse,
+  proprio_tip=True,
+)
+_CART = Robot(
+  name='cart',
+  control_hz=5.0,
+  tip_radius=0.04,
+  low=(0.05, -0.8, 0.02),
+  high=(0.95, 0.8, 1.2),
+  max_delta=(0.1, 0.2, 0.1),
+  forward=_cart_forward,
+  inverse=_cart_inverse,
+)
+# The disc's kinematics with a hand instead: videos of it have no actions.
+_HUMAN = dataclasses.replace(_DISC, name='human', tip_radius=0.05)
+
+ROBOTS = {robot.name: robot for robot in (_DISC, _ARM, _CART, _HUMAN)}

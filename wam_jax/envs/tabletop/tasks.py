@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,12 +18,14 @@ COLORS = ('red', 'green', 'blue', 'yellow', 'purple', 'cyan')
 SHAPES = tuple(world_lib.SHAPES)
 SPLITS = ('train', 'unseen_task', 'unseen_look')
 
+# Goals: distances between centres, metres, and how long they must hold.
 REACH_RADIUS = 0.08
 ZONE_RADIUS = 0.13
 IN_ZONE = 0.10
 TOGETHER = 0.20
 DWELL_S = 0.4
-START_DISTANCE = 0.25
+# Starts: least distances between centres, metres.
+START_DISTANCE = 0.25  # From the effector to every target.
 ITEM_SPACING = 0.17
 _ZONE_SPACING = 0.30
 _ITEM_ZONE_SPACING = 0.23
@@ -78,11 +81,11 @@ class Scenario:
 
   Attributes:
     task: one of `TASKS`.
-    combination: what the split is decided on, for instance ('push', 'red', 'disc', 'blue').
-    instruction: lower-case words.
+    combination: what decides the split, for instance ('push', 'red', 'disc', 'blue').
+    instruction: the lower-case words of the goal.
     items: targets first, then distractors.
     zones: the goal's first, then distractors.
-    targets: how many of the items the task is about.
+    targets: the number of items that the task is about.
     tip: where the effector starts.
   """
 
@@ -124,16 +127,24 @@ def sample(task: str, rng: np.random.Generator, split: str, max_distractors: int
     layout = _lay_out(goal, rng, max_distractors)
     if layout is not None:
       break
-  items, zones, tip = layout
   return Scenario(
-    task,
-    goal.combination,
-    _say(goal, rng, named=split == 'unseen_task'),
-    items,
-    zones,
-    len(goal.things),
-    tip,
+    task=task,
+    combination=goal.combination,
+    # A new combination is named in full: the shape is part of what is new.
+    instruction=_say(goal, rng, named=split == 'unseen_task'),
+    items=layout.items,
+    zones=layout.zones,
+    targets=len(goal.things),
+    tip=layout.tip,
   )
+
+
+class _Layout(NamedTuple):
+  """The part of a scenario that has places."""
+
+  items: tuple[world_lib.Item, ...]
+  zones: tuple[Zone, ...]
+  tip: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +211,9 @@ def _say(goal: _Goal, rng: np.random.Generator, named: bool) -> str:
   # Without the shape the colour alone must do, so only where no distractor can share it.
   full = named or goal.task == 'reach_shape' or rng.random() < 0.5
   noun = f'{color} {shape}' if full else f'{color} object'
-  return phrases[rng.integers(len(phrases))].format(
-    a=noun, c=color, d=goal.things[-1][0], z=goal.zones[0] if goal.zones else ''
-  )
+  zone = goal.zones[0] if goal.zones else ''
+  phrase = phrases[rng.integers(len(phrases))]
+  return phrase.format(a=noun, c=color, d=goal.things[-1][0], z=zone)
 
 
 def _distractors(goal: _Goal, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
@@ -220,6 +231,7 @@ def _distractors(goal: _Goal, rng: np.random.Generator, count: int) -> list[tupl
 
 def _lay_out(goal, rng, max_distractors):
   """Places for everything, or None when the table got too crowded."""
+  # One more thing than that would stand in the way of pushing.
   limit = min(max_distractors, 1) if goal.task == 'push' else max_distractors
   count = int(rng.integers(min(1, limit), limit + 1))
   things = list(goal.things) + _distractors(goal, rng, count)
@@ -229,8 +241,7 @@ def _lay_out(goal, rng, max_distractors):
   tip = (float(rng.uniform(0.4, 0.6)), float(rng.uniform(0.3, 0.7)))
   places = _mirrored_places(tip, rng) if goal.task == 'reach_any' else []
   for number in range(len(places), len(things)):
-    low, high = (0.22, 0.78) if goal.task == 'push' and number == 0 else (0.12, 0.88)
-    place = _free_place(rng, places, zones, low, high, goal, number)
+    place = _free_place(rng, goal, number, places, zones)
     if place is None:
       return None
     places.append(place)
@@ -238,11 +249,10 @@ def _lay_out(goal, rng, max_distractors):
     tip = _tip_place(rng, places[: len(goal.things)])
   if tip is None:
     return None
-  items = tuple(
-    world_lib.Item(c, s, x, y, float(rng.uniform(-math.pi, math.pi)))
-    for (c, s), (x, y) in zip(things, places)
-  )
-  return items, zones, tip
+  items = []
+  for (color, shape), (x, y) in zip(things, places):
+    items.append(world_lib.Item(color, shape, x, y, float(rng.uniform(-math.pi, math.pi))))
+  return _Layout(tuple(items), zones, tip)
 
 
 def _zone_places(goal, rng):
@@ -272,13 +282,18 @@ def _mirrored_places(tip, rng):
   return [(tip[0] - reach, tip[1] + rise), (tip[0] + reach, tip[1] + rise)]
 
 
-def _free_place(rng, places, zones, low, high, goal, number):
+def _free_place(rng, goal, number, places, zones):
+  """A place for thing `number`, which has `places` before it; None if none is found soon."""
+  is_pushed = goal.task == 'push' and number == 0
+  # What is pushed needs room behind it.
+  low, high = (0.22, 0.78) if is_pushed else (0.12, 0.88)
   for _ in range(20):
     x, y = (float(v) for v in rng.uniform(low, high, 2))
     if any(math.dist((x, y), p) < ITEM_SPACING for p in places):
       continue
     if any(math.dist((x, y), (z.x, z.y)) < _ITEM_ZONE_SPACING for z in zones):
       continue
+    # What is to be gathered must not be together already.
     if goal.task == 'gather' and number == 1 and math.dist((x, y), places[0]) < 0.35:
       continue
     if goal.task == 'push' and number > 0 and _distance_to_path((x, y), places[0], zones[0]) < 0.24:

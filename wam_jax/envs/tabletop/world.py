@@ -13,13 +13,14 @@ import math
 
 import pymunk
 
-GRAB_RADIUS = 0.05
-GRIP_SPEED = 5.0
-_SUBSTEP_S = 0.02
+GRAB_RADIUS = 0.05  # From tip to centre of an item that closing lifts, metres.
+GRIP_SPEED = 5.0  # Openings per second: 0.1 s until the grip counts as closed.
+_SUBSTEP_S = 0.02  # Of the physics.
 # Share of its speed that an item keeps after one second: it slides about a centimetre, as a block
 # on a table does.
 _DAMPING = 1e-6
-_MASS = 0.2
+_MASS = 0.2  # Of every item, kg.
+_FRICTION = 0.5  # Between items, walls and the effector.
 
 SHAPES = {
   'disc': None,
@@ -40,10 +41,10 @@ class Item:
   """A movable object at its start.
 
   Attributes:
-    color: key of `render.COLORS`.
-    shape: key of `SHAPES`.
-    x, y: centre, metres.
-    angle: radians.
+    color: its key in `render.COLORS`.
+    shape: its key in `SHAPES`.
+    x, y: its centre, metres.
+    angle: its turn, radians.
   """
 
   color: str
@@ -63,7 +64,9 @@ class World:
   """
 
   def __init__(self, items: tuple[Item, ...], tip: tuple[float, float], tip_radius: float):
-    self.tip, self.grip, self.holding = tip, 0.0, None
+    self.tip = tip
+    self.grip = 0.0
+    self.holding: int | None = None
     self._space = pymunk.Space()
     self._space.damping = _DAMPING
     self._space.collision_slop = 1e-3
@@ -71,32 +74,33 @@ class World:
     corners = ((0, 0), (1, 0), (1, 1), (0, 1))
     for a, b in zip(corners, corners[1:] + corners[:1]):
       self._space.add(pymunk.Segment(edge, a, b, 0.005))
-    self._bodies, self._shapes = [], []
+    self._bodies: list[pymunk.Body] = []
+    self._shapes: list[pymunk.Shape] = []
     for item in items:
       self._add(item)
     self._effector = pymunk.Body(body_type=pymunk.Body.KINEMATIC)
     self._effector.position = tip
     self._effector_shape = pymunk.Circle(self._effector, tip_radius)
-    self._effector_shape.friction = 0.5
+    self._effector_shape.friction = _FRICTION
     self._effector_shape.filter = _GHOST
     self._space.add(self._effector, self._effector_shape)
-    self._offset = (0.0, 0.0)
+    self._offset = (0.0, 0.0)  # From the tip to the lifted item.
 
   def _add(self, item: Item) -> None:
     outline = SHAPES[item.shape]
-    moment = (
-      pymunk.moment_for_circle(_MASS, 0, DISC_RADIUS)
-      if outline is None
-      else pymunk.moment_for_poly(_MASS, outline)
-    )
+    is_disc = outline is None
+    if is_disc:
+      moment = pymunk.moment_for_circle(_MASS, 0, DISC_RADIUS)
+    else:
+      moment = pymunk.moment_for_poly(_MASS, outline)
     body = pymunk.Body(_MASS, moment)
-    body.position, body.angle = (item.x, item.y), item.angle
-    shape = (
-      pymunk.Circle(body, DISC_RADIUS)
-      if outline is None
-      else pymunk.Poly(body, outline, radius=0.002)
-    )
-    shape.friction = 0.5
+    body.position = (item.x, item.y)
+    body.angle = item.angle
+    if is_disc:
+      shape = pymunk.Circle(body, DISC_RADIUS)
+    else:
+      shape = pymunk.Poly(body, outline, radius=0.002)
+    shape.friction = _FRICTION
     self._space.add(body, shape)
     self._bodies.append(body)
     self._shapes.append(shape)
@@ -128,19 +132,21 @@ class World:
       self._close()
     elif was_closed and not self.closed:
       self._open()
+
+    velocity = (tip[0] - self.tip[0]) / duration_s, (tip[1] - self.tip[1]) / duration_s
+    self._effector.velocity = velocity
     substeps = max(1, round(duration_s / _SUBSTEP_S))
-    self._effector.velocity = (
-      (tip[0] - self.tip[0]) / duration_s,
-      (tip[1] - self.tip[1]) / duration_s,
-    )
     for _ in range(substeps):
       self._space.step(duration_s / substeps)
+
+    # Exactly there, whatever the rounding of the steps was.
     self._effector.velocity = 0.0, 0.0
     self._effector.position = self.tip = tip
     if self.holding is not None:
       body = self._bodies[self.holding]
       body.position = tip[0] + self._offset[0], tip[1] + self._offset[1]
-      body.velocity, body.angular_velocity = (0.0, 0.0), 0.0
+      body.velocity = (0.0, 0.0)
+      body.angular_velocity = 0.0
 
   def _close(self) -> None:
     distances = [math.dist(self.tip, body.position) for body in self._bodies]
