@@ -105,7 +105,7 @@ def _decode(image):
   return cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR).astype(int)
 
 
-def run(*args):
+def run(args):
   return subprocess.run(
     [sys.executable, '-m', 'benchmarks.data', *args], capture_output=True, text=True, cwd=ROOT
   )
@@ -114,14 +114,16 @@ def run(*args):
 def test_data_benchmark_prints_its_tables(tmp_path):
   written = tmp_path / 'out.json'
   done = run(
-    f'--data={tmp_path / "data"}',
-    '--episodes=1',
-    '--steps=140',
-    '--tensorflow_python=',
-    '--rounds=1',
-    '--seconds=0.2',
-    f'--core={min(os.sched_getaffinity(0))}',
-    f'--json={written}',
+    [
+      f'--data={tmp_path / "data"}',
+      '--episodes=1',
+      '--steps=140',
+      '--tensorflow_python=',
+      '--rounds=1',
+      '--seconds=0.2',
+      f'--core={min(os.sched_getaffinity(0))}',
+      f'--json={written}',
+    ]
   )
   assert done.returncode == 0, done.stderr
   tables = json.loads(written.read_text())
@@ -142,7 +144,7 @@ def test_data_benchmark_prints_its_tables(tmp_path):
 
 
 def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
-  done = run(f'--data={tmp_path}', '--tensorflow_python=/nowhere/python')
+  done = run([f'--data={tmp_path}', '--tensorflow_python=/nowhere/python'])
   assert done.returncode == 1
   assert 'error: --tensorflow_python=/nowhere/python cannot import tensorflow' in done.stderr
   assert not list(tmp_path.iterdir())
@@ -154,7 +156,10 @@ def test_pytorch_baseline_is_the_same_model():
   from configs import tiny
 
   given = tiny.get_config()
-  given.batch_size, given.model.num_layers, given.model.dim, given.model.mlp_dim = 2, 2, 24, 48
+  given.batch_size = 2
+  given.model.num_layers = 2
+  given.model.dim = 24
+  given.model.mlp_dim = 48
   found = work.compare(cfg.from_config_dict(given))
   assert found['gradient_error'] < 1e-5
   given.flow.weighting = 'bump'

@@ -17,7 +17,9 @@ from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax.evaluation import run
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of the training run to evaluate.', required=True)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the training run to evaluate.', required=True
+)
 _STEP = flags.DEFINE_integer(
   'checkpoint_step', None, 'Step of the checkpoint; the newest by default.'
 )

@@ -174,7 +174,7 @@ class WordEncoder(nn.Module):
     x = self.table(ids_BP) + self.position
     for layer in self.layers:
       qkv = layer['qkv'](layer['norm1'](x))
-      q, k, v = qkv.unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+      q, k, v = qkv.unflatten(-1, (3, 2, -1)).permute((2, 0, 3, 1, 4))
       y = F.scaled_dot_product_attention(q, k, v, real_BP[:, None, None])
       x = x + layer['o'](y.transpose(1, 2).flatten(-2))
       x = x + layer['out'](F.gelu(layer['in'](layer['norm2'](x)), approximate='tanh'))
@@ -299,12 +299,12 @@ class Model(nn.Module):
   def _make_patches(self, x_BFHWC: torch.Tensor) -> torch.Tensor:
     p = self.c.patch
     x = x_BFHWC.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # B F h p w q C
-    return x.permute(0, 1, 2, 4, 6, 3, 5).flatten(4).flatten(1, 3)
+    return x.permute((0, 1, 2, 4, 6, 3, 5)).flatten(4).flatten(1, 3)
 
   def _join_patches(self, y_BTP: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     p = self.c.patch
     y = y_BTP.unflatten(1, (like.shape[1], like.shape[2] // p, -1)).unflatten(-1, (p, p, -1))
-    return y.permute(0, 1, 2, 4, 3, 5, 6).reshape(like.shape)  # From B F h w p q C.
+    return y.permute((0, 1, 2, 4, 3, 5, 6)).reshape(like.shape)  # From B F h w p q C.
 
 
 def _make_mlp(width_in: int, width_out: int, activation: nn.Module) -> nn.Sequential:
@@ -454,7 +454,7 @@ class Trainer:
     # The first latent is of one frame, shown as often as the others have frames.
     pixels = torch.cat([frames[:, :1]] * t + [frames[:, 1:]], 1).float() / 127.5 - 1
     x = pixels.unflatten(3, (-1, s)).unflatten(2, (-1, s)).unflatten(1, (-1, t))  # B k t h s w s 3
-    patches = x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
+    patches = x.permute((0, 1, 3, 5, 2, 4, 6, 7)).flatten(4)
     return (patches - self._mean_P) @ self._encode_PC
 
   def sample_noise(self) -> train_step.Noise:

@@ -21,11 +21,9 @@ def env():
 
 
 def _run(env, seed, steps=8):
-  seen = [env.reset(seed)]
+  first = env.reset(seed)
   act = metaworld.make_expert(env, seed, 0.1)
-  for _ in range(steps):
-    seen.append(env.step(act()))
-  return seen
+  return [first, *(env.step(act()) for _ in range(steps))]
 
 
 def test_every_task_has_an_instruction_an_environment_and_an_expert():
@@ -40,7 +38,9 @@ def test_every_task_has_an_instruction_an_environment_and_an_expert():
 
 
 def test_a_seed_decides_everything_whatever_came_before(env):
-  first, task, tasks = _run(env, 3), env.task, set()
+  first = _run(env, 3)
+  task = env.task
+  tasks = set()
   for seed in (5, 6):
     _run(env, seed)
     tasks.add(env.task)
@@ -58,9 +58,8 @@ def test_a_seed_decides_everything_whatever_came_before(env):
 def test_views_are_upright(env):
   env.reset(0)
   model, data = env._world.model, env._world.data
-  up = {
-    model.camera(i).name: data.cam_xmat[i].reshape(3, 3)[2, 1] for i in range(model.ncam)
-  }  # World z of image up.
+  # World z of image up.
+  up = {model.camera(i).name: data.cam_xmat[i].reshape(3, 3)[2, 1] for i in range(model.ncam)}
   assert sorted(up) == sorted(metaworld.ALL_VIEWS)
   assert sorted(metaworld.UPSIDE_DOWN) == sorted(name for name, z in up.items() if z < -0.1)
   # A white ball 0.3 m above the hand is drawn above a black one at the hand.
@@ -70,14 +69,20 @@ def test_views_are_upright(env):
 
 def _row_of_ball(env, view, height):
   """Mean row where the picture changes as a ball appears."""
+  model, data = env._world.model, env._world.data
+  site = model.site('goal').id
+  size = model.site_size[site].copy()
+  position = data.site_xpos[site].copy()
+
   before = env.render(96, view).astype(int)
-  site = env._world.model.site('goal').id
-  size, position = env._world.model.site_size[site].copy(), env._world.data.site_xpos[site].copy()
-  env._world.model.site_size[site] = 0.04
-  env._world.data.site_xpos[site] = env._world.data.body('hand').xpos + [0, 0, height]
+  model.site_size[site] = 0.04
+  data.site_xpos[site] = data.body('hand').xpos + np.array([0, 0, height])
   changed = np.abs(env.render(96, view) - before).max(2) > 40
-  env._world.model.site_size[site], env._world.data.site_xpos[site] = size, position
-  return np.nonzero(changed)[0].mean()
+
+  model.site_size[site] = size
+  data.site_xpos[site] = position
+  rows, _ = np.nonzero(changed)
+  return rows.mean()
 
 
 def test_drawing_at_any_size_leaves_the_views_as_they_are(env):
@@ -102,9 +107,8 @@ def test_actions_move_the_hand_as_documented(env):
 
 @pytest.mark.parametrize('task', ['door-close', 'handle-press', 'reach'])
 def test_experts_succeed_within_the_limit(task, monkeypatch):
-  monkeypatch.setattr(
-    metaworld.MetaworldEnv, '_observe', lambda self: {}
-  )  # Drawing is what takes time.
+  # Drawing is what takes time.
+  monkeypatch.setattr(metaworld.MetaworldEnv, '_observe', lambda self: {})
   env = metaworld.MetaworldEnv(task, view_size=8)
   for seed in range(3):
     env.reset(seed)

@@ -163,6 +163,7 @@ def _run_batch(agent: agent_lib.Agent, rollouts: Sequence[_Rollout]) -> None:
     rollouts[0].episode.seed,
   )
   while not all(rollout.is_over for rollout in rollouts):
+    # Those that are over go on being shown, so that the batch keeps its size.
     frames_BRIJ3 = np.stack([rollout.frames for rollout in rollouts])
     proprio_BX = np.stack([rollout.proprio_X for rollout in rollouts])
     action_BSU, imagined_BRIJ3 = agent.act(frames_BRIJ3, proprio_BX)

@@ -103,6 +103,7 @@ def _restore(options: Options) -> _Subject:
   )
   config = _override(config, options)
   if options.policy == 'untrained':
+    # The same encoders, whose fit is no training of the policy.
     one_device = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
     state, _ = train_step.init_state(config, one_device, frozen)
     params = state.params
