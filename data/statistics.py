@@ -59,6 +59,7 @@ def make_rows(
 ) -> list[dict[str, Any]]:
   """One row of the table per dimension; numbers that an older file lacks are None."""
   arrays = {key: getattr(quantiles, key) for key in normalize.ARRAYS}
+  # A slice covers several columns; the table has a line for each.
   per_dimension = [(s, name) for s in slices for name in record_lib.names((s,))]
   rows = []
   for i, (s, name) in enumerate(per_dimension):
@@ -75,7 +76,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     name = f'{row["name"]} {row["unit"]}{relative}'
     texts = ['-' if row[key] is None else format(row[key], '.5g') for key in normalize.ARRAYS]
     numbers = ''.join(f'{text:>12}' for text in texts)
-    norm = f'  {row["norm"]}' if row['norm'] != 'q99' else ''
+    norm = f'  {row["norm"]}' if row['norm'] != 'q99' else ''  # Most are; only others are named.
     note = '  hardly varies' if row['hardly_varies'] else ''
     print(f'{row["part"]:8}{name:40}{numbers}{norm}{note}')
 

@@ -28,7 +28,7 @@ from wam_jax.data import embodiments
 
 NAME = 'human_video'
 CAPTIONS = 'captions.jsonl'
-SHARD_FRAMES = 8192
+SHARD_FRAMES = 8192  # Frames in a shard, about.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def find_segments(config: BuildConfig) -> list[Segment]:
   segments = []
   for file in progress.track(files, 'reading video headers', len(files), 'files'):
     fps, seconds = video.probe(source / file)
-    if fps < config.fps - 0.5:
+    if fps < config.fps - 0.5:  # 29.97 is as good as 30.
       raise ValueError(
         f'{source / file} has {fps:.4g} frames a second, fewer than fps={config.fps:g} asks for.'
       )
@@ -145,6 +145,7 @@ def find_segments(config: BuildConfig) -> list[Segment]:
 
 def _cut(segment: Segment, config: BuildConfig) -> Iterator[Segment]:
   """Pieces of about equal length, each a whole number of steps but for the last."""
+  # Less a rounding error, which would ask for one step too many.
   steps = math.ceil((segment.stop_s - segment.start_s) * config.fps - 1e-6)
   longest = math.floor(config.episode_s * config.fps)
   count = math.ceil(steps / longest)
@@ -210,6 +211,7 @@ def make_episode(config: BuildConfig, segment: Segment) -> dict[str, Any]:
   """The TFDS example of an episode, images already encoded."""
   path = pathlib.Path(config.source).expanduser() / segment.file
   frames = video.read_every(path, segment.start_s, segment.stop_s, config.fps)
+  # All at once: which step is the last is known only when the video has been read.
   images = [_encode(frame, config.size) for frame in frames]
   last = len(images) - 1
   return {

@@ -13,7 +13,14 @@ from tests.builders.validate import spoilt
 def test_contact_sheet_shows_the_composites():
   red, blue = (np.full((32, 48, 3), color, np.uint8) for color in ((200, 10, 30), (20, 40, 210)))
   clip = video.Clip(
-    3, 'record 3', 'go there', np.zeros((9, 3)), np.zeros((9, 3)), {}, {}, {0: red, 8: blue}
+    episode=3,
+    where='record 3',
+    text='go there',
+    state_TX=np.zeros((9, 3)),
+    action_TU=np.zeros((9, 3)),
+    thumbs={},
+    shape={},
+    pictures={0: red, 8: blue},
   )
   sheet = cv2.imdecode(
     np.frombuffer(pictures.draw_sheet(spoilt.ROBOT, [clip], 'title'), np.uint8),

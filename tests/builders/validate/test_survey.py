@@ -83,10 +83,11 @@ def test_truncated_and_foreign_images_are_named_though_not_decoded(tmp_path):
 
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit), decoded=1)
   spoilt.expect(
+    found, 'image', "image 'top' of step 7 of record 1 of", 'is a truncated JPEG (300 bytes)'
+  )
+  spoilt.expect(
     found,
     'image',
-    "image 'top' of step 7 of record 1 of",
-    'is a truncated JPEG (300 bytes)',
     "image 'wrist' of step 3 of record 2 of",
     'is no JPEG or PNG: it begins with 42 4d 20 6e (10 bytes)',
   )
@@ -100,13 +101,9 @@ def test_images_that_do_not_decode_are_named(tmp_path):
 
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit))
   spoilt.expect(
-    found,
-    'image',
-    "Image 'top' of step 5 of record 0 of",
-    'is not a readable JPEG or PNG',
-    "Image 'wrist' of step 9 of record 3 of",
-    '(16, 32, 3)',
+    found, 'image', "Image 'top' of step 5 of record 0 of", 'is not a readable JPEG or PNG'
   )
+  spoilt.expect(found, 'image', "Image 'wrist' of step 9 of record 3 of", '(16, 32, 3)')
 
 
 def test_truncated_shard_names_all_lost_records(good_path, tmp_path):
