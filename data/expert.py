@@ -86,29 +86,25 @@ def record_episode(
   shortest = math.ceil(shortest_s * env.control_hz)
   steps = []
   tail = TAIL_STEPS
-  while True:
+  done = False
+  while not done:
     action = act()
     is_complete = env.success and tail <= 0 and len(steps) >= shortest
     done = is_complete or len(steps) >= env.max_steps
-    reached = done and env.success
+    views = {key: encode(view) for key, view in observation.items() if key != 'proprio'}
     steps.append(
       {
-        'observation': {
-          key: value if key == 'proprio' else encode(value) for key, value in observation.items()
-        },
+        'observation': {**views, 'proprio': observation['proprio']},
         'action': action,
         'language_instruction': env.instruction,
         'is_first': not steps,
         'is_last': done,
-        'is_terminal': reached,
-        'reward': float(reached),
-        'discount': 0.0 if reached else 1.0,
+        **_make_outcome(reached=done and env.success),
       }
     )
-    if done:
-      break
-    tail -= env.success
-    observation = env.step(action)
+    if not done:
+      tail -= env.success
+      observation = env.step(action)
   return {
     'steps': steps,
     'episode_metadata': {
@@ -117,6 +113,15 @@ def record_episode(
       'embodiment': env.embodiment,
       'success': env.success,
     },
+  }
+
+
+def _make_outcome(reached: bool) -> dict[str, Any]:
+  """What reinforcement learning asks for: a reward of 1, and no future, where the task is done."""
+  return {
+    'is_terminal': reached,
+    'reward': float(reached),
+    'discount': 0.0 if reached else 1.0,
   }
 
 
