@@ -93,10 +93,9 @@ class Checkpoints:
     if state.ema_params is not None:
       items['ema_params'] = ocp.args.StandardSave(state.ema_params)
     items['metadata'] = ocp.args.JsonSave({'items': sorted(items)} | metadata)
-    with jax.transfer_guard('allow'):  # Orbax copies without saying so; the loop forbids that.
-      self._guard(
-        lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step
-      )
+    self._guard(
+      lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step
+    )
 
   def check(self) -> None:
     """Raises CheckpointError if the background save has failed; does not wait for it."""

@@ -130,8 +130,6 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     alive = stack.enter_context(guards.HangTimeout(config.hang_timeout_s))
     profile = stack.enter_context(guards.Profile(config.profile, workdir / 'profile'))
     report = stack.enter_context(_show_progress(config, speed))
-    # Whatever the loop moves between host and devices it moves on purpose.
-    stack.enter_context(jax.transfer_guard('disallow'))
 
     step, state = start.step, start.state
     while step < config.steps and not stop.requested(step):
@@ -139,7 +137,9 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       step += 1
       alive()
       profile.at(step)
-      state, step_metrics = run_step(state, _to_devices(batch, batch_sharding))
+      on_devices = _to_devices(batch, batch_sharding)
+      with jax.transfer_guard('disallow'):  # A step that still had to copy would wait for the host.
+        state, step_metrics = run_step(state, on_devices)
       watch.add(step, batch.sample_B2, step_metrics)
       if complete := watch.check(lag=2):
         speed.update(complete.step)
