@@ -82,6 +82,7 @@ def _memory(compiled: compiler.Compiled, chip: chips.Chip) -> dict[str, Any]:
 
 
 def _flops(work: work_lib.Work, devices: int, model_flops: float) -> dict[str, Any]:
+  # Every device runs the one program that was counted.
   executed = (work.flops + work.kernel_flops) * devices
   return {
     'model': model_flops,
@@ -109,9 +110,10 @@ def _estimate(
   }
 
 
-def _attention(config, compiled) -> dict[str, Any]:
+def _attention(config: cfg.TrainConfig, compiled: compiler.Compiled) -> dict[str, Any]:
   size = shapes.sizes(config)
   pairs = flops.training_pairs(config.model, size.tokens_per_frame)
+  # All shards wait for the busiest, whose pairs the compiler's process told.
   shards = math.prod(compiled.mesh[axis] for axis in config.rules['tokens'])
   area = compiled.attention[1] * shards
   return {
@@ -149,7 +151,7 @@ def _kernel_flops(tokens: int, area: int) -> work_lib.KernelFlops:
   return count
 
 
-def _assumptions(config, compiled) -> list[str]:
+def _assumptions(config: cfg.TrainConfig, compiled: compiler.Compiled) -> list[str]:
   notes = []
   if shapes.takes_features(config):
     notes.append('latents and embeddings are stored features (python -m data.encode)')
