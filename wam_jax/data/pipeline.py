@@ -393,39 +393,3 @@ def _check_weights(config: cfg.DataConfig) -> None:
       f'config.data.mixture has weights {wrong}; every weight must be positive: remove a dataset '
       'that is not wanted.'
     )
-
-
-def make_train_iterator(config, shard_index=0, shard_count=1, stored=None) -> Batches:
-  """Until callers hold a `Data`."""
-  data = Data.open(config)
-  if stored:
-    data.mixtures[''] = [dataclasses.replace(s, stored=stored[s.name]) for s in data.open_mixture()]
-  return data.train_batches(shard_index, shard_count)
-
-
-def make_eval_batches(config, num, split='val', shard_index=0, shard_count=1, stored=None):
-  """Until callers hold a `Data`."""
-  data = Data.open(config, [split])
-  if stored:
-    data.mixtures[split] = [
-      dataclasses.replace(s, stored=stored[s.name]) for s in data.open_mixture(split)
-    ]
-  return data.eval_batches(split, num, shard_index, shard_count)
-
-
-def find_features(config, weights, split='') -> dict[str, lookup.Stored]:
-  """Until callers hold a `Data`."""
-  data = Data.open(config, [split])
-  if config.data.features == 'off':
-    return {}
-  if config.data.features == 'auto' and not any(
-    lookup.are_beside(s.episodes) for s in data.open_mixture(split)
-  ):
-    return {}
-  data = data.with_features(weights())
-  return {s.name: s.stored for s in data.open_mixture(split) if s.stored}
-
-
-def load_metadata(config) -> dict[str, Any]:
-  """Until callers hold a `Data`."""
-  return Data.open(config, []).metadata
