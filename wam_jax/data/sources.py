@@ -216,10 +216,12 @@ class Episodes:
     self.split = split
     self.record = record
     self._cache = dataset.cache
+    # A cache is shared by datasets, and two robots take different parts of one episode.
     self._key = (str(self.path), record.name, split)
     self._specs = dataset.specs
     _check_keys(self.path, self._specs, record)
 
+    # Of the dataset only what reading takes, so that workers get paths and not the ends of shards.
     self._instructions = dataset.find_instructions(split)
     self._first_record = np.cumsum([0] + [i.take for i in self._instructions])
     files = [os.fspath(i.filename) for i in self._instructions]
