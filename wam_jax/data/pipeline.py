@@ -301,7 +301,7 @@ def _read_statistics(
       spans_and_names += windows.list_findings(
         episodes, config.ranges.get(name, ''), name in config.failures
       )
-  scan.complete_on_first_process([*computed.values(), *spans_and_names])
+  prepare.complete_findings([*computed.values(), *spans_and_names])
 
   found = {}
   for name, dataset in config.mixture.items():

@@ -1,25 +1,34 @@
-"""Datasets that are not there yet are made first, by the command that the config names.
+"""Datasets that are not there yet are made first, by the command that the config names; then what
+is kept beside them.
 
-The commands are modules of data/, which stands beside this package in a checkout and is not
-installed with it.
+Of several processes the first one works, and the others wait for it. The commands are modules of
+data/, which stands beside this package in a checkout and is not installed with it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 import wam_jax
 from wam_jax import config as cfg
 from wam_jax import storage
+from wam_jax.data import scan
+
+# Reading all episodes may take long: days, of a large dataset without a frame index.
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
+_barriers = itertools.count()
 
 
 def make_missing(config: cfg.DataConfig) -> None:
@@ -34,6 +43,23 @@ def make_missing(config: cfg.DataConfig) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('wam_jax:prepare')
     _prepare_all(config)
+
+
+def complete_findings(findings: Sequence[scan.Finding]) -> None:
+  """`scan.complete`, with the episodes read by the first process of the job alone; every process
+  must call it with the same findings.
+  """
+  if not jax.distributed.is_initialized():
+    scan.complete(findings)
+    return
+  # The coordinator's barrier and not one of devices, whose collectives give up after a while.
+  wait = multihost.get_barrier_sync_fn()
+  key = f'wam_jax:scan:{next(_barriers)}'
+  scan.complete(
+    findings,
+    is_first=jax.process_index() == 0,
+    wait=lambda: wait(key=key, timeout_ms=_PATIENCE_MS),
+  )
 
 
 def _prepare_all(config: cfg.DataConfig) -> None:

@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import jax
 import numpy as np
 
 from wam_jax import progress
@@ -28,10 +27,6 @@ from wam_jax.data import sources
 # Records read at once: without their images, which a frame index allows, and with them.
 _OUTLINES_AHEAD = 16
 _WHOLE_EPISODES_AHEAD = 2
-
-# How long the other processes wait for a pass of the first one: days, for one without an index.
-_PATIENCE_MS = 7 * 24 * 3600 * 1000
-_barriers = itertools.count()
 
 
 class Finding(Protocol):
@@ -73,23 +68,6 @@ def complete(
   wait()
   if not is_first:
     _make([finding for finding in missing if not finding.load()])
-
-
-def complete_on_first_process(findings: Sequence[Finding]) -> None:
-  """`complete`, in one process of the job; every process must call it with the same findings."""
-  if not jax.distributed.is_initialized():
-    complete(findings)
-    return
-  # Of the coordinator and not of the devices: their collectives give up after a while.
-  from orbax.checkpoint import multihost  # Costs a second that grain's workers need not spend.
-
-  wait = multihost.get_barrier_sync_fn()
-  key = f'wam_jax:scan:{next(_barriers)}'
-  complete(
-    findings,
-    is_first=jax.process_index() == 0,
-    wait=lambda: wait(key=key, timeout_ms=_PATIENCE_MS),
-  )
 
 
 def load_spans(episodes: sources.Episodes) -> np.ndarray:
