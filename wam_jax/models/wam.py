@@ -348,7 +348,8 @@ class WorldActionModel(nn.Module):
     video_BFHWC = self._video_head(x_BTD[:, :video_tokens], time_BFD, grid)
     if not register.actions:
       return video_BFHWC, None
-    action_BAD = x_BTD[:, video_tokens : video_tokens + register.actions]
+    register_BTD = x_BTD[:, video_tokens:]
+    action_BAD = register_BTD[:, : register.actions]
     action_BAU = self.action_decoder(action_BAD, body.embodiment_B)
     return video_BFHWC, action_BAU.astype(jnp.float32)
 
