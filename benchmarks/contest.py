@@ -31,6 +31,7 @@ def serve(work: Callable[[], int]) -> None:
   for line in sys.stdin:
     cpu_s = float(line)
     samples = 0
+    # CPU time, since other programs may share the core.
     cpu_start = time.process_time()
     wall_start = time.perf_counter()
     while time.process_time() - cpu_start < cpu_s:
@@ -90,6 +91,7 @@ class Contestant:
     )
     self._read()
     self.start_s = time.perf_counter() - start
+    # Stopped, it takes nothing from whoever is measured: no thread of it runs on.
     self._process.send_signal(signal.SIGSTOP)
 
   def __enter__(self) -> Contestant:

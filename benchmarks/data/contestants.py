@@ -89,6 +89,7 @@ def serve_decoding(path: epath.Path, from_memory: bool) -> None:
     episode = opened[number]
     window = windows.make_window(opened.record, CHUNKS, step, stop)
     steps = np.unique(window.frame_steps_R).tolist()
+    # Read beforehand, so that nothing but decoding is left.
     if from_memory:
       keys = [view.key for view in opened.record.views]
       encoded = {key: {step: episode.encoded[key][step] for step in steps} for key in keys}

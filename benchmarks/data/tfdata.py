@@ -79,6 +79,7 @@ def make_dataset(s: Settings) -> tf.data.Dataset:
   shuffled = windows.shuffle(s.shuffle, seed=0)
   finished = shuffled.map(lambda window: _finish(s, window), num_parallel_calls=1)
   batches = finished.batch(s.batch).prefetch(1)
+  # One core, as all contestants; no more buffers than the one that shuffles.
   options = tf.data.Options()
   options.threading.private_threadpool_size = 1
   options.autotune.ram_budget = 1
@@ -95,6 +96,7 @@ def _parse(s, record):
   number = tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)
   features = dict.fromkeys(images + words, text) | dict.fromkeys(states + actions, number)
   found = tf.io.parse_single_example(record, features)
+  # Arrays come flat: all steps of a trajectory in a row.
   length = tf.shape(found[images[0]])[0]
 
   def join(keys):
@@ -115,6 +117,7 @@ def _cut_windows(s, trajectory):
   starts = tf.data.Dataset.range(tf.cast(length - s.chunk, tf.int64)).shuffle(1024, seed=0)
 
   def cut(start):
+    # What is past the end of the trajectory repeats its last step.
     def shift(steps):
       return tf.minimum(tf.cast(start, tf.int32) + steps, length - 1)
 

@@ -87,6 +87,7 @@ def compete(root: epath.Path, tensorflow: str, match: Match) -> list[dict[str, A
   """
   commands = _list_commands(root, tensorflow)
   rows = []
+  # The disk is not what is measured.
   _read_files(root)
   with contest.Contestant(commands[_LIMIT], [match.core]) as limit:
     for name, command in commands.items():
@@ -129,7 +130,7 @@ def _list_commands(root: epath.Path, tensorflow: str) -> dict[str, list[str]]:
 
 
 def _read_files(root: epath.Path) -> None:
-  """So that the kernel has them: the disk is not what is measured."""
+  """Reads them once, so that the kernel has them in memory."""
   for path in _list_files(root):
     with path.open('rb', buffering=0) as f:
       while f.read(_BLOCK):
@@ -161,6 +162,7 @@ def _measure_access(name: str, place: epath.Path, files: epath.Path, tries: int)
   cold_s = []
   warm_s = []
   for number in range(tries):
+    # Once from the disk, then once more from the memory of the kernel.
     _drop_from_memory(files)
     cold_s.append(_time_window(opened, number % len(opened)))
     warm_s.append(_time_window(opened, number % len(opened)))

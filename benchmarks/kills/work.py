@@ -110,7 +110,8 @@ class _Run:
     if not path.exists():
       return 0
     with path.open('rb') as f:
-      f.seek(max(0, path.stat().st_size - 4096))  # More than the two last lines.
+      # More than the last two lines: the last one may be half written.
+      f.seek(max(0, path.stat().st_size - 4096))
       steps = re.findall(rb'\{"step": (\d+),[^\n]*\n', f.read())
     return int(steps[-1]) if steps else 0
 
@@ -120,6 +121,7 @@ class _Run:
 
   def has_unfinished(self) -> bool:
     """Whether there is a checkpoint that is being written, or was when the run ended."""
+    # Orbax gives a checkpoint its name when it is complete.
     return any((self._workdir / 'checkpoints').glob('*tmp*'))
 
   def kill(self, aim: Aim, rng: random.Random) -> Kill:
@@ -146,6 +148,7 @@ class _Run:
       raise RuntimeError(
         f'The run ended with code {process.returncode} before it was killed:\n{output}'
       )
+    # One that was killed early may not have come to say where it continues.
     if 'continuing' in output or 'loss' in output:
       _check_continued(output, saved_before)
 
@@ -242,6 +245,7 @@ def list_differences(straight: pathlib.Path, killed: pathlib.Path) -> list[str]:
   for item in checkpoint.load_metadata(one)['items']:
     if item != 'iterator':
       found += _list_differing_arrays(one / item, other / item)
+    # The state of the data is text, no tree of arrays.
     elif (one / item / 'metadata').read_text() != (other / item / 'metadata').read_text():
       found.append(item)
   return found

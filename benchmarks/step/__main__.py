@@ -56,6 +56,7 @@ def main(unused_argv: list[str]) -> None:
     raise ValueError(
       f'--threads={_THREADS.value} must be at most the {len(cores)} cores of this process.'
     )
+  # Nothing is timed before both are known to do the same.
   same = work.compare(config)
   print(
     f'loss {same["wam_jax_loss"]:.6f}, in PyTorch {same["pytorch_loss"]:.6f}; '
@@ -81,6 +82,7 @@ def _compete(cores: list[int]) -> list[dict[str, Any]]:
       contestants[name] = stack.enter_context(contest.Contestant(command, cores))
     for _ in range(_ROUNDS.value):
       for name, contestant in contestants.items():
+        # A turn is measured in CPU seconds of all cores.
         turn = contestant.turn(_SECONDS.value * len(cores))
         rates[name].append(turn.samples / turn.wall_s)
   rows = []

@@ -121,6 +121,7 @@ def _compute_error(forecasts: Sequence[Forecast], pick: Pick) -> float:
   count = sum(f.batch.action_mask_BAU.sum() for f in forecasts)
   total = 0
   for f in forecasts:
+    # Padded steps and dimensions count nowhere.
     error_BAU = np.abs(pick(f) - f.batch.action_BAU)
     total += (error_BAU * f.batch.action_mask_BAU).sum()
   return float(total / max(count, 1))

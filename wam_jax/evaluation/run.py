@@ -229,6 +229,7 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
   config, e = subject.config, subject.config.evaluation
   robots = list(subject.robots.values())
   forecaster = open_loop.Forecaster(subject.policy, config.model, robots, options.seed)
+  # Whole batches: the last one may bring a few windows more than were asked for.
   batch = min(e.batch, e.episodes)
   data = pipeline.Data.open(dataclasses.replace(config, batch_size=batch), [e.split])
   batches = data.eval_batches(e.split, -(-e.episodes // batch))
