@@ -233,11 +233,11 @@ class Model(nn.Module):
     c = self.c
     frames = 1 + c.max_chunks * c.frames_per_chunk
     layout = masks.training_layout(
-      self.clean_frames,
-      range(1, frames),
-      self.frame_tokens,
-      c.frames_per_chunk,
-      c.actions_per_chunk,
+      clean_frames=self.clean_frames,
+      noisy_frames=range(1, frames),
+      tokens_per_frame=self.frame_tokens,
+      frames_per_chunk=c.frames_per_chunk,
+      actions_per_chunk=c.actions_per_chunk,
       states_per_chunk=1,
       chunks=c.max_chunks,
     )
