@@ -139,7 +139,8 @@ def test_missing_keys_list_what_exists(clock_path):
     ValueError,
     match=(
       "does not fit embodiment 'clock': no 'observation/front'; no 'observation/joints'; "
-      "no 'text'; 'action' has 2 columns, the record takes up to 5. Its steps have .*'observation/top'"
+      "no 'text'; 'action' has 2 columns, the record takes up to 5. "
+      "Its steps have .*'observation/top'"
     ),
   ):
     sources.Episodes(clock_path, 'train', record)
