@@ -59,7 +59,14 @@ def begin(episodes, storing=STORING, of=None):
   """(place, files by kind) of features that are not written yet."""
   of = of or make_description(episodes)
   place = describe.choose_directory(episodes, of)
-  plan = record_files.make_plan(of, storing, SHAPES, SAMPLES_W, PROMPTS, MODEL.text.dim)
+  plan = record_files.make_plan(
+    of,
+    storing,
+    shapes=SHAPES,
+    samples_W=SAMPLES_W,
+    prompt_ids=PROMPTS,
+    text_dim=MODEL.text.dim,
+  )
   record_files.begin(place, plan, SAMPLES_W, PROMPTS)
   return place, record_files.list_files(place, plan)
 

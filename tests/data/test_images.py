@@ -31,21 +31,17 @@ def paint_quadrants(rows, columns, colours) -> np.ndarray:
 
 def test_painted_quadrants_land_in_their_rectangles():
   colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
-  record = record_lib.Embodiment(
-    'four',
-    (View('a', 0, 0, 16, 32), View('b', 16, 0, 16, 16), View('c', 16, 16, 16, 8)),
-    (32, 32),
-    (),
-    (),
-    10.0,
-    2.5,
-    0.8,
+  record = dataclasses.replace(
+    synthetic.VIDEO,
+    name='four',
+    views=(View('a', 0, 0, 16, 32), View('b', 16, 0, 16, 16), View('c', 16, 16, 16, 8)),
+    composite=(32, 32),
   )
   views = {
     'a': paint_quadrants(8, 16, colours),  # Enlarged.
     'b': paint_quadrants(16, 16, colours),  # As it is.
-    'c': paint_quadrants(64, 64, colours[::-1]),
-  }  # Shrunk, and narrowed.
+    'c': paint_quadrants(64, 64, colours[::-1]),  # Shrunk, and narrowed.
+  }
   got = images.compose(record, views)
   for (row, column), colour in zip([(3, 3), (3, 28), (12, 3), (12, 28)], colours):
     np.testing.assert_array_equal(got[row, column], colour)
@@ -229,8 +225,11 @@ def test_one_augmentation_for_all_views_and_reproducible():
     != images.sample_augmentation(np.random.default_rng(4))
   )
   image = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8), (16, 16))
-  record = record_lib.Embodiment(
-    'twins', (View('a', 0, 0, 16, 16), View('b', 0, 16, 16, 16)), (16, 32), (), (), 10.0, 2.5, 0.8
+  record = dataclasses.replace(
+    synthetic.VIDEO,
+    name='twins',
+    views=(View('a', 0, 0, 16, 16), View('b', 0, 16, 16, 16)),
+    composite=(16, 32),
   )
   got = images.compose(record, {'a': image, 'b': image}, a)
   np.testing.assert_array_equal(got[:, :16], got[:, 16:])

@@ -71,7 +71,15 @@ def test_a_dimension_without_range():
   (spec 5.3).
   """
   three = np.full(5, 3, np.float32)
-  q = normalize.Quantiles(three, three, three, 0 * three, three, three, record_lib.NORMS)
+  q = normalize.Quantiles(
+    q01=three,
+    q99=three,
+    mean=three,
+    std=0 * three,
+    min=three,
+    max=three,
+    norms=record_lib.NORMS,
+  )
   np.testing.assert_allclose(q.normalize(three), (0, 1, 0, 0, 3), atol=1e-6)
   np.testing.assert_allclose(q.unnormalize(q.normalize(three)), three)
   np.testing.assert_allclose(q.normalize(three - 2.75), (-1, 0.25, -5500, -1, 0.25))
@@ -105,7 +113,13 @@ def test_combine_pools_moments_of_all_rows():
   ]
   parts = [
     normalize.Quantiles(
-      x.min(0), x.max(0), x.mean(0), x.std(0), x.min(0), x.max(0), record_lib.NORMS
+      q01=x.min(0),
+      q99=x.max(0),
+      mean=x.mean(0),
+      std=x.std(0),
+      min=x.min(0),
+      max=x.max(0),
+      norms=record_lib.NORMS,
     )
     for x in rows
   ]

@@ -81,8 +81,8 @@ def _prepare(name: str, dataset: cfg.DatasetConfig, path: epath.Path) -> None:
   if checkout is None and not _is_importable(module):
     raise ValueError(
       f'data.mixture.{name}.path={path} is not there, and python -m {module}, which makes it, is '
-      f'not installed with wam_jax: run "python -m {command}" in a checkout of the project, or name '
-      f'a dataset that is there with --config.data.mixture.{name}.path=DIR.'
+      f'not installed with wam_jax: run "python -m {command}" in a checkout of the project, or '
+      f'name a dataset that is there with --config.data.mixture.{name}.path=DIR.'
     )
   print(f'{path} is not there; making it: python -m {command}', file=sys.stderr)
   done = subprocess.run(
