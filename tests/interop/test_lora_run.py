@@ -29,35 +29,40 @@ def import_from(source: pathlib.Path, target: pathlib.Path, vocabulary: pathlib.
   importing.import_checkpoint(opened, target, 'keep', True, epath.Path(vocabulary))
 
 
-def velocities(config, params):
-  """Of a random window of four by four latents."""
-  m, rng = config.model, np.random.default_rng(0)
-  F, A = 1 + m.max_chunks * m.frames_per_chunk, m.max_chunks * m.actions_per_chunk
-  normal = lambda *shape: rng.standard_normal((1, *shape)).astype(np.float32)
-  clean, action = normal(F, 4, 4, m.tokenizer.channels), normal(A, m.action_dim)
+def predict(config, params):
+  """The velocities of a random window of four by four latents."""
+  c = config.model
+  F = 1 + c.max_chunks * c.frames_per_chunk
+  A = c.max_chunks * c.actions_per_chunk
+  C = c.tokenizer.channels
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return rng.standard_normal((1, *shape)).astype(np.float32)
+
   window = train_step.Window(
-    clean_BFHWC=clean,
+    clean_BFHWC=draw(F, 4, 4, C),
     frame_mask_BF=np.ones((1, F), bool),
-    action_BAU=action,
-    action_mask_BAU=np.ones_like(action, bool),
+    action_BAU=draw(A, c.action_dim),
+    action_mask_BAU=np.ones((1, A, c.action_dim), bool),
     body=types.Body(
-      proprio_BSX=normal(m.max_chunks, m.proprio_dim),
+      proprio_BSX=draw(c.max_chunks, c.proprio_dim),
       embodiment_B=np.zeros(1, np.int32),
       valid_BA=np.ones((1, A), bool),
     ),
-    text_BPC=normal(m.text.length, m.text.dim),
+    text_BPC=draw(c.text.length, c.text.dim),
     condition=types.Condition(
-      image_BIC=normal(m.image_tokens, m.image_dim),
-      latents_BFHWC=normal(F, 4, 4, m.tokenizer.channels + 4),
+      image_BIC=draw(c.image_tokens, c.image_dim),
+      latents_BFHWC=draw(F, 4, 4, C + 4),
     ),
   )
   noise = train_step.Noise(
     sigma_BF=np.full((1, F), 0.5, np.float32),
     sigma_BA=np.full((1, A), 0.5, np.float32),
-    video_BFHWC=normal(*clean.shape[1:]),
-    action_BAU=normal(*action.shape[1:]),
+    video_BFHWC=draw(F, 4, 4, C),
+    action_BAU=draw(A, c.action_dim),
   )
-  return jax.jit(functools.partial(train_step.predict, m, config.flow))(params, window, noise)
+  return jax.jit(functools.partial(train_step.predict, c, config.flow))(params, window, noise)
 
 
 def test_adapters_there_and_back(tmp_path):
@@ -65,7 +70,9 @@ def test_adapters_there_and_back(tmp_path):
   vocabulary = tmp_path / 'spiece.model'
   programs.write_vocabulary(vocabulary)
   dataset = published.write(tmp_path / 'data', 'droid', [100, 90])
-  base, tuned, back = tmp_path / 'imported', tmp_path / 'tuned', tmp_path / 'back'
+  base = tmp_path / 'imported'
+  tuned = tmp_path / 'tuned'
+  back = tmp_path / 'back'
   import_from(tmp_path / 'official', base, vocabulary)
   programs.run(
     'wam_jax.train',
@@ -88,17 +95,17 @@ def test_adapters_there_and_back(tmp_path):
   import_from(tmp_path / 'exported', back, vocabulary)
 
   place = tuned / 'checkpoints' / '2'
-  params = finetuning.overlay(
-    *(checkpoint._load_tree(place / item) for item in ('params', 'ema_params'))
-  )
-  assert not checkpoint._load_tree(place / 'ema_params')['blocks'].keys() & {'norm3', 'modulation'}
+  averages = checkpoint._load_tree(place / 'ema_params')
+  assert not averages['blocks'].keys() & {'norm3', 'modulation'}
+  params = finetuning.overlay(checkpoint._load_tree(place / 'params'), averages)
   adapted = checkpoint._load_newest(tuned, None, lambda place, config, _: config)
-  want = velocities(adapted, params)
   plain = finetuning.merged_config(adapted)
-  before = velocities(plain, checkpoint.load_for_inference(base).params)
-  for got, w, b in zip(
-    velocities(plain, checkpoint.load_for_inference(back).params), want, before, strict=True
-  ):
-    scale = np.abs(w).max()
-    np.testing.assert_allclose(got, w, atol=1e-5 * scale)  # Sums in another order.
-    assert np.abs(w - b).max() > 1e-2 * scale
+  want = predict(adapted, params)
+  got = predict(plain, checkpoint.load_for_inference(back).params)
+  before = predict(plain, checkpoint.load_for_inference(base).params)
+  for got_one, want_one, before_one in zip(got, want, before, strict=True):
+    scale = np.abs(want_one).max()
+    # Sums in another order.
+    np.testing.assert_allclose(got_one, want_one, atol=1e-5 * scale)
+    # The adapters have learnt something.
+    assert np.abs(want_one - before_one).max() > 1e-2 * scale
