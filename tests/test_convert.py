@@ -75,14 +75,14 @@ def test_wrong_commands_stop_at_once(arguments, message):
 
 
 def test_benchmark_finds_every_bit(tmp_path):
-  done = run(
-    'benchmarks.convert',
+  flags = (
     '--layers=2',
     '--heads=1',
     '--shard_gb=0.01',
     f'--directory={tmp_path}',
     f'--json={tmp_path}/report.json',
   )
+  done = run('benchmarks.convert', *flags)
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['differing'] == []

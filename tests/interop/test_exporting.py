@@ -23,8 +23,14 @@ from wam_jax.interop.table import dit
 def test_export_of_a_run_takes_its_averages(tmp_path, has_averages, dtype):
   params, frozen, weights = conversions.make_trees(tiny.I2V)
   config = cfg.TrainConfig(model=tiny.I2V, data=cfg.DataConfig(embodiments=('droid',)))
-  robots = [conversions.make_droid()]
-  conversions.write_run(tmp_path / 'run', config, params, frozen, robots, has_averages)
+  conversions.write_run(
+    tmp_path / 'run',
+    config,
+    params,
+    frozen,
+    robots=[conversions.make_droid()],
+    has_averages=has_averages,
+  )
   back = tmp_path / 'back'
   report = conversions.export_to(tmp_path / 'run', back, dtype=dtype)
   assert (report['averaged'], report['step']) == (has_averages, 3)

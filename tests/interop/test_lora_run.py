@@ -74,8 +74,7 @@ def test_adapters_there_and_back(tmp_path):
   tuned = tmp_path / 'tuned'
   back = tmp_path / 'back'
   import_from(tmp_path / 'official', base, vocabulary)
-  programs.run(
-    'wam_jax.train',
+  flags = (
     f'--config=tests/interop/imported_config.py:{base}',
     f'--workdir={tuned}',
     f'--config.data.mixture.droid.path={dataset}',
@@ -85,6 +84,7 @@ def test_adapters_there_and_back(tmp_path):
     '--config.optimizer.learning_rate=0.05',
     '--config.optimizer.warmup_steps=1',
   )
+  programs.run('wam_jax.train', *flags)
   assert 'open loop on 2 windows' in programs.run('wam_jax.evaluate', f'--workdir={tuned}')
   said = inspection.show(inspection.inspect(epath.Path(tuned), foreign.Options(), None))
   assert '30 adapters of rank 2, alpha 4' in said

@@ -99,7 +99,12 @@ def test_forward(config, request):
   model = wam.WorldActionModel(config)
   one_frame = (H // config.patch) * (W // config.patch)
   cache = attention.KVCache.empty(
-    config.num_layers, B, config.num_heads, one_frame, config.head_dim, 'float32'
+    layers=config.num_layers,
+    batch=B,
+    heads=config.num_heads,
+    slots=one_frame,
+    head_dim=config.head_dim,
+    dtype='float32',
   )
 
   @jax.jit
