@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -25,15 +23,8 @@ def store():
     yield made
 
 
-def start(store, module, *flags) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, '-m', module, *map(str, flags)],
-    cwd=ROOT,
-    text=True,
-    env=programs.environment() | store.environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-  )
+def start(store, module, *flags) -> programs.Program:
+  return programs.Program(module, *flags, variables=store.environment, one_stream=True)
 
 
 def run(store, module, *flags, status=0) -> str:

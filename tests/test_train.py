@@ -57,19 +57,15 @@ def command_on(dataset) -> list[str]:
   ]
 
 
-def start(workdir, dataset, *flags, **variables) -> subprocess.Popen:
+def start(workdir, dataset, *flags, **variables) -> programs.Program:
   """`python -m wam_jax.train` on one simulated device."""
-  return subprocess.Popen(
-    [*command_on(dataset), f'--workdir={workdir}', *flags],
-    cwd=ROOT,
-    text=True,
-    env=programs.environment() | variables,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
+  _, _, module, *on_dataset = command_on(dataset)
+  return programs.Program(
+    module, *on_dataset, f'--workdir={workdir}', *flags, variables=variables, one_stream=True
   )
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> str:
+def finish(process: programs.Program, status: int = 0) -> str:
   output, _ = process.communicate(timeout=240)
   assert process.returncode == status, output
   return output
@@ -270,7 +266,7 @@ def test_workdir_that_cannot_be_written(config, tmp_path):
 
 
 @pytest.fixture
-def fake_step(monkeypatch):
+def fake_step(monkeypatch, first_state):
   """Replaces the compiled update by one that only counts; returns a list of step -> metrics to
   change.
   """
@@ -288,7 +284,22 @@ def fake_step(monkeypatch):
     return step
 
   monkeypatch.setattr(train_step, 'make_train_step', make)
+  monkeypatch.setattr(train_step, 'init_state', first_state)
   return changes
+
+
+@pytest.fixture(scope='module')
+def first_state(straight):
+  """`init_state` that compiles once for all runs of `fake_step`, which start and leave it alike."""
+  make = train_step.init_state
+  made = []
+
+  def init_state(config, mesh, frozen):
+    if not made:
+      made.append(make(config, mesh, frozen))
+    return made[0]
+
+  return init_state
 
 
 def test_a_step_that_copies_in_secret_is_refused(config, tmp_path, monkeypatch):
@@ -368,7 +379,7 @@ def test_init_from_takes_averaged_weights_and_the_tokenizer(
 
 def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path, fake_step, capsys):
   fake_step[30] = {'loss': 7.0}
-  watched = dataclasses.replace(config, spike_factor=5.0, eval_every=0)
+  watched = dataclasses.replace(config, spike_factor=5.0, eval_every=0, save_every=20)
   train.train(watched, tmp_path / 'report')
   samples = ' '.join(f'{d}:{s}' for d, s in fake_step['samples'][30])
   assert (
@@ -440,7 +451,7 @@ def free_port(first: int, last: int) -> int:
   raise OSError('no free port')
 
 
-def start_by_hand(workdir, dataset, count: int) -> list[subprocess.Popen]:
+def start_by_hand(workdir, dataset, count: int) -> list[programs.Program]:
   address = f'--coordinator_address=localhost:{free_port(20000, 30000)}'
   return [
     start(workdir, dataset, address, f'--num_processes={count}', f'--process_id={number}')
@@ -448,7 +459,7 @@ def start_by_hand(workdir, dataset, count: int) -> list[subprocess.Popen]:
   ]
 
 
-def start_by_slurm(workdir, dataset, count: int) -> list[subprocess.Popen]:
+def start_by_slurm(workdir, dataset, count: int) -> list[programs.Program]:
   """With the variables that `srun` sets for `count` tasks on one host; the job's number decides the
   port.
   """
