@@ -246,9 +246,7 @@ def _count_work(config: cfg.TrainConfig, mesh: Mesh) -> dict[str, float]:
 
 def _to_devices(batch: types.Batch, batch_sharding: NamedSharding) -> types.Batch:
   """Global arrays from this host's part of the batch: the one copy to devices of each step."""
-  # With several processes JAX counts this among the copies that the guard of the loop forbids.
-  with jax.transfer_guard('allow'):
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x), batch)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x), batch)
 
 
 def _evaluate(
