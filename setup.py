@@ -86,7 +86,9 @@ EXTRAS = {
 setuptools.setup(
   name='wam_jax',
   version='0.1.0',
-  description='World Action Models in JAX: TPU-pod training and closed-loop control, after DreamZero.',
+  description=(
+    'World Action Models in JAX: TPU-pod training and closed-loop control, after DreamZero.'
+  ),
   long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',

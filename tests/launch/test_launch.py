@@ -126,27 +126,27 @@ def test_help_names_every_flag(machines, script):
 
 
 QUEUE = 'gcloud compute tpus queued-resources'
+ON_ALL_HOSTS = f'{QUEUE} ssh droid --worker=all {ZONE} --quiet'
 SEND = [
   f'git -C {ROOT} archive --format=tar.gz --prefix=wam_jax/ --output=TMP/wam_jax.droid.tar.gz HEAD',
   f'{QUEUE} scp TMP/wam_jax.droid.tar.gz droid:wam_jax.tar.gz --worker=all {ZONE} --quiet',
-  f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='rm -rf wam_jax && tar -xzf wam_jax.tar.gz && "
+  f'{ON_ALL_HOSTS} '
+  "--command='rm -rf wam_jax && tar -xzf wam_jax.tar.gz && "
   "wam_jax/launch/tpu_host.sh setup bucket:/mnt/runs'",
 ]
 STATE = [
   f"{QUEUE} describe droid {ZONE} --quiet --format='value(state.state)'",
   f"gcloud compute tpus tpu-vm describe droid {ZONE} --quiet --format='value(state)'",
 ]
-START = f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh start {TRAIN}'"
-STATUS = (
-  f"{QUEUE} ssh droid --worker=all {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh status'"
-)
+START = f"{ON_ALL_HOSTS} --command='wam_jax/launch/tpu_host.sh start {TRAIN}'"
+STATUS = f"{ON_ALL_HOSTS} --command='wam_jax/launch/tpu_host.sh status'"
 DELETE = f'{QUEUE} delete droid --force {ZONE} --quiet'
 
 
 def create(accelerator: str, version: str, capacity: str = '', place: str = ZONE) -> str:
   return (
-    f'{QUEUE} create droid --node-id=droid --accelerator-type={accelerator} --runtime-version={version} '
-    f'{capacity}{place} --quiet'
+    f'{QUEUE} create droid --node-id=droid --accelerator-type={accelerator} '
+    f'--runtime-version={version} {capacity}{place} --quiet'
   )
 
 
@@ -177,7 +177,8 @@ DRY_RUNS = {
   ],
   f'tpu.sh status droid {ZONE}': [*STATE, STATUS],
   f'tpu.sh watch droid {ZONE} --worker=3': [
-    f"{QUEUE} ssh droid --worker=3 {ZONE} --quiet --command='wam_jax/launch/tpu_host.sh logs follow'"
+    f'{QUEUE} ssh droid --worker=3 {ZONE} --quiet '
+    "--command='wam_jax/launch/tpu_host.sh logs follow'"
   ],
   f'tpu.sh logs droid {ZONE} --worker=all': [STATUS.replace('status', 'logs')],
   f'tpu.sh stop droid {ZONE}': [STATUS.replace('status', 'stop')],
@@ -188,13 +189,14 @@ DRY_RUNS = {
     f'--readonly=false --auto-mount=false --size=1 {CLUSTER}'
   ],
   f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-256 --storage=runs -- {TRAIN}': [
-    f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 --base-docker-image=python:3.12 '
-    f'--script-dir={ROOT} --storage=runs --max-restarts=50 --restart-on-exit-codes=1 '
+    f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 '
+    f'--base-docker-image=python:3.12 --script-dir={ROOT} --storage=runs '
+    '--max-restarts=50 --restart-on-exit-codes=1 '
     '--termination-grace-period-seconds=600 --priority=medium '
     f"--command='pip install --quiet --editable '\\''.[tpu,gcs]'\\'' && exec {TRAIN}'"
   ],
-  f'xpk.sh start droid {CLUSTER} --project=p --tpu_type=tpu7x-4x4x4 --image=gcr.io/p/wam --restarts=3 --grace_s=60 '
-  f'--priority=high -- {TRAIN}': [
+  f'xpk.sh start droid {CLUSTER} --project=p --tpu_type=tpu7x-4x4x4 --image=gcr.io/p/wam '
+  f'--restarts=3 --grace_s=60 --priority=high -- {TRAIN}': [
     f'xpk workload create --workload=droid {CLUSTER} --project=p --tpu-type=tpu7x-4x4x4 '
     '--docker-image=gcr.io/p/wam --max-restarts=3 --restart-on-exit-codes=1 '
     f"--termination-grace-period-seconds=60 --priority=high --command='exec {TRAIN}'"
@@ -207,16 +209,19 @@ DRY_RUNS = {
   f'xpk.sh delete droid {CLUSTER}': [f'xpk workload delete --workload=droid {CLUSTER} --force'],
   f'slurm.sh droid --nodes=4 --gpus=8 -- {TRAIN}': [
     'mkdir -p TMP/wam_jax_logs',
-    'sbatch --job-name=droid --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --requeue --signal=B:USR1@600 '
-    f'--output=TMP/wam_jax_logs/%x-%j.log --open-mode=append --chdir={ROOT} {JOB} 50 '
+    'sbatch --job-name=droid --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 '
+    '--requeue --signal=B:USR1@600 --output=TMP/wam_jax_logs/%x-%j.log '
+    f'--open-mode=append --chdir={ROOT} {JOB} 50 '
     f'srun --kill-on-bad-exit=0 --wait=0 {TRAIN}',
   ],
-  'slurm.sh droid --nodes=1 --gpus=2 --cpus=12 --time=1-00:00:00 --partition=gpu --account=lab --restarts=2 '
-  f'--grace_s=120 --logs=/logs --container=wam.sqsh --container_mounts=/data:/data -- {TRAIN}': [
+  'slurm.sh droid --nodes=1 --gpus=2 --cpus=12 --time=1-00:00:00 --partition=gpu --account=lab '
+  '--restarts=2 --grace_s=120 --logs=/logs --container=wam.sqsh '
+  f'--container_mounts=/data:/data -- {TRAIN}': [
     'mkdir -p /logs',
     'sbatch --job-name=droid --nodes=1 --gpus-per-node=2 --ntasks-per-node=2 --cpus-per-task=12 '
-    '--time=1-00:00:00 --partition=gpu --account=lab --requeue --signal=B:USR1@120 --output=/logs/%x-%j.log '
-    f'--open-mode=append --chdir={ROOT} {JOB} 2 srun --kill-on-bad-exit=0 --wait=0 --container-image=wam.sqsh '
+    '--time=1-00:00:00 --partition=gpu --account=lab --requeue --signal=B:USR1@120 '
+    f'--output=/logs/%x-%j.log --open-mode=append --chdir={ROOT} {JOB} 2 '
+    'srun --kill-on-bad-exit=0 --wait=0 --container-image=wam.sqsh '
     f'--container-workdir={ROOT} --container-mounts={ROOT}:{ROOT},/data:/data {TRAIN}',
   ],
 }
@@ -392,11 +397,14 @@ SLICE = """
 case $* in
   *" create "*) touch slice; rm -f preempted; echo none on host-0 >hosts ;;
   *" delete "*) rm slice ;;
-  *state.state*) [[ -e slice ]] || { echo "ERROR: NOT_FOUND: no such slice" >&2; exit 1; }; echo ACTIVE ;;
+  *state.state*)
+    [[ -e slice ]] || { echo "ERROR: NOT_FOUND: no such slice" >&2; exit 1; }
+    echo ACTIVE ;;
   *"value(state)"*) [[ -e preempted ]] && echo PREEMPTED || echo READY ;;
   *"tpu_host.sh start"*)
     read -r fate <fates; sed -i 1d fates
-    [[ ${fate} == preempted ]] && touch preempted || printf "exit %s on %s\\n" 0 host-1 "${fate}" host-0 >hosts ;;
+    [[ ${fate} == preempted ]] && touch preempted ||
+      printf "exit %s on %s\\n" 0 host-1 "${fate}" host-0 >hosts ;;
   *"tpu_host.sh status"*) cat hosts ;;
   *"tpu_host.sh logs"*) echo "ValueError: no such key" ;;
 esac
@@ -598,7 +606,8 @@ def test_host_installs_and_mounts(host):
       'sudo apt-get install --quiet=2 --yes -o DPkg::Lock::Timeout=600 gcsfuse',
       'mountpoint --quiet /mnt/runs',
       f'sudo install --directory --owner={os.getuid()} /mnt/runs',
-      'gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 bucket /mnt/runs',
+      'gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 '
+      'bucket /mnt/runs',
       'mountpoint --quiet /mnt/old',
     ]
   )
@@ -626,7 +635,9 @@ def test_run_on_a_host_from_commit_to_exit(host):
   git = lambda *words: subprocess.run(['git', *me, *words], cwd=checkout, check=True)
   (host.bin / 'git').unlink()
   (checkout / 'step.py').write_text(
-    'import pathlib, sys\nseen = pathlib.Path("../seen")\nseen.open("a").write(sys.argv[1] + "\\n")\n'
+    'import pathlib, sys\n'
+    'seen = pathlib.Path("../seen")\n'
+    'seen.open("a").write(sys.argv[1] + "\\n")\n'
     'sys.exit(seen.read_text().count("\\n") < 2)\n'
   )
   git('init', '--quiet')

@@ -277,7 +277,14 @@ def test_golden_cached_chunks(golden_dit, case, request):
       valid_BA=np.ones(given['noisy_action'].shape[:2], bool),
     )
     condition = types.Condition(latents_BFHWC=part(case.condition, start, F))
-    got_video, got_action = denoise(cache, noisy, body, jnp.int32(start), prompt, condition)
+    got_video, got_action = denoise(
+      cache=cache,
+      noisy=noisy,
+      body=body,
+      start_frame=jnp.int32(start),
+      prompt=prompt,
+      condition=condition,
+    )
     check('video', np.moveaxis(got_video, -1, 1), f'chunk{q}/video')
     check('action', got_action, f'chunk{q}/action')
 
