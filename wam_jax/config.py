@@ -714,7 +714,7 @@ def _build(cls: type, given: Any, where: str, problems: list[str]) -> Any:
 
 def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
   """`value` as the field's type, from what a ConfigDict, JSON or a flag makes of it."""
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     return _build(hint, value, where, problems)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is Literal:

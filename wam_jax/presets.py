@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
-
 from wam_jax import config as cfg
 
 DATA_ROOT = '~/wam_jax_data'
@@ -104,13 +102,12 @@ def rlds_dataset(
   )
 
 
-def smoke(
-  config: ml_collections.ConfigDict, stand_ins: Mapping[str, str] | None = None
-) -> ml_collections.ConfigDict:
+def smoke(config: Any, stand_ins: Mapping[str, str] | None = None) -> Any:
   """The same experiment for a test: four steps, checkpoints, evaluation and data at the smallest
   size that runs.
 
   Args:
+    config: a ConfigDict, changed in place and returned; its attributes have no types.
     stand_ins: for an experiment on data and imported weights that a test cannot have: of each
       dataset, the tabletop robot whose episodes take its place. The model is then a tiny one from
       scratch, with small encoders, that keeps the experiment's rules (noise, losses, optimizer,
@@ -140,7 +137,7 @@ def smoke(
   return config
 
 
-def _stand_in(config: ml_collections.ConfigDict, robots: Mapping[str, str]) -> None:
+def _stand_in(config: Any, robots: Mapping[str, str]) -> None:
   """Tabletop data and a tiny model from scratch in place of large ones."""
   kept = ('predict_first_frame', 'state_rule', 'history_rule', 'remat', 'num_embodiments')
   config.model = cfg.to_dict(cfg.ModelConfig(**{key: config.model[key] for key in kept}))

@@ -7,6 +7,7 @@ are not the model are `evaluation.baselines`.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ class Agent(Protocol):
       frames_BRIJ3: uint8 composites seen since the last call, as `types.Observation` has them.
       proprio_BX: float32 states now, as `Robot.observe` reads them.
     """
+    ...
 
 
 class TimedPolicy:
@@ -79,7 +81,8 @@ class TimedPolicy:
     """
     if self._negative_prompt is not None:
       negative_P = self.tokenize(self._negative_prompt)
-      task = task.replace(negative_ids_BP=np.tile(negative_P, (len(task.prompt_ids_BP), 1)))
+      negative_BP = np.tile(negative_P, (len(task.prompt_ids_BP), 1))
+      task = dataclasses.replace(task, negative_ids_BP=negative_BP)
     self._state = self._policy.reset(*self._weights, task, frame_BIJ3, jax.random.key(seed))
 
   def step(self, observation: types.Observation) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +99,8 @@ class TimedPolicy:
     _, frozen = self._weights
     imagined_BRIJ3 = to_uint8(self._policy.imagine(frozen, self._state, latents))
     # The tokenizer may work at another size than the robot sees.
-    size = observation.frames_BRIJ3.shape[2:4]
-    resized = [[images.resize(frame, *size) for frame in video] for video in imagined_BRIJ3]
+    rows, columns = observation.frames_BRIJ3.shape[2:4]
+    resized = [[images.resize(frame, rows, columns) for frame in video] for video in imagined_BRIJ3]
     return action_BAU, np.stack(resized)
 
 

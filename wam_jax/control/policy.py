@@ -8,6 +8,7 @@ reset does.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -46,8 +47,8 @@ class PolicyState:
   stream: encoders.Stream
   clean_BFHWC: jax.Array
   condition_BFHWC: jax.Array | None
-  embodiment_B: jax.Array
-  action_mask_BAU: jax.Array
+  embodiment_B: types.Array
+  action_mask_BAU: types.Array
   key: jax.Array
 
 
@@ -146,7 +147,7 @@ class Policy:
         flow_lib.sample_noise(key_action, state.action_mask_BAU.shape),
       )
       if not self.sample.same_noise:
-        state = state.replace(key=key)
+        state = dataclasses.replace(state, key=key)
 
     video, action = self._denoise(params, state, *noise, observation.proprio_BX)
     return action * state.action_mask_BAU, video, state
@@ -167,16 +168,16 @@ class Policy:
 
   def _embed_text(self, params, frozen: encoders.Encoders, task: types.Task) -> jax.Array:
     """[G, P, C] of the prompts, with guidance followed by the negative ones."""
-    negative_BP, guided = task.negative_ids_BP, self.branches == 2
+    negative_BP = task.negative_ids_BP
+    guided = self.branches == 2
+    scale = f'sample.guidance_scale={self.sample.guidance_scale}'
     if guided and negative_BP is None:
-      raise ValueError(
-        f'sample.guidance_scale={self.sample.guidance_scale} needs negative prompts.'
-      )
+      raise ValueError(f'{scale} needs negative prompts.')
     if negative_BP is not None and not guided:
-      raise ValueError(
-        f'sample.guidance_scale={self.sample.guidance_scale} takes no negative prompts.'
-      )
-    ids_GP = jnp.concatenate([task.prompt_ids_BP, negative_BP]) if guided else task.prompt_ids_BP
+      raise ValueError(f'{scale} takes no negative prompts.')
+    ids_GP = task.prompt_ids_BP
+    if negative_BP is not None:
+      ids_GP = jnp.concatenate([ids_GP, negative_BP])
     if frozen.text is None:
       return self._apply(params, self._wam.encode_text, ids_GP)
     return frozen.text.encode(ids_GP)
@@ -189,8 +190,10 @@ class Policy:
     condition = frozen.encode_condition(frame_B1IJ3)
     latents, stream = frozen.encode_start(frame_B1IJ3)
     if condition.image_BIC is not None:
-      state = state.replace(prompt=self._prompt(params, state.text_GPC, condition.image_BIC))
-    state = state.replace(stream=stream, condition_BFHWC=condition.latents_BFHWC)
+      state = dataclasses.replace(
+        state, prompt=self._prompt(params, state.text_GPC, condition.image_BIC)
+      )
+    state = dataclasses.replace(state, stream=stream, condition_BFHWC=condition.latents_BFHWC)
     return self._commit(params, state, latents, 0)
 
   def _extend(
@@ -206,7 +209,7 @@ class Policy:
       latents = frozen.encode(again)[:, -self.cfg.frames_per_chunk :]
     else:
       latents, stream = frozen.encode_more(state.stream, frames_BRIJ3)
-      state = state.replace(stream=stream)
+      state = dataclasses.replace(state, stream=stream)
     return self._commit(params, state, latents, state.cache.frames)
 
   def _commit(self, params, state: PolicyState, latents_BFHWC, start) -> PolicyState:
@@ -221,7 +224,7 @@ class Policy:
       condition=self._condition(state, start, latents_BFHWC.shape[1]),
     )
     clean = jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
-    return state.replace(cache=cache, clean_BFHWC=clean)
+    return dataclasses.replace(state, cache=cache, clean_BFHWC=clean)
 
   def _denoise(self, params, state: PolicyState, noise_video, noise_action, proprio_BX):
     """(latents, actions) of the next chunk. Source: DreamZero policy head."""
@@ -233,7 +236,7 @@ class Policy:
     body = types.Body(
       proprio_BSX=self._branch(proprio_BX[:, None]),
       embodiment_B=self._branch(state.embodiment_B),
-      valid_BA=self._branch(state.action_mask_BAU.any(-1)),
+      valid_BA=self._branch(jnp.any(state.action_mask_BAU, axis=-1)),
     )
 
     def velocity(video_BFHWC, sigma_video, action_BAU, sigma_action):
@@ -264,7 +267,7 @@ class Policy:
 
     return sampler.denoise(velocity, noise_video, noise_action, *self.solvers)
 
-  def _apply(self, params, method, *args, **named):
+  def _apply(self, params, method, *args, **named) -> Any:
     return self._wam.apply({'params': params}, *args, method=method, **named)
 
   def _prompt(self, params, text_GPC, image_BIC) -> wam.PromptKV:
