@@ -79,6 +79,7 @@ def choose_layers(free: int, heads: int) -> int:
   """Layers for which two copies fit into `free` bytes, at most the released 40."""
   one = _count_bytes(make_model(1, heads))
   layer = _count_bytes(make_model(2, heads)) - one
+  # Source and workdir, then workdir and export, lie there at once; the rest is left to others.
   copy = 0.95 * free / 2
   fitting = 1 + int((copy - one) // layer)
   return max(1, min(presets.WAN2_1_I2V_14B.num_layers, fitting))

@@ -23,6 +23,7 @@ def rate(
   call: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> float:
   """Calls of `call` per second, after a tenth of the time as warm-up."""
+  # First calls import, allocate and fill caches.
   for duration in (seconds / 10, seconds):
     count = 0
     start = clock()
@@ -39,6 +40,7 @@ def measure(robot: str, seconds: float) -> dict[str, float]:
   rng = np.random.default_rng(0)
   tip = env.robot.forward(env.joints)
 
+  # Alone, without the robot's kinematics and the pictures that `step` makes.
   def step_physics():
     env.world.step(tip, True, 1 / env.control_hz)
 
@@ -54,6 +56,7 @@ def measure(robot: str, seconds: float) -> dict[str, float]:
 
 
 def main(unused_argv: list[str]) -> None:
+  # A rate is of one core; data is made with a process for each.
   cv2.setNumThreads(1)
   table = {robot: measure(robot, _SECONDS.value) for robot in tabletop.ROBOTS}
   names = list(next(iter(table.values())))

@@ -24,7 +24,9 @@ def get_config(arg: str = ''):
   c.name = 'agibot_14b'
   c.init_from = f'{presets.DATA_ROOT}/wan2_1_i2v_14b_two'
 
+  # Paper: 30 Hz, 1.6 s a chunk.
   c.model.actions_per_chunk = 48
+  # A run cannot go on from weights of fewer categories; the second one is not trained here.
   c.model.num_embodiments = 2
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
 

@@ -24,9 +24,12 @@ def get_config(arg: str = ''):
   c.model.mlp_dim = 384
   c.model.num_heads = 3
   c.model.num_layers = 4
+  # All layers, no loop over them: faster on CPU.
   c.model.scan_unroll = 4
+  # Position, rotation and gripper, in state and action alike.
   c.model.action_dim = 7
   c.model.proprio_dim = 7
+  # 0.8 s at 5 Hz.
   c.model.actions_per_chunk = 4
   c.model.tokenizer.channels = 16
 

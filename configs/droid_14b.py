@@ -37,12 +37,15 @@ def get_config(arg: str = ''):
   c = cfg.base()
   c.name = 'droid_14b'
   c.init_from = f'{presets.DATA_ROOT}/wan2_1_i2v_14b'
+  # Paper: 100,000 steps at a global batch of 128.
   c.steps = 100_000
   c.batch_size = 128
   c.log_every = 10
   c.save_every = 1000
+  # A checkpoint with Adam's moments is large: two newest to resume from, one in ten for good.
   c.keep = 2
   c.keep_every = 10_000
+  # For days that nobody watches: a spike leaves the names of its samples, a hang every stack.
   c.spike_factor = 4.0
   c.hang_timeout_s = 1800.0
 
@@ -58,8 +61,10 @@ def get_config(arg: str = ''):
     )
   }
   c.data.ranges = {'droid': ''}
+  # The frozen encoders run once and beforehand (data.encode), not in every step.
   c.data.features = 'require'
 
+  # The reference's AdamW (DreamZero launch scripts): warm-up over 5 % of the steps, then cosine.
   c.optimizer.learning_rate = 1e-5
   c.optimizer.warmup_steps = 5000
   c.optimizer.clip_norm = 1.0
@@ -68,10 +73,12 @@ def get_config(arg: str = ''):
   c.optimizer.adam_eps = 1e-8
   c.optimizer.weight_decay = 1e-5
 
+  # The reference's control: 16 UniPC steps, guidance 5 against its fixed negative prompt.
   c.sample.solver = 'unipc'
   c.sample.steps = 16
   c.sample.guidance_scale = 5.0
   c.sample.negative_prompt = prompts.NEGATIVE
+  # Open loop, since no simulator has this robot; DROID is published as one split.
   c.evaluation.env = 'dataset'
   c.evaluation.split = 'train'
 

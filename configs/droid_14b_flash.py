@@ -18,9 +18,11 @@ def get_config(arg: str = ''):
   c.name = 'droid_14b_flash'
   c.init_from = '~/wam/droid_14b'
   c.steps = 50_000
+  # 5 % of the steps, as in droid_14b.
   c.optimizer.warmup_steps = 2500
   c.flow.schedule = 'flash'
   c.sample.mode = 'flash'
   c.sample.steps = 1
+  # One evaluation a chunk is the point; guidance would run a second branch.
   c.sample.guidance_scale = 1.0
   return presets.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c

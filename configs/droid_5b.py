@@ -24,10 +24,12 @@ def get_config(arg: str = ''):
   c = droid_14b.get_config()
   c.name = 'droid_5b'
   c.init_from = f'{presets.DATA_ROOT}/wan2_2_ti2v_5b'
+  # The whole batch fits at once; droid_14b halves it.
   c.accumulate = 1
   c.model = dataclasses.asdict(presets.WAN2_2_TI2V_5B)
   c.model.remat = 'dots'
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
+  # The same robot with a composite image of 320 x 640, which this tokenizer halves.
   c.data.embodiments = ('droid_wan22',)
   c.data.mixture.droid.embodiment = 'droid_wan22'
   return presets.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c

@@ -22,6 +22,7 @@ def get_config(arg: str = ''):
   c.steps = 1500
   c.data.mixture = {'disc': presets.tabletop_dataset('disc', 'reach_any', 8000)}
   c.evaluation.tasks = ('reach_any',)
+  # The twin keeps the noise and the steps of configs/tiny.py: all that is compared.
   if arg != 'coupled':
     c.flow.schedule = 'flash'
     c.sample.mode = 'flash'

@@ -22,7 +22,9 @@ def get_config(arg: str = ''):
   c.name = 'video_only_transfer'
   c.init_from = '~/wam/agibot_14b'
   c.steps = 10_000
+  # 5 % of the steps, as in droid_14b.
   c.optimizer.warmup_steps = 500
+  # Weight 1, as AgiBot has: the paper's 1:1.
   c.data.mixture.human = presets.rlds_dataset(
     path='human_video/1.0.0',
     embodiment='human',

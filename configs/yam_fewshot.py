@@ -25,10 +25,13 @@ def get_config(arg: str = ''):
   c.name = 'yam_fewshot'
   c.init_from = f'{presets.DATA_ROOT}/dreamzero_agibot'
   c.steps = 50_000
+  # 5 % of the steps, as in droid_14b.
   c.optimizer.warmup_steps = 2500
   c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
+  # The released weights' own rules; other runs leave padding out of loss and noise.
   c.flow.action_mean = 'padded'
   c.flow.mask_padded_noise = False
+  # The record with the reference's constant rates, not this robot's own.
   c.data.embodiments = ('yam_reference',)
   c.data.mixture = {
     'yam': presets.rlds_dataset(

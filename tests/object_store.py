@@ -44,6 +44,7 @@ class ObjectStore:
       'STORAGE_EMULATOR_HOST': self.url,
       'TENSORSTORE_GCS_HTTP_URL': self.url,
       'CLOUD_STORAGE_EMULATOR_ENDPOINT': self.url,
+      # It would ask for the kind of the bucket by gRPC, which is not spoken here.
       'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
     }
 
@@ -151,6 +152,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       'size': str(len(content)),
       'contentType': 'application/octet-stream',
       'crc32c': base64.b64encode(google_crc32c.value(content).to_bytes(4, 'big')).decode(),
+      # Clients parse it; nothing here depends on it.
       'timeCreated': '2024-01-01T00:00:00.000Z',
       'updated': '2024-01-01T00:00:00.000Z',
     }
@@ -217,6 +219,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _continue_upload(self, number: str, body: bytes) -> None:
     name, content = self.store.uploads[number]
     content += body
+    # The length of the whole is not known yet: more will come.
     if self.headers['Content-Range'].endswith('/*'):
       return self._answer(308, Range=f'bytes=0-{len(content) - 1}')
     self._put(name, self.store.uploads.pop(number)[1])
@@ -228,5 +231,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       del self.store.objects[name]
     answer = self._describe(target)
     if action == 'rewriteTo':
+      # Larger objects take several calls there; here one does it.
       answer = {'done': True, 'resource': answer}
     self._answer(200, answer)

@@ -30,6 +30,7 @@ PREFIXES = (
 )
 
 # Tolerances that the files suggest, absolute or relative to the largest wanted number.
+# Both sides are float32; deeper chains of operations collect more rounding.
 OUTPUTS = 2e-4
 ROLLOUTS = 1e-3
 GRADIENTS = 1e-3
@@ -115,6 +116,7 @@ def model_config(g: dict[str, Any]) -> cfg.ModelConfig:
     num_heads=g['num_heads'],
     num_layers=g['num_layers'],
     patch=g['patch_size'][1],
+    # The official class decides by the kind of its model what ours says key by key.
     image_condition=i2v and g.get('concat_first_frame_latent', True),
     image_dim=g['image_embed_dim'] if g['model_type'] != 't2v' else 0,
     image_tokens=g.get('image_tokens', 257),

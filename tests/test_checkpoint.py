@@ -75,6 +75,7 @@ def test_all_of_the_state_comes_back(tmp_path, ema):
 def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
   overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
   with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+    # Larger than elsewhere: a save that read its arrays late would find -1.
     state = make_state(1, width=4096)
     checkpoints.save(1, state, {}, METADATA)
     jax.block_until_ready(overwrite(state))
@@ -134,6 +135,7 @@ def test_no_readable_checkpoint_is_an_error_and_moves_nothing(tmp_path):
 def test_unfinished_save_is_never_picked_up(tmp_path):
   save_steps(tmp_path, [1])
   directory = tmp_path / 'checkpoints'
+  # What a killed save leaves behind.
   shutil.copytree(directory / '1', directory / '2.orbax-checkpoint-tmp')
   assert checkpoint.list_steps(tmp_path) == [1]
   assert checkpoint.load_for_inference(tmp_path).step == 1
@@ -151,6 +153,7 @@ def fill_and_check(workdir):
 
   def fill():
     with checkpoint.Checkpoints(workdir, 2) as checkpoints:
+      # Each is larger than the one before, so that the disk fills up within a few.
       for step in range(1, 12):
         checkpoints.save(step, make_state(step, width=400 * step), {'next': step}, METADATA)
         checkpoints.wait()
@@ -206,10 +209,12 @@ def test_failed_save_surfaces_without_waiting(tmp_path, monkeypatch):
 @pytest.mark.parametrize('ema', [True, False])
 def test_inference_gets_averaged_weights_and_no_optimizer(tmp_path, ema):
   save_steps(tmp_path, [1, 2], ema=ema)
+  # Unreadable from here on: who asks for it fails.
   shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'optimizer' / 'd')
   config, params, frozen, metadata, step = checkpoint.load_for_inference(tmp_path)
   want = make_state(2, ema=ema)
   jax.tree.map(np.testing.assert_array_equal, params, want.eval_params)
+  # On no device: the caller decides where they go.
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
   assert jax.tree.structure(frozen) == jax.tree.structure(want.frozen)
   jax.tree.map(np.testing.assert_array_equal, frozen, want.frozen)
@@ -221,6 +226,7 @@ def test_keys_added_since_get_their_default(tmp_path):
   save_steps(tmp_path, [1])
   path = tmp_path / 'checkpoints' / '1' / 'metadata' / 'metadata'
   stored = json.loads(path.read_text())
+  # As a run has them that was begun before these keys existed.
   del stored['config']['model']['remat'], stored['config']['keep']
   path.write_text(json.dumps(stored))
   assert checkpoint.load_for_inference(tmp_path).config == CONFIG

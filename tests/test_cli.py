@@ -83,6 +83,7 @@ def test_our_errors_are_messages(capsys, tmp_path):
   code, error = call(lambda argv: workdir_lib.load_config(tmp_path), capsys)
   assert code == 1
   assert error.startswith(f'error: {tmp_path}/config.json is not JSON')
+  # The system's errors that name a file are the user's to mend, too.
   assert call(lambda argv: (tmp_path / 'no' / 'file').open('w'), capsys)[0] == 1
 
 
@@ -168,6 +169,7 @@ def test_the_report_goes_to_the_file_of_json(monkeypatch, tmp_path):
   assert (tmp_path / 'report.json').read_text() == '{\n  "a": 1\n}\n'
   values.unparse_flags()
   values(['program'])
+  # As when the flag is not given: nothing is written.
   values.json = None
   cli.write_json({'a': 1})
   assert [path.name for path in tmp_path.iterdir()] == ['report.json']

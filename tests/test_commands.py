@@ -58,11 +58,13 @@ def texts(path: pathlib.Path) -> Iterator[tuple[str, str]]:
   if path.suffix != '.py':
     yield str(name), content
     return
+  # Comments are not in the tree; strings are, also those that are formatted or concatenated.
   yield str(name), '\n'.join(line for line in content.splitlines() if line.lstrip().startswith('#'))
   inside = set()
   for node in ast.walk(ast.parse(content)):
     where = f'{name}:{getattr(node, "lineno", 0)}'
     if isinstance(node, ast.JoinedStr):
+      # Pieces of a formatted string, which are walked again as strings of their own.
       inside.update(node.values)
       parts = [part.value if isinstance(part, ast.Constant) else 'VALUE' for part in node.values]
       yield where, ''.join(parts)

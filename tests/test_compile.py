@@ -50,6 +50,7 @@ def test_reports_what_a_slice_would_do(tmp_path):
   m = made['memory']
   assert m['fits']
   assert 'fits' in printed
+  # Of 16 GiB; the runtime keeps the rest.
   assert m['usable'] == int(15.75 * 2**30)
   assert m['total'] >= m['arguments'] + m['outputs'] + m['temporaries'] > m['temporaries'] > 0
   # The state is donated: all but the batch, the encoders and single numbers comes back in place.
@@ -67,6 +68,7 @@ def test_reports_what_a_slice_would_do(tmp_path):
   assert all(t['bytes'] > 0 and t['count'] > 0 for t in made['collectives'].values())
   e = made['estimate']
   assert e['step_s'] >= e['compute_s'] > 0
+  # v5e: 197 TFLOP/s in bfloat16 each.
   assert e['mfu'] == pytest.approx(model / e['step_s'] / (4 * 197e12))
   assert 'at the peak of the chip' in printed
   assert '197 TFLOP/s' in printed
@@ -77,6 +79,7 @@ def test_reports_what_a_slice_would_do(tmp_path):
 @needs_libtpu
 def test_says_what_does_not_fit_and_exits_with_1(tmp_path):
   file = tmp_path / 'report.json'
+  # Tiny samples, but enough of them.
   printed, _ = run('--topology=v5e:2x2', '--config.batch_size=400000', f'--json={file}', code=1)
   assert 'DOES NOT FIT' in printed
   assert 'of 15.75 usable' in printed

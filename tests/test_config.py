@@ -26,6 +26,7 @@ def test_all_wrong_keys_are_listed():
   c['lerning_rate'] = 1
   c['model']['dim'] = 'wide'
   c['model']['attention'] = 'some'
+  # True is an int to Python, and so would pass for 1.0.
   c['optimizer']['clip_norm'] = True
   del c['seed']
   with pytest.raises(ValueError, match='The config has wrong keys or values') as error:
@@ -65,6 +66,7 @@ def test_smoke_keeps_its_data_apart():
   small = presets.smoke(c).data.mixture.disc
   assert small.path == full.replace(presets.DATA_ROOT, f'{presets.DATA_ROOT}/smoke')
   assert f'--output={presets.DATA_ROOT}/smoke ' in small.prepare
+  # Else the smallest run would begin with minutes of data.
   assert '--episodes=20 ' in small.prepare
 
 

@@ -84,6 +84,7 @@ def test_trains_continues_and_evaluates(name, data_root, tmp_path):
     f'--workdir={workdir}',
     *list_flags(load_config(name, data_root)),
   ]
+  # `steps` may change between starts; a run of two ends as usual.
   assert 'stopped' not in run('wam_jax.train', *train_flags, '--config.steps=2')
   assert 'continuing after step 2 of 4' in run('wam_jax.train', *train_flags)
   assert steps_of(workdir) == [1, 2, 3, 4]

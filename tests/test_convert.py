@@ -51,6 +51,7 @@ def test_command_line(tmp_path):
   said = convert('import', f'--source={source}', f'--output={workdir}', '--layout=dreamzero')
   assert f'workdir: {workdir}' in said
   assert 'layout wam_jax, step 0' in convert('inspect', f'--source={workdir}')
+  # A megabyte, so that there are several files and an index.
   convert('export', f'--source={workdir}', f'--output={back}', '--max_shard_gb=0.001')
   conversions.assert_same_bits(tiny.load(back), tiny.load(source))
 
@@ -90,5 +91,6 @@ def test_benchmark_finds_every_bit(tmp_path):
   assert report['weights'] > 300
   assert 0 < report['import']['peak_gb'] < 1
   assert report['export']['seconds'] > 0
+  # Two copies of 33 GB must not be left behind.
   assert [place.name for place in tmp_path.iterdir()] == ['report.json']
   assert 'bit-identical after both: yes' in done.stdout

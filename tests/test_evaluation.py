@@ -97,6 +97,7 @@ def solved():
 
 def test_doing_nothing_fails(held):
   assert [e.success for e in held] == [False] * 3
+  # A failure takes all the time there is.
   np.testing.assert_allclose([e.seconds for e in held], tabletop.TIME_LIMIT_S['reach'])
 
 
@@ -117,6 +118,7 @@ def test_every_seed_is_run_once_and_in_order():
   for e in episodes:
     env.reset(e.seed)
     assert (e.task, e.instruction) == ('reach', env.instruction)
+  # Once a batch, with the first seed of it.
   assert [seed for *_, seed in agent.resets] == [5, 7]
   assert agent.resets[1][0] == [episodes[2].instruction] * 2
   assert agent.resets[1][1].shape == (
@@ -165,6 +167,7 @@ def test_records_of_a_success_stop_with_its_chunk(solved):
 
 
 def test_actions_beyond_the_limits_are_recorded_as_asked_and_as_clipped():
+  # Actions of the tabletop are between -1 and 1.
   class Wild(baselines.HoldAgent):
     def act(self, frames_BRIJ3, proprio_BX):
       return np.full((self._batch, *self._shape), 3.0), None
@@ -182,6 +185,7 @@ def test_film_strip(tmp_path, solved):
   e = solved[0]
   pictures.save_film_strip(tmp_path / 'strip.png', e.seen[1:], e.imagined, 'title', rows=96, most=3)
   strip = imageio.imread(tmp_path / 'strip.png')
+  # Title, seen, gap, imagined; three frames of 48 columns and a blank one, three pixels each.
   assert strip.shape == (22 + 96 + 4 + 96, 3 * 3 * 49, 3)
   assert strip[:22].min() < 100  # The title is written.
   column = strip[22:, 147 : 2 * 147]
@@ -292,6 +296,7 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
   forecaster = open_loop.Forecaster(policy, model, [robot_lib.Robot(3, bridge, statistics)], seed=0)
   frames = np.broadcast_to(np.arange(5, dtype=np.uint8)[None, :, None, None, None], (1, 5, 4, 4, 3))
   proprio_BQX = np.zeros((1, 2, 9), np.float32)
+  # The gripper, at the start of either chunk.
   proprio_BQX[0, :, 6] = 0.5, 0.8
   forecast = forecaster(
     types.Batch(

@@ -49,6 +49,7 @@ CONFIG = cfg.TrainConfig(
   batch_size=B,
   init_from='base',
   trainable=('lora',),
+  # A large epsilon keeps Adam from blowing up the rounding of tiny gradients.
   optimizer=cfg.OptimizerConfig(learning_rate=0.01, warmup_steps=0, adam_eps=1e-3, ema_decay=0.9),
 )
 ONE = {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
@@ -122,6 +123,7 @@ def test_only_the_trainable_set_changes_and_has_moments_and_averages():
   modules = ('state_encoder/', 'action_encoder/', 'action_decoder/')
   in_set = lambda path: path.startswith(modules) or path.endswith(('lora_a', 'lora_b'))
   assert changed == set(filter(in_set, before))
+  # q, k, v, o of two kinds of attention, and the two layers of the feed-forward.
   assert len([path for path in changed if path.endswith('lora_a')]) == 10
   has_moments = lambda part: hasattr(part, 'mu')
   parts = jax.tree.leaves(state.opt_state, is_leaf=has_moments)
@@ -159,6 +161,7 @@ def test_adapter_is_the_formula_of_peft(equation, shape, inputs):
   np.testing.assert_array_equal(params['w'], plain['w'])
   without = make().apply({'params': plain}, x)
   np.testing.assert_array_equal(make(lora=lora).apply({'params': params}, x), without)
+  # PEFT's Kaiming-uniform initialisation of A, with its a = sqrt(5).
   bound = np.prod(shape[:contracted]) ** -0.5
   assert 0.6 * bound < np.abs(params['lora_a']).max() <= bound
   assert not params['lora_b'].any()
@@ -190,6 +193,7 @@ def test_merged_weights_give_the_same_velocities():
   for got, want, other in zip(merged, wanted, without, strict=True):
     largest = np.abs(want).max()
     np.testing.assert_allclose(got, want, atol=1e-5 * largest)
+    # The adapters matter, so that equal outputs mean something.
     assert np.abs(want - other).max() > 1e-2 * largest
 
 
@@ -214,6 +218,7 @@ def test_released_sizes(size, adapters, actions):
   assert {x.dtype.name for x in jax.tree.leaves(kept)} == {'bfloat16'}
   assert {x.dtype.name for x in jax.tree.leaves(trained)} == {'float32'}
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  # Two moments of what is trained, and a few counters.
   assert count(state.opt_state) < 2.01 * count(trained)
 
 
@@ -297,6 +302,7 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
   )
   train.train(config, tmp_path / 'straight')
   with pytest.MonkeyPatch.context() as patch:
+    # As a SIGTERM would, but at a known step.
     patch.setattr(guards.StopSignal, 'requested', lambda self, step: step == 2)
     train.train(config, tmp_path / 'resumed')
   train.train(config, tmp_path / 'resumed')
@@ -311,6 +317,7 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, tuned, straight)
   after = leaves(tuned)
   same = {path for path, x in leaves(base).items() if np.array_equal(x, after[path])}
+  # Of what is frozen, not a bit changed on the way through two checkpoints.
   assert 'text_encoder/table' in same
   assert 'blocks/self_attn/q/b' in same
   assert not same & {'blocks/self_attn/q/w', 'blocks/ffn/out/w', 'action_decoder/out/w'}

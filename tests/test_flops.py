@@ -70,8 +70,10 @@ def test_products_of_the_traced_program_are_the_formula(first):
   work = flops.total(flops.training(c, CELLS))
   # The dense path computes all pairs, seen or not.
   all_pairs = flops.training_tokens(c, CELLS) ** 2 - flops.training_pairs(c, CELLS)
+  # Two products of a pair, 2 FLOPs a number each.
   extra = 4 * c.num_layers * c.dim * all_pairs
   assert products(lower(config, loss)) == work.forward + extra
+  # Backward, each product has two of its size.
   assert products(lower(config, gradient)) == work.train + 3 * extra
 
 
@@ -88,10 +90,12 @@ def test_attention_by_chunks_computes_exactly_the_pairs():
 def test_remat_is_work_that_the_formula_does_not_count():
   config = make_config(remat='block')
   once, again = products(lower(make_config(), gradient)), products(lower(config, gradient))
+  # Forward, forward again, and twice that backward: 4/3, but for what lies outside the blocks.
   assert 1.2 < again / once < 4 / 3
 
 
 def test_xla_counts_the_same_but_for_elementwise_work():
+  # Wide, so that products outweigh the rest; one layer, since XLA counts a loop's body once.
   config = make_config(num_layers=1, dim=128, mlp_dim=512, num_heads=2, action_hidden=128)
   c = config.model
   all_pairs = flops.training_tokens(c, CELLS) ** 2 - flops.training_pairs(c, CELLS)

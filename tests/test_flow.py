@@ -34,6 +34,7 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
     given = {name: np.asarray(x) for name, x in golden.below(f'train{run}/').items()}
     check = functools.partial(parity.check_scheduler, request, 'flow', given)
     config = json.loads(str(given['config_json']))
+    # Defaults of the official class, which the file does not repeat.
     init = {'shift': 3.0, 'sigma_min': 0.003 / 1.002, 'extra_one_step': False, **config['init']}
     sigmas = flow.schedule(config['n'], init['shift'], init['sigma_min'], init['extra_one_step'])
     weights = flow.level_weights(sigmas, 1000 / config['n'])
@@ -42,6 +43,7 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
     check('weights', weights)
     check('add_noise', flow.interpolate(given['sample'], given['noise'], given['query_t'] / 1000))
     check('training_target', flow.velocity(given['sample'], given['noise']))
+    # Off the grid the official code takes the weight of the nearest level.
     for where in ('', '_offgrid'):
       query = given[f'query_t{where}'] / 1000
       check(f'training_weight{where}', flow.nearest_weight(query, sigmas, weights))
@@ -146,15 +148,18 @@ def assert_unrelated(x, y):
 
 def test_video_loss_by_hand():
   error_BF = np.float32([[1, 2], [3, 4]])
+  # The same error at every pixel: its mean square is the square.
   prediction = np.broadcast_to(error_BF[..., None, None, None], (2, 2, 2, 2, 3))
   weight_BF = np.float32([[1, 0.5], [2, 9]])
   mask_BF = np.bool_([[1, 1], [1, 0]])
+  # The masked frame would bring 9 * 16; the mean is over the three others.
   got = flow.video_loss(prediction, np.zeros_like(prediction), weight_BF, mask_BF)
   np.testing.assert_allclose(got, (1 * 1 + 0.5 * 4 + 2 * 9) / 3)
 
 
 @pytest.mark.parametrize(
   ('mean', 'want'),
+  # The same sum over the three real numbers, or over all eight.
   [('real', (2 * 1 + 2 * 4 + 0.5 * 9) / 3), ('padded', 14.5 / 8)],
   ids=['real', 'padded'],
 )
@@ -168,10 +173,12 @@ def test_action_loss_by_hand(mean, want):
   )
   value, gradient = jax.value_and_grad(loss)(error_BAU)
   np.testing.assert_allclose(value, want)
+  # Errors of 100 under the mask must not reach the weights either.
   np.testing.assert_array_equal(gradient != 0, mask_BAU)
 
 
 @pytest.mark.parametrize('mean', ['real', 'padded'])
 def test_batch_of_videos_only_has_no_action_loss(mean):
+  # Not 0 / 0: a batch may hold human videos alone.
   ones = np.ones((2, 3, 4), np.float32)
   assert flow.action_loss(ones, 0 * ones, ones[..., 0], np.zeros(ones.shape, bool), mean) == 0

@@ -279,13 +279,16 @@ def test_blocks_of_the_released_window(shards, most_imbalance):
   rule = lambda name: masks.teacher_forcing(
     units.layout, frames_per_chunk=2, window_frames=9, state_rule=name
   )
+  # Frame 0 sees itself; both frames of a chunk see all up to the chunk's end.
   clean = 880**2 * (1 + 2 * (3 + 5 + 7))
+  # A chunk: two frames and 24 actions, which see the past, themselves and the state.
   noisy = 880**2 + sum(1784 * (880 * past + 1785) for past in (1, 3, 5, 7))
   exact = masks.area(units, rule('self'))
   assert exact == clean + noisy + 4 == 62_637_284
   order, blocks = masks.block_plan(units, rule('chunk'), shards)
   work = np.sum(blocks.visible, 1).reshape(shards, -1).sum(1)
   assert work.max() <= most_imbalance * work.mean()
+  # The target of benchmarks.pods.
   assert blocks.area <= 1.15 * exact
   assert len(order) <= 1.16 * len(layout.kind)
   if shards <= 8:

@@ -26,6 +26,7 @@ def test_resumed_file_equals_straight_one(tmp_path):
   write_run(resumed, 0, [10, 20, 30])
   with (resumed / 'metrics.jsonl').open('a') as f:
     f.write('{"step": 40, "lo')  # Killed while writing.
+  # From the checkpoint of step 20: lines after it are dropped and written again.
   write_run(resumed, 20, [30, 40])
   assert (resumed / 'metrics.jsonl').read_bytes() == (straight / 'metrics.jsonl').read_bytes()
   assert len((resumed / 'timing.jsonl').read_text().splitlines()) == 4
@@ -44,6 +45,7 @@ def test_clock_values_stay_out_of_metrics(tmp_path):
 
 def test_lines_are_json_even_when_a_value_is_not_finite(tmp_path):
   writer = metrics.MetricsWriter(tmp_path, 0)
+  # NaN is no JSON, though Python would write it.
   writer.write(1, {'action_loss': float('nan'), 'loss': 2.0}, {})
   writer.close()
   assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {
@@ -55,6 +57,7 @@ def test_lines_are_json_even_when_a_value_is_not_finite(tmp_path):
 
 def test_nothing_is_rewritten_when_nothing_is_dropped(tmp_path):
   write_run(tmp_path, 0, [1, 2])
+  # A file that is written whole anew has another inode.
   before = (tmp_path / 'metrics.jsonl').stat().st_ino
   metrics.drop_after(tmp_path / 'metrics.jsonl', 2)
   assert (tmp_path / 'metrics.jsonl').stat().st_ino == before
@@ -100,6 +103,7 @@ def test_goodput_is_the_share_of_time_that_the_steps_needed():
   for step in range(1, 61):
     clock.now_s = 100.0 + step if step <= 40 else 150.0 + step
     speed.update(step)
+  # 59 intervals of a second, of the 210 s on the clock.
   assert speed.goodput == pytest.approx(59 / 210)
 
 
@@ -122,6 +126,7 @@ def test_boards_are_shown_what_is_written(tmp_path):
 
 
 def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
+  # What Python takes for a module that cannot be imported.
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with (
     pytest.raises(
@@ -137,6 +142,7 @@ def test_wandb_without_network(tmp_path, monkeypatch):
   """Each start of a run writes what `wandb sync` sends later, under one name."""
   pytest.importorskip('wandb')
   monkeypatch.setenv('WANDB_MODE', 'offline')
+  # Resumed: step 2 is logged twice.
   for steps in ([1, 2], [2, 3]):
     with metrics.wandb_run('project', tmp_path, cfg.from_config_dict(cfg.base())) as run:
       writer = metrics.MetricsWriter(tmp_path, steps[0] - 1, [run])

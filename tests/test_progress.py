@@ -43,7 +43,11 @@ def run(stream, steps, every_s=progress.EVERY_S, **options):
 
 
 @pytest.mark.parametrize(
-  ('stream', 'steps'), [(io.StringIO(), [11, 21, 31]), (Terminal(), list(range(2, 32)))]
+  ('stream', 'steps'),
+  [
+    (io.StringIO(), [11, 21, 31]),  # Every ten seconds.
+    (Terminal(), list(range(2, 32))),  # At once; the first step has no rate yet.
+  ],
 )
 def test_rate_and_time_left_are_shown(stream, steps):
   lines, _ = run(
@@ -66,6 +70,7 @@ def test_a_log_has_no_carriage_returns():
 
 def test_quick_work_says_nothing(capsys):
   assert list(progress.track(range(3), 'reading', 3)) == [0, 1, 2]
+  # Eight seconds, of the ten between two lines of a log.
   assert run(io.StringIO(), range(1, 9)) == ([], '')
   assert capsys.readouterr() == ('', '')
 
@@ -94,6 +99,7 @@ def test_work_that_was_done_before_counts_in_the_amount_alone():
   shown = progress.Progress('frames', 100, 'frames', done=60, line=line, clock=clock)
   clock.now_s = 20.0
   shown.add(10)
+  # Ten frames in 20 s: 60 that were there before would make it 3.5/s.
   assert stream.getvalue() == 'frames 70/100 frames (70%)  0.5/s  ETA 0:01:00\n'
 
 
@@ -149,5 +155,6 @@ def test_asking_who_is_first_starts_no_backend(monkeypatch):
     sys.modules, 'jax', types.SimpleNamespace(distributed=job, process_index=refuse)
   )
   assert progress.is_first_process()
+  # A command that has not imported JAX must not do so for this.
   monkeypatch.delitem(sys.modules, 'jax')
   assert progress.is_first_process()

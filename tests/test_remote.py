@@ -56,6 +56,7 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   )
   run(store, 'data.tabletop', *make)
   made = tmp_path / 'tabletop/disc_reach/1.0.0'
+  # To the bucket, and from there: a source may be remote as well.
   run(store, 'data.convert', f'--source={made}', '--output=gs://bucket/once/1.0.0')
   assert 'train 24 episodes' in run(
     store, 'data.convert', '--source=gs://bucket/once/1.0.0', f'--output={dataset}'
@@ -68,6 +69,7 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   run(store, 'wam_jax.train', *train_flags(local, made))
 
   stopped = start(store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset))
+  # After the checkpoint of step 4, so that there is one to continue from.
   while b'{"step": 6,' not in store.read('run/metrics.jsonl'):
     assert stopped.poll() is None, stopped.communicate()[0]
     time.sleep(0.01)
@@ -88,6 +90,7 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   here = json.loads((tmp_path / 'table/evaluation.json').read_text())
   there = json.loads(store.read('table/evaluation.json'))
   differing = {key for key in here if here[key] != there[key]}
+  # Where it is and how fast it was; no figure.
   assert differing <= {'workdir', 'latency'}
   names = [
     path.relative_to(tmp_path).as_posix()

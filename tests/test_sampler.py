@@ -72,6 +72,7 @@ def test_sampling_levels_are_those_of_training():
 def test_straight_flow_ends_at_the_clean_sample(solver, steps):
   """With the exact velocity to one clean point, any number of steps lands on it."""
   clean_video, clean_action = np.float32([0.3, -1.2]), np.float32([2.0])
+  # From x = clean + sigma * (noise - clean).
   velocity = lambda v, sv, a, sa: ((v - clean_video) / sv, (a - clean_action) / sa)
   solvers = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=steps))
   video, action = sampler.denoise(velocity, jnp.float32([1, 1]), jnp.float32([-1]), *solvers)
@@ -84,6 +85,7 @@ def test_flash_leaves_the_video_at_its_final_level():
   video, action = sampler.make_solvers(flash)
   np.testing.assert_allclose(video.sigmas, [1.0, 0.6], rtol=1e-6)
   np.testing.assert_allclose(action.sigmas, [1.0, 0.0])
+  # Towards a video of 0 and an action of 5.
   velocity = lambda v, sv, a, sa: ((v - 0.0) / sv, (a - 5.0) / sa)
   got_video, got_action = sampler.denoise(velocity, jnp.float32(1), jnp.float32(1), video, action)
   np.testing.assert_allclose(got_video, 0.6, rtol=1e-6)
@@ -103,6 +105,7 @@ def test_skipped_steps_use_the_last_velocity(solver, evaluate):
   some_steps, _ = sampler.make_solvers(some)
   velocities = rng.normal(size=(len(evaluate), 5)).astype(np.float32)
   noise = rng.normal(size=5).astype(np.float32)
+  # Each of the 16 steps has the velocity of the last evaluated step up to it.
   repeated = velocities[np.searchsorted(evaluate, np.arange(16), side='right') - 1]
   want = replay(all_steps, noise, repeated)[[*evaluate, 16]]
   # Float32, sums in another order.
@@ -126,6 +129,7 @@ def test_skipped_steps_do_not_run_the_network():
 
   def velocity(noisy_video, sigma_video, noisy_action, sigma_action):
     traces.append(None)
+    # Runs at every evaluation, not at tracing alone.
     jax.debug.callback(calls.append, sigma_video)
     return noisy_video, noisy_action
 
@@ -135,10 +139,12 @@ def test_skipped_steps_do_not_run_the_network():
   jax.block_until_ready(run(jnp.zeros(2)))
   jax.effects_barrier()
   assert len(traces) == 1
+  # Callbacks may arrive in any order.
   np.testing.assert_allclose(np.sort(calls)[::-1], solvers[0].told, rtol=1e-6)
 
 
 def test_guidance_moves_away_from_the_negative_prompt():
+  # negative + 5 * (positive - negative).
   np.testing.assert_allclose(sampler.guide(np.float32([1, 2]), np.float32([0, 3]), 5.0), [5, -2])
   np.testing.assert_allclose(sampler.guide(np.float32([1, 2]), np.float32([0, 3]), 1.0), [1, 2])
 

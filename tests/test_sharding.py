@@ -26,6 +26,7 @@ from wam_jax.models import tokenizer
 
 RULES = cfg.DEFAULT_RULES
 MESHES = {
+  # Of the 8 devices that the tests simulate: each axis alone, and those that meet.
   'data8': {'data': 8, 'fsdp': 1, 'tensor': 1, 'seq': 1},
   'data2_fsdp2_tensor2': {'data': 2, 'fsdp': 2, 'tensor': 2, 'seq': 1},
   'fsdp4_tensor2': {'data': 1, 'fsdp': 4, 'tensor': 2, 'seq': 1},
@@ -122,6 +123,7 @@ def two_steps(sizes, attention='dense'):
   for batch in BATCHES:
     state, values = step(state, batch)
     metrics.append({name: float(value) for name, value in values.items()})
+  # Were they to move, the next step would be compiled again.
   assert jax.tree.map(lambda x: x.sharding, state) == shardings
   return metrics, start, jax.device_get(state)
 
@@ -213,6 +215,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(
+  # What the config takes on v5p-128 and v6e-256, and a mesh that splits heads.
   ('layout', 'sizes'),
   [('v5p', (1, 64, 1, 1)), ('v6e', (1, 128, 1, 2)), ('v5p', (2, 32, 4, 1))],
   ids=str,
@@ -222,6 +225,7 @@ def test_each_large_array_of_droid_14b_is_split(layout, sizes):
   -s` lists them).
   """
   config = cfg.from_config_dict(droid_14b.get_config(layout))
+  # More devices than there are; nothing is allocated.
   mesh = jax.sharding.AbstractMesh(sizes, ('data', 'fsdp', 'tensor', 'seq'))
   state, _ = aot.arguments(config, mesh)
   fsdp = sizes[1]
@@ -277,6 +281,7 @@ def test_mesh_keeps_unused_axes_and_fills_in_the_rest():
 def test_meshes_that_do_not_fit_raise(sizes):
   with pytest.raises(ValueError, match='does not fit 8 devices: .* nearest valid: {') as error:
     sharding.make_mesh(sizes)
+  # The advice must work when it is taken literally.
   sharding.make_mesh(ast.literal_eval(str(error.value).split('nearest valid: ')[1].rstrip('.')))
 
 
@@ -348,6 +353,7 @@ def test_shard_splits_activations():
   assert sharding.shard(x, 'batch', 'tokens', 'act_embed') is x  # No mesh is active.
 
 
+# Fewer than the two shards of 'seq', and odd.
 @pytest.mark.parametrize('tokens', [1, 7])
 def test_tokens_need_not_divide(tokens):
   mesh = make_mesh({'data': 2, 'fsdp': 1, 'tensor': 2, 'seq': 2})
@@ -412,6 +418,7 @@ def test_axes_that_do_not_divide_raise_together():
     sharding.state_shardings(
       boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)}), mesh, RULES
     )
+  # A model has hundreds of arrays; ten are enough to see what is wrong.
   assert str(error.value).count('axis of 3') == 10
 
 

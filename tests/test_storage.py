@@ -33,6 +33,7 @@ def test_failed_write_keeps_the_old_text(tmp_path, monkeypatch):
   def refuse(fd):
     raise OSError(28, 'No space left on device')
 
+  # The last moment at which a full disk can say so.
   monkeypatch.setattr(storage.os, 'fsync', refuse)
   with pytest.raises(OSError, match='No space left') as error:
     storage.write_whole(path, 'new')
@@ -78,6 +79,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
   storage.write_whole(path, 'old')
   writer = start(WRITE, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   assert writer.stdout.readline() == 'writing\n'
+  # The one that no handler can clean up after.
   writer.send_signal(signal.SIGKILL)
   writer.communicate()
   assert path.read_text() == 'old'
@@ -96,6 +98,7 @@ def test_directory_has_the_usual_mode_and_is_synced(tmp_path, monkeypatch):
   other.mkdir()
   assert (tmp_path / 'result').stat().st_mode == other.stat().st_mode
   found = {state.st_ino for state in synced}
+  # Names are synced with their directory, and the new name with its parent.
   for path in ('result', 'result/folder', 'result/folder/file', '.'):
     assert (tmp_path / path).stat().st_ino in found, path
 
@@ -141,6 +144,7 @@ def test_a_second_process_waits_and_finds_what_the_first_one_made(tmp_path):
   output = tmp_path / 'result'
   with storage.resumable_directory(output, is_worth_keeping) as partial:
     second = start(RESUME, output, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # It waits, rather than to begin the same work beside the first.
     assert second.stderr.readline() == f'waiting for another process that writes {partial}\n'
     (partial / 'shard').write_text('1')
   assert second.communicate()[0] == 'None\n'
@@ -190,6 +194,7 @@ def test_directory_that_exists_is_left_alone(tmp_path):
 def test_directory_without_room(tmp_path):
   with (
     pytest.raises(ValueError, match='GB free; up to 1000000000.0 GB are needed'),
+    # An exabyte.
     storage.whole_directory(tmp_path / 'result', 10**18),
   ):
     pytest.fail('must not start')

@@ -106,11 +106,13 @@ def test_straight_run(straight):
   lines = [json.loads(line) for line in metrics_of(straight.workdir).splitlines()]
   assert [line['step'] for line in lines] == list(range(2, 61, 2))
   assert {'loss', 'video_loss', 'action_loss', 'grad_norm', 'learning_rate'} <= lines[0].keys()
+  # Every 30 steps, as tests/train_config.py says.
   assert [line['step'] for line in lines if 'eval_loss' in line] == [30, 60]
   assert lines[0]['learning_rate'] == pytest.approx(1e-3 / 4)  # Step 2 of a warm-up of 4.
   assert np.mean([line['loss'] for line in lines[-5:]]) < np.mean(
     [line['loss'] for line in lines[:5]]
   )
+  # A save every 10 steps, of which two are kept.
   assert checkpoint.list_steps(straight.workdir) == [50, 60]
   assert re.search(r'done: step 60, 480 samples, [\d.]+ samples/s', straight.output)
   assert f'checkpoint: {straight.workdir}/checkpoints/60' in straight.output
@@ -119,6 +121,7 @@ def test_straight_run(straight):
 
 def test_checkpoint_needs_no_dataset(straight, config):
   loaded, params, frozen, metadata, step = checkpoint.load_for_inference(straight.workdir)
+  # The dataset's `prepare` differs: only the first run made it.
   assert dataclasses.replace(loaded, data=config.data) == config
   assert step == 60
   assert metadata['embodiments']['tabletop_disc']['statistics']
@@ -136,6 +139,7 @@ def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
   assert checkpoint.list_steps(tmp_path)[-1] == stopped
 
   command = ['env', *map('='.join, programs.environment().items()), *command_on(straight.dataset)]
+  # While step 20 is being saved, and between two saves.
   made = kills.run_killed(command, tmp_path, [('save', 20), ('step', 44)], random.Random(0))
   assert made[0].torn
   assert made[1].reached >= 44
@@ -148,12 +152,14 @@ def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
 def test_the_kill_benchmark_sees_a_difference(straight, tmp_path):
   shutil.copytree(straight.workdir, tmp_path, dirs_exist_ok=True)
   assert kills.list_differences(straight.workdir, tmp_path) == []
+  # One difference of each kind: a line too many, and other weights.
   with (tmp_path / 'metrics.jsonl').open('a') as f:
     f.write('{"step": 61}\n')
   shutil.rmtree(tmp_path / 'checkpoints/60/params')
   shutil.copytree(tmp_path / 'checkpoints/50/params', tmp_path / 'checkpoints/60/params')
   found = kills.list_differences(straight.workdir, tmp_path)
   assert found[0] == 'metrics.jsonl'
+  # Every array that was exchanged, by name.
   assert len(found) > 10
   assert all(name.startswith('params') for name in found[1:])
 
@@ -253,6 +259,7 @@ def test_impossible_schedules(config, tmp_path, change, message):
 
 def test_workdir_that_cannot_be_written(config, tmp_path):
   (tmp_path / 'file').touch()
+  # Root may write there all the same.
   (tmp_path / 'locked').mkdir(mode=0o500)
   places = [tmp_path / 'file' / 'run', tmp_path / 'file'] + (
     [tmp_path / 'locked' / 'run'] if os.geteuid() else []
@@ -311,11 +318,13 @@ def test_a_step_that_copies_in_secret_is_refused(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('bad', [{'loss': np.nan}, {'grad_norm': np.inf}])
+# Between two saves, and at one: that one must not be saved either.
 @pytest.mark.parametrize('step', [13, 20])
 def test_non_finite_step_names_its_samples_and_saves_nothing(
   config, tmp_path, fake_step, bad, step
 ):
   fake_step[step] = bad
+  # Rarely logged, and yet the step that went wrong is named.
   config = dataclasses.replace(config, eval_every=0, log_every=100)
   with pytest.raises(FloatingPointError, match=f'Step {step} is not finite') as error:
     train.train(config, tmp_path)
@@ -328,6 +337,7 @@ def test_batches_continue_where_the_checkpoint_left_them(config, tmp_path, fake_
   config = dataclasses.replace(config, eval_every=0, steps=14)
   train.train(config, tmp_path / 'straight')
   want = dict(fake_step['samples'])
+  # Ends with a save of its own, at a step that is none of the tens.
   train.train(dataclasses.replace(config, steps=9), tmp_path / 'resumed')
   fake_step['samples'].clear()
   train.train(config, tmp_path / 'resumed')
@@ -359,6 +369,7 @@ def test_init_from_takes_averaged_weights_and_the_tokenizer(
 
   def make(config, mesh, shardings):
     def step(state, batch):
+      # Before the first update: what training starts from.
       seen.update(state=jax.device_get(state))
       raise KeyboardInterrupt
 
@@ -378,6 +389,7 @@ def test_init_from_takes_averaged_weights_and_the_tokenizer(
 
 
 def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path, fake_step, capsys):
+  # Every other step has the loss 1.
   fake_step[30] = {'loss': 7.0}
   watched = dataclasses.replace(config, spike_factor=5.0, eval_every=0, save_every=20)
   train.train(watched, tmp_path / 'report')
@@ -437,6 +449,7 @@ def test_init_from_a_run_that_does_not_fit(straight, config, tmp_path):
 def test_changed_dataset_is_refused(straight, config, tmp_path, monkeypatch):
   shutil.copytree(straight.workdir, tmp_path / 'run')
   real = pipeline.Data.metadata.fget
+  # As if a newer dataset had another entry in its description.
   changed = property(lambda data: real(data) | {'extra': 1})
   monkeypatch.setattr(pipeline.Data, 'metadata', changed)
   with pytest.raises(ValueError, match='The dataset has changed since .*: extra differ'):
@@ -444,6 +457,7 @@ def test_changed_dataset_is_refused(straight, config, tmp_path, monkeypatch):
 
 
 def free_port(first: int, last: int) -> int:
+  # Tests may run side by side: no fixed port.
   for port in random.sample(range(first, last), 100):
     with socket.socket() as s:
       if s.connect_ex(('localhost', port)):

@@ -38,6 +38,7 @@ CONFIG = cfg.TrainConfig(
   batch_size=4,
   steps=100,
   flow=cfg.FlowConfig(weighting='uniform'),
+  # Round numbers, of which the schedule and the average follow by hand.
   optimizer=cfg.OptimizerConfig(
     learning_rate=0.1, warmup_steps=10, hold_fraction=0.5, ema_decay=0.75
   ),
@@ -96,8 +97,10 @@ def test_average_forgets_its_start_then_decays():
   ema = train_step._average(ema, {'x': jnp.float32(1.0)}, jnp.int32(0), 0.75)
   assert ema['x'] == 1.0
   ema = train_step._average(ema, {'x': jnp.float32(2.0)}, jnp.int32(1), 0.75)
+  # The decay begins at step / (step + 1): the plain mean of the two.
   assert ema['x'] == 1.5
   ema = train_step._average(ema, {'x': jnp.float32(3.5)}, jnp.int32(99), 0.75)
+  # 0.75 * 1.5 + 0.25 * 3.5.
   assert ema['x'] == 2.0
   assert train_step._average(None, {}, jnp.int32(0), 0.0) is None
 
@@ -132,6 +135,7 @@ def test_masked_entries_and_chunks_change_no_loss(start, schedule):
   for name in ('video_loss', 'action_loss'):
     np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
+  # A state says nothing of a sample without actions.
   proprio = batch.proprio_BQX.copy()
   proprio[1] = 7.0
   assert loss(batch.replace(proprio_BQX=proprio))['loss'] == want['loss']
@@ -140,12 +144,14 @@ def test_masked_entries_and_chunks_change_no_loss(start, schedule):
 def test_steps_differ_in_noise_and_repeat_exactly(start):
   mesh, state, shardings = start
   step = train_step.make_train_step(CONFIG, mesh, shardings)
+  # The step donates its state, and the fixture's serves other tests.
   copy = lambda: jax.tree.map(jnp.copy, state)
   state_1, first = step(copy(), make_batch())
   _, again = step(copy(), make_batch())
   _, second = step(state_1, make_batch())
   assert first['loss'] == again['loss']
   assert first['loss'] != second['loss']
+  # The first of ten steps to 0.1 begins at 0.
   assert first['learning_rate'] == 0.0
   np.testing.assert_allclose(second['learning_rate'], 0.01, rtol=1e-6)
 
@@ -193,6 +199,7 @@ def official(golden_head_loss):
     clean_BFHWC=latents,
     frame_mask_BF=np.ones((B, F), bool),
     action_BAU=g['in/action'],
+    # The official loss has a flag for videos without actions; ours has the mask alone.
     action_mask_BAU=g['in/action_mask'] * g['in/has_real_action'][:, None, None],
     body=types.Body(
       proprio_BSX=g['in/state'],
@@ -237,6 +244,7 @@ def test_golden_head_loss(official, request):
   for name, want in zip(g['out/grad_names'], g['out/grad_l2'], strict=True):
     norm = np.linalg.norm(gradients.pop(str(name)))
     check('policy head, gradient norms', norm, want)
+  # Each of ours was in the file: none is left unchecked.
   assert not gradients
 
 

@@ -34,6 +34,7 @@ JOINTS = (
 def test_arrays_cannot_be_matched_by_place(joint):
   """Two arrays of one shape that change places would pass every check of shapes."""
   names = [field.name for field in dataclasses.fields(joint)]
+  # Each says by its number which field it was meant for.
   arrays = [np.full(2, i, np.float32) for i in range(len(names))]
   with pytest.raises(TypeError, match='positional argument'):
     joint(*arrays)

@@ -88,6 +88,7 @@ def test_length_speed_and_places_may_change(tmp_path):
   )
   claim(tmp_path, now)
   assert workdir_lib.load_config(tmp_path)['steps'] == 7
+  # The weight decides which samples come: another experiment.
   heavier = dataclasses.replace(there, mixture={'d': dataclasses.replace(here, weight=2.0)})
   with pytest.raises(ValueError, match='config.data.mixture.d.weight: 1.0 there, 2.0 now'):
     claim(tmp_path, changed(data=heavier))
@@ -96,6 +97,7 @@ def test_length_speed_and_places_may_change(tmp_path):
 def test_key_added_since_counts_as_its_default(tmp_path):
   claim(tmp_path, CONFIG)
   stored = json.loads((tmp_path / 'config.json').read_text())
+  # As in a workdir of an older version.
   del stored['model']['remat']
   (tmp_path / 'config.json').write_text(json.dumps(stored))
   claim(tmp_path, CONFIG)
@@ -116,6 +118,7 @@ def test_unwritable_places_are_named(tmp_path):
   with pytest.raises(ValueError, match='file cannot be written: '):
     claim(tmp_path / 'file', CONFIG)
   with pytest.raises(ValueError, match='cannot be written: '):
+    # Not even root may make a directory there.
     claim(workdir_lib.make_path('/proc/run'), CONFIG)
   with pytest.raises(ValueError, match='other than gs://. Mount it'):
     workdir_lib.make_path('s3://bucket/run')

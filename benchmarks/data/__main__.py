@@ -58,6 +58,7 @@ def main(unused_argv: list[str]) -> None:
   if _PART.value:
     contestants.serve(work.find_converted(root), _PART.value)
     return
+  # Before a dataset is made for minutes; memory is ours alone and needs no baseline.
   if not _MEMORY.value:
     work.check_tensorflow(_TENSORFLOW.value)
   work.make_dataset(root, _EPISODES.value, _STEPS.value)

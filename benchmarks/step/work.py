@@ -36,6 +36,7 @@ def make_batch(config: cfg.TrainConfig, mesh: jax.sharding.Mesh) -> types.Batch:
 
 def start(config: cfg.TrainConfig) -> tuple[train_step.TrainState, types.Batch, Callable]:
   """A state, a batch, and the compiled step."""
+  # One device: PyTorch's step has one, too.
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   batch = make_batch(config, mesh)
   frozen = train_step.fit_frozen(config.model, [batch])
@@ -83,6 +84,7 @@ def compare(config: cfg.TrainConfig) -> dict[str, float]:
     'gradient_error': error / largest,
   }
   loss_error = abs(found['wam_jax_loss'] / found['pytorch_loss'] - 1)
+  # Float32 sums in another order stay below; another model would be far above.
   if loss_error > 1e-5 or found['gradient_error'] > 1e-4:
     raise ValueError(f'benchmarks/step/pytorch.py is not the model of this config: {found}.')
   return found
@@ -115,6 +117,7 @@ def _start_ours(config: cfg.TrainConfig) -> Callable[[], None]:
   def take_step():
     nonlocal state
     state, metrics = step(state, batch)
+    # JAX returns before it has computed.
     metrics['loss'].block_until_ready()
 
   return take_step
@@ -124,6 +127,7 @@ def _start_pytorch(config: cfg.TrainConfig, threads: int, compiled: bool) -> Cal
   pytorch = _import_pytorch()
   import torch
 
+  # As many as the cores that this contestant has; the default is by the whole machine.
   torch.set_num_threads(threads)
   state, batch, _ = start(config)
   trainer = pytorch.Trainer(config, state.params, state.frozen.tokenizer, batch, compiled)

@@ -23,6 +23,7 @@ def test_abstract_arguments_are_those_of_training():
     f.name: getattr(batch, f.name).shape for f in dataclasses.fields(batch) if f.name != 'features'
   }
   assert shapes == {
+    # Frame 0 and two chunks of two camera frames, both views side by side.
     'frames_BRIJ3': (8, 5, 32, 48, 3),
     'action_BAU': (8, 16, 4),
     'action_mask_BAU': (8, 16, 4),
@@ -33,6 +34,7 @@ def test_abstract_arguments_are_those_of_training():
     'sample_B2': (8, 2),
   }
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+  # Float32, all on the one device.
   assert sharding.bytes_per_device(state.params) == 4 * count
   step = train_step.make_train_step(config, mesh, jax.tree.map(lambda x: x.sharding, state))
   out, metrics = jax.eval_shape(step, state, batch)
@@ -46,8 +48,11 @@ def test_large_models_are_given_features_and_frozen_encoders():
   config = cfg.TrainConfig(model=presets.WAN2_1_I2V_14B, batch_size=128, data=data)
   state, batch = abstract.arguments(config, mesh)
   assert batch.frames_BRIJ3 is None
+  # 352 x 640 pixels and 33 frames through a VAE of 8 x 8 x 4.
   assert batch.features.clean_BFHWC.shape == (128, 9, 44, 80, 16)
   assert batch.features.text_BPC.shape == (128, 512, 4096)
   assert batch.features.image_BIC.shape == (128, 257, 1280)
+  # Billions of parameters, float32: Wan2.1-I2V-14B and the action modules.
   assert round(sharding.bytes_per_device(state.params) / 4e9, 3) == 16.484
+  # umT5-XXL's encoder in bfloat16.
   assert 11e9 < sharding.bytes_per_device(state.frozen.text) < 12e9

@@ -29,7 +29,9 @@ def test_what_search_weighs_divides_everything():
     assert 40 % axes['tensor'] == 0
     assert 5120 % axes['fsdp'] == 0
     assert 128 % (axes['data'] * axes['fsdp'] * choice.accumulate) == 0
+  # The count is by formula, for bounds; 16.484e9 is that of the arrays (test_abstract).
   assert abs(search.count_parameters(config.model) / 16.484e9 - 1) < 0.02
+  # Recomputing takes time and saves memory: else the search would order them wrongly.
   by = {(c.remat, c.mesh, c.accumulate): c for c in found}
   for (remat, mesh, accumulate), choice in by.items():
     if remat == 'block' and ('none', mesh, accumulate) in by:

@@ -30,8 +30,10 @@ class RecordingPolicy:
 
 def test_raw_observations_in_and_raw_actions_out():
   """State and actions are half as large for the model as for the robot."""
+  # Of -2 and 2, which become -1 and 1.
   quantiles = [normalize.Quantiles(np.full(n, -2.0), np.full(n, 2.0)) for n in (4, 3)]
   robot = robot_lib.Robot(id=2, record=DISC, statistics=normalize.Statistics(*quantiles, steps=9))
+  # Wider and longer than the robot has use for, so that padding shows.
   model = cfg.ModelConfig(actions_per_chunk=10, action_dim=5, proprio_dim=6)
   policy = RecordingPolicy()
   agent = agent_lib.ModelAgent(policy, model, robot)
@@ -49,6 +51,7 @@ def test_raw_observations_in_and_raw_actions_out():
   want = [[0.5, 0, -0.5, 0.25, 0, 0], [0, 0, 0, 1, 0, 0]]
   np.testing.assert_array_equal(policy.observation.proprio_BX, want)
   np.testing.assert_array_equal(policy.observation.frames_BRIJ3, frames_BRIJ3)
+  # 0.5 of the model, twice as large for the robot, without padding.
   np.testing.assert_array_equal(actions, np.ones((2, 8, 3)))
   np.testing.assert_array_equal(imagined, 255 - frames_BRIJ3)
 
@@ -59,6 +62,7 @@ def test_latency_summary():
     'p95_ms': 29.0,
     'calls': 3,
   }
+  # An episode that ends before its first call has no percentiles.
   assert agent_lib.latency_summary([])['calls'] == 0
 
 

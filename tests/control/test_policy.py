@@ -39,6 +39,7 @@ MODEL = cfg.ModelConfig(
   text=cfg.TextConfig(vocab=16, dim=8, length=4),
 )
 JOINT = cfg.SampleConfig(steps=2)
+# One step, whose result the teacher-forced pass can give, too.
 FLASH = cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.8)
 FRAMES = np.random.default_rng(0).integers(0, 256, (B, 1 + 4 * r, 8, 4, 3)).astype(np.uint8)
 PROPRIO = np.random.default_rng(1).normal(size=(B, 5, X)).astype(np.float32)
@@ -124,6 +125,7 @@ def episode():
 def test_one_trace_through_calls_resets_and_new_anchors(episode):
   act_all(reset(key=3, prompt_BP=PROMPT_BP[::-1]), [observe(call) for call in range(4)])
   act_all(reset(key=4), [observe(0)])
+  # A second trace would stop the robot for the time of a compilation.
   assert policy(JOINT).traces == 1
 
 
@@ -151,6 +153,7 @@ def test_another_key_or_prompt_or_pose_changes_the_actions(episode):
     (reset(prompt_BP=PROMPT_BP[::-1]), observe(0)),
     (reset(), other_pose),
   ):
+    # Actions are near 1, rounding near 1e-6.
     assert np.abs(act(state, observation)[0] - episode[0][0]).max() > 1e-3
 
 
@@ -168,6 +171,7 @@ def test_observed_frames_replace_predicted_ones(episode):
   same.
   """
   others = FRAMES.copy()
+  # The frames of the chunk that was executed after the first call.
   others[:, 1 : 1 + r] = 255 - others[:, 1 : 1 + r]
   first, second = act_all(reset(), [observe(0), observe(1, others)])
   assert_same(first, episode[0])
@@ -187,6 +191,7 @@ def test_new_anchor_equals_a_fresh_episode(episode):
   state = reset()
   for call in range(Q):
     *_, state = act(state, observe(call))
+  # The same noise from here on; the history is the only difference.
   fresh = reset(key=jax.random.clone(state.key))
   again = act_all(fresh, [observe(Q), observe(Q + 1)])
   assert_same(again[0], episode[Q])
@@ -256,6 +261,7 @@ def test_guidance_moves_the_video_towards_the_prompt_and_leaves_the_actions():
   plain = dataclasses.replace(FLASH, steps=1)
   guided = dataclasses.replace(plain, guidance_scale=3.0)
   one = policy(guided)
+  # Any other prompt does: guidance is linear in the two.
   negative_BP = np.tile(PROMPT_BP[:1, ::-1], (B, 1))
   task = TASK.replace(negative_ids_BP=negative_BP)
   state = one.reset(random_params(), fitted(), task, FRAMES[:, 0], jax.random.key(0))
@@ -287,5 +293,6 @@ def test_observed_chunks_as_fresh_streams_agree_where_the_tokenizer_has_no_memor
 def test_imagined_frames_are_the_decoded_latents(episode):
   _, latents, state = act(reset(), observe(0))
   frames = policy(JOINT).imagine(fitted(), state, latents)
+  # A latent frame is r camera frames.
   assert frames.shape == (B, r, 8, 4, 3)
   np.testing.assert_allclose(frames, fitted().tokenizer.decode_more((), latents)[0], atol=1e-5)

@@ -60,9 +60,11 @@ def calls(golden_head_rollout):
     steps=c['num_inference_steps'],
     shift=c['sigma_shift'],
     guidance_scale=c['cfg_scale'],
+    # As the official sampler, which truncates what the network is told.
     integer_timesteps=True,
     evaluate_steps=tuple(i for i, run in enumerate(c['step_mask']) if run),
   )
+  # The official head feeds noise in padded dimensions.
   policy = policy_lib.Policy(model, sample, cfg.FlowConfig(mask_padded_noise=False))
   params = rows.to_params(dit.rows(model), g.below('w/'))
   frozen = StoredEncoders(
@@ -121,4 +123,5 @@ def test_golden_rollout_starts_over_where_the_official_head_does(calls):
   before = g.config['start_frames_before_call']
   assert before[0] == 0
   assert before[1:] == [s + per_chunk for s in starts[:-1]]
+  # Through all calls and new beginnings.
   assert policy.traces == 1

@@ -16,6 +16,7 @@ from tests import programs
 
 ROOT = pathlib.Path(__file__).parents[2]
 COLAB = ROOT / 'launch/colab'
+# Any new demo is tested by being there.
 DEMOS = sorted(path.stem for path in COLAB.glob('*.py') if path.stem != 'to_notebook')
 convert = runpy.run_path(str(COLAB / 'to_notebook.py'))['convert']
 
@@ -41,6 +42,7 @@ def test_cells():
     ('markdown', '# Title\n\nText.'),
     ('code', 'x = 1  # %% stays\n\n# comment'),
   ]
+  # The first version whose cells have ids, which keep diffs small.
   assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
 
 
@@ -65,6 +67,7 @@ def test_train_and_watch_runs(tmp_path):
   source = (COLAB / 'train_and_watch.py').read_text()
   script = tmp_path / 'demo.py'
   script.write_text(source.replace("\nSIZE = ''", "\nSIZE = 'smoke'"))
+  # The line is there: at full size the demo would not end in time.
   assert script.read_text() != source
   done = subprocess.run(
     [sys.executable, script],

@@ -29,9 +29,12 @@ CONFIG = cfg.ModelConfig(dim=16, mlp_dim=32, num_heads=2, num_layers=2)
 KINDS = ('chunks', 'splash')
 # Layouts with chunks of two frames, chunks in the window, state rule.
 WINDOWS = {
+  # Frame 0 is denoised too, as in the released models.
   'released': ((5, range(0, 7), 6, 3, 3), 3, 'reference'),
   'states see their chunk': ((5, range(1, 7), 5, 3, 3), 3, 'chunk'),
+  # Four chunks of which two fit, so that pairs between far ones are left out.
   'short window': ((7, range(1, 9), 3, 2, 4), 2, 'self'),
+  # 300 tokens a chunk, more than the 128 of a block.
   'frames of several blocks': ((3, range(1, 5), 150, 5, 2), 2, 'self'),
   'one chunk': ((1, range(1, 3), 7, 4, 1), 1, 'self'),
   'video alone': ((3, range(0, 5), 4, 0, 0), 2, 'self'),
@@ -160,6 +163,7 @@ def test_golden_forward_and_gradients_by_chunks(golden_dit, request):
       check('DiT by chunks: gradients', gradients[name], want, relative=parity.GRADIENTS)
 
 
+# Fewer than a block, CLIP's 257 tokens, and more than the queries; none divides by 128.
 @pytest.mark.parametrize('keys', [5, 257, 700])
 def test_attention_to_a_prompt_in_blocks(keys):
   rng = np.random.default_rng(0)
@@ -201,6 +205,7 @@ def test_arrange(order):
 
 
 def test_automatic_choice(monkeypatch):
+  # At both edges of the choice, and at the released window.
   assert [attention.choose(CONFIG, n) for n in (512, 513, 14180)] == ['dense', 'chunks', 'chunks']
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   assert [attention.choose(CONFIG, n) for n in (512, 513, 4095, 4096)] == [
@@ -250,6 +255,7 @@ def test_no_matrix_of_all_pairs():
     attention='chunks',
     text=cfg.TextConfig(dim=8),
   )
+  # Frames, then 12 x 20 cells for 44 x 80, a quarter of each; 6 x 10 tokens a frame.
   noisy = (1, 9, 12, 20, 16)
   zeros = lambda *shape: np.zeros(shape, np.float32)
   arguments = dict(
@@ -273,8 +279,10 @@ def test_no_matrix_of_all_pairs():
     lambda: dit.nn.unbox(model.init(jax.random.key(0), **arguments)['params'])
   )
   loss = lambda params: jnp.sum(model.apply({'params': params}, **arguments)[0] ** 2)
+  # 7 clean and 9 noisy frames, 96 actions and 4 states.
   tokens = 16 * 60 + 100
   shapes = [v.aval.shape for v in _variables(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)]
+  # Tokens do appear under that number: the next line looks for the right thing.
   assert any(tokens in shape for shape in shapes)
   assert not [shape for shape in shapes if sum(n > tokens // 2 for n in shape) > 1]
 
@@ -306,6 +314,7 @@ def test_kernels_compile_for_tpus(topology, monkeypatch):
   layout = layout_of(7, range(9), cells=880, actions=24, chunks=4)
   with sharding.activate(mesh, cfg.DEFAULT_RULES):
     plan = attention.make_plan(c, layout)
+    # 16 blocks of 896, a multiple of the 128 lanes of the chip, hold 14,180 tokens.
     assert plan.pattern.side == 896
     assert len(plan.order) == 14336
 

@@ -102,6 +102,7 @@ def test_condition_is_the_first_frame_before_grey(frozen):
   np.testing.assert_allclose(
     condition.latents_BFHWC[:, 0, ..., 4:], frozen.encode(FRAMES)[:, 0], atol=1e-5
   )
+  # Four channels of mask before the latents, as Wan2.1-I2V has them: 1 where a frame is given.
   np.testing.assert_array_equal(condition.latents_BFHWC[:, 0, ..., :4], 1)
   np.testing.assert_array_equal(condition.latents_BFHWC[:, 1:, ..., :4], 0)
   np.testing.assert_allclose(condition.image_BIC, frozen.image.encode(small[:, 0]), atol=1e-5)
@@ -138,6 +139,7 @@ def test_control_sees_what_training_sees(frozen):
   state = policy.reset(params(), frozen, task, FRAMES[:, 0], jax.random.key(0))
   actions, videos, imagined = [], [], []
   for q in range(Q):
+    # At the first call nothing was executed: the camera shows the same frame.
     seen = np.repeat(FRAMES[:, :1], 4, 1) if q == 0 else FRAMES[:, 1:5]
     noise = noise_video[:, q : q + 1], noise_action[:, q * A : (q + 1) * A]
     observation = types.Observation(frames_BRIJ3=seen, proprio_BX=BATCH.proprio_BQX[:, q])
@@ -150,6 +152,7 @@ def test_control_sees_what_training_sees(frozen):
   draw = train_step.Noise(
     sigma_BF=np.ones((B, 1 + Q)),
     sigma_BA=np.ones((B, Q * A)),
+    # Training's noise has frame 0, which is never denoised here.
     video_BFHWC=jnp.pad(noise_video, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0))),
     action_BAU=noise_action,
   )
@@ -196,6 +199,7 @@ def test_weights_are_known_by_their_bits():
   )
   assert set(want) == {'tokenizer'}
   assert encoders.fingerprint(frozen(jax.device_put(draw, spread))) == want
+  # The lowest bit of one number: no tolerance would see it.
   one_bit = draw.view(np.uint32) ^ (np.arange(128).reshape(16, 8) == 77).astype(np.uint32)
   for other in (
     frozen(one_bit.view(np.float32)),

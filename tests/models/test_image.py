@@ -23,6 +23,7 @@ from wam_jax.models import image
 TINY = cfg.ImageConfig(
   kind='clip', size=8, patch=4, dim=16, heads=4, layers=3, mlp_ratio=2, out_dim=6
 )
+# Neither square nor of the tower's size: it is resized.
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 10, 12, 3), np.uint8)
 
 

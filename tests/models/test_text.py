@@ -32,6 +32,7 @@ TINY = cfg.TextConfig(
   buckets=8,
   max_distance=16,
 )
+# 1 ends a prompt, 0 pads it.
 IDS_BP = np.array([[5, 9, 3, 7, 7, 2, 1, 0], [4, 8, 1, 0, 0, 0, 0, 0]], np.int32)
 
 
@@ -124,6 +125,7 @@ def test_padding_is_zero_and_changes_nothing(tiny):
   encode = jax.jit(text.UMT5.encode)
   encoded_BPD = np.asarray(encode(tiny, IDS_BP))
   np.testing.assert_array_equal(np.any(encoded_BPD != 0, -1), IDS_BP != 0)
+  # The short prompt without its padding.
   alone_BPD = encode(tiny, IDS_BP[1:, :3])
   np.testing.assert_allclose(encoded_BPD[1:, :3], alone_BPD, atol=1e-5)  # Sums in another order.
   # A mask takes the place of the default, and what it hides is not seen.
@@ -159,6 +161,7 @@ def test_bfloat16(tiny):
   )
   encode = jax.jit(text.UMT5.encode)
   got, want = encode(half, IDS_BP), encode(tiny, IDS_BP)
+  # Else the comparison below would be of float32 with itself.
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(got.astype(np.float32), want, atol=0.05 * np.abs(want).max())
 

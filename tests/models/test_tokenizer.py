@@ -89,6 +89,7 @@ def test_lost_detail_is_the_variance_of_the_dropped_components():
   order = 'B (F t) (H p) (W q) C -> (B F H W) (t p q C)'
   patches_NP = einops.rearrange(pixels(still).astype(np.float64), order, t=T, p=S, q=S)
   singular = np.linalg.svd(patches_NP - patches_NP.mean(0), compute_uv=False)
+  # From one to nearly all of the 24 numbers of a patch.
   for channels in (1, 6, 20):
     fitted = fit(channels)
     latents, stream = fitted.encode_more((), still)
@@ -98,6 +99,7 @@ def test_lost_detail_is_the_variance_of_the_dropped_components():
 
 
 def test_decoded_pixels_stay_in_range(fitted):
+  # Denoised latents may lie anywhere; pictures may not.
   decoded = fitted.decode(100 * fitted.encode(FRAMES))
   assert decoded.shape == FRAMES.shape
   np.testing.assert_array_equal([decoded.min(), decoded.max()], [-1, 1])

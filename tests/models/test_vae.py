@@ -29,6 +29,7 @@ TINY = {
   )
   for kind, c in FULL.items()
 }
+# Frame 0 and three groups of four: a stream that forgets would show in the third.
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 13, 16, 24, 3)).astype(np.uint8)
 
 
@@ -112,6 +113,7 @@ def compare(golden, request):
 def test_pieces_equal_the_whole_exactly(model):
   """However the frames come in; the first latent frame is that of the first frame alone."""
   want = encoded(model.config.kind)
+  # A group at a time, uneven pieces, all at once.
   for ends in ((5, 9, 13), (9, 13), (13,)):
     latents, stream = model.encode_start(FRAMES[:, :1])
     parts, start = [latents], 1
@@ -155,6 +157,7 @@ def test_streams_are_compiled_once(model):
 
 def test_later_frames_do_not_change_earlier_latents(model):
   want = encoded(model.config.kind)
+  # Frame 0, and both ends of the groups after it.
   for frame in (0, 1, 4, 5, 12):
     changed = FRAMES.copy()
     changed[:, frame] = 255 - changed[:, frame]
@@ -173,6 +176,7 @@ def test_later_latents_do_not_change_earlier_frames(model):
     changed[:, k] += 1
     differs = np.any(np.asarray(model.decode_unclamped(changed)) != want, axis=(0, 2, 3, 4))
     first = 1 + 4 * (k - 1) if k else 0
+    # Later frames may change: the decoder is causal, and remembers.
     assert not differs[:first].any()
     assert differs[first : 1 + 4 * k].all()
 
@@ -194,6 +198,7 @@ def test_bytes_and_floats_are_the_same_frames(model):
 
 
 def test_decoded_frames_are_clamped(model):
+  # Larger than those of any picture, so that there is something to clamp.
   latents = 10 * encoded(model.config.kind)
   free = np.asarray(model.decode_unclamped(latents))
   assert np.abs(free).max() > 1
@@ -265,6 +270,7 @@ def test_wrong_configs_raise(model):
     initialise(temporal_down=(True,))
   with pytest.raises(ValueError, match='cannot share 4 numbers equally among 8 channels'):
     initialise(multipliers=(1, 2), temporal_down=(True,))
+  # The released statistics are found by the number of channels.
   nameless = model.replace(config=dataclasses.replace(model.config, channels=6))
   with pytest.raises(
     ValueError, match='No mean .* were released for channels=6, only for .16, 48.; give mean_std'

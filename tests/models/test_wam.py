@@ -23,6 +23,7 @@ from wam_jax import types
 from wam_jax.models import attention
 from wam_jax.models import wam
 
+# Rows and columns differ, and so do frames and actions of a chunk: a mix-up changes a shape.
 B, Q, F, A, H, W, C, U, X = 3, 3, 2, 3, 4, 2, 3, 3, 4
 CONFIG = cfg.ModelConfig(
   dim=16,
@@ -43,6 +44,7 @@ CONFIG = cfg.ModelConfig(
 )
 CHUNK_STATE = dataclasses.replace(CONFIG, state_rule='chunk')
 BFLOAT16 = dataclasses.replace(CONFIG, dtype='bfloat16')
+# Not 0, 1, 2: weights must be chosen by the robot, not by the place in the batch.
 EMBODIMENT_B = np.int32([0, 2, 1])
 VALID_BA = np.bool_([[1, 1, 1] * Q, [1, 1, 0] * Q, [0, 0, 0] * Q])
 
@@ -170,6 +172,7 @@ def test_cached_chunks_equal_teacher_forcing(config):
   for got, want in zip(cached(config), forward(config)):
     # Float32, sums in another order; outputs are near 1.
     np.testing.assert_allclose(got, want, atol=1e-5)
+    # Two outputs of zero would agree, too.
     assert np.std(want) > 0.1
 
 
@@ -247,6 +250,7 @@ def test_chunks_see_the_clean_past_and_their_own_inputs_only():
     later = list(range(c + 1, Q + 1))
     changed = chunks_changed(clean_BFHWC=moved('clean_BFHWC', 0, frames_of_chunk(c)))
     assert changed == [later, later], f'clean chunk {c}'
+  # What is noisy of a chunk reaches that chunk alone.
   for name in ('video_BFHWC', 'sigma_video_BF', 'action_BAU', 'sigma_action_BA', 'proprio_BSX'):
     n = LENGTHS[name]
     for c in range(1, Q + 1):
@@ -277,6 +281,7 @@ def test_video_only_samples_ignore_actions_and_states(name):
   video, _ = forward()
   after = forward(**{name: moved(name, sample=2)})[0]
   np.testing.assert_array_equal(after, video)
+  # The same change where actions are valid does reach the video.
   with_actions = forward(**{name: moved(name, sample=0)})[0]
   assert np.any(with_actions[0] != video[0])
   np.testing.assert_array_equal(with_actions[1:], video[1:])
@@ -339,6 +344,7 @@ def test_without_clean_video_chunks_see_their_noisy_past():
   """Noise in chunk c reaches the velocities of chunk c and of later ones; chunk 0 is frame 0."""
   inputs = dict(
     clean_BFHWC=None,
+    # Frame 0 is noisy as well: one frame more than elsewhere.
     video_BFHWC=INPUTS['clean_BFHWC'],
     sigma_video_BF=np.full((B, 1 + Q * F), 0.5),
   )
@@ -364,6 +370,7 @@ def test_full_cache_drops_the_oldest_frames():
     video_BFHWC=INPUTS['video_BFHWC'][:, :F], sigma_video_BF=INPUTS['sigma_video_BF'][:, :F]
   )
   outputs = []
+  # A cache that wraps around, and one in which every frame has a slot.
   for frames in (config.window_frames, 1 + Q * F):
     cache = make_cache(config, frames)
     for c in range(Q + 1):

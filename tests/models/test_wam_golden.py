@@ -49,6 +49,7 @@ class Case:
       action_hidden=g['hidden_size'],
       frames_per_chunk=g['num_frame_per_block'],
       actions_per_chunk=g['num_action_per_block'],
+      # The reference's rules, not our defaults (docs/differences.md).
       predict_first_frame=True,
       state_rule='reference',
       eps=g['eps'],
@@ -72,6 +73,7 @@ class Case:
       clean_BFHWC=self.clean,
       noisy=types.Noisy(
         video_BFHWC=video(golden['in/noisy_latents']),
+        # The reference counts levels from 0 to 1000.
         sigma_video_BF=golden['in/timestep'] / 1000,
         action_BAU=golden['in/noisy_action'],
         sigma_action_BA=golden['in/timestep_action'] / 1000,
@@ -309,6 +311,7 @@ def test_golden_cached_chunks(golden_dit, case, request):
   # The reference keeps the newest frames in order; ours lie in slots modulo the window.
   newest = np.arange(max(0, start - window), start)
   slots = np.ravel(newest[:, None] % window * tokens + np.arange(tokens))
+  # Ours have heads before tokens, theirs tokens before heads.
   kv = np.stack([cache.k, cache.v], 1)[..., slots, :]
   check('keys and values', np.moveaxis(kv, 3, 4), 'kv_before_last_chunk')
 
