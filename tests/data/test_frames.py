@@ -66,12 +66,11 @@ def open_noisy(path) -> sources.Episodes:
 
 
 def test_positions_skip_block_headers():
-  assert [frames._in_file(n) for n in (0, 65511, 65512, 2 * 65512)] == [
-    24,
-    65535,
-    65536 + 24,
-    2 * 65536 + 24,
-  ]
+  # Riegeli, under ArrayRecord, begins every block of 65536 bytes with a header of 24.
+  assert frames._in_file(0) == 24
+  assert frames._in_file(65511) == 65535
+  assert frames._in_file(65512) == 65536 + 24
+  assert frames._in_file(2 * 65512) == 2 * 65536 + 24
 
 
 def test_an_indexed_episode_equals_the_whole_one(noisy_paths):
@@ -108,15 +107,20 @@ def test_a_window_costs_its_own_images(noisy_paths, monkeypatch):
   for view in CLOCK.views:
     for step in (3, 7, 11):
       episode.decode(view.key, step)
+  # Two views at three steps; asking for the size of an image reads it once more.
   images = sum(len(episode.encoded[view.key][step]) for view in CLOCK.views for step in (3, 7, 11))
-  read = read[:7]  # The episode without images, and six images.
-  assert read[0] < 6000
-  assert images <= sum(read[1:]) < images + 6 * 24 + 1
-  assert episode.nbytes < 3000  # What a cache holds of it.
+  # The episode without images, and six images, each of which may span a block header.
+  first, *six = read[:7]
+  assert first < 6000
+  assert images <= sum(six) < images + 6 * 24 + 1
+  # What a cache holds of it, in bytes.
+  assert episode.nbytes < 3000
 
 
 def test_threads_read_at_once(noisy_paths):
-  episode, want = open_noisy(noisy_paths[1])[1], open_noisy(noisy_paths[0])[1].encoded['wrist']
+  written, indexed = map(open_noisy, noisy_paths)
+  want = written[1].encoded['wrist']
+  episode = indexed[1]
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     assert list(pool.map(lambda i: episode.encoded['wrist'][i % 20], range(400))) == want * 20
 
@@ -126,6 +130,7 @@ def test_a_changed_byte_is_found(changed):
   position, size, _ = episode.encoded['top'].table_T3[4]
   shard = next(changed.glob('*train.*record-*'))
   content = bytearray(shard.read_bytes())
+  # One bit in the middle of the image: the checksum tells, before anything is decoded.
   content[frames._in_file(int(position + size // 2))] ^= 1
   shard.write_bytes(content)
   frames._open.cache_clear()
@@ -168,6 +173,7 @@ def test_records_that_were_not_written_are_found(noisy_paths, tmp_path):
   shard = str(next(pathlib.Path(noisy_paths[1]).glob('*train.*record-*')))
   entry = json.loads((pathlib.Path(noisy_paths[1]) / frames.FOLDER / frames.INDEX).read_text())
   assert [*entry] == [pathlib.Path(shard).name]
+  # All that was written is read again, for that is how a full disk is found.
   with pytest.raises(ValueError, match='holds 2 records after writing 3; is the disk full'):
     frames.index_shard(shard, [0, 0, 0], [], str(tmp_path / 'lean'))
   with pytest.raises(ValueError, match='Record 0 of .* is not what was written'):
@@ -175,6 +181,7 @@ def test_records_that_were_not_written_are_found(noisy_paths, tmp_path):
 
 
 def test_fingerprints_of_shards_of_one_size_differ(noisy_paths, tmp_path):
+  # The same episodes the other way round: names and sizes of the shards are the same.
   other = pathlib.Path(
     convert.convert(write_noisy(tmp_path / 'other', lengths=(20, 12)), tmp_path / 'converted')
   )

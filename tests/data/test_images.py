@@ -38,16 +38,18 @@ def test_painted_quadrants_land_in_their_rectangles():
     composite=(32, 32),
   )
   views = {
-    'a': paint_quadrants(8, 16, colours),  # Enlarged.
-    'b': paint_quadrants(16, 16, colours),  # As it is.
-    'c': paint_quadrants(64, 64, colours[::-1]),  # Shrunk, and narrowed.
+    # Enlarged; as it is; shrunk, and narrowed.
+    'a': paint_quadrants(8, 16, colours),
+    'b': paint_quadrants(16, 16, colours),
+    'c': paint_quadrants(64, 64, colours[::-1]),
   }
   got = images.compose(record, views)
   for (row, column), colour in zip([(3, 3), (3, 28), (12, 3), (12, 28)], colours):
     np.testing.assert_array_equal(got[row, column], colour)
   np.testing.assert_array_equal(got[16:, :16], views['b'])
   np.testing.assert_array_equal(got[16:, 16:24], paint_quadrants(16, 8, colours[::-1]))
-  np.testing.assert_array_equal(got[16:, 24:], 0)  # No view there.
+  # No view there.
+  np.testing.assert_array_equal(got[16:, 24:], 0)
 
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
@@ -63,14 +65,22 @@ def test_droid_layout(name, rows):
   """Spec 5.7: the wrist fills the top row, exterior 1 lies bottom left, exterior 2 bottom right."""
   painted = [paint_quadrants(180, 320, COLOURS[i:] + COLOURS[:i]) for i in range(3)]
   got = place(embodiments.get(name), painted)
-  for (row, column, width), colours in zip(
-    [(rows, 0, 320), (rows, 320, 320), (0, 0, 640)], [COLOURS[i:] + COLOURS[:i] for i in range(3)]
-  ):
+  # Row, column and width of each view; all are `rows` high.
+  rectangles = [
+    (rows, 0, 320),
+    (rows, 320, 320),
+    (0, 0, 640),
+  ]
+  for shift, (row, column, width) in enumerate(rectangles):
+    colours = COLOURS[shift:] + COLOURS[:shift]
     for i, colour in enumerate(colours):
-      corner = got[row + (i // 2) * rows * 3 // 4 :, column + (i % 2) * width * 3 // 4 :][
-        : rows // 4, : width // 4
-      ]
+      # Of each quadrant the quarter in its corner, where no neighbour is blended in.
+      top = row + (i // 2) * rows * 3 // 4
+      left = column + (i % 2) * width * 3 // 4
+      corner = got[top : top + rows // 4, left : left + width // 4]
       np.testing.assert_array_equal(corner, np.broadcast_to(colour, corner.shape))
+
+  # The wrist's picture is resized to half the width, and every column shown twice.
   noise = np.random.default_rng(0).integers(0, 256, (180, 320, 3), np.uint8)
   wrist = place(embodiments.get(name), [noise] * 3)[:rows]
   np.testing.assert_array_equal(wrist[:, ::2], wrist[:, 1::2])
@@ -80,11 +90,12 @@ def test_droid_layout(name, rows):
 @pytest.mark.parametrize('name', ['agibot', 'agibot_reference', 'yam'])
 def test_quadrant_layout(name):
   """Spec 5.7: view 0 top left, view 1 bottom left, view 2 top right, the rest black."""
-  got = place(
-    embodiments.get(name), [np.full((480, 640, 3), colour, np.uint8) for colour in COLOURS[:3]]
-  )
+  painted = [np.full((480, 640, 3), colour, np.uint8) for colour in COLOURS[:3]]
+  got = place(embodiments.get(name), painted)
   want = np.zeros((352, 640, 3), np.uint8)
-  want[:176, :320], want[176:, :320], want[:176, 320:] = COLOURS[:3]
+  want[:176, :320] = COLOURS[0]
+  want[176:, :320] = COLOURS[1]
+  want[:176, 320:] = COLOURS[2]
   np.testing.assert_array_equal(got, want)
 
 
@@ -98,8 +109,10 @@ def test_libero_shows_the_same_world_from_files_and_from_the_simulator():
   want = np.concatenate([paint_quadrants(352, 320, COLOURS)] * 2, axis=1)
   for name, image in (('libero', stored), ('libero_simulator', simulated)):
     got = place(embodiments.get(name), [image, image])
+    # Away from the borders of quadrants, which resizing blends.
     for rows, columns in ((slice(0, 150), slice(0, 130)), (slice(200, 352), slice(500, 640))):
       np.testing.assert_array_equal(got[rows, columns], want[rows, columns])
+
   image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
   np.testing.assert_array_equal(images.flip(image, 'both'), image[::-1, ::-1])
   np.testing.assert_array_equal(images.flip(image, ''), image)
@@ -115,10 +128,13 @@ def test_a_single_view_fills_the_composite(name):
 @pytest.mark.parametrize(
   'old, new',
   [
-    ((171, 304), (176, 320)),  # DROID's crop.
+    # DROID's crop, and its whole picture at the size of the smaller model.
+    ((171, 304), (176, 320)),
     ((180, 320), (160, 320)),
+    # Cameras of 480 x 640, cropped; of LIBERO.
     ((456, 608), (176, 320)),
     ((256, 256), (352, 320)),
+    # Shrunk one way and enlarged the other, by no simple ratio.
     ((40, 50), (17, 64)),
   ],
 )
@@ -127,7 +143,8 @@ def test_bilinear_is_antialiased_and_rounds_down(old, new):
   want = jax.image.resize(image.astype(np.float32), (*new, 3), 'bilinear', antialias=True)
   got = images.resize(image, *new, 'bilinear')
   difference = np.asarray(want) - got
-  # Down from a hundredth higher; float32 rounding is 0.002.
+  # Cut off, not rounded: the difference is from 0 to 1, half a level on average. A value a
+  # hundredth below the next level may still reach it; float32 rounding is 0.002.
   assert difference.min() > -0.015
   assert difference.max() < 1
   assert difference.mean() > 0.4
@@ -166,9 +183,8 @@ def test_view_errors():
 
 def test_augmentation_without_change_is_the_centre_crop():
   image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-  np.testing.assert_array_equal(
-    images.CENTER_CROP.crop(image), image[1:39, 2:59]
-  )  # 38 x 57 of 40 x 60.
+  # 0.95 of 40 x 60 are 38 x 57.
+  np.testing.assert_array_equal(images.CENTER_CROP.crop(image), image[1:39, 2:59])
   np.testing.assert_array_equal(images.CENTER_CROP.jitter(image), image)
 
 
@@ -178,10 +194,10 @@ def test_centre_crop_of_droid_and_who_uses_it():
   np.testing.assert_array_equal(images.CENTER_CROP.crop(image), image[4:175, 8:312])
   record = embodiments.get('droid')
   views = {v.key: image for v in record.views}
-  cropped, whole = (robot_lib.Robot(0, record, None, crop).compose(views) for crop in (True, False))
-  np.testing.assert_array_equal(
-    cropped[176:, :320], images.resize(image[4:175, 8:312], 176, 320, 'bilinear')
-  )
+  cropped = robot_lib.Robot(0, record, None, center_crop=True).compose(views)
+  whole = robot_lib.Robot(0, record, None, center_crop=False).compose(views)
+  want = images.resize(image[4:175, 8:312], 176, 320, 'bilinear')
+  np.testing.assert_array_equal(cropped[176:, :320], want)
   np.testing.assert_array_equal(cropped, images.compose(record, views, images.CENTER_CROP))
   np.testing.assert_array_equal(whole, images.compose(record, views))
   assert (cropped != whole).mean() > 0.9
@@ -191,39 +207,46 @@ def test_jitter_is_the_four_changes_in_order():
   """Against each change on its own, where nothing is clipped."""
   image = np.random.default_rng(0).integers(90, 140, (8, 8, 3), np.uint8)
   a = images.Augmentation(brightness=1.1, contrast=0.8, saturation=1.2, hue=0.05)
+  # Brightness scales; contrast pulls towards the mean grey, saturation away from each pixel's grey.
   x = 1.1 * image
   x = 0.8 * x + 0.2 * (x @ images.GRAY).mean()
   x = 1.2 * x - 0.2 * (x @ images.GRAY)[..., None]
   only_hue = dataclasses.replace(images.CENTER_CROP, hue=0.05)
   want = only_hue.jitter(np.rint(x).astype(np.uint8))
-  np.testing.assert_allclose(
-    a.jitter(image).astype(int), want, atol=2
-  )  # `want` is rounded once more.
-  np.testing.assert_allclose(
-    want.mean(-1), x.mean(-1), atol=1
-  )  # Turning the hue keeps how light a pixel is.
+  # `want` is rounded once more.
+  np.testing.assert_allclose(a.jitter(image).astype(int), want, atol=2)
+  # Turning the hue keeps how light a pixel is.
+  np.testing.assert_allclose(want.mean(-1), x.mean(-1), atol=1)
 
 
 def test_jitter_by_hand():
   image = np.full((4, 4, 3), (100, 50, 200), np.uint8)
+  # A level of rounding to uint8 everywhere.
   darker = images.Augmentation(brightness=0.5).jitter(image)
-  np.testing.assert_allclose(darker[0, 0], (50, 25, 100), atol=1)  # uint8 rounding.
+  np.testing.assert_allclose(darker[0, 0], (50, 25, 100), atol=1)
+
+  # The weights of ITU-R BT.601.
+  luminance = 0.299 * 100 + 0.587 * 50 + 0.114 * 200
   gray = images.Augmentation(saturation=0.0).jitter(image)
-  np.testing.assert_allclose(gray[0, 0], [0.299 * 100 + 0.587 * 50 + 0.114 * 200] * 3, atol=1)
+  np.testing.assert_allclose(gray[0, 0], [luminance] * 3, atol=1)
+
   halves = paint_quadrants(4, 4, [(0,) * 3, (0,) * 3, (200,) * 3, (200,) * 3])
   flat = images.Augmentation(contrast=0.0).jitter(halves)
   np.testing.assert_allclose(flat, 100, atol=1)
-  turned = images.Augmentation(hue=1 / 3).jitter(np.full((4, 4, 3), (200, 0, 0), np.uint8))
-  np.testing.assert_allclose(turned[0, 0], (0, 200, 0), atol=2)  # A third of a turn: red to green.
+
+  # A third of a turn: red to green.
+  red = np.full((4, 4, 3), (200, 0, 0), np.uint8)
+  turned = images.Augmentation(hue=1 / 3).jitter(red)
+  np.testing.assert_allclose(turned[0, 0], (0, 200, 0), atol=2)
 
 
 def test_one_augmentation_for_all_views_and_reproducible():
-  a = images.sample_augmentation(np.random.default_rng(3))
-  assert (
-    a
-    == images.sample_augmentation(np.random.default_rng(3))
-    != images.sample_augmentation(np.random.default_rng(4))
-  )
+  draw = lambda seed: images.sample_augmentation(np.random.default_rng(seed))
+  a = draw(3)
+  assert a == draw(3)
+  assert draw(3) != draw(4)
+
+  # Two cameras that see the same must still see the same.
   image = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8), (16, 16))
   record = dataclasses.replace(
     synthetic.VIDEO,

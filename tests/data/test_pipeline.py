@@ -79,21 +79,27 @@ def test_frames_states_and_actions_tell_the_same_time(clock_path):
   clock_BR = batch.frames_BRIJ3[:, :, 0, 0, 1].astype(int)
   episode_BR = batch.frames_BRIJ3[:, :, 0, 0, 0].astype(int)
   assert (episode_BR == episode_BR[:, :1]).all()
-  start_B, last_B = clock_BR[:, 0], 12 + 3 * episode_BR[:, 0] - 1  # Episode e has 12 + 3 e steps.
-  np.testing.assert_array_equal(
-    clock_BR, np.minimum(start_B[:, None] + 4 * np.arange(5), last_B[:, None])
-  )
+  start_B = clock_BR[:, 0]
+  # Episode e has 12 + 3 e steps.
+  last_B = 12 + 3 * episode_BR[:, 0] - 1
+  # A camera frame every 4 steps; a window that ends early repeats its last.
+  want_BR = np.minimum(start_B[:, None] + 4 * np.arange(5), last_B[:, None])
+  np.testing.assert_array_equal(clock_BR, want_BR)
   np.testing.assert_array_equal(batch.chunk_mask_BQ, start_B[:, None] + (8, 16) <= last_B[:, None])
   assert batch.chunk_mask_BQ[:, 0].all()
   assert 0 < batch.chunk_mask_BQ[:, 1].sum() < len(start_B)
+
   # Normalized values beyond the 1% and 99% quantiles are clipped: compare where they are not.
   proprio_BQX, action_BQAU = raw_values(config, batch)
   want_BQ = np.minimum(start_B[:, None] + (0, 8), last_B[:, None])
   inside_BQ = np.abs(batch.proprio_BQX[..., 0]) < 1
   np.testing.assert_allclose(proprio_BQX[..., 0][inside_BQ], want_BQ[inside_BQ], atol=1e-4)
+
+  # The action of step t is (t, t + 0.5).
   want_BQA = start_B[:, None, None] + np.reshape([0, 8], (2, 1)) + np.arange(8)
   real_BQA = batch.action_mask_BAU.reshape(-1, 2, 8, 3)[..., 0]
-  inside_BQA = real_BQA & (np.abs(batch.action_BAU.reshape(-1, 2, 8, 3)[..., 0]) < 1)
+  first_BQA = batch.action_BAU.reshape(-1, 2, 8, 3)[..., 0]
+  inside_BQA = real_BQA & (np.abs(first_BQA) < 1)
   assert inside_BQA.sum() > 0.9 * real_BQA.sum()
   np.testing.assert_allclose(action_BQAU[..., 0][inside_BQA], want_BQA[inside_BQA], atol=1e-4)
   np.testing.assert_allclose(action_BQAU[..., 1][inside_BQA], want_BQA[inside_BQA] + 0.5, atol=1e-4)
@@ -102,21 +108,21 @@ def test_frames_states_and_actions_tell_the_same_time(clock_path):
 def test_both_views_are_in_place_and_the_prompt_is_the_episodes(clock_path):
   config = make_clock(clock_path)
   (batch,) = take(config, 1)
+  # Blue tells the view: 7 of `top`, 77 of `wrist`; red tells the episode.
   assert (batch.frames_BRIJ3[:, :, :, :16, 2] == 7).all()
   assert (batch.frames_BRIJ3[:, :, :, 16:, 2] == 77).all()
   for frames, ids in zip(batch.frames_BRIJ3, batch.prompt_ids_BP):
-    np.testing.assert_array_equal(
-      ids, prompts.hash_words(f'task {frames[0, 0, 0, 0] % 3}', 16, 2048)
-    )
+    episode = frames[0, 0, 0, 0]
+    want = prompts.hash_words(f'task {episode % 3}', 16, 2048)
+    np.testing.assert_array_equal(ids, want)
 
 
 def test_masked_actions_and_padded_dimensions_are_zero(clock_path):
   batch = join(take(make_clock(clock_path), 4))
   mask_BQAU = batch.action_mask_BAU.reshape(-1, 2, 8, 3)
-  np.testing.assert_array_equal(
-    mask_BQAU[..., :2],
-    np.broadcast_to(batch.chunk_mask_BQ[..., None, None], (*mask_BQAU.shape[:-1], 2)),
-  )
+  # The robot has 2 action and 3 state dimensions, the model one more of either.
+  real_BQAU = np.broadcast_to(batch.chunk_mask_BQ[..., None, None], (*mask_BQAU.shape[:-1], 2))
+  np.testing.assert_array_equal(mask_BQAU[..., :2], real_BQAU)
   assert not mask_BQAU[..., 2].any()
   assert not batch.action_BAU[~batch.action_mask_BAU].any()
   assert not batch.proprio_BQX[..., 3].any()
@@ -126,9 +132,8 @@ def test_slower_robot_fills_the_first_rows_of_each_chunk(clock_path):
   batch = join(take(synthetic.make_config({'slow': (clock_path, 'clock_slow', 1.0)}), 4))
   clock_BR = batch.frames_BRIJ3[:, :, 0, 0, 1].astype(int)
   both_B = batch.chunk_mask_BQ.all(1)
-  np.testing.assert_array_equal(
-    clock_BR[both_B], clock_BR[both_B, :1] + 2 * np.arange(5)
-  )  # Stride 2, S 4.
+  # At half the control rate a frame is 2 steps from the next, and a chunk has 4 steps for 8 rows.
+  np.testing.assert_array_equal(clock_BR[both_B], clock_BR[both_B, :1] + 2 * np.arange(5))
   mask_QA = batch.action_mask_BAU[both_B][0].reshape(2, 8, 3)[..., 0]
   np.testing.assert_array_equal(mask_QA, [[True] * 4 + [False] * 4] * 2)
 
@@ -157,7 +162,8 @@ def test_video_only_robot_has_no_action(clock_path):
 
 
 def test_one_epoch_holds_every_sample_once_in_another_order_each_time(tmp_path):
-  config = make_clock(synthetic.make_dataset(tmp_path, [16, 24]))  # 8 + 16 samples: three batches.
+  # 8 + 16 samples are three batches.
+  config = make_clock(synthetic.make_dataset(tmp_path, [16, 24]))
   batches = take(config, 6)
   epochs = [join(part).sample_B2[:, 1].tolist() for part in (batches[:3], batches[3:])]
   assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
@@ -180,21 +186,20 @@ def assert_same(a, b):
 
 def test_same_seed_same_batches_whatever_the_threads(clock_path):
   first = take(make_clock(clock_path, augment=True), 3)
-  assert_same(
-    first, take(make_clock(clock_path, augment=True, threads=1, prefetch=1, cache_gib=0.0), 3)
-  )
+  slow = make_clock(clock_path, augment=True, threads=1, prefetch=1, cache_gib=0.0)
+  assert_same(first, take(slow, 3))
   other = take(make_clock(clock_path, augment=True, seed=1), 3)
   assert (join(first).sample_B2 != join(other).sample_B2).any()
 
 
 def test_hosts_share_the_batch_of_one_host(clock_path):
   config = make_clock(clock_path, augment=True)
-  whole, hosts = take(config, 3), [take(config, 3, host, 2) for host in range(2)]
+  whole = take(config, 3)
+  hosts = [take(config, 3, host, 2) for host in range(2)]
   for t in range(3):
-    assert len(hosts[0][t].sample_B2) == 4
-    assert_same(
-      whole[t], jax.tree.map(lambda a, b: np.concatenate([a, b]), hosts[0][t], hosts[1][t])
-    )
+    halves = [batches[t] for batches in hosts]
+    assert len(halves[0].sample_B2) == 4
+    assert_same(whole[t], join(halves))
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -204,6 +209,7 @@ def test_resumed_equals_straight(clock_path, workers):
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
   with contextlib.closing(open_batches(config)) as iterator:
     before = [next(iterator) for _ in range(3)]
+    # A checkpoint keeps it as JSON.
     state = json.loads(json.dumps(iterator.get_state()))
   with contextlib.closing(open_batches(config)) as iterator:
     iterator.set_state(state)
@@ -226,9 +232,8 @@ def test_a_run_goes_on_with_another_number_of_hosts(clock_path, before, after):
       iterator.set_state(states[0])
       rest.append(list(itertools.islice(iterator, 2)))
   for t in range(2):
-    assert_same(
-      straight[t], jax.tree.map(lambda *x: np.concatenate(x), *(batches[t] for batches in rest))
-    )
+    parts = [batches[t] for batches in rest]
+    assert_same(straight[t], join(parts))
 
 
 def test_a_state_can_be_set_again_and_again(clock_path):
@@ -261,12 +266,13 @@ def test_only_the_frames_of_a_sample_are_decoded_each_once(clock_path, monkeypat
   batches = open_batches(config)
   seen = count_decodes(monkeypatch)
   frames_BRIJ3 = batches.read(0).frames_BRIJ3
-  steps = (
-    sum(len(set(clock_R.tolist())) for clock_R in frames_BRIJ3[:, :, 0, 0, 1])
-    if not augment
-    else len(seen) // 2
-  )
-  assert len(seen) == 2 * steps  # Two views.
+  if augment:
+    # Jitter changes the clock in the pixels.
+    steps = len(seen) // 2
+  else:
+    steps = sum(len(set(clock_R.tolist())) for clock_R in frames_BRIJ3[:, :, 0, 0, 1])
+  # Two views each.
+  assert len(seen) == 2 * steps
   # Some windows end before five frames.
   assert 8 * 3 <= steps <= 8 * 5
   assert augment or steps < 8 * 5
@@ -302,7 +308,8 @@ def test_memory_stays_flat(clock_path):
       next(iterator)
       if done % 2000 == 1999:
         held.append(process.memory_info().rss / 2**20)
-  assert max(held) - held[0] < 8, held  # MiB; a batch kept would be 60.
+  # MiB; were every batch kept, it would be 60.
+  assert max(held) - held[0] < 8, held
 
 
 def test_augmentation_changes_pixels_but_not_the_rest(clock_path):
@@ -334,9 +341,11 @@ def test_instructions_are_drawn_in_training_and_the_first_in_evaluation(tmp_path
   )
   monkeypatch.setitem(embodiments.EMBODIMENTS, 'clock', record)
   first = prompts.hash_words('first', 16, 2048)
-  is_first_B = (join(take(make_clock(path), 8)).prompt_ids_BP == first).all(1)
-  assert 0.3 < is_first_B.mean() < 0.7  # Never the empty one.
-  assert (join(take(make_clock(path), 8)).prompt_ids_BP != 0).any(1).all()
+  ids_BP = join(take(make_clock(path), 8)).prompt_ids_BP
+  is_first_B = (ids_BP == first).all(1)
+  # One of two, for the third is empty; 64 draws.
+  assert 0.3 < is_first_B.mean() < 0.7
+  assert (ids_BP != 0).any(1).all()
   assert (join(take_held_out(make_clock(path), 3)).prompt_ids_BP == first).all()
 
 
@@ -345,10 +354,9 @@ def test_eval_batches_are_fixed_and_from_their_split(clock_path):
   batches = take_held_out(config, 2)
   other = dataclasses.replace(config, data=dataclasses.replace(config.data, seed=9))
   assert_same(batches, take_held_out(other, 2))
-  assert set(join(batches).frames_BRIJ3[:, 0, 0, 0, 0].tolist()) == {
-    0,
-    1,
-  }  # `val` holds two episodes.
+  # `val` holds two episodes.
+  episodes_B = join(batches).frames_BRIJ3[:, 0, 0, 0, 0]
+  assert set(episodes_B.tolist()) == {0, 1}
 
 
 def test_metadata_needs_no_dataset(clock_path):
@@ -366,6 +374,7 @@ def test_several_datasets_of_one_robot_share_the_widest_statistics(tmp_path):
   paths = [synthetic.make_dataset(tmp_path / str(n), [n, n]) for n in (12, 30)]
   config = synthetic.make_config({'a': (paths[0], 'clock', 1.0), 'b': (paths[1], 'clock', 1.0)})
   stats = robot_lib.from_metadata(pipeline.Data.open(config).metadata)['clock'].statistics
+  # 2 x 12 and 2 x 30 steps, of which the longer ones reach the action 29.
   assert stats.steps == 84
   assert stats.action.q99[0] > 28
 

@@ -46,6 +46,7 @@ def test_act_adds_the_reference_back():
   relative = normalize.subtract_reference(RELATIVE, raw_QSU, proprio[None])
   np.testing.assert_allclose(relative[0], raw_QSU[0] - (0.5, 0), atol=1e-6)
   robot = make_robot(RELATIVE, Q, normalize.Quantiles(np.float32([-3, -3]), np.float32([3, 3])))
+  # As a model gives them: more rows than the robot's chunk of 8, more columns than its 2.
   padded_AU = np.zeros((10, 4), np.float32)
   padded_AU[:8] = robot.normalize_action(relative[0], 4)
   np.testing.assert_allclose(robot.act(padded_AU, proprio), raw_QSU[0], atol=1e-5)
@@ -68,19 +69,25 @@ def test_actions_come_back_in_the_units_of_the_robot():
   ones = np.ones(7, np.float32)
   state = normalize.Quantiles(np.zeros(8, np.float32), np.ones(8, np.float32))
   robot = make_robot(libero, state, normalize.Quantiles(-ones, ones))
+  # Open, then half closed.
   given_AU = np.zeros((32, 7), np.float32)
-  given_AU[:16, 6] = 1  # Open, then half closed.
+  given_AU[:16, 6] = 1
   got = robot.act(given_AU, np.zeros(8, np.float32))
   np.testing.assert_array_equal(got[:, 6], [-1] * 16 + [1] * 16)
   np.testing.assert_array_equal(got[:, :6], 0)
 
 
 def make_statistics(record):
-  draw = np.random.default_rng(0).uniform
-  part = lambda width: normalize.Quantiles(
-    *draw(-3, 3, (6, width)).astype(np.float32), norms=('q99',) * width
-  )
-  return normalize.Statistics(part(record.proprio_dim), part(record.action_dim), 3)
+  # Random numbers, of no order: they are kept, not used.
+  rng = np.random.default_rng(0)
+
+  def draw(width):
+    arrays = rng.uniform(-3, 3, (6, width)).astype(np.float32)
+    return normalize.Quantiles(*arrays, norms=('q99',) * width)
+
+  state = draw(record.proprio_dim)
+  action = draw(record.action_dim)
+  return normalize.Statistics(state, action, 3)
 
 
 def test_metadata_survives_json():
@@ -88,13 +95,15 @@ def test_metadata_survives_json():
     robot_lib.Robot(0, RELATIVE, make_statistics(RELATIVE), center_crop=True),
     robot_lib.Robot(1, CLOCK, None),
   ]
-  back = robot_lib.from_metadata(json.loads(json.dumps(robot_lib.to_metadata(robots))))
+  stored = json.dumps(robot_lib.to_metadata(robots))
+  back = robot_lib.from_metadata(json.loads(stored))
   assert back['clock'] == robots[1]
   assert back['clock_relative'].record == RELATIVE
   assert back['clock_relative'].center_crop
   assert not back['clock'].center_crop
   for part in ('state', 'action'):
-    got, want = (getattr(e.statistics, part) for e in (back['clock_relative'], robots[0]))
+    got = getattr(back['clock_relative'].statistics, part)
+    want = getattr(robots[0].statistics, part)
     for key in normalize.ARRAYS:
       np.testing.assert_array_equal(getattr(got, key), getattr(want, key))
     assert got.norms == want.norms
@@ -136,12 +145,14 @@ def test_unit_changes_come_before_the_reference_is_subtracted():
     state=(record_lib.Slice('proprio', 0, 1, 's', offset=10, scale=2),),
     action=(record_lib.Slice('action', 0, 1, 's', relative_to='proprio:0:1', offset=10, scale=2),),
   )
-  state, action = (
-    record_lib.convert(part, np.float32([[14.0]])) for part in (record.state, record.action)
-  )
-  np.testing.assert_array_equal(
-    normalize.subtract_reference(record, action[None] + 1, state), [[[1]]]
-  )
+  # In the files 14 and, a unit further, 16: 2 and 3 in the record's units, hence 1 apart.
+  stored = np.float32([[14.0]])
+  state = record_lib.convert(record.state, stored)
+  action = record_lib.convert(record.action, stored)
+  relative = normalize.subtract_reference(record, action[None] + 1, state)
+  np.testing.assert_array_equal(relative, [[[1]]])
+
   unit = normalize.Quantiles(np.float32([-1]), np.float32([1]))
   got = make_robot(record, unit, unit).act(np.ones((8, 1), np.float32), state[0])
-  np.testing.assert_array_equal(got, np.full((8, 1), 16))  # (14 - 10) / 2 + 1, times 2, plus 10.
+  # (14 - 10) / 2 + 1, times 2, plus 10.
+  np.testing.assert_array_equal(got, np.full((8, 1), 16))

@@ -36,17 +36,16 @@ def compute(episodes: sources.Episodes) -> normalize.Statistics:
 def test_statistics_by_hand(tmp_path):
   path = synthetic.make_dataset(tmp_path, [101, 9])
   got = compute(sources.Episodes(path, 'train[:1]', CLOCK))
-  np.testing.assert_allclose(
-    got.state.q01, (1, 0, -99), atol=1e-4
-  )  # Of 0 ... 100 the quantiles are 1 and 99.
+  # Of 0 ... 100 the quantiles are 1 and 99.
+  np.testing.assert_allclose(got.state.q01, (1, 0, -99), atol=1e-4)
   np.testing.assert_allclose(got.state.q99, (99, 0, -1), atol=1e-4)
   np.testing.assert_allclose(got.action.q99, (99, 99.5), atol=1e-4)
-  np.testing.assert_allclose(
-    (got.action.min, got.action.mean, got.action.max), ([0, 0.5], [50, 50.5], [100, 100.5])
-  )
-  np.testing.assert_allclose(
-    got.action.std, [np.sqrt((101**2 - 1) / 12)] * 2, rtol=1e-6
-  )  # Of 101 equal steps.
+  np.testing.assert_allclose(got.action.min, [0, 0.5])
+  np.testing.assert_allclose(got.action.mean, [50, 50.5])
+  np.testing.assert_allclose(got.action.max, [100, 100.5])
+  # A discrete uniform distribution over 101 equal steps.
+  std = np.sqrt((101**2 - 1) / 12)
+  np.testing.assert_allclose(got.action.std, [std, std], rtol=1e-6)
   assert got.steps == 101
   assert got.action.norms == ('q99', 'q99')
 
@@ -55,9 +54,10 @@ def write_random(tmp_path) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
   """A dataset of random walks; its directory, states and actions."""
   rng = np.random.default_rng(0)
   walks = [rng.normal(size=(n, 3)).cumsum(0).astype(np.float32) for n in (40, 9, 23)]
-  commands = [
-    walk[:, :2] + rng.normal(0.1, 0.3, (len(walk), 2)).astype(np.float32) for walk in walks
-  ]
+  commands = []
+  for walk in walks:
+    error = rng.normal(0.1, 0.3, (len(walk), 2)).astype(np.float32)
+    commands.append(walk[:, :2] + error)
 
   def edit(episodes):
     for episode, walk, command in zip(episodes, walks, commands):
@@ -75,20 +75,17 @@ def test_relative_statistics_are_the_references(tmp_path, S):
   path, walks, commands = write_random(tmp_path)
   record = dataclasses.replace(RELATIVE, chunk_s=S / 10)
   got = compute(sources.Episodes(path, 'train', record)).action
-  relative = np.asarray(
-    [
-      command[i + k, 0] - walk[i, 0]
-      for walk, command in zip(walks, commands)
-      for i in range(len(walk) - (S - 1))
-      for k in range(S)
-    ]
-  )
+  relative = []
+  for walk, command in zip(walks, commands):
+    for i in range(len(walk) - (S - 1)):
+      relative += [command[i + k, 0] - walk[i, 0] for k in range(S)]
+  relative = np.asarray(relative)
   absolute = np.concatenate(commands)[:, 1]
   for dim, x in enumerate((relative, absolute)):
-    want = (*np.quantile(x, (0.01, 0.99)), x.mean(), x.std(), x.min(), x.max())
-    np.testing.assert_allclose(
-      [getattr(got, key)[dim] for key in normalize.ARRAYS], want, atol=1e-5
-    )
+    q01, q99 = np.quantile(x, (0.01, 0.99))
+    want = (q01, q99, x.mean(), x.std(), x.min(), x.max())
+    found = [getattr(got, key)[dim] for key in normalize.ARRAYS]
+    np.testing.assert_allclose(found, want, atol=1e-5)
 
 
 def test_no_episode_is_as_long_as_a_chunk(tmp_path):
@@ -104,14 +101,13 @@ def test_statistics_are_of_the_slices_units(tmp_path):
   path = published.write(tmp_path, 'agibot_world', [60])
   got = compute(sources.Episodes(path, 'train', embodiments.get('agibot_world')))
   t = np.arange(60)
-  scaled = np.clip(
-    (t[:, None] + (0, 1 / 8) - 35) / 85, 0, 1
-  )  # The state's grippers are t and t + 1/8.
+  # The state's grippers are t and t + 1/8.
+  scaled = np.clip((t[:, None] + (0, 1 / 8) - 35) / 85, 0, 1)
   np.testing.assert_allclose(got.state.mean[14:16], scaled.mean(0), rtol=1e-5)
   np.testing.assert_allclose(got.state.max[14:16], scaled.max(0), rtol=1e-5)
-  relative = [
-    np.clip((100 + t[i + k] - 35) / 85, 0, 1) - scaled[i, 0] for i in range(13) for k in range(48)
-  ]
+  # The action's are 100 more; of 60 steps a chunk of 48 fits at 13.
+  commanded = np.clip((100 + t - 35) / 85, 0, 1)
+  relative = [commanded[i + k] - scaled[i, 0] for i in range(13) for k in range(48)]
   np.testing.assert_allclose(got.action.mean[14], np.mean(relative), rtol=1e-5)
 
 
@@ -120,8 +116,10 @@ def test_sketch_is_exact_while_rows_fit():
   sketch = statistics.QuantileSketch()
   for part in np.array_split(rows, 13):
     sketch.add(part)
+  # An episode shorter than a chunk adds no relative action.
   sketch.add(rows[:0])
-  q, want = sketch.quantiles(), np.quantile(rows, (0.01, 0.99), axis=0).astype(np.float32)
+  q = sketch.quantiles()
+  want = np.quantile(rows, (0.01, 0.99), axis=0).astype(np.float32)
   np.testing.assert_array_equal((q.q01, q.q99), want)
   np.testing.assert_allclose((q.mean, q.std), (rows.mean(0), rows.std(0)), rtol=1e-5)
   np.testing.assert_array_equal((q.min, q.max), (rows.min(0), rows.max(0)))
@@ -133,10 +131,10 @@ def test_sketch_subsamples_uniformly():
     sketch.add(part)
   q = sketch.quantiles()
   assert sum(len(rows) for rows, _ in sketch._parts) <= 4000
-  np.testing.assert_allclose(
-    (q.q01[0], q.q99[0]), (1000, 99000), atol=700
-  )  # Three standard errors at 2000 rows.
-  np.testing.assert_allclose((q.mean[0], q.min[0], q.max[0]), (49999.5, 0, 99999))  # Of all rows.
+  # Three standard errors at 2000 rows.
+  np.testing.assert_allclose((q.q01[0], q.q99[0]), (1000, 99000), atol=700)
+  # Moments and extremes are of all rows, not only of those that are kept.
+  np.testing.assert_allclose((q.mean[0], q.min[0], q.max[0]), (49999.5, 0, 99999))
   np.testing.assert_allclose(q.std[0], np.arange(100_000).std(), rtol=1e-6)
 
 
@@ -155,6 +153,7 @@ def test_statistics_are_kept_until_something_they_depend_on_changes(tmp_path, mo
   assert statistics.find(sources.Episodes(path, 'train', CLOCK)).exists()
   statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
   assert len(runs) == 2
+  # A record in other units needs other numbers: half of 11.
   halved = dataclasses.replace(CLOCK, state=(record_lib.Slice('proprio', 0, 3, 's', scale=2),))
   got = statistics.load_or_compute(sources.Episodes(path, 'train', halved))
   assert len(runs) == 3
@@ -173,14 +172,16 @@ def test_norm_and_unit_are_the_records_business(tmp_path, monkeypatch):
   monkeypatch.setattr(
     statistics.Finding, 'save', lambda finding: runs.append(1) or original(finding)
   )
-  for age in (
-    lambda stored: None,
-    lambda stored: [
-      stored[part].pop(key)
-      for part in ('state', 'action')
-      for key in ('mean', 'std', 'min', 'max', 'norms')
-    ],
-  ):
+
+  def keep(stored):
+    del stored
+
+  def drop_what_came_later(stored):
+    for part in ('state', 'action'):
+      for key in ('mean', 'std', 'min', 'max', 'norms'):
+        del stored[part][key]
+
+  for age in (keep, drop_what_came_later):
     rewrite(path, age)
     got = statistics.load_or_compute(sources.Episodes(path, 'train', by_range))
     np.testing.assert_array_equal(got.state.normalize(np.float32([11, 50, -11])), (1, 0, -1))
@@ -287,14 +288,13 @@ def test_command_prints_and_writes_the_table(tmp_path):
   assert (table['embodiment'], table['episodes'], table['steps']) == ('droid', 2, 105)
   rows = {(row['part'], row['name']): row for row in table['dimensions']}
   assert len(rows) == 16
-  joint = rows['action', 'action_dict/joint_position[2]']  # 100 + t + k - t of a chunk's 24 steps.
-  assert (joint['min'], joint['max'], joint['mean'], joint['relative'], joint['unit']) == (
-    100,
-    123,
-    111.5,
-    True,
-    'rad',
-  )
+  # An action is its time plus 100, a state its time: (100 + t + k) - t for k of a chunk's 24 steps.
+  joint = rows['action', 'action_dict/joint_position[2]']
+  assert joint['min'] == 100
+  assert joint['max'] == 123
+  assert joint['mean'] == 111.5
+  assert joint['relative'] is True
+  assert joint['unit'] == 'rad'
   assert rows['state', 'gripper_position[0]']['max'] == 59
   assert not joint['hardly_varies']
   stored = json.loads((pathlib.Path(path) / 'wam_statistics_droid.json').read_text())
@@ -318,15 +318,11 @@ def test_real_bridge_statistics(tmp_path):
   episodes = sources.Episodes(path, 'train', embodiments.get('bridge_widowx'))
   got = statistics.load_or_compute(episodes)
   rows = np.concatenate([episodes.numeric(i)[1] for i in range(len(episodes))])
-  np.testing.assert_allclose(
-    (got.action.q01, got.action.q99), np.quantile(rows, (0.01, 0.99), axis=0), atol=1e-6
-  )
-  np.testing.assert_allclose(
-    (got.action.mean, got.action.std), (rows.mean(0), rows.std(0)), atol=1e-6
-  )
+  q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0)
+  np.testing.assert_allclose(got.action.q01, q01, atol=1e-6)
+  np.testing.assert_allclose(got.action.q99, q99, atol=1e-6)
+  np.testing.assert_allclose(got.action.mean, rows.mean(0), atol=1e-6)
+  np.testing.assert_allclose(got.action.std, rows.std(0), atol=1e-6)
   assert got.steps == 250
-  assert (got.action.min[6], got.action.max[6]) == (
-    0,
-    1,
-    # The gripper closes and opens.
-  )
+  # The gripper closes and opens.
+  assert (got.action.min[6], got.action.max[6]) == (0, 1)

@@ -34,9 +34,8 @@ def test_window_inside_the_span():
 
 
 def test_window_past_the_span_repeats_its_last_step_and_is_masked():
-  window = windows.make_window(
-    CLOCK, 2, anchor=4, stop=20
-  )  # The second chunk's last frame would be step 20.
+  # The second chunk's last frame would be step 20.
+  window = windows.make_window(CLOCK, 2, anchor=4, stop=20)
   np.testing.assert_array_equal(window.frame_steps_R, (4, 8, 12, 16, 19))
   np.testing.assert_array_equal(window.mask_Q, (True, False))
   np.testing.assert_array_equal(windows.make_window(CLOCK, 2, 11, 20).state_steps_Q, (11, 19))
@@ -105,6 +104,7 @@ def test_millions_of_anchors_take_little_time_and_memory(monkeypatch):
   assert min(seconds[400]) < 20 * min(seconds[9])
   anchors, _ = make(400)
   assert anchors[392 * 7 + 5] == (7, 5, 400)
+  # Workers get them pickled: a row per stretch, where one per anchor would be 31 million rows.
   assert len(pickle.dumps(anchors)) < 4e6
   with pytest.raises(IndexError):
     anchors[len(anchors)]
@@ -145,42 +145,39 @@ def test_frames_states_and_actions_of_a_batch_tell_the_same_time(name, stride, S
     batches = [next(iterator) for _ in range(4)]
   batch = jax.tree.map(lambda *x: np.concatenate(x), *batches)
   r, whole_B = 8, batch.chunk_mask_BQ.all(1)
-  assert batch.frames_BRIJ3.shape[1:] == (
-    1 + 2 * r,
-    *record.composite,
-    3,
-  )
+  assert batch.frames_BRIJ3.shape[1:] == (1 + 2 * r, *record.composite, 3)
   assert 0 < whole_B.sum() < len(whole_B)
   view = record.views[0]
-  times_BR = np.rint(batch.frames_BRIJ3[:, :, view.row + 9, view.column + 9, 0] / 2).astype(
-    int
-  )  # Grey 2 t.
+  # A picture of step t is grey 2 t; a pixel away from the view's edges tells it.
+  grey_BR = batch.frames_BRIJ3[:, :, view.row + 9, view.column + 9, 0]
+  times_BR = np.rint(grey_BR / 2).astype(int)
   anchor_B = times_BR[:, 0]
   np.testing.assert_array_equal(
     times_BR[whole_B], anchor_B[whole_B, None] + stride * np.arange(1 + 2 * r)
   )
-  np.testing.assert_array_equal(
-    times_BR[:, : 1 + r], anchor_B[:, None] + stride * np.arange(1 + r)
-  )  # One fits always.
+  # The first chunk fits always.
+  np.testing.assert_array_equal(times_BR[:, : 1 + r], anchor_B[:, None] + stride * np.arange(1 + r))
+
+  # Values beyond the quantiles of the statistics are clipped: they are compared where they are not.
   state_BQX, action_BQSU = unnormalize(config, name, batch, S)
   chunk_BQ, mask_BQ = anchor_B[:, None] + S * np.arange(2), batch.chunk_mask_BQ
-  if record.state:  # State number 0 is t at step t.
+  # State number 0 is t at step t, action number 0 is 100 + t.
+  if record.state:
     inside_BQ = mask_BQ & (np.abs(batch.proprio_BQX[..., 0]) < 1)
     assert inside_BQ.sum() > 0.8 * mask_BQ.sum()
     np.testing.assert_allclose(state_BQX[..., 0][inside_BQ], chunk_BQ[inside_BQ], atol=1e-3)
-  want_BQS = chunk_BQ[..., None] + np.arange(S) + 100.0  # Action number 0 is 100 + t.
+  want_BQS = chunk_BQ[..., None] + np.arange(S) + 100.0
   if record.action[0].relative_to:
     want_BQS -= chunk_BQ[..., None]
-  inside_BQS = mask_BQ[..., None] & (
-    np.abs(batch.action_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0]) < 1
-  )
+  first_BQS = batch.action_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0]
+  inside_BQS = mask_BQ[..., None] & (np.abs(first_BQS) < 1)
   assert inside_BQS.sum() > 0.8 * S * mask_BQ.sum()
   np.testing.assert_allclose(action_BQSU[..., 0][inside_BQS], want_BQS[inside_BQS], atol=1e-3)
+
   assert not batch.action_BAU[~batch.action_mask_BAU].any()
-  np.testing.assert_array_equal(
-    batch.action_mask_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0],
-    np.repeat(mask_BQ[..., None], S, -1),
-  )
+  got_BQS = batch.action_mask_BAU.reshape(*mask_BQ.shape, S, -1)[..., 0]
+  want_BQS = np.repeat(mask_BQ[..., None], S, -1)
+  np.testing.assert_array_equal(got_BQS, want_BQS)
 
 
 def make_config(name, path, S):
@@ -264,11 +261,8 @@ def test_chunks_start_inside_the_kept_ranges(tmp_path):
   anchors = windows.make_anchors(episodes, ranges)  # Episode 1 is not named, hence not kept.
   got = {anchors[i][1]: anchors[i][2] for i in range(len(anchors))}
   assert {anchors[i][0] for i in range(len(anchors))} == {0}
-  assert sorted(got) == [
-    3,
-    4,
-    *range(40, 86),
-  ]  # Of 40 ... 94, those with a whole chunk of 24 before the end at 110.
+  # Of 40 ... 94, those with a whole chunk of 24 before the end at 110.
+  assert sorted(got) == [3, 4, *range(40, 86)]
   # One chunk: the next would start at step 27 or 28, outside the range.
   # Starts at 40, 64 and 88, as far as the episode goes; only at 71.
   assert got[3] == 28
@@ -277,9 +271,8 @@ def test_chunks_start_inside_the_kept_ranges(tmp_path):
   assert got[71] == 71 + 24 + 1
   mask = lambda step: windows.make_window(episodes.record, 4, step, got[step]).mask_Q.tolist()
   assert mask(3) == mask(71) == [True, False, False, False]
-  assert (
-    mask(40) == mask(61) == [True, True, False, False]
-  )  # The chunk from 88, or 109, is cut off by the end.
+  # The chunk from 88, or 109, is cut off by the end.
+  assert mask(40) == mask(61) == [True, True, False, False]
   failed = windows.make_anchors(episodes, ranges, failures=True)
   assert {failed[i][0] for i in range(len(failed))} == {0, 2}
 

@@ -23,13 +23,15 @@ def env():
 def _run(env, seed, steps=8):
   first = env.reset(seed)
   act = metaworld.make_expert(env, seed, 0.1)
-  return [first, *(env.step(act()) for _ in range(steps))]
+  later = [env.step(act()) for _ in range(steps)]
+  return [first, *later]
 
 
 def test_every_task_has_an_instruction_an_environment_and_an_expert():
   from metaworld import env_dict
   from metaworld import policies
 
+  # Meta-World has 50 tasks; an instruction may tell of no two of them.
   names = {f'{task}-v3' for task in metaworld.TASKS}
   assert len(names) == 50
   assert names == set(env_dict.ALL_V3_ENVIRONMENTS) == set(policies.ENV_POLICY_MAP)
@@ -40,6 +42,8 @@ def test_every_task_has_an_instruction_an_environment_and_an_expert():
 def test_a_seed_decides_everything_whatever_came_before(env):
   first = _run(env, 3)
   task = env.task
+
+  # Episodes of other seeds, and of the other task, leave nothing behind.
   tasks = set()
   for seed in (5, 6):
     _run(env, seed)
@@ -48,6 +52,7 @@ def test_a_seed_decides_everything_whatever_came_before(env):
   assert env.task == task
   assert env.instruction == metaworld.TASKS[task]
   assert env.time_s == 8 / 40
+  # Seeds 5 and 6 draw either task.
   assert tasks == {'drawer-open', 'reach'}
   for a, b in zip(first, again):
     assert sorted(a) == sorted((*metaworld.VIEWS, 'proprio'))
@@ -59,9 +64,14 @@ def test_views_are_upright(env):
   env.reset(0)
   model, data = env._world.model, env._world.data
   # World z of image up.
-  up = {model.camera(i).name: data.cam_xmat[i].reshape(3, 3)[2, 1] for i in range(model.ncam)}
+  up = {}
+  for i in range(model.ncam):
+    rotation = data.cam_xmat[i].reshape(3, 3)
+    up[model.camera(i).name] = rotation[2, 1]
   assert sorted(up) == sorted(metaworld.ALL_VIEWS)
-  assert sorted(metaworld.UPSIDE_DOWN) == sorted(name for name, z in up.items() if z < -0.1)
+  upside_down = [name for name, z in up.items() if z < -0.1]
+  assert sorted(metaworld.UPSIDE_DOWN) == sorted(upside_down)
+
   # A white ball 0.3 m above the hand is drawn above a black one at the hand.
   for view in ('corner', 'corner2', 'corner4', 'behindGripper'):
     assert _row_of_ball(env, view, 0.3) < _row_of_ball(env, view, 0.0) - 3
@@ -100,8 +110,10 @@ def test_actions_move_the_hand_as_documented(env):
   # 0.02 m each, less what the arm still lags behind.
   assert 0.04 < moved[0] <= 0.11
   assert abs(moved[1]) < 0.01
+
+  # Clipped to 1, the gripper closes.
   for _ in range(8):
-    seen = env.step([0, 0, 0, 7.0])  # Clipped to 1: closes.
+    seen = env.step([0, 0, 0, 7.0])
   assert seen['proprio'][3] < start[3] - 0.2
 
 
@@ -116,7 +128,8 @@ def test_experts_succeed_within_the_limit(task, monkeypatch):
     while not env.success and env.time_s * env.control_hz < env.max_steps:
       env.step(act())
     assert env.success
-  for _ in range(env.max_steps):  # Beyond Meta-World's own horizon, too.
+  # Meta-World raises beyond its own horizon of 500 steps; evaluation may go on.
+  for _ in range(env.max_steps):
     env.step(np.zeros(4))
   env.close()
 

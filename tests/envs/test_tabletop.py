@@ -4,6 +4,7 @@ errors.
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from wam_jax.envs.tabletop import robots
 from wam_jax.envs.tabletop import tasks
 from wam_jax.envs.tabletop import world
 
+# A grey table without a pattern, so that a pixel's colour can be told by hand.
 PLAIN = render.Look((200, 200, 200), 'plain', 'flat', 1.0)
 
 
@@ -60,12 +62,14 @@ def test_same_seed_gives_the_same_episode_and_another_seed_another(embodiment):
     return env.instruction, np.stack(actions), views
 
   words, actions, views = record(3)
-  again = record(3)
-  assert words == again[0]
-  np.testing.assert_array_equal(actions, again[1])
+  words_again, actions_again, views_again = record(3)
+  assert words == words_again
+  np.testing.assert_array_equal(actions, actions_again)
   for key, value in views.items():
-    np.testing.assert_array_equal(value, again[2][key])
-  assert not np.array_equal(record(4)[2]['top'], views['top'])
+    np.testing.assert_array_equal(value, views_again[key])
+
+  _, _, other_views = record(4)
+  assert not np.array_equal(other_views['top'], views['top'])
 
 
 @pytest.mark.parametrize('embodiment', tabletop.ROBOTS)
@@ -87,7 +91,10 @@ def test_expert_recovers_from_a_disturbance():
   act = tabletop.make_expert(env, 0)
   rng = np.random.default_rng(0)
   for step in range(env.max_steps):
-    env.step(rng.uniform(-1, 1, 3) if 15 <= step < 20 else act())
+    # Half a second of random actions in the midst of it.
+    is_disturbed = 15 <= step < 20
+    action = rng.uniform(-1, 1, 3) if is_disturbed else act()
+    env.step(action)
   assert env.success
 
 
@@ -100,8 +107,10 @@ def test_holding_still_never_succeeds_and_random_rarely(task):
     for policy in successes:
       env.reset(1000 + seed)
       for _ in range(env.max_steps):
-        env.step(np.zeros(3) if policy == 'hold' else rng.uniform(-1, 1, 3))
+        action = np.zeros(3) if policy == 'hold' else rng.uniform(-1, 1, 3)
+        env.step(action)
       successes[policy] += env.success
+  # A success rate is worth something only where doing nothing gives none of it.
   assert successes['hold'] == 0
   assert successes['random'] <= 2
 
@@ -109,6 +118,7 @@ def test_holding_still_never_succeeds_and_random_rarely(task):
 def test_success_needs_four_steps_in_a_row():
   env = tabletop.TabletopEnv('disc', ('reach',), view_size=8, max_distractors=0)
   env.reset(0)
+  # The tip stands 0.06 m from the item, where 0.08 m count as reached; a step away is 0.05 m.
   env.scenario = _scenario([world.Item('red', 'disc', 0.5, 0.3)])
   env.world = world.World(env.scenario.items, (0.5, 0.36), 0.045)
   env.joints = (0.5, 0.36)
@@ -122,8 +132,9 @@ def test_success_needs_four_steps_in_a_row():
   for _ in range(3):
     env.step(still)
   assert env.success
+  # Once successful, an episode stays so.
   env.step(away)
-  assert env.success  # it was satisfied at some time
+  assert env.success
 
 
 def test_carried_item_does_not_count_until_released():
@@ -132,6 +143,7 @@ def test_carried_item_does_not_count_until_released():
   )
   table = world.World(scenario.items, (0.5, 0.5), 0.045)
   assert tasks.satisfied(scenario, table)
+  # Closing right over the item lifts it, in the zone though it is.
   table.step((0.5, 0.5), True, 0.1)
   assert table.holding == 0
   assert not tasks.satisfied(scenario, table)
@@ -140,11 +152,14 @@ def test_carried_item_does_not_count_until_released():
 def test_disc_moves_half_a_metre_a_second():
   env = tabletop.TabletopEnv('disc', ('reach',), view_size=8)
   start = env.reset(1)['proprio']
+  # Towards the middle, where no border stops it; 0.05 m in a control step of 0.1 s.
   direction = 1.0 if start[0] < 0.5 else -1.0
   moved = env.step(np.array([direction, 0.0, -1.0]))['proprio']
   np.testing.assert_allclose(moved - start, [0.05 * direction, 0, 0, 0], atol=1e-6)
+
+  # The gripper takes two steps from open to closed.
   closing = env.step(np.array([0, 0, 1.0]))['proprio']
-  np.testing.assert_allclose(closing[2:], [0.5, 0.0], atol=1e-6)  # half closed after 0.1 s
+  np.testing.assert_allclose(closing[2:], [0.5, 0.0], atol=1e-6)
 
 
 def test_actions_are_clipped():
@@ -160,12 +175,13 @@ def test_arm_and_cart_follow_their_joints():
   start = arm.reset(2)['proprio']
   moved = arm.step(np.array([0.5, -0.5, -1.0]))['proprio']
   np.testing.assert_allclose(moved[:2] - start[:2], [0.03, -0.03], atol=1e-6)
+
+  # Two links of 0.58 m; angles in radians, the first from straight up the table.
   shoulder, bend = moved[:2]
-  tip = (
-    robots.ARM_BASE[0] + 0.58 * (math.sin(shoulder) + math.sin(shoulder + bend)),
-    robots.ARM_BASE[1] - 0.58 * (math.cos(shoulder) + math.cos(shoulder + bend)),
-  )
-  np.testing.assert_allclose(moved[2:4], tip, atol=1e-5)
+  tip_x = robots.ARM_BASE[0] + 0.58 * (math.sin(shoulder) + math.sin(shoulder + bend))
+  tip_y = robots.ARM_BASE[1] - 0.58 * (math.cos(shoulder) + math.cos(shoulder + bend))
+  np.testing.assert_allclose(moved[2:4], (tip_x, tip_y), atol=1e-5)
+
   cart = tabletop.TabletopEnv('cart', ('reach',), view_size=8)
   start = cart.reset(2)['proprio']
   moved = cart.step(np.array([0.5, -0.5, 0.1, -1.0]))['proprio']
@@ -177,10 +193,10 @@ def test_inverse_kinematics_inverts_over_the_whole_table(name):
   robot = robots.ROBOTS[name]
   for x in np.linspace(0.08, 0.92, 9):
     for y in np.linspace(0.1, 0.92, 9):
+      # Within the joints' limits: the expert can reach every item that a scene may hold.
       joints = robot.limit(robot.inverse(x, y))
-      np.testing.assert_allclose(
-        robot.forward(joints), (x, y), atol=1e-9, err_msg=f'{name} at {x, y}'
-      )
+      reached = robot.forward(joints)
+      np.testing.assert_allclose(reached, (x, y), atol=1e-9, err_msg=f'{name} at {x, y}')
 
 
 def test_robots_match_their_embodiment_records():
@@ -188,6 +204,7 @@ def test_robots_match_their_embodiment_records():
     record = embodiments.EMBODIMENTS[f'tabletop_{name}']
     assert record.control_hz == robot.control_hz
     if name == 'human':
+      # Human video shows the hand alone: what moved it is not recorded.
       assert not record.action
       assert not record.state
     else:
@@ -198,10 +215,11 @@ def test_closed_effector_pushes_and_open_one_passes_over():
   for close in (True, False):
     table = world.World((world.Item('red', 'disc', 0.5, 0.5),), (0.3, 0.5), 0.045)
     table.step((0.3, 0.5), close, 0.2)
-    for i in range(4):
-      table.step((0.3 + 0.05 * (i + 1), 0.5), close, 0.1)
+    for tip_x in (0.35, 0.4, 0.45, 0.5):
+      table.step((tip_x, 0.5), close, 0.1)
     x, y = table.position(0)
-    # Contact begins at 0.115 m, so 0.2 m of travel to x = 0.5 leaves the item at about 0.615 m.
+    # Contact begins at 0.115 m (0.045 of the tip and 0.07 of the disc), so 0.2 m of travel to
+    # x = 0.5 leaves the item at about 0.615 m.
     assert x == pytest.approx(0.615 if close else 0.5, abs=0.02)
     assert y == pytest.approx(0.5, abs=0.01)
 
@@ -216,6 +234,7 @@ def test_lifted_item_follows_the_tip_and_passes_over_others():
   assert table.holding == 0
   for x in (0.4, 0.5, 0.6, 0.7):
     table.step((x, 0.5), True, 0.2)
+  # It hangs 0.01 m left of the tip, as it was grasped; the other one was not touched on the way.
   np.testing.assert_allclose(table.position(0), (0.69, 0.5), atol=1e-6)
   np.testing.assert_allclose(table.position(1), (0.5, 0.5), atol=1e-3)
   table.step((0.7, 0.5), False, 0.2)
@@ -226,9 +245,11 @@ def test_walls_keep_items_on_the_table():
   table = world.World((world.Item('red', 'disc', 0.85, 0.5),), (0.7, 0.5), 0.045)
   table.step((0.7, 0.5), True, 0.2)
   for i in range(10):
-    table.step((min(0.7 + 0.03 * i, 0.95), 0.5), True, 0.1)
-  assert 0 < table.position(0)[0] < 1
-  assert 0 < table.position(0)[1] < 1
+    tip_x = min(0.7 + 0.03 * i, 0.95)
+    table.step((tip_x, 0.5), True, 0.1)
+  x, y = table.position(0)
+  assert 0 < x < 1
+  assert 0 < y < 1
 
 
 def test_splits_hold_out_combinations_and_looks():
@@ -241,9 +262,11 @@ def test_splits_hold_out_combinations_and_looks():
     assert seen
     assert unseen
     assert not seen & unseen
-    words = {word for c in seen for word in c}
     # Only the combination is new, never the word.
-    assert {word for c in unseen for word in c} <= words
+    words_seen = {word for combination in seen for word in combination}
+    words_unseen = {word for combination in unseen for word in combination}
+    assert words_unseen <= words_seen
+
   train, unseen = render.looks('train'), render.looks('unseen_look')
   for field in ('table', 'texture', 'finish'):
     assert not {getattr(a, field) for a in train} & {getattr(a, field) for a in unseen}
@@ -251,6 +274,8 @@ def test_splits_hold_out_combinations_and_looks():
 
 
 def test_held_out_rule_by_hand():
+  # reach: (colour + 2 shape) mod 6 is 0, with red 0, purple 4, disc 0 and square 1. Datasets
+  # made before depend on the rule.
   assert tabletop.held_out(('reach', 'red', 'disc'))
   assert tabletop.held_out(('reach', 'purple', 'square'))
   assert not tabletop.held_out(('reach', 'red', 'square'))
@@ -265,31 +290,40 @@ def test_scenes_are_unambiguous_and_spaced(task):
     targets, others = scenario.items[: scenario.targets], scenario.items[scenario.targets :]
     for other in others:
       clash = [t for t in targets if t.color == other.color]
+      # Two of one colour only where the instruction tells them apart by their shape.
       assert not clash or (
         task == 'reach_shape'
         and clash[0].shape != other.shape
         and f'{clash[0].color} {clash[0].shape}' in scenario.instruction
       )
-    places = [(i.x, i.y) for i in scenario.items]
-    assert all(math.dist(a, b) >= 0.17 for i, a in enumerate(places) for b in places[:i])
-    assert all(math.dist(scenario.tip, p) > 0.249 for p in places[: scenario.targets])
-    assert scenario.instruction == scenario.instruction.lower()
-    assert all(word in scenario.instruction for word in {t.color for t in targets})
-    assert len(scenario.instruction.split()) <= 16
+
+    # Metres: no two items touch, and no target is reached before the first step.
+    places = [(item.x, item.y) for item in scenario.items]
+    for a, b in itertools.combinations(places, 2):
+      assert math.dist(a, b) >= 0.17
+    for place in places[: scenario.targets]:
+      assert math.dist(scenario.tip, place) > 0.249
+
+    # The word tokenizer of the small models takes 16 words.
+    words = scenario.instruction
+    assert words == words.lower()
+    assert all(target.color in words for target in targets)
+    assert len(words.split()) <= 16
 
 
 def test_reach_any_offers_two_equal_choices_and_the_expert_takes_either():
+  # Deliberately bimodal: a policy that learns the mean of the two goes between them.
   sides = set()
   for seed in range(12):
     env = tabletop.TabletopEnv('disc', ('reach_any',), view_size=8)
     env.reset(0)
-    left, right = (env.world.position(i) for i in range(2))
-    assert math.dist(env.world.tip, left) == pytest.approx(
-      math.dist(env.world.tip, right), abs=1e-9
-    )
-    assert left[0] < env.world.tip[0] < right[0]
-    action = tabletop.make_expert(env, seed)()
-    sides.add(bool(action[0] > 0))
+    tip = env.world.tip
+    left, right = env.world.position(0), env.world.position(1)
+    assert math.dist(tip, left) == pytest.approx(math.dist(tip, right), abs=1e-9)
+    assert left[0] < tip[0] < right[0]
+    act = tabletop.make_expert(env, seed)
+    goes_right = bool(act()[0] > 0)
+    sides.add(goes_right)
   assert sides == {True, False}
 
 
@@ -309,13 +343,13 @@ def test_items_have_their_colour_in_both_views(color, shape):
 
 
 def test_colours_are_far_apart_from_each_other_and_from_tables():
-  colors = {name: np.array(rgb) for name, rgb in render.COLORS.items()}
-  names = list(colors)
-  assert (
-    min(np.abs(colors[a] - colors[b]).max() for i, a in enumerate(names) for b in names[:i]) > 90
-  )
+  # Of 255, in the channel that differs most.
+  colors = [np.array(rgb) for rgb in render.COLORS.values()]
+  for a, b in itertools.combinations(colors, 2):
+    assert np.abs(a - b).max() > 90
   for look in render.looks('train'):
-    assert min(np.abs(c - look.table).max() for c in colors.values()) > 90
+    for color in colors:
+      assert np.abs(color - look.table).max() > 90
 
 
 def test_zone_is_a_ring_of_its_colour():
@@ -324,7 +358,7 @@ def test_zone_is_a_ring_of_its_colour():
   draw = render.Renderer(scenario, robots.ROBOTS['disc'], PLAIN)
   image = draw.image('top', 200, table, scenario.tip)
   tint = [int(0.65 * 200 + 0.35 * c) for c in render.COLORS['green']]
-  # 0.11 m from the middle is inside the ring.
+  # 200 pixels a metre: 0.11 m from the middle is on the ring, 0.15 m is outside the zone.
   np.testing.assert_array_equal(image[100, 100 + 22], render.COLORS['green'])
   np.testing.assert_array_equal(image[100, 100], tint)
   np.testing.assert_array_equal(image[100, 100 + 30], (200, 200, 200))
@@ -336,10 +370,12 @@ def test_robots_look_different():
     scenario = _scenario([], tip=(0.4, 0.6))
     joints = robot.limit(robot.inverse(0.4, 0.6))
     table = world.World((), scenario.tip, 0.04)
-    images.append(render.Renderer(scenario, robot, PLAIN).image('top', 32, table, joints))
-  for i, a in enumerate(images):
-    for b in images[:i]:
-      assert (np.abs(a.astype(int) - b).max(-1) > 40).sum() > 15
+    draw = render.Renderer(scenario, robot, PLAIN)
+    images.append(draw.image('top', 32, table, joints))
+  for a, b in itertools.combinations(images, 2):
+    difference = np.abs(a.astype(int) - b).max(-1)
+    # More than 15 of the 1024 pixels clearly differ.
+    assert (difference > 40).sum() > 15
 
 
 def test_views_have_the_asked_size():
@@ -350,6 +386,7 @@ def test_views_have_the_asked_size():
   assert env.render(256).shape == (256, 256, 3)
   assert env.render(96, 'wrist').shape == (96, 96, 3)
   assert env.time_s == 0
+  # 9 s at 5 Hz.
   assert env.max_steps == 45
   assert env.control_hz == 5
 
@@ -382,11 +419,14 @@ def test_bad_actions_are_errors():
     env.step(np.array([0, np.nan, 0]))
   with pytest.raises(ValueError, match="view='side'"):
     env.render(32, 'side')
+
+  # A refused action moves nothing.
   np.testing.assert_array_equal(env.proprio, before)
   assert env.time_s == 0
 
 
 def test_importing_the_world_needs_neither_jax_nor_tensorflow():
+  # Builders start many processes of it, each of which would pay for the imports.
   code = (
     'import sys; import wam_jax.envs.tabletop; '
     'print([m for m in ("jax", "flax", "tensorflow") if m in sys.modules])'

@@ -24,6 +24,7 @@ def test_the_tabletop_is_a_world_whose_robots_have_records(robot):
   assert isinstance(env, worlds.Env)
   record = embodiments.get(name)
   assert env.control_hz == record.control_hz
+  # What the world shows has the keys that the robot's record asks for.
   composite, state_X = robot_lib.Robot(0, record, None).observe(observation, observation)
   assert composite.shape == (*record.composite, 3)
   want_X = observation['proprio'] if record.state else []
@@ -31,6 +32,7 @@ def test_the_tabletop_is_a_world_whose_robots_have_records(robot):
 
 
 def test_metaworld_has_the_members_of_a_world():
+  # By the class alone, so that it is tested where the extra `metaworld` is not installed.
   members = {name for name in dir(worlds.Env) if not name.startswith('_')}
   # Set by `reset`, not by the class.
   members |= set(worlds.Env.__annotations__) - {'success'}
