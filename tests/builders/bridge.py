@@ -88,6 +88,7 @@ def write(root: pathlib.Path) -> pathlib.Path:
 
 def _make_steps(rng: np.random.Generator, text: str) -> list[dict[str, Any]]:
   # The hand: metres, radians, and the gripper, which is 1 open and closes half-way.
+  # An action is the way to the next pose, as BridgeData has it.
   delta_TU = rng.normal(0, 0.02, (STEPS, 6))
   pose_TU = rng.uniform((0.2, -0.1, 0.0, -0.2, -0.2, -0.2), (0.4, 0.1, 0.2, 0.2, 0.2, 0.2))
   pose_TU = pose_TU + np.cumsum(delta_TU, axis=0) - delta_TU

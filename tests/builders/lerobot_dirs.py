@@ -53,7 +53,8 @@ def write_video(
     stream = container.add_stream(
       'libx264', rate=fps, options={'g': '8', 'bf': '2', 'threads': '1'}
     )
-    stream.height, stream.width, stream.pix_fmt = *size, 'yuv420p'
+    stream.height, stream.width = size
+    stream.pix_fmt = 'yuv420p'
     for shown in shades:
       frame = av.VideoFrame.from_ndarray(np.full((*size, 3), shown, np.uint8), format='rgb24')
       container.mux(stream.encode(frame))
@@ -73,7 +74,9 @@ def write_lines(path: pathlib.Path, rows: list[dict]) -> None:
 def make_rows(episode: int, length: int, first: int) -> dict:
   """Columns of a parquet file."""
   steps = range(length)
-  floats, doubles = pa.list_(pa.float32()), pa.list_(pa.float64())
+  # States as float32, actions as float64: both occur, and both are read.
+  floats = pa.list_(pa.float32())
+  doubles = pa.list_(pa.float64())
   return {
     'observation.state': pa.array([state(episode, t) for t in steps], floats),
     'action': pa.array([state(episode, t + 1) for t in steps], doubles),
@@ -114,14 +117,12 @@ def write_v2(root: pathlib.Path, lengths: list[int], version: str = 'v2.1') -> p
   first = 0
   for episode, length in enumerate(lengths):
     chunk = f'chunk-{episode // 2:03d}'
-    write_table(
-      root / f'data/{chunk}/episode_{episode:06d}.parquet', make_rows(episode, length, first)
-    )
+    name = f'episode_{episode:06d}'
+    rows = make_rows(episode, length, first)
+    write_table(root / f'data/{chunk}/{name}.parquet', rows)
     for camera in CAMERAS:
-      write_video(
-        root / f'videos/{chunk}/observation.images.{camera}/episode_{episode:06d}.mp4',
-        [shade(camera, episode, t) for t in range(length)],
-      )
+      shades = [shade(camera, episode, t) for t in range(length)]
+      write_video(root / f'videos/{chunk}/observation.images.{camera}/{name}.mp4', shades)
     first += length
   write_lines(
     root / 'meta/episodes.jsonl',
@@ -246,8 +247,10 @@ def concatenate(paths: list[pathlib.Path], target: pathlib.Path) -> list[float]:
         stream = stream or output.add_stream_from_template(video, opaque=True)
         offset = int(starts[-1] / video.time_base)
         for packet in source.demux(video):
+          # The last packet only flushes the demuxer, and has no time.
           if packet.dts is not None:
-            packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+            packet.pts += offset
+            packet.dts += offset
             packet.stream = stream
             output.mux(packet)
         starts.append(starts[-1] + video.duration * video.time_base)

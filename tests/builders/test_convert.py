@@ -39,7 +39,8 @@ def test_framing_by_hand(tmp_path):
   shard = tmp_path / 'shard'
   shard.write_bytes(synthetic.frame(b'abc') + synthetic.frame(b''))
   assert list(convert.read_tfrecord(shard)) == [b'abc', b'']
-  assert google_crc32c.value(b'123456789') == 0xE3069283  # CRC-32C's check value.
+  # CRC-32C's check value, of the catalogue of CRCs.
+  assert google_crc32c.value(b'123456789') == 0xE3069283
 
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -51,7 +52,8 @@ def test_converted_episodes_equal_the_original(clock_path, tfrecord_path, tmp_pa
   assert sorted(p.name for p in output.iterdir()) == sorted(
     [*(p.name for p in pathlib.Path(clock_path).iterdir()), 'wam_frames']
   )
-  assert len(list((output / 'wam_frames').iterdir())) == 3  # The index and a file per shard.
+  # The index and a file per shard.
+  assert len(list((output / 'wam_frames').iterdir())) == 3
 
 
 def assert_same_records(one, other, split):
@@ -60,6 +62,7 @@ def assert_same_records(one, other, split):
 
 
 def test_array_record_is_packed_anew(clock_path, tmp_path):
+  # TFDS compresses what it writes; an index needs the bytes of an image as they are.
   output = convert.convert(clock_path, tmp_path / 'out')
   assert_same_records(clock_path, output, 'train')
   assert sources.Episodes(output, 'train', synthetic.CLOCK)._index
@@ -70,11 +73,13 @@ def test_array_record_is_packed_anew(clock_path, tmp_path):
   [
     (lambda b: b[:-5], 'record 7 of .*tfrecord-00000-of-00001 is truncated'),
     (lambda b: b + b'12345', 'record 8 of .* is truncated: 5 of 12 bytes'),
+    # A byte of a record's content, then one of its length.
     (
       lambda b: b[:100] + bytes([b[100] ^ 255]) + b[101:],
       'record 0 of .* is corrupt: its checksum does not match',
     ),
     (lambda b: b'\x01' + b[1:], 'The length of record 0 of .* is corrupt'),
+    # Whole records, but not as many as dataset_info.json says.
     (lambda b: b + synthetic.frame(b'more'), 'holds 9 records; dataset_info.json says 8'),
     (lambda b: b'', 'holds 0 records; dataset_info.json says 8'),
   ],
@@ -103,6 +108,7 @@ def test_a_repaired_source_continues_with_the_broken_shard(
   shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
   with pytest.raises(ValueError, match='record 1 of .*val.* is corrupt'):
     convert.convert(tfrecord_path, tmp_path / 'out')
+  # The finished shard is neither written again nor copied: it stays the same file.
   finished = next((tmp_path / '.out.partial').glob('*train.array_record*')).stat()
   shard.write_bytes(content)
   output = convert.convert(tfrecord_path, tmp_path / 'out')
@@ -112,6 +118,7 @@ def test_a_repaired_source_continues_with_the_broken_shard(
   assert_same_records(clock_path, output, 'val')
 
 
+# Source, output, and the number of the delivery at which the process is killed.
 KILLED = """
 import os, sys
 from data import convert
@@ -126,6 +133,7 @@ convert.convert(sys.argv[1], sys.argv[2])
 """
 
 
+# Each of two shards is delivered in two files, itself and its episodes without images.
 @pytest.mark.parametrize('delivered, finished', [(1, 0), (2, 0), (3, 1), (4, 1)])
 def test_a_killed_conversion_continues(
   clock_path, tfrecord_path, tmp_path, monkeypatch, delivered, finished
@@ -192,6 +200,7 @@ def test_object_stores_are_read_and_written(clock_path, tfrecord_path, monkeypat
 def test_what_a_store_garbles_is_found(tfrecord_path, monkeypatch):
   use_bucket(monkeypatch)
   epath.Path('gs://bucket').mkdir(parents=True, exist_ok=True)
+  # Of the file that is sent and of what arrived.
   crcs = iter((1, 2))
   monkeypatch.setattr(convert, '_file_crc', lambda path: next(crcs))
   with pytest.raises(ValueError, match='gs://bucket/out/.* is not what was sent there; run again'):

@@ -30,6 +30,7 @@ from wam_jax.data import windows
 
 G1 = pathlib.Path(__file__).parents[3] / 'shared/data/lerobot_v21_g1_sample'
 LENGTHS = [21, 9, 14]
+# modality.json of the reference: names for ranges of columns, for cameras and for texts.
 GEAR = {
   'state': {
     'arm': {'start': 0, 'end': 2},
@@ -87,25 +88,25 @@ def test_every_feature_of_every_step(converted):
       for camera in dirs.CAMERAS:
         image = step['observation'][camera]
         assert image.shape == (*dirs.SIZE, 3)
-        np.testing.assert_allclose(image, dirs.shade(camera, e, t), atol=2)  # Shades are 6 apart.
+        # Shades are 6 apart.
+        np.testing.assert_allclose(image, dirs.shade(camera, e, t), atol=2)
       np.testing.assert_array_equal(step['observation']['state'], dirs.state(e, t))
       np.testing.assert_array_equal(step['action'], dirs.state(e, t + 1))
       assert step['action'].dtype == np.float32
       np.testing.assert_array_equal(step['observation']['effort'], [t + 0.25, t + 0.75])
       assert step['language_instruction'].decode() == dirs.TASKS[tasks[t]]
       assert step['note'].decode() == f'step {t}'
-      assert (step['is_first'], step['is_last'], step['is_terminal']) == (
-        t == 0,
-        t == n - 1,
-        t == n - 1,
-      )
-      assert step['reward'] == [t == n - 1]
-      assert step['next.done'] == [t == n - 1]
-      assert (step['frame_index'], step['index'], step['task_index']) == (
-        t,
-        sum(LENGTHS[:e]) + t,
-        tasks[t],
-      )
+
+      is_last = t == n - 1
+      assert step['is_first'] == (t == 0)
+      assert step['is_last'] == is_last
+      assert step['is_terminal'] == is_last
+      assert step['reward'] == [is_last]
+      assert step['next.done'] == [is_last]
+      assert step['frame_index'] == t
+      # `index` counts the steps of all episodes.
+      assert step['index'] == sum(LENGTHS[:e]) + t
+      assert step['task_index'] == tasks[t]
       assert step['timestamp'] == np.float32(t / dirs.FPS)
 
 
@@ -125,6 +126,7 @@ def test_suggested_record_fits_the_data(converted):
     chunk_s=1.6,
   )
   assert robot_record.from_dict(json.loads((output / 'embodiment.json').read_text())) == record
+  # What the command prints is Python, to be pasted into a table of robots.
   names = {name: getattr(robot_record, name) for name in ('Embodiment', 'View', 'Slice')}
   assert eval(record_lib.to_python(record), names) == record
 
@@ -134,7 +136,8 @@ def test_a_window_shows_the_frames_of_its_states(converted):
   record = dataclasses.replace(record, chunk_s=0.4)
   episodes = sources.Episodes(str(output), 'train', record)
   anchors = windows.make_anchors(episodes)
-  assert len(anchors) == (10 - 4) + (11 - 4) + (9 - 4) + (14 - 4)  # Episode 0 has two instructions.
+  # Chunks of 4 steps; episode 0 has two instructions, of 10 and of 11 steps.
+  assert len(anchors) == (10 - 4) + (11 - 4) + (9 - 4) + (14 - 4)
   e, step, stop = anchors[7]
   assert (e, step, stop) == (0, 11, 21)
   window = windows.make_window(record, 2, step, stop)
@@ -144,10 +147,12 @@ def test_a_window_shows_the_frames_of_its_states(converted):
     np.testing.assert_allclose(
       episodes[e].decode('front', int(t)), dirs.shade('front', e, t), atol=2
     )
+  # The state of step t begins with t, the action with t + 1.
   np.testing.assert_array_equal(proprio[:, 0], [11, 15])
   np.testing.assert_array_equal(action[..., 0], np.arange(12, 20).reshape(2, 4))
 
 
+# Version 3 with a file that ends between episodes, and with all of them in one file.
 @pytest.mark.parametrize('version, per_file', [('v2.0', 0), ('v3.0', 2), ('v3.0', 3)])
 def test_other_versions_give_the_same_records(converted, v2, tmp_path, version, per_file):
   if per_file:
@@ -184,7 +189,8 @@ def gear(damaged):
 def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
   record, _ = convert.convert(gear, tmp_path / 'out')
   episodes = _read(tmp_path / 'out')
-  assert [int(e['episode_index']) for e in episodes] == [0, 2]  # Episode 1 is discarded.
+  # Episode 1 is discarded.
+  assert [int(e['episode_index']) for e in episodes] == [0, 2]
   for episode in episodes:
     e = int(episode['episode_index'])
     for t, step in enumerate(episode['steps']):
@@ -207,9 +213,9 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
   )
   numbers = statistics.load(tmp_path / 'out/gear_statistics.json', record)
   np.testing.assert_array_equal(numbers.state.q99, [1, 2, 4])
-  np.testing.assert_array_equal(
-    numbers.action.max, [9, 10, 8]
-  )  # Relative statistics for the relative part.
+  # Relative statistics for the relative part.
+  np.testing.assert_array_equal(numbers.action.max, [9, 10, 8])
+  # Steps 0, 1, 5 and 13 of episode 2 are filtered out; a range ends before its second number.
   assert json.loads((tmp_path / 'out/step_ranges.json').read_text()) == {
     'episode_000000': [[0, 21]],
     'episode_000002': [[2, 5], [6, 13]],
@@ -287,12 +293,13 @@ def test_images_in_the_rows(damaged, tmp_path):
     path = damaged / f'data/chunk-{e // 2:03d}/episode_{e:06d}.parquet'
     images = []
     for t in range(length):
-      encoded = cv2.imencode('.png', np.full((*dirs.SIZE, 3), colour(e, t)[::-1], np.uint8))[
-        1
-      ].tobytes()
+      bgr = colour(e, t)[::-1]
+      _, png = cv2.imencode('.png', np.full((*dirs.SIZE, 3), bgr, np.uint8))
+      encoded = png.tobytes()
       name = f'images/{e}_{t}.png'
       (damaged / name).parent.mkdir(exist_ok=True)
       (damaged / name).write_bytes(encoded)
+      # A row holds the image, or only where it lies.
       images.append({'bytes': encoded if t % 2 else None, 'path': name})
     table = parquet.read_table(path).append_column('observation.images.front', pa.array(images))
     parquet.write_table(table, path)
@@ -367,6 +374,7 @@ VIDEO = f'videos/{EPISODE_1.replace("/", "/observation.images.wrist/")}.mp4'
 SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
 
 
+# First what lies under meta/, then videos, then rows; what can be named by its episode is.
 @pytest.mark.parametrize(
   'damage, message',
   [
@@ -480,10 +488,8 @@ def test_unfit_features_and_options_are_errors(damaged, tmp_path):
 
 def test_mistakes_in_the_offsets_of_v3(v2, tmp_path):
   source = dirs.pack_as_v3(v2, tmp_path / 'v3', 3)
-  path, key = (
-    source / 'meta/episodes/chunk-000/file-000.parquet',
-    'videos/observation.images.front/',
-  )
+  path = source / 'meta/episodes/chunk-000/file-000.parquet'
+  key = 'videos/observation.images.front/'
   table = parquet.read_table(path)
 
   def write_later(**by_frames):
@@ -528,7 +534,8 @@ def test_goes_on_where_it_stopped(v2, damaged, converted, tmp_path, capsys):
   video.write_bytes(whole)
   capsys.readouterr()
   convert.convert(damaged, tmp_path / 'out')
-  assert 'going on after 2 of 3 shards' in (error := capsys.readouterr().err)
+  error = capsys.readouterr().err
+  assert 'going on after 2 of 3 shards' in error
   assert '44/44 frames' in error
   assert sorted(p.name for p in tmp_path.iterdir()) == ['damaged', 'out']
   assert sorted(_shards(tmp_path / 'out').values()) == sorted(_shards(converted[0]).values())
@@ -584,5 +591,7 @@ def test_real_episodes_of_both_versions(tmp_path):
   errors = [
     np.abs(episodes[3].decode('cam_high', t).astype(int) - frames[t]).mean() for t in (0, 100, 279)
   ]
-  assert max(errors) < 3  # Mean absolute error of JPEG at quality 95, of 255.
+  # Mean absolute error of JPEG at quality 95, of 255.
+  assert max(errors) < 3
+  # The suggested chunk is of 48 steps, 1.6 s at 30 Hz.
   assert len(windows.make_anchors(episodes)) == 221 + 277 + 267 + 280 - 4 * 48

@@ -22,6 +22,7 @@ from wam_jax.data import windows
 
 DROID = pathlib.Path(__file__).parents[3] / 'shared/data/droid_video_sample'
 HUMAN = embodiments.get('human')
+# Grey of frame i; 6 apart, so that compression cannot take one for another.
 shade = lambda i: 20 + 6 * (i % 36)
 
 
@@ -68,6 +69,7 @@ def test_every_caption_is_an_episode_of_what_was_shown(folder, tmp_path):
     [range(0, 15, 3), range(15, 45, 3), [0, 4, 9, 14, 19, 24, 28, 33, 38, 43]]
   ):
     np.testing.assert_allclose(_shades(episodes[i]), [shade(f) for f in frames], atol=2)
+  # A second call finds it there.
   assert not builder.build(tmp_path / 'out', _config(folder))
   assert episodes[0].state_TX.shape == (5, 0)
   assert episodes[0].action_TU.shape == (5, 0)
@@ -77,6 +79,7 @@ def test_another_rate_and_shorter_episodes(folder, tmp_path):
   builder.build(tmp_path / 'out', _config(folder, fps=15, episode_s=0.8), workers=2)
   episodes = _episodes(tmp_path / 'out')
   lengths = [episodes[i].length for i in range(len(episodes))]
+  # At most 0.8 s of 15 frames a second: 15 frames are cut into 7 + 8, 30 into three.
   assert lengths[:5] == [7, 8, 10, 10, 10]
   # Nothing twice, nothing left out.
   shown = [value for i in range(5) for value in _shades(episodes[i])]
@@ -84,6 +87,7 @@ def test_another_rate_and_shorter_episodes(folder, tmp_path):
 
 
 def test_images_are_cut_about_the_middle(tmp_path):
+  # The middle 40 columns of 40 x 100 are the square that is kept.
   image = np.zeros((40, 100, 3), np.uint8)
   image[:, 30:70] = 200
   square = builder._encode(image, (16, 16)).getvalue()
@@ -194,6 +198,7 @@ def test_a_video_that_ends_early_is_named(tmp_path):
         packet.stream = stream
         output.mux(packet)
   whole = (tmp_path / 'videos/b.mp4').read_bytes()
+  # What a decoder says of such a file depends on where it is cut.
   (tmp_path / 'videos/b.mp4').write_bytes(whole[: int(0.7 * len(whole))])
   (tmp_path / 'videos/a.mp4').unlink()
   (tmp_path / 'videos/b.txt').write_text('waves')
@@ -237,7 +242,8 @@ def test_real_videos_give_windows(tmp_path):
   )
   builder.build(tmp_path / 'out', _config(tmp_path / 'videos'), workers=2)
   episodes = _episodes(tmp_path / 'out')
-  assert [episodes[i].length for i in range(3)] == [140] * 3  # 419 frames at 15 fps, every third.
+  # 419 frames at 15 fps, every third.
+  assert [episodes[i].length for i in range(3)] == [140] * 3
   assert len(windows.make_anchors(episodes)) == 3 * (140 - 8)
   with av.open(str(DROID / 'wrist_image_left.mp4')) as container:
     frames = [
@@ -248,4 +254,5 @@ def test_real_videos_give_windows(tmp_path):
   errors = [
     np.abs(episodes[2].decode('image', t).astype(int) - frames[t]).mean() for t in (0, 70, 139)
   ]
-  assert max(errors) < 3  # Mean absolute error of JPEG at quality 95, of 255.
+  # Mean absolute error of JPEG at quality 95, of 255.
+  assert max(errors) < 3

@@ -20,6 +20,7 @@ FEATURES = tfds.features.FeaturesDict(
 )
 
 
+# `failing` is a file, for workers are other processes and what fails changes between two runs.
 def _make(failing: pathlib.Path, split: str, index: int) -> dict:
   if failing.exists() and str(index) in failing.read_text().split():
     raise ValueError(f'episode {index} of {split} is broken')
@@ -64,9 +65,11 @@ def _plan(sizes, shard_size, min_shards):
   'sizes, shard_size, min_shards, want',
   [
     ((1,) * 601, 250, 1, [200, 201, 200]),
+    # Fewer episodes than the least number of shards: one each, none empty.
     ((1,) * 3, 250, 8, [1, 1, 1]),
     ((21, 9, 14), 8192, 8, [1, 1, 1]),
-    ((5, 5, 90, 5, 5), 50, 1, [2, 1, 2]),  # Three shards; a long episode has one for itself.
+    # Three shards; a long episode has one for itself.
+    ((5, 5, 90, 5, 5), 50, 1, [2, 1, 2]),
     ((100, 1, 1), 51, 1, [1, 2]),
   ],
 )
@@ -118,6 +121,7 @@ def test_an_interrupted_run_goes_on(tmp_path, capsys, workers):
   error = capsys.readouterr().err
   assert f'going on after {len(kept)} of 5 shards' in error
   assert '33/33 steps' in error
+  # What was finished is kept as it was, and all is as if it had never been interrupted.
   assert {name: (path / name).stat().st_mtime_ns for name in stamps} == stamps
   assert sorted(p.name for p in path.iterdir()) == sorted(
     p.name for p in (tmp_path / 'want').iterdir()
@@ -141,6 +145,7 @@ def _write_and_tell(path, results):
 def test_two_processes_make_one_dataset(tmp_path):
   context = multiprocessing.get_context('spawn')
   results = context.Queue()
+  # Both find nothing there; one makes it, and the other waits for that.
   processes = [
     context.Process(target=_write_and_tell, args=(tmp_path / 'made', results)) for _ in range(2)
   ]

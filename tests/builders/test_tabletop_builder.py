@@ -45,7 +45,8 @@ def dataset(tmp_path_factory):
 
 def test_layout_and_counts(dataset):
   assert dataset.parts[-3:] == ('tabletop', 'disc_reach_place', '1.0.0')
-  assert [p.name for p in dataset.parent.iterdir()] == ['1.0.0']  # nothing temporary is left
+  # Nothing temporary is left.
+  assert [p.name for p in dataset.parent.iterdir()] == ['1.0.0']
   info = tfds.builder_from_directory(dataset).info
   assert {name: split.num_examples for name, split in info.splits.items()} == {
     'train': 6,
@@ -79,6 +80,7 @@ def test_flags_rewards_and_length(dataset):
   for episode in _read(dataset, 'train'):
     steps = episode['steps']
     n = len(steps)
+    # Two chunks of 0.8 s at 10 Hz and the frame before them; the task's time limit is 8 s.
     assert math.ceil(1.6 * 10) + 1 <= n <= 80
     for key, want in (
       ('is_first', [True] + [False] * (n - 1)),
@@ -90,6 +92,7 @@ def test_flags_rewards_and_length(dataset):
       assert [s[key].item() for s in steps] == want, key
 
 
+# Steps of 1.6 s at 15, 5 and 10 Hz, and one more.
 @pytest.mark.parametrize('embodiment, least', [('arm', 25), ('cart', 9), ('human', 17)])
 def test_every_embodiment_covers_two_chunks(embodiment, least):
   config = builder.BuildConfig(embodiment, ('reach',), episodes=1, view_size=8)
@@ -103,6 +106,7 @@ def test_splits_and_seeds_never_share_an_episode(dataset):
     int(e['seed']) for split in ('train', 'val', 'unseen_task') for e in _read(dataset, split)
   ]
   assert len(set(seeds)) == 10
+  # Below lie the seeds of evaluation.
   assert min(seeds) >= 1 << 32
   assert expert.make_seed(0, 0, 0, 0) != expert.make_seed(1, 0, 0, 0)
 
@@ -135,6 +139,7 @@ def test_finished_dataset_is_kept_and_other_parameters_are_refused(dataset):
 def test_foreign_directory_is_refused_and_untouched(tmp_path):
   path = builder.dataset_path(tmp_path, CONFIG)
   path.mkdir(parents=True)
+  # Something of the user's that happens to lie where the dataset would.
   (path / 'notes.txt').write_text('mine')
   with pytest.raises(ValueError, match='not written by data.tabletop'):
     builder.build(tmp_path, CONFIG)

@@ -23,6 +23,7 @@ EPISODES, STEPS = 6, 60
 Slice, View = record_lib.Slice, record_lib.View
 # A robot over a patterned table: its camera `top` sees it move, its camera `wrist` sees the table
 # move.
+# Eight steps of 0.1 s a chunk and a camera frame every four.
 ROBOT = record_lib.Embodiment(
   name='robot',
   views=(View('top', 0, 0, 32, 32), View('wrist', 0, 32, 32, 16)),
@@ -84,9 +85,11 @@ def _wander(rng: np.random.Generator) -> np.ndarray:
     start = path[-1]
     target = np.append(rng.uniform(0.2, 0.8, 2), rng.integers(2))
     steps = rng.integers(5, 12)
+    # Minimum jerk: at rest at both ends, as people move.
     s = np.arange(1, steps + 1)[:, None] / steps
-    smooth = 10 * s**3 - 15 * s**4 + 6 * s**5  # At rest at both ends, as people move.
+    smooth = 10 * s**3 - 15 * s**4 + 6 * s**5
     path += [*(start + (target - start) * smooth)]
+    # Pauses, which are no sign of a camera of half the rate.
     path += [target] * rng.integers(0, 5)
   return np.asarray(path[: STEPS + 1])
 

@@ -55,6 +55,7 @@ def test_command_on_bridge(tmp_path, origin):
   assert [pathlib.Path(p).name for p in report['pictures']] == [
     f'wam_validation_bridge_widowx_{part}.png' for part in ('sheet', 'state', 'action')
   ]
+  # Something is drawn at a size that can be read.
   for picture in report['pictures']:
     image = cv2.imread(picture)
     assert min(image.shape[:2]) > 600
@@ -63,17 +64,17 @@ def test_command_on_bridge(tmp_path, origin):
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')
 def test_synthetic_bridge_has_the_published_form(tmp_path):
-  made, sample = (
-    tfds.builder_from_directory(path).info for path in (bridge.write(tmp_path), BRIDGE)
-  )
+  # What a clone without the sample is tested on is like the sample.
+  made = tfds.builder_from_directory(bridge.write(tmp_path)).info
+  sample = tfds.builder_from_directory(BRIDGE).info
   assert made.features.get_tensor_info() == sample.features.get_tensor_info()
   assert made.file_format == sample.file_format
 
 
 def test_command_on_tabletop_writes_beside_the_data(tmp_path):
-  path, _ = builder.build(
-    tmp_path, builder.BuildConfig('arm', ('place', 'push'), episodes=12, split_names=('train',))
-  )
+  # Twelve episodes, so that the lag of the images is estimated, too.
+  config = builder.BuildConfig('arm', ('place', 'push'), episodes=12, split_names=('train',))
+  path, _ = builder.build(tmp_path, config)
   done = run(f'--dataset={path}', '--embodiment=tabletop_arm', '--episodes=12')
   assert not done.returncode, done.stdout + done.stderr
   assert 'passed: 0 failures, 0 warnings' in done.stdout
@@ -90,6 +91,7 @@ def test_command_fails_with_status_1_and_lists_everything(tmp_path, good_path):
   )
 
   def edit(episodes):
+    # A cut image, and an episode without words.
     episodes[1]['top'][7] = spoilt.jpeg(episodes[1]['top'][7])[:300]
     episodes[2]['text'] = [''] * spoilt.STEPS
 

@@ -55,6 +55,7 @@ def test_action_relative_to_the_wrong_joints(good_path):
 
 def test_degrees_and_millimetres(tmp_path):
   def edit(episodes):
+    # Positions in millimetres under a record that says metres.
     for e in episodes:
       e['proprio'][:, 0] *= 1000
       e['action'][:, 0] *= 1000
@@ -67,6 +68,7 @@ def test_degrees_and_millimetres(tmp_path):
     "action action[0:2] holds 'm'",
     'expected at most 10',
   )
+  # Two whole turns either way, which degrees exceed; a normalized value may overshoot a little.
   assert numeric.UNIT_LIMIT['rad'] == pytest.approx(12.566, abs=1e-3)
   assert numeric.UNIT_LIMIT['normalized'] == 1.1
 
@@ -75,6 +77,7 @@ def test_constant_dimensions(tmp_path):
   def edit(episodes):
     for e in episodes:
       e['proprio'][:, 2] = 0.5
+      # Noise below the range floor of 0.001 is no motion.
       e['action'][:, 2] = 0.5 + 1e-5 * np.arange(spoilt.STEPS)
 
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit))
@@ -89,6 +92,7 @@ def test_constant_dimensions(tmp_path):
 
 def test_exploding_dimensions(tmp_path):
   def edit(episodes):
+    # One row of 360 each, which the quantiles at 1% and 99% do not show.
     episodes[1]['proprio'][30, 0] = 40
     episodes[4]['action'][12, 1] = -30
 
@@ -108,6 +112,7 @@ def test_action_equal_to_the_state(tmp_path):
       e['action'][:, :2] = e['proprio'][:, :2]
 
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit))
+  # A relative action that repeats the state is 0 everywhere, which is a failure of its own.
   spoilt.expect(
     [f for f in found if f[0] != 'constant'],
     'copy',
@@ -117,6 +122,7 @@ def test_action_equal_to_the_state(tmp_path):
 
 
 def test_action_equal_to_the_next_state_is_worth_a_note(tmp_path):
+  # Where no commands were recorded, datasets are made so on purpose.
   def edit(episodes):
     for e in episodes:
       e['action'][:-1, :2] = e['proprio'][1:, :2]
@@ -141,6 +147,7 @@ def test_statistics_file(tmp_path):
   file = pathlib.Path(statistics.find(episodes))
   good = file.read_text()
 
+  # A file of other shards, one of these shards with other numbers, one of another robot.
   file.write_text(good.replace(episodes.fingerprint, '0' * 16))
   spoilt.expect(
     spoilt.failures(path),
@@ -165,6 +172,7 @@ def test_statistics_file(tmp_path):
 
 
 def test_too_short_for_a_chunk(good_path):
+  # 80 steps, where every episode has 60.
   found = spoilt.failures(good_path, dataclasses.replace(spoilt.ROBOT, chunk_s=8.0))
   spoilt.expect(found, 'anchors', 'longer than one chunk of 80 steps')
 

@@ -8,6 +8,7 @@ from tests.builders.validate import spoilt
 def test_timestamps_of_another_rate(tmp_path):
   def edit(episodes):
     for e in episodes:
+      # Recorded at 15 Hz; the record says 10.
       e['timestamp'] = e['timestamp'] * 10 / 15
 
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit))
@@ -22,6 +23,7 @@ def test_timestamps_of_another_rate(tmp_path):
 
 def test_timestamps_that_do_not_grow_and_gaps(tmp_path):
   def edit(episodes):
+    # A clock that was set back is a failure; rows that were dropped are a warning.
     episodes[1]['timestamp'][20:] -= 0.2
     episodes[2]['timestamp'][30:] += 0.5
 
@@ -57,6 +59,7 @@ def test_camera_of_half_the_rate(tmp_path):
 def test_recording_played_at_twice_its_rate(tmp_path):
   def edit(episodes):
     for e in episodes:
+      # Resampled by repeating every row, as a conversion from 5 to 10 Hz may do.
       for key in ('proprio', 'action', 'top', 'wrist'):
         e[key] = [e[key][t // 2] for t in range(spoilt.STEPS)]
 

@@ -29,6 +29,7 @@ def test_good_dataset_passes_and_its_card_is_right(good_path):
   assert not findings.count('warn'), list(findings.lines())
   seen = result.card
   assert (seen['episodes'], seen['readable'], seen['steps'], seen['decoded']) == (6, 6, 360, 6)
+  # 360 steps of 0.1 s.
   assert seen['hours'] == pytest.approx(36 / 3600)
   # A chunk of 8 steps, and its last frame, must fit behind an anchor.
   assert seen['anchors'] == 6 * (60 - 8)
@@ -46,18 +47,27 @@ def test_good_dataset_passes_and_its_card_is_right(good_path):
     'most_frequent': [('go there', 6)],
     'blank_steps': {'language_instruction': 0},
   }
-  assert all(
-    abs(view['late_steps']) <= 1 and view['motion_correlation'] > 0.6
-    for view in seen['views'].values()
-  )
-  episodes = sources.Episodes(good_path, 'train', spoilt.ROBOT)
-  row = seen['dimensions'][1]
-  assert (row['part'], row['name'], row['unit'], row['relative']) == (
-    'state',
-    'proprio[1]',
-    'm',
-    False,
-  )
+  for view in seen['views'].values():
+    assert abs(view['late_steps']) <= 1
+    assert view['motion_correlation'] > 0.6
+
+  assert_numbers_of_y(seen['dimensions'][1], sources.Episodes(good_path, 'train', spoilt.ROBOT))
+  assert [r['name'] for r in seen['dimensions'] if r['relative']] == ['action[0]', 'action[1]']
+
+  text = '\n'.join(card.lines(seen))
+  assert '6; 60 to 60 steps' in text
+  assert '6 x  go there' in text
+  assert 'action action[1] - state  m' in text
+  # It can be written: no NumPy scalar is left in it.
+  json.dumps(seen)
+
+
+def assert_numbers_of_y(row, episodes):
+  """The card's row of the second state dimension holds what is computed of all rows in one go."""
+  assert row['part'] == 'state'
+  assert row['name'] == 'proprio[1]'
+  assert row['unit'] == 'm'
+  assert row['relative'] is False
   y_T = np.concatenate([episodes.numeric(i)[0][:, 1] for i in range(6)])
   want = {
     'min': y_T.min(),
@@ -68,12 +78,6 @@ def test_good_dataset_passes_and_its_card_is_right(good_path):
     'std': y_T.std(),
   }
   assert {key: row[key] for key in want} == pytest.approx(want, rel=1e-4)
-  assert [r['name'] for r in seen['dimensions'] if r['relative']] == ['action[0]', 'action[1]']
-  text = '\n'.join(card.lines(seen))
-  assert '6; 60 to 60 steps' in text
-  assert '6 x  go there' in text
-  assert 'action action[1] - state  m' in text
-  json.dumps(seen)
 
 
 def test_truncated_and_foreign_images_are_named_though_not_decoded(tmp_path):
@@ -81,6 +85,7 @@ def test_truncated_and_foreign_images_are_named_though_not_decoded(tmp_path):
     episodes[1]['top'][7] = spoilt.jpeg(episodes[1]['top'][7])[:300]
     episodes[2]['wrist'][3] = b'BM no jpeg'
 
+  # Only one episode is decoded; of the others the first and last bytes are looked at.
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit), decoded=1)
   spoilt.expect(
     found, 'image', "image 'top' of step 7 of record 1 of", 'is a truncated JPEG (300 bytes)'
@@ -96,6 +101,7 @@ def test_truncated_and_foreign_images_are_named_though_not_decoded(tmp_path):
 
 def test_images_that_do_not_decode_are_named(tmp_path):
   def edit(episodes):
+    # Both begin and end as a JPEG does: one holds nothing, one is of another size.
     episodes[0]['top'][5] = survey.JPEG + bytes(100) + survey.JPEG_END
     episodes[3]['wrist'][9] = spoilt.jpeg(np.zeros((16, 32, 3), np.uint8))
 
@@ -128,6 +134,7 @@ def test_images_and_rows_of_different_number(good_path, tmp_path):
   shard = next(path.glob('*train.*record-*'))
   with array_record_data_source.ArrayRecordDataSource(str(shard)) as reader:
     records = [tf_example_pb2.Example.FromString(reader[i]) for i in range(spoilt.EPISODES)]
+  # One image and one number fewer than the steps need.
   records[1].features.feature['steps/observation/wrist'].bytes_list.value.pop()
   records[4].features.feature['steps/action'].float_list.value.pop()
   shard.unlink()
@@ -228,6 +235,7 @@ def test_more_than_ten_of_a_kind_are_counted(tmp_path):
     for e in episodes:
       e['text'] = ['a', '', 'b', '', 'c', ''] + ['d'] * (spoilt.STEPS - 6)
 
+  # Three stretches without words in each of six episodes.
   findings, _ = spoilt.validate(spoilt.make_dataset(tmp_path, edit))
   assert findings.count('fail') == 18
   assert [m for _, m in findings.messages('fail')][10:] == ['... and 8 more like these']

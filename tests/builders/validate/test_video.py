@@ -13,6 +13,7 @@ from tests.builders.validate import spoilt
 def test_two_views_of_the_same_camera(tmp_path):
   def edit(episodes):
     for e in episodes:
+      # One camera under both names, as a copied line in a conversion gives it.
       e['wrist'] = e['top']
 
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit))
@@ -23,6 +24,7 @@ def test_two_views_of_the_same_camera(tmp_path):
 
 def test_blank_and_frozen_views(tmp_path):
   def edit(episodes):
+    # Black, as behind a cap, and the first picture for ever, as of a driver that hangs.
     episodes[1]['top'] = [np.zeros((32, 32, 3), np.uint8)] * spoilt.STEPS
     episodes[4]['wrist'] = [episodes[4]['wrist'][0]] * spoilt.STEPS
 
@@ -53,6 +55,7 @@ def test_swapped_wrist_camera(tmp_path):
   )
 
 
+# Steps; up to 3 are within the delay of a real camera.
 @pytest.mark.parametrize('late', [6, -5])
 def test_frames_shifted_against_the_rows(tmp_path, late):
   def edit(episodes):
@@ -93,6 +96,7 @@ def test_shuffled_frames_and_short_episodes_are_not_called_late(good_path, tmp_p
   assert any(
     "motion is hardly seen in 'top'" in message for _, message in findings.messages('note')
   )
+  # A lag is told from three episodes on.
   findings, _ = spoilt.validate(good_path, split='train[:2]')
   assert "too few or too short episodes to tell whether 'top' is late" in ''.join(findings.lines())
 
