@@ -80,6 +80,7 @@ def write_run(
   def to_float32(tree):
     return jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.float32), tree)
 
+  # Twice the weights, so that a test sees which of the two it was given.
   params = to_float32(params)
   averages = jax.tree.map(lambda x: 2 * x, params) if has_averages else None
   state = train_step.TrainState(

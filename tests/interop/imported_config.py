@@ -23,6 +23,7 @@ def get_config(imported: str):
   c.batch_size = 2
   c.log_every = 1
   c.save_every = 2
+  # With two steps, averages that differ clearly from the start and from the end.
   c.optimizer.ema_decay = 0.5
   c.data.embodiments = ('droid',)
   c.data.mixture = {

@@ -41,6 +41,7 @@ def test_export_of_a_run_takes_its_averages(tmp_path, has_averages, dtype):
   want = {name: w.astype(rounded) for name, w in tiny.prefixed(weights).items()}
   conversions.assert_same_bits(tiny.load(back), want)
 
+  # What the official code reads beside the weights.
   conf = yaml.safe_load((back / 'experiment_cfg/conf.yaml').read_text())
   assert conf['save_lora_only'] is False
   assert conf['relative_action'] is True
@@ -53,6 +54,7 @@ def test_export_of_a_run_takes_its_averages(tmp_path, has_averages, dtype):
   stored = json.loads((back / 'experiment_cfg/metadata.json').read_text())['oxe_droid']
   camera = stored['modalities']['video']['wrist_image_left']
   assert camera == {'resolution': [320, 180], 'channels': 3, 'fps': 15.0}
+  # As `conversions` made them: 8 dimensions from 1 to 2, of which 7 are joints.
   q01 = stored['statistics']['action']['joint_position']['q01']
   assert q01 == np.linspace(1, 2, 8, dtype=np.float32)[:7].tolist()
 
@@ -69,6 +71,7 @@ def test_one_category_of_several_is_exported(tmp_path):
     robots=[conversions.make_droid(), conversions.make_droid(2, name='other')],
     has_averages=False,
   )
+  # By message the options that it refuses.
   refused = {
     r'no prompt for these robots:\n  other: its tag would be .other.': {},
     '--tag=yam names one robot, but there are droid, other': {'tag': 'yam'},
@@ -85,6 +88,7 @@ def test_one_category_of_several_is_exported(tmp_path):
   conversions.export_to(tmp_path / 'run', tmp_path / 'back', embodiment='other', tag='oxe_droid')
   conversions.export_to(tmp_path / 'run', tmp_path / 'alone', embodiment='other', statistics=False)
   conversions.assert_same_bits(tiny.load(tmp_path / 'alone'), tiny.load(tmp_path / 'back'))
+  # `other` has the third category of action modules; the rest of the weights is shared.
   action = {name for row in dit.action_rows(model) for name in row.names}
   for name in action:
     weights['dit'][name] = weights['dit'][name][2:]

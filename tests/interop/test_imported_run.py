@@ -43,7 +43,8 @@ def test_there_and_back(tmp_path):
   weights = tiny.write_dreamzero(tmp_path / 'official')
   write_vocabulary(tmp_path / 'spiece.model')
   dataset = published.write(tmp_path / 'data', 'droid', [100, 90])
-  imported, tuned = tmp_path / 'imported', tmp_path / 'tuned'
+  imported = tmp_path / 'imported'
+  tuned = tmp_path / 'tuned'
 
   assert 'dreamzero' in run('wam_jax.convert', 'inspect', f'--source={tmp_path / "official"}')
   run(

@@ -41,10 +41,12 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
   assert written == json.loads(json.dumps(cfg.to_dict(config)))
   assert list(robot_lib.from_metadata(data)) == ['droid']
 
+  # Training finds every parameter that it expects.
   mesh = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
   abstract = train_step.abstract_state(config, mesh, frozen)
   assert checkpoint.list_mismatches(abstract.params, params) == []
 
+  # Every array is the one of the official checkpoint, in our order of axes.
   parts, unknown = dreamzero_layout.split_parts(weights)
   assert not unknown
   tables = foreign.make_tables(tiny.I2V, 'wan')
@@ -72,7 +74,8 @@ def test_outputs_are_never_overwritten(tmp_path):
 
 def test_one_weight_at_a_time_is_in_memory(tmp_path, monkeypatch):
   tiny.write_dreamzero(tmp_path / 'source')
-  monkeypatch.setattr(orbax, '_SLAB_BYTES', 1)  # Nothing is held back to be written with more.
+  # Nothing is held back to be written with more.
+  monkeypatch.setattr(orbax, '_SLAB_BYTES', 1)
   alive = weakref.WeakValueDictionary()
   counts = []
   read = lazy.Stored.read
@@ -85,5 +88,6 @@ def test_one_weight_at_a_time_is_in_memory(tmp_path, monkeypatch):
 
   monkeypatch.setattr(lazy.Stored, 'read', count_alive)
   conversions.import_from(tmp_path / 'source', tmp_path / 'run')
+  # A released model need not fit in memory. One weight may be written while the next is read.
   assert len(counts) == 394
   assert max(counts) <= 2

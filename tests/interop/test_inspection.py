@@ -22,6 +22,7 @@ def inspect(path):
 
 
 def test_inspect_lists_what_is_missing(tmp_path):
+  # A missing weight and missing statistics would each end an import; `inspect` lists both.
   source = tmp_path / 'source'
   tiny.write_dreamzero(source)
   conversions.edit_weights(source, lambda w: w.pop('action_head.model.head.head.bias'))
@@ -52,6 +53,7 @@ def test_inspect_describes_a_run_of_any_model(tmp_path):
   report = inspect(tmp_path)
   assert (report['layout'], report['step'], report['averaged']) == ('wam_jax', 2, False)
   counts = {part: sizes['parameters'] for part, sizes in report['parts'].items()}
+  # 3 x 4, and 5 + 5 x 2 + 2 x 5.
   assert counts == {'dit': 12, 'tokenizer': 25}
   assert 'embodiment droid' in inspection.show(report)
 

@@ -81,6 +81,7 @@ def test_adapters_there_and_back(tmp_path):
     f'--config.model.text.tokenizer={vocabulary}',
     '--config.model.lora.rank=2',
     '--config.trainable=lora',
+    # Two steps must change outputs beyond rounding.
     '--config.optimizer.learning_rate=0.05',
     '--config.optimizer.warmup_steps=1',
   )
@@ -89,6 +90,8 @@ def test_adapters_there_and_back(tmp_path):
   said = inspection.show(inspection.inspect(epath.Path(tuned), foreign.Options(), None))
   assert '30 adapters of rank 2, alpha 4' in said
   assert f'started from step 0 of {base}, parameters of SHA-256' in said
+
+  # There and back: adapters merged into an export, which is imported once more.
   source = own.open_workdir(tuned, None)
   report = exporting.export_checkpoint(source, tmp_path / 'exported', exporting.Options())
   assert 'averaged weights, 30 LoRA adapters merged' in exporting.show(report)
@@ -98,6 +101,8 @@ def test_adapters_there_and_back(tmp_path):
   averages = checkpoint._load_tree(place / 'ema_params')
   assert not averages['blocks'].keys() & {'norm3', 'modulation'}
   params = finetuning.overlay(checkpoint._load_tree(place / 'params'), averages)
+
+  # The same random window by the base with adapters, by the merged weights, and by the base alone.
   adapted = checkpoint._load_newest(tuned, None, lambda place, config, _: config)
   plain = finetuning.merged_config(adapted)
   want = predict(adapted, params)

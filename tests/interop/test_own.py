@@ -13,6 +13,7 @@ def test_damaged_checkpoint_of_ours_is_refused(tmp_path):
   tiny.write_dreamzero(tmp_path / 'source')
   conversions.import_from(tmp_path / 'source', tmp_path / 'run')
 
+  # The config of another model than the arrays are of.
   def widen(content):
     content['config']['model']['mlp_dim'] += 2
 

@@ -31,6 +31,7 @@ def test_golden_dit_is_recognised_at_its_sizes(golden_dit):
     'image': dataclasses.replace(released.image, dim=said['image_embed_dim']),
   }
   assert_table_fits(dit.rows(sizes.infer_model(said, shapes, **others)), golden_dit)
+  # Only heads and latent channels are said; the other sizes are in the shapes.
   silent = {key: said[key] for key in ('num_heads', 'out_dim')}
   assert_table_fits(dit.rows(sizes.infer_model(silent, shapes, **others)), golden_dit)
 

@@ -20,6 +20,8 @@ from wam_jax.interop import foreign
 from wam_jax.interop.dreamzero import layout as dreamzero_layout
 from wam_jax.interop.table import dit
 
+# Both released models, as small as their rules allow: three layers, so that a first, a middle and a
+# last one are told apart.
 I2V = cfg.ModelConfig(
   dim=32,
   mlp_dim=48,
@@ -87,6 +89,7 @@ def save(path: pathlib.Path, weights: dict[str, Any], stem: str, shards: int = 1
   if shards == 1:
     _save_file(path / f'{stem}.safetensors', weights)
     return
+  # In turns, so that the weights of one layer lie in several files.
   shard_of = {}
   names = list(weights)
   for i in range(shards):
@@ -144,6 +147,7 @@ def head(model: cfg.ModelConfig) -> dict[str, Any]:
     'image_encoder_cfg': {},
     'vae_cfg': {'z_dim': model.tokenizer.channels, 'vae_pretrained_path': None},
   }
+  # Said by the smaller model alone, whose frames are shrunk.
   if model.tokenizer.resize:
     settings |= {'target_video_height': 160, 'target_video_width': 320}
   return {
@@ -173,6 +177,7 @@ def conf(size: tuple[int, int] = (176, 320)) -> dict[str, Any]:
   steps = [
     make_step('VideoToTensor', apply_to=views),
     make_step('VideoCrop', apply_to=views, scale=0.95),
+    # A reference to the key `height` of this file.
     make_step('VideoResize', apply_to=views, height='${height}', width=size[1]),
     make_step(
       'StateActionTransform', apply_to=state, normalization_modes=dict.fromkeys(state, 'q99')
@@ -284,10 +289,14 @@ def adapted(
     module, _, leaf = name.rpartition('.')
     inner = module.replace(DIT, WRAPPED)
     is_adapted = module.startswith(f'{DIT}blocks.') and module.endswith(_ADAPTED)
+
+    # Once it adapts anything, peft wraps every module of the transformer.
     if is_adapted and base_layer:
       wrapped[f'{inner}.base_layer.{leaf}'] = w
     else:
       wrapped[name.replace(DIT, WRAPPED)] = w
+
+    # The scale is alpha / rank, of the settings in `head` 8 / 4.
     if is_adapted and leaf == 'weight':
       down = rng.standard_normal((rank, w.shape[1]), np.float32)
       up = rng.standard_normal((w.shape[0], rank), np.float32)
@@ -319,6 +328,7 @@ def write_lora(
     # The official code knows where these are; no path is recorded.
     write_wan(directory / base, I2V)
   else:
+    # A path where it was trained; its last part tells which checkpoint it was.
     said['pretrained_model_path'] = f'./checkpoints/{base}'
     write_dreamzero(directory / base, weights=prefixed(weights), shards=2)
   write_experiment(directory / 'lora', said, metadata())

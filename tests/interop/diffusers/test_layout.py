@@ -38,6 +38,8 @@ def test_diffusers_directory_holds_every_bit(tmp_path, model):
   weights = make_weights(model)
   tiny.write_dreamzero(tmp_path / 'source', model, weights)
   (tmp_path / 'source' / 'tokenizer.json').write_text('{}')
+
+  # Official, ours, Diffusers, ours, official.
   conversions.import_from(tmp_path / 'source', tmp_path / 'run')
   pipeline = tmp_path / 'pipeline'
   conversions.export_to(tmp_path / 'run', pipeline, layout='diffusers', shard_bytes=100_000)
@@ -45,6 +47,7 @@ def test_diffusers_directory_holds_every_bit(tmp_path, model):
   conversions.export_to(tmp_path / 'again', tmp_path / 'back')
   conversions.assert_same_bits(tiny.load(tmp_path / 'back'), weights)
 
+  # What is not an array comes back as well: model, flow, sampling, robots and the vocabulary.
   first = own.open_workdir(tmp_path / 'run', None)
   second = own.open_workdir(tmp_path / 'again', None)
   assert without_vocabulary(first.config) == without_vocabulary(second.config) == model
@@ -73,6 +76,7 @@ def test_diffusers_and_transformers_open_the_export(tmp_path, model):
     # By hand, because `from_pretrained` would need one more package.
     opened = kind.from_config(kind.load_config(pipeline / folder))
     weights = tiny.load(pipeline / folder)
+    # It raises unless the names are those of the model, and the shapes.
     opened.load_state_dict(
       {name: torch.tensor(w.astype(np.float32)) for name, w in weights.items()}
     )
@@ -85,6 +89,7 @@ def test_diffusers_and_transformers_open_the_export(tmp_path, model):
     opened, said = kind.from_pretrained(pipeline / folder, output_loading_info=True)
     for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'):
       assert not said[key], said
+    # Heads cannot be told from shapes: 4 of the tiny text encoder, 16 of CLIP.
     assert opened.config.num_attention_heads in (4, 16)
 
 
@@ -102,6 +107,7 @@ def test_latents_of_another_mean_are_kept(tmp_path):
   conversions.export_to(tmp_path / 'again', tmp_path / 'pipeline2', layout='diffusers')
   exported = json.loads((tmp_path / 'pipeline2/vae/config.json').read_text())
   assert exported['latents_mean'] == [0.5] * 16
+  # An official checkpoint has no place for them: the numbers are in its code.
   with pytest.raises(ValueError, match='other mean and deviation of latents'):
     conversions.export_to(tmp_path / 'again', tmp_path / 'back')
 

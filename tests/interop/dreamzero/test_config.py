@@ -17,6 +17,7 @@ def test_released_configs_are_recognised(model):
   for part, table in foreign.make_tables(model, 'dreamzero').items():
     shapes[part] = {name: row.torch_shape for row in table for name in row.names}
 
+  # As the official script writes it; with hardly anything said; as we export it.
   silent = {'diffusion_model_cfg': {'num_heads': model.num_heads, 'num_frame_per_block': 2}}
   if model.tokenizer.resize:
     silent |= {'target_video_height': 160, 'target_video_width': 320}

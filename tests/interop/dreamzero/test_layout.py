@@ -16,7 +16,7 @@ from wam_jax.interop import layouts
 
 DIT = 'action_head.model.'
 WRAPPED = 'action_head.model.base_model.model.'  # As peft names what it adapts.
-BASE = 'Wan2.1-I2V-14B-480P'
+BASE = 'Wan2.1-I2V-14B-480P'  # What the official code loads when no path is recorded.
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,7 @@ def test_import_then_export_is_bit_identical(tmp_path, model, shards, dtype):
   weights = tiny.prefixed(tiny.random_weights(model, 'dreamzero', dtype))
   tiny.write_dreamzero(tmp_path / 'source', model, weights, shards)
   conversions.import_from(tmp_path / 'source', tmp_path / 'run')
+  # Shards of other sizes than came in.
   conversions.export_to(tmp_path / 'run', tmp_path / 'back', shard_bytes=20_000)
   assert len(list((tmp_path / 'back').glob('*.safetensors'))) > 10
   conversions.assert_same_bits(tiny.load(tmp_path / 'back'), weights)
@@ -38,12 +39,14 @@ def test_import_then_export_is_bit_identical(tmp_path, model, shards, dtype):
   assert robot_lib.to_metadata(first.read_robots()) == robot_lib.to_metadata(second.read_robots())
 
 
+# Older and newer versions of peft, and what it saves itself.
 @pytest.mark.parametrize(
   ('base_layer', 'default'), [(False, '.default'), (True, '.default'), (True, '')]
 )
 def test_adapters_within_a_whole_checkpoint_are_merged(tmp_path, base_layer, default):
   weights = tiny.prefixed(tiny.random_weights(tiny.I2V, 'dreamzero'))
   adapters, wrapped, merged = tiny.adapted(weights, base_layer=base_layer, default=default)
+  # Two halves; in each layer 4 of either attention and 2 of the feed-forward network.
   assert len(adapters) == 2 * 10 * tiny.I2V.num_layers
   tiny.write_dreamzero(tmp_path / 'source', weights=wrapped | adapters)
   report = conversions.import_from(tmp_path / 'source', tmp_path / 'run')
@@ -119,6 +122,7 @@ def test_wrong_base_of_adapters(tmp_path, base, edit, message):
 
 
 def test_base_under_another_name_may_be_linked(tmp_path):
+  # As in a cache of downloads, where a directory is called by its commit.
   tiny.write_lora(tmp_path)
   base = tmp_path / BASE
   base.rename(tmp_path / 'snapshot')
@@ -179,6 +183,7 @@ def say_another_size(source: pathlib.Path) -> None:
 
 
 def deny_the_image_encoder(source: pathlib.Path) -> None:
+  # Of a model that takes no image, but with the encoder's own weights left behind.
   def edit(weights):
     for name in list(weights):
       if 'img' in name:
@@ -194,6 +199,7 @@ def say_heads_that_do_not_divide(source: pathlib.Path) -> None:
 
 def cut_the_weights(source: pathlib.Path) -> None:
   file = source / 'model.safetensors'
+  # One byte: lengths are checked, not only whether the header can be read.
   file.write_bytes(file.read_bytes()[:-1])
 
 

@@ -37,6 +37,7 @@ def test_adapters_are_merged_in_float32_and_rounded_once(base_layer, default):
   assert len(adapters) == 2
   assert any('.base_layer.' in name for name in wrapped) == base_layer
 
+  # Alpha 4 and rank 2 are a scale of 2, with which `adapted` merged.
   files = {name: Held(w) for name, w in (wrapped | adapters).items()}
   found, halves = lora.split(files)
   assert found.keys() == plain.keys()
@@ -44,6 +45,7 @@ def test_adapters_are_merged_in_float32_and_rounded_once(base_layer, default):
   for name, w in merged.items():
     np.testing.assert_array_equal(got[name].read(), w)
     assert (got[name].shape, got[name].dtype) == (w.shape, w.dtype)
+  # The adapters are large enough for bfloat16 to show them.
   adapted = f'{ATTENTION}.weight'
   assert not np.array_equal(merged[adapted], plain[adapted])
 

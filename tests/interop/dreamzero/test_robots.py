@@ -29,6 +29,7 @@ def test_statistics_and_record_come_from_the_checkpoint(tmp_path):
   (robot,) = layouts.open_source(epath.Path(tmp_path / 'source'), foreign.Options()).read_robots()
   shipped = embodiments.get('droid')
 
+  # The record that is shipped, but normalized as the reference does it.
   def with_norms(slices):
     return tuple(dataclasses.replace(s, norm='q99_reference') for s in slices)
 
@@ -58,12 +59,14 @@ def test_a_robot_that_is_not_shipped_gets_a_record_of_its_own(tmp_path):
   tiny.write_experiment(tmp_path, tiny.conf((48, 64)), content)
 
   (robot,) = experiment.read_robots(epath.Path(tmp_path), tiny.I2V)
+  # The wrist above over the whole width, each column twice, the others below; DROID's 15 Hz.
   record = robot.record
   assert (record.name, record.composite, record.proprio_dim) == ('oxe_droid', (96, 128), 4)
   assert (record.control_hz, record.video_fps, record.steps_per_chunk) == (15, 5, 24)
   assert record.views[2] == record_lib.View(
     key='wrist_image_left', row=0, column=0, height=48, width=128, repeat=2
   )
+  # The joints are relative, the gripper is not.
   assert record.reference_columns == (0, 1, 2, -1)
   again = robots_lib.describe('oxe_droid', record, tiny.I2V).make_record(8)
   assert dataclasses.replace(again, language=record.language) == record
@@ -71,6 +74,7 @@ def test_a_robot_that_is_not_shipped_gets_a_record_of_its_own(tmp_path):
 
 def test_flat_dimensions_are_exported_as_we_floor_them(tmp_path):
   robot = conversions.make_droid()
+  # The reference does otherwise where a range is 0 (spec 5.3): it gets our floor of 0.001.
   robot.statistics.state.q99[3] = robot.statistics.state.q01[3]
   experiment.write(tmp_path, {'oxe_droid': robot}, tiny.I2V, None)
   content = json.loads((tmp_path / experiment.METADATA).read_text())
@@ -89,6 +93,7 @@ def test_what_the_reference_cannot_express_is_refused(tmp_path):
   ):
     experiment.write(tmp_path, {'oxe_droid': flipped}, tiny.I2V, None)
 
+  # The shape of the camera's picture is not in a record; only DROID's is known.
   whole = record_lib.View(key='image', row=0, column=0, height=352, width=640)
   unknown_camera = conversions.make_droid(views=(whole,), composite=(352, 640))
   with pytest.raises(ValueError, match='pass --camera_resolution=COLUMNSxROWS'):
@@ -96,6 +101,7 @@ def test_what_the_reference_cannot_express_is_refused(tmp_path):
 
 
 def test_a_key_relative_for_one_robot_only_is_refused(tmp_path):
+  # The reference has one list of relative keys for all robots.
   slices = embodiments.get('droid').action
   absolute = tuple(dataclasses.replace(s, relative_to='') for s in slices)
   views, _ = robots_lib._make_composite('xdof', ('a', 'b', 'c'), (176, 320))

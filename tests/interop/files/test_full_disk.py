@@ -39,6 +39,7 @@ def write_file(place, shapes, array):
 
 @pytest.mark.parametrize('write', [write_item, write_file])
 def test_disk_that_fills_up(tmp_path, write):
+  # 640 kB, which does not compress below the limit of 100 kB.
   big = np.random.default_rng(0).standard_normal((400, 400)).astype(np.float32)
   shapes = {'w': lazy.Shape(big.shape, big.dtype)}
   message = 'could not be written .*File too large.*removed again; make room'

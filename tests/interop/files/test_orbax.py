@@ -22,6 +22,7 @@ def write_item(place):
     'zeros': np.zeros((2, 2), np.float32),
   }
   shapes = {path: lazy.Shape(x.shape, x.dtype) for path, x in arrays.items()}
+  # Layers come in the order in which they lie in the source, and transposed.
   writer = orbax.ItemWriter(place, shapes, frozenset({'blocks/w'}))
   for layer in (2, 0, 1):
     writer.write('blocks/w', np.asfortranarray(arrays['blocks/w'][layer]), layer)
@@ -31,6 +32,7 @@ def write_item(place):
   return arrays
 
 
+# As shipped, and so small that the array of layers is many chunks and several slabs.
 @pytest.mark.parametrize('chunk_bytes', [2**25, 500])
 def test_item_comes_back_whole_and_by_layers(tmp_path, monkeypatch, chunk_bytes):
   monkeypatch.setattr(orbax, '_CHUNK_BYTES', chunk_bytes)
@@ -60,6 +62,7 @@ def test_orbax_reads_our_items_to_numpy_and_onto_a_mesh(tmp_path):
   assert jax.tree.structure(restored) == jax.tree.structure(tree)
   jax.tree.map(np.testing.assert_array_equal, restored, tree)
 
+  # As training restores it: float32, and sharded.
   mesh = jax.make_mesh((8,), ('x',))
 
   def describe(x):
@@ -89,6 +92,7 @@ def test_we_read_items_of_orbax(tmp_path):
 
 def test_damaged_item_is_named(tmp_path):
   write_item(tmp_path / 'item')
+  # The directory of the data files, of which a copy that stopped left empty ones.
   for path in (tmp_path / 'item').glob('d/*'):
     path.write_bytes(b'')
   with pytest.raises(ValueError, match='of .*item cannot be opened'):

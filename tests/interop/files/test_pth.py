@@ -25,6 +25,7 @@ def test_pytorch_wrote_what_we_read():
   empty, a parameter.
   """
   big = np.arange(24, dtype=np.float32).reshape(4, 6)
+  # Views of one storage are written by PyTorch as offset, size and stride.
   want = {
     'dense': np.arange(6).reshape(2, 3),
     'half': np.arange(4),
@@ -66,6 +67,7 @@ def cut(path):
   path.write_bytes(path.read_bytes()[:-30])
 
 
+# A pickle may run any function on loading; only what builds tensors is let through.
 def pickle_a_path(path):
   write_archive(path, data_pkl=pickle.dumps(pathlib.PurePosixPath('/')))
 

@@ -15,6 +15,7 @@ from wam_jax.interop import lazy
 from wam_jax.interop.files import safetensors
 
 RNG = np.random.default_rng(0)
+# Every form that checkpoints hold: bfloat16, no dimension, no element, integers, more than a block.
 WEIGHTS = {
   'a': RNG.standard_normal((3, 4)).astype(np.float32),
   'b': np.arange(6).astype(tiny.BF16).reshape(1, 2, 3),
@@ -39,6 +40,7 @@ def test_the_library_reads_what_we_write_in_any_order(tmp_path, shard_bytes, fil
   shapes = {name: lazy.Shape(w.shape, w.dtype) for name, w in WEIGHTS.items()}
   with safetensors.Writer(tmp_path, 'model', shapes, shard_bytes) as writer:
     for name in reversed(WEIGHTS):
+      # In Fortran's order, as a transposed weight comes out of a table.
       writer.write(name, np.copy(WEIGHTS[name], order='F'))
   got = tiny.load(tmp_path)
   assert len(list(tmp_path.glob('*.safetensors'))) == files
@@ -91,6 +93,7 @@ def edit_index(path, change):
 
 
 def damage_all(path, files):
+  # A cut copy, something else in the place of a file, and a file that is not there.
   files[0].write_bytes(files[0].read_bytes()[:-4])
   files[1].write_bytes(b'not a header, but long enough')
   files[2].unlink()
@@ -140,6 +143,7 @@ def test_damaged_shards_are_all_named(tmp_path, damage, message):
 
 
 def test_weight_in_two_shards_is_refused(tmp_path):
+  # The first shard also holds what the index places in the second.
   files = write_shards(tmp_path)
   library.save_file({'a': WEIGHTS['a'], 'b': WEIGHTS['b']}, files[0])
   with pytest.raises(ValueError, match='b is in model-00001-of-00003.safetensors, against'):

@@ -24,6 +24,7 @@ def test_released_sizes(config, billions, weights):
 def test_released_shapes():
   """A few of the names and shapes of a published checkpoint."""
   shapes = {name: row.torch_shape for row in dit.rows(presets.WAN2_1_I2V_14B) for name in row.names}
+  # 16 channels of noise, 4 of the mask and 16 of the first frame; patches of 1 x 2 x 2.
   assert shapes['patch_embedding.weight'] == (5120, 36, 1, 2, 2)
   assert shapes['time_projection.1.weight'] == (30720, 5120)
   assert shapes['blocks.39.ffn.0.weight'] == (13824, 5120)

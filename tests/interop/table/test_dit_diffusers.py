@@ -63,6 +63,7 @@ def make_theirs(c):
   )
   generator = torch.Generator().manual_seed(0)
   for name, p in theirs.named_parameters():
+    # Gains about 1, all else about 0; none is left at its start, where a swap would not show.
     is_gain = 'norm' in name and name.endswith('weight')
     p.data = is_gain + 0.2 * torch.randn(p.shape, generator=generator)
   return theirs.eval()
@@ -82,6 +83,7 @@ def test_forward(config, request):
   condition_BFHWC = draw(B, F, H, W, 8) if config.image_dim else None
   image_BIC = draw(B, IMAGE, 14) if config.image_dim else None
 
+  # Theirs takes both as channels of one input, before frames, and noise levels of 0 to 1000.
   given = noisy_BFHWC
   if condition_BFHWC is not None:
     given = np.concatenate([noisy_BFHWC, condition_BFHWC], -1)
@@ -98,6 +100,7 @@ def test_forward(config, request):
   params = rows.to_params(table.wan_rows(config, 'diffusers'), weights)
   model = wam.WorldActionModel(config)
   one_frame = (H // config.patch) * (W // config.patch)
+  # Slots that stay empty: all frames are given at once.
   cache = attention.KVCache.empty(
     layers=config.num_layers,
     batch=B,

@@ -22,6 +22,7 @@ from wam_jax.models import text
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
+# Widths that differ from each other, and distances beyond the last bucket.
 TEXT = cfg.TextConfig(
   kind='umt5',
   vocab=40,
@@ -76,12 +77,14 @@ def test_text_encoder(request, family, tmp_path):
     feed_forward_proj='gated-gelu',
   )
   model, weights = randomize(make(config))
+  # Embeddings that transformers lists under two names.
   for duplicate, name in text_table.TIED.items():
     np.testing.assert_array_equal(weights.pop(duplicate), weights[name])
   table = text_table.rows(c, 'diffusers', shared_bias=family == 'T5')
   ours = text.UMT5(rows.to_params(table, weights), c)
 
   ids_BP = np.random.default_rng(0).integers(1, c.vocab, (2, c.length))
+  # A full prompt, and one of 7 tokens; what lies beyond is zero in ours.
   mask_BP = np.arange(c.length) < [[c.length], [7]]
   with torch.no_grad():
     given = torch.tensor(ids_BP), torch.tensor(mask_BP.astype(int))
@@ -114,7 +117,8 @@ def test_image_encoder(request, projection, tmp_path):
     hidden_act='gelu',
   )
   model, weights = randomize(make(config))
-  if not projection:  # Files have the prefix, and so had the class before transformers 5.
+  if not projection:
+    # Files have the prefix, and so had the class before transformers 5.
     short = {name.removeprefix('vision_model.'): w for name, w in weights.items()}
     weights = {f'vision_model.{name}': w for name, w in short.items()}
   table = image_table.rows(c, 'diffusers')

@@ -25,6 +25,7 @@ def shapes(kind, layout='wan'):
   return {name: row.torch_shape for row in table.rows(FULL[kind], layout) for name in row.names}
 
 
+# Arrays of the released checkpoints, and the numbers that these hold.
 @pytest.mark.parametrize(
   'kind, tensors, numbers', [('wan2_1', 194, 126_892_531), ('wan2_2', 196, 704_688_668)]
 )
@@ -90,6 +91,7 @@ def test_names_of_wan2_1():
 
 def test_names_of_wan2_2():
   s = shapes('wan2_2')
+  # The channels in and out of the first convolution of each stage.
   block = 'encoder.downsamples.{0}.downsamples.0.residual.2.weight'
   assert [s[block.format(i)][1::-1] for i in range(4)] == [
     (160, 160),
@@ -105,6 +107,7 @@ def test_names_of_wan2_2():
     (512, 256),
   ]
   for name, shape in {
+    # 12 channels are 3 of a patch of 2 x 2 pixels; 96 are mean and variance of 48.
     'encoder.conv1.weight': (160, 12, 3, 3, 3),
     'encoder.head.2.weight': (96, 640, 3, 3, 3),
     'conv1.weight': (96, 96, 1, 1, 1),
@@ -121,6 +124,7 @@ def test_names_of_wan2_2():
 @pytest.mark.parametrize('layout', table.LAYOUTS)
 @pytest.mark.parametrize('kind', FULL)
 def test_import_then_export_is_identical(kind, layout):
+  # Other sizes than released: three stages, and time halved in one of two.
   c = cfg.TokenizerConfig(
     kind=kind, channels=6, vae=cfg.VAEConfig(4, 8, (1, 2, 4), 2, (False, True))
   )
