@@ -190,12 +190,13 @@ def _step(feature: Any, key: str, t: int, words: str) -> Any:
   if isinstance(feature, f.Image):
     return io.BytesIO(_jpeg(t, *feature.shape[:2]))
   if isinstance(feature, f.Text):
-    return words + key[-2:] if key[-1].isdigit() else words  # The second instruction ends in _2.
+    # The second instruction is called ..._2, and ends so.
+    return words + key[-2:] if key[-1].isdigit() else words
   if not feature.shape:
     return feature.np_dtype(t == 0)
-  return (t + np.arange(feature.shape[0]) / 8 + 100 * key.startswith('/action')).astype(
-    feature.np_dtype
-  )
+  is_action = key.startswith('/action')
+  values = t + np.arange(feature.shape[0]) / 8 + 100 * is_action
+  return values.astype(feature.np_dtype)
 
 
 @functools.cache

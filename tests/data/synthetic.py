@@ -24,6 +24,7 @@ from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
 Slice, View = record_lib.Slice, record_lib.View
+# 8 control steps a chunk, a camera frame every 4.
 CLOCK = record_lib.Embodiment(
   name='clock',
   views=(View('top', 0, 0, 16, 16), View('wrist', 0, 16, 16, 8)),
@@ -150,6 +151,7 @@ def make_config(datasets, **data) -> cfg.TrainConfig:
   )
 
 
+# TFRecord's way of storing a checksum: rotated by 15 bits, plus a constant.
 def mask(crc: int) -> int:
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

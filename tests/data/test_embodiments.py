@@ -61,14 +61,14 @@ def test_published_datasets_have_what_their_records_need(name, tmp_path):
   """
   record = embodiments.get(name)
   episode = sources.Episodes(published.write(tmp_path, name, [9]), 'train', record)[0]
+  # At step t column j of an array is t + j / 8, of an action 100 more; an image is grey 2 t.
+  t_T1 = np.arange(9)[:, None]
   j = lambda slices: np.asarray([i / 8 for s in slices for i in range(s.start, s.stop)])
-  np.testing.assert_allclose(episode.state_TX, np.arange(9)[:, None] + j(record.state), atol=1e-5)
-  np.testing.assert_allclose(
-    episode.action_TU, 100 + np.arange(9)[:, None] + j(record.action), atol=1e-5
-  )
-  np.testing.assert_allclose(
-    [episode.decode(v.key, 7).mean() for v in record.views], 14, atol=1
-  )  # JPEG.
+  np.testing.assert_allclose(episode.state_TX, t_T1 + j(record.state), atol=1e-5)
+  np.testing.assert_allclose(episode.action_TU, 100 + t_T1 + j(record.action), atol=1e-5)
+  # Of step 7, less what JPEG loses.
+  greys = [episode.decode(view.key, 7).mean() for view in record.views]
+  np.testing.assert_allclose(greys, 14, atol=1)
   (span,) = episode.spans
   assert (span.start, span.stop) == (0, 9)
   assert len(span.texts) == len(record.language)
@@ -84,6 +84,7 @@ def test_droid_reads_all_three_instructions(tmp_path):
 @pytest.mark.parametrize(
   'name, dims, stride, steps, frames, seconds',
   [
+    # State and action dimensions; control steps a frame and a chunk; frames and seconds a chunk.
     ('droid', (8, 8), 3, 24, 8, 1.6),
     ('droid_wan22', (8, 8), 3, 24, 8, 1.6),
     ('agibot', (20, 22), 6, 48, 8, 1.6),
@@ -92,6 +93,7 @@ def test_droid_reads_all_three_instructions(tmp_path):
     ('yam', (14, 14), 6, 48, 8, 1.6),
     ('yam_reference', (14, 14), 3, 24, 8, 0.8),
     ('oxe', (0, 7), 1, 8, 8, 1.6),
+    # RT-1 is recorded at 3 Hz, below the 5 frames a second: every step is a frame.
     ('oxe_rt1', (8, 7), 1, 8, 8, 8 / 3),
     ('libero', (8, 7), 4, 32, 8, 1.6),
     ('human', (0, 0), 1, 8, 8, 1.6),
@@ -193,6 +195,7 @@ def test_reference_columns():
 
 
 def test_a_slice_changes_units_and_back():
+  # AgiBot's gripper: 35 to 120 in the files, and clipped, so that 205 does not come back.
   grippers = Slice('effector/position', 0, 1, 'normalized', offset=35, scale=85, clip=(0, 1))
   got = record_lib.convert(
     (Slice('arm', 0, 2, 'rad'), grippers), np.float32([[1, 2, 35], [3, 4, 120], [5, 6, 205]])
@@ -205,9 +208,8 @@ def test_a_slice_changes_units_and_back():
   inverted = Slice('closedness', 0, 1, 'normalized', offset=1, scale=-1)
   np.testing.assert_array_equal(inverted.convert(np.float32([0, 0.25, 1])), (1, 0.75, 0))
   libero = embodiments.get('libero').action
-  stored = np.float32(
-    [[0.1, 0.2, 0.3, 0, 0, 0, -1], [0.1, 0.2, 0.3, 0, 0, 0, 1]]
-  )  # Opens, then closes.
+  # Opens, then closes.
+  stored = np.float32([[0.1, 0.2, 0.3, 0, 0, 0, -1], [0.1, 0.2, 0.3, 0, 0, 0, 1]])
   np.testing.assert_array_equal(record_lib.convert(libero, stored)[:, 6], (1, 0))
   np.testing.assert_array_equal(
     record_lib.restore(libero, record_lib.convert(libero, stored)), stored

@@ -27,6 +27,7 @@ MODEL = cfg.ModelConfig(
 )
 WEIGHTS = {'tokenizer': 'aaaa', 'text': 'bbbb', 'image': 'cccc'}
 SHAPES = {'clean': (3, 2, 2, 1), 'image': (5, 6), 'condition': (3, 2, 2, 1)}
+# Of the first 30 of 62 anchors every fourth; 54 numbers in a record are 12 + 30 + 12 of SHAPES.
 SAMPLES_W = np.arange(0, 30, 4)
 PROMPTS = [np.int32([5, 1, 0, 0]), np.int32([7, 8, 2, 1]), np.int32([1, 0, 0, 0])]
 VALUES = np.random.default_rng(0).normal(size=(2 * len(SAMPLES_W), 54)).astype(ml_dtypes.bfloat16)
@@ -34,9 +35,8 @@ TEXTS = [
   np.random.default_rng(i).normal(size=(n, 3)).astype(ml_dtypes.bfloat16)
   for i, n in enumerate((2, 4, 1))
 ]
-STORING = record_files.Storing(
-  4, variants=2, file_mib=5 * VALUES[0].nbytes / 2**20
-)  # Four files of windows.
+# Five records in a file make four files of windows.
+STORING = record_files.Storing(4, variants=2, file_mib=5 * VALUES[0].nbytes / 2**20)
 
 
 @pytest.fixture
@@ -82,6 +82,7 @@ def store(episodes, **kwargs):
 
 def test_what_goes_in_comes_out(episodes):
   store(episodes)
+  # Workers get it pickled.
   stored = pickle.loads(pickle.dumps(find(episodes)))
   assert [stored.find_anchor(w) for w in range(len(stored))] == [*range(0, 30, 4)]
   for window, variant, ids_P, text_PD in (
@@ -96,9 +97,11 @@ def test_what_goes_in_comes_out(episodes):
     np.testing.assert_array_equal(got.image_BIC, values[24:].reshape(5, 6))
     np.testing.assert_array_equal(got.text_BPC[: len(text_PD)], text_PD.astype(np.float32))
     np.testing.assert_array_equal(got.text_BPC[len(text_PD) :], np.zeros((4 - len(text_PD), 3)))
-    assert [
-      str(x.dtype) for x in (got.clean_BFHWC, got.text_BPC, got.image_BIC, got.condition_BFHWC)
-    ] == ['float32', 'float32', 'bfloat16', 'float32']  # As the encoders give them.
+    # As the encoders give them.
+    assert got.clean_BFHWC.dtype == 'float32'
+    assert got.text_BPC.dtype == 'float32'
+    assert got.image_BIC.dtype == 'bfloat16'
+    assert got.condition_BFHWC.dtype == 'float32'
   with pytest.raises(
     ValueError, match=r'no prompt with the token ids \[5, 2\]; it was made of other instructions'
   ):
@@ -145,6 +148,7 @@ def test_files_are_whole_or_absent_and_of_the_size_asked_for(episodes):
 
 
 def test_a_full_disk_is_one_error(episodes, monkeypatch):
+  # ArrayRecord's writer buffers, and tells of a full disk only at its end.
   class Full:
     def __init__(self, *_):
       pass
@@ -250,7 +254,8 @@ def test_a_changed_robot_is_named(episodes, part, value, message):
   )
   with pytest.raises(ValueError, match=message):
     find(changed)
-  if part == 'prompt':  # Nothing was embedded: the prompt does not matter.
+  if part == 'prompt':
+    # Where nothing is embedded, the prompt does not matter.
     words = dataclasses.replace(MODEL, text=cfg.TextConfig())
     assert make_description(changed, words) == make_description(episodes, words)
 
@@ -286,6 +291,7 @@ def test_damage_is_found_before_training(episodes):
     ValueError, match='1 files of .* are missing or cut: windows-00002-of-00004.*what is missing'
   ):
     find(episodes)
+  # Of the right length, but of zeros: what a disk leaves after a power cut. Found when it is read.
   shard.write_bytes(bytes(len(content)))
   stored = find(episodes)
   with pytest.raises(ValueError, match='Cannot read record 2 of .*windows-00002-of-00004'):

@@ -20,17 +20,17 @@ def test_normalize_by_hand():
 
 def test_unnormalize_inverts_and_does_not_clip():
   x = np.random.default_rng(0).uniform((0, -2), (10, 2), (50, 2)).astype(np.float32)
-  np.testing.assert_allclose(
-    Q.unnormalize(Q.normalize(x)), x, atol=1e-5
-  )  # One float32 rounding of values to 10.
+  back = Q.unnormalize(Q.normalize(x))
+  # One float32 rounding of values to 10.
+  np.testing.assert_allclose(back, x, atol=1e-5)
   np.testing.assert_array_equal(Q.unnormalize(np.float32([1.2, -1.5])), np.float32([11, -3]))
 
 
 def test_constant_dimension_is_floored():
   q = normalize.Quantiles(np.float32([3]), np.float32([3]))
-  np.testing.assert_allclose(
-    q.normalize(np.float32([3, 3.00025, 4])), [0, 0.5, 1], atol=1e-3
-  )  # float32 near 3.
+  got = q.normalize(np.float32([3, 3.00025, 4]))
+  # A range of 0.001; the tolerance is that of float32 near 3.
+  np.testing.assert_allclose(got, [0, 0.5, 1], atol=1e-3)
 
 
 FULL = normalize.Quantiles(
@@ -61,9 +61,9 @@ def test_every_norm_by_hand():
 
 def test_every_norm_inverts():
   x = np.random.default_rng(0).uniform(0, 10, (50, 5)).astype(np.float32)
-  np.testing.assert_allclose(
-    FULL.unnormalize(FULL.normalize(x)), x, atol=1e-5
-  )  # One float32 rounding.
+  back = FULL.unnormalize(FULL.normalize(x))
+  # One float32 rounding.
+  np.testing.assert_allclose(back, x, atol=1e-5)
 
 
 def test_a_dimension_without_range():
@@ -81,7 +81,8 @@ def test_a_dimension_without_range():
     norms=record_lib.NORMS,
   )
   np.testing.assert_allclose(q.normalize(three), (0, 1, 0, 0, 3), atol=1e-6)
-  np.testing.assert_allclose(q.unnormalize(q.normalize(three)), three)
+  back = q.unnormalize(q.normalize(three))
+  np.testing.assert_allclose(back, three)
   np.testing.assert_allclose(q.normalize(three - 2.75), (-1, 0.25, -5500, -1, 0.25))
   np.testing.assert_array_equal(q.is_flat, (True, True, True, True, False))
   np.testing.assert_allclose(
@@ -123,8 +124,12 @@ def test_combine_pools_moments_of_all_rows():
     )
     for x in rows
   ]
-  got = normalize.combine([normalize.Statistics(q, q, len(x)) for q, x in zip(parts, rows)]).action
+  several = [normalize.Statistics(q, q, len(x)) for q, x in zip(parts, rows)]
+  got = normalize.combine(several).action
+  # A longer dataset counts for more, and the means' own distance adds to the deviation.
   both = np.concatenate(rows)
-  np.testing.assert_allclose((got.mean, got.std), (both.mean(0), both.std(0)), rtol=1e-5)
-  np.testing.assert_array_equal((got.min, got.max), (both.min(0), both.max(0)))
+  np.testing.assert_allclose(got.mean, both.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(got.std, both.std(0), rtol=1e-5)
+  np.testing.assert_array_equal(got.min, both.min(0))
+  np.testing.assert_array_equal(got.max, both.max(0))
   assert got.norms == record_lib.NORMS

@@ -59,7 +59,11 @@ def raw_values(config, batch):
 
 def test_shapes_and_types_are_those_of_batch(clock_path):
   (batch,) = take(make_clock(clock_path), 1)
-  got = {k: (v.shape, v.dtype.name) for k, v in vars(batch).items() if v is not None}
+  got = {
+    name: (array.shape, array.dtype.name)
+    for name, array in vars(batch).items()
+    if array is not None
+  }
   assert isinstance(batch, types.Batch)
   assert got == {
     'frames_BRIJ3': ((8, 5, 16, 24, 3), 'uint8'),
@@ -313,7 +317,8 @@ def test_memory_stays_flat(clock_path):
 
 
 def test_augmentation_changes_pixels_but_not_the_rest(clock_path):
-  plain, augmented = (take(make_clock(clock_path, augment=a), 1)[0] for a in (False, True))
+  (plain,) = take(make_clock(clock_path, augment=False), 1)
+  (augmented,) = take(make_clock(clock_path, augment=True), 1)
   assert_same(plain.replace(frames_BRIJ3=0), augmented.replace(frames_BRIJ3=0))
   assert (plain.frames_BRIJ3 != augmented.frames_BRIJ3).any()
 

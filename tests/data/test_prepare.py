@@ -17,6 +17,7 @@ from wam_jax import config as cfg
 from wam_jax.data import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
+# Run in a process of its own, with the dataset's path and command as arguments.
 SCRIPT = """
 import sys
 from wam_jax import config as cfg

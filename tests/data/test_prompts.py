@@ -48,13 +48,16 @@ def test_templates_byte_for_byte(text, digest):
   ('text', 'want'),
   [
     ('Pick up the Cup', 'pick up the cup'),
+    # A list, tuple or string as Python prints it: the reference evaluates it and takes the first.
     ("['Pick A', 'pick b']", 'pick a'),
     ("('Pick A',)", 'pick a'),
     ('"Pick A"', 'pick a'),
     ('7', '7'),
     ('[]', ''),
+    # What is no such literal stays as it is.
     ('[unclosed', '[unclosed'),
     ("Don't {}", "don't {}"),
+    # Marks of the reference's co-training, which are no words.
     ('<LAPA>Pick<DREAM> A<COTRAIN>', 'pick a'),
     ("<DREAM>['Pick A']", 'pick a'),
   ],
@@ -117,7 +120,8 @@ def files(tmp_path_factory):
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
     single='$A </s>', special_tokens=[('</s>', 1)]
   )
-  tokenizer.enable_truncation(5)  # What a file says of lengths does not matter.
+  # What a file says of lengths does not matter.
+  tokenizer.enable_truncation(5)
   tokenizer.enable_padding(length=7)
   tokenizer.save(str(directory / 'tokenizer.json'))
   return directory, vocabulary
@@ -197,6 +201,7 @@ def test_missing_package_says_what_to_install(files, monkeypatch):
 
 def test_hash_words_by_hand():
   ids = prompts.hash_words("Push the RED block, 3 times; don't", 6, 100)
+  # Six words fit; 0 is padding, so that 99 ids of 100 are left.
   words = ['push', 'the', 'red', 'block', '3', 'times']
   np.testing.assert_array_equal(ids, [1 + zlib.crc32(w.encode()) % 99 for w in words])
   np.testing.assert_array_equal(

@@ -93,6 +93,7 @@ def reads(monkeypatch) -> list[tuple[str, str]]:
   return seen
 
 
+# DROID is published in 2048 shards; on an object store each opening is a round trip.
 @pytest.mark.parametrize('count', [64, pytest.param(2048, marks=pytest.mark.slow)])
 def test_a_start_touches_each_shard_once_and_the_next_reads_no_episode(
   tmp_path, monkeypatch, reads, count
@@ -104,7 +105,8 @@ def test_a_start_touches_each_shard_once_and_the_next_reads_no_episode(
   with count_operations(monkeypatch) as first:
     data = pipeline.Data.open(config, splits)
   assert sum_up(first) == {'open': (2 * count, 1), 'reader': (2 * count, 1)}
-  assert len(reads) == len(set(reads)) == 3 * count  # Two episodes a shard, one in `val`.
+  # Two episodes a shard, one in `val`.
+  assert len(reads) == len(set(reads)) == 3 * count
 
   reads.clear()
   with count_operations(monkeypatch) as second:
@@ -128,6 +130,7 @@ def test_fingerprints_keep_their_values(tmp_path):
   (shard,) = path.glob('*train.*record-*')
   content = shard.read_bytes()
   assert len(content) > 128 * 1024
+  # Of a shard the name, the size and the last 128 KiB, mostly the positions of its last records.
   tail = content[-128 * 1024 :]
   want = hashlib.sha256(
     (path / 'dataset_info.json').read_bytes()
@@ -162,7 +165,8 @@ def test_a_changed_shard_is_noticed(tmp_path, reads, change):
   assert changed.fingerprint != kept.fingerprint
   assert not statistics.Finding(changed).load()
   assert not scan.Spans(changed).load()
-  assert sources.Episodes(path, 'val', CLOCK).fingerprint  # Its shards are as they were.
+  # The shards of `val` are as they were.
+  assert sources.Episodes(path, 'val', CLOCK).fingerprint
 
 
 def test_slices_are_read_with_the_split(tmp_path, reads):
@@ -213,6 +217,7 @@ def test_what_can_be_written_nowhere_is_kept_in_memory(tmp_path, monkeypatch, re
   def refuse(path, content):
     raise PermissionError(f'{path} is read-only')
 
+  # Neither beside the dataset nor in the cache of the user.
   monkeypatch.setattr(storage, 'write_whole', refuse)
   monkeypatch.setattr(beside, '_in_memory', {})
   path = synthetic.make_sharded(tmp_path, 2)

@@ -45,7 +45,8 @@ def test_jpeg_is_decoded_in_rgb_order():
   image[..., 0] = 255
   encoded = cv2.imencode('.jpg', image[..., ::-1])[1].tobytes()
   episode = sources.Episode('here', 1, None, None, (), {'top': [encoded]}, {'top': (None, None, 3)})
-  np.testing.assert_allclose(episode.decode('top', 0), image, atol=3)  # JPEG is lossy.
+  # JPEG is lossy.
+  np.testing.assert_allclose(episode.decode('top', 0), image, atol=3)
 
 
 def test_numeric_and_spans_agree_with_the_episode(clock_path):
@@ -89,6 +90,8 @@ def test_cache_holds_episodes_within_its_bound(clock_path):
   episodes = open_clock(clock_path, cache=cache)
   assert episodes[0] is episodes[0]
   assert cache.used == episodes[0].nbytes
+
+  # Room for two of a hundred bytes each.
   small = cache_lib.Cache(2.5 * 100 / 2**30)
   made = [small.get(i, lambda: np.zeros(100, np.uint8)) for i in (0, 1, 0, 2)]
   # 1 was the least recently used.
@@ -204,6 +207,7 @@ def make_image_dataset(tmp_path, encoded: bytes) -> str:
       synthetic.encode(np.zeros((8, 16, 3), np.uint8)),
       r'has shape \(8, 16, 3\); features.json says \(16, 16, 3\)',
     ),
+    # Grey, then 16 bits, which OpenCV would decode without a word.
     (
       cv2.imencode('.png', np.zeros((16, 16), np.uint8))[1].tobytes(),
       r'decodes to uint8 \(16, 16\); expected uint8',
@@ -233,6 +237,7 @@ def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
   path = storage.epath.Path(tmp_path / 'data')
   path.mkdir()
   assert beside.read(path, 'x.json') is None
+  # A dataset on a mount that is read-only; the user's cache can be written.
   original = storage.write_whole
 
   def refuse(target, content):
@@ -249,6 +254,7 @@ def test_files_beside_fall_back_when_read_only(tmp_path, monkeypatch):
 
 
 def test_no_tensorflow_is_imported():
+  # TFDS itself reads and writes here, but never through TensorFlow.
   assert 'tensorflow' not in sys.modules
   assert tfds.__version__
 

@@ -121,13 +121,16 @@ def test_sketch_is_exact_while_rows_fit():
   q = sketch.quantiles()
   want = np.quantile(rows, (0.01, 0.99), axis=0).astype(np.float32)
   np.testing.assert_array_equal((q.q01, q.q99), want)
-  np.testing.assert_allclose((q.mean, q.std), (rows.mean(0), rows.std(0)), rtol=1e-5)
-  np.testing.assert_array_equal((q.min, q.max), (rows.min(0), rows.max(0)))
+  np.testing.assert_allclose(q.mean, rows.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(q.std, rows.std(0), rtol=1e-5)
+  np.testing.assert_array_equal(q.min, rows.min(0))
+  np.testing.assert_array_equal(q.max, rows.max(0))
 
 
 def test_sketch_subsamples_uniformly():
   sketch = statistics.QuantileSketch(rows=4000)
-  for part in np.array_split(np.arange(100_000, dtype=np.float32)[:, None], 37):
+  rows = np.arange(100_000, dtype=np.float32)[:, None]
+  for part in np.array_split(rows, 37):
     sketch.add(part)
   q = sketch.quantiles()
   assert sum(len(rows) for rows, _ in sketch._parts) <= 4000

@@ -23,6 +23,7 @@ FLIPPED = dataclasses.replace(
     for view, flip in zip(DROID.views, ('rows', 'columns', 'both'))
   ),
 )
+# A gap below and beside; one side shrinks.
 THIRDS = dataclasses.replace(
   DROID,
   name='thirds',
@@ -30,12 +31,13 @@ THIRDS = dataclasses.replace(
     *(View(v.key, row, 0, 176, 320) for v, row in zip(DROID.views[:2], (0, 176))),
     View(DROID.views[2].key, 0, 320, 200, 180, repeat=3),
   ),
-)  # A gap below and beside; one side shrinks.
+)
 AREA = dataclasses.replace(DROID, name='area', resize='area')
 
 
 def make_views(seed=0):
   """Smooth pictures of 180 x 320."""
+  # As camera pictures are: noise would show every difference of interpolation.
   rng = np.random.default_rng(seed)
   small = lambda: rng.integers(0, 256, (12, 20, 3), np.uint8)
   return {
@@ -52,14 +54,13 @@ def paint(record, augmentation, views, out=None):
 @pytest.mark.parametrize('record', [DROID, FLIPPED, THIRDS, AREA], ids=lambda record: record.name)
 @pytest.mark.parametrize('seed', range(3))
 def test_paints_what_compose_makes(record, seed):
-  augmentation, views = (
-    images.sample_augmentation(np.random.default_rng(seed)),
-    make_views(seed),
-  )
+  augmentation = images.sample_augmentation(np.random.default_rng(seed))
+  views = make_views(seed)
   want = images.compose(record, views, augmentation).astype(int)
   got = paint(record, augmentation, views).astype(int)
   assert np.abs(got - want).max() <= 1
-  assert abs((got - want).mean()) < 0.03  # Neither is brighter.
+  # Neither is brighter.
+  assert abs((got - want).mean()) < 0.03
 
 
 def test_without_a_change_of_colour_only_the_order_of_channels_changes():
@@ -81,6 +82,7 @@ def test_a_painter_remembers_nothing_of_the_image_before():
   augmentation = images.sample_augmentation(np.random.default_rng(0))
   painter = tiles.Painter(DROID, augmentation)
   for seed in (0, 1, 0):
+    # The memory that it paints into is not cleared.
     out = np.empty((352, 640, 3), np.uint8)
     painter.paint(lambda key, seed=seed: make_views(seed)[key][..., ::-1].copy(), out)
     np.testing.assert_array_equal(out, paint(DROID, augmentation, make_views(seed)))
@@ -97,6 +99,7 @@ def test_tiles_of_a_batch_are_painted_in_place():
 def test_gaps_by_hand():
   views = (View('a', 0, 0, 6, 8), View('b', 2, 8, 8, 4))
   record = dataclasses.replace(DROID, name='gaps', composite=(10, 20), views=views)
+  # Rectangles without overlap that cover what no view does.
   covered = np.zeros((10, 20), int)
   for rows, columns in tiles._find_gaps(record):
     covered[rows, columns] += 1
