@@ -23,6 +23,7 @@ def test_slices():
     chips.find('v5p-128')
   assert chips.compiler_options('cpu') == {}
   assert chips.compiler_options('TPU v5')
+  # JAX shows the two halves of a chip as two devices.
   assert chips.peak_flops('TPU7x') == 2307e12 / 2
   assert chips.peak_flops('cpu') == 0
 

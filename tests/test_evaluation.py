@@ -58,7 +58,8 @@ class ExpertAgent:
     self.resets.append((list(instructions), composite_BIJ3, seed))
     self._envs = [make_env() for _ in range(self._batch)]
     self._act = []
-    for env, s in zip(self._envs, list(chosen) + [chosen[-1]] * (self._batch - len(chosen))):
+    missing = self._batch - len(chosen)
+    for env, s in zip(self._envs, [*chosen, *[chosen[-1]] * missing]):
       env.reset(s)
       self._act.append(tabletop.make_expert(env, seed=s, noise=0.0))
 
@@ -121,12 +122,7 @@ def test_every_seed_is_run_once_and_in_order():
   # Once a batch, with the first seed of it.
   assert [seed for *_, seed in agent.resets] == [5, 7]
   assert agent.resets[1][0] == [episodes[2].instruction] * 2
-  assert agent.resets[1][1].shape == (
-    2,
-    32,
-    48,
-    3,
-  )
+  assert agent.resets[1][1].shape == (2, 32, 48, 3)
 
 
 def test_records_of_a_failure(held):
@@ -134,13 +130,8 @@ def test_records_of_a_failure(held):
   anything.
   """
   e = held[0]
-  assert (len(e.scene), len(e.seen), len(e.imagined), len(e.asked), len(e.done)) == (
-    41,
-    11,
-    0,
-    40,
-    40,
-  )
+  assert (len(e.scene), len(e.seen), len(e.imagined)) == (41, 11, 0)
+  assert (len(e.asked), len(e.done)) == (40, 40)
   assert e.scene[0].shape == (64, 64, 3)
   assert e.seen[0].shape == (32, 48, 3)
   assert not held[1].scene
@@ -159,9 +150,8 @@ def test_records_of_a_success_stop_with_its_chunk(solved):
     2 * chunks,
     8 * chunks,
   )
-  for k in range(
-    2 * chunks
-  ):  # Imagined frame k is for the moment of seen[1 + k]; here it inverts what came before.
+  # Imagined frame k is for the moment of seen[1 + k]; here it inverts what came before.
+  for k in range(2 * chunks):
     np.testing.assert_array_equal(e.imagined[k], 255 - e.seen[max(0, k - 1)])
   assert np.any(e.seen[-1] != e.seen[0])
 
@@ -215,10 +205,10 @@ def test_action_plot(tmp_path, solved):
   pictures.save_action_plot(tmp_path / 'actions.png', actions, DISC, 'title')
   plot = imageio.imread(tmp_path / 'actions.png')[..., :3].astype(int)
   assert plot.shape == (round(110 * (1.6 * 3 + 0.8)), 880, 3)
-  for color in (
-    [255, 127, 14],
-    [98, 160, 203],
-  ):  # Orange, and blue at 70 %: three lines across each.
+  orange = [255, 127, 14]
+  blue = [98, 160, 203]  # At 70 %.
+  # Three lines across each.
+  for color in (orange, blue):
     assert (np.abs(plot - color).max(-1) < 30).sum() > 1000
 
 
@@ -246,9 +236,8 @@ def tiny_forecast():
 
 def test_open_loop_summary_by_hand():
   f = tiny_forecast()
-  both = open_loop.Forecast(
-    f.action_BAU, f.hold_BAU, f.frames_BRIJ3, f.batch.replace(chunk_mask_BQ=np.bool_([[1, 1]]))
-  )
+  whole = f.batch.replace(chunk_mask_BQ=np.bool_([[1, 1]]))
+  both = open_loop.Forecast(f.action_BAU, f.hold_BAU, f.frames_BRIJ3, whole)
   got = open_loop.summarize([f])
   assert got['windows'] == 1
   np.testing.assert_allclose(got['action_error'], (0.1 + 0.2 + 0.3 + 0.4) / 4, rtol=1e-6)
@@ -310,12 +299,10 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
       sample_B2=None,
     )
   )
-  np.testing.assert_array_equal(
-    [o.frames_BRIJ3[0, :, 0, 0, 0] for o in policy.observations], [[0, 0], [1, 2]]
-  )
-  np.testing.assert_array_equal(
-    [o.proprio_BX[0, 6] for o in policy.observations], np.float32([0.5, 0.8])
-  )
+  shown = [o.frames_BRIJ3[0, :, 0, 0, 0] for o in policy.observations]
+  np.testing.assert_array_equal(shown, [[0, 0], [1, 2]])
+  grippers = [o.proprio_BX[0, 6] for o in policy.observations]
+  np.testing.assert_array_equal(grippers, np.float32([0.5, 0.8]))
   mask_AU = np.zeros((5, 8), bool)
   mask_AU[:4, :7] = True  # Four steps of 0.2 s, seven dimensions.
   np.testing.assert_array_equal(policy.task.action_mask_BAU[0], mask_AU)
@@ -323,5 +310,7 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
   np.testing.assert_array_equal(forecast.action_BAU[0, :, 0], [1] * 5 + [2] * 5)
   np.testing.assert_array_equal(forecast.frames_BRIJ3[0, :, 0, 0, 0], [1, 1, 2, 2])
   want = np.zeros((10, 8), np.float32)
-  want[:5, 6], want[5:, 6] = 0.5 / 2, 0.8 / 2  # Half as wide in units of the action.
+  # Half as wide in units of the action.
+  want[:5, 6] = 0.5 / 2
+  want[5:, 6] = 0.8 / 2
   np.testing.assert_allclose(forecast.hold_BAU[0], want, atol=1e-7)

@@ -73,9 +73,8 @@ def make_batch():
 
 @functools.cache
 def fitted():
-  return encoders.Encoders(
-    tokenizer.fit_patch_tokenizer(make_batch().frames_BRIJ3, MODEL.tokenizer), None, None, MODEL
-  )
+  patches = tokenizer.fit_patch_tokenizer(make_batch().frames_BRIJ3, MODEL.tokenizer)
+  return encoders.Encoders(tokenizer=patches, text=None, image=None, config=MODEL)
 
 
 @functools.cache
@@ -170,6 +169,7 @@ def test_adapter_is_the_formula_of_peft(equation, shape, inputs):
   params['lora_b'] = drawn.astype(np.float32)
   I, O = math.prod(shape[:contracted]), math.prod(shape[contracted:])
   want = flat(x) @ params['w'].reshape(I, O) + params['b'].reshape(O)
+  # alpha / rank is 5 / 2.
   want += 5 / 2 * flat(x) @ params['lora_a'].reshape(I, 2) @ params['lora_b'].reshape(2, O)
   got = make(lora=lora).apply({'params': params}, x)
   np.testing.assert_allclose(flat(got), want, atol=1e-5)

@@ -89,7 +89,8 @@ def test_attention_by_chunks_computes_exactly_the_pairs():
 
 def test_remat_is_work_that_the_formula_does_not_count():
   config = make_config(remat='block')
-  once, again = products(lower(make_config(), gradient)), products(lower(config, gradient))
+  once = products(lower(make_config(), gradient))
+  again = products(lower(config, gradient))
   # Forward, forward again, and twice that backward: 4/3, but for what lies outside the blocks.
   assert 1.2 < again / once < 4 / 3
 
@@ -143,10 +144,8 @@ def test_the_design_of_14b():
   assert round((flops.total(parts).forward - seen) / 1e12, 1) == 42.7
   c = presets.WAN2_1_I2V_14B
   layout = flops.training_layout(c, 880)
-  assert [
-    int((layout.kind == kind).sum())
-    for kind in (masks.CLEAN, masks.NOISY, masks.ACTION, masks.STATE)
-  ] == [6160, 7920, 96, 4]
+  kinds = (masks.CLEAN, masks.NOISY, masks.ACTION, masks.STATE)
+  assert [int((layout.kind == kind).sum()) for kind in kinds] == [6160, 7920, 96, 4]
   # Each parameter that meets every token multiplies it once: 6 N D operations and attention.
   whole = flops.total(flops.training(c, 880)).train
   by_parameters = 6 * 14180 * 40 * (6 * 5120**2 + 2 * 5120 * 13824)
@@ -154,8 +153,5 @@ def test_the_design_of_14b():
 
 
 def parts_of_attention(c):
-  return sum(
-    w.train
-    for name, w in flops.training(c, 880).items()
-    if name in ('attention', 'prompt attention')
-  )
+  parts = flops.training(c, 880)
+  return parts['attention'].train + parts['prompt attention'].train

@@ -16,7 +16,9 @@ from tests import parity
 from wam_jax import config as cfg
 from wam_jax import flow
 
-COUPLED, FLASH = cfg.FlowConfig(), cfg.FlowConfig(schedule='flash')
+COUPLED = cfg.FlowConfig()
+FLASH = cfg.FlowConfig(schedule='flash')
+# Enough draws for their laws to show.
 BATCH, CHUNKS = 4096, 4
 sample_levels = jax.jit(flow.sample_levels, static_argnums=(1, 2, 3))
 
@@ -36,12 +38,18 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
     config = json.loads(str(given['config_json']))
     # Defaults of the official class, which the file does not repeat.
     init = {'shift': 3.0, 'sigma_min': 0.003 / 1.002, 'extra_one_step': False, **config['init']}
-    sigmas = flow.schedule(config['n'], init['shift'], init['sigma_min'], init['extra_one_step'])
+    sigmas = flow.schedule(
+      levels=config['n'],
+      shift=init['shift'],
+      smallest=init['sigma_min'],
+      drop_last=init['extra_one_step'],
+    )
     weights = flow.level_weights(sigmas, 1000 / config['n'])
     check('sigmas', sigmas)
     check('timesteps', 1000 * sigmas)
     check('weights', weights)
-    check('add_noise', flow.interpolate(given['sample'], given['noise'], given['query_t'] / 1000))
+    noisy = flow.interpolate(given['sample'], given['noise'], given['query_t'] / 1000)
+    check('add_noise', noisy)
     check('training_target', flow.velocity(given['sample'], given['noise']))
     # Off the grid the official code takes the weight of the nearest level.
     for where in ('', '_offgrid'):
@@ -86,15 +94,17 @@ def test_noise_is_that_of_its_whole_shape():
 
 
 def test_levels_of_each_frame_stay_apart():
-  noisy = flow.interpolate(np.zeros((1, 3, 2)), np.ones((1, 3, 2)), np.float32([[0.1, 0.5, 1.0]]))
+  clean = np.zeros((1, 3, 2))
+  noise = np.ones((1, 3, 2))
+  noisy = flow.interpolate(clean, noise, np.float32([[0.1, 0.5, 1.0]]))
   np.testing.assert_allclose(noisy[0], [[0.1, 0.1], [0.5, 0.5], [1, 1]])
 
 
 def test_too_many_level_axes_raise():
-  with pytest.raises(
-    ValueError, match=r'sigma of shape \(2, 3, 4\) has more axes than the array of shape \(2, 3\)'
-  ):
-    flow.interpolate(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 3, 4)))
+  message = r'sigma of shape \(2, 3, 4\) has more axes than the array of shape \(2, 3\)'
+  frames = np.zeros((2, 3))
+  with pytest.raises(ValueError, match=message):
+    flow.interpolate(frames, frames, np.zeros((2, 3, 4)))
 
 
 def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
@@ -138,12 +148,14 @@ def test_flash_shift_warps_both_draws(draws):
 def assert_uniform(x):
   """Kolmogorov-Smirnov distance to the uniform law below its 0.1 % point."""
   x = np.sort(np.ravel(x))
-  assert np.abs(x - (np.arange(x.size) + 0.5) / x.size).max() < 1.95 / x.size**0.5
+  quantiles = (np.arange(x.size) + 0.5) / x.size
+  assert np.abs(x - quantiles).max() < 1.95 / x.size**0.5
 
 
 def assert_unrelated(x, y):
   """Correlation within four standard errors of 0."""
-  assert abs(np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]) < 4 / np.size(x) ** 0.5
+  correlation = np.corrcoef(np.ravel(x), np.ravel(y))[0, 1]
+  assert abs(correlation) < 4 / np.size(x) ** 0.5
 
 
 def test_video_loss_by_hand():
@@ -168,9 +180,11 @@ def test_action_loss_by_hand(mean, want):
   error_BAU = np.float32([[[1, 2], [3, 100]], [[100, 100], [100, 100]]])
   mask_BAU = np.bool_([[[1, 1], [1, 0]], [[0, 0], [0, 0]]])
   weight_BA = np.float32([[2, 0.5], [3, 3]])
-  loss = lambda prediction: flow.action_loss(
-    prediction, np.zeros_like(error_BAU), weight_BA, mask_BAU, mean
-  )
+
+  def loss(prediction):
+    target = np.zeros_like(error_BAU)
+    return flow.action_loss(prediction, target, weight_BA, mask_BAU, mean)
+
   value, gradient = jax.value_and_grad(loss)(error_BAU)
   np.testing.assert_allclose(value, want)
   # Errors of 100 under the mask must not reach the weights either.
@@ -181,4 +195,5 @@ def test_action_loss_by_hand(mean, want):
 def test_batch_of_videos_only_has_no_action_loss(mean):
   # Not 0 / 0: a batch may hold human videos alone.
   ones = np.ones((2, 3, 4), np.float32)
-  assert flow.action_loss(ones, 0 * ones, ones[..., 0], np.zeros(ones.shape, bool), mean) == 0
+  nothing_is_real = np.zeros(ones.shape, bool)
+  assert flow.action_loss(ones, 0 * ones, ones[..., 0], nothing_is_real, mean) == 0

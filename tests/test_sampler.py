@@ -53,7 +53,10 @@ def test_golden_euler(golden_flow_match_scheduler, request):
   for config, given in runs(golden_flow_match_scheduler, 'euler'):
     check = functools.partial(parity.check_scheduler, request, 'Euler', given)
     sigmas = flow.schedule(
-      config['num_inference_steps'], config['shift'], config['sigma_min'], config['extra_one_step']
+      levels=config['num_inference_steps'],
+      shift=config['shift'],
+      smallest=config['sigma_min'],
+      drop_last=config['extra_one_step'],
     )
     check('sigmas', sigmas)
     check('timesteps', 1000 * sigmas)
@@ -62,9 +65,8 @@ def test_golden_euler(golden_flow_match_scheduler, request):
 
 
 def test_sampling_levels_are_those_of_training():
-  np.testing.assert_allclose(
-    sampler.sampling_sigmas(16, 5.0), np.append(flow.schedule(16, 5.0), 0.0), rtol=1e-6
-  )
+  want = np.append(flow.schedule(16, 5.0), 0.0)
+  np.testing.assert_allclose(sampler.sampling_sigmas(16, 5.0), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize('solver', ['euler', 'unipc'])
@@ -145,8 +147,10 @@ def test_skipped_steps_do_not_run_the_network():
 
 def test_guidance_moves_away_from_the_negative_prompt():
   # negative + 5 * (positive - negative).
-  np.testing.assert_allclose(sampler.guide(np.float32([1, 2]), np.float32([0, 3]), 5.0), [5, -2])
-  np.testing.assert_allclose(sampler.guide(np.float32([1, 2]), np.float32([0, 3]), 1.0), [1, 2])
+  positive = np.float32([1, 2])
+  negative = np.float32([0, 3])
+  np.testing.assert_allclose(sampler.guide(positive, negative, 5.0), [5, -2])
+  np.testing.assert_allclose(sampler.guide(positive, negative, 1.0), [1, 2])
 
 
 @pytest.mark.parametrize(

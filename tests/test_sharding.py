@@ -65,7 +65,9 @@ def make_batch(seed):
   """A batch with a video-only sample, padded dimensions and a window that leaves its episode."""
   rng = np.random.default_rng(seed)
   mask_BAU = np.ones((B, Q * A, U), bool)
-  mask_BAU[0] = mask_BAU[1, :, -1] = mask_BAU[2, -A:] = False
+  mask_BAU[0] = False
+  mask_BAU[1, :, -1] = False
+  mask_BAU[2, -A:] = False
   chunk_mask_BQ = np.ones((B, Q), bool)
   chunk_mask_BQ[2, -1] = False
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
@@ -145,14 +147,12 @@ def test_two_steps_equal_one_device(mesh, attention, capfd):
     for name in expected:
       np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
   for part in ('params', 'ema_params'):
-    for (path, w), g in zip(
-      jax.tree.leaves_with_path(getattr(want, part)), jax.tree.leaves(getattr(state, part))
-    ):
+    wanted = jax.tree.leaves_with_path(getattr(want, part))
+    for (path, w), g in zip(wanted, jax.tree.leaves(getattr(state, part))):
       np.testing.assert_allclose(g, w, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-  change = [
-    np.abs(w - s).max() for w, s in zip(jax.tree.leaves(want.params), jax.tree.leaves(start.params))
-  ]
-  assert np.median(change) > 1e-3  # The updates compared are far above the tolerance.
+  change = jax.tree.map(lambda w, s: np.abs(w - s).max(), want.params, start.params)
+  # The updates compared are far above the tolerance.
+  assert np.median(jax.tree.leaves(change)) > 1e-3
 
 
 def test_fresh_state_does_not_depend_on_the_mesh():
@@ -193,16 +193,13 @@ def test_every_large_parameter_is_split_and_so_are_its_moments():
   state = abstract(make_mesh(MESHES['data2_fsdp2_tensor2']))
   for path, p in jax.tree.leaves_with_path(state.params['blocks']):
     if path[-1].key == 'w':
-      assert p.sharding.shard_shape(p.shape) != p.shape
-      assert 4 * np.prod(p.sharding.shard_shape(p.shape)) == np.prod(p.shape), jax.tree_util.keystr(
-        path
-      )
+      shard = p.sharding.shard_shape(p.shape)
+      assert shard != p.shape
+      assert 4 * np.prod(shard) == np.prod(p.shape), jax.tree_util.keystr(path)
   specs = jax.tree.map(lambda x: x.sharding.spec, state.params)
-  moments = [
-    s
-    for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, 'mu'))
-    if hasattr(s, 'mu')
-  ]
+  has_moments = lambda part: hasattr(part, 'mu')
+  parts = jax.tree.leaves(state.opt_state, is_leaf=has_moments)
+  moments = list(filter(has_moments, parts))
   assert len(moments) == 1
   for tree in (moments[0].mu, moments[0].nu, state.ema_params):
     assert jax.tree.map(lambda x: x.sharding.spec, tree) == specs
@@ -414,17 +411,14 @@ def test_axes_that_do_not_divide_raise_together():
   assert "['both'] (3, 5): axis of 5 over fsdp = 4" in message
   assert 'good' not in message
   assert "'fsdp': 4" in message
+  many = boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)})
   with pytest.raises(ValueError, match='does not divide:') as error:
-    sharding.state_shardings(
-      boxed(**{f'w{i:02}': ((3,), ('mlp',)) for i in range(30)}), mesh, RULES
-    )
+    sharding.state_shardings(many, mesh, RULES)
   # A model has hundreds of arrays; ten are enough to see what is wrong.
   assert str(error.value).count('axis of 3') == 10
 
 
 def test_leaves_without_names_are_replicated():
   mesh = make_mesh(MESHES['data8'])
-  assert (
-    sharding.state_shardings({'step': jax.ShapeDtypeStruct((), np.int32)}, mesh, RULES)['step'].spec
-    == P()
-  )
+  state = {'step': jax.ShapeDtypeStruct((), np.int32)}
+  assert sharding.state_shardings(state, mesh, RULES)['step'].spec == P()

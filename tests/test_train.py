@@ -109,9 +109,8 @@ def test_straight_run(straight):
   # Every 30 steps, as tests/train_config.py says.
   assert [line['step'] for line in lines if 'eval_loss' in line] == [30, 60]
   assert lines[0]['learning_rate'] == pytest.approx(1e-3 / 4)  # Step 2 of a warm-up of 4.
-  assert np.mean([line['loss'] for line in lines[-5:]]) < np.mean(
-    [line['loss'] for line in lines[:5]]
-  )
+  losses = [line['loss'] for line in lines]
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
   # A save every 10 steps, of which two are kept.
   assert checkpoint.list_steps(straight.workdir) == [50, 60]
   assert re.search(r'done: step 60, 480 samples, [\d.]+ samples/s', straight.output)
@@ -143,9 +142,8 @@ def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
   made = kills.run_killed(command, tmp_path, [('save', 20), ('step', 44)], random.Random(0))
   assert made[0].torn
   assert made[1].reached >= 44
-  assert all(
-    0 <= kill.lost < 2 * 10 for kill in made
-  )  # The save before is complete when the next one begins.
+  # The save before is complete when the next one begins.
+  assert all(0 <= kill.lost < 2 * 10 for kill in made)
   assert kills.list_differences(straight.workdir, tmp_path) == []
 
 
@@ -167,11 +165,8 @@ def test_the_kill_benchmark_sees_a_difference(straight, tmp_path):
 def test_plans_of_kills():
   planned = kills.plan(20, 300, random.Random(0))
   assert planned == kills.plan(20, 300, random.Random(0)) != kills.plan(20, 300, random.Random(1))
-  assert [sum(moment == m for m, _ in planned) for moment in ('save', 'start', 'step')] == [
-    6,
-    4,
-    10,
-  ]
+  moments = [moment for moment, _ in planned]
+  assert [moments.count(moment) for moment in ('save', 'start', 'step')] == [6, 4, 10]
   targets = [step for _, step in planned]
   assert targets == sorted(targets)
   assert targets[0] >= 1
@@ -261,9 +256,9 @@ def test_workdir_that_cannot_be_written(config, tmp_path):
   (tmp_path / 'file').touch()
   # Root may write there all the same.
   (tmp_path / 'locked').mkdir(mode=0o500)
-  places = [tmp_path / 'file' / 'run', tmp_path / 'file'] + (
-    [tmp_path / 'locked' / 'run'] if os.geteuid() else []
-  )
+  places = [tmp_path / 'file' / 'run', tmp_path / 'file']
+  if os.geteuid():
+    places.append(tmp_path / 'locked' / 'run')
   for workdir in places:
     with pytest.raises(
       ValueError,
@@ -404,15 +399,11 @@ def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path,
 
 
 def test_checkpoints_kept_for_good_and_a_trace(config, tmp_path, fake_step):
-  train.train(
-    dataclasses.replace(
-      config, keep=1, keep_every=2 * config.save_every, profile=(3, 4), eval_every=0
-    ),
-    tmp_path,
-  )
-  assert checkpoint.list_steps(tmp_path) == sorted(
-    {*range(2 * config.save_every, config.steps + 1, 2 * config.save_every), config.steps}
-  )
+  every = 2 * config.save_every
+  kept = dataclasses.replace(config, keep=1, keep_every=every, profile=(3, 4), eval_every=0)
+  train.train(kept, tmp_path)
+  for_good = range(every, config.steps + 1, every)
+  assert checkpoint.list_steps(tmp_path) == sorted({*for_good, config.steps})
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
@@ -532,7 +523,8 @@ def test_four_processes_then_two_then_one_train_like_one(straight, tmp_path):
   want = [json.loads(line) for line in metrics_of(straight.workdir).splitlines()]
   got = [json.loads(line) for line in metrics_of(tmp_path).splitlines()]
   assert [line.keys() for line in got] == [line.keys() for line in want]
-  for a, b in zip(got, want):  # Float32 sums in another order; 2e-7 is what was seen.
+  for line, expected in zip(got, want):
+    # Float32 sums in another order; 2e-7 is what was seen.
     np.testing.assert_allclose(
-      list(a.values()), list(b.values()), rtol=1e-5, err_msg=f'step {b["step"]}'
+      list(line.values()), list(expected.values()), rtol=1e-5, err_msg=f'step {expected["step"]}'
     )

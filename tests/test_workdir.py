@@ -33,6 +33,7 @@ def test_config_is_recorded_and_readable(tmp_path):
 def test_other_config_is_refused_and_changes_nothing(tmp_path):
   claim(tmp_path, CONFIG)
   before = (tmp_path / 'config.json').read_text()
+  # Both would give other numbers under the same name.
   other = changed(seed=3, optimizer=dataclasses.replace(CONFIG.optimizer, b1=0.5))
   with pytest.raises(
     ValueError,

@@ -13,6 +13,7 @@ def get_config(arg: str = ''):
   c = cfg.base()
   c.name = 'test'
   c.steps = 60
+  # One sample for each of the 8 devices that the tests simulate.
   c.batch_size = 8
   c.log_every = 2
   c.save_every = 10
@@ -29,5 +30,6 @@ def get_config(arg: str = ''):
   c.data.mixture = {'disc': dataclasses.asdict(cfg.DatasetConfig(embodiment='tabletop_disc'))}
   c.optimizer.learning_rate = 1e-3
   c.optimizer.warmup_steps = 4
+  # Over ten steps, so that averages follow within a run of sixty.
   c.optimizer.ema_decay = 0.9
   return c

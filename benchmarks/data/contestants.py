@@ -55,6 +55,7 @@ def make_config(path: epath.Path, robot: str, batch: int = 2) -> cfg.TrainConfig
     mixture={'made_up': cfg.DatasetConfig(path=str(path), embodiment=robot)},
     embodiments=(robot,),
     augment=True,
+    # One core, as all contestants; tf.data has one batch ready, too.
     threads=1,
     prefetch=1,
   )

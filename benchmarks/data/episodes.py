@@ -64,6 +64,7 @@ def make_episode(seed: int, length: int) -> dict[str, Any]:
   rng = np.random.default_rng(seed)
   films = {view: _film(rng, length) for view in VIEWS}
   joints = np.cumsum(rng.normal(0, 0.02, (length + 1, 7)), axis=0)
+  # Opens and closes every 125 steps or so.
   gripper = (np.sin(np.arange(length + 1) / 40 + rng.uniform(0, 6))[:, None] > 0).astype(np.float64)
   words = f'put object {rng.integers(100)} on shelf {rng.integers(20)}'
   steps = [

@@ -279,14 +279,16 @@ class Model(nn.Module):
     for block in self.blocks:
       x_BTD = block(x_BTD, modulation_BG6D, prompt_BPD, layout, mask)
 
-    clean_tokens, video_tokens = self.clean_frames * self.frame_tokens, patches.shape[1]
+    # Of what comes out, only noisy frames and actions have velocities.
+    clean_tokens = self.clean_frames * self.frame_tokens
+    video_tokens = patches.shape[1]
     action_stop = video_tokens + given.action_BAU.shape[1]
     noisy_frames = given.sigma_BF.shape[1]
     time_BTD = time_BGD[:, 1 : 1 + noisy_frames].repeat_interleave(self.frame_tokens, 1)
-    video = self._join_patches(
-      self.head(x_BTD[:, clean_tokens:video_tokens], time_BTD), given.noisy
-    )
-    return video, self.action_decoder(x_BTD[:, video_tokens:action_stop], given.embodiment_B)
+    video_patches = self.head(x_BTD[:, clean_tokens:video_tokens], time_BTD)
+    video = self._join_patches(video_patches, given.noisy)
+    action = self.action_decoder(x_BTD[:, video_tokens:action_stop], given.embodiment_B)
+    return video, action
 
   def _make_mask(self, given: Inputs, video_tokens: int) -> torch.Tensor:
     """[B, 1, T, S]: what the layout lets see each other, without padded actions and states."""
@@ -402,6 +404,7 @@ class Trainer:
       lr=o.learning_rate,
       betas=(o.b1, o.b2),
       eps=o.adam_eps,
+      # PyTorch's fastest: one kernel over all parameters.
       fused=True,
     )
 

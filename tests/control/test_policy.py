@@ -46,20 +46,22 @@ PROPRIO = np.random.default_rng(1).normal(size=(B, 5, X)).astype(np.float32)
 PROMPT_BP = np.int32([[1, 2, 3, 0], [4, 5, 0, 0]])
 EMBODIMENT_B = np.int32([0, 1])
 MASK_BAU = np.ones((B, A, U), bool)
-MASK_BAU[1, -1:] = MASK_BAU[1, :, -1:] = False  # Robot 1 has fewer steps and dimensions.
+# Robot 1 has fewer steps and dimensions.
+MASK_BAU[1, -1:] = False
+MASK_BAU[1, :, -1:] = False
 
 
 @functools.cache
 def fitted():
-  return encoders.Encoders(
-    tokenizer.fit_patch_tokenizer(FRAMES, MODEL.tokenizer), None, None, MODEL
-  )
+  patches = tokenizer.fit_patch_tokenizer(FRAMES, MODEL.tokenizer)
+  return encoders.Encoders(tokenizer=patches, text=None, image=None, config=MODEL)
 
 
 @functools.cache
 def random_params():
   model = wam.WorldActionModel(MODEL)
-  latents, actions = np.zeros((B, 1, 4, 2, 6)), np.zeros((B, A, U))
+  latents = np.zeros((B, 1, 4, 2, 6))
+  actions = np.zeros((B, A, U))
   noisy = types.Noisy(
     video_BFHWC=latents,
     sigma_video_BF=np.zeros((B, 1)),
@@ -160,10 +162,11 @@ def test_another_key_or_prompt_or_pose_changes_the_actions(episode):
 def test_callers_arrays_survive_two_resets():
   """The state is donated, what it was made from is not."""
   arrays = jax.device_put((TASK, FRAMES[:, 0], jax.random.key(5)))
-  first, second = (
-    act(policy(JOINT).reset(random_params(), fitted(), *arrays), observe(0))[:2] for _ in range(2)
-  )
-  assert_same(first, second)
+  outputs = []
+  for _ in range(2):
+    state = policy(JOINT).reset(random_params(), fitted(), *arrays)
+    outputs.append(act(state, observe(0))[:2])
+  assert_same(*outputs)
 
 
 def test_observed_frames_replace_predicted_ones(episode):
@@ -221,7 +224,9 @@ def test_one_flash_step_equals_the_teacher_forced_velocity():
   key.
   """
   outputs = act_all(reset(FLASH), [observe(call) for call in range(Q)], FLASH)
-  key, noises_video, noises_action = jax.random.key(0), [], []
+  key = jax.random.key(0)
+  noises_video = []
+  noises_action = []
   for _ in range(Q):
     key, key_video, key_action = jax.random.split(key, 3)
     noises_video.append(jax.random.normal(key_video, (B, 1, 4, 2, 6)))

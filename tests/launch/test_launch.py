@@ -25,6 +25,7 @@ TRAIN = (
   'python -m wam_jax.train --distributed --config=configs/tiny.py:smoke --workdir=/mnt/runs/droid'
 )
 ZONE = '--zone=us-east5-a'
+# Quoted as a shell would need it, so that words with spaces come back as one.
 FAKE = '#!/usr/bin/env bash\nprintf "%s\\n" "${0##*/} ${*@Q}" >>"${CALLS}"\n'
 
 
@@ -75,6 +76,7 @@ class Machines:
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
+      # A group of its own: a test can send it Ctrl-C without stopping pytest.
       start_new_session=True,
     )
 
@@ -122,6 +124,7 @@ def test_help_names_every_flag(machines, script):
   source = (LAUNCH / script).read_text()
   for name in re.findall(r'check_flag (\w+)|FLAGS\[(\w+)\]', source):
     assert f'--{max(name)}' in printed
+  # Without arguments, too.
   assert machines.run(script)[1] == printed
 
 
@@ -154,6 +157,7 @@ CLUSTER = f'--cluster=pod {ZONE}'
 JOB = f'{ROOT}/launch/slurm_job.sh'
 DRY_RUNS = {
   f'tpu.sh create droid {ZONE} --accelerator=v6e-256': [
+    # Each generation has a runtime image of its own.
     create('v6e-256', 'v2-alpha-tpuv6e'),
     *STATE,
   ],
@@ -166,11 +170,13 @@ DRY_RUNS = {
     *(line.replace(ZONE, f'{ZONE} --project=robots') for line in STATE),
   ],
   f'tpu.sh create droid {ZONE} --accelerator=v5p-16 --runtime_version=v9': [
+    # A newer image than the script knows.
     create('v5p-16', 'v9'),
     *STATE,
   ],
   f'tpu.sh sync droid {ZONE} --mount=bucket:/mnt/runs --ref=HEAD': SEND,
   f'tpu.sh start droid {ZONE} -- {TRAIN}': [START],
+  # Words with spaces and quotes go through two shells: the local one and that of the host.
   f'tpu.sh start droid {ZONE} --iap -- python -c "print(1, 2)"': [
     f'{QUEUE} ssh droid --worker=all {ZONE} --quiet --tunnel-through-iap '
     r"--command='wam_jax/launch/tpu_host.sh start python -c '\''print(1, 2)'\'''"
@@ -441,17 +447,21 @@ def run_with_fates(
 def test_run_survives_two_preemptions(machines):
   status, said, steps = run_with_fates(machines, 'preempted', 'preempted', '0')
   assert status == 0, said
+  # What each slice goes through, until the first look at it.
   once = ['create', 'send', 'start', 'sleep 30']
+  # Waits double from failure to failure.
   assert steps == [*once, 'sleep 30', 'delete', *once, 'sleep 60', 'delete', *once, 'delete']
   assert said.count('slice droid: PREEMPTED') == 4
   assert 'done' in said
   starts = [call[-1] for call in machines.calls() if 'tpu_host.sh start' in call[-1]]
+  # The same command again: training continues by its workdir.
   assert len(set(starts)) == 1
   assert TRAIN in starts[0]
   assert sum(call[:1] == ['git'] and 'archive' in call for call in machines.calls()) == 1
 
 
 def test_run_starts_a_failed_command_again_on_the_same_slice(machines):
+  # A bug's status, and that of a SIGTERM.
   status, said, steps = run_with_fates(machines, '1', '143', '0', flags=('--keep',))
   assert status == 0, said
   assert steps == [
@@ -461,6 +471,7 @@ def test_run_starts_a_failed_command_again_on_the_same_slice(machines):
     'start',
     'sleep 30',
   ]
+  # What the command said last, which would be gone with its slice.
   assert (machines.root / 'wam_jax.droid.log').read_text() == 'ValueError: no such key\n'
 
 
@@ -509,12 +520,14 @@ def test_run_joins_a_running_command_and_ctrl_c_leaves_it(machines):
     'running on host-1: quiet\nrunning on host-0: step 70 loss none\n'
   )
   machines.answer('gcloud', SLICE)
+  # The second wait lasts, so that Ctrl-C falls into it.
   machines.answer('sleep', '[[ -e joined ]] && exec /bin/sleep 60; touch joined')
   process = machines.start(*RUN_DROID, '--', *TRAIN.split())
   while sum(call[0] == 'sleep' for call in machines.calls()) < 2:
     time.sleep(0.02)
   os.killpg(process.pid, signal.SIGINT)
   _, said = process.communicate(timeout=30)
+  # What shells give for SIGINT: 128 + 2.
   assert process.returncode == 130
   assert 'the command is running already' in said
   assert 'running on host-0: step 70 loss none' in said
@@ -565,7 +578,9 @@ def test_host_knows_when_a_command_vanished(host):
   while not (pid := host.root / 'wam_jax_run/pid').exists() or not pid.read_text().strip():
     time.sleep(0.02)
   child = int(pid.read_text())
+  # The parent's id, second after the name, which may hold spaces itself.
   supervisor = int(pathlib.Path(f'/proc/{child}/stat').read_text().rsplit(')', 1)[1].split()[1])
+  # Nobody is left who could note the exit status.
   os.kill(supervisor, signal.SIGKILL)
   assert host.run(host.script, 'status')[1].startswith('running')
   os.kill(child, signal.SIGKILL)
@@ -583,6 +598,7 @@ def test_host_installs_and_mounts(host):
         'lsb_release': 'echo jammy',
         'sudo': '[[ $1 != tee ]] || cat >/dev/null',
         'curl': 'echo key',
+        # /mnt/old is mounted already and must be left alone.
         'mountpoint': '[[ $2 == /mnt/old ]]',
       }.get(name, ''),
     )
@@ -593,6 +609,7 @@ def test_host_installs_and_mounts(host):
   status, _, error = host.run(host.script, 'setup', 'bucket:/mnt/runs', 'other:/mnt/old')
   assert status == 0, error
   python, key = f'{host.root}/venv/bin/python', '/usr/share/keyrings/cloud.google.asc'
+  # In any order: pipes start their ends at the same time.
   assert sorted(map(shlex.join, host.calls())) == sorted(
     [
       'python3 -m pip install --quiet --user uv',
@@ -649,11 +666,13 @@ def test_run_on_a_host_from_commit_to_exit(host):
   host.answer('python3', '')
   shutil.copy(host.bin / 'python3', uv)
   host.answer('sleep', 'exec /bin/sleep 0.05')
+  # What a shell would change if it were quoted once too seldom.
   said = "it's $HOME; 100% *"
   status, _, error = host.run(
     checkout / 'launch/tpu.sh', *RUN_DROID[1:-1], '--', sys.executable, 'step.py', said
   )
   assert status == 0, error
+  # Both starts were given the word unchanged.
   assert (host.root / 'host/seen').read_text() == f'{said}\n' * 2
   assert error.count('the command failed') == 1
   assert not (host.root / 'slice').exists()
@@ -702,6 +721,7 @@ def test_job_that_keeps_failing_is_given_up(machines):
 
 
 def test_job_near_its_limit_saves_and_is_queued_again(machines):
+  # SLURM sends it before the limit; such a start is no failure, however many there were.
   status, said, calls = run_job(machines, UNTIL_TERM, count=9, send=signal.SIGUSR1)
   assert (status, said) == (143, 'status 143: queued again\n')
   assert calls == ['scancel --signal=TERM 7', REQUEUE]
@@ -709,4 +729,5 @@ def test_job_near_its_limit_saves_and_is_queued_again(machines):
 
 def test_cancelled_job_ends(machines):
   status, said, calls = run_job(machines, 'sleep 0.3; exit 143', send=signal.SIGTERM)
+  # Not queued again: somebody wanted it to end.
   assert (status, said, calls) == (143, '', [])

@@ -127,9 +127,8 @@ def test_kinds_agree(name):
   for kind in KINDS:
     for got, expected in zip(window.attend(kind), want):
       # Float32, sums in another order.
-      np.testing.assert_allclose(
-        got, expected, rtol=1e-4, atol=2e-6 * np.abs(expected).max(), err_msg=kind
-      )
+      atol = 2e-6 * np.abs(expected).max()
+      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol, err_msg=kind)
 
 
 def test_golden_forward_and_gradients_by_chunks(golden_dit, request):
@@ -168,29 +167,27 @@ def test_golden_forward_and_gradients_by_chunks(golden_dit, request):
 def test_attention_to_a_prompt_in_blocks(keys):
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(2, 2, n, 16)).astype(np.float32) for n in (256, keys, keys))
-  gradient = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(f(*a) ** 2), (0, 1, 2)))(q, k, v)
-  np.testing.assert_allclose(
-    attention.attend_all(q, k, v, 128), attention.attend(q, k, v), atol=2e-6
-  )
-  for got, want in zip(
-    gradient(functools.partial(attention.attend_all, side=128)), gradient(attention.attend)
-  ):
+  in_blocks = functools.partial(attention.attend_all, side=128)
+  np.testing.assert_allclose(in_blocks(q, k, v), attention.attend(q, k, v), atol=2e-6)
+
+  def gradients(attend):
+    loss = lambda *qkv: jnp.sum(attend(*qkv) ** 2)
+    return jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
+
+  for got, want in zip(gradients(in_blocks), gradients(attention.attend)):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)  # Float32, sums in another order.
 
 
 def test_rotations_agree():
   rng = np.random.default_rng(0)
-  x, angles = (
-    rng.normal(size=(2, 3, 5, 8)).astype(np.float32),
-    rng.normal(size=(5, 4)).astype(np.float32),
-  )
-  np.testing.assert_allclose(
-    attention.rotate_by_product(x, angles), attention.rotate(x, angles), atol=1e-6
-  )
+  x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)
+  angles = rng.normal(size=(5, 4)).astype(np.float32)
+  got = attention.rotate_by_product(x, angles)
+  np.testing.assert_allclose(got, attention.rotate(x, angles), atol=1e-6)
+  # Exact in bfloat16: either rounds once, at its end.
   half = jnp.bfloat16(x)
-  np.testing.assert_array_equal(
-    attention.rotate_by_product(half, angles), attention.rotate(half, angles)
-  )
+  got = attention.rotate_by_product(half, angles)
+  np.testing.assert_array_equal(got, attention.rotate(half, angles))
 
 
 @pytest.mark.parametrize(
@@ -206,25 +203,22 @@ def test_arrange(order):
 
 def test_automatic_choice(monkeypatch):
   # At both edges of the choice, and at the released window.
-  assert [attention.choose(CONFIG, n) for n in (512, 513, 14180)] == ['dense', 'chunks', 'chunks']
+  choose = lambda *tokens: [attention.choose(CONFIG, n) for n in tokens]
+  assert choose(512, 513, 14180) == ['dense', 'chunks', 'chunks']
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
-  assert [attention.choose(CONFIG, n) for n in (512, 513, 4095, 4096)] == [
-    'dense',
-    'chunks',
-    'chunks',
-    'splash',
-  ]
+  assert choose(512, 513, 4095, 4096) == ['dense', 'chunks', 'chunks', 'splash']
   defective = dataclasses.replace(CONFIG, history_rule='reference_global')
   assert attention.choose(defective, 14180) == 'dense'
   assert attention.choose(dataclasses.replace(CONFIG, attention='chunks'), 3) == 'chunks'
 
 
 def plan_on(sizes, **changes):
-  mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+  devices = np.prod(list(sizes.values()))
+  mesh = sharding.make_mesh(sizes, jax.devices()[:devices])
+  config = dataclasses.replace(CONFIG, **changes)
+  layout, _, _ = WINDOWS['one chunk']
   with sharding.activate(mesh, cfg.DEFAULT_RULES):
-    return attention.make_plan(
-      dataclasses.replace(CONFIG, **changes), layout_of(*WINDOWS['one chunk'][0])
-    )
+    return attention.make_plan(config, layout_of(*layout))
 
 
 def test_meshes_that_do_not_fit_raise():
@@ -237,10 +231,9 @@ def test_meshes_that_do_not_fit_raise():
   ):
     plan_on({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 8}, attention='splash', frames_per_chunk=2)
   several = layout_of(3, range(1, 5), cells=2, actions=4, chunks=2, states=2)
+  config = dataclasses.replace(CONFIG, attention='splash', frames_per_chunk=2)
   with pytest.raises(ValueError, match="needs one state a chunk, or model.state_rule='chunk'"):
-    attention.make_plan(
-      dataclasses.replace(CONFIG, attention='splash', frames_per_chunk=2), several
-    )
+    attention.make_plan(config, several)
 
 
 def test_no_matrix_of_all_pairs():

@@ -85,9 +85,10 @@ def frozen():
 @functools.cache
 def params():
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
-  return weights.draw_like(
-    train_step.abstract_state(CONFIG, mesh, encoders.Encoders(None, None, None, MODEL)).params, 9
-  )
+  # Parameters of the model alone: no shape of theirs depends on the encoders.
+  without = encoders.Encoders(tokenizer=None, text=None, image=None, config=MODEL)
+  state = train_step.abstract_state(CONFIG, mesh, without)
+  return weights.draw_like(state.params, seed=9)
 
 
 def test_condition_is_the_first_frame_before_grey(frozen):
@@ -96,12 +97,9 @@ def test_condition_is_the_first_frame_before_grey(frozen):
   order = 'B R (I p) (J q) C -> B R I J C'
   small = einops.reduce(FRAMES[:, :1].astype(np.float32), order, 'mean', p=2, q=2) / 127.5 - 1
   grey = np.concatenate([small, np.zeros((B, 4 * Q, *small.shape[2:]), np.float32)], 1)
-  np.testing.assert_allclose(
-    condition.latents_BFHWC[..., 4:], frozen.tokenizer.encode(grey), atol=1e-5
-  )
-  np.testing.assert_allclose(
-    condition.latents_BFHWC[:, 0, ..., 4:], frozen.encode(FRAMES)[:, 0], atol=1e-5
-  )
+  latents = condition.latents_BFHWC[..., 4:]
+  np.testing.assert_allclose(latents, frozen.tokenizer.encode(grey), atol=1e-5)
+  np.testing.assert_allclose(latents[:, 0], frozen.encode(FRAMES)[:, 0], atol=1e-5)
   # Four channels of mask before the latents, as Wan2.1-I2V has them: 1 where a frame is given.
   np.testing.assert_array_equal(condition.latents_BFHWC[:, 0, ..., :4], 1)
   np.testing.assert_array_equal(condition.latents_BFHWC[:, 1:, ..., :4], 0)
@@ -194,9 +192,8 @@ def test_weights_are_known_by_their_bits():
     return encoders.Encoders(tokenizer=patches, text=None, image=None, config=MODEL)
 
   want = encoders.fingerprint(frozen(draw))
-  spread = jax.sharding.NamedSharding(
-    jax.make_mesh((8,), ('data',)), jax.sharding.PartitionSpec('data')
-  )
+  mesh = jax.make_mesh((8,), ('data',))
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   assert set(want) == {'tokenizer'}
   assert encoders.fingerprint(frozen(jax.device_put(draw, spread))) == want
   # The lowest bit of one number: no tolerance would see it.

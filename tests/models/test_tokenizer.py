@@ -44,15 +44,18 @@ def test_later_frames_do_not_change_earlier_latents(fitted):
   for frame in range(FRAMES.shape[1]):
     changed = FRAMES.copy()
     changed[:, frame] = 255 - changed[:, frame]
-    differs = np.any(np.asarray(fitted.encode(changed)) != latents, axis=(0, 2, 3, 4))
-    np.testing.assert_array_equal(differs, np.arange(4) == -(-frame // T), err_msg=f'frame {frame}')
+    after = np.asarray(fitted.encode(changed))
+    differs = np.any(after != latents, axis=(0, 2, 3, 4))
+    group = -(-frame // T)
+    np.testing.assert_array_equal(differs, np.arange(4) == group, err_msg=f'frame {frame}')
 
 
 def test_streaming_equals_whole(fitted):
   first, stream = fitted.encode_start(FRAMES[:, :1])
   parts = [first]
   for k in range(3):
-    latents, stream = fitted.encode_more(stream, FRAMES[:, 1 + k * T : 1 + (k + 1) * T])
+    start = 1 + k * T
+    latents, stream = fitted.encode_more(stream, FRAMES[:, start : start + T])
     parts.append(latents)
   # Float32 sums may run in another order when fewer patches are multiplied at once.
   np.testing.assert_allclose(np.concatenate(parts, 1), fitted.encode(FRAMES), atol=1e-5)
@@ -63,9 +66,8 @@ def test_streaming_decode_equals_whole(fitted):
   first, stream = fitted.decode_start(latents[:, :1])
   second, stream = fitted.decode_more(stream, latents[:, 1:2])
   rest, _ = fitted.decode_more(stream, latents[:, 2:])
-  np.testing.assert_allclose(
-    np.concatenate([first, second, rest], 1), fitted.decode(latents), atol=1e-5
-  )
+  parts = np.concatenate([first, second, rest], 1)
+  np.testing.assert_allclose(parts, fitted.decode(latents), atol=1e-5)
 
 
 def test_full_width_is_an_exact_inverse():
@@ -95,7 +97,8 @@ def test_lost_detail_is_the_variance_of_the_dropped_components():
     latents, stream = fitted.encode_more((), still)
     decoded, _ = fitted.decode_more(stream, latents)
     lost = np.asarray(decoded, np.float64) - pixels(still)
-    np.testing.assert_allclose((lost**2).sum(), (singular[channels:] ** 2).sum(), rtol=1e-4)
+    dropped = singular[channels:]
+    np.testing.assert_allclose((lost**2).sum(), (dropped**2).sum(), rtol=1e-4)
 
 
 def test_decoded_pixels_stay_in_range(fitted):

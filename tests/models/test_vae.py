@@ -161,11 +161,11 @@ def test_later_frames_do_not_change_earlier_latents(model):
   for frame in (0, 1, 4, 5, 12):
     changed = FRAMES.copy()
     changed[:, frame] = 255 - changed[:, frame]
-    differs = np.any(np.asarray(model.encode(changed)) != want, axis=(0, 2, 3, 4))
+    after = np.asarray(model.encode(changed))
+    differs = np.any(after != want, axis=(0, 2, 3, 4))
     group = -(-frame // 4)
-    np.testing.assert_array_equal(
-      differs[: group + 1], np.arange(group + 1) == group, err_msg=f'frame {frame}'
-    )
+    only_its_own = np.arange(group + 1) == group
+    np.testing.assert_array_equal(differs[: group + 1], only_its_own, err_msg=f'frame {frame}')
 
 
 def test_later_latents_do_not_change_earlier_frames(model):
@@ -174,7 +174,8 @@ def test_later_latents_do_not_change_earlier_frames(model):
   for k in range(4):
     changed = latents.copy()
     changed[:, k] += 1
-    differs = np.any(np.asarray(model.decode_unclamped(changed)) != want, axis=(0, 2, 3, 4))
+    after = np.asarray(model.decode_unclamped(changed))
+    differs = np.any(after != want, axis=(0, 2, 3, 4))
     first = 1 + 4 * (k - 1) if k else 0
     # Later frames may change: the decoder is causal, and remembers.
     assert not differs[:first].any()
@@ -186,15 +187,14 @@ def test_samples_of_a_batch_do_not_meet(model):
   for b in range(2):
     # One sample alone may be convolved in another order of sums.
     np.testing.assert_allclose(model.encode(FRAMES[b : b + 1])[0], latents[b], atol=1e-5)
-    np.testing.assert_allclose(
-      model.decode(latents[b : b + 1])[0], model.decode(latents)[b], atol=1e-5
-    )
+    alone = model.decode(latents[b : b + 1])[0]
+    np.testing.assert_allclose(alone, model.decode(latents)[b], atol=1e-5)
 
 
 def test_bytes_and_floats_are_the_same_frames(model):
-  np.testing.assert_allclose(
-    model.encode(FRAMES.astype(np.float32) / 127.5 - 1), encoded(model.config.kind), atol=1e-5
-  )
+  as_floats = FRAMES.astype(np.float32) / 127.5 - 1
+  want = encoded(model.config.kind)
+  np.testing.assert_allclose(model.encode(as_floats), want, atol=1e-5)
 
 
 def test_decoded_frames_are_clamped(model):
@@ -211,12 +211,12 @@ def test_other_statistics_of_latents(model):
   C = model.config.channels
   mean_std_2C = np.stack([np.linspace(-1, 1, C), np.linspace(1, 2, C)])
   other = model.replace(mean_std_2C=mean_std_2C)
-  np.testing.assert_allclose(
-    other.encode(FRAMES), (plain - mean_std_2C[0]) / mean_std_2C[1], atol=1e-5
-  )
-  np.testing.assert_allclose(
-    other.decode(other.encode(FRAMES)), model.decode(encoded(model.config.kind)), atol=1e-5
-  )
+  mean_C, std_C = mean_std_2C
+  latents = other.encode(FRAMES)
+  np.testing.assert_allclose(latents, (plain - mean_C) / std_C, atol=1e-5)
+  # On the way back they cancel out.
+  want = model.decode(encoded(model.config.kind))
+  np.testing.assert_allclose(other.decode(latents), want, atol=1e-5)
 
 
 def test_bfloat16_parameters_and_computation(model):
@@ -228,11 +228,12 @@ def test_bfloat16_parameters_and_computation(model):
   latents, stream = half.encode_start(FRAMES[:, :1])
   assert latents.dtype == jnp.float32
   assert {x.dtype for x in jax.tree.leaves(stream)} == {jnp.dtype(jnp.bfloat16)}
+  root_mean_square = lambda x: np.sqrt(np.mean(x**2))
   got = half.encode(FRAMES)
   # Eight bits of mantissa through some twenty layers.
-  assert 0 < np.sqrt(np.mean((got - want) ** 2)) < 0.03 * np.sqrt(np.mean(want**2))
+  assert 0 < root_mean_square(got - want) < 0.03 * root_mean_square(want)
   frames, want = half.decode_unclamped(want), model.decode_unclamped(want)
-  assert 0 < np.sqrt(np.mean((frames - want) ** 2)) < 0.03 * np.sqrt(np.mean(want**2))
+  assert 0 < root_mean_square(frames - want) < 0.03 * root_mean_square(want)
 
 
 @pytest.mark.parametrize(

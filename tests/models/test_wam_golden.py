@@ -236,21 +236,26 @@ def test_golden_masks(golden_dit, case, request):
   check('without_clean', attention.training_mask(c, alone))
   # The builder that the reference does not use: no window, and of frame 0 and states each token
   # sees itself.
-  lonely = ((alone.frame == 0) | (alone.kind == masks.STATE))[:, None]
+  is_lonely_T = (alone.frame == 0) | (alone.kind == masks.STATE)
   unused = masks.without_clean(
     alone, frames_per_chunk=c.frames_per_chunk, window_frames=case.frames, state_rule='self'
   )
-  check('flex_static_builder', np.where(lonely, np.eye(len(unused), dtype=bool), unused))
+  itself = np.eye(len(unused), dtype=bool)
+  check('flex_static_builder', np.where(is_lonely_T[:, None], itself, unused))
 
 
 def test_golden_cached_chunks(golden_dit, case, request):
   """Frame 0 is committed, then each chunk denoised and its clean frames committed, past the window
   if it is short.
   """
-  c, golden = case.config, golden_dit
-  tokens, F = case.grid[0] * case.grid[1], c.frames_per_chunk
+  c = case.config
+  golden = golden_dit
+  F = c.frames_per_chunk
+  tokens = case.grid[0] * case.grid[1]
+  # Control with the reference's unlimited window sees 21 frames at most.
   window = c.window_frames if c.history_rule == 'chunk' else wam.REFERENCE_GLOBAL_FRAMES
-  commit, denoise = case.compiled('commit_and_predict'), case.compiled('denoise')
+  commit = case.compiled('commit_and_predict')
+  denoise = case.compiled('denoise')
   part = lambda x, start, n: None if x is None else x[:, start : start + n]
 
   def check(name, got, want):
@@ -317,8 +322,11 @@ def test_golden_cached_chunks(golden_dit, case, request):
 
 
 def test_golden_rotary_embedding(golden_dit, case, request):
-  c, K = case.config, case.config.head_dim
-  F, A, S = c.frames_per_chunk, c.actions_per_chunk, case.states_per_chunk
+  c = case.config
+  K = c.head_dim
+  F = c.frames_per_chunk
+  A = c.actions_per_chunk
+  S = case.states_per_chunk
   q_BTNK = golden_dit['sub/rope_q_in']
 
   def check(component, got, name):
@@ -345,6 +353,7 @@ def test_golden_rotary_embedding(golden_dit, case, request):
     start += len(part)
 
   for q in range(case.chunks):
+    # An array, as in control, where one program serves all chunks.
     chunk = jnp.int32(q)
     here = np.concatenate(
       [
@@ -358,7 +367,8 @@ def test_golden_rotary_embedding(golden_dit, case, request):
 
 
 def test_golden_times(golden_dit, case, request):
-  c, time = case.config, golden_dit['sub/time_in']
+  c = case.config
+  time = golden_dit['sub/time_in']
 
   def check(name, got):
     want = golden_dit[f'sub/{name}']
