@@ -539,7 +539,7 @@ def write_workdir(workdir, config, frozen) -> None:
 
 
 def kill_midway(process: subprocess.Popen, dataset: pathlib.Path) -> None:
-  """Kills an encoding once three of its files are there; no handler runs, as when a machine goes."""
+  """Kills an encoding once three of its files are there; no handler runs, as if the power went."""
   while len(list(dataset.glob('wam_features_*/windows-*'))) < 3:
     assert process.poll() is None, process.communicate()[0]
     time.sleep(0.001)
