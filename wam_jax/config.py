@@ -19,6 +19,7 @@ import ml_collections
 Dtype = Literal['float32', 'bfloat16']
 
 
+# Cached, because annotations are strings here, which every call would evaluate again.
 @functools.cache
 def list_choices(group: type) -> dict[str, tuple[str, ...]]:
   """The values that each key of a class below may have, for the keys that have a choice."""
@@ -74,7 +75,7 @@ class TokenizerConfig:
   kind: Literal['patch', 'wan2_1', 'wan2_2'] = 'patch'
   temporal: int = 2
   spatial: int = 4
-  channels: int = 12
+  channels: int = 12  # Of the 96 numbers of a patch: 2 frames of 4 x 4 pixels in RGB.
   fit_windows: int = 512
   resize: tuple[int, ...] = ()
   dtype: str = 'float32'
@@ -103,6 +104,7 @@ class TextConfig:
   length: int = 16
   dim: int = 64
   layers: int = 1
+  # Of UMT5 alone, and so already the sizes that Wan has (DreamZero `WanTextEncoder`).
   heads: int = 64
   attention_dim: int = 4096
   mlp_dim: int = 10240
@@ -126,6 +128,7 @@ class ImageConfig:
   """
 
   kind: Literal['none', 'clip'] = 'none'
+  # ViT-H/14, the tower that Wan2.1-I2V reads (DreamZero `WanImageEncoder`).
   size: int = 224
   patch: int = 14
   dim: int = 1280
@@ -157,7 +160,8 @@ class LoraConfig:
   """
 
   rank: int = 0
-  alpha: float = 4.0
+  alpha: float = 4.0  # A factor of 1 at the reference's rank, 4.
+  # Not the image's keys and values, which the reference leaves as they are.
   targets: tuple[AdaptedLayer, ...] = ('q', 'k', 'v', 'o', 'ffn/in', 'ffn/out')
 
   def __post_init__(self):
@@ -218,6 +222,7 @@ class ModelConfig:
     tokenizer, text, image: the frozen or small encoders around the transformer.
   """
 
+  # A model that learns on a CPU (configs/tiny.py); presets.py has the sizes of the released ones.
   dim: int = 64
   mlp_dim: int = 256
   num_heads: int = 2
@@ -225,7 +230,7 @@ class ModelConfig:
   patch: int = 2
   image_condition: bool = False
   image_dim: int = 0
-  image_tokens: int = 257
+  image_tokens: int = 257  # CLIP's 16 x 16 patches and its class token.
   freq_dim: int = 64
   action_dim: int = 4
   proprio_dim: int = 8
@@ -238,7 +243,7 @@ class ModelConfig:
   state_rule: Literal['self', 'chunk', 'reference'] = 'self'
   history_rule: Literal['chunk', 'reference_global'] = 'chunk'
   prompt_in_modulation: bool = False
-  eps: float = 1e-6
+  eps: float = 1e-6  # Wan's, of layer norms and RMS norms alike.
   dtype: Dtype = 'float32'
   attention: Literal['auto', 'dense', 'chunks', 'splash'] = 'auto'
   remat: Literal['none', 'dots', 'save_attention', 'block', 'offload'] = 'none'
@@ -259,6 +264,7 @@ class ModelConfig:
         f'model.history_rule={self.history_rule!r}, where tokens of one frame see different ones; '
         "set model.attention='dense'."
       )
+    # Rotary embedding turns the dimensions of a head in pairs.
     if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
       raise ValueError(
         f'model.dim={self.dim} over model.num_heads={self.num_heads} must give an even head width; '
@@ -275,11 +281,15 @@ class ModelConfig:
     """Channels of the patch embedding: latents and, with `image_condition`, 4 of the mask and the
     condition's.
     """
-    return 2 * self.tokenizer.channels + 4 if self.image_condition else self.tokenizer.channels
+    if not self.image_condition:
+      return self.tokenizer.channels
+    # The mask has a channel for each of the 4 camera frames of Wan's latent frame.
+    return 2 * self.tokenizer.channels + 4
 
   @property
   def window_frames(self) -> int:
     """Latent frames that a chunk of video sees in training and in control, itself included."""
+    # The reference's local_attn_size: frame 0 and as many chunks as a training window has.
     return 1 + self.max_chunks * self.frames_per_chunk
 
   @property
@@ -315,12 +325,13 @@ class FlowConfig:
 
   schedule: Literal['coupled', 'flash', 'decoupled'] = 'coupled'
   levels: int = 1000
-  shift: float = 5.0
-  video_beta: float = 7.0
+  shift: float = 5.0  # The mean level of uniform draws is then 0.75, not 0.5.
+  video_beta: float = 7.0  # Paper, DreamZero-Flash: the mean level is 7/8.
   flash_shift: float = 1.0
   weighting: Literal['bump', 'uniform'] = 'bump'
   video_weight: float = 1.0
   action_weight: float = 1.0
+  # With 'padded' the fewer dimensions a robot has, the less its actions weigh.
   action_mean: Literal['real', 'padded'] = 'real'
   mask_padded_noise: bool = True
 
@@ -353,8 +364,8 @@ class SampleConfig:
   mode: Literal['joint', 'flash'] = 'joint'
   solver: Literal['euler', 'unipc'] = 'euler'
   steps: int = 4
-  shift: float = 5.0
-  video_final_sigma: float = 0.8
+  shift: float = 5.0  # As in training: the solver meets the levels that training met most.
+  video_final_sigma: float = 0.8  # DreamZero `video_inference_final_noise`.
   guidance_scale: float = 1.0
   negative_prompt: str = ''
   evaluate_steps: tuple[int, ...] = ()
@@ -370,6 +381,7 @@ class SampleConfig:
       raise ValueError(
         f'sample.guidance_scale={self.guidance_scale} must be at least 1; 1 is without guidance.'
       )
+    # The first step has no velocities before it that it could use again.
     valid = tuple(sorted({0, *(i for i in self.evaluate_steps if 0 <= i < self.steps)}))
     if self.evaluate_steps and self.evaluate_steps != valid:
       raise ValueError(
@@ -438,6 +450,7 @@ class DataConfig:
 
   def __post_init__(self):
     _check_choices(self, 'data')
+    # A misspelt name would be passed over, and training go on without what it was to say.
     for key, named, known, where in (
       ('ranges', self.ranges, self.mixture, 'mixture'),
       ('failures', self.failures, self.mixture, 'mixture'),
@@ -462,6 +475,7 @@ class OptimizerConfig:
     ema_decay: of the averaged weights that evaluation and serving use; 0 for none.
   """
 
+  # AdamW, weight decay and clipping are DreamZero's (its conf.yaml and launch scripts).
   learning_rate: float = 1e-5
   warmup_steps: int = 100
   hold_fraction: float = 0.0
@@ -490,7 +504,7 @@ class EvalConfig:
   env: Literal['tabletop', 'dataset'] = 'tabletop'
   tasks: tuple[str, ...] = ('reach',)
   max_distractors: int = 2
-  episodes: int = 100
+  episodes: int = 100  # At a rate of one half, its 95 % interval is 19 points wide.
   batch: int = 20
   split: str = 'val'
 
@@ -545,10 +559,12 @@ class TrainConfig:
   encoders_from: str = ''
   trainable: tuple[str, ...] = ('all',)
   frozen_dtype: Dtype = 'float32'
+  # Guards are off by default: what is unusual depends on the experiment and on the cluster.
   spike_factor: float = 0.0
   stop_on_spike: bool = False
   hang_timeout_s: float = 0.0
   profile: tuple[int, ...] = ()
+  # Every device has its own samples and all of the weights.
   mesh: Mapping[str, int] = dataclasses.field(
     default_factory=lambda: {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
   )
@@ -566,6 +582,7 @@ class TrainConfig:
     _check_choices(self, 'config')
     self._check_counts()
     self._check_trainable()
+    # Steps count from 1.
     if self.profile and (len(self.profile) != 2 or not 0 < self.profile[0] <= self.profile[1]):
       raise ValueError(
         f'config.profile={self.profile} must be the first and the last step of the trace, or ().'
@@ -587,7 +604,7 @@ class TrainConfig:
   def _check_image(self):
     """The transformer takes the tokens that the image encoder gives; without one, of any number."""
     image_dim, image_tokens = self.model.image_dim, self.model.image_tokens
-    given = (0, 0)
+    given = (0, 0)  # (width, tokens).
     if self.model.image.kind != 'none':
       given = (self.model.image.dim, self.model.image.tokens)
     if (image_dim, image_tokens if image_dim else 0) != given:
@@ -607,6 +624,7 @@ class TrainConfig:
       raise ValueError(
         "config.trainable=() trains nothing; set it to 'all', 'lora' or patterns of parameters."
       )
+    # Whatever is not trained must come from somewhere.
     if self.trainable != ('all',) and not self.init_from:
       raise ValueError(
         f'config.trainable={self.trainable} would leave random weights as they are; set '
@@ -625,10 +643,11 @@ class TrainConfig:
 
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
   {
-    # Parameters; 'frozen' are those of the encoders.
+    # Parameters; 'frozen' are those of the encoders. 'embed' is an axis of nearly every kernel, so
+    # that this rule alone divides the memory of the state.
     'layers': (),
     'embed': ('fsdp',),
-    'embed_out': (),
+    'embed_out': (),  # Stands beside 'embed'; a mesh axis can split only one axis of an array.
     'heads': ('tensor',),
     'head_dim': (),
     'mlp': ('tensor',),
@@ -639,7 +658,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
     'rank': (),
     'frozen': ('fsdp',),
     # Activations.
-    'batch': ('data', 'fsdp'),
+    'batch': ('data', 'fsdp'),  # Devices that share the weights have different samples.
     'tokens': ('seq',),
     'act_embed': (),
     'act_heads': ('tensor',),
@@ -694,6 +713,7 @@ def _build(cls: type, given: Any, where: str, problems: list[str]) -> Any:
   if not isinstance(given, Mapping):
     problems.append(f'{where}={given!r} must be a group of keys of {cls.__name__}.')
     return None
+  # All problems are collected, so that a config is put right in one go.
   hints = typing.get_type_hints(cls)
   problems.extend(
     f'{where}.{key} does not exist; {where} has {", ".join(sorted(hints))}.'

@@ -49,7 +49,8 @@ class Augmentation:
   def crop(self, image_IJ3: np.ndarray) -> np.ndarray:
     """The crop of a view at its stored resolution, as a view of the image."""
     I, J = image_IJ3.shape[:2]
-    rows, columns = int(CROP * I), int(CROP * J)
+    rows = int(CROP * I)
+    columns = int(CROP * J)
     top = round(self.crop_row * (I - rows))
     left = round(self.crop_column * (J - columns))
     return image_IJ3[top : top + rows, left : left + columns]
@@ -70,7 +71,8 @@ class Augmentation:
     saturate = self.saturation * np.eye(3) + (1 - self.saturation) * GRAY
     # A rotation about the grey axis (1, 1, 1), by Rodrigues' formula.
     angle = 2 * np.pi * self.hue
-    cos, sin = np.cos(angle), np.sin(angle) / np.sqrt(3)
+    cos = np.cos(angle)
+    sin = np.sin(angle) / np.sqrt(3)  # The axis has length 1.
     cross = np.asarray([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     turn = cos * np.eye(3) + (1 - cos) / 3 + sin * cross
     return (self.brightness * self.contrast * turn @ saturate).astype(np.float32)
@@ -225,8 +227,11 @@ def _make_bands(old: int, new: int) -> tuple[_Band, ...]:
   """How `old` rows become `new` ones, a band at a time: most weights between all of them are 0."""
   # Distances between pixel centres, in old rows; the triangle reaches one new row to each side.
   scale = old / new
-  distance = np.arange(old) + 0.5 - scale * (np.arange(new)[:, None] + 0.5)
+  old_centre = np.arange(old) + 0.5
+  new_centre = scale * (np.arange(new)[:, None] + 0.5)
+  distance = old_centre - new_centre
   weights = np.maximum(1 - np.abs(distance) / scale, 0)
+  # At the edges a part of the triangle lies outside the image.
   weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
   bands = []
   for start in range(0, new, BAND):

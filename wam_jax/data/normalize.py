@@ -111,6 +111,8 @@ class Quantiles:
 
   def unnormalize(self, x: np.ndarray) -> np.ndarray:
     """Inverse of `normalize`, not clipped: the model may go a little beyond the quantiles."""
+    # By the half range itself, not that of `_forward`: where it is 0 there was one value in all of
+    # the data, and that is what comes back, whatever the model says.
     return (x * self.half_range + self.middle).astype(np.float32)
 
 
@@ -164,7 +166,8 @@ def _quantiles_from_dict(stored: Mapping[str, Any]) -> Quantiles:
 
 def check_widths(statistics: Statistics, record: record_lib.Embodiment, where: str) -> None:
   """Raises ValueError if the statistics are of vectors of other widths than the record's."""
-  state, action = statistics.state.q01.size, statistics.action.q01.size
+  state = statistics.state.q01.size
+  action = statistics.action.q01.size
   if (state, action) != (record.proprio_dim, record.action_dim):
     raise ValueError(
       f'{where} has statistics of {state} state and {action} action dimensions, but '
@@ -190,6 +193,7 @@ def combine(statistics: Sequence[Statistics]) -> Statistics:
 
 def _pool(parts: Sequence[Quantiles], steps: Sequence[int]) -> Quantiles:
   norms = parts[0].norms
+  # No dataset's numbers may leave the range that it was normalized to alone.
   widest = {
     key: reduce([getattr(q, key) for q in parts], axis=0)
     for key, reduce in (('q01', np.min), ('q99', np.max), ('min', np.min), ('max', np.max))
@@ -218,6 +222,7 @@ def subtract_reference(
 def reference(record: record_lib.Embodiment, proprio_QX: np.ndarray) -> np.ndarray:
   """[Q, U] what relative actions count from; zero on absolute dimensions."""
   columns_U = np.asarray(record.reference_columns, np.int64)
+  # A state without columns could not be indexed, not even by -1.
   if not columns_U.size or columns_U.max() < 0:
     return np.zeros((proprio_QX.shape[0], columns_U.size), np.float32)
   return np.where(columns_U >= 0, proprio_QX[:, columns_U], np.float32(0))

@@ -83,6 +83,7 @@ class Slice:
   def convert(self, stored: np.ndarray) -> np.ndarray:
     """The slice's stored columns [..., width] in its own units, float32."""
     part = np.asarray(stored, np.float32)
+    # Most slices are stored in their own units: these keep every bit.
     if (self.offset, self.scale) != (0, 1):
       part = (part - np.float32(self.offset)) / np.float32(self.scale)
     return np.clip(part, *self.clip) if self.clip else part
@@ -141,6 +142,7 @@ class Embodiment:
       raise ValueError(f'Embodiment {self.name!r}: {"; ".join(problems[:10])}.')
 
   def _timing_problems(self) -> Iterator[str]:
+    # In this order: each check divides by what the one before found to be valid.
     rates_are_positive = self.control_hz > 0 and self.video_fps > 0
     if not rates_are_positive or not _is_near(self.control_hz / self.video_fps, self.stride):
       yield f'video_fps={self.video_fps} must divide control_hz={self.control_hz}'
@@ -187,7 +189,7 @@ class Embodiment:
     slice.
     """
     key, start, stop = text.rsplit(':', 2)
-    offset = 0
+    offset = 0  # Columns of the model's vector before this slice.
     for s in self.state:
       if s.key == key and s.start <= int(start) and int(stop) <= s.stop:
         return offset + int(start) - s.start if int(stop) - int(start) == width else None
@@ -251,6 +253,7 @@ class Embodiment:
 
 def _is_near(rate: float, whole: int) -> bool:
   """Whether a quotient of rates is a whole number, but for rounding."""
+  # Numbers such as 1.6 s are not exact in binary; wrong rates are off by far more.
   return abs(rate - whole) <= 1e-6
 
 
@@ -267,6 +270,7 @@ def read(slices: Sequence[Slice], arrays: Mapping[str, np.ndarray]) -> np.ndarra
     elif np.shape(arrays[s.key])[-1] < s.stop:
       problems.append(f'{s.key!r} has {np.shape(arrays[s.key])[-1]} columns')
   if problems:
+    # Read by whoever connects a robot, so it names all that is expected.
     expected = ', '.join(f'{s.key!r} with at least {s.stop} columns' for s in slices)
     raise ValueError(f'{"; ".join(problems[:10])}; got {sorted(arrays)}, expected {expected}.')
   parts = [np.asarray(arrays[s.key], np.float32)[..., s.start : s.stop] for s in slices]
@@ -289,9 +293,11 @@ def _each(
   slices: Sequence[Slice], change: Callable[[Slice, np.ndarray], np.ndarray], vector: np.ndarray
 ) -> np.ndarray:
   """The vector with the columns of each slice changed."""
+  # The usual record changes nothing, and then the vector is not copied.
   if all((s.offset, s.scale, s.clip) == (0, 1, ()) for s in slices):
     return vector
-  parts, end = [], 0
+  parts = []
+  end = 0
   for s in slices:
     parts.append(change(s, vector[..., end : end + s.width]))
     end += s.width
@@ -327,6 +333,7 @@ def reference_timing(record: Embodiment) -> Embodiment:
   Source: spec 5.3, 5.4.
   """
   rates = dict(video_fps=record.control_hz / 3, chunk_s=24 / record.control_hz)
+  # Where both agree, as at DROID's 15 Hz, there is one record and one set of statistics.
   if rates == dict(video_fps=record.video_fps, chunk_s=record.chunk_s):
     return record
   return dataclasses.replace(
@@ -352,6 +359,8 @@ def with_composite(record: Embodiment, rows: int, columns: int, name: str) -> Em
   """
   by_row = rows / record.composite[0]
   by_column = columns / record.composite[1]
+
+  # Edges that were rounded would leave gaps between views, or let them overlap.
   views = []
   for view in record.views:
     edges = dict(
@@ -373,6 +382,7 @@ def from_dict(record: Mapping[str, Any]) -> Embodiment:
   """Inverse of `dataclasses.asdict`, also after a trip through JSON; fields that a record lacks
   have their default.
   """
+  # Checkpoints hold records of any age: a field that came later has its default.
   fields = dict(record)
   for key, value in record.items():
     if isinstance(value, list):  # JSON knows no tuples.

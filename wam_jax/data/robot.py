@@ -87,6 +87,7 @@ class Robot:
       ValueError: `normalized_AU` or `proprio_X` is too small for the record.
     """
     S, U = self.record.steps_per_chunk, self.record.action_dim
+    # NumPy would cut both without a word, and a robot do something else than the model meant.
     if normalized_AU.shape[0] < S or normalized_AU.shape[1] < U:
       raise ValueError(
         f'Actions of shape {normalized_AU.shape} are too small for {self.record.name!r}: expected '
@@ -104,6 +105,7 @@ class Robot:
 
 
 def _pad(x: np.ndarray, width: int) -> np.ndarray:
+  # Zero is the middle of the model's range: what a robot lacks pulls to neither side.
   padded = np.zeros((*x.shape[:-1], width), np.float32)
   padded[..., : x.shape[-1]] = x
   return padded

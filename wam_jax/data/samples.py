@@ -51,6 +51,7 @@ class Film:
 
   def paint(self, frames_RIJ3: np.ndarray) -> None:
     """Decodes each frame once and writes them."""
+    # Frames that are augmented anew each time are not worth a place in the cache.
     paint_step = self._compose if self.augmentation is None else self._make_painter()
     steps, first_R, of_R = np.unique(self.steps_R, return_index=True, return_inverse=True)
     for step, row in zip(steps.tolist(), first_R.tolist()):
@@ -135,6 +136,7 @@ class Sampler:
     if self.stored is None:
       example['frames_BRIJ3'] = self._draw_film(anchor.episode, episode, window.frame_steps_R, rng)
     else:
+      # Each variant was augmented in another way when the features were made.
       variant = int(rng.integers(self.stored.variants))
       example['features'] = self.stored.read(sample, variant, ids_P)
     return example
@@ -153,7 +155,7 @@ class Sampler:
     real_Q11 = mask_Q[:, None, None]
     mask_QAU = np.zeros(padded, bool)
     mask_QAU[:, :S, :U] = real_Q11
-    action_QAU = np.zeros(padded, np.float32)
+    action_QAU = np.zeros(padded, np.float32)  # The normalized middle, where nothing is real.
     normalized_QSU = self.robot.normalize_action(action_QSU, self.model.action_dim)
     action_QAU[:, :S] = normalized_QSU * real_Q11
     rows = Q * self.model.actions_per_chunk
@@ -175,7 +177,9 @@ class Sampler:
   def _draw_prompt(self, texts: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     """[P] ids of one of the instructions; empty ones do not count where there is another."""
     texts = [text for text in texts if text.strip()] or ['']
-    drawn = rng.integers(len(texts)) if self.train and len(texts) > 1 else 0
+    # One text takes no draw, so that datasets with one keep what a seed gave them.
+    has_choice = self.train and len(texts) > 1
+    drawn = rng.integers(len(texts)) if has_choice else 0
     return self.tokenize(self.robot.instruct(texts[drawn]))
 
 
@@ -222,5 +226,5 @@ def _stack(values: Sequence[Any]) -> Any:
 
 def start_worker(number: int, count: int) -> None:
   """What a worker process of grain does first."""
-  del number, count
+  del number, count  # All workers are alike.
   images.use_one_thread()

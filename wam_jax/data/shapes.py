@@ -45,6 +45,7 @@ def sizes(config: cfg.TrainConfig) -> Sizes:
   """
   model = config.model
   used = {dataset.embodiment for dataset in config.data.mixture.values()}
+  # A config may name robots for their ids that its own mixture has no data of.
   names = sorted(used or config.data.embodiments)
   composites = {embodiments.get(name).composite for name in names}
   if len(composites) != 1:
@@ -52,9 +53,8 @@ def sizes(config: cfg.TrainConfig) -> Sizes:
       f'config.data must name robots with images of one size; {names} have {sorted(composites)}.'
     )
   rows, columns = composites.pop()
-  latent_rows, latent_columns = (
-    n // model.tokenizer.spatial for n in model.tokenizer.resize or (rows, columns)
-  )
+  encoded = model.tokenizer.resize or (rows, columns)
+  latent_rows, latent_columns = (n // model.tokenizer.spatial for n in encoded)
   return Sizes(
     rows=rows,
     columns=columns,
@@ -73,9 +73,12 @@ def takes_features(config: cfg.TrainConfig) -> bool:
 
 def batch(config: cfg.TrainConfig) -> types.Batch:
   """The batch of all hosts as ShapeDtypeStructs; of pixels or of features, as `takes_features`."""
-  c, B, Q = config.model, config.batch_size, config.model.max_chunks
-  A, P = Q * c.actions_per_chunk, c.text.length
+  c = config.model
+  B, Q, P = config.batch_size, c.max_chunks, c.text.length
+  A = Q * c.actions_per_chunk
   array = jax.ShapeDtypeStruct
+
+  # One of the two: features were made of the pixels and take their place.
   frames = features = None
   if takes_features(config):
     features = _features(config)
@@ -96,7 +99,9 @@ def batch(config: cfg.TrainConfig) -> types.Batch:
 
 
 def _features(config: cfg.TrainConfig) -> types.Features:
-  c, B, size = config.model, config.batch_size, sizes(config)
+  c = config.model
+  B = config.batch_size
+  size = sizes(config)
   frames = 1 + c.max_chunks * c.frames_per_chunk
   latents = jax.ShapeDtypeStruct(
     (B, frames, size.latent_rows, size.latent_columns, c.tokenizer.channels), np.float32
@@ -118,6 +123,7 @@ def check_robots(config: cfg.TrainConfig) -> None:
   """Raises ValueError unless the model's shapes hold every robot of the mixture."""
   records = [embodiments.get(dataset.embodiment) for dataset in config.data.mixture.values()]
   problems = [problem for r in records for problem in _list_misfits(config.model, r)]
+  # A batch is one array of frames, whatever robots are in it.
   if len({r.composite for r in records}) > 1:
     problems.append(
       'all embodiments need the same composite, got '
@@ -134,6 +140,7 @@ def _list_misfits(model: cfg.ModelConfig, record: record_lib.Embodiment) -> Iter
       f'takes frames_per_chunk * tokenizer.temporal = {model.camera_frames_per_chunk}; change '
       'either, or video_fps'
     )
+  # These are padded, and so may be less than the model has.
   for what, needed, key in (
     ('control steps a chunk', record.steps_per_chunk, 'actions_per_chunk'),
     ('action dimensions', record.action_dim, 'action_dim'),

@@ -70,6 +70,7 @@ def read_end(path: str | os.PathLike[str]) -> End | None:
 
 
 def _read_file(path: str | os.PathLike[str]) -> End:
+  # One read at a place, without the buffers of a file object.
   handle = os.open(path, os.O_RDONLY)
   try:
     size = os.fstat(handle).st_size

@@ -66,7 +66,8 @@ class Episode:
   def nbytes(self) -> int:
     """Memory held, about."""
     images = sum(_count_bytes(images) for images in self.encoded.values())
-    return self.state_TX.nbytes + self.action_TU.nbytes + images + 1000
+    objects = 1000  # Python's own, and the texts.
+    return self.state_TX.nbytes + self.action_TU.nbytes + images + objects
 
   def decode(self, key: str, step: int) -> np.ndarray:
     """The image of view `key` at `step`: [rows, columns, 3] uint8, RGB. Errors as `decode_bgr`."""
@@ -93,7 +94,8 @@ class Episode:
 
   def _explain(self, image: np.ndarray | None, size: int, key: str, step: int) -> None:
     """Raises what is wrong with an image of `size` bytes."""
-    where, want = f'Image {key!r} of step {step} of {self.where}', self.image_shape[key]
+    where = f'Image {key!r} of step {step} of {self.where}'
+    want = self.image_shape[key]
     if image is None:
       raise ValueError(
         f'{where} is not a readable JPEG or PNG ({size} bytes); rebuild the dataset.'
@@ -124,7 +126,7 @@ class Dataset:
 
   def __init__(self, path: str | os.PathLike[str], cache: cache_lib.Cache | None = None):
     self.path = storage.make_path(path, 'The dataset')
-    self.cache = cache or cache_lib.Cache(0)
+    self.cache = cache or cache_lib.Cache(0)  # Of no size: it keeps nothing.
     self._builder = _open_builder(self.path)
     self.specs = _find_step_specs(self._builder)
     self.index_entries = frames.load_entries(self.path)
@@ -351,6 +353,7 @@ class Outline:
   @functools.cached_property
   def length(self) -> int:
     """Steps."""
+    # Every record has a view, while videos without actions may have no other array.
     key = self._record.views[0].key
     length = len(self._images(key))
     if not length:
@@ -374,6 +377,7 @@ class Outline:
     """The language spans in order."""
     texts = [self._count(self._bytes(key), key) for key in self._record.language]
     steps = list(zip(*texts)) or [()] * self.length
+    # Texts are compared as stored; only one a span is decoded.
     starts = [0, *(t for t in range(1, self.length) if steps[t] != steps[t - 1])]
     stops = [*starts[1:], self.length]
     return tuple(
@@ -384,6 +388,7 @@ class Outline:
     """(state_TX, action_TU), as `Episode` has them."""
     state = [(f'observation/{s.key}', s) for s in self._record.state]
     action = [(s.key, s) for s in self._record.action]
+    # Slices may share an array, which is then converted once.
     columns = {key: self._column(key) for key in dict(state + action)}
     return _join(columns, state, self.length), _join(columns, action, self.length)
 
@@ -430,12 +435,13 @@ def _join(
   length: int,
 ) -> np.ndarray:
   """[length, width] float32, the slices side by side; of no width if there are none."""
-  parts = [np.zeros((length, 0), np.float32)]
+  parts = [np.zeros((length, 0), np.float32)]  # So that no slices give an array, too.
   parts += [columns[key][:, s.start : s.stop] for key, s in slices]
   return np.concatenate(parts, axis=1)
 
 
 def _decode(text: bytes) -> str:
+  # One bad byte in an instruction is no reason to stop a run.
   return text.decode('utf-8', 'replace')
 
 
@@ -500,6 +506,7 @@ def _check_keys(path: epath.Path, specs: Mapping[str, Any], record: record_lib.E
 def _make_fingerprint(description: bytes, files: Sequence[str], ends: Sequence[shards.End]) -> str:
   digest = hashlib.sha256(description)
   for file, end in zip(files, ends):
+    # Without the directory: a copy of the dataset elsewhere is the same dataset.
     name = os.path.basename(file)
     digest.update(f'{name}:{end.size}'.encode() + end.tail)
   return digest.hexdigest()[:16]

@@ -64,13 +64,15 @@ class QuantileSketch:
     while self._held > self._limit:
       self._threshold /= 2
       held, draws = (np.concatenate(part) for part in zip(*self._parts))
-      self._parts, self._held = [], 0
+      self._parts = []
+      self._held = 0
       self._hold(held, draws)
 
   def _add_moments(self, rows: np.ndarray) -> None:
     """Of two sets of rows, the mean and squares of their union. Source: Chan, Golub, LeVeque."""
     mean = rows.mean(axis=0, dtype=np.float64)
-    shift, total = mean - self._mean, self.count + len(rows)
+    shift = mean - self._mean
+    total = self.count + len(rows)
     self._squares = (
       self._squares
       + np.square(rows - mean).sum(axis=0, dtype=np.float64)
@@ -95,7 +97,10 @@ class QuantileSketch:
     """Of all rows so far; there must be some."""
     rows = np.concatenate([rows for rows, _ in self._parts])
     # Linear between rows; numpy knows no quantiles of rows without columns.
-    q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0) if rows.shape[1] else np.zeros((2, 0))
+    if rows.shape[1]:
+      q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0)
+    else:
+      q01, q99 = np.zeros((2, 0))
     std = np.sqrt(self._squares / self.count)
     numbers = (q01, q99, self._mean, std, *self._bounds)
     return normalize.Quantiles(*(np.asarray(x, np.float32) for x in numbers))
@@ -195,6 +200,7 @@ class Finding:
     stored = _parse(content, find(self.episodes))
     if stored.get('embodiment', record.name) != record.name:
       raise ValueError(_is_of_another(find(self.episodes), stored, record))
+    # Of an older state of the dataset they are computed again without a word.
     is_current = _reduce(stored.get('of', {})) == _reduce(self._of)
     if is_current and _serves(stored, record):
       self._take(stored)
@@ -292,10 +298,12 @@ def _reduce(of: Mapping[str, Any]) -> dict[str, Any]:
   slices = {
     part: [record_lib.slice_from_dict(s) for s in of.get(part, ())] for part in ('state', 'action')
   }
+  # A unit is a word, and a norm chooses among numbers that are all in the file.
   plain = {
     part: [dataclasses.replace(s, unit='', rest='', norm='q99') for s in slices[part]]
     for part in slices
   }
+  # Only differences to a chunk's first step depend on how long a chunk is.
   steps = of.get('steps_per_chunk') if any(s.relative_to for s in slices['action']) else None
   return {**of, **plain, 'steps_per_chunk': steps}
 

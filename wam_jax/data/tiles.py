@@ -29,7 +29,8 @@ class Painter:
   """
 
   def __init__(self, record: record_lib.Embodiment, augmentation: images.Augmentation):
-    self._record, self._augmentation = record, augmentation
+    self._record = record
+    self._augmentation = augmentation
     self._gaps = _find_gaps(record)
     self._memory: dict[tuple[Any, ...], np.ndarray] = {}
 
@@ -55,7 +56,8 @@ class Painter:
 
   def _paint_view(self, view: record_lib.View, image_IJ3: np.ndarray, tile_IJ3: np.ndarray) -> None:
     crop_IJ3 = self._augmentation.crop(images.flip(image_IJ3, view.flip))
-    rows, columns = view.height, view.width // view.repeat
+    rows = view.height
+    columns = view.width // view.repeat
     enlarging = rows >= crop_IJ3.shape[0] and columns >= crop_IJ3.shape[1]
     enlarging &= self._record.resize == 'bilinear'
 
@@ -77,7 +79,8 @@ class Painter:
     blue, green, red, _ = cv2.sumElems(crop_IJ3)
     by_blue, by_green, by_red = self._contrast
     total = blue * by_blue + green * by_green + red * by_red
-    return total / (crop_IJ3.shape[0] * crop_IJ3.shape[1])
+    pixels = crop_IJ3.shape[0] * crop_IJ3.shape[1]
+    return total / pixels
 
   def _enlarge(self, image_IJ3: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Linear interpolation, rounded to nearest; [rows, columns, 4].

@@ -51,7 +51,8 @@ def make_window(record: record_lib.Embodiment, chunks: int, anchor: int, stop: i
   """The window of `chunks` chunks that begins at step `anchor` of a language span ending before
   `stop`.
   """
-  S, last = record.steps_per_chunk, stop - 1
+  S = record.steps_per_chunk
+  last = stop - 1
   starts_Q = anchor + S * np.arange(chunks)
   actions_QS = starts_Q[:, None] + np.arange(S)
   # The conditioning frame, and those of each chunk after it.
@@ -120,7 +121,8 @@ class Anchors:
     if not 0 <= sample < self.total:
       raise IndexError(sample)
     k = int(np.searchsorted(self.before_K, sample, 'right')) - 1
-    S, end = self.steps_per_chunk, int(self.end_K[k])
+    S = self.steps_per_chunk
+    end = int(self.end_K[k])
     step = int(self.start_K[k]) + sample - int(self.before_K[k])
     # Chunks that start before the end count whole, their last frame included.
     chunks = -(-(end - step) // S)
@@ -144,7 +146,8 @@ def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = 
     ValueError: the ranges cannot be read or name none of the episodes; no episode is left; or no
       span is long enough for one chunk.
   """
-  S, where = episodes.record.steps_per_chunk, f'{episodes.path} split {episodes.split!r}'
+  S = episodes.record.steps_per_chunk
+  where = f'{episodes.path} split {episodes.split!r}'
   # Columns: episode, first step, end of the starts of chunks, end of the span.
   spans_S3 = scan.load_spans(episodes)
   stretches_K4 = np.insert(spans_S3, 2, spans_S3[:, 2], axis=1)
@@ -164,6 +167,7 @@ def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = 
       f'{episodes.record.name!r} or use longer episodes.'
     )
 
+  # Searching for a sample needs every stretch to have one.
   used_K = counts_K > 0
   counts_K = counts_K[used_K]
   return Anchors(
@@ -191,7 +195,8 @@ def list_findings(
 def _leave_out_failures(
   stretches_K4: np.ndarray, episodes: sources.Episodes, where: str
 ) -> np.ndarray:
-  names, mark = scan.load_names(episodes), episodes.record.success
+  names = scan.load_names(episodes)
+  mark = episodes.record.success
   succeeded_N = np.asarray([mark in name for name in names])
   if not succeeded_N.any():
     raise ValueError(
@@ -210,7 +215,9 @@ def _cut(
       f'{where}: {ranges} keeps ranges of named episodes, but {episodes.record.name!r} has no '
       'episode_key that says how its episodes are named; add it, or leave the ranges out.'
     )
-  kept, names = _read_ranges(ranges), scan.load_names(episodes)
+  kept = _read_ranges(ranges)
+  names = scan.load_names(episodes)
+  # A file of another version of the dataset may name its episodes otherwise.
   if not any(names[episode] in kept for episode in stretches_K4[:, 0]):
     raise ValueError(
       f'{ranges} names none of the episodes of {where}: it has, for example, '
@@ -219,9 +226,11 @@ def _cut(
   parts = []
   for episode, start, end, stop in stretches_K4.tolist():
     for first, last in kept.get(names[episode], ()):
-      part = (episode, max(start, first), min(end, last), stop)
-      if part[1] < part[2]:
-        parts.append(part)
+      # Chunks start inside the range; their steps may go on to the end of the span.
+      part_start = max(start, first)
+      part_end = min(end, last)
+      if part_start < part_end:
+        parts.append((episode, part_start, part_end, stop))
   return np.asarray(parts, np.int64).reshape(-1, 4)
 
 

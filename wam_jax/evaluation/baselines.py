@@ -22,6 +22,7 @@ class HoldAgent:
     self._batch = len(instructions)
 
   def act(self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray) -> tuple[np.ndarray, None]:
+    # Tabletop actions are velocities, and zero of them is standing still.
     return np.zeros((self._batch, *self._shape)), None
 
 
@@ -33,4 +34,5 @@ class RandomAgent(HoldAgent):
     self._rng = np.random.default_rng(seed)
 
   def act(self, frames_BRIJ3: np.ndarray, proprio_BX: np.ndarray) -> tuple[np.ndarray, None]:
+    # What the simulators take; beyond it they clip.
     return self._rng.uniform(-1, 1, (self._batch, *self._shape)), None

@@ -202,6 +202,7 @@ def _summarize_task(robot: str, task: str, episodes: Sequence[Episode]) -> dict[
 
 def show_table(rows: Sequence[Mapping[str, Any]]) -> str:
   """The rows of `summarize`, under a head."""
+  # Widths of the columns here are those of the rows below.
   lines = [
     f'{"robot":<8}{"task":<14}{"success":>10}{"rate":>8}   95 % interval   seconds to success'
   ]

@@ -56,6 +56,8 @@ class Forecaster:
     robots = [self._robots[int(robot)] for robot in batch.embodiment_B]
     task = agent_lib.make_task(self._model, robots, batch.prompt_ids_BP)
     self._policy.reset(task, batch.frames_BRIJ3[:, 0], self._seed)
+
+    # A window has as many chunks as the policy takes between two anchors: frame 0 is the only one.
     actions = []
     imagined = []
     for chunk in range(self._model.max_chunks):
@@ -88,7 +90,8 @@ class Forecaster:
     B, Q, _ = batch.proprio_BQX.shape
     held_BQU = np.zeros((B, Q, self._model.action_dim), np.float32)
     for i, robot in enumerate(robots):
-      record, statistics = robot.record, robot.statistics
+      record = robot.record
+      statistics = robot.statistics
       # An action that is a position rests at the position where it is; others rest at zero.
       columns_U = np.asarray(record.rest_columns, int)
       state_QX = statistics.state.unnormalize(batch.proprio_BQX[i, :, : record.proprio_dim])
@@ -119,7 +122,7 @@ Pick = Callable[[Forecast], np.ndarray]
 def _compute_error(forecasts: Sequence[Forecast], pick: Pick) -> float:
   """Mean absolute error of the actions that `pick` takes."""
   count = sum(f.batch.action_mask_BAU.sum() for f in forecasts)
-  total = 0
+  total = 0  # Summed over everything and divided once: windows have different numbers of actions.
   for f in forecasts:
     # Padded steps and dimensions count nowhere.
     error_BAU = np.abs(pick(f) - f.batch.action_BAU)
@@ -138,7 +141,8 @@ def _compute_psnr(forecasts: Sequence[Forecast], pick: Pick) -> float:
     frames += float(mask_BR.sum())
   # The floor keeps the ratio finite where every pixel is right, or where there is none.
   mean_square = max(squares / max(frames, 1), 1e-9)
-  return float(10 * np.log10(255**2 / mean_square))
+  peak = 255
+  return float(10 * np.log10(peak**2 / mean_square))
 
 
 def _repeat_last_frames(f: Forecast) -> np.ndarray:

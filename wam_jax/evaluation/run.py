@@ -117,6 +117,7 @@ def _restore(options: Options) -> _Subject:
 
 def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
   """The run's config with what the options say about evaluation and sampling."""
+  # The options have the names of the config's own keys.
   given = {key: value for key, value in dataclasses.asdict(options).items() if value is not None}
 
   def replace(section, *keys):
@@ -289,6 +290,7 @@ def _draw_forecasts(
       rows=192,
     )
     if record.action:
+      # Steps that a chunk of this robot does not have; its first dimension is always real.
       is_real_A = batch.action_mask_BAU[i, :, 0]
       actions = pictures.ActionPair(
         predicted=forecast.action_BAU[i, is_real_A, : record.action_dim],
