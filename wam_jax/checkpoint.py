@@ -92,6 +92,7 @@ class Checkpoints:
     }
     if state.ema_params is not None:
       items['ema_params'] = ocp.args.StandardSave(state.ema_params)
+    # What there should be, so that a reader notices an item that is gone.
     items['metadata'] = ocp.args.JsonSave({'items': sorted(items)} | metadata)
     self._guard(
       lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step
@@ -133,6 +134,7 @@ class Checkpoints:
         problems[step] = _first_line(e)
         say(f'checkpoint {step} is incomplete and will not be used: {problems[step]}')
         continue
+      # Only now: where none can be read, all stay where they are for whoever mends them.
       self._set_aside(list(problems))
       return restored
     if problems:
@@ -174,6 +176,7 @@ class Checkpoints:
     if not steps:
       return
     aside = self._workdir / 'unreadable'
+    # One process moves them; the others may not list the directory before it is done.
     if jax.process_index() == 0:
       aside.mkdir(exist_ok=True)
       for step in steps:
@@ -186,6 +189,7 @@ class Checkpoints:
     try:
       call()
     except Exception as e:  # A full disk is an OSError, ValueError or RuntimeError, by writer.
+      # What was under way ends first, and the steps are listed anew from what is on disk.
       self._wait_quietly()
       self._manager.reload()
       raise CheckpointError(self._describe_failure(e, step)) from e
@@ -195,10 +199,12 @@ class Checkpoints:
     directory = _directory(self._workdir)
     of_step = f' of step {step}' if step else ''
     if storage.is_remote(directory):
-      room, cure = '', 'check the bucket'
+      room = ''
+      cure = 'check the bucket'
     else:
       free = shutil.disk_usage(directory).free / 2**20
-      room, cure = f' ({free:.0f} MiB free)', 'make room'
+      room = f' ({free:.0f} MiB free)'
+      cure = 'make room'
     newest = self.newest()
     if newest is None:
       kept = f'There is no complete checkpoint in {directory} yet'
@@ -367,6 +373,7 @@ def _list_candidates(workdir: pathlib.Path, step: int | None) -> list[int]:
 
 def _with_vocabulary(config: cfg.TrainConfig, workdir: pathlib.Path) -> cfg.TrainConfig:
   """`config` with the vocabulary that lies in `workdir`, wherever it came from."""
+  # The config still names the file that it was copied from, perhaps on another machine.
   found = workdir_lib.find_vocabulary(workdir)
   if found is None:
     return config
@@ -388,7 +395,8 @@ def list_steps(workdir: pathlib.Path) -> list[int]:
 
 def list_mismatches(wanted: PyTree, given: PyTree) -> list[str]:
   """One line per array of `given` that is missing, unknown or of another shape than in `wanted`."""
-  want, have = _shapes(wanted), _shapes(given)
+  want = _shapes(wanted)
+  have = _shapes(given)
   return [
     f'{name}: {want.get(name, "absent")} here, {have.get(name, "absent")} there'
     for name in sorted(want.keys() | have.keys())
@@ -461,7 +469,8 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
 
 def _find_unused(path: pathlib.Path) -> pathlib.Path:
   """`path`, or STEP_2, STEP_3, ... if there is one already."""
-  stem, number = path.name, 1
+  stem = path.name
+  number = 1
   while path.exists():
     number += 1
     path = path.with_name(f'{stem}_{number}')

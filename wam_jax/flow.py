@@ -82,7 +82,7 @@ def sample_levels(
 
   if config.schedule == 'coupled':
     action_BQ = video_BQ
-  else:
+  else:  # 'flash'.
     action_BQ = warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift)
   return NoiseLevels(first_B, video_BQ, jnp.repeat(action_BQ, actions_per_chunk, 1))
 
@@ -108,6 +108,7 @@ def beta_level(eta, config: cfg.FlowConfig):
   Source: DreamZero policy head, `decouple_video_action_noise`.
   """
   index = jnp.floor((1 - eta) * config.levels)
+  # A draw of exactly 0 would be the level after the last.
   index = jnp.clip(index, 0, config.levels - 1).astype(jnp.int32)
   return jnp.asarray(schedule(config.levels, config.shift))[index]
 
@@ -154,6 +155,7 @@ def nearest_weight(sigma, sigmas: np.ndarray, weights: np.ndarray):
 
   Source: `FlowMatchScheduler.training_weight`.
   """
+  # Between two levels the nearest one changes half way; `searchsorted` wants rising borders.
   ascending = jnp.asarray(sigmas[::-1])
   borders = (ascending[1:] + ascending[:-1]) / 2
   return jnp.asarray(weights[::-1])[jnp.searchsorted(borders, sigma)]
@@ -193,6 +195,7 @@ def action_loss(
 def _masked_mean(x, mask, count):
   if count is None:
     count = jnp.sum(mask)
+  # A batch of videos alone has no action at all: 0, not NaN.
   return jnp.sum(x * mask) / jnp.maximum(count, 1)
 
 

@@ -79,6 +79,7 @@ class LossWatch:
     return self._last
 
   def _check_spike(self, step: int, sample_B2: np.ndarray, loss: float) -> None:
+    # A median, because a spike or two among the recent losses must not move it.
     usual = float(np.median(self._recent)) if len(self._recent) >= _ENOUGH else math.inf
     if not self._factor or loss <= self._factor * usual:
       self._recent.append(loss)
@@ -124,6 +125,7 @@ class HangTimeout:
   def __call__(self) -> None:
     self._steps += 1
     if self._seconds and self._steps > 1:
+      # By a thread in C: it needs neither the main thread nor Python's lock, which may both hang.
       faulthandler.dump_traceback_later(self._seconds, exit=True)
 
   def __exit__(self, *unused_error) -> None:
@@ -197,7 +199,7 @@ class StopSignal:
     return self._event.is_set()
 
   def _handle(self, number: int, unused_frame) -> None:
-    self._restore()
+    self._restore()  # The next signal ends the process.
     self.signal = number
     self._event.set()
     # Not print: it may be what the signal interrupted.

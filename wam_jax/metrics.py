@@ -40,6 +40,7 @@ class MetricsWriter:
     self._boards = boards
     drop_after(workdir / 'metrics.jsonl', step)
     drop_after(workdir / 'timing.jsonl', step)
+    # Opened once for the run, after `drop_after` has replaced them.
     self._metrics = (workdir / 'metrics.jsonl').open('a')
     self._timing = (workdir / 'timing.jsonl').open('a')
     self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
@@ -156,7 +157,7 @@ def _append(f: TextIO, step: int, scalars: Mapping[str, float]) -> None:
   for name, value in sorted(scalars.items()):
     line[name] = float(value) if math.isfinite(value) else None  # JSON has no NaN.
   f.write(json.dumps(line) + '\n')
-  f.flush()
+  f.flush()  # A kill loses no line, and `tail -f` shows each at once.
 
 
 class Speed:
@@ -180,7 +181,8 @@ class Speed:
     self._peak_flops = peak_flops
     self._clock = clock
     self._begin_s = clock()
-    # (seconds, steps): at the first complete step, now, and about every ten seconds.
+    # (seconds, steps), for rates between two of them: at the first complete step, now, and about
+    # every ten seconds.
     self._first: tuple[float, int] | None = None
     self._last: tuple[float, int] | None = None
     self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=16)
@@ -217,6 +219,7 @@ class Speed:
     if not self._first or self._last[1] == self._first[1]:
       return 0.0
     spans = [(self._first, self._last), *itertools.pairwise(self._marks)]
+    # The best of all stretches, as the whole has pauses in it for saving and evaluation.
     best = max(progress.compute_rate(start, end) for start, end in spans)
     needed_s = (self._last[1] - self._first[1]) / best
     return min(1.0, needed_s / (self._last[0] - self._begin_s))

@@ -70,6 +70,7 @@ def begin(
   else:
     state, shardings, base = make_state(config, mesh, data)
 
+  # Features of other encoders would be other numbers; only now is it known which ones these are.
   if data.may_have_features():
     data = data.with_features(encoders.fingerprint(state.frozen))
   metadata = {
@@ -122,6 +123,7 @@ def _start_from(
       f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
       'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.'
     )
+  # Adapters, and whatever else has no number there, keep their fresh ones.
   state, shardings = train_step.init_state(config, mesh, frozen)
   progress.say(f'weights from step {base["step"]} of {config.init_from}')
   state = state.replace(
@@ -177,6 +179,7 @@ def _check_same_data(
   if not differing:
     return
   again = 'Put the old dataset back'
+  # Features are made of the dataset: without them a run can still go on from pixels.
   if differing == ['features']:
     again = 'Put the old features back, or set --config.data.features=off for pixels'
   raise ValueError(

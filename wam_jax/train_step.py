@@ -123,6 +123,8 @@ def fit_frozen(c: cfg.ModelConfig, batches: Iterable[types.Batch]) -> encoders.E
       '`python -m wam_jax.convert import` and give that workdir as config.init_from (with the '
       'transformer) or config.encoders_from.'
     )
+
+  # No more than is needed: each batch is read and decoded for this alone.
   frames: list[np.ndarray] = []
   for batch in batches:
     frames.append(np.asarray(batch.frames_BRIJ3))
@@ -211,6 +213,7 @@ def make_eval_step(
   """Compiled held-out loss of the averaged weights; the noise is the same at every call."""
 
   def step(state: TrainState, batch: types.Batch):
+    # So that two evaluations differ by the weights alone.
     key = _noise_key(config.seed, 0)
     noise = sample_noise(config.model, config.flow, key, state.frozen, batch)
     return loss_fn(config, state.eval_params, state.frozen, batch, noise)[1]
@@ -333,6 +336,7 @@ def sample_noise(
   batch: types.Batch,
 ) -> Noise:
   """One draw for every sample of the batch."""
+  # Each kind of noise has a key of its own: what one of them draws does not depend on the others.
   key_levels, key_video, key_action = jax.random.split(key, 3)
   B, Q = batch.chunk_mask_BQ.shape
   levels = flow.sample_levels(key_levels, B, Q, f, c.actions_per_chunk)
@@ -427,6 +431,7 @@ def _first_denoised(c: cfg.ModelConfig) -> int:
 
 def make_schedule(o: cfg.OptimizerConfig, steps: int) -> optax.Schedule:
   """Learning rate: linear warm-up, a stretch at the peak, cosine to 0 at the last of `steps`."""
+  # A run that is shorter than its warm-up reaches the peak at its end.
   warmup = min(o.warmup_steps, steps)
   hold = int((steps - warmup) * o.hold_fraction)
   decay = max(1, steps - warmup - hold)
@@ -455,6 +460,7 @@ def make_optimizer(o: cfg.OptimizerConfig, steps: int) -> optax.GradientTransfor
 
 def _is_matrix(params: Any) -> Any:
   """True for kernels, tables and adapters."""
+  # By name and not by number of axes: biases of robots and stacks of layers have several, too.
   names = ('w', 'table', finetuning.DOWN, finetuning.UP)
   return jax.tree_util.tree_map_with_path(
     lambda path, _: any(getattr(k, 'key', None) in names for k in path), params
@@ -477,6 +483,7 @@ def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
   init = nn.init(run, wam.WorldActionModel(c))
   params = init(jax.random.key(config.seed))['params']
   trained, kept = finetuning.split(params, config.trainable)
+  # Without gradient and optimizer these need no float32.
   kept = jax.tree.map(lambda x: x.astype(config.frozen_dtype), kept)
   return TrainState(
     step=jnp.int32(0),
@@ -489,8 +496,10 @@ def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
 
 def _example(c: cfg.ModelConfig) -> dict[str, Any]:
   """What the model is given beside a prompt: one window, of frames of one patch; all zero."""
-  B, Q, C = 1, c.max_chunks, c.tokenizer.channels
-  F, A = 1 + Q * c.frames_per_chunk, Q * c.actions_per_chunk
+  B = 1
+  Q, C = c.max_chunks, c.tokenizer.channels
+  F = 1 + Q * c.frames_per_chunk
+  A = Q * c.actions_per_chunk
   denoised = F - _first_denoised(c)
   video = lambda frames, channels: jnp.zeros((B, frames, c.patch, c.patch, channels))
   noisy = types.Noisy(
@@ -513,6 +522,7 @@ def _example(c: cfg.ModelConfig) -> dict[str, Any]:
 
 
 def _noise_key(seed: int, step) -> jax.Array:
+  # From the step alone, so that a run that goes on after a restart draws what it would have drawn.
   return jax.random.fold_in(jax.random.key(seed), step)
 
 

@@ -160,6 +160,7 @@ def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
   """
   default = cfg.base().to_dict()
   dataset = dataclasses.asdict(cfg.DatasetConfig())
+  # The names of datasets are free: each that is stored has the fields of a `DatasetConfig`.
   default['data']['mixture'] = dict.fromkeys(stored.get('data', {}).get('mixture', {}), dataset)
   return _fill(stored, default)
 
@@ -193,7 +194,8 @@ def _check_same_run(
 
 def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """One line per key whose change makes this another run."""
-  old, new = dict(_flatten(stored)), dict(_flatten(now))
+  old = dict(_flatten(stored))
+  new = dict(_flatten(now))
   differing = [key for key in old | new if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
   return [
     f'config.{key}: {_show(old, key)} there, {_show(new, key)} now'

@@ -38,7 +38,7 @@ def arguments(config: cfg.TrainConfig, mesh: Mesh) -> tuple[train_step.TrainStat
 
 def _make_encoders(c: cfg.ModelConfig) -> encoders.Encoders:
   """Encoders of the config with any weights; UMT5 and CLIP in bfloat16, as they are released."""
-  key = jax.random.key(0)
+  key = jax.random.key(0)  # Of no consequence: nothing is drawn.
   t = c.tokenizer
   if t.kind in shapes.IMPORTED:
     video = vae.init(t, key)

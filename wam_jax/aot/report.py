@@ -18,6 +18,8 @@ from wam_jax.data import shapes
 
 # Matrix products of the attention kernels, by the beginning of their names; each is over all pairs
 # that are computed.
+# Forward: logits and values. Backward: logits and gradients of the weights again, and then those of
+# the queries (dq), or of the keys and values (dkv).
 _KERNELS = {
   'splash_mha_fwd': 2,
   'splash_mqa_fwd': 2,
@@ -38,6 +40,7 @@ def make(
     hbm_bytes_per_s=where.chip.hbm_bytes_per_s / where.chip.devices,
     kernel_flops=_kernel_flops(*compiled.attention),
   )
+  # Executed FLOPs are those of the program; the model's are counted by formula, without recompute.
   best = roofline.estimate(work, where, compiled.partitions)
   components = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
   of_components = {name: config.batch_size * one.train for name, one in components.items()}
@@ -106,7 +109,7 @@ def _estimate(
     'step_s': best.step_s,
     'mfu': model_flops / (best.step_s * where.chips * where.chip.flops),
     'samples_per_s': config.batch_size / best.step_s,
-    'run_days': config.steps * best.step_s / 86400,
+    'run_days': config.steps * best.step_s / 86400,  # Seconds of a day.
   }
 
 
@@ -265,5 +268,6 @@ def _show_collectives(collectives: dict[str, Any], devices: int) -> list[str]:
 def _si(n: float) -> str:
   """FLOPs with four digits and the prefix for thousands."""
   prefixes = ('', 'k', 'M', 'G', 'T', 'P', 'E')
-  power = min(len(prefixes) - 1, int(math.log10(max(n, 1)) // 3))
+  thousands = int(math.log10(max(n, 1)) // 3)
+  power = min(len(prefixes) - 1, thousands)
   return f'{n / 1000**power:.4g} {prefixes[power]}FLOP'

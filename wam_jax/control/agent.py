@@ -59,6 +59,7 @@ class TimedPolicy:
   """
 
   def __init__(self, config: cfg.TrainConfig, params: Any, frozen: Any):
+    # Once: a step that was given arrays of the host would copy all weights first.
     self._weights = jax.device_put((params, frozen))
     self._policy = policy_lib.Policy(config.model, config.sample, config.flow)
     self.tokenize = prompts.make_tokenizer(config.model.text)
@@ -89,6 +90,7 @@ class TimedPolicy:
     """(normalized actions [B, A, U], imagined frames [B, r, I, J, 3] uint8)."""
     start = time.perf_counter()
     action_BAU, latents, self._state = self._policy.step(*self._weights, self._state, observation)
+    # JAX returns before it has computed; a robot can move only when the numbers are there.
     action_BAU = np.asarray(action_BAU)
     latents = jax.block_until_ready(latents)
     if self._is_compiled:
@@ -150,13 +152,17 @@ def action_mask(model: cfg.ModelConfig, record: record_lib.Embodiment) -> np.nda
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
   """Pixels in [-1, 1] to uint8."""
-  return np.round((np.asarray(frames) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+  levels = np.round((np.asarray(frames) + 1) * 127.5)
+  # A network may go a little beyond [-1, 1], which uint8 would wrap around.
+  return levels.clip(0, 255).astype(np.uint8)
 
 
 def latency_summary(latencies_s: Sequence[float]) -> dict[str, float]:
   """Milliseconds p50_ms and p95_ms, NaN where there is no call, and the number of `calls`."""
   latencies_ms = 1e3 * np.asarray(latencies_s)
-  p50, p95 = np.percentile(latencies_ms, [50, 95]) if len(latencies_ms) else (np.nan, np.nan)
+  p50 = p95 = np.nan
+  if len(latencies_ms):
+    p50, p95 = np.percentile(latencies_ms, [50, 95])
   return {
     'p50_ms': round(float(p50), 2),
     'p95_ms': round(float(p95), 2),

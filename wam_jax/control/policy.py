@@ -68,7 +68,7 @@ class Policy:
     self.traces = 0
     self._wam = wam.WorldActionModel(model)
     self.reset = jax.jit(self._reset)
-    self.step = jax.jit(self._step, donate_argnums=2)
+    self.step = jax.jit(self._step, donate_argnums=2)  # The cache is written in place.
     self.imagine = jax.jit(self._imagine)
 
   def _reset(
@@ -97,6 +97,7 @@ class Policy:
 
     c = self.cfg
     B, _, H, W, C = latents.shape
+    # The last chunk before an anchor is never looked back on.
     cached_frames = 1 + (c.max_chunks - 1) * c.frames_per_chunk
     cache = attention.KVCache.empty(
       layers=c.num_layers,
@@ -135,6 +136,7 @@ class Policy:
     self.traces += 1  # Python runs here only while JAX traces.
     c = self.cfg
     full = 1 + (c.max_chunks - 1) * c.frames_per_chunk
+    # Decided on the device: an episode's first step is the same program as all others.
     starts = (state.cache.frames == 0) | (state.cache.frames == full)
     given = (params, frozen, state, observation.frames_BRIJ3)
     state = jax.lax.cond(starts, self._anchor, self._extend, *given)
@@ -150,6 +152,7 @@ class Policy:
         state = dataclasses.replace(state, key=key)
 
     video, action = self._denoise(params, state, *noise, observation.proprio_BX)
+    # What a robot does not have is 0, as in the actions of training.
     return action * state.action_mask_BAU, video, state
 
   def _imagine(
@@ -158,7 +161,8 @@ class Policy:
     """Predicted latents as frames [B, r, I, J, 3] in [-1, 1], decoded after the observed ones of
     `step`'s state.
     """
-    start, per_latent = state.cache.frames, self.cfg.tokenizer.temporal
+    start = state.cache.frames
+    per_latent = self.cfg.tokenizer.temporal
     latents = jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
     video = frozen.decode(latents)
     # The first latent is of one frame, every other of `per_latent`.

@@ -255,7 +255,9 @@ def attend_chunks(
     return sharding.shard(x_BNTK, 'batch', 'act_heads', tokens, 'head_dim')
 
   attend_part = jax.checkpoint(attend) if recompute else attend
-  q_BNTK, k_BNTK, v_BNTK = shard(q_BNTK), shard(k_BNTK), shard(v_BNTK)
+  q_BNTK = shard(q_BNTK)
+  k_BNTK = shard(k_BNTK)
+  v_BNTK = shard(v_BNTK)
   outputs = []
   start = 0
   for part in chunks.parts:
@@ -316,9 +318,11 @@ def rotate(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
 
   Source: DreamZero `rope_apply` (complex multiplication).
   """
-  cos, sin = jnp.cos(angles_TR), jnp.sin(angles_TR)
+  cos = jnp.cos(angles_TR)
+  sin = jnp.sin(angles_TR)
   pairs = x_BNTK.astype(jnp.float32).reshape(*x_BNTK.shape[:-1], -1, 2)
-  even, odd = pairs[..., 0], pairs[..., 1]
+  even = pairs[..., 0]
+  odd = pairs[..., 1]
   turned = jnp.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
   return turned.reshape(x_BNTK.shape).astype(x_BNTK.dtype)
 
@@ -329,7 +333,8 @@ def rotate_by_product(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
   Its matrix holds 1 and -1, so that at the highest precision it is exact.
   """
   K = x_BNTK.shape[-1]
-  even, odd = np.arange(0, K, 2), np.arange(1, K, 2)
+  even = np.arange(0, K, 2)
+  odd = np.arange(1, K, 2)
   exchange_KK = np.zeros((K, K), x_BNTK.dtype)
   exchange_KK[even, odd] = 1
   exchange_KK[odd, even] = -1

@@ -20,7 +20,7 @@ from wam_jax.models import tokenizer
 # Mean and standard deviation of RGB in [0, 1] that CLIP was trained with.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-EPS = 1e-5
+EPS = 1e-5  # Of CLIP's norms; Wan's own have 1e-6.
 
 
 @flax.struct.dataclass
@@ -129,7 +129,8 @@ class ClipBlock(nn.Module):
   def __call__(self, x_BTD, _):
     c = self.cfg
     dtype = jnp.dtype(c.dtype)
-    D, N, K = c.dim, c.heads, c.dim // c.heads
+    D, N = c.dim, c.heads
+    K = D // N
 
     # One kernel makes queries, keys and values, as it is stored.
     h_BTD = layers.LayerNorm(EPS, affine=True, name='norm1')(x_BTD)
@@ -171,6 +172,7 @@ def preprocess(frames_BIJ3: jax.Array, size: int) -> jax.Array:
   `encode` takes them.
   """
   pixels = resize_bicubic(tokenizer.to_pixels(frames_BIJ3), size, size)
+  # From [-1, 1] to [0, 1], where CLIP's mean and deviation were measured.
   return (pixels / 2 + 0.5 - np.float32(MEAN)) / np.float32(STD)
 
 
@@ -198,7 +200,7 @@ def _cubic_matrix(out: int, size: int) -> np.ndarray:
   Scale and centres are float32, rounded as in the source: over hundreds of pixels that shows in the
   fifth digit.
   """
-  a = -0.75
+  a = -0.75  # Torch's; Pillow's and JAX's cubic kernels have -0.5.
   scale = np.float32(size / out)
   centre = (np.float64(scale) * (np.arange(out) + 0.5) - 0.5).astype(np.float32)
   matrix = np.zeros((out, size))
@@ -208,5 +210,7 @@ def _cubic_matrix(out: int, size: int) -> np.ndarray:
     near = ((a + 2) * d - (a + 3)) * d * d + 1  # Up to one pixel away.
     far = (((d - 5) * d + 8) * d - 4) * a  # From one to two.
     weight = np.where(d <= 1, near, far)
-    np.add.at(matrix, (np.arange(out), np.clip(index, 0, size - 1)), weight)
+    # Taps beyond the edge fall on the same pixel, and must add up there.
+    inside = np.clip(index, 0, size - 1)
+    np.add.at(matrix, (np.arange(out), inside), weight)
   return matrix.astype(np.float32)

@@ -115,7 +115,8 @@ def zero_after_shortest(x_BPD: jax.Array, mask_BP: jax.Array) -> jax.Array:
   `encode_prompt` does.
   """
   shortest = jnp.min(jnp.sum(jnp.asarray(mask_BP, bool), axis=1))
-  return jnp.where((jnp.arange(x_BPD.shape[1]) < shortest)[:, None], x_BPD, 0)
+  is_kept_P = jnp.arange(x_BPD.shape[1]) < shortest
+  return jnp.where(is_kept_P[:, None], x_BPD, 0)
 
 
 class UMT5Encoder(nn.Module):
@@ -166,7 +167,8 @@ class UMT5Block(nn.Module):
   @nn.compact
   def __call__(self, x_BPD, bias_NPP, buckets_PP, mask_BP):
     c = self.cfg
-    D, N, K, M = c.dim, c.heads, c.attention_dim // c.heads, c.mlp_dim
+    D, N, M = c.dim, c.heads, c.mlp_dim
+    K = c.attention_dim // N
     linear = functools.partial(layers.Einsum, dtype=jnp.dtype(c.dtype), use_bias=False)
 
     # Self-attention. `attention.attend` has no bias, and would scale the logits.
@@ -177,6 +179,7 @@ class UMT5Block(nn.Module):
       bias_NPP = relative_bias(_bias_table(self), buckets_PP)
     logits_BNPP = jnp.einsum('BNPK,BNSK->BNPS', q, k, preferred_element_type=jnp.float32) + bias_NPP
     logits_BNPP = jnp.where(mask_BP[:, None, None], logits_BNPP, attention.NEGATIVE)
+    # The softmax is float32 like the logits, its weights as wide as the values.
     weights_BNPP = jax.nn.softmax(logits_BNPP, -1).astype(v.dtype)
     y_BNPK = jnp.einsum('BNPS,BNSK->BNPK', weights_BNPP, v)
     axes = ('heads', 'head_dim', 'embed')
@@ -221,7 +224,8 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
   side = buckets // 2
   exact = side // 2
   ratio_PP = np.maximum(distance_PP, exact).astype(np.float32) / np.float32(exact)
-  growth_PP = np.log(ratio_PP) / np.float32(np.log(max_distance / exact)) * np.float32(side - exact)
+  widest = np.float32(np.log(max_distance / exact))
+  growth_PP = np.log(ratio_PP) / widest * np.float32(side - exact)
   far_PP = np.minimum(exact + growth_PP.astype(np.int32), side - 1)
   bucket_PP = np.where(distance_PP < exact, distance_PP, far_PP)
   follows_PP = offset_PP > 0

@@ -71,9 +71,11 @@ class PatchTokenizer:
 
   def _decode(self, latents_BFHWC: jax.Array) -> jax.Array:
     patches_BFHWP = latents_BFHWC @ self.decode_CP + self.mean_P
-    t, s = self.temporal, self.spatial
+    t = self.temporal
+    s = self.spatial
     order = 'B F H W (t p q C) -> B (F t) (H p) (W q) C'
-    return jnp.clip(einops.rearrange(patches_BFHWP, order, t=t, p=s, q=s, C=3), -1, 1)
+    frames_BRIJ3 = einops.rearrange(patches_BFHWP, order, t=t, p=s, q=s, C=3)
+    return jnp.clip(frames_BRIJ3, -1, 1)
 
 
 def to_pixels(frames: jax.Array) -> jax.Array:
@@ -90,7 +92,9 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
   Raises:
     ValueError: more channels than a patch has numbers, or fewer distinct patches than channels.
   """
-  t, s, C = config.temporal, config.spatial, config.channels
+  t = config.temporal
+  s = config.spatial
+  C = config.channels
   P = t * s * s * 3
   if P < C:
     raise ValueError(f'model.tokenizer.channels={C} exceeds the {P} numbers of a patch.')
@@ -110,6 +114,8 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
     raise ValueError(
       f'The frames vary in fewer than model.tokenizer.channels={C} directions; lower it.'
     )
+
+  # Unit variance, as noise has: one schedule of noise levels then serves all channels.
   std_C = np.sqrt(variance_C)
   return PatchTokenizer(
     mean_P=jnp.asarray(mean_P, jnp.float32),

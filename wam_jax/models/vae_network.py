@@ -51,7 +51,7 @@ def patch(c: cfg.TokenizerConfig) -> int:
 
 def temporal(c: cfg.TokenizerConfig) -> int:
   """Frames per latent frame."""
-  return 2 ** sum(c.vae.temporal_down)
+  return 2 ** sum(c.vae.temporal_down)  # Each stage that resamples time halves it.
 
 
 def spatial(c: cfg.TokenizerConfig) -> int:
@@ -75,7 +75,8 @@ def encoder_stages(c: cfg.TokenizerConfig) -> list[Stage]:
 def decoder_stages(c: cfg.TokenizerConfig) -> list[Stage]:
   """From latents to pixels. Wan 2.1 halves the channels as it resamples."""
   _check(c)
-  widths = [c.vae.decoder_dim * m for m in (c.vae.multipliers[-1], *c.vae.multipliers[::-1])]
+  multipliers = c.vae.multipliers[::-1]
+  widths = [c.vae.decoder_dim * m for m in (multipliers[0], *multipliers)]
   share = 1 if c.kind == 'wan2_2' else 2
   stages = []
   inputs = widths[0]
@@ -154,6 +155,7 @@ class Conv(nn.Module):
     b = self.param(
       'b', layers.boxed(nn.initializers.zeros, ('channels',)), (self.features,), jnp.float32
     )
+    # A stride that is as long as the kernel needs neither past nor padding.
     past, rows, columns = (k - s for k, s in zip(self.kernel, self.stride))
     x_BFHWC = x_BFHWC.astype(self.dtype)
     if past:
@@ -161,7 +163,8 @@ class Conv(nn.Module):
     # At the start there is one frame after zeros: only the newest tap counts.
     w = w[-x_BFHWC.shape[1] :]
     # Where a kernel does not stand symmetrically, as in down-sampling, the odd zero comes after.
-    padding = ((0, 0), (rows // 2, -(-rows // 2)), (columns // 2, -(-columns // 2)))
+    above, left = rows // 2, columns // 2
+    padding = ((0, 0), (above, rows - above), (left, columns - left))
     y_BFHWC = _convolve(x_BFHWC, w.astype(self.dtype), self.stride, padding)
     return y_BFHWC + b.astype(self.dtype)
 
@@ -296,7 +299,8 @@ class DownStage(nn.Module):
 
   @nn.compact
   def __call__(self, x_BFHWC: jax.Array, stream: Stream) -> jax.Array:
-    s, y = self.sizes, x_BFHWC
+    s = self.sizes
+    y = x_BFHWC
     for i in range(s.blocks):
       y = ResidualBlock(s.features, self.dtype, name=f'blocks_{i}')(y, stream)
     if s.resampled:
@@ -318,7 +322,8 @@ class UpStage(nn.Module):
 
   @nn.compact
   def __call__(self, x_BFHWC: jax.Array, stream: Stream) -> jax.Array:
-    s, y = self.sizes, x_BFHWC
+    s = self.sizes
+    y = x_BFHWC
     for i in range(s.blocks):
       y = ResidualBlock(s.features, self.dtype, name=f'blocks_{i}')(y, stream)
     if not s.resampled:
@@ -383,6 +388,7 @@ class Encoder(nn.Module):
     x = jax.nn.silu(RMSNorm(name='norm')(x))
     x = conv(2 * c.channels, (3, 3, 3), name='out')(x, stream)
     moments = conv(2 * c.channels, (1, 1, 1), name='moments')(x, stream)
+    # Latents are the mean of the posterior; the reference draws none from it.
     mean, _log_variance = jnp.split(moments, 2, -1)
     return mean.astype(jnp.float32)
 

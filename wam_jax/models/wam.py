@@ -34,8 +34,10 @@ class WorldActionModel(nn.Module):
   cfg: cfg.ModelConfig
 
   def setup(self):
-    c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
-    D, normal = c.dim, nn.initializers.normal(0.02)
+    c = self.cfg
+    D = c.dim
+    dtype = jnp.dtype(c.dtype)
+    normal = nn.initializers.normal(0.02)
     self.text_encoder = text.WordEncoder(c.text)
     self.patch_embedding = layers.Einsum(
       'BFHpWqC,pqCD->BFHWD',
@@ -66,7 +68,7 @@ class WorldActionModel(nn.Module):
       (D, c.patch, c.patch, c.tokenizer.channels),
       ('embed', 'norm', 'norm', 'channels'),
       dtype,
-      nn.initializers.zeros,
+      nn.initializers.zeros,  # So that training begins with no velocity, as Wan's does.
     )
 
   def encode_text(self, ids_BP: jax.Array) -> jax.Array:
@@ -355,7 +357,8 @@ class WorldActionModel(nn.Module):
 
   def _video_head(self, x_BTD, time_BFD, grid):
     """Velocities [B, F, H, W, C] of video tokens whose frames have these time embeddings."""
-    B, F, p = *time_BFD.shape[:2], self.cfg.patch
+    B, F = time_BFD.shape[:2]
+    p = self.cfg.patch
     m_BF2D = self.head_modulation.astype(x_BTD.dtype) + time_BFD[:, :, None]
     shift_BTD = jnp.repeat(m_BF2D[:, :, 0], grid.tokens, axis=1)
     scale_BTD = jnp.repeat(m_BF2D[:, :, 1], grid.tokens, axis=1)
