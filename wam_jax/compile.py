@@ -61,9 +61,10 @@ def main(unused_argv: Sequence[str]) -> int:
   config = cfg.from_config_dict(_CONFIG.value.to_dict())
   where = chips.find(_TOPOLOGY.value)
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
+    # Without --dump the compiler's files are gone with the process.
     directory = pathlib.Path(_DUMP.value or scratch).expanduser()
     if _DUMP.value:
-      directory.mkdir(parents=True)
+      directory.mkdir(parents=True)  # New, or the files of two compilations would mix.
     if _SEARCH.value:
       found = search.run(config, where, directory, _TRIALS.value, say)
       shown = search.show(found)

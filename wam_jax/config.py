@@ -603,7 +603,8 @@ class TrainConfig:
 
   def _check_image(self):
     """The transformer takes the tokens that the image encoder gives; without one, of any number."""
-    image_dim, image_tokens = self.model.image_dim, self.model.image_tokens
+    image_dim = self.model.image_dim
+    image_tokens = self.model.image_tokens
     given = (0, 0)  # (width, tokens).
     if self.model.image.kind != 'none':
       given = (self.model.image.dim, self.model.image.tokens)
@@ -736,7 +737,8 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
   """`value` as the field's type, from what a ConfigDict, JSON or a flag makes of it."""
   if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     return _build(hint, value, where, problems)
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  origin = typing.get_origin(hint)
+  args = typing.get_args(hint)
   if origin is Literal:
     if value not in args:
       problems.append(f'{where}={value!r} must be one of {args}.')

@@ -170,7 +170,8 @@ def _components(c: cfg.ModelConfig, s: _Sequence) -> dict[str, Work]:
 
 
 def _action_modules(c: cfg.ModelConfig, s: _Sequence) -> Work:
-  D, hidden = c.dim, c.action_hidden
+  D = c.dim
+  hidden = c.action_hidden
   encoder = _add(
     _product(s.actions, c.action_dim, D, first=True),
     _product(s.actions, 2 * D, D),  # Beside the sinusoid of its noise level.

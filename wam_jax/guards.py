@@ -95,7 +95,8 @@ class LossWatch:
 
 
 def _list_samples(sample_B2: np.ndarray) -> str:
-  return ' '.join(f'{dataset}:{sample}' for dataset, sample in np.asarray(sample_B2).tolist())
+  pairs = np.asarray(sample_B2).tolist()
+  return ' '.join(f'{dataset}:{sample}' for dataset, sample in pairs)
 
 
 def _advise(sample_B2: np.ndarray) -> str:

@@ -230,7 +230,8 @@ def units(layout: Layout) -> Units:
 
   # Clean video first, then block by block, so that what a chunk sees stands together.
   order = np.lexsort((start, layout.block[start], layout.kind[start] != CLEAN))
-  start, size = start[order], size[order]
+  start = start[order]
+  size = size[order]
   of_runs = Layout(
     kind=layout.kind[start],
     block=layout.block[start],
@@ -337,6 +338,7 @@ def _share_out(work: np.ndarray, shards: int) -> np.ndarray:
 
 def _find_alike(rows: np.ndarray) -> list[slice]:
   """Slices of consecutive equal rows."""
-  changes = np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1
+  differs = (rows[1:] != rows[:-1]).any(1)  # From the row before.
+  changes = np.flatnonzero(differs) + 1
   bounds = [0, *changes, len(rows)]
   return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

@@ -203,7 +203,8 @@ class Progress:
 
 def compute_rate(start: tuple[float, float], end: tuple[float, float]) -> float:
   """Amount per second between two (seconds, amount); 0 where no time has passed."""
-  return (end[1] - start[1]) / (end[0] - start[0]) if end[0] > start[0] else 0.0
+  seconds = end[0] - start[0]
+  return (end[1] - start[1]) / seconds if seconds > 0 else 0.0
 
 
 def _count_one(unused_item: object) -> float:

@@ -56,7 +56,8 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
       f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}; '
       f'nearest valid: {_nearest_mesh(sizes, len(devices))}.'
     )
-  shape = [len(devices) // given if n == -1 else n for n in sizes.values()]
+  left = len(devices) // given
+  shape = [left if n == -1 else n for n in sizes.values()]
   return Mesh(np.asarray(devices).reshape(shape), tuple(sizes))
 
 
@@ -104,7 +105,8 @@ def _nearest_mesh(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
   fitting = [choice for choice in choices if math.prod(choice) == devices]
 
   def distance(choice: tuple[int, ...]) -> float:
-    return sum(abs(math.log(n / want)) for n, want in zip(choice, wanted) if want > 0)
+    factors = [n / want for n, want in zip(choice, wanted) if want > 0]  # -1 may be anything.
+    return sum(abs(math.log(factor)) for factor in factors)
 
   return dict(zip(axes, min(fitting, key=distance)))
 
@@ -135,7 +137,10 @@ def active() -> Active | None:
 def platform() -> str:
   """Platform of the devices that run what is traced now: 'cpu', 'gpu' or 'tpu'."""
   current = active()
-  return current.mesh.devices.flat[0].platform if current else jax.default_backend()
+  if current is None:
+    return jax.default_backend()
+  # Not JAX's default: a program for TPUs can be compiled where there is none.
+  return current.mesh.devices.flat[0].platform
 
 
 def shards_of(name: str) -> int:

@@ -175,7 +175,8 @@ def _fill(like: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 def _check_same_data(
   stored: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path
 ) -> None:
-  differing = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
+  keys = stored.keys() | now.keys()
+  differing = sorted(key for key in keys if stored.get(key) != now.get(key))
   if not differing:
     return
   again = 'Put the old dataset back'

@@ -76,7 +76,8 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     OSError: as `write_whole`.
   """
-  partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+  unique = uuid.uuid4().hex[:8]  # Another process may write the same file at the same time.
+  partial = path.with_name(f'.{path.name}.{unique}')
   try:
     yield partial
     _sync(partial)
@@ -112,6 +113,7 @@ def whole_directory(output: pathlib.Path, size: int = 0) -> Iterator[pathlib.Pat
         f'{output.parent} has {free / 1e9:.1f} GB free; up to {size / 1e9:.1f} GB are needed. Make '
         'room, or pass --output on another disk.'
       )
+    # Beside its place: a directory can be renamed within one disk alone.
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
     partial.chmod(0o777 & ~_read_umask())  # mkdtemp lets nobody else in.
   except OSError as e:
@@ -175,6 +177,7 @@ def _make_locked(directory: pathlib.Path) -> int:
         print(f'waiting for another process that writes {directory}', file=sys.stderr)
         fcntl.flock(handle, fcntl.LOCK_EX)
       with contextlib.suppress(FileNotFoundError):
+        # The lock is worth nothing where the name has gone to another directory meanwhile.
         if os.path.samestat(os.fstat(handle), directory.stat()):
           return handle
       os.close(handle)
@@ -213,7 +216,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def _read_umask() -> int:
-  mask = os.umask(0)
+  mask = os.umask(0)  # There is no way to read it but to set it.
   os.umask(mask)
   return mask
 
@@ -244,6 +247,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
   if not is_remote(source):
     source.rename(target)
     return
+  # A store has no directories that could be renamed. Cut off half way, one of the two is whole.
   store = fsspec.filesystem('gcs')
   store.copy(str(source), str(target), recursive=True)
   store.rm(str(source), recursive=True)
@@ -265,6 +269,7 @@ class Folder:
     self._owner = owner
     # Size and time of change of each file as it was sent.
     self._sent: dict[pathlib.Path, tuple[int, int]] = {}
+    # One thread, so that what is sent later arrives later.
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
     self._sending = self._thread.submit(lambda: None)
 
@@ -337,4 +342,4 @@ def owned_folder(place: epath.Path, continued: Sequence[str]) -> Iterator[Folder
     try:
       yield folder
     finally:
-      folder.send()
+      folder.send()  # Of a run that failed, too: its metrics say why.

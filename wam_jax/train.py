@@ -104,6 +104,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
   host = (jax.process_index(), jax.process_count())
 
   with contextlib.ExitStack() as stack:
+    # First of all: nothing is made or read for a directory that belongs to another run.
     record = stack.enter_context(_open_record(config, workdir, wandb_project))
     splits = [pipeline.TRAINING, 'val'] if config.eval_every else [pipeline.TRAINING]
     data = pipeline.Data.open(config, splits)
@@ -119,6 +120,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       batches.set_state(start.iterator_state)
     held_out = []
     if config.eval_every:
+      # Kept in memory: every evaluation is of the same batches.
       held_out = list(start.data.eval_batches('val', config.eval_batches, *host))
     record.begin(start.step)
 
@@ -131,7 +133,8 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     profile = stack.enter_context(guards.Profile(config.profile, workdir / 'profile'))
     report = stack.enter_context(_show_progress(config, speed))
 
-    step, state = start.step, start.state
+    step = start.step
+    state = start.state
     while step < config.steps and not stop.requested(step):
       batch = next(batches)
       step += 1
@@ -160,6 +163,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
         record.send()  # Before the checkpoint: a restart from it must find its lines.
         checkpoints.save(step, state, batches.get_state(), start.metadata)
 
+    # A signal may have come between two checkpoints.
     watch.check(lag=0)
     if step > start.step and checkpoints.newest() != step:
       record.send()

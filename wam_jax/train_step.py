@@ -350,7 +350,8 @@ def sample_noise(
   first = _first_denoised(c)
   _, F, *latent = clean.shape
   video_BFHWC = flow.sample_noise(key_video, (B, F - first, *latent))
-  video_BFHWC = jnp.pad(video_BFHWC, [(0, 0), (first, 0), (0, 0), (0, 0), (0, 0)])
+  before_frames = [(0, 0), (first, 0), (0, 0), (0, 0), (0, 0)]
+  video_BFHWC = jnp.pad(video_BFHWC, before_frames)
 
   return Noise(
     sigma_BF=jnp.concatenate([levels.first_B[:, None], chunks_BF], 1),

@@ -150,4 +150,4 @@ class Condition:
   image_BIC: Array | None = None
 
 
-UNCONDITIONED = Condition()
+UNCONDITIONED = Condition()  # For models that are shown no first frame.

@@ -161,7 +161,8 @@ def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
   default = cfg.base().to_dict()
   dataset = dataclasses.asdict(cfg.DatasetConfig())
   # The names of datasets are free: each that is stored has the fields of a `DatasetConfig`.
-  default['data']['mixture'] = dict.fromkeys(stored.get('data', {}).get('mixture', {}), dataset)
+  names = stored.get('data', {}).get('mixture', {})
+  default['data']['mixture'] = dict.fromkeys(names, dataset)
   return _fill(stored, default)
 
 

@@ -267,8 +267,13 @@ def _expect_seconds(config: cfg.TrainConfig, where: chips.Slice, work: _Work, wa
 def count_parameters(m: cfg.ModelConfig) -> float:
   """About: the blocks' products, and the modulation and embeddings around them."""
   D = m.dim
-  block = D * (8 * D + 2 * m.mlp_dim) + (2 * D * D if m.image_dim else 0)
-  return m.num_layers * block + 8 * D * D + m.text.dim * D + 3 * m.num_embodiments * D * D
+  # Four products of self- and four of cross-attention, two of the feed-forward part.
+  block = D * (8 * D + 2 * m.mlp_dim)
+  if m.image_dim:
+    block += 2 * D * D  # Keys and values of the image.
+  modulation = 8 * D * D
+  robots = 3 * m.num_embodiments * D * D
+  return m.num_layers * block + modulation + m.text.dim * D + robots
 
 
 def _summarize(tried: list[_Trial], considered: int) -> dict[str, Any]:

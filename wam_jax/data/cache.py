@@ -20,7 +20,8 @@ class Cache:
     self._clear()
 
   def _clear(self):
-    self._lock, self._used = threading.Lock(), 0
+    self._lock = threading.Lock()
+    self._used = 0
     self._values: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
 
   @property

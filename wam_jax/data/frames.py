@@ -33,7 +33,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from wam_jax.data import shards
 
-FOLDER, INDEX = 'wam_frames', 'index.json'
+FOLDER = 'wam_frames'
+INDEX = 'index.json'
 # A record is one chunk, and its bytes are those in the file.
 WRITER_OPTIONS = 'group_size:1,uncompressed'
 
@@ -41,7 +42,9 @@ WRITER_OPTIONS = 'group_size:1,uncompressed'
 # ArrayRecord files are Riegeli files: blocks of 64 KiB, each with a header of 24 bytes, around
 # chunks with a header of 40 bytes. A position below counts the bytes outside of block headers.
 # Source: riegeli_records_file_format.md there.
-_BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 1 << 16, 24, 40
+_BLOCK = 1 << 16
+_BLOCK_HEADER = 24
+_CHUNK_HEADER = 40
 _RECORDS = b'r'
 
 
@@ -158,7 +161,8 @@ def index_shard(
     ValueError: the shard does not hold these records.
   """
   reader = array_record_module.ArrayRecordReader(shard)
-  entries, start = [], 0
+  entries = []
+  start = 0
   try:
     if reader.num_records() != len(crcs):
       raise ValueError(
@@ -199,7 +203,8 @@ def _without_images(record: bytes, position: int, keys: Sequence[str]) -> bytes:
 
 def _locate(record: bytes, images: Sequence[bytes]) -> np.ndarray:
   """[T, 3] where in `record` each image lies, or another with the same bytes."""
-  rows, end = [], 0
+  rows = []
+  end = 0
   for image in images:
     start = record.index(image, end)
     end = start + len(image)

@@ -47,7 +47,8 @@ class Batches(Iterator[types.Batch]):
   """
 
   def __init__(self, batches: grain.MapDataset, config: cfg.DataConfig):
-    self._batches, self._config = batches, config
+    self._batches = batches
+    self._config = config
     self._step = 0
     # Nothing is read before the first batch is asked for.
     self._iterator: grain.DatasetIterator | None = None

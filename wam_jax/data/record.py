@@ -162,7 +162,8 @@ class Embodiment:
     if not self.views:
       yield 'needs at least one view'
     for view in self.views:
-      if view.row + view.height > self.composite[0] or view.column + view.width > self.composite[1]:
+      rows, columns = self.composite
+      if view.row + view.height > rows or view.column + view.width > columns:
         yield f'view {view.key!r} ends outside the composite {self.composite}'
       if view.flip not in FLIPS:
         yield f'flip={view.flip!r} of view {view.key!r} must be one of {FLIPS}'
@@ -273,7 +274,10 @@ def read(slices: Sequence[Slice], arrays: Mapping[str, np.ndarray]) -> np.ndarra
     # Read by whoever connects a robot, so it names all that is expected.
     expected = ', '.join(f'{s.key!r} with at least {s.stop} columns' for s in slices)
     raise ValueError(f'{"; ".join(problems[:10])}; got {sorted(arrays)}, expected {expected}.')
-  parts = [np.asarray(arrays[s.key], np.float32)[..., s.start : s.stop] for s in slices]
+  parts = []
+  for s in slices:
+    array = np.asarray(arrays[s.key], np.float32)
+    parts.append(array[..., s.start : s.stop])
   return convert(slices, np.concatenate(parts, axis=-1) if parts else np.zeros(0, np.float32))
 
 
@@ -374,7 +378,8 @@ def with_composite(record: Embodiment, rows: int, columns: int, name: str) -> Em
         f'The views of {record.name!r} do not end on whole pixels in a composite of ({rows}, '
         f'{columns}); choose a multiple or whole fraction of {record.composite}.'
       )
-    views.append(dataclasses.replace(view, **{key: round(n) for key, n in edges.items()}))
+    whole = {key: round(n) for key, n in edges.items()}
+    views.append(dataclasses.replace(view, **whole))
   return dataclasses.replace(record, name=name, composite=(rows, columns), views=tuple(views))
 
 

@@ -101,7 +101,9 @@ class Spans:
     self._rows: list[tuple[int, int, int]] = []
     self._file = _make_file_name('wam_spans', episodes) + '.npz'
     record = episodes.record
-    self._key = f'{episodes.fingerprint} {episodes.split} {record.views[0].key} {record.language}'
+    # The first view, because its images are what the steps are counted by.
+    counted = record.views[0].key
+    self._key = f'{episodes.fingerprint} {episodes.split} {counted} {record.language}'
 
   def load(self) -> bool:
     content = beside.read(self.episodes.path, self._file)
@@ -168,6 +170,7 @@ class _Pass:
     if episodes.path != self._episodes.path or episodes.record != self._episodes.record:
       return False
     numbers = [self._numbers.get(place, -1) for place in episodes.places]
+    # Each finding is told of its episodes in their order, which the pass must therefore keep.
     if -1 in numbers or any(a >= b for a, b in itertools.pairwise(numbers)):
       return False
     self._parts.append((finding, {number: own for own, number in enumerate(numbers)}))
@@ -202,6 +205,7 @@ def _read_ahead(episodes: sources.Episodes) -> Iterator[sources.Outline]:
   with concurrent.futures.ThreadPoolExecutor(ahead) as pool:
     reading: collections.deque[concurrent.futures.Future] = collections.deque()
     for number in range(len(episodes)):
+      # Only so far ahead, or episodes would pile up in memory.
       reading.append(pool.submit(episodes.outline, number))
       if len(reading) > ahead:
         yield reading.popleft().result()

@@ -378,7 +378,8 @@ class Outline:
     texts = [self._count(self._bytes(key), key) for key in self._record.language]
     steps = list(zip(*texts)) or [()] * self.length
     # Texts are compared as stored; only one a span is decoded.
-    starts = [0, *(t for t in range(1, self.length) if steps[t] != steps[t - 1])]
+    changes = [t for t in range(1, self.length) if steps[t] != steps[t - 1]]
+    starts = [0, *changes]
     stops = [*starts[1:], self.length]
     return tuple(
       Span(start, stop, tuple(map(_decode, steps[start]))) for start, stop in zip(starts, stops)

@@ -82,9 +82,11 @@ class QuantileSketch:
     self.count = total
 
   def _add_bounds(self, rows: np.ndarray) -> None:
-    low, high = rows.min(axis=0), rows.max(axis=0)
+    low = rows.min(axis=0)
+    high = rows.max(axis=0)
     if self._bounds is not None:
-      low, high = np.minimum(self._bounds[0], low), np.maximum(self._bounds[1], high)
+      low = np.minimum(self._bounds[0], low)
+      high = np.maximum(self._bounds[1], high)
     self._bounds = [low, high]
 
   def _hold(self, rows: np.ndarray, draw: np.ndarray) -> None:

@@ -136,6 +136,7 @@ def _find_gaps(record: record_lib.Embodiment) -> tuple[tuple[slice, slice], ...]
 
 def _find_runs(values: np.ndarray) -> list[slice]:
   """Stretches of the first axis in which all entries are the same."""
-  changed = (values[1:] != values[:-1]).reshape(len(values) - 1, -1).any(1)
+  differs = (values[1:] != values[:-1]).reshape(len(values) - 1, -1)
+  changed = differs.any(1)
   edges = [0, *(np.flatnonzero(changed) + 1).tolist(), len(values)]
   return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

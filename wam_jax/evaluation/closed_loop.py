@@ -210,5 +210,6 @@ def show_table(rows: Sequence[Mapping[str, Any]]) -> str:
     seconds = '-' if row['mean_seconds'] is None else f'{row["mean_seconds"]:.1f}'
     counts = f'{row["successes"]:>5}/{row["episodes"]:<4}{row["rate"]:>8.0%}'
     interval = f'[{row["low"]:.0%}, {row["high"]:.0%}]'
-    lines.append(f'{row["robot"]:<8}{row["task"]:<14}{counts}   {interval}'.ljust(62) + seconds)
+    what = f'{row["robot"]:<8}{row["task"]:<14}'
+    lines.append(f'{what}{counts}   {interval}'.ljust(62) + seconds)
   return '\n'.join(lines)

@@ -16,7 +16,8 @@ def compute_wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float,
   """
   if not trials:
     return 0.0, 1.0
-  p, n = successes / trials, trials
+  n = trials
+  p = successes / trials
   middle = p + z * z / (2 * n)
   half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
   low = (middle - half) / (1 + z * z / n)

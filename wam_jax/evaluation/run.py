@@ -227,7 +227,8 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
     raise ValueError(
       f'--policy={options.policy} needs --env=tabletop; recorded episodes show the hold baseline.'
     )
-  config, e = subject.config, subject.config.evaluation
+  config = subject.config
+  e = config.evaluation
   robots = list(subject.robots.values())
   forecaster = open_loop.Forecaster(subject.policy, config.model, robots, options.seed)
   # Whole batches: the last one may bring a few windows more than were asked for.
@@ -253,7 +254,9 @@ def _draw_episodes(
   record: record_lib.Embodiment,
   episodes: Sequence[closed_loop.Episode],
 ) -> None:
-  names = [f'{s.key}[{u}] {s.unit}' for s in record.action for u in range(s.start, s.stop)]
+  names = []
+  for s in record.action:
+    names += [f'{s.key}[{u}] {s.unit}' for u in range(s.start, s.stop)]
   for number, episode in enumerate(episodes):
     stem = f'{robot}_{number}'
     title = f'{episode.instruction} ({"success" if episode.success else "failure"})'
@@ -295,7 +298,7 @@ def _draw_forecasts(
       actions = pictures.ActionPair(
         predicted=forecast.action_BAU[i, is_real_A, : record.action_dim],
         executed=batch.action_BAU[i, is_real_A, : record.action_dim],
-        names=[f'{s.key}[{u}]' for s in record.action for u in range(s.start, s.stop)],
+        names=record_lib.names(record.action),
         labels=('predicted', 'recorded'),
       )
       path = output / f'window_{number}_actions.png'

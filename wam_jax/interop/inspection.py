@@ -124,10 +124,10 @@ def show(report: Mapping[str, Any]) -> str:
     f'{"part":<10}{"arrays":>8}{"parameters":>16}{"GB":>10}  dtypes',
   ]
   for part, sizes in report['parts'].items():
-    lines.append(
-      f'{part:<10}{sizes["arrays"]:>8}{sizes["parameters"]:>16,}{sizes["bytes"] / 1e9:>10.3f}  '
-      + ', '.join(sizes['dtypes'])
-    )
+    gigabytes = sizes['bytes'] / 1e9
+    dtypes = ', '.join(sizes['dtypes'])
+    counts = f'{sizes["arrays"]:>8}{sizes["parameters"]:>16,}'
+    lines.append(f'{part:<10}{counts}{gigabytes:>10.3f}  {dtypes}')
   lines.append(_show_model(report['model']))
   for name, robot in report['embodiments'].items():
     lines += _show_robot(name, robot)
@@ -147,6 +147,7 @@ def show(report: Mapping[str, Any]) -> str:
 def _show_model(model: Mapping[str, Any]) -> str:
   tokenizer = model['tokenizer']
   text = model['text']
+  # All that decides whether weights of two checkpoints fit each other, on one line.
   return (
     f'model: {model["num_layers"]} layers of {model["dim"]} '
     f'({model["num_heads"]} heads, mlp {model["mlp_dim"]}), '

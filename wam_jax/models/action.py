@@ -30,7 +30,7 @@ class ActionEncoder(nn.Module):
       layers.CategoryDense, c.num_embodiments, c.dim, jnp.dtype(c.dtype), 'embed'
     )
     x_BAD = dense(name='action')(action_BAU, embodiment_B)
-    timestep_BA = 1000 * sigma_BA
+    timestep_BA = 1000 * sigma_BA  # The reference's unit, which the frequencies are made for.
     time_BAD = layers.sinusoid(timestep_BA, c.dim, 'sin_cos').astype(c.dtype)
     both_BAM = jnp.concatenate([x_BAD, time_BAD], -1)
     h_BAD = jax.nn.swish(dense(name='mix')(both_BAM, embodiment_B))
@@ -48,6 +48,7 @@ class CategoryMLP(nn.Module):
   @nn.compact
   def __call__(self, x_BTI, embodiment_B) -> jax.Array:
     c = self.cfg
+    # Each embodiment has kernels of its own: its numbers mean something else than another's.
     wide = layers.CategoryDense(
       num_embodiments=c.num_embodiments,
       features=c.action_hidden,

@@ -320,7 +320,8 @@ def rotate(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
   """
   cos = jnp.cos(angles_TR)
   sin = jnp.sin(angles_TR)
-  pairs = x_BNTK.astype(jnp.float32).reshape(*x_BNTK.shape[:-1], -1, 2)
+  x = x_BNTK.astype(jnp.float32)
+  pairs = x.reshape(*x.shape[:-1], -1, 2)
   even = pairs[..., 0]
   odd = pairs[..., 1]
   turned = jnp.stack((even * cos - odd * sin, even * sin + odd * cos), -1)

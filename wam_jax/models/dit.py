@@ -129,7 +129,8 @@ class SelfAttention(nn.Module):
 
     # By a mask of all pairs: a short window, or a chunk after a cached past.
     q_BNTK = sharding.shard(q_BNTK, 'batch', 'act_heads', 'tokens', 'head_dim')
-    k_BNSK, v_BNSK = k_BNTK, v_BNTK
+    k_BNSK = k_BNTK
+    v_BNSK = v_BNTK
     if cached is not None:
       past_k, past_v = cached
       k_BNSK = jnp.concatenate([past_k.astype(k_BNTK.dtype), k_BNTK], 2)
@@ -220,6 +221,7 @@ class Block(nn.Module):
 
     if prompt_kv is None:
       prompt_kv = self.cross_attn.project(prompt)
+    # Wan calls this norm the third; it is the only one with weights.
     x_BTD = x_BTD + self.cross_attn(self.norm3(x_BTD), prompt_kv, tokens.pattern)
 
     y_BTD = self.norm2(x_BTD) * (1 + scale2) + shift2

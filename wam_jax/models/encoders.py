@@ -92,7 +92,8 @@ class Encoders:
 
 def with_mask(latents_BFHWC: jax.Array) -> jax.Array:
   """Condition latents with the four mask channels before them: 1 on frame 0, 0 after it."""
-  mask = jnp.zeros((*latents_BFHWC.shape[:-1], 4), latents_BFHWC.dtype).at[:, 0].set(1)
+  shape = (*latents_BFHWC.shape[:-1], 4)
+  mask = jnp.zeros(shape, latents_BFHWC.dtype).at[:, 0].set(1)
   return jnp.concatenate([mask, latents_BFHWC], -1)
 
 
@@ -116,8 +117,11 @@ def from_tree(tree: Mapping[str, Any], c: cfg.ModelConfig) -> Encoders:
     video = tokenizer.PatchTokenizer(**tree['tokenizer'], temporal=t.temporal, spatial=t.spatial)
   else:
     video = vae.WanVAE(**tree['tokenizer'], config=t)
-  umt5 = text.UMT5(**tree['text'], config=c.text) if c.text.kind == 'umt5' else None
-  clip = image.ClipVision(**tree['image'], config=c.image) if c.image.kind == 'clip' else None
+  umt5 = clip = None
+  if c.text.kind == 'umt5':
+    umt5 = text.UMT5(**tree['text'], config=c.text)
+  if c.image.kind == 'clip':
+    clip = image.ClipVision(**tree['image'], config=c.image)
   return Encoders(tokenizer=video, text=umt5, image=clip, config=c)
 
 
@@ -132,7 +136,8 @@ def _hash_arrays(tree: Any) -> str:
   """Half of the SHA-256 of all names, dtypes, shapes and bytes."""
   digest = hashlib.sha256()
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
+    name = jax.tree_util.keystr(path)
+    digest.update(f'{name} {x.dtype} {x.shape}'.encode())
     # An array that lies in part on the devices of other processes is gathered first.
     elsewhere = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
     whole = multihost_utils.process_allgather(x, tiled=True) if elsewhere else np.asarray(x)

@@ -202,7 +202,8 @@ def _cubic_matrix(out: int, size: int) -> np.ndarray:
   """
   a = -0.75  # Torch's; Pillow's and JAX's cubic kernels have -0.5.
   scale = np.float32(size / out)
-  centre = (np.float64(scale) * (np.arange(out) + 0.5) - 0.5).astype(np.float32)
+  centre = np.float64(scale) * (np.arange(out) + 0.5) - 0.5
+  centre = centre.astype(np.float32)
   matrix = np.zeros((out, size))
   for tap in range(-1, 3):
     index = np.floor(centre).astype(int) + tap

@@ -92,6 +92,7 @@ class Einsum(nn.Module):
       (rank, *self.shape[contracted:]),
       jnp.float32,
     )
+    # Two thin products, A first: their product would be a kernel as large as the adapted one.
     # With 'r' for the rank, 'BTD,DNK->BNTK' becomes 'BTD,Dr->BTr' and 'BTr,rNK->BNTK'.
     inner = kernel[:contracted]
     low = ''.join(letter for letter in given if letter not in inner) + 'r'
@@ -112,7 +113,8 @@ class LayerNorm(nn.Module):
     width = x.shape[-1:]
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, -1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+    variance = jnp.mean(jnp.square(y), -1, keepdims=True)
+    y = y * jax.lax.rsqrt(variance + self.eps)
     if self.affine:
       y = y * self.param('scale', boxed(nn.initializers.ones, ('norm',)), width, jnp.float32)
       y = y + self.param('bias', boxed(nn.initializers.zeros, ('norm',)), width, jnp.float32)
@@ -157,7 +159,9 @@ class CategoryDense(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTI: jax.Array, embodiment_B: jax.Array) -> jax.Array:
-    E, I, O = self.num_embodiments, x_BTI.shape[-1], self.features
+    E = self.num_embodiments
+    I = x_BTI.shape[-1]
+    O = self.features
     near_zero = nn.initializers.normal(0.02)
     w_EIO = self.param(
       'w', boxed(near_zero, ('embodiment', self.in_axis, self.out_axis)), (E, I, O), jnp.float32

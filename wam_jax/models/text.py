@@ -207,7 +207,8 @@ class RMSNorm(nn.Module):
       'scale', layers.boxed(nn.initializers.ones, ('norm',)), x.shape[-1:], jnp.float32
     )
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+    mean_square = jnp.mean(jnp.square(y), -1, keepdims=True)
+    y = y * jax.lax.rsqrt(mean_square + self.eps)
     return y.astype(x.dtype) * scale.astype(x.dtype)
 
 

@@ -225,7 +225,8 @@ class SpatialAttention(nn.Module):
     to_qkv = Conv(3 * C, (1, 1, 1), dtype=self.dtype, name='qkv')
     qkv = to_qkv(RMSNorm(name='norm')(x_BFHWC), stream)
     # Frames stand where `attend` has heads: they do not see each other.
-    q, k, v = jnp.split(qkv.reshape(B, F, H * W, 3 * C), 3, -1)
+    qkv = qkv.reshape(B, F, H * W, 3 * C)
+    q, k, v = jnp.split(qkv, 3, -1)
     y_BFHWC = attention.attend(q, k, v).reshape(x_BFHWC.shape)
     return x_BFHWC + Conv(C, (1, 1, 1), dtype=self.dtype, name='out')(y_BFHWC, stream)
 
@@ -343,9 +344,11 @@ def average_down(x_BFHWC: jax.Array, features: int, time: int, space: int) -> ja
   """
   _check_shortcut(x_BFHWC.shape[-1] * time * space**2, features)
   missing = -x_BFHWC.shape[1] % time
-  x = jnp.pad(x_BFHWC, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
+  before_frames = ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0))
+  x = jnp.pad(x_BFHWC, before_frames)
   x = einops.rearrange(x, 'B (F t) (H p) (W q) C -> B F H W (C t p q)', t=time, p=space, q=space)
-  return jnp.mean(x.reshape(*x.shape[:-1], features, -1), -1)
+  groups = x.reshape(*x.shape[:-1], features, -1)
+  return jnp.mean(groups, -1)
 
 
 def repeat_up(x_BFHWC: jax.Array, features: int, time: int) -> jax.Array:

@@ -92,7 +92,8 @@ class Files:
     Raises:
       ValueError: the disk is full, or `records` are not as many as the file's rows.
     """
-    target, expected = self.path(number), len(self.rows(number))
+    target = self.path(number)
+    expected = len(self.rows(number))
     with storage.whole_file(pathlib.Path(target)) as partial:
       written = _write_records(partial, records)
       if written != expected:
@@ -100,13 +101,14 @@ class Files:
 
   def open_source(self) -> array_record_data_source.ArrayRecordDataSource:
     """Random access to the records; opens no file before it is read."""
-    return array_record_data_source.ArrayRecordDataSource(
-      [_Whole(str(self.path(number)), len(self.rows(number))) for number in range(len(self))]
-    )
+    numbers = range(len(self))
+    files = [_Whole(str(self.path(number)), take=len(self.rows(number))) for number in numbers]
+    return array_record_data_source.ArrayRecordDataSource(files)
 
 
 def _write_records(path: pathlib.Path, records: Iterable[bytes]) -> int:
   """How many records the finished file holds."""
+  # A group is what is read at once, and windows are read one by one in random order.
   writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
   try:
     for record in records:
@@ -166,6 +168,7 @@ def make_plan(
     text_dim: numbers of an embedded token.
   """
   windows = len(samples_W) * storing.variants
+  # Padding behind a prompt embeds to zeros, which are not stored.
   tokens = sum(len(np.trim_zeros(ids_P, 'b')) for ids_P in prompt_ids)
   files = {
     'windows': _plan_files(storing, windows, windows * sum(map(math.prod, shapes.values()))),
@@ -200,6 +203,7 @@ def begin(
   """
   try:
     directory.mkdir(exist_ok=True)
+    # The plan last: where it is, the index is, too.
     if not (directory / PLAN).exists():
       _write_index(directory / INDEX, samples_W, prompt_ids)
       storage.write_whole(directory / PLAN, json.dumps(plan, indent=1))

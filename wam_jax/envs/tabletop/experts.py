@@ -67,15 +67,17 @@ def _deltas(env, move: _Move) -> tuple[float, ...]:
   tip = env.world.tip
   distance = math.dist(tip, move.tip)
   share = min(1.0, move.speed / env.control_hz / max(distance, 1e-9))
-  waypoint = tip[0] + share * (move.tip[0] - tip[0]), tip[1] + share * (move.tip[1] - tip[1])
-  goal = robot.limit(robot.inverse(*waypoint))
+  waypoint_x = tip[0] + share * (move.tip[0] - tip[0])
+  waypoint_y = tip[1] + share * (move.tip[1] - tip[1])
+  goal = robot.limit(robot.inverse(waypoint_x, waypoint_y))
   deltas = [(g - q) / d for g, q, d in zip(goal, env.joints, robot.max_delta)]
   excess = max(1.0, *(abs(delta) for delta in deltas))
   return tuple(delta / excess for delta in deltas)
 
 
 def _plan(env, choice: int) -> _Move:
-  scenario, world = env.scenario, env.world
+  scenario = env.scenario
+  world = env.world
   task = scenario.task
   if task in ('reach', 'reach_shape', 'reach_any'):
     return _Move(world.position(choice), False)

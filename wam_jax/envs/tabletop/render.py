@@ -246,7 +246,8 @@ class Renderer:
     if finish == 'dot':
       canvas.disc(x, y, 0.018, _LIGHT)
     elif finish == 'band':
-      dx, dy = 0.045 * math.cos(angle), 0.045 * math.sin(angle)
+      dx = 0.045 * math.cos(angle)
+      dy = 0.045 * math.sin(angle)
       canvas.rod((x - dx, y - dy), (x + dx, y + dy), 0.02, _scale(color, 0.45))
 
 
@@ -260,8 +261,10 @@ def _draw_shape(canvas, shape, pose, grow, color):
   if outline is None:
     canvas.disc(x, y, world_lib.DISC_RADIUS * grow, color)
     return
-  c, s = grow * math.cos(angle), grow * math.sin(angle)
-  canvas.polygon([(x + c * px - s * py, y + s * px + c * py) for px, py in outline], color)
+  c = grow * math.cos(angle)
+  s = grow * math.sin(angle)
+  corners = [(x + c * px - s * py, y + s * px + c * py) for px, py in outline]
+  canvas.polygon(corners, color)
 
 
 def _draw_disc(canvas, world, joints):
@@ -282,17 +285,22 @@ def _draw_arm(canvas, world, joints):
   spread = 0.042 - 0.026 * world.grip
   canvas.disc(*world.tip, 0.026, _DARK)
   for sign in (-1, 1):
-    root = world.tip[0] + sign * spread * side[0], world.tip[1] + sign * spread * side[1]
-    canvas.rod(world.tip, root, 0.022, _DARK)
-    finger_tip = (root[0] + 0.05 * ahead[0], root[1] + 0.05 * ahead[1])
-    canvas.rod(root, finger_tip, 0.022, _DARK)
+    root_x = world.tip[0] + sign * spread * side[0]
+    root_y = world.tip[1] + sign * spread * side[1]
+    canvas.rod(world.tip, (root_x, root_y), 0.022, _DARK)
+    tip_x = root_x + 0.05 * ahead[0]
+    tip_y = root_y + 0.05 * ahead[1]
+    canvas.rod((root_x, root_y), (tip_x, tip_y), 0.022, _DARK)
 
 
 def _draw_cart(canvas, world, joints):
-  cart = joints[0], robots_lib.RAIL_Y
+  x = joints[0]
+  cart = (x, robots_lib.RAIL_Y)
   canvas.rod((-0.3, robots_lib.RAIL_Y), (1.3, robots_lib.RAIL_Y), 0.018, _DARK)
   canvas.rod(cart, world.tip, 0.03, _BROWN)
-  canvas.rod((cart[0] - 0.08, cart[1]), (cart[0] + 0.08, cart[1]), 0.075, _BROWN)
+  left = (x - 0.08, robots_lib.RAIL_Y)
+  right = (x + 0.08, robots_lib.RAIL_Y)
+  canvas.rod(left, right, 0.075, _BROWN)
   canvas.disc(*world.tip, 0.042, _BROWN)
   canvas.disc(*world.tip, 0.02 * (1 - world.grip) + 0.004, _LIGHT)
 
@@ -304,8 +312,8 @@ def _draw_human(canvas, world, joints):
   angle = math.atan2(y - shoulder[1], x - shoulder[0])
   ahead = (math.cos(angle), math.sin(angle))
   side = (-math.sin(angle), math.cos(angle))
-  wrist = x - 0.05 * ahead[0], y - 0.05 * ahead[1]
-  cuff = x - 0.17 * ahead[0], y - 0.17 * ahead[1]
+  wrist = (x - 0.05 * ahead[0], y - 0.05 * ahead[1])
+  cuff = (x - 0.17 * ahead[0], y - 0.17 * ahead[1])
   canvas.rod(wrist, shoulder, 0.06, _SKIN)
   canvas.rod(cuff, shoulder, 0.085, _SLEEVE)
   canvas.disc(x - 0.02 * ahead[0], y - 0.02 * ahead[1], 0.046, _SKIN)
@@ -314,7 +322,8 @@ def _draw_human(canvas, world, joints):
   length = 0.075 - 0.035 * world.grip
   for offset, lean in ((-0.034, -0.5), (-0.012, -0.15), (0.012, 0.15), (0.034, 0.6)):
     lean *= 1 - world.grip
-    root_x, root_y = x + offset * side[0], y + offset * side[1]
+    root_x = x + offset * side[0]
+    root_y = y + offset * side[1]
     tip_x = root_x + length * (ahead[0] + lean * side[0])
     tip_y = root_y + length * (ahead[1] + lean * side[1])
     canvas.rod((root_x, root_y), (tip_x, tip_y), 0.018, _SKIN)

@@ -22,12 +22,12 @@ _DAMPING = 1e-6
 _MASS = 0.2  # Of every item, kg.
 _FRICTION = 0.5  # Between items, walls and the effector.
 
+_CORNERS = (0, 2 * math.pi / 3, 4 * math.pi / 3)  # Of the triangle, radians.
+# Outlines about the centre, metres.
 SHAPES = {
   'disc': None,
   'square': ((-0.062, -0.062), (0.062, -0.062), (0.062, 0.062), (-0.062, 0.062)),
-  'triangle': tuple(
-    (0.085 * math.sin(a), -0.085 * math.cos(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)
-  ),
+  'triangle': tuple((0.085 * math.sin(a), -0.085 * math.cos(a)) for a in _CORNERS),
   'bar': ((-0.085, -0.04), (0.085, -0.04), (0.085, 0.04), (-0.085, 0.04)),
 }
 DISC_RADIUS = 0.07

@@ -174,7 +174,8 @@ def describe(tag: str, record: record_lib.Embodiment, model: cfg.ModelConfig) ->
   have = _get_essence(record)
   differing = []
   for part in ('slices', 'views', 'composite'):
-    here, there = getattr(have, part), getattr(want, part)
+    here = getattr(have, part)
+    there = getattr(want, part)
     if here != there:
       differing.append(f'{part}: {str(here)[:200]} here, {str(there)[:200]} there')
   errors.fail(

@@ -126,6 +126,7 @@ def _name_stage(
   Wan2.1 counts the modules of all stages in one list, the others within each stage.
   """
   way = 'down' if side == 'encoder' else 'up'
+  # Every stage counts as one with resampling; the last has none, and so leaves its number unused.
   within = range(blocks + 1)
   through = [stage * (blocks + 1) + j for j in within]
   if layout == 'wan':
