@@ -6,7 +6,6 @@ import concurrent.futures
 import functools
 import json
 import multiprocessing
-import os
 import pathlib
 import re
 import shutil
@@ -202,63 +201,29 @@ COMMANDS = {
 }
 STRAY, UNKNOWN = 'stray', '--no_such_flag=1'
 
-# One process imports everything but the commands, and forks for every case: commands define flags
-# of the same names, so no two of them can share a process.
-RUN_CASES = """
-import contextlib, importlib, json, os, pathlib, runpy, sys, traceback
-for package in ('wam_jax', 'data', 'benchmarks'):
-  for path in sorted(pathlib.Path(package).rglob('*.py')):
-    if 'DEFINE_' not in path.read_text() and path.stem != '__main__':
-      with contextlib.suppress(ImportError):  # Of an extra that is not installed.
-        importlib.import_module('.'.join(path.with_suffix('').parts))
-for number, (module, *argv) in enumerate(json.loads(sys.argv[1])):
-  child = os.fork()
-  if not child:
-    output = os.open(f'{sys.argv[2]}/{number}', os.O_WRONLY | os.O_CREAT)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.argv = [module, *argv]
-    try:
-      runpy.run_module(module, run_name='__main__', alter_sys=True)
-    except SystemExit as stop:
-      os._exit(stop.code)  # At once: taking all those modules down would take a second.
-    finally:
-      traceback.print_exc()
-      os._exit(99)
-  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
 
-
-def test_every_command_answers_a_mistake_with_one_message(tmp_path):
-  (tmp_path / 'straight').mkdir()  # A run that `benchmarks.kills` must not touch.
-  cases, expected = [], []
+def list_mistakes() -> list[tuple[list[str], str]]:
+  """(a command with a mistake, part of the message it must end with)."""
+  cases = []
   for module, (needed, mistake) in COMMANDS.items():
-    cases.append([module, *needed, UNKNOWN])
-    expected.append("Unknown command line flag 'no_such_flag'")
-    cases.append([module, *needed, STRAY])
-    expected.append(
-      'inspect stray' if module == 'wam_jax.convert' else "Unexpected arguments ['stray']"
-    )
+    stray = 'inspect stray' if module == 'wam_jax.convert' else "Unexpected arguments ['stray']"
+    cases.append(([module, *needed, UNKNOWN], "Unknown command line flag 'no_such_flag'"))
+    cases.append(([module, *needed, STRAY], stray))
     if mistake is not None:
-      cases.append([module, *needed, *(flag.replace('ROOT', str(tmp_path)) for flag in mistake)])
-      expected.append('')
-  done = subprocess.run(
-    [sys.executable, '-c', RUN_CASES, json.dumps(cases), str(tmp_path)],
-    check=True,
-    text=True,
-    capture_output=True,
-    cwd=ROOT,
-    # An allocator that is chosen already: nothing starts itself again.
-    env=os.environ | {'MALLOC_TRIM_THRESHOLD_': '-1', 'JAX_PLATFORMS': 'cpu'},
-  )
-  statuses = [int(line) for line in done.stdout.splitlines()]
-  for number, (case, message, status) in enumerate(zip(cases, expected, statuses, strict=True)):
-    output = (tmp_path / str(number)).read_text()
-    assert status == 1, (case, output)
-    assert 'Traceback' not in output, (case, output)
-    assert output.count('error: ') == 1, (case, output)
-    assert output.startswith('error: '), (case, output)
-    assert message in output, (case, output)
+      cases.append(([module, *needed, *mistake], ''))
+  return cases
+
+
+@pytest.mark.parametrize('case, message', list_mistakes(), ids=str)
+def test_every_command_answers_a_mistake_with_one_message(tmp_path, case, message):
+  (tmp_path / 'straight').mkdir()  # A run that `benchmarks.kills` must not touch.
+  done = programs.run(*(word.replace('ROOT', str(tmp_path)) for word in case))
+  assert done.returncode == 1, done
+  assert done.stdout == ''
+  assert 'Traceback' not in done.stderr
+  assert done.stderr.count('error: ') == 1
+  assert done.stderr.startswith('error: ')
+  assert message in done.stderr
 
 
 def test_every_command_is_in_the_test_above():
