@@ -54,7 +54,7 @@ WALLS = {
   ),
   'workers load no framework of models': (
     ('wam_jax.data.samples', 'wam_jax.data.robot'),
-    ('flax', 'optax', 'wam_jax.types'),
+    ('jax', 'flax', 'optax', 'orbax', 'wam_jax.types'),
     'each of them would spend its start on it',
   ),
   'control does not evaluate': (

@@ -1,6 +1,6 @@
 """Samples to examples: windows of a dataset, read, decoded and normalized, side by side as a batch.
 
-This is what grain's threads and workers run, and so it imports no Flax: fields of `types.Batch`
+This is what grain's threads and workers run, and so it imports no JAX: fields of `types.Batch`
 travel in dicts by name, and become a `Batch` where the iterator hands them out.
 """
 
