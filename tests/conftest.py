@@ -17,8 +17,8 @@ os.environ.setdefault(
   str(pathlib.Path(tempfile.gettempdir()) / f'wam_jax_test_programs_{os.getuid()}'),
 )
 # JAX keeps only programs that took a second to compile; those of the tests take less each, and
-# minutes together.
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# minutes together. Below a quarter of a second, writing one costs as much as it saves.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.25')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import pytest

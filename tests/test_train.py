@@ -494,6 +494,7 @@ def stop_after(processes, workdir, step: int) -> list[str]:
   return [finish(process, 128 + signal.SIGTERM) for process in processes]
 
 
+@pytest.mark.slow
 def test_four_processes_then_two_then_one_train_like_one(straight, tmp_path):
   """The processes stop together, each time with a checkpoint that another number of them continues
   from.

@@ -78,6 +78,8 @@ class Machines:
       stderr=subprocess.PIPE,
       # A group of its own: a test can send it Ctrl-C without stopping pytest.
       start_new_session=True,
+      # Pytest in the background of a script ignores Ctrl-C, and what it starts would, too.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
   def run(self, script: str | pathlib.Path, *args: str) -> tuple[int, str, str]:
