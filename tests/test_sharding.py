@@ -140,7 +140,7 @@ def list_pairs():
       yield pytest.param(mesh, attention, marks=[pytest.mark.slow] if is_slow else [])
 
 
-@pytest.mark.parametrize('mesh, attention', list_pairs())
+@pytest.mark.parametrize('mesh, attention', list(list_pairs()))
 def test_two_steps_equal_one_device(mesh, attention, capfd):
   """Sums over shards run in another order: float32 rounding, carried through one update to the
   second loss.
