@@ -29,6 +29,7 @@ from tests import parity
 LONGEST_FIRST = (
   'test_train.py',
   'test_configs.py',
+  'test_remote.py',
   'test_sharding.py',
   'test_encode.py',
   'test_finetuning.py',

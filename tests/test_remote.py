@@ -5,7 +5,6 @@ those on a disk.
 from __future__ import annotations
 
 import json
-import pathlib
 import signal
 import time
 
@@ -13,8 +12,6 @@ import pytest
 
 from tests import object_store
 from tests import programs
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='module')

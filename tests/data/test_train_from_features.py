@@ -5,14 +5,11 @@ refusal.
 from __future__ import annotations
 
 import json
-import pathlib
 import subprocess
 
 import numpy as np
 
 from tests import programs
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(module: str, *args: str) -> subprocess.CompletedProcess:

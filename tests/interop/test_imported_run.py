@@ -13,8 +13,6 @@ from tests import programs
 from tests.data import published
 from tests.interop import tiny
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 def run(module: str, *flags: str) -> str:
   done = programs.run(module, *flags, timeout=400)
