@@ -23,6 +23,12 @@ def claim(workdir, config):
     pass
 
 
+def bind(workdir, config):
+  """As a run does that has saved its first checkpoint."""
+  claim(workdir, config)
+  (workdir / 'checkpoints' / '2').mkdir(parents=True)
+
+
 def test_config_is_recorded_and_readable(tmp_path):
   claim(tmp_path / 'a' / 'run', CONFIG)
   stored = workdir_lib.load_config(tmp_path / 'a' / 'run')
@@ -30,8 +36,34 @@ def test_config_is_recorded_and_readable(tmp_path):
   assert workdir_lib.load_config(tmp_path) is None
 
 
-def test_other_config_is_refused_and_changes_nothing(tmp_path):
+def test_a_start_that_saved_nothing_binds_nothing(tmp_path):
   claim(tmp_path, CONFIG)
+  (tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir(parents=True)
+  claim(tmp_path, changed(seed=3))
+  assert workdir_lib.load_config(tmp_path)['seed'] == 3
+  # A checkpoint that cannot be read is one all the same.
+  (tmp_path / 'unreadable' / '2').mkdir(parents=True)
+  with pytest.raises(ValueError, match='config.seed: 3 there, 0 now'):
+    claim(tmp_path, CONFIG)
+
+
+def test_the_vocabulary_is_that_of_the_start_that_saved(tmp_path):
+  def keep(name):
+    (tmp_path / name).write_text(name)
+    text = dataclasses.replace(CONFIG.model.text, kind='umt5', tokenizer=str(tmp_path / name))
+    config = changed(model=dataclasses.replace(CONFIG.model, text=text))
+    workdir_lib.keep_vocabulary(tmp_path / 'run', config)
+    return workdir_lib.find_vocabulary(tmp_path / 'run').read_text()
+
+  claim(tmp_path / 'run', CONFIG)
+  assert keep('first.json') == 'first.json'
+  assert keep('second.model') == 'second.model'
+  bind(tmp_path / 'run', CONFIG)
+  assert keep('third.json') == 'second.model'
+
+
+def test_other_config_is_refused_and_changes_nothing(tmp_path):
+  bind(tmp_path, CONFIG)
   before = (tmp_path / 'config.json').read_text()
   # Both would give other numbers under the same name.
   other = changed(seed=3, optimizer=dataclasses.replace(CONFIG.optimizer, b1=0.5))
@@ -45,7 +77,7 @@ def test_other_config_is_refused_and_changes_nothing(tmp_path):
 
 
 def test_ten_differences_are_listed(tmp_path):
-  claim(tmp_path, CONFIG)
+  bind(tmp_path, CONFIG)
   model = dataclasses.replace(
     CONFIG.model,
     dim=32,
@@ -69,7 +101,7 @@ def test_ten_differences_are_listed(tmp_path):
 def test_length_speed_and_places_may_change(tmp_path):
   here = cfg.DatasetConfig(path='/here', embodiment='disc', prepare='a')
   data = dataclasses.replace(CONFIG.data, mixture={'d': here}, embodiments=('disc',))
-  claim(tmp_path, changed(data=data))
+  bind(tmp_path, changed(data=data))
   there = dataclasses.replace(
     data,
     mixture={'d': dataclasses.replace(here, path='/there', prepare='b')},
@@ -96,7 +128,7 @@ def test_length_speed_and_places_may_change(tmp_path):
 
 
 def test_key_added_since_counts_as_its_default(tmp_path):
-  claim(tmp_path, CONFIG)
+  bind(tmp_path, CONFIG)
   stored = json.loads((tmp_path / 'config.json').read_text())
   # As in a workdir of an older version.
   del stored['model']['remat']

@@ -73,7 +73,8 @@ def claim(workdir: pathlib.Path, config: cfg.TrainConfig) -> Iterator[storage.Fo
   Yields:
     The folder where the small files of the run are written.
   Raises:
-    ValueError: no permission, in use by another process, or made by another config.
+    ValueError: no permission, in use by another process, or a run with another config has saved a
+      checkpoint there.
   """
   if storage.is_remote(workdir):
     with storage.owned_folder(workdir, _CONTINUED) as folder:
@@ -117,7 +118,10 @@ def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
   Raises:
     ValueError: there is no such file.
   """
-  if config.model.text.kind == 'word' or find_vocabulary(workdir):
+  if config.model.text.kind == 'word':
+    return
+  kept = find_vocabulary(workdir)
+  if kept and is_bound(workdir):
     return
   source = storage.make_path(config.model.text.tokenizer, 'config.model.text.tokenizer')
   if not source.is_file():
@@ -125,6 +129,9 @@ def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
       f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
       f'sentencepiece model of the text encoder {config.model.text.kind!r}.'
     )
+  # A start that came to nothing may have had another one, perhaps under the other name.
+  if kept:
+    kept.unlink()
   copy_vocabulary(workdir, source)
 
 
@@ -166,13 +173,19 @@ def fill_config(stored: Mapping[str, Any]) -> dict[str, Any]:
   return _fill(stored, default)
 
 
+def is_bound(workdir: pathlib.Path) -> bool:
+  """Whether a run has saved a checkpoint there, readable or not: before, any config may start."""
+  places = (workdir / 'checkpoints', workdir / 'unreadable')
+  return any(entry.name.isdigit() for p in places if p.is_dir() for entry in p.iterdir())
+
+
 def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
   """Writes config.json, or raises if the directory belongs to another run."""
   now = json.loads(json.dumps(cfg.to_dict(config)))  # As it is read back.
   stored = load_config(workdir)
   if stored == now:
     return
-  if stored is not None:
+  if stored is not None and is_bound(workdir):
     _check_same_run(workdir, stored, now)
   storage.write_whole(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
 
