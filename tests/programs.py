@@ -4,7 +4,9 @@ import atexit
 import multiprocessing
 import os
 import pathlib
+import random
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -117,6 +119,16 @@ def run(
   program = Program(module, *arguments, variables=variables)
   stdout, stderr = program.communicate(timeout)
   return subprocess.CompletedProcess(program.args, program.returncode, stdout, stderr)
+
+
+def free_port(first: int, last: int) -> int:
+  """A port in [first, last) that nothing listens on."""
+  # Tests may run side by side: no fixed port.
+  for port in random.sample(range(first, last), 100):
+    with socket.socket() as s:
+      if s.connect_ex(('localhost', port)):
+        return port
+  raise OSError('no free port')
 
 
 def _run(argv: list[str], streams: list[str], variables: dict[str, str]) -> None:

@@ -12,7 +12,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -447,17 +446,8 @@ def test_changed_dataset_is_refused(straight, config, tmp_path, monkeypatch):
     train.train(config, tmp_path / 'run')
 
 
-def free_port(first: int, last: int) -> int:
-  # Tests may run side by side: no fixed port.
-  for port in random.sample(range(first, last), 100):
-    with socket.socket() as s:
-      if s.connect_ex(('localhost', port)):
-        return port
-  raise OSError('no free port')
-
-
 def start_by_hand(workdir, dataset, count: int) -> list[programs.Program]:
-  address = f'--coordinator_address=localhost:{free_port(20000, 30000)}'
+  address = f'--coordinator_address=localhost:{programs.free_port(20000, 30000)}'
   return [
     start(workdir, dataset, address, f'--num_processes={count}', f'--process_id={number}')
     for number in range(count)
@@ -470,7 +460,7 @@ def start_by_slurm(workdir, dataset, count: int) -> list[programs.Program]:
   """
   first = 2**16 - 2**12
   common = dict(
-    SLURM_JOB_ID=str(free_port(first, 2**16) - first),
+    SLURM_JOB_ID=str(programs.free_port(first, 2**16) - first),
     SLURM_STEP_NODELIST='localhost',
     SLURM_NTASKS=str(count),
   )

@@ -1,0 +1,364 @@
+"""What the processes of one job tell each other beside the arrays: all go on, or all stop with the
+same words.
+
+Messages go through the coordinator of `jax.distributed`, not through the devices: nothing is
+compiled, a text may have any length, and a wait has an end. Each process must come to the same
+stages in the same order. With one process every function here does its work and waits for nobody.
+
+  `all_or_none`   each does a part, and goes on when all have done theirs
+  `decide`        the first one does it, and all have its result
+  `agree`         all hold the same, or hear which host holds something else
+  `together`      a process that fails anywhere ends the others, too
+
+Collectives are no way to say that something went wrong: who waits in one hears nothing. So a
+stage that may fail on one host alone holds none, or is inside of `together`, which ends a process
+from beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from wam_jax import progress
+
+T = TypeVar('T')
+
+LIMIT_S = 1800.0  # Hosts start, read and install at different speeds.
+FOREVER_S = 7 * 24 * 3600.0  # For work that may take days; a host that dies ends all the same.
+
+_MISTAKES = (ValueError, OSError, FloatingPointError)  # Whose message is all that a user needs.
+_EVERY_S = 0.25  # Between two looks at what the others have said.
+_TOGETHER_S = 1.0  # A mistake of several hosts is found by all of them in about this time.
+_GRACE_S = 10.0  # For a process to end by itself, after another one failed.
+_FAILED = 'wam_jax/failed'  # Where the coordinator keeps what ends the job.
+_stages = itertools.count()
+
+
+class HostError(ValueError):
+  """Something failed on some of the hosts; the message is the same on all of them."""
+
+
+@contextlib.contextmanager
+def all_or_none(stage: str, limit_s: float = LIMIT_S) -> Iterator[None]:
+  """Leaves the block when every process has come to its end.
+
+  Args:
+    stage: what the block does, for messages, as 'opening the dataset'.
+    limit_s: longest time to wait for the others.
+  Raises:
+    HostError: on every process, if the block failed on some of them, or some did not come. Where
+      all fail alike, or one is alone, it is the error itself.
+  """
+  meeting = _Meeting(stage, limit_s)
+  try:
+    yield
+  except BaseException as e:
+    meeting.fail(e)
+    raise  # Alone, or all fail alike, or all know already.
+  meeting.give(None)
+
+
+def exchange(stage: str, value: Any, limit_s: float = LIMIT_S) -> list[Any]:
+  """What every process gives, JSON-ready and small, in the order of the processes.
+
+  Raises:
+    HostError: on every process, if some did not come within `limit_s`.
+  """
+  return _Meeting(stage, limit_s).give(value)
+
+
+def decide(stage: str, choose: Callable[[], T], limit_s: float = LIMIT_S) -> T:
+  """The JSON-ready result of `choose`, which is called on the first process alone.
+
+  Raises:
+    HostError: on every process, if it raises there, or does not end within `limit_s`.
+  """
+  meeting = _Meeting(stage, limit_s)
+  chosen = None
+  if _find_job().number == 0:
+    try:
+      chosen = choose()
+    except BaseException as e:
+      meeting.fail(e)
+      raise
+  return meeting.give(chosen)[0]
+
+
+def agree(stage: str, facts: Mapping[str, Any], advice: str, limit_s: float = LIMIT_S) -> None:
+  """Returns if all processes give equal JSON-ready facts.
+
+  Args:
+    facts: by name, what must be equal; the first process's are the truth.
+    advice: how a user makes them equal.
+  Raises:
+    HostError: on every process, naming the hosts that differ from the first one, and in what.
+  """
+  everyone = exchange(stage, {name: _shorten(value) for name, value in facts.items()}, limit_s)
+  truth = everyone[0]
+  lines = []
+  for name in sorted({name for given in everyone for name in given}):
+    hosts_by_value: dict[str, list[int]] = {}
+    for number, given in enumerate(everyone):
+      hosts_by_value.setdefault(given.get(name, 'absent'), []).append(number)
+    if len(hosts_by_value) > 1:
+      expected = truth.get(name, 'absent')
+      others = [
+        f'{value} on {_name_hosts(numbers)}'
+        for value, numbers in hosts_by_value.items()
+        if value != expected
+      ]
+      lines.append(f'{name}: {expected} on {_name_hosts([0])}, {", ".join(others)}')
+  if lines:
+    listed = '\n  '.join(lines[:10] + [f'... and {len(lines) - 10} more'] * (len(lines) > 10))
+    raise HostError(f'The hosts of this job differ ({stage}):\n  {listed}\n{advice}')
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """While inside, an error that leaves the block on one process ends all, with its message.
+
+  A process that does not end by itself within ten seconds, because it waits for devices or in a
+  collective, is ended from a thread, as if killed: what it was writing stays unfinished.
+  """
+  job = _find_job()
+  if job.client is None:
+    yield
+    return
+  watch = _Watch(job)
+  watch.start()
+  try:
+    yield
+  except BaseException as e:
+    watch.tell(e)
+    raise
+  watch.stop()
+
+
+class _Meeting:
+  """One stage at which every process says something, and all hear the same verdict."""
+
+  def __init__(self, stage: str, limit_s: float):
+    self._stage = stage
+    self._limit_s = limit_s
+    self._place = f'wam_jax/stage/{next(_stages)}'
+    job = _find_job()
+    self._client = job.client
+    self._number = job.number
+    self._count = job.count
+
+  def give(self, value: Any) -> list[Any]:
+    """What all have given, once all have; raises HostError if one failed or did not come."""
+    if self._client is None:
+      return [json.loads(json.dumps(value))]  # As the others would see it.
+    self._say({'host': socket.gethostname(), 'value': value})
+    return self._hear()
+
+  def fail(self, error: BaseException) -> None:
+    """Tells the others; raises HostError unless `error` itself should be raised."""
+    if self._client is None or isinstance(error, HostError):
+      return
+    self._say({'host': socket.gethostname(), 'error': describe(error)})
+    # Others may be about to find the same.
+    time.sleep(_TOGETHER_S)
+    self._judge(self._read())
+    try:
+      self._hear()
+    except HostError as e:
+      # Of a bug the traceback is worth more; and alike on all, it needs no names of hosts.
+      if isinstance(error, _MISTAKES) and str(e) != describe(error):
+        raise e from error
+
+  def _say(self, said: dict[str, Any]) -> None:
+    self._client.key_value_set(f'{self._place}/said/{self._number}', json.dumps(said))
+
+  def _read(self) -> dict[int, dict[str, Any]]:
+    """By number of the process, what those said that have come."""
+    found = self._client.key_value_dir_get(f'{self._place}/said/')
+    return {int(key.rsplit('/', 1)[1]): json.loads(text) for key, text in found}
+
+  def _hear(self) -> list[Any]:
+    """Waits for the verdict; the first process gives it, or whoever fails."""
+    start = time.monotonic()
+    line = progress.Line()
+    line.wait()
+    while True:
+      verdict = self._find_verdict()
+      if verdict is not None:
+        break
+      if failure := _find_failure(self._client):
+        raise HostError(failure)
+      waited_s = time.monotonic() - start
+      if self._number == 0:
+        said = self._read()
+        absent = [number for number in range(self._count) if number not in said]
+        late = waited_s > self._limit_s
+        if not absent or late:
+          self._judge(said, late)
+        else:
+          line(f'{self._stage}: waiting for {_name_hosts(absent)}, {waited_s:.0f} s')
+      elif waited_s > self._limit_s + _GRACE_S:
+        raise HostError(self._describe_late([0]))
+    line.close()
+    if 'error' in verdict:
+      raise HostError(verdict['error'])
+    return verdict['values']
+
+  def _find_verdict(self) -> dict[str, Any] | None:
+    """The verdict if there is one, or comes soon."""
+    try:
+      text = self._client.blocking_key_value_get(f'{self._place}/verdict', int(1000 * _EVERY_S))
+    except jax.errors.JaxRuntimeError as e:
+      if 'DEADLINE_EXCEEDED' not in str(e):
+        raise
+      return None
+    return json.loads(text)
+
+  def _judge(self, said: Mapping[int, dict[str, Any]], late: bool = False) -> None:
+    """Gives the verdict on what was said; the first one that is given holds for all."""
+    errors: dict[str, list[int]] = {}
+    for number, one in sorted(said.items()):
+      if 'error' in one:
+        errors.setdefault(one['error'], []).append(number)
+    absent = [number for number in range(self._count) if number not in said]
+    if errors:
+      names = {number: one['host'] for number, one in said.items()}
+      verdict = {'error': self._describe_errors(errors, names)}
+    elif late and absent:
+      verdict = {'error': self._describe_late(absent)}
+    else:
+      verdict = {'values': [said[number]['value'] for number in range(self._count)]}
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # ALREADY_EXISTS
+      self._client.key_value_set(f'{self._place}/verdict', json.dumps(verdict))
+
+  def _describe_errors(self, errors: Mapping[str, list[int]], names: Mapping[int, str]) -> str:
+    if len(errors) == 1:
+      (text, numbers), *_ = errors.items()
+      if len(numbers) == self._count:
+        return text
+    parts = [f'{_name_hosts(numbers, names)}: {text}' for text, numbers in errors.items()]
+    failed = sum(map(len, errors.values()))
+    return f'Failed while {self._stage}, on {failed} of {self._count} hosts. ' + '\n'.join(parts)
+
+  def _describe_late(self, absent: Sequence[int]) -> str:
+    return (
+      f'{_name_hosts(absent)} of {self._count} did not come to the end of {self._stage} within '
+      f'{self._limit_s:.0f} s of the others. Look at what is printed there; a disk or a network '
+      'may be stuck. Start all again.'
+    )
+
+
+class _Watch:
+  """A thread that ends this process some time after another one has failed."""
+
+  def __init__(self, job: _Job):
+    self._client = job.client
+    self._number = job.number
+    self._over = threading.Event()
+    # No daemon: a thread in the client must not outlive the interpreter.
+    self._thread = threading.Thread(target=self._run, name='wam_jax.hosts')
+
+  def start(self) -> None:
+    self._thread.start()
+
+  def stop(self) -> None:
+    self._over.set()
+    self._thread.join()
+
+  def tell(self, error: BaseException) -> None:
+    """Ends the others, and in a while this process, should it hang while it is cleaned up."""
+    text = describe(error)
+    if not isinstance(error, HostError):  # That names its hosts.
+      text = f'{_name_hosts([self._number], {self._number: socket.gethostname()})}: {text}'
+    self.stop()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another one was first.
+      self._client.key_value_set(_FAILED, text)
+    end = threading.Timer(6 * _GRACE_S, _end_process, [text])
+    end.daemon = True
+    end.start()
+
+  def _run(self) -> None:
+    while not self._over.wait(1.0):
+      try:
+        text = _find_failure(self._client)
+      except jax.errors.JaxRuntimeError:
+        return  # The coordinator is gone, and JAX ends the process.
+      # Whoever waits in a stage of this module has heard it, and ends in order.
+      if text and not self._over.wait(_GRACE_S):
+        _end_process(text)
+
+
+def _find_failure(client: Any) -> str | None:
+  """What `together` was told on another process."""
+  try:
+    return client.key_value_try_get(_FAILED)
+  except jax.errors.JaxRuntimeError as e:
+    if 'NOT_FOUND' not in str(e):
+      raise
+    return None
+
+
+def describe(error: BaseException) -> str:
+  """The message of a user's mistake; of another error its type, too."""
+  if isinstance(error, _MISTAKES) and str(error):
+    return str(error)
+  return f'{type(error).__name__}: {error}'
+
+
+def _end_process(text: str) -> None:
+  """Prints `text` and ends this process, wherever its main thread may be."""
+  os.write(2, f'error: {text}\n'.encode())
+  sys.stdout.flush()
+  # The others wait for each other before they end.
+  leave = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+  leave.start()
+  leave.join(_GRACE_S)
+  os._exit(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """The processes that belong together.
+
+  Attributes:
+    client: the connection to their coordinator; None where this process is alone.
+    number, count: which one this is, and of how many.
+  """
+
+  client: Any | None
+  number: int
+  count: int
+
+
+def _find_job() -> _Job:
+  """The job of this process. Starts no backend."""
+  # Not public, but what jax.experimental.multihost_utils and Orbax use.
+  from jax._src import distributed
+
+  state = distributed.global_state
+  if state.client is None or state.num_processes == 1:
+    return _Job(None, 0, 1)
+  return _Job(state.client, state.process_id, state.num_processes)
+
+
+def _name_hosts(numbers: Sequence[int], names: Mapping[int, str] | None = None) -> str:
+  """As 'host 1 (worker-1)' or 'hosts 1, 2, 5 and 12 more'."""
+  listed = [f'{n} ({names[n]})' if names else f'{n}' for n in numbers[:8]]
+  more = f' and {len(numbers) - 8} more' if len(numbers) > 8 else ''
+  return f'host{"s" if len(numbers) > 1 else ""} {", ".join(listed)}{more}'
+
+
+def _shorten(value: Any) -> str:
+  """A fact as it is compared and shown."""
+  return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
