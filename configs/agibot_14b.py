@@ -2,13 +2,13 @@
 actions a chunk.
 
   python -m wam_jax.convert import --source=Wan2.1-I2V-14B-480P \
-      --output=~/wam_jax_data/wan2_1_i2v_14b_two --num_embodiments=2
-  python -m data.from_lerobot --source=AGIBOT_LEROBOT --output=~/wam_jax_data/agibot/1.0.0 \
+      --output=DATA/wan2_1_i2v_14b_two --num_embodiments=2
+  python -m data.from_lerobot --source=AGIBOT_LEROBOT --output=DATA/agibot/1.0.0 \
       --workers=64
-  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b_two \
-      --dataset=~/wam_jax_data/agibot/1.0.0 --embodiment=agibot
+  python -m data.encode --workdir=DATA/wan2_1_i2v_14b_two \
+      --dataset=DATA/agibot/1.0.0 --embodiment=agibot
   python -m wam_jax.train --config=configs/agibot_14b.py --workdir=gs://BUCKET/agibot_14b \
-      --distributed
+      --distributed --config.data.root=DATA
 
 Step, memory and layouts are those of droid_14b, with 96 action tokens more in 14,180: by estimate
 7.8 days on v5p-128, 1.5 on v6e-256 (:v6e). The second category of the action modules is for
@@ -22,17 +22,17 @@ from wam_jax import presets
 def get_config(arg: str = ''):
   c = droid_14b.get_config('' if arg == 'smoke' else arg)
   c.name = 'agibot_14b'
-  c.init_from = f'{presets.DATA_ROOT}/wan2_1_i2v_14b_two'
+  presets.start_from(c, 'wan2_1_i2v_14b_two')
 
   # Paper: 30 Hz, 1.6 s a chunk.
   c.model.actions_per_chunk = 48
   # A run cannot go on from weights of fewer categories; the second one is not trained here.
   c.model.num_embodiments = 2
-  c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
 
   c.data.embodiments = ('agibot', 'human')
   c.data.mixture = {
     'agibot': presets.rlds_dataset(
+      c,
       path='agibot/1.0.0',
       embodiment='agibot',
       prepare='data.from_lerobot --source={source} --output={path}',

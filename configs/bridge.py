@@ -36,6 +36,7 @@ def get_config(arg: str = ''):
   c.data.embodiments = ('bridge_widowx',)
   c.data.mixture = {
     'bridge': presets.rlds_dataset(
+      c,
       path='bridge_dataset/1.0.0',
       embodiment='bridge_widowx',
       prepare='data.convert --source={source} --output={path}',

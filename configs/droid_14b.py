@@ -1,13 +1,13 @@
 """DreamZero on DROID, 14B: Wan2.1-I2V-14B and new action modules, trained in full; coupled noise.
 
-  python -m wam_jax.convert import --source=Wan2.1-I2V-14B-480P \
-      --output=~/wam_jax_data/wan2_1_i2v_14b
-  python -m data.convert --source=DROID_RLDS --output=~/wam_jax_data/droid/1.0.1
-  python -m data.encode --workdir=~/wam_jax_data/wan2_1_i2v_14b \
-      --dataset=~/wam_jax_data/droid/1.0.1 --embodiment=droid
+  python -m wam_jax.convert import --source=Wan2.1-I2V-14B-480P --output=DATA/wan2_1_i2v_14b
+  python -m data.convert --source=DROID_RLDS --output=DATA/droid/1.0.1
+  python -m data.encode --workdir=DATA/wan2_1_i2v_14b \
+      --dataset=DATA/droid/1.0.1 --embodiment=droid
   python -m wam_jax.train --config=configs/droid_14b.py --workdir=gs://BUCKET/droid_14b \
-      --distributed
+      --distributed --config.data.root=DATA
 
+DATA is a directory or gs://BUCKET/DIR, what `config.data.root` names; docs/pods.md has each step.
 Expect by ahead-of-time estimate, at the peak of the chips (`python -m benchmarks.pods`): on v5p-128
 (v5p:4x4x4) 6.7 s a step, 7.8 days for all, 78 % MFU, 70 of 96 GiB; on v6e-256 (:v6e) 1.3 s, 1.5
 days, 52 % MFU, 20 of 31 GiB. These are bounds: input, logging, checkpoints and whatever keeps a
@@ -36,7 +36,6 @@ def get_config(arg: str = ''):
     )
   c = cfg.base()
   c.name = 'droid_14b'
-  c.init_from = f'{presets.DATA_ROOT}/wan2_1_i2v_14b'
   # Paper: 100,000 steps at a global batch of 128.
   c.steps = 100_000
   c.batch_size = 128
@@ -50,11 +49,12 @@ def get_config(arg: str = ''):
   c.hang_timeout_s = 1800.0
 
   c.model = dataclasses.asdict(presets.WAN2_1_I2V_14B)
-  c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
+  presets.start_from(c, 'wan2_1_i2v_14b')
 
   c.data.embodiments = ('droid',)
   c.data.mixture = {
     'droid': presets.rlds_dataset(
+      c,
       path='droid/1.0.1',
       embodiment='droid',
       prepare='data.convert --source={source} --output={path}',

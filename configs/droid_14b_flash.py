@@ -2,7 +2,8 @@
 one step a chunk.
 
   python -m wam_jax.train --config=configs/droid_14b_flash.py \
-      --workdir=gs://BUCKET/droid_14b_flash --distributed --config.init_from=WORKDIR_OF_DROID_14B
+      --workdir=gs://BUCKET/droid_14b_flash --distributed --config.data.root=DATA \
+      --config.init_from=WORKDIR_OF_DROID_14B
 
 Paper: the video's clean share is drawn from Beta(7, 1), mostly noise, the action's level uniformly
 and apart from it; 50,000 steps, as its other post-training. Step, memory and layouts are those of
@@ -16,7 +17,8 @@ from wam_jax import presets
 def get_config(arg: str = ''):
   c = droid_14b.get_config('' if arg == 'smoke' else arg)
   c.name = 'droid_14b_flash'
-  c.init_from = '~/wam/droid_14b'
+  # The workdir of that run.
+  presets.start_from(c, 'droid_14b')
   c.steps = 50_000
   # 5 % of the steps, as in droid_14b.
   c.optimizer.warmup_steps = 2500

@@ -2,11 +2,12 @@
 latent frame.
 
   python -m wam_jax.convert import --source=Wan2.2-TI2V-5B --image_encoder=Wan2.1-I2V-14B-480P \
-      --output=~/wam_jax_data/wan2_2_ti2v_5b
-  python -m data.convert --source=DROID_RLDS --output=~/wam_jax_data/droid/1.0.1
-  python -m data.encode --workdir=~/wam_jax_data/wan2_2_ti2v_5b \
-      --dataset=~/wam_jax_data/droid/1.0.1 --embodiment=droid_wan22
-  python -m wam_jax.train --config=configs/droid_5b.py --workdir=gs://BUCKET/droid_5b --distributed
+      --output=DATA/wan2_2_ti2v_5b
+  python -m data.convert --source=DROID_RLDS --output=DATA/droid/1.0.1
+  python -m data.encode --workdir=DATA/wan2_2_ti2v_5b \
+      --dataset=DATA/droid/1.0.1 --embodiment=droid_wan22
+  python -m wam_jax.train --config=configs/droid_5b.py --workdir=gs://BUCKET/droid_5b \
+      --distributed --config.data.root=DATA
 
 Expect by ahead-of-time estimate, at the peak of the chips: on v5p:2x2x4 0.81 s a step, 0.9 days for
 all, 59 % MFU, 28 of 96 GiB. `python -m benchmarks.pods` has the smallest slices.
@@ -23,12 +24,11 @@ def get_config(arg: str = ''):
     raise ValueError(f'This config takes no argument or "smoke", not {arg!r}.')
   c = droid_14b.get_config()
   c.name = 'droid_5b'
-  c.init_from = f'{presets.DATA_ROOT}/wan2_2_ti2v_5b'
   # The whole batch fits at once; droid_14b halves it.
   c.accumulate = 1
   c.model = dataclasses.asdict(presets.WAN2_2_TI2V_5B)
   c.model.remat = 'dots'
-  c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
+  presets.start_from(c, 'wan2_2_ti2v_5b')
   # The same robot with a composite image of 320 x 640, which this tokenizer halves.
   c.data.embodiments = ('droid_wan22',)
   c.data.mixture.droid.embodiment = 'droid_wan22'

@@ -24,7 +24,7 @@ def get_config(arg: str = ''):
   c.model.scan_unroll = 4  # No loop over layers: faster on CPU.
 
   c.data.embodiments = tuple(f'tabletop_{robot}' for robot in ROBOTS)
-  c.data.mixture = {'disc': presets.tabletop_dataset('disc', 'reach', 8000)}
+  c.data.mixture = {'disc': presets.tabletop_dataset(c, 'disc', 'reach', 8000)}
 
   c.flow.shift = 3.0
   c.flow.weighting = 'uniform'

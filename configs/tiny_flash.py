@@ -20,7 +20,7 @@ def get_config(arg: str = ''):
   c = tiny.get_config()
   c.name = 'tiny_flash_coupled' if arg == 'coupled' else 'tiny_flash'
   c.steps = 1500
-  c.data.mixture = {'disc': presets.tabletop_dataset('disc', 'reach_any', 8000)}
+  c.data.mixture = {'disc': presets.tabletop_dataset(c, 'disc', 'reach_any', 8000)}
   c.evaluation.tasks = ('reach_any',)
   # The twin keeps the noise and the steps of configs/tiny.py: all that is compared.
   if arg != 'coupled':

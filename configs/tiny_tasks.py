@@ -18,8 +18,8 @@ def get_config(arg: str = ''):
   c.save_every = 1000
   c.model.actions_per_chunk = 12  # The arm's 15 Hz; the others fill fewer rows.
   c.data.mixture = {
-    robot: presets.tabletop_dataset(robot, TASKS, 3000) for robot in ('disc', 'arm', 'cart')
+    robot: presets.tabletop_dataset(c, robot, TASKS, 3000) for robot in ('disc', 'arm', 'cart')
   }
-  c.data.mixture.human = presets.tabletop_dataset('human', TASKS, 1000, weight=0.3)
+  c.data.mixture.human = presets.tabletop_dataset(c, 'human', TASKS, 1000, weight=0.3)
   c.evaluation.tasks = tuple(TASKS.split(','))
   return presets.smoke(c) if arg == 'smoke' else c

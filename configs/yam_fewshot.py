@@ -1,13 +1,12 @@
 """A new robot from 30 minutes of play data (55 trajectories, 11 tasks): two YAM arms, from the
 released AgiBot weights.
 
-  python -m wam_jax.convert import --source=DreamZero-AgiBot \
-      --output=~/wam_jax_data/dreamzero_agibot
-  python -m data.from_lerobot --source=YAM_LEROBOT --output=~/wam_jax_data/yam/1.0.0 --workers=8
-  python -m data.encode --workdir=~/wam_jax_data/dreamzero_agibot \
-      --dataset=~/wam_jax_data/yam/1.0.0 --embodiment=yam_reference
+  python -m wam_jax.convert import --source=DreamZero-AgiBot --output=DATA/dreamzero_agibot
+  python -m data.from_lerobot --source=YAM_LEROBOT --output=DATA/yam/1.0.0 --workers=8
+  python -m data.encode --workdir=DATA/dreamzero_agibot \
+      --dataset=DATA/yam/1.0.0 --embodiment=yam_reference
   python -m wam_jax.train --config=configs/yam_fewshot.py --workdir=gs://BUCKET/yam_fewshot \
-      --distributed
+      --distributed --config.data.root=DATA
 
 Rates, padded action dimensions and the action loss are those that the released weights were trained
 with: every third frame and 24 actions a chunk of 0.8 s. Paper: 50,000 steps of post-training; with
@@ -23,11 +22,10 @@ from wam_jax import presets
 def get_config(arg: str = ''):
   c = droid_14b.get_config('' if arg == 'smoke' else arg)
   c.name = 'yam_fewshot'
-  c.init_from = f'{presets.DATA_ROOT}/dreamzero_agibot'
+  presets.start_from(c, 'dreamzero_agibot')
   c.steps = 50_000
   # 5 % of the steps, as in droid_14b.
   c.optimizer.warmup_steps = 2500
-  c.model.text.tokenizer = f'{c.init_from}/tokenizer.json'
   # The released weights' own rules; other runs leave padding out of loss and noise.
   c.flow.action_mean = 'padded'
   c.flow.mask_padded_noise = False
@@ -35,6 +33,7 @@ def get_config(arg: str = ''):
   c.data.embodiments = ('yam_reference',)
   c.data.mixture = {
     'yam': presets.rlds_dataset(
+      c,
       path='yam/1.0.0',
       embodiment='yam_reference',
       prepare='data.from_lerobot --source={source} --output={path}',

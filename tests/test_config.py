@@ -12,7 +12,7 @@ from wam_jax import presets
 def make():
   c = cfg.base()
   c.data.embodiments = ('tabletop_disc',)
-  c.data.mixture = {'disc': presets.tabletop_dataset('disc', 'reach', 10)}
+  c.data.mixture = {'disc': presets.tabletop_dataset(c, 'disc', 'reach', 10)}
   return c
 
 
@@ -64,19 +64,23 @@ def test_smoke_keeps_its_data_apart():
   c = make()
   full = c.data.mixture.disc.path
   small = presets.smoke(c).data.mixture.disc
-  assert small.path == full.replace(presets.DATA_ROOT, f'{presets.DATA_ROOT}/smoke')
-  assert f'--output={presets.DATA_ROOT}/smoke ' in small.prepare
+  assert (full, small.path) == (
+    '~/wam_jax_data/tabletop/disc_reach/1.0.0',
+    '~/wam_jax_data/smoke/tabletop/disc_reach/1.0.0',
+  )
+  assert '--output={root}/smoke ' in small.prepare
   # Else the smallest run would begin with minutes of data.
   assert '--episodes=20 ' in small.prepare
 
 
 def test_named_datasets_have_every_key():
   keys = {field.name for field in dataclasses.fields(cfg.DatasetConfig)}
-  made = presets.rlds_dataset('droid/1.0.1', 'droid', 'data.convert --output={path}', weight=2.0)
+  c = make()
+  made = presets.rlds_dataset(c, 'droid/1.0.1', 'droid', 'data.convert --output={path}')
   assert made.keys() == keys
-  assert made['path'] == f'{presets.DATA_ROOT}/droid/1.0.1'
-  assert (made['split'], made['weight'], made['source']) == ('train', 2.0, '')
-  assert presets.tabletop_dataset('disc', 'reach', 10).keys() == keys
+  assert made['path'].get() == '~/wam_jax_data/droid/1.0.1'
+  assert (made['split'], made['weight'], made['source']) == ('train', 1.0, '')
+  assert presets.tabletop_dataset(c, 'disc', 'reach', 10).keys() == keys
 
 
 def test_choices_are_those_of_the_types():

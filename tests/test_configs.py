@@ -11,7 +11,6 @@ import pytest
 from tests import programs
 from tests.data import synthetic
 from wam_jax import config as cfg
-from wam_jax import presets
 from wam_jax import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,24 +40,22 @@ def steps_of(workdir: pathlib.Path) -> list[int]:
 def load_config(name: str, data_root: pathlib.Path):
   """The smoke config of an experiment, as a ConfigDict, with its datasets below `data_root`."""
   c = importlib.import_module(f'configs.{name}').get_config('smoke')
-  for dataset in c.data.mixture.values():
-    dataset.path = dataset.path.replace(presets.DATA_ROOT, str(data_root))
-    dataset.prepare = dataset.prepare.replace(presets.DATA_ROOT, str(data_root))
+  c.data.root = str(data_root)
   if name == 'bridge':
     source = data_root / 'published'
     made = source.exists()
     c.data.mixture.bridge.source = f'{source}/tfrecord' if made else synthetic.write_bridge(source)
-    c.data.mixture.bridge.path = f'{data_root}/bridge/1.0.0'
   return c
 
 
 def list_flags(c) -> list[str]:
   """Flags of the train command that put the datasets where `load_config` did."""
-  return [
-    f'--config.data.mixture.{name}.{field}={dataset[field]}'
+  sources = [
+    f'--config.data.mixture.{name}.source={dataset.source}'
     for name, dataset in c.data.mixture.items()
-    for field in ('path', 'prepare', 'source')
+    if dataset.source
   ]
+  return [f'--config.data.root={c.data.root}', *sources]
 
 
 def check_evaluation(output: pathlib.Path, printed: str) -> None:
@@ -98,6 +95,35 @@ def test_variants_train(name, data_root, tmp_path):
   c.steps = 2
   assert train.train(cfg.from_config_dict(c), tmp_path) == 0
   assert steps_of(tmp_path) == [1, 2]
+
+
+def list_paths(c) -> list[str]:
+  """Every path that a config names by itself."""
+  datasets = [dataset.path for dataset in c.data.mixture.values()]
+  return [path for path in (c.init_from, c.model.text.tokenizer, *datasets) if path]
+
+
+@pytest.mark.parametrize('arg', ['', 'smoke'])
+@pytest.mark.parametrize('name', NAMES)
+def test_one_key_moves_every_path(name, arg):
+  c = importlib.import_module(f'configs.{name}').get_config(arg)
+  default = list_paths(c)
+  assert all(path.startswith('~/wam_jax_data/') for path in default)
+  c.data.root = 'gs://bucket/data'
+  moved = [path.replace('~/wam_jax_data', 'gs://bucket/data') for path in default]
+  assert list_paths(c) == moved
+  config = cfg.from_config_dict(c)
+  assert [dataset.path for dataset in config.data.mixture.values()] == [
+    path for path in moved if '1.0' in path
+  ]
+
+
+def test_the_vocabulary_follows_the_weights():
+  c = importlib.import_module('configs.droid_14b').get_config()
+  c.init_from = 'gs://other/run'
+  c.data.root = '/mnt/data'
+  assert c.model.text.tokenizer == 'gs://other/run/tokenizer.json'
+  assert c.data.mixture.droid.path == '/mnt/data/droid/1.0.1'
 
 
 @pytest.mark.parametrize('name', NAMES)

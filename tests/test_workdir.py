@@ -76,6 +76,19 @@ def test_other_config_is_refused_and_changes_nothing(tmp_path):
   assert (tmp_path / 'config.json').read_text() == before
 
 
+def move(config, root):
+  data = dataclasses.replace(config.data, root=root)
+  return dataclasses.replace(config, data=data, init_from=f'{root}/weights')
+
+
+def test_the_data_root_may_move_with_what_is_below_it(tmp_path):
+  bind(tmp_path, move(CONFIG, '~/data'))
+  claim(tmp_path, move(CONFIG, 'gs://bucket/data'))
+  assert workdir_lib.load_config(tmp_path)['init_from'] == 'gs://bucket/data/weights'
+  with pytest.raises(ValueError, match="init_from: 'gs://bucket/data/weights' there, '' now"):
+    claim(tmp_path, dataclasses.replace(move(CONFIG, '/mnt'), init_from=''))
+
+
 def test_ten_differences_are_listed(tmp_path):
   bind(tmp_path, CONFIG)
   model = dataclasses.replace(

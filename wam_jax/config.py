@@ -400,7 +400,7 @@ class DatasetConfig:
     embodiment: record in `wam_jax/data/embodiments.py`.
     weight: share of the samples, relative to the other datasets.
     prepare: `python -m` arguments that make the dataset when `path` does not exist; '' if it must
-      be there. `{path}` and `{source}` in it stand for those fields.
+      be there. `{path}` and `{source}` in it stand for those fields, `{root}` for `data.root`.
     source: what `prepare` makes it from, for example the directory of a dataset as published.
   """
 
@@ -417,6 +417,8 @@ class DataConfig:
   """Which episodes become which batches.
 
   Attributes:
+    root: directory of everything that the config's own paths name, datasets, weights and the
+      vocabulary, local or gs://; those paths follow where it is set (`presets`).
     mixture: dataset name to DatasetConfig.
     embodiments: records in the order of their ids; the model's categories.
     seed: of the order of samples.
@@ -435,6 +437,7 @@ class DataConfig:
       where there is any, 'require' stops where there is none, 'off' never.
   """
 
+  root: str = '~/wam_jax_data'
   mixture: Mapping[str, DatasetConfig] = dataclasses.field(default_factory=dict)
   embodiments: tuple[str, ...] = ()
   seed: int = 0

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from wam_jax import config as cfg
+import ml_collections
 
-DATA_ROOT = '~/wam_jax_data'
+from wam_jax import config as cfg
 
 # What the two released DreamZero models share: Wan2.1-I2V-14B and Wan2.2-TI2V-5B with action
 # modules. Source: DreamZero launch scripts.
@@ -62,42 +62,56 @@ WAN2_2_TI2V_5B = dataclasses.replace(
 )
 
 
-def tabletop_dataset(robot: str, tasks: str, episodes: int, weight: float = 1.0) -> dict[str, Any]:
-  """A tabletop dataset for `data.mixture`, below DATA_ROOT; `python -m data.tabletop` makes it when
-  it is not there.
+def below_root(config: Any, path: str) -> ml_collections.FieldReference:
+  """`path` below `data.root` of a ConfigDict; follows when a flag or a later line sets that."""
+  return config.data.get_ref('root') + f'/{path}'
+
+
+def start_from(config: Any, workdir: str) -> None:
+  """Sets a ConfigDict to the weights and the vocabulary of a workdir below `data.root`.
+
+  The vocabulary follows `init_from` where a flag sets that.
+  """
+  config.init_from = below_root(config, workdir)
+  config.model.text.tokenizer = config.get_ref('init_from') + '/tokenizer.json'
+
+
+def tabletop_dataset(
+  config: Any, robot: str, tasks: str, episodes: int, weight: float = 1.0
+) -> dict[str, Any]:
+  """A tabletop dataset for `data.mixture` of a ConfigDict, below its `data.root`; `python -m
+  data.tabletop` makes it when it is not there.
 
   Args:
     robot: 'disc', 'arm', 'cart' or 'human'. tasks: comma-separated.
   """
   return dict(
     source='',
-    path=f'{DATA_ROOT}/tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0',
+    path=below_root(config, f'tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0'),
     split='train',
     embodiment=f'tabletop_{robot}',
     weight=weight,
     prepare=(
-      f'data.tabletop --output={DATA_ROOT} --embodiment={robot} --tasks={tasks} '
+      f'data.tabletop --output={{root}} --embodiment={robot} --tasks={tasks} '
       f'--episodes={episodes} --workers=2'
     ),
   )
 
 
-def rlds_dataset(
-  path: str, embodiment: str, prepare: str, split: str = 'train', weight: float = 1.0
-) -> dict[str, Any]:
-  """A dataset for `data.mixture` that is made once from one as published, which
+def rlds_dataset(config: Any, path: str, embodiment: str, prepare: str) -> dict[str, Any]:
+  """A dataset for `data.mixture` of a ConfigDict that is made once from one as published, which
   `--config.data.mixture.NAME.source=DIR` names.
 
   Args:
-    path: its directory, below DATA_ROOT.
-    embodiment, prepare, split, weight: as in `config.DatasetConfig`.
+    path: its directory, below `data.root`.
+    embodiment, prepare: as in `config.DatasetConfig`.
   """
   return dict(
     source='',
-    path=f'{DATA_ROOT}/{path}',
-    split=split,
+    path=below_root(config, path),
+    split='train',
     embodiment=embodiment,
-    weight=weight,
+    weight=1.0,
     prepare=prepare,
   )
 
@@ -129,12 +143,15 @@ def smoke(config: Any, stand_ins: Mapping[str, str] | None = None) -> Any:
   config.evaluation.episodes = 2
   config.evaluation.batch = 2
   # A place of its own: the small dataset must not be taken for the one that the experiment wants.
-  root = f'{DATA_ROOT}/smoke'
   for dataset in config.data.mixture.values():
-    dataset.path = dataset.path.replace(DATA_ROOT, root)
-    prepare = dataset.prepare.replace(DATA_ROOT, root)
+    dataset.path = below_root(config, f'smoke/{_strip_root(config, dataset.path)}')
+    prepare = dataset.prepare.replace('{root}', '{root}/smoke')
     dataset.prepare = re.sub(r'--episodes=\d+', '--episodes=20', prepare)
   return config
+
+
+def _strip_root(config: Any, path: str) -> str:
+  return path.removeprefix(f'{config.data.root}/')
 
 
 def _stand_in(config: Any, robots: Mapping[str, str]) -> None:
@@ -142,7 +159,7 @@ def _stand_in(config: Any, robots: Mapping[str, str]) -> None:
   kept = ('predict_first_frame', 'state_rule', 'history_rule', 'remat', 'num_embodiments')
   config.model = cfg.to_dict(cfg.ModelConfig(**{key: config.model[key] for key in kept}))
   config.data.mixture = {
-    name: tabletop_dataset(robot, 'reach', 20, config.data.mixture[name].weight)
+    name: tabletop_dataset(config, robot, 'reach', 20, config.data.mixture[name].weight)
     for name, robot in robots.items()
   }
   config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))

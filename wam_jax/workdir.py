@@ -38,6 +38,7 @@ _MAY_CHANGE = frozenset(
     'stop_on_spike',
     'hang_timeout_s',
     'profile',
+    'data.root',
     'data.workers',
     'data.threads',
     'data.prefetch',
@@ -210,12 +211,20 @@ def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[
   """One line per key whose change makes this another run."""
   old = dict(_flatten(stored))
   new = dict(_flatten(now))
-  differing = [key for key in old | new if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+  differing = [key for key in old | new if _find(old, key) != _find(new, key)]
   return [
     f'config.{key}: {_show(old, key)} there, {_show(new, key)} now'
     for key in sorted(differing)
     if not _may_change(key)
   ]
+
+
+def _find(flat: Mapping[str, Any], key: str) -> Any:
+  """The value of `key`, of a workdir below `data.root` the part that does not move with it."""
+  value = flat.get(key, _ABSENT)
+  if key in ('init_from', 'encoders_from') and value is not _ABSENT:
+    return value.removeprefix(f'{flat["data.root"]}/')
+  return value
 
 
 def _may_change(key: str) -> bool:

@@ -19,11 +19,11 @@ from etils import epath
 from benchmarks.data import contestants
 from benchmarks.data import work
 from wam_jax import cli
-from wam_jax import presets
+from wam_jax import config as cfg
 
 _DATA = flags.DEFINE_string(
   'data',
-  f'{presets.DATA_ROOT}/benchmark',
+  f'{cfg.DataConfig().root}/benchmark',
   'Directory of the dataset, made if missing: 2.7 GB.',
 )
 _EPISODES = flags.DEFINE_integer('episodes', 40, 'Episodes, if the dataset is made.', lower_bound=1)

@@ -66,16 +66,16 @@ def _prepare_all(config: cfg.DataConfig) -> None:
   for name, dataset in config.mixture.items():
     path = storage.make_path(dataset.path, f'data.mixture.{name}.path')
     if dataset.prepare and not path.exists():
-      _prepare(name, dataset, path)
+      _prepare(name, dataset, path, config.root)
 
 
-def _prepare(name: str, dataset: cfg.DatasetConfig, path: epath.Path) -> None:
+def _prepare(name: str, dataset: cfg.DatasetConfig, path: epath.Path, root: str) -> None:
   if '{source}' in dataset.prepare and not dataset.source:
     raise ValueError(
       f'data.mixture.{name}.path={path} is not there, and data.mixture.{name}.source, from which '
       f'it is made, is empty; set either, as --config.data.mixture.{name}.source=DIR.'
     )
-  command = dataset.prepare.format(path=path, source=dataset.source)
+  command = dataset.prepare.format(path=path, source=dataset.source, root=root)
   module, *arguments = shlex.split(command)
   checkout = _find_checkout()
   if checkout is None and not _is_importable(module):
