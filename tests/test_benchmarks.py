@@ -145,7 +145,7 @@ def test_data_benchmark_prints_its_tables(tmp_path):
 
 def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
   done = run([f'--data={tmp_path}', '--tensorflow_python=/nowhere/python'])
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert 'error: --tensorflow_python=/nowhere/python cannot import tensorflow' in done.stderr
   assert not list(tmp_path.iterdir())
 

@@ -63,7 +63,7 @@ def test_values_are_set(parse):
 def test_wrong_flags(parse, capsys, arg, message):
   with pytest.raises(SystemExit) as stop:
     parse(arg)
-  assert stop.value.code == 1
+  assert stop.value.code == 2
   error = capsys.readouterr().err
   assert error.startswith('error: ')
   assert message in error
@@ -80,10 +80,30 @@ def call(main, capsys):
 def test_our_errors_are_messages(capsys, tmp_path):
   (tmp_path / 'config.json').write_text('{')
   code, error = call(lambda argv: workdir_lib.load_config(tmp_path), capsys)
-  assert code == 1
+  assert code == 2
   assert error.startswith(f'error: {tmp_path}/config.json is not JSON')
   # The system's errors that name a file are the user's to mend, too.
-  assert call(lambda argv: (tmp_path / 'no' / 'file').open('w'), capsys)[0] == 1
+  assert call(lambda argv: (tmp_path / 'no' / 'file').open('w'), capsys)[0] == 2
+
+
+def fail(error: Exception) -> None:
+  raise error
+
+
+@pytest.mark.parametrize(
+  ('error', 'status'),
+  [
+    (FloatingPointError('Step 7 is not finite'), 2),
+    (PermissionError(13, 'Permission denied', '/runs'), 2),
+    (OSError(28, 'No space left on device', '/runs'), 1),
+    (TimeoutError(110, 'Connection timed out'), 1),
+  ],
+)
+def test_the_status_says_whether_trying_again_may_help(capsys, error, status):
+  ours = types.FunctionType(fail.__code__, globals() | {'__package__': 'wam_jax'})
+  code, said = call(lambda argv: ours(error), capsys)
+  assert code == status
+  assert said == f'error: {error}\n'
 
 
 def test_errors_of_libraries_keep_their_traceback():
@@ -117,7 +137,7 @@ def test_configs_import_each_other_from_any_directory(tmp_path, beside, message)
     text=True,
     capture_output=True,
   )
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert done.stderr.startswith(message)
 
 
@@ -136,7 +156,7 @@ def test_what_main_returns_is_the_status():
 def test_stray_arguments_are_refused_unless_they_are_asked_for(capsys):
   with pytest.raises(SystemExit) as stop:
     cli._call(lambda argv: pytest.fail('must not start'), ['program', 'stray', 'more'])
-  assert stop.value.code == 1
+  assert stop.value.code == 2
   assert capsys.readouterr().err == (
     "error: Unexpected arguments ['stray', 'more']; every option starts with --.\n"
   )
@@ -151,7 +171,7 @@ def test_mistakes_of_worker_processes_are_messages(capsys):
   # The frame that asks for the result must be ours.
   ours = types.FunctionType(main.__code__, globals() | {'__package__': 'data.lerobot'})
   code, error = call(ours, capsys)
-  assert code == 1
+  assert code == 2
   assert 'other than gs://. Mount it' in error
 
 
@@ -218,7 +238,7 @@ def list_mistakes() -> list[tuple[list[str], str]]:
 def test_every_command_answers_a_mistake_with_one_message(tmp_path, case, message):
   (tmp_path / 'straight').mkdir()  # A run that `benchmarks.kills` must not touch.
   done = programs.run(*(word.replace('ROOT', str(tmp_path)) for word in case))
-  assert done.returncode == 1, done
+  assert done.returncode == 2, done
   assert done.stdout == ''
   assert 'Traceback' not in done.stderr
   assert done.stderr.count('error: ') == 1

@@ -70,7 +70,7 @@ def test_command_line(tmp_path):
 )
 def test_wrong_commands_stop_at_once(arguments, message):
   done = run('wam_jax.convert', *arguments)
-  assert done.returncode == 1, done.stderr
+  assert done.returncode == 2, done.stderr
   assert message in done.stderr
   assert 'Traceback' not in done.stderr
 

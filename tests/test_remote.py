@@ -102,5 +102,5 @@ def test_mistakes_are_one_message(store, tmp_path):
   output = run(store, 'wam_jax.train', *train, status=1)
   assert 'error: gs://missing/run/.owner cannot be written: there is no such bucket' in output
   assert 'Traceback' not in output
-  output = run(store, 'wam_jax.evaluate', '--workdir=gs://bucket/none', status=1)
+  output = run(store, 'wam_jax.evaluate', '--workdir=gs://bucket/none', status=2)
   assert output.startswith('error: gs://bucket/none does not exist')

@@ -209,7 +209,7 @@ def test_mistakes_end_as_one_message(tmp_path, flags, message):
   done = programs.run(
     'wam_jax.train', '--config=tests/train_config.py', f'--workdir={tmp_path}', *flags
   )
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert done.stderr.startswith('error: ')
   assert 'Traceback' not in done.stderr
   assert re.search(message, done.stderr)

@@ -23,18 +23,28 @@ _ALLOCATOR = {
   'MALLOC_MMAP_THRESHOLD_': str(2**32),
   'MALLOC_TRIM_THRESHOLD_': str(2**33),
 }
+MISTAKE = 2  # The exit status that no launcher starts again after.
+# What the system says of a wrong path. Its other errors, of networks and disks, may pass.
+_WRONG_PATH = (
+  FileExistsError,
+  FileNotFoundError,
+  IsADirectoryError,
+  NotADirectoryError,
+  PermissionError,
+)
 _OURS = frozenset({'wam_jax', 'data', 'benchmarks', 'configs'})  # Top-level packages.
 
 flags.disclaim_key_flags()  # --help shows flags with the command that defines them.
 
 
 def run(main: Callable[[Sequence[str]], int | None], takes_arguments: bool = False) -> None:
-  """Runs an absl program; exits with status 1 and `error: ...` on stderr where the user can fix the
-  cause, else with the status that `main` returns.
+  """Runs an absl program; exits with `error: ...` on stderr where the user can fix the cause, else
+  with the status that `main` returns.
 
   That is each ValueError, FloatingPointError or OSError that our own packages raise. The same types
   raised inside a library are bugs and keep their traceback. `--verbosity=1` shows the traceback
-  always.
+  always. The status is MISTAKE where the same command would fail again; 1, as after a traceback,
+  where trying again may help.
 
   Args:
     takes_arguments: whether `main` reads arguments that are no flags; they are mistakes otherwise.
@@ -91,7 +101,8 @@ def _call(
       raise
     if logging.get_verbosity() >= logging.DEBUG:
       traceback.print_exc()
-    _stop(str(e))
+    may_pass = isinstance(e, OSError) and not isinstance(e, _WRONG_PATH)
+    _stop(str(e), status=1 if may_pass else MISTAKE)
 
 
 def _raised_here(error: BaseException) -> bool:
@@ -141,7 +152,7 @@ def _summarize(error: BaseException) -> str:
   return ' '.join(text.split()).replace('\'"', '').replace('"\'', '').rstrip('.?')
 
 
-def _stop(message: str) -> None:
+def _stop(message: str, status: int = MISTAKE) -> None:
   sys.stdout.flush()
   print(f'error: {message}', file=sys.stderr, flush=True)
-  sys.exit(1)
+  sys.exit(status)

@@ -233,11 +233,11 @@ def test_commands(clock_path, tfrecord_path, tmp_path):
   assert done.returncode == 0
   assert 'train 8 episodes, val 2 episodes' in done.stdout
   again = run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
-  assert again.returncode == 1
+  assert again.returncode == 2
   assert 'error: ' in again.stderr
   assert 'Traceback' not in again.stderr
   wrong = run('data.statistics', f'--dataset={tmp_path / "out"}', '--embodiment=bridge_widowx')
-  assert wrong.returncode == 1
+  assert wrong.returncode == 2
   assert "does not fit embodiment 'bridge_widowx'" in wrong.stderr
 
 

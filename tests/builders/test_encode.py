@@ -616,5 +616,5 @@ def test_mistakes_end_as_one_message(path, tmp_path, given, message):
     '--embodiment=bridge_widowx',
     *given,
   )
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert re.search(f'error: .*{message}', done.stderr), done.stderr

@@ -560,7 +560,7 @@ def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
     f'already there: {tmp_path}/out'
   )
   refused = run(f'--source={tmp_path}', f'--output={tmp_path}/other')
-  assert refused.returncode == 1
+  assert refused.returncode == 2
   assert refused.stderr.startswith('error: ')
   assert 'no meta/info.json' in refused.stderr
 

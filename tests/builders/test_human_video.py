@@ -225,7 +225,7 @@ def test_command(folder, tmp_path):
   assert '25/25 frames' in done.stderr
   assert _episodes(tmp_path / 'out')[0].decode('image', 0).shape == (32, 64, 3)
   refused = run(f'--output={tmp_path}/other', '--size=32')
-  assert refused.returncode == 1
+  assert refused.returncode == 2
   assert refused.stderr.startswith("error: size='32' must be ROWSxCOLUMNS")
 
 

@@ -106,5 +106,5 @@ def test_command(dataset, tmp_path):
   )
   assert (again.returncode, again.stdout) == (0, f'already there: {dataset}\n'), again.stderr
   refused = run(f'--output={tmp_path}', '--tasks=fly')
-  assert refused.returncode == 1
+  assert refused.returncode == 2
   assert refused.stderr.startswith("error: task='fly' must be one of")

@@ -199,5 +199,5 @@ def test_command_prints_the_path_and_needs_no_tensorflow(tmp_path):
   assert done[1].stdout.split('\n')[0] == f'already there: {path}'
   assert '3/3 episodes' in done[0].stderr
   refused = programs.run('data.tabletop', f'--output={tmp_path}', '--tasks=fly')
-  assert refused.returncode == 1
+  assert refused.returncode == 2
   assert refused.stderr.startswith("error: task='fly' must be one of")

@@ -307,7 +307,7 @@ def test_command_prints_and_writes_the_table(tmp_path):
 
 def test_command_reports_mistakes(tmp_path):
   done = run(f'--dataset={tmp_path}', '--embodiment=droid')
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert 'error: ' in done.stderr
   assert 'Traceback' not in done.stderr
   assert 'should be one of' in run(f'--dataset={tmp_path}', '--embodiment=hexapod').stderr

