@@ -65,6 +65,18 @@ def write_json(report: Any) -> None:
     storage.write_whole(storage.make_path(flags.FLAGS.json, '--json'), content)
 
 
+def read_config(flag: flags.FlagHolder[Any]) -> dict[str, Any]:
+  """What a flag of `config_flags.DEFINE_config_file` holds.
+
+  Raises:
+    ValueError: the file cannot be loaded.
+  """
+  try:
+    return flag.value.to_dict()
+  except OSError as e:  # Not raised before its value is asked for.
+    raise ValueError(f'--config cannot be loaded: {_summarize(e)}') from e
+
+
 def keep_memory() -> None:
   """Starts this program again with an allocator that keeps and uses huge pages of what it has
   freed.

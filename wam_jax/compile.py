@@ -58,7 +58,7 @@ cli.define_json()
 
 def main(unused_argv: Sequence[str]) -> int:
   say = progress.Line()
-  config = cfg.from_config_dict(_CONFIG.value.to_dict())
+  config = cfg.from_config_dict(cli.read_config(_CONFIG))
   where = chips.find(_TOPOLOGY.value)
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
     # Without --dump the compiler's files are gone with the process.

@@ -80,8 +80,7 @@ _WANDB = flags.DEFINE_string(
 
 
 def main(unused_argv: list[str]) -> int:
-  # to_dict says so if the file could not be loaded.
-  config = cfg.from_config_dict(_CONFIG.value.to_dict())
+  config = cfg.from_config_dict(cli.read_config(_CONFIG))
   workdir = workdir_lib.make_path(_WORKDIR.value)
   _start_processes()
   if _CACHE.value:
