@@ -68,6 +68,12 @@ def overlay(below: Params, above: Params) -> dict[str, Any]:
   return joined
 
 
+def without(params: Params, given: Params) -> dict[str, Any]:
+  """The leaves of `params` that `given` has not."""
+  present = set(_paths(given))
+  return _select(params, lambda path: path not in present)
+
+
 def without_adapters(params: Params) -> dict[str, Any]:
   """The base."""
   return _select(params, lambda path: path.rsplit('/', 1)[-1] not in (DOWN, UP))

@@ -220,6 +220,22 @@ def frozen_shardings(tree: Any, mesh: Mesh, rules: Rules, least: int = 2**20) ->
   return jax.tree.map(make, tree)
 
 
+def place(tree: Any, shardings: Any) -> Any:
+  """The arrays of `tree`, which every host holds whole, as arrays of these shardings; each host
+  puts the parts of its own devices there. What has its sharding already stays as it is.
+  """
+
+  # Not jax.device_put: over several hosts it gathers a copy of every host's array on each device,
+  # to see that they are equal.
+  def make(x: Any, split: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and x.sharding == split:
+      return x
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, split, lambda index: whole[index])
+
+  return jax.tree.map(make, tree, shardings)
+
+
 def bytes_per_device(tree: Any) -> int:
   """Bytes that each device holds of a tree of arrays with shardings, be they abstract.
 

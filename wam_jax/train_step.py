@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import chex
@@ -135,16 +135,48 @@ def fit_frozen(c: cfg.ModelConfig, batches: Iterable[types.Batch]) -> encoders.E
 
 
 def init_state(
-  config: cfg.TrainConfig, mesh: jax.sharding.Mesh, frozen: encoders.Encoders
+  config: cfg.TrainConfig,
+  mesh: jax.sharding.Mesh,
+  frozen: encoders.Encoders,
+  given: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, Any]:
-  """A fresh state, made already sharded, and its shardings."""
-  init = functools.partial(_init, config)
-  shardings = _shardings(config, mesh, jax.eval_shape(init, frozen))
-  frozen = jax.tree.map(jax.device_put, frozen, shardings.frozen)
+  """A fresh state, made already sharded, and its shardings.
+
+  Args:
+    frozen: the encoders, of NumPy's arrays or already on the mesh.
+    given: parameters in place of fresh ones, of any dtype, already on the mesh with the shardings
+      of `abstract_state`.
+  """
+  given = given or {}
+  shardings = _shardings(config, mesh, jax.eval_shape(functools.partial(_init, config), frozen))
+
+  # Neither encoders nor given parameters go through the program, which would copy them.
+  def make(given) -> TrainState:
+    state = nn.unbox(_init(config, None, given))
+    return state.replace(params=finetuning.without(state.params, given))
+
   # Compiled with its shardings, so that no device ever holds the whole of it.
-  compiled = jax.jit(lambda frozen: nn.unbox(init(frozen)), out_shardings=shardings)
+  made = shardings.replace(params=finetuning.without(shardings.params, given), frozen=None)
+  compiled = jax.jit(make, out_shardings=made)
   with sharding.activate(mesh, config.rules):
-    return compiled(frozen), shardings
+    state = compiled(given)
+  wanted = abstract_state(config, mesh, frozen).params
+  state = state.replace(
+    params=finetuning.overlay(state.params, _cast(given, wanted)),
+    frozen=sharding.place(frozen, shardings.frozen),
+  )
+  return state, shardings
+
+
+def _cast(given: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+  """`given` in the dtypes of `like`."""
+  cast = {}
+  for key, x in given.items():
+    if isinstance(x, Mapping):
+      cast[key] = _cast(x, like[key])
+    else:
+      cast[key] = x.astype(like[key].dtype)
+  return cast
 
 
 def abstract_state(
@@ -468,8 +500,10 @@ def _is_matrix(params: Any) -> Any:
   )
 
 
-def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
-  """The state with logical boxes around its parameters."""
+def _init(
+  config: cfg.TrainConfig, frozen: encoders.Encoders | None, given: Mapping[str, Any] | None = None
+) -> TrainState:
+  """The state with logical boxes around its parameters, but around none where some are given."""
   c = config.model
   ids_BP = jnp.zeros((1, c.text.length), jnp.int32)
 
@@ -483,6 +517,9 @@ def _init(config: cfg.TrainConfig, frozen: encoders.Encoders) -> TrainState:
 
   init = nn.init(run, wam.WorldActionModel(c))
   params = init(jax.random.key(config.seed))['params']
+  if given:
+    params = nn.unbox(params)
+    params = finetuning.overlay(params, _cast(given, params))
   trained, kept = finetuning.split(params, config.trainable)
   # Without gradient and optimizer these need no float32.
   kept = jax.tree.map(lambda x: x.astype(config.frozen_dtype), kept)

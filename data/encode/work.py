@@ -229,7 +229,7 @@ class Machine:
   def place(self, frozen: encoders.Encoders) -> encoders.Encoders:
     """The encoders on the devices, large arrays split over them."""
     shardings = sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES)
-    return jax.tree.map(jax.device_put, frozen, shardings)
+    return sharding.place(frozen, shardings)
 
   def store(
     self,
