@@ -30,11 +30,15 @@ class ObjectStore:
   Attributes:
     objects: name to (generation, content).
     environment: variables that lead gcsfs, TensorStore and ArrayRecord here.
+    reads: (name, bytes sent) of each object, or part of one, that was asked for.
+    stalls: so many of the next requests for content are never answered.
   """
 
   def __init__(self):
     self.objects: dict[str, tuple[int, bytes]] = {}
     self.uploads: dict[str, tuple[str, bytearray]] = {}
+    self.reads: list[tuple[str, int]] = []
+    self.stalls = 0
     self.lock = threading.Lock()
     self.generations = itertools.count(1_700_000_000_000_000)  # As large as theirs: microseconds.
     handler = type('Handler', (_Handler,), {'store': self})
@@ -95,6 +99,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     url = urllib.parse.urlsplit(self.path)
     query = {key: values[-1] for key, values in urllib.parse.parse_qs(url.query).items()}
     path = url.path.removeprefix('/download').removeprefix('/upload')
+    if self.store.stalls and query.get('alt') == 'media':
+      self.store.stalls -= 1
+      self.connection.recv(1)  # Until the client has had enough.
+      self.close_connection = True
+      return None
     with self.store.lock:
       if 'upload_id' in query:
         return self._continue_upload(query['upload_id'], body)
@@ -165,6 +174,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     }
     asked = re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range', ''))
     if not asked:
+      self.store.reads.append((name, len(content)))
       return self._answer(200, content, **headers)
     first, last = asked.groups()
     start, stop = 0, len(content)
@@ -176,6 +186,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       start = int(first)
     if start >= len(content):
       return self._answer(416, **headers)
+    self.store.reads.append((name, stop - start))
     headers['Content_Range'] = f'bytes {start}-{stop - 1}/{len(content)}'
     return self._answer(206, content[start:stop], **headers)
 

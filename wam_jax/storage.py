@@ -24,6 +24,7 @@ import fsspec
 from etils import epath
 
 _OWNER = '.owner'
+_STALL_S = 60  # Without a byte, a request to an object store is given up and made again.
 
 
 def make_path(path: str | os.PathLike[str], what: str = 'the path') -> epath.Path:
@@ -39,13 +40,59 @@ def make_path(path: str | os.PathLike[str], what: str = 'the path') -> epath.Pat
     )
   if is_remote(path):
     try:
-      fsspec.get_filesystem_class('gcs')
+      _bound_requests()
     except ImportError as e:
       raise ValueError(
         f"{what} {path!r} needs gcsfs: pip install -e '.[gcs]', or mount the bucket (gcsfuse) "
         'and pass the mounted path.'
       ) from e
   return epath.Path(path).expanduser()
+
+
+def make_local_path(path: str | os.PathLike[str], what: str, cure: str) -> pathlib.Path:
+  """The absolute `path` with `~` expanded.
+
+  Args:
+    what: what messages call the path, as '--output'.
+    cure: what to do instead, a sentence.
+  Raises:
+    ValueError: it is of an object store, which would become a local directory of that name.
+  """
+  if is_remote(path):
+    raise ValueError(f'{what}={os.fspath(path)} is an object store. {cure}')
+  return pathlib.Path(path).expanduser().absolute()
+
+
+def open_store() -> fsspec.AbstractFileSystem:
+  """The client of gs://.
+
+  Raises:
+    ImportError: gcsfs is not installed.
+  """
+  _bound_requests()
+  return fsspec.filesystem('gcs')
+
+
+def _bound_requests() -> None:
+  """In this process no request to gs:// waits forever from now on: one that moves nothing for a
+  minute fails and is made again, by gcsfs and by TensorStore, which reads and writes the arrays of
+  checkpoints. What its environment or fsspec's configuration says already, stays.
+
+  Raises:
+    ImportError: gcsfs is not installed.
+  """
+  fsspec.get_filesystem_class('gcs')
+  # As JAX sets both where it runs on a TPU. Source: TensorStore, docs/environment.rst.
+  os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', str(_STALL_S))
+  os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES', '256')
+  settings = fsspec.config.conf.setdefault('gcs', {})
+  if 'requests_timeout' not in settings:
+    import aiohttp  # Comes with gcsfs.
+
+    # Its own limit, five minutes for a whole answer, is of a kind that gcsfs does not try again.
+    settings['requests_timeout'] = aiohttp.ClientTimeout(
+      total=None, sock_connect=_STALL_S, sock_read=_STALL_S
+    )
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -248,7 +295,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
     source.rename(target)
     return
   # A store has no directories that could be renamed. Cut off half way, one of the two is whole.
-  store = fsspec.filesystem('gcs')
+  store = open_store()
   store.copy(str(source), str(target), recursive=True)
   store.rm(str(source), recursive=True)
 

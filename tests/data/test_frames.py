@@ -17,6 +17,7 @@ import pytest
 from data import convert
 from tests.data import synthetic
 from wam_jax.data import frames
+from wam_jax.data import payload
 from wam_jax.data import shards
 from wam_jax.data import sources
 
@@ -67,10 +68,10 @@ def open_noisy(path) -> sources.Episodes:
 
 def test_positions_skip_block_headers():
   # Riegeli, under ArrayRecord, begins every block of 65536 bytes with a header of 24.
-  assert frames._in_file(0) == 24
-  assert frames._in_file(65511) == 65535
-  assert frames._in_file(65512) == 65536 + 24
-  assert frames._in_file(2 * 65512) == 2 * 65536 + 24
+  assert payload.find_byte(0) == 24
+  assert payload.find_byte(65511) == 65535
+  assert payload.find_byte(65512) == 65536 + 24
+  assert payload.find_byte(2 * 65512) == 2 * 65536 + 24
 
 
 def test_an_indexed_episode_equals_the_whole_one(noisy_paths):
@@ -97,9 +98,9 @@ def test_split_slices_and_pickles_read_the_same(noisy_paths):
 
 def test_a_window_costs_its_own_images(noisy_paths, monkeypatch):
   read = []
-  original = frames._LocalFile.read
+  original = payload._LocalFile.read
   monkeypatch.setattr(
-    frames._LocalFile,
+    payload._LocalFile,
     'read',
     lambda self, start, size: read.append(size) or original(self, start, size),
   )
@@ -131,9 +132,9 @@ def test_a_changed_byte_is_found(changed):
   shard = next(changed.glob('*train.*record-*'))
   content = bytearray(shard.read_bytes())
   # One bit in the middle of the image: the checksum tells, before anything is decoded.
-  content[frames._in_file(int(position + size // 2))] ^= 1
+  content[payload.find_byte(int(position + size // 2))] ^= 1
   shard.write_bytes(content)
-  frames._open.cache_clear()
+  payload._open.cache_clear()
   with pytest.raises(
     ValueError, match=f'image of step 4 at byte .* of .*{shard.name}: its checksum does not match'
   ):

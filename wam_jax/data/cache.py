@@ -29,6 +29,9 @@ class Cache:
     """Bytes held."""
     return self._used
 
+  def __contains__(self, key: Hashable) -> bool:
+    return key in self._values
+
   def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
     """The value of `key`, made now if it is not held. Values have `nbytes`."""
     with self._lock:

@@ -16,14 +16,11 @@ that a changed layout ends a conversion and not a training run.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import google_crc32c
 import numpy as np
 import tensorflow_datasets as tfds
@@ -31,21 +28,13 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from wam_jax.data import payload
 from wam_jax.data import shards
 
 FOLDER = 'wam_frames'
 INDEX = 'index.json'
 # A record is one chunk, and its bytes are those in the file.
 WRITER_OPTIONS = 'group_size:1,uncompressed'
-
-
-# ArrayRecord files are Riegeli files: blocks of 64 KiB, each with a header of 24 bytes, around
-# chunks with a header of 40 bytes. A position below counts the bytes outside of block headers.
-# Source: riegeli_records_file_format.md there.
-_BLOCK = 1 << 16
-_BLOCK_HEADER = 24
-_CHUNK_HEADER = 40
-_RECORDS = b'r'
 
 
 class Index:
@@ -79,9 +68,10 @@ class Index:
         'that folder and read whole episodes, or make the dataset again with '
         'python -m data.convert.'
       )
-    self._fingerprints = list(fingerprints)
-    self._shards = [os.fspath(shard.filename) for shard in instructions]
-    self._lean = [str(path / FOLDER / name) for name in names]
+    paths = [os.fspath(shard.filename) for shard in instructions]
+    self._shards = list(map(payload.Shard, paths, fingerprints))
+    lean = [str(path / FOLDER / name) for name in names]
+    self._lean = list(map(payload.Shard, lean, fingerprints))
 
     # Number of the shard, then position, bytes and CRC-32C of each episode without images.
     rows = []
@@ -93,36 +83,76 @@ class Index:
   def episode(self, number: int) -> bytes:
     """The serialized tf.Example of an episode without images."""
     shard, start, size, crc = self._rows[number].tolist()
-    content = _open(self._lean[shard], self._fingerprints[shard]).read(start, size)
-    return _check(content, crc, lambda: f'episode {number} in {self._lean[shard]}')
+    lean = self._lean[shard]
+    content = payload.read_plain(lean, start, size)
+    return _check(content, crc, lambda: f'episode {number} in {lean.path}')
 
   def images(self, number: int, table: bytes) -> Images:
     """The images of one view of an episode."""
-    shard = int(self._rows[number, 0])
-    return Images(
-      self._shards[shard], self._fingerprints[shard], np.frombuffer(table, '<i8').reshape(-1, 3)
-    )
+    shard = self._shards[int(self._rows[number, 0])]
+    return Images(shard, np.frombuffer(table, '<i8').reshape(-1, 3))
 
 
 class Images(Sequence):
   """The encoded images of one view, read one by one when asked for.
 
   Attributes:
+    shard: where they lie.
     table_T3: [T, 3] int64 position, bytes and CRC-32C of each.
   """
 
-  def __init__(self, shard: str, fingerprint: str, table_T3: np.ndarray):
-    self._shard, self._fingerprint, self.table_T3 = shard, fingerprint, table_T3
+  def __init__(self, shard: payload.Shard, table_T3: np.ndarray):
+    self.shard = shard
+    self.table_T3 = table_T3
 
   def __len__(self) -> int:
     return len(self.table_T3)
 
   def __getitem__(self, step: int) -> bytes:
-    position, size, crc = self.table_T3[step].tolist()
-    content = _read_payload(_open(self._shard, self._fingerprint), position, size)
-    return _check(
-      content, crc, lambda: f'image of step {step} at byte {_in_file(position)} of {self._shard}'
-    )
+    position, size, _ = self.table_T3[step].tolist()
+    return self.check(step, payload.read(self.shard, position, size))
+
+  def check(self, step: int, content: bytes) -> bytes:
+    """`content`, which was read for this step.
+
+    Raises:
+      ValueError: it is not what was written.
+    """
+    position, _, crc = self.table_T3[step].tolist()
+    byte = payload.find_byte(position)
+    return _check(content, crc, lambda: f'image of step {step} at byte {byte} of {self.shard.path}')
+
+
+class Loaded(Sequence):
+  """The images of a view, some of which are in memory; the others are read when asked for."""
+
+  def __init__(self, images: Images, loaded: Mapping[int, bytes]):
+    self._images = images
+    self._loaded = loaded
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, step: int) -> bytes:
+    return self._loaded[step] if step in self._loaded else self._images[step]
+
+
+def load(views: Mapping[str, Images], steps: Sequence[int]) -> dict[str, Loaded]:
+  """The views of one episode with the images of these steps in memory.
+
+  A view's images of neighbouring steps lie side by side: in an object store a window of a few
+  seconds is one request a view.
+  Raises:
+    ValueError: the shard is not there, or an image is damaged.
+  """
+  wanted = [(key, step) for key in views for step in steps]
+  pieces = [tuple(views[key].table_T3[step, :2].tolist()) for key, step in wanted]
+  loaded: dict[str, dict[int, bytes]] = {key: {} for key in views}
+  if wanted:
+    shard = next(iter(views.values())).shard  # An episode is one record.
+    for (key, step), content in zip(wanted, payload.read_pieces(shard, pieces)):
+      loaded[key][step] = views[key].check(step, content)
+  return {key: Loaded(images, loaded[key]) for key, images in views.items()}
 
 
 def load_entries(path: epath.Path) -> dict[str, Any] | None:
@@ -169,12 +199,9 @@ def index_shard(
         f'{shard} holds {reader.num_records()} records after writing {len(crcs)}; is the disk full?'
       )
     with open(target, 'wb') as out:
-      for number, (position, size) in enumerate(_records(shard, len(crcs))):
+      for number, (position, content) in enumerate(payload.read_records(shard, len(crcs))):
         record = reader.read([number])[0]
-        if (
-          google_crc32c.value(record) != crcs[number]
-          or _read_payload(_LocalFile(shard), position, size) != record
-        ):
+        if google_crc32c.value(record) != crcs[number] or content != record:
           raise ValueError(
             f'Record {number} of {shard} is not what was written; check the disk and run again.'
           )
@@ -212,45 +239,6 @@ def _locate(record: bytes, images: Sequence[bytes]) -> np.ndarray:
   return np.asarray(rows, np.int64).reshape(-1, 3)
 
 
-def _records(shard: str, count: int) -> Iterator[tuple[int, int]]:
-  """(position, bytes) of the records of an uncompressed shard."""
-  file = _LocalFile(shard)
-  position = 0
-  while count:
-    header = _read_payload(file, position, _CHUNK_HEADER)
-    if len(header) < _CHUNK_HEADER:
-      raise ValueError(
-        f'{shard} ends after byte {_in_file(position)} with {count} records missing; is the disk '
-        'full?'
-      )
-    _, stored, _, kind, size = struct.unpack('<QQQQQ', header)
-    position += _CHUNK_HEADER + stored
-    # Chunks of other kinds hold the file's signature and the list of its records.
-    if bytes([kind & 255]) == _RECORDS:
-      yield position - size, size
-      count -= 1
-
-
-def _read_payload(file, position: int, size: int) -> bytes:
-  """`size` bytes from `position` on, block headers left out."""
-  if not size:
-    return b''
-  first = _in_file(position)
-  content = file.read(first, _in_file(position + size - 1) + 1 - first)
-  head = _BLOCK - first % _BLOCK
-  if head >= len(content):
-    return content
-  # The rest of the block where the payload begins, then every block without its header.
-  blocks = range(head, len(content), _BLOCK)
-  return content[:head] + b''.join(content[i + _BLOCK_HEADER : i + _BLOCK] for i in blocks)
-
-
-def _in_file(position: int) -> int:
-  """The byte of the file at a position, which does not count block headers."""
-  block, offset = divmod(position, _BLOCK - _BLOCK_HEADER)
-  return block * _BLOCK + _BLOCK_HEADER + offset
-
-
 def _check(content: bytes, crc: int, where: Callable[[], str]) -> bytes:
   if google_crc32c.value(content) != crc:
     raise ValueError(
@@ -258,38 +246,3 @@ def _check(content: bytes, crc: int, where: Callable[[], str]) -> bytes:
       'dataset.'
     )
   return content
-
-
-class _LocalFile:
-  """A file that several threads read at once."""
-
-  def __init__(self, path: str):
-    # It stays open as long as this object lives.
-    self._file = open(path, 'rb', buffering=0)  # noqa: SIM115
-    # What follows an image is not asked for next.
-    if hasattr(os, 'posix_fadvise'):
-      os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-
-  def read(self, start: int, size: int) -> bytes:
-    return os.pread(self._file.fileno(), size, start)
-
-
-class _RemoteFile:
-  """An object that several threads read at once, a request for each range."""
-
-  def __init__(self, path: str):
-    self._path, self._store = path, fsspec.filesystem('gcs')
-
-  def read(self, start: int, size: int) -> bytes:
-    return self._store.cat_file(self._path, start, start + size)
-
-
-# Shards may be more than the files that a process can hold open.
-@functools.lru_cache(maxsize=256)
-def _open(path: str, fingerprint: str) -> _LocalFile | _RemoteFile:
-  """An open file; the fingerprint keeps an earlier file of that name from being taken for it."""
-  del fingerprint
-  try:
-    return _RemoteFile(path) if '://' in path else _LocalFile(path)
-  except OSError as e:
-    raise ValueError(f'Cannot open {path} ({e}). Restore the file or rebuild the dataset.') from e

@@ -51,9 +51,12 @@ class Film:
 
   def paint(self, frames_RIJ3: np.ndarray) -> None:
     """Decodes each frame once and writes them."""
-    # Frames that are augmented anew each time are not worth a place in the cache.
-    paint_step = self._compose if self.augmentation is None else self._make_painter()
     steps, first_R, of_R = np.unique(self.steps_R, return_index=True, return_inverse=True)
+    # Frames that are augmented anew each time are not worth a place in the cache.
+    is_cached = self.augmentation is None
+    new = [step for step in steps.tolist() if not (is_cached and (*self.key, step) in self.cache)]
+    episode = self.episode.load(new)
+    paint_step = self._make_composer(episode) if is_cached else self._make_painter(episode)
     for step, row in zip(steps.tolist(), first_R.tolist()):
       paint_step(step, frames_RIJ3[row])
     # Past the end of a span its last frame repeats.
@@ -61,20 +64,24 @@ class Film:
     for row in np.flatnonzero(source_R != np.arange(len(source_R))):
       frames_RIJ3[row] = frames_RIJ3[source_R[row]]
 
-  def _make_painter(self) -> Callable[[int, np.ndarray], None]:
+  def _make_painter(self, episode: sources.Episode) -> Callable[[int, np.ndarray], None]:
     painter = tiles.Painter(self.robot.record, self.augmentation)
 
     def paint_step(step: int, out_IJ3: np.ndarray) -> None:
-      painter.paint(lambda key: self.episode.decode_bgr(key, step), out_IJ3)
+      painter.paint(lambda key: episode.decode_bgr(key, step), out_IJ3)
 
     return paint_step
 
-  def _compose(self, step: int, out_IJ3: np.ndarray) -> None:
-    def compose() -> np.ndarray:
-      keys = [view.key for view in self.robot.record.views]
-      return self.robot.compose({key: self.episode.decode(key, step) for key in keys})
+  def _make_composer(self, episode: sources.Episode) -> Callable[[int, np.ndarray], None]:
+    keys = [view.key for view in self.robot.record.views]
 
-    out_IJ3[:] = self.cache.get((*self.key, step), compose)
+    def paint_step(step: int, out_IJ3: np.ndarray) -> None:
+      out_IJ3[:] = self.cache.get(
+        (*self.key, step),
+        lambda: self.robot.compose({key: episode.decode(key, step) for key in keys}),
+      )
+
+    return paint_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,6 +107,17 @@ class Episode:
     if any(w not in (None, got) for w, got in zip(want, image.shape)):
       raise ValueError(f'{where} has shape {image.shape}; features.json says {want}.')
 
+  def load(self, steps: Sequence[int]) -> Episode:
+    """The episode with the images of these steps in memory, for as few reads as may be; itself
+    where all are.
+
+    Raises:
+      ValueError: an image cannot be read.
+    """
+    if not all(isinstance(images, frames.Images) for images in self.encoded.values()):
+      return self
+    return dataclasses.replace(self, encoded=frames.load(self.encoded, steps))
+
   def texts(self, step: int) -> tuple[str, ...]:
     """The instructions at `step`, one per language key."""
     return next(span.texts for span in self.spans if step < span.stop)
