@@ -97,7 +97,7 @@ def write(path: str | os.PathLike[str], dataset: Dataset, workers: int = 1) -> b
   """
   if workers < 1:
     raise ValueError(f'workers={workers} must be at least 1.')
-  path = pathlib.Path(path).expanduser()
+  path = make_output_path(path)
   if not path.exists():
     with storage.resumable_directory(path, _has_shards) as partial:
       if partial is not None:
@@ -105,6 +105,18 @@ def write(path: str | os.PathLike[str], dataset: Dataset, workers: int = 1) -> b
         return True
   _check_same(path, dataset)
   return False
+
+
+def make_output_path(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Absolute path of what builders write.
+
+  Raises:
+    ValueError: it is of an object store.
+  """
+  cure = (
+    'Make the dataset in a directory, and send it with python -m data.convert --output=gs://...'
+  )
+  return storage.make_local_path(path, '--output', cure)
 
 
 def _has_shards(partial: pathlib.Path) -> bool:

@@ -15,7 +15,6 @@ two cores; --machine_code goes on to the end, for ten more, and adds the size of
 
 from __future__ import annotations
 
-import pathlib
 import tempfile
 from collections.abc import Sequence
 
@@ -26,6 +25,7 @@ from wam_jax import chips
 from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax import progress
+from wam_jax import storage
 from wam_jax.aot import compiler
 from wam_jax.aot import report as report_lib
 from wam_jax.aot import search
@@ -62,7 +62,7 @@ def main(unused_argv: Sequence[str]) -> int:
   where = chips.find(_TOPOLOGY.value)
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
     # Without --dump the compiler's files are gone with the process.
-    directory = pathlib.Path(_DUMP.value or scratch).expanduser()
+    directory = storage.make_local_path(_DUMP.value or scratch, '--dump', 'Pass a directory.')
     if _DUMP.value:
       directory.mkdir(parents=True)  # New, or the files of two compilations would mix.
     if _SEARCH.value:

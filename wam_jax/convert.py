@@ -22,6 +22,7 @@ from absl import flags
 from etils import epath
 
 from wam_jax import cli
+from wam_jax import storage
 from wam_jax import workdir as workdir_lib
 from wam_jax.interop import exporting
 from wam_jax.interop import foreign
@@ -186,12 +187,12 @@ def _parse_camera() -> tuple[int, int] | None:
 
 
 def _make_local_path(flag: str, place: str) -> pathlib.Path:
-  if '://' in place:
-    raise ValueError(
-      f'--{flag}={place} is an object store; a directory that is renamed when it is complete needs '
-      'a file system. Mount the bucket (gcsfuse, s3fs), or copy the directory.'
-    )
-  return pathlib.Path(place).expanduser().absolute()
+  return storage.make_local_path(
+    place,
+    f'--{flag}',
+    'A directory that is renamed when it is complete needs a file system: mount the bucket '
+    '(gcsfuse, s3fs), or copy the directory.',
+  )
 
 
 def _make_path(place: str) -> epath.Path:

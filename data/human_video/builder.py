@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from data import rlds
 from data import video
 from wam_jax import progress
+from wam_jax import storage
 from wam_jax.data import embodiments
 
 NAME = 'human_video'
@@ -91,7 +92,7 @@ def _make_dataset(config: BuildConfig, segments: list[Segment]) -> rlds.Dataset:
     min_shards=rlds.MIN_SHARDS,
     parameters={
       **dataclasses.asdict(config),
-      'source': str(pathlib.Path(config.source).expanduser().resolve()),
+      'source': str(_find_source(config).resolve()),
       'captions': hashlib.sha256(captions.encode()).hexdigest()[:16],
       'jpeg_quality': video.JPEG_QUALITY,
     },
@@ -117,9 +118,14 @@ def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
   return f.FeaturesDict({'steps': f.Dataset(steps), 'episode_metadata': metadata})
 
 
+def _find_source(config: BuildConfig) -> pathlib.Path:
+  cure = 'Copy it to a directory, or mount the bucket (gcsfuse).'
+  return storage.make_local_path(config.source, '--source', cure)
+
+
 def find_segments(config: BuildConfig) -> list[Segment]:
   """Every episode, in the order of file names and times."""
-  source = pathlib.Path(config.source).expanduser()
+  source = _find_source(config)
   files = sorted(path.relative_to(source).as_posix() for path in source.rglob('*.mp4'))
   if not files:
     raise ValueError(f'{source} holds no .mp4 file.')
@@ -209,7 +215,7 @@ def _open_split(
 
 def make_episode(config: BuildConfig, segment: Segment) -> dict[str, Any]:
   """The TFDS example of an episode, images already encoded."""
-  path = pathlib.Path(config.source).expanduser() / segment.file
+  path = _find_source(config) / segment.file
   frames = video.read_every(path, segment.start_s, segment.stop_s, config.fps)
   # All at once: which step is the last is known only when the video has been read.
   images = [_encode(frame, config.size) for frame in frames]

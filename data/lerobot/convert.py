@@ -18,6 +18,7 @@ from data import video
 from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
 from data.lerobot import source as source_lib
+from wam_jax import storage
 from wam_jax.data import record as robot_record
 
 SHARD_FRAMES = 8192  # Camera frames in a shard, about 200 to 500 MB.
@@ -37,7 +38,8 @@ def convert(
     ValueError: something about source, output or options is wrong; names episode and file. What is
       finished is kept for the next call.
   """
-  found = source_lib.load(pathlib.Path(source).expanduser())
+  cure = 'Copy it to a directory, or mount the bucket (gcsfuse).'
+  found = source_lib.load(storage.make_local_path(source, '--source', cure))
   plan = plan_lib.make_plan(found, video.parse_size(size), exclude)
   record = _read_record(embodiment_json) if embodiment_json else record_lib.suggest(plan)
   record_lib.check(plan, record)

@@ -97,7 +97,7 @@ def build(
     ValueError: a dataset with other parameters is at that path; `workers` below 1; or nothing can
       be drawn.
   """
-  path = pathlib.Path(output).expanduser() / NAME / config.name / rlds.VERSION
+  path = rlds.make_output_path(output) / NAME / config.name / rlds.VERSION
   dataset = rlds.Dataset(
     name=NAME,
     config=config.name,

@@ -106,7 +106,7 @@ def make_env(config: BuildConfig, split: str) -> tabletop.TabletopEnv:
 
 def dataset_path(output: str | os.PathLike[str], config: BuildConfig) -> pathlib.Path:
   """Where `build` puts the dataset: OUTPUT/tabletop/CONFIG/1.0.0."""
-  return pathlib.Path(output).expanduser() / NAME / config.name / rlds.VERSION
+  return rlds.make_output_path(output) / NAME / config.name / rlds.VERSION
 
 
 def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
