@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from wam_jax import cli
+from wam_jax import compilation_cache
 from wam_jax import config as cfg
+from wam_jax import workdir as workdir_lib
 from wam_jax.evaluation import run
 
 _WORKDIR = flags.DEFINE_string(
@@ -63,10 +65,12 @@ _STEPS = flags.DEFINE_integer('steps', None, "Denoising steps; default: the conf
 _SEED = flags.DEFINE_integer(
   'seed', 0, 'First of the seeds of scenes and noise; training never uses these.', 0
 )
+_CACHE = compilation_cache.define_flag()
 _VIDEOS = flags.DEFINE_integer('videos', 4, 'Episodes to show in pictures.', 0)
 
 
 def main(unused_argv: Sequence[str]) -> None:
+  compilation_cache.keep(_CACHE.value, workdir_lib.make_path(_WORKDIR.value))
   report = run.evaluate(
     run.Options(
       workdir=_WORKDIR.value,

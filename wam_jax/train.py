@@ -34,10 +34,12 @@ from ml_collections import config_flags
 from wam_jax import checkpoint
 from wam_jax import chips
 from wam_jax import cli
+from wam_jax import compilation_cache
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax import guards
 from wam_jax import metrics
+from wam_jax import processes
 from wam_jax import progress
 from wam_jax import sharding
 from wam_jax import start as start_lib
@@ -53,11 +55,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of this run; made if missing, continued if not.'
 )
-_CACHE = flags.DEFINE_string(
-  'compilation_cache',
-  '',
-  'Directory where compiled programs are kept, for faster restarts; empty for none.',
-)
+_CACHE = compilation_cache.define_flag()
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed',
   False,
@@ -72,6 +70,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Of this process, with --coordinator_address.'
 )
+_START_TIMEOUT = processes.define_flag()
 _WANDB = flags.DEFINE_string(
   'wandb_project',
   '',
@@ -83,8 +82,7 @@ def main(unused_argv: list[str]) -> int:
   config = cfg.from_config_dict(cli.read_config(_CONFIG))
   workdir = workdir_lib.make_path(_WORKDIR.value)
   _start_processes()
-  if _CACHE.value:
-    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(_CACHE.value).expanduser()))
+  compilation_cache.keep(_CACHE.value, workdir)
   stopped_by = train(config, workdir, _WANDB.value)
   return 128 + stopped_by if stopped_by else 0
 
@@ -225,10 +223,10 @@ def _start_processes() -> None:
         f'--coordinator_address={address} must be HOST:PORT, and --process_id={number} one of 0 to '
         f'--num_processes - 1 = {count - 1}.'
       )
-    jax.distributed.initialize(*by_hand)
+    processes.join(_START_TIMEOUT.value, *by_hand)
   elif _DISTRIBUTED.value:
     try:
-      jax.distributed.initialize()
+      processes.join(_START_TIMEOUT.value)
     except ValueError as e:
       raise ValueError(
         f'--distributed finds no TPU, SLURM or Kubernetes job around this process: {e} Start it '

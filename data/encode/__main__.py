@@ -21,6 +21,9 @@ from absl import flags
 from data.encode import work
 from wam_jax import checkpoint
 from wam_jax import cli
+from wam_jax import compilation_cache
+from wam_jax import processes
+from wam_jax import workdir as workdir_lib
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import sources
@@ -70,14 +73,17 @@ _SHARD_COUNT = flags.DEFINE_integer(
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Take --shard_index and --shard_count from the TPU or SLURM environment.'
 )
+_START_TIMEOUT = processes.define_flag()
+_CACHE = compilation_cache.define_flag()
 cli.define_json()
 
 
 def main(unused_argv: list[str]) -> None:
   shard = _SHARD_INDEX.value, _SHARD_COUNT.value
   if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    processes.join(_START_TIMEOUT.value)
     shard = jax.process_index(), jax.process_count()
+  compilation_cache.keep(_CACHE.value, workdir_lib.make_path(_WORKDIR.value))
   cv2.setNumThreads(1)  # Images are small, and threads work side by side.
   summary = work.encode(*_read_flags(*shard), *shard)
   _print(summary)

@@ -1,0 +1,89 @@
+"""Compiled programs are kept where the flag says, in a bucket too, and found again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tests import object_store
+from tests import programs
+from wam_jax import compilation_cache
+
+KEYS = (
+  'jax_compilation_cache_dir',
+  'jax_persistent_cache_min_entry_size_bytes',
+  'jax_persistent_cache_min_compile_time_secs',
+  'jax_enable_compilation_cache',
+  'jax_persistent_cache_enable_xla_caches',
+)
+
+
+@pytest.fixture(autouse=True)
+def settings():
+  """JAX's settings, none of its cache before and as they were afterwards."""
+  before = {key: getattr(jax.config, key) for key in KEYS}
+  jax.config.update('jax_compilation_cache_dir', None)
+  yield
+  for key, value in before.items():
+    jax.config.update(key, value)
+
+
+@pytest.mark.parametrize(
+  ('platform', 'given', 'place'),
+  [
+    ('tpu', None, 'run/compilation_cache'),
+    ('gpu', None, 'run/compilation_cache'),
+    ('cpu', None, None),
+    ('cpu', 'elsewhere', 'elsewhere'),
+    ('tpu', 'elsewhere', 'elsewhere'),
+  ],
+)
+def test_where_programs_are_kept(tmp_path, monkeypatch, platform, given, place):
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  compilation_cache.keep(given and f'{tmp_path}/{given}', tmp_path / 'run')
+  assert jax.config.jax_compilation_cache_dir == (place and f'{tmp_path}/{place}')
+  if place:
+    assert jax.config.jax_persistent_cache_min_entry_size_bytes == -1
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+
+def test_empty_is_nowhere_and_what_jax_was_told_stays(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  jax.config.update('jax_compilation_cache_dir', '/told')
+  compilation_cache.keep(None, tmp_path)
+  assert jax.config.jax_compilation_cache_dir == '/told'
+  compilation_cache.keep('', tmp_path)
+  assert not jax.config.jax_enable_compilation_cache
+
+
+def test_other_object_stores_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="--compilation_cache 's3://x' is an object store other"):
+    compilation_cache.keep('s3://x', tmp_path)
+
+
+def test_a_bucket_keeps_programs(tmp_path):
+  code = (
+    'import jax; from wam_jax import compilation_cache, storage\n'
+    'compilation_cache.keep("gs://bucket/run/programs", None)\n'
+    'double = jax.jit(lambda x: x + x)\n'
+    'assert double(2) == 4; jax.clear_caches(); assert double(3) == 6'
+  )
+  with object_store.ObjectStore() as store:
+    done = subprocess.run(
+      [sys.executable, '-c', code],
+      cwd=tmp_path,
+      env=programs.environment() | store.environment | {'PYTHONPATH': str(programs.ROOT)},
+      capture_output=True,
+      text=True,
+      timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = store.list('run/programs/')
+    assert [name for name in kept if 'lambda' in name]
+    # Read by the second call, which compiles nothing.
+    assert {name for name, _ in store.reads} >= set(kept)
+  # No directory of that name.
+  assert not list(tmp_path.iterdir())

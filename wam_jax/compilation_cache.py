@@ -1,0 +1,59 @@
+"""Where compiled programs are kept, so that a restart does not compile them again: the flag of the
+commands that compile, and what it means. Owns no programs; JAX reads and writes them.
+
+JAX's process 0 writes and all processes read, so the place is one that every host sees and that
+outlives them: beside the checkpoints. A program is found again where it, the options, the chips and
+the versions are the same; nothing but time is lost with the directory. It holds code: whoever may
+write there decides what runs. Source: jax, docs/persistent_compilation_cache.md.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+from absl import flags
+from etils import epath
+
+from wam_jax import storage
+
+FOLDER = 'compilation_cache'
+
+flags.disclaim_key_flags()  # --help shows the flag with the command that defines it.
+
+
+def define_flag() -> flags.FlagHolder:
+  """Defines --compilation_cache, for `keep`."""
+  return flags.DEFINE_string(
+    'compilation_cache',
+    None,
+    'Directory, local or gs://, where compiled programs are kept for faster restarts; '
+    f'WORKDIR/{FOLDER} by default, but nowhere on CPUs; empty for nowhere.',
+  )
+
+
+def keep(given: str | None, workdir: pathlib.Path | epath.Path) -> None:
+  """From here on JAX looks for each program there before it compiles it, and keeps it there, small
+  and quick ones too. Starts the backend.
+
+  Args:
+    given: what the flag says.
+  Raises:
+    ValueError: the place is of an object store that cannot be reached.
+  """
+  if given is None and (jax.default_backend() == 'cpu' or jax.config.jax_compilation_cache_dir):
+    # XLA's programs for a CPU are of the instructions of the one that compiled them: another may
+    # end on them, or refuse them on itself (jax issue 38445). And a place that JAX was told of by
+    # its own option stays.
+    return
+  if given == '':
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
+  place = storage.make_path(given, '--compilation_cache') if given else workdir / FOLDER
+  jax.config.update('jax_compilation_cache_dir', str(place))
+  # A restart runs hundreds of small programs, which JAX would compile again.
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  if storage.is_remote(place):
+    # XLA's own caches for GPUs, which are beside JAX's by default, know file systems only.
+    jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
