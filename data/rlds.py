@@ -113,9 +113,7 @@ def make_output_path(path: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     ValueError: it is of an object store.
   """
-  cure = (
-    'Make the dataset in a directory, and send it with python -m data.convert --output=gs://...'
-  )
+  cure = 'Make the dataset in a directory, and copy that to the bucket when it is complete.'
   return storage.make_local_path(path, '--output', cure)
 
 

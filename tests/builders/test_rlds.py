@@ -156,3 +156,10 @@ def test_two_processes_make_one_dataset(tmp_path):
     process.join()
   assert [p.name for p in tmp_path.iterdir()] == ['made']
   assert json.loads((tmp_path / 'made/build.json').read_text()) == {'seed': 0}
+
+
+def test_an_object_store_is_no_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match='--output=gs://bucket/x is an object store. Make the'):
+    rlds.write('gs://bucket/x', _dataset(tmp_path / 'failing'))
+  assert not list(tmp_path.iterdir())
