@@ -16,11 +16,20 @@ from wam_jax.aot import work as work_lib
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", [0, 4]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [0, 1, 2, 3]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1':(2)2}", [0, 1]),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", [0, 1, 2, 3]),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", [0, 4]),
+    ('replica_groups={}', [0, 1, 2, 3, 4, 5, 6, 7]),
+    ('channel_id=1', [0, 1, 2, 3, 4, 5, 6, 7]),
     ('channel_id=1', list(range(8))),
   ],
 )
 def test_groups(text, members):
   assert roofline.group(text, 8) == members
+
+
+def test_groups_of_another_form_are_not_taken_for_all_devices():
+  with pytest.raises(ValueError, match='not known'):
+    roofline.group('replica_groups=mesh[8] of an unknown kind', 8)
 
 
 def test_rings_use_the_links_of_the_axes_they_span():

@@ -24,6 +24,11 @@ ASSUMPTIONS = (
   'latencies, input, logging and checkpoints take no time',
 )
 
+_MESH_GROUPS = re.compile(
+  r'replica_groups=mesh\[([^\]]*)\]'
+  r'(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}'
+)
+
 
 @dataclasses.dataclass
 class Traffic:
@@ -139,36 +144,46 @@ def group(attributes: str, devices: int) -> list[int]:
   """Devices, by their number in the program, of the first group of a collective.
 
   The text has one of three forms: {{0,1},{2,3}}, [2,2]<=[4] (perhaps T(...)), or mesh['a'=2,'b'=2]
-  {'b'}.
+  {'b'}, perhaps with device_ids=([2,2]T(1,0)) between. Without any, all devices are one group.
+
+  Raises:
+    ValueError: the text has another form.
   """
-  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', attributes):
-    return _mesh_group(*found.groups())
+  if found := _MESH_GROUPS.search(attributes):
+    axes, dims, order, named = found.groups()
+    return _mesh_group(axes, named, _number(dims or str(devices), order))
   if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes):
-    # Devices counted through `dims`, whose axes then change places, are cut into `shape`.
-    shape, dims, order = (_read_numbers(part) for part in found.groups())
-    numbers = np.arange(math.prod(dims)).reshape(dims)
-    if order:
-      numbers = numbers.transpose(order)
-    return numbers.reshape(shape)[0].tolist()
+    shape, dims, order = found.groups()
+    return _number(dims, order).reshape(_read_numbers(shape))[0].tolist()
   if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
     return [int(n) for n in found[1].split(',')]
+  if re.search(r'replica_groups=(?!\{\})', attributes):
+    raise ValueError(f'Groups of devices in a form that is not known: {attributes[:200]}')
   return list(range(devices))
 
 
-def _read_numbers(text: str | None) -> tuple[int, ...]:
-  return tuple(map(int, text.split(','))) if text else ()
+def _number(dims: str, order: str | None) -> np.ndarray:
+  """Devices counted through an array of sizes `dims`, whose axes then change places."""
+  sizes = _read_numbers(dims)
+  numbers = np.arange(math.prod(sizes)).reshape(sizes)
+  return numbers.transpose(_read_numbers(order)) if order else numbers
 
 
-def _mesh_group(axes: str, named: str) -> list[int]:
+def _read_numbers(text: str) -> tuple[int, ...]:
+  return tuple(map(int, text.split(',')))
+
+
+def _mesh_group(axes: str, named: str, devices: np.ndarray) -> list[int]:
   """The first group over the `named` axes of a mesh.
 
   Args:
     axes: sizes, as "'a'=2,'b'=8".
     named: whole axes, as "'a'", or parts of them, as "'b':(2)4": of 'b', seen as 2 x 4 x rest, the
       part of 4.
+    devices: their numbers in the order in which they fill the mesh.
   """
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
-  numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  numbers = devices.reshape(tuple(sizes.values()))
   parts = {}
   for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named):
     parts[name] = int(before or 1), int(size or sizes[name])
