@@ -13,8 +13,11 @@ import numpy as np
 import optax
 import pytest
 
+from tests import faulty
+from tests import programs
 from wam_jax import checkpoint
 from wam_jax import config as cfg
+from wam_jax import storage
 from wam_jax import train_step
 from wam_jax.models import encoders
 from wam_jax.models import tokenizer
@@ -47,6 +50,11 @@ def abstract(state):
   return lambda frozen: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+  monkeypatch.setattr(storage, 'WAITS_S', (0.01, 0.01))
 
 
 def save_steps(workdir, steps, keep=5, **kwargs):
@@ -119,6 +127,34 @@ def test_damaged_checkpoint_is_skipped_and_its_step_saved_again(tmp_path, damage
   assert (tmp_path / 'unreadable' / '2').is_dir()
   save_steps(tmp_path, [2])
   assert restore(tmp_path, make_state(9)).step == 2
+
+
+def test_a_checkpoint_of_a_version_without_lists_of_files(tmp_path):
+  save_steps(tmp_path, [1])
+  (tmp_path / 'checkpoints' / '1' / 'files.json').unlink()
+  got = restore(tmp_path, make_state(9))
+  jax.tree.map(np.testing.assert_array_equal, got.state, make_state(1))
+  assert checkpoint.load_for_inference(tmp_path).step == 1
+  cut_arrays(tmp_path / 'checkpoints' / '1')
+  with pytest.raises(checkpoint.CheckpointError, match=r'No checkpoint in .* can be read:\n  1: '):
+    restore(tmp_path, make_state(9))
+
+
+def test_an_error_that_may_pass_is_no_damage(tmp_path, capsys):
+  save_steps(tmp_path, [1, 2])
+  busy = OSError('503 Service Unavailable')
+  with faulty.raising(checkpoint.ocp.Checkpointer, 'restore', busy, times=2):
+    assert restore(tmp_path, make_state(9)).step == 2
+  with faulty.raising(checkpoint.ocp.Checkpointer, 'restore', busy, times=2):
+    assert checkpoint.load_for_inference(tmp_path).step == 2
+  assert capsys.readouterr().out.count('503 Service Unavailable; again in 0.01 s') == 2
+  for read in (checkpoint.load_for_inference, lambda path: restore(path, make_state(9))):
+    with (
+      faulty.raising(checkpoint.ocp.Checkpointer, 'restore', busy, times=3),
+      pytest.raises(checkpoint.CheckpointError, match='2 cannot be read: 503 .*\n.* was changed'),
+    ):
+      read(tmp_path)
+  assert checkpoint.list_steps(tmp_path) == [1, 2]
 
 
 def test_no_readable_checkpoint_is_an_error_and_moves_nothing(tmp_path):
@@ -201,7 +237,7 @@ def test_failed_save_surfaces_without_waiting(tmp_path, monkeypatch):
   with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
     checkpoints.save(1, make_state(1), {}, METADATA)
     checkpoints.wait()
-    monkeypatch.setattr(checkpoints._manager._checkpointer, 'save', refuse)
+    monkeypatch.setattr(checkpoints._writer, 'save', refuse)
     with pytest.raises(checkpoint.CheckpointError, match='step 2 .*No space left'):
       checkpoints.save(2, make_state(2), {}, METADATA)
 
@@ -259,3 +295,38 @@ def test_mismatches_name_missing_unknown_and_reshaped_arrays():
     'b: (2, 3) here, absent there',
     'c: absent here, (2, 3) there',
   ]
+
+
+@pytest.mark.slow
+def test_two_processes_restore_the_same_step_or_none(tmp_path):
+  port = programs.free_port(20000, 30000)
+  devices = {'XLA_FLAGS': f'{programs.FAST_XLA} --xla_force_host_platform_device_count=2'}
+  joint = [
+    programs.Program('tests.faulty', port, number, tmp_path, variables=devices)
+    for number in range(2)
+  ]
+  # A deadlock would be a time-out.
+  outputs = [program.communicate(timeout=120) for program in joint]
+  assert [program.returncode for program in joint] == [0, 0], outputs
+  first, second = (
+    [json.loads(line) for line in (tmp_path / f'{number}.jsonl').read_text().splitlines()]
+    for number in range(2)
+  )
+  # The same step on both, or the same message.
+  assert first == second
+  found = {(name, host): what for name, host, what in first}
+  for name in faulty.DAMAGES:
+    # The one before, and the step that was damaged can be saved again.
+    assert found.pop((name, None)) == ['step 1', [1], 'step 2'], name
+  assert found.pop(('nothing was moved', None)) == [['checkpoints']]
+  passing = ('busy for a moment', 'listing refused for a moment', 'listing differs')
+  for (name, host), (outcome, steps) in found.items():
+    assert steps == [1, 2], name
+    # Where the steps are is the first host's to say.
+    if name in passing or (name, host) == ('listing refused', 1):
+      assert outcome == 'step 2', name
+    else:
+      assert f'host {host}' in outcome, name
+      assert 'nothing was changed. Run the same' in outcome or 'listing' in name, outcome
+      assert str(faulty.ERRORS[name][2]) in outcome, name
+  assert len(found) == 2 * len(faulty.ERRORS) + 1

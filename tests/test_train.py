@@ -340,14 +340,14 @@ def test_batches_continue_where_the_checkpoint_left_them(config, tmp_path, fake_
 
 def test_failed_save_stops_the_run_and_resume_continues(config, tmp_path, fake_step, monkeypatch):
   config = dataclasses.replace(config, eval_every=0)
-  real = checkpoint.ocp.CheckpointManager.save
+  real = checkpoint.ocp.AsyncCheckpointer.save
 
-  def save(self, step, *args, **kwargs):
-    if step == 20:
+  def save(self, place, *args, **kwargs):
+    if place.name == '20':
       raise OSError(28, 'No space left on device')
-    return real(self, step, *args, **kwargs)
+    return real(self, place, *args, **kwargs)
 
-  monkeypatch.setattr(checkpoint.ocp.CheckpointManager, 'save', save)
+  monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, 'save', save)
   with pytest.raises(
     checkpoint.CheckpointError, match=r'step 20 .*No space left .*\n.*checkpoints/10; make room'
   ):

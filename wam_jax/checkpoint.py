@@ -9,28 +9,37 @@ WORKDIR/checkpoints/STEP/ holds, each readable without the others:
   metadata             JSON, config, what the dataset says (statistics, embodiments), and what the
                        run started from
 
+and files.json, the sizes of all files of arrays.
+
 Orbax writes STEP under another name and renames it when all of it is on disk, or on object storage
-marks it by a last file, so what is listed is complete. A disk may still lose files later; such a
-checkpoint is moved to WORKDIR/unreadable/ and the one before is used.
+marks it by a last file, so what is listed is complete. A disk may still lose files later, which
+integrity.py finds out; such a checkpoint is set aside and the one before is used. Whatever else
+goes wrong while reading is tried again, and then stops the run with everything left as it is.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
+from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax import finetuning
+from wam_jax import hosts
+from wam_jax import integrity
+from wam_jax import progress
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
 from wam_jax.models import encoders
@@ -43,23 +52,50 @@ class CheckpointError(ValueError):
   """A checkpoint could not be written or none can be read; the message says what to do."""
 
 
+class DamageError(CheckpointError):
+  """Files of a checkpoint are missing or short."""
+
+
 class Checkpoints:
   """Writes and restores the checkpoints of one training run. Saves in the background; use as a
-  context manager.
+  context manager, on every process of the run.
+
+  What there is to restore is decided by the first process, and holds for all: no two of them may
+  see the same files at the same time.
   """
 
-  def __init__(self, workdir: pathlib.Path, keep: int, keep_every: int = 0):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    keep: int,
+    keep_every: int = 0,
+    check_owner: Callable[[], None] = lambda: None,
+  ):
+    """Makes the directory, and lists what is there.
+
+    Args:
+      keep, keep_every: as in the config.
+      check_owner: raises where the workdir belongs to another run by now; called on the first
+        process before a save counts, and before an old one is deleted.
+    Raises:
+      OSError, HostError: the directory cannot be made or read.
+    """
     _quiet_orbax()
     self._workdir = workdir
-    self._manager = ocp.CheckpointManager(
-      _directory(workdir),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        keep_period=keep_every or None,
-        cleanup_tmp_directories=True,  # What a killed run was writing.
-        enable_async_checkpointing=True,
-      ),
+    self._directory = _directory(workdir)
+    self._keep = keep
+    self._keep_every = keep_every
+    self._check_owner = check_owner
+    self._steps = hosts.decide('listing the checkpoints', self._open)
+    self._writer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(),
+      # Called by the first process, when all have written and before that counts.
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
+    # Waits for a save to end, which its own thread cannot.
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, 'wam_jax.checkpoint')
+    self._saving: concurrent.futures.Future[None] | None = None
+    self._cleaned = False
 
   def __enter__(self) -> Self:
     return self
@@ -69,7 +105,8 @@ class Checkpoints:
       self.wait()
     else:
       self._wait_quietly()  # The error that ends the run says more than one of this save.
-    self._manager.close()
+    self._thread.shutdown()
+    self._writer.close()
 
   def save(self, step: int, state: Any, iterator_state: Any, metadata: Mapping[str, Any]) -> None:
     """Copies `state` off the devices, then writes in the background. At most one save is under way.
@@ -84,6 +121,8 @@ class Checkpoints:
       CheckpointError: this save, or the one before, cannot be written.
     """
     self.wait()  # The error of the save before must not be lost.
+    if step in self._steps:
+      raise CheckpointError(f'{self._directory} has a checkpoint of step {step} already.')
     items = {
       'params': ocp.args.StandardSave(state.params),
       'frozen': ocp.args.StandardSave(encoders.to_tree(state.frozen)),
@@ -94,22 +133,23 @@ class Checkpoints:
       items['ema_params'] = ocp.args.StandardSave(state.ema_params)
     # What there should be, so that a reader notices an item that is gone.
     items['metadata'] = ocp.args.JsonSave({'items': sorted(items)} | metadata)
-    self._guard(
-      lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True), step
-    )
+    self._guard(lambda: self._begin(step, items), step)
 
   def check(self) -> None:
     """Raises CheckpointError if the background save has failed; does not wait for it."""
-    self._guard(self._manager.check_for_errors)
+    if self._saving and self._saving.done():
+      self.wait()
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises CheckpointError if it failed."""
-    self._guard(self._manager.wait_until_finished)
-    self._guard(self._manager.check_for_errors)
+    if self._saving:
+      saving = self._saving
+      self._saving = None
+      self._guard(saving.result, self._steps[-1])
 
   def newest(self) -> int | None:
-    """Step of the newest complete checkpoint."""
-    return max(self._manager.all_steps(), default=None)
+    """Step of the newest complete checkpoint, or of the save that is under way."""
+    return max(self._steps, default=None)
 
   def restore(
     self,
@@ -117,40 +157,65 @@ class Checkpoints:
     abstract_state: Callable[[PyTree], Any],
     say: Callable[[str], None],
   ) -> Restored | None:
-    """The newest checkpoint that can be read, or None where there is none at all.
+    """The newest checkpoint whose files are whole, or None where there is none at all.
+
+    Every process comes back with the same step, or none comes back.
 
     Args:
       config: the config of this run.
       abstract_state: from abstract encoders to a TrainState of ShapeDtypeStruct with shardings.
       say: told of each checkpoint that had to be skipped.
     Raises:
-      CheckpointError: there are checkpoints, and none can be read.
+      CheckpointError: no checkpoint is whole, or one that is cannot be read now: nothing has been
+        changed then.
     """
-    problems: dict[int, str] = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    damages: dict[int, str] = {}
+    for step in reversed(self._steps):
       try:
         restored = self._restore_step(step, config, abstract_state)
-      except Exception as e:  # Orbax reports a missing or cut file by many types.
-        problems[step] = _first_line(e)
-        say(f'checkpoint {step} is incomplete and will not be used: {problems[step]}')
+      except DamageError as e:
+        damages[step] = str(e)
+        say(f'checkpoint {step} is incomplete and will not be used: {e}')
         continue
       # Only now: where none can be read, all stay where they are for whoever mends them.
-      self._set_aside(list(problems))
+      hosts.decide('setting damaged checkpoints aside', lambda: self._set_aside(damages))
+      self._steps = [step for step in self._steps if step not in damages]
       return restored
-    if problems:
-      listed = '\n  '.join(f'{step}: {problem}' for step, problem in problems.items())
+    if damages:
+      listed = '\n  '.join(f'{step}: {damage}' for step, damage in damages.items())
       raise CheckpointError(
-        f'No checkpoint in {_directory(self._workdir)} can be read:\n  {listed}\n'
+        f'No checkpoint in {self._directory} can be read:\n  {listed}\n'
         'Restore one from a copy, or start again in another --workdir.'
       )
     return None
 
+  def _open(self) -> list[int]:
+    """Makes the directory; the steps that are there. On the first process."""
+
+    def open_directory() -> list[int]:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      # In a bucket an earlier owner may still be about to finish: there this waits until this run
+      # saves.
+      if not storage.is_remote(self._directory):
+        self._delete(integrity.find_unfinished(self._directory))
+      return integrity.list_steps(self._directory)
+
+    return storage.retry(open_directory, f'listing {self._directory}')
+
   def _restore_step(
     self, step: int, config: cfg.TrainConfig, abstract_state: Callable[[PyTree], Any]
   ) -> Restored:
-    place = _directory(self._workdir) / str(step)
-    metadata = load_metadata(place)
-    abstract = abstract_state(encoders.from_tree(_load_shapes(place / 'frozen'), config.model))
+    place = self._directory / str(step)
+    stage = f'reading checkpoint {step}'
+    damage = hosts.decide(f'checking checkpoint {step}', lambda: _find_damage(place))
+    if damage:
+      raise DamageError(damage)
+
+    def load_description() -> tuple[dict[str, Any], PyTree]:
+      return load_metadata(place), _load_shapes(place / 'frozen')
+
+    metadata, shapes = _read_together(load_description, place, stage)
+    abstract = abstract_state(encoders.from_tree(shapes, config.model))
     items = {
       'params': ocp.args.StandardRestore(abstract.params),
       'frozen': ocp.args.StandardRestore(encoders.to_tree(abstract.frozen)),
@@ -161,7 +226,7 @@ class Checkpoints:
     }
     if abstract.ema_params is not None:
       items['ema_params'] = ocp.args.StandardRestore(abstract.ema_params)
-    got = self._manager.restore(step, args=ocp.args.Composite(**items))
+    got = _read_together(lambda: _load_items(place, items), place, stage)
     state = abstract.replace(
       step=got['optimizer']['step'],
       opt_state=got['optimizer']['opt_state'],
@@ -171,33 +236,64 @@ class Checkpoints:
     )
     return Restored(step, state, metadata, got['iterator'])
 
-  def _set_aside(self, steps: list[int]) -> None:
-    """Moves unreadable checkpoints out of the way of the steps that will be saved again."""
-    if not steps:
-      return
-    aside = self._workdir / 'unreadable'
-    # One process moves them; the others may not list the directory before it is done.
-    if jax.process_index() == 0:
-      aside.mkdir(exist_ok=True)
-      for step in steps:
-        storage.move(_directory(self._workdir) / str(step), _find_unused(aside / str(step)))
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('wam_jax:set_aside')
-    self._manager.reload()
+  def _set_aside(self, damages: Mapping[int, str]) -> None:
+    """Takes damaged checkpoints out of the way of the steps that will be saved again."""
+    if damages:
+      self._check_owner()
+    for step, damage in damages.items():
+      integrity.set_aside(self._directory / str(step), self._workdir / 'unreadable', damage)
 
-  def _guard(self, call: Callable[[], Any], step: int | None = None) -> None:
+  def _begin(self, step: int, items: Mapping[str, Any]) -> None:
+    """Begins to write `items`; what should be deleted then goes once they count."""
+    if not self._cleaned:
+      hosts.decide('removing unfinished saves', self._clean)
+      self._cleaned = True
+    old = self._steps
+    steps = [*old, step]
+    for_good = [s for s in steps if self._keep_every and s % self._keep_every == 0]
+    self._steps = sorted({*for_good, *steps[-self._keep :]})
+    self._saved_step = step
+    # An unfinished save of this step, of another start, is written over.
+    place = self._directory / str(step)
+    self._writer.save(place, args=ocp.args.Composite(**items), force=True)
+    self._saving = self._thread.submit(self._finish, sorted({*old} - {*self._steps}))
+
+  def _clean(self) -> None:
+    """Deletes what saves of earlier starts have left. On the first process."""
+    self._check_owner()
+    self._delete(integrity.find_unfinished(self._directory))
+
+  def _seal(self) -> None:
+    """Completes what is about to count. On the first process, in the thread of Orbax."""
+    integrity.write_list(self._directory, self._saved_step)
+    self._check_owner()
+
+  def _finish(self, old: Sequence[int]) -> None:
+    """Waits for a save to count, then deletes the steps `old`. In the thread of this object."""
+    self._writer.wait_until_finished()
+    if jax.process_index() == 0:
+      for step in old:
+        self._check_owner()
+        self._delete([self._directory / str(step)])
+
+  def _delete(self, places: Sequence[pathlib.Path]) -> None:
+    deleter = ocp.path.deleter.PathDeleter(epath.Path(self._directory))
+    for place in places:
+      deleter.delete(epath.Path(place))
+
+  def _guard(self, call: Callable[[], Any], step: int) -> None:
     try:
       call()
     except Exception as e:  # A full disk is an OSError, ValueError or RuntimeError, by writer.
-      # What was under way ends first, and the steps are listed anew from what is on disk.
-      self._wait_quietly()
-      self._manager.reload()
+      self._wait_quietly()  # What was under way ends first.
+      self._steps = [s for s in self._steps if s != step]
+      if isinstance(e, (hosts.HostError, storage.TakenError)):
+        raise  # It says what to do.
       raise CheckpointError(self._describe_failure(e, step)) from e
 
-  def _describe_failure(self, error: Exception, step: int | None) -> str:
+  def _describe_failure(self, error: Exception, step: int) -> str:
     """What could not be written, what there is all the same, and what to do."""
-    directory = _directory(self._workdir)
-    of_step = f' of step {step}' if step else ''
+    directory = self._directory
     if storage.is_remote(directory):
       room = ''
       cure = 'check the bucket'
@@ -205,19 +301,23 @@ class Checkpoints:
       free = shutil.disk_usage(directory).free / 2**20
       room = f' ({free:.0f} MiB free)'
       cure = 'make room'
-    newest = self.newest()
+    newest = None
+    with contextlib.suppress(OSError):
+      newest = max(integrity.list_steps(directory), default=None)
     if newest is None:
       kept = f'There is no complete checkpoint in {directory} yet'
     else:
       kept = f'The newest complete checkpoint is {directory / str(newest)}'
     return (
-      f'A checkpoint{of_step} could not be written to {directory}{room}: {_first_line(error)}\n'
+      f'A checkpoint of step {step} could not be written to {directory}{room}: '
+      f'{_first_line(error)}\n'
       f'{kept}; {cure} and run the same command again to continue from it.'
     )
 
   def _wait_quietly(self) -> None:
     try:
-      self._manager.wait_until_finished()
+      if self._saving:
+        self._saving.result()
     except Exception as e:
       logging.debug('Save abandoned: %s', e)
 
@@ -336,18 +436,34 @@ def _load_newest(
   directory = _directory(workdir)
   problems = []
   for candidate in _list_candidates(workdir, step):
-    place = directory / str(candidate)
     try:
-      metadata = load_metadata(place)
-      config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
-      loaded = load(place, _with_vocabulary(config, workdir), metadata)
-    except Exception as e:  # Orbax reports a missing or cut file by many types.
-      problems.append(f'{candidate}: {_first_line(e)}')
+      loaded = _load_checkpoint(directory / str(candidate), load, workdir)
+    except DamageError as e:
+      problems.append(f'{candidate}: {e}')
       continue
     if problems:
-      logging.warning('Unreadable checkpoints skipped in %s: %s', directory, '; '.join(problems))
+      logging.warning('Incomplete checkpoints skipped in %s: %s', directory, '; '.join(problems))
     return loaded
   raise CheckpointError(f'No checkpoint in {directory} can be read:\n  ' + '\n  '.join(problems))
+
+
+def _load_checkpoint(
+  place: pathlib.Path,
+  load: Callable[[pathlib.Path, cfg.TrainConfig, Mapping[str, Any]], T],
+  workdir: pathlib.Path,
+) -> T:
+  """`load` of one checkpoint; raises DamageError if files are missing or short."""
+  if damage := _find_damage(place, needless=('optimizer', 'iterator')):
+    raise DamageError(damage)
+  metadata = storage.retry(lambda: load_metadata(place), f'reading {place}')
+  config = cfg.from_config_dict(workdir_lib.fill_config(metadata['config']))
+  config = _with_vocabulary(config, workdir)
+  try:
+    return storage.retry(lambda: load(place, config, metadata), f'reading {place}')
+  except Exception as e:  # Orbax and TensorStore have many types.
+    if _is_loss(e) and not integrity.has_list(place):
+      raise DamageError(_first_line(e)) from e
+    raise CheckpointError(_describe_unreadable(place, _first_line(e))) from e
 
 
 def _list_candidates(workdir: pathlib.Path, step: int | None) -> list[int]:
@@ -383,14 +499,7 @@ def _with_vocabulary(config: cfg.TrainConfig, workdir: pathlib.Path) -> cfg.Trai
 
 def list_steps(workdir: pathlib.Path) -> list[int]:
   """Steps of the complete checkpoints, oldest first."""
-  directory = _directory(workdir)
-  if not directory.is_dir():
-    return []
-  return sorted(
-    int(p.name)
-    for p in directory.iterdir()
-    if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p)
-  )
+  return integrity.list_steps(_directory(workdir))
 
 
 def list_mismatches(wanted: PyTree, given: PyTree) -> list[str]:
@@ -416,18 +525,18 @@ def load_metadata(place: pathlib.Path) -> dict[str, Any]:
   there.
 
   Raises:
-    CheckpointError: an item or the metadata is missing or damaged.
+    DamageError: an item or the metadata is missing or damaged.
   """
   path = place / 'metadata' / 'metadata'
   try:
     metadata = json.loads(path.read_text())
   except FileNotFoundError as e:
-    raise CheckpointError(f'{path} does not exist') from e
+    raise DamageError(f'{path} does not exist') from e
   except ValueError as e:
-    raise CheckpointError(f'{path} is not JSON ({e})') from e
+    raise DamageError(f'{path} is not JSON ({e})') from e
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]
   if missing:
-    raise CheckpointError(f'{", ".join(missing)} missing in {place}')
+    raise DamageError(f'{", ".join(missing)} missing in {place}')
   return metadata
 
 
@@ -467,14 +576,98 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / 'checkpoints'
 
 
-def _find_unused(path: pathlib.Path) -> pathlib.Path:
-  """`path`, or STEP_2, STEP_3, ... if there is one already."""
-  stem = path.name
-  number = 1
-  while path.exists():
-    number += 1
-    path = path.with_name(f'{stem}_{number}')
-  return path
+def _find_damage(place: pathlib.Path, needless: Sequence[str] = ()) -> str:
+  """Which files of a checkpoint are missing or short; '' if none is. Looks twice before it says so:
+  what is mounted may show files late.
+
+  Args:
+    needless: items whose files do not matter.
+  Raises:
+    CheckpointError: it cannot be read now.
+  """
+
+  def look() -> str:
+    try:
+      items = load_metadata(place)['items']
+    except DamageError as e:
+      return str(e)
+    return integrity.find_damage(place, [item for item in items if item not in needless])
+
+  try:
+    damage = storage.retry(look, f'checking {place}')
+    if damage:
+      time.sleep(storage.WAITS_S[0])
+      damage = storage.retry(look, f'checking {place}')
+  except Exception as e:  # fsspec has many types.
+    raise CheckpointError(_describe_unreadable(place, _first_line(e))) from e
+  return damage
+
+
+def _read_together(read: Callable[[], T], place: pathlib.Path, stage: str) -> T:
+  """The result of `read` on this process, once every process has its own.
+
+  Raises:
+    CheckpointError: the same on every process, if one of them cannot read.
+  """
+  result = None
+  done = False
+  for wait_s in (*storage.WAITS_S, None):
+    problem = None
+    error = None
+    if not done:
+      try:
+        result = read()
+        done = True
+      except Exception as e:  # Orbax and TensorStore have many types.
+        problem = {'text': _first_line(e), 'loss': _is_loss(e)}
+        error = e
+    problems = hosts.exchange(stage, problem)
+    if not any(problems):
+      return result
+    failed = _list_failed(problems)
+    if wait_s is not None:
+      progress.say(f'{stage}: {failed}; again in {wait_s:g} s')
+      time.sleep(wait_s)
+
+  # Of a checkpoint without a list of its files, only reading can tell that one is short.
+  has_list = hosts.decide(stage, lambda: integrity.has_list(place))
+  if not has_list and any(problem and problem['loss'] for problem in problems):
+    raise DamageError(failed) from error
+  raise CheckpointError(_describe_unreadable(place, failed)) from error
+
+
+def _list_failed(problems: Sequence[Mapping[str, Any] | None]) -> str:
+  """What went wrong, and where, if there are several processes."""
+  lines = [
+    f'host {number}: {problem["text"]}' if len(problems) > 1 else problem['text']
+    for number, problem in enumerate(problems)
+    if problem
+  ]
+  more = f' and on {len(lines) - 4} more hosts' if len(lines) > 4 else ''
+  return '; '.join(lines[:4]) + more
+
+
+def _describe_unreadable(place: pathlib.Path, problem: str) -> str:
+  return (
+    f'The checkpoint {place} cannot be read: {problem}\nNone of its files was found missing or '
+    'short, and nothing was changed. Run the same command again; if that does not help, move that '
+    'directory away to use the one before.'
+  )
+
+
+def _is_loss(error: BaseException) -> bool:
+  """Whether reading failed because bytes are not there."""
+  codes = ('NOT_FOUND', 'DATA_LOSS', 'OUT_OF_RANGE')
+  return isinstance(error, FileNotFoundError) or any(code in str(error) for code in codes)
+
+
+def _load_items(place: pathlib.Path, items: Mapping[str, Any]) -> Any:
+  """Items of one checkpoint, this process's shards; waits for no other process."""
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(), active_processes={jax.process_index()}
+  )
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as reader:
+    return reader.restore(place, args=ocp.args.Composite(**items))
 
 
 def _first_line(error: BaseException) -> str:

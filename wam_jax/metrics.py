@@ -89,6 +89,11 @@ class Record:
     if self._files:
       self._files.send()
 
+  def check_owner(self) -> None:
+    """Raises storage.TakenError if the place of the run belongs to another process by now."""
+    if self._files:
+      self._files.check_owner()
+
   def close(self) -> None:
     if self._writer:
       self._writer.close()

@@ -17,12 +17,17 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import fsspec
 from etils import epath
 
+T = TypeVar('T')
+
+WAITS_S = (1.0, 4.0, 16.0)  # Before what failed is tried again.
 _OWNER = '.owner'
 _STALL_S = 60  # Without a byte, a request to an object store is given up and made again.
 
@@ -277,27 +282,102 @@ def _put(path: epath.Path, content: bytes) -> None:
   try:
     path.write_bytes(content)
   except Exception as e:  # gcsfs raises OSError, its own HttpError or what google.auth raises.
-    bucket = '/'.join(str(path).split('/')[:3])
-    reason = (
-      'there is no such bucket'
-      if isinstance(e, FileNotFoundError)
-      else ' '.join(str(e).split())[:300]
-    )
-    raise OSError(
-      f'{path} cannot be written: {reason}. Check the name and your permission with '
-      f'`gcloud storage ls {bucket}`; log in by `gcloud auth application-default login`.'
-    ) from e
+    raise _describe_refusal(path, e) from e
 
 
-def move(source: epath.Path, target: epath.Path) -> None:
-  """Renames a directory; the objects of one in a store are copied within the store."""
-  if not is_remote(source):
-    source.rename(target)
-    return
-  # A store has no directories that could be renamed. Cut off half way, one of the two is whole.
-  store = open_store()
-  store.copy(str(source), str(target), recursive=True)
-  store.rm(str(source), recursive=True)
+def _describe_refusal(path: epath.Path, error: Exception) -> OSError:
+  """What to do when `path` cannot be written."""
+  bucket = '/'.join(str(path).split('/')[:3])
+  reason = ' '.join(str(error).split())[:300]
+  if isinstance(error, FileNotFoundError) or getattr(error, 'code', None) == 404:
+    reason = 'there is no such bucket'
+  return OSError(
+    f'{path} cannot be written: {reason}. Check the name and your permission with '
+    f'`gcloud storage ls {bucket}`; log in by `gcloud auth application-default login`.'
+  )
+
+
+def list_files(place: pathlib.Path | epath.Path) -> dict[str, int]:
+  """Size in bytes of each file below `place`, by its name from there."""
+  if is_remote(place):
+    store = open_store()
+    store.invalidate_cache()  # Other processes and libraries write there, too.
+    prefix = str(place).removeprefix('gs://').rstrip('/') + '/'
+    found = store.find(str(place), detail=True)
+    return {name.removeprefix(prefix): entry['size'] for name, entry in found.items()}
+  paths = (pathlib.Path(top, name) for top, _, names in os.walk(place) for name in names)
+  return {path.relative_to(place).as_posix(): path.stat().st_size for path in paths}
+
+
+def retry(call: Callable[[], T], what: str) -> T:
+  """The result of `call`, which reads or writes; its errors may pass by themselves.
+
+  Args:
+    what: what it does, for messages, as 'listing the checkpoints'.
+  Raises:
+    Exception: what the last try raises.
+  """
+  for wait_s in WAITS_S:
+    try:
+      return call()
+    except Exception as e:  # Each library has its own types for a time-out or a refusal.
+      reason = ' '.join(str(e).split())[:300] or type(e).__name__
+      print(f'{what}: {reason}; again in {wait_s:g} s', file=sys.stderr, flush=True)
+      time.sleep(wait_s)
+  return call()
+
+
+class TakenError(ValueError):
+  """A place in a bucket belongs to another process by now."""
+
+
+class Owner:
+  """The object of a place in a bucket that says which process it belongs to: whoever wrote it last.
+
+  Its generation, a number that the store counts up with every write, is what is compared, and what
+  a write is bound to: of two processes that take a place at the same time, one is refused.
+  """
+
+  def __init__(self, place: epath.Path):
+    """Takes `place`.
+
+    Raises:
+      OSError: it cannot be written.
+      TakenError: another process took it at the same moment.
+    """
+    # Comes with gcsfs, and is slow to import.
+    from google.api_core import exceptions
+    from google.cloud import storage as gcs
+
+    self._place = place
+    bucket, _, self._name = str(place / _OWNER).removeprefix('gs://').partition('/')
+    name = uuid.uuid4().hex
+    try:
+      # Objects are found by bucket and name: the project is of no use, and need not be known.
+      self._bucket = gcs.Client(project='unused').bucket(bucket)
+      before = self._bucket.get_blob(self._name)
+      blob = self._bucket.blob(self._name)
+      with contextlib.suppress(exceptions.PreconditionFailed):
+        blob.upload_from_string(name, if_generation_match=before.generation if before else 0)
+      # Read again: a write that was repeated is refused, though it is ours.
+      owned = blob.download_as_text() == name
+      self._generation = blob.generation
+    except Exception as e:  # Of google.auth, google.cloud or requests.
+      raise _describe_refusal(place / _OWNER, e) from e
+    if not owned:
+      raise TakenError(
+        f'{place} was taken by another training process at the same moment; this one stops. Pass '
+        'another directory to run both.'
+      )
+
+  def check(self) -> None:
+    """Raises TakenError once another process has taken the place."""
+    found = self._bucket.get_blob(self._name)
+    if found is None or found.generation != self._generation:
+      raise TakenError(
+        f'{self._place} has been taken over by another training process; this one stops. Pass '
+        'another directory to run both.'
+      )
 
 
 class Folder:
@@ -307,7 +387,9 @@ class Folder:
     local: where to write; the place itself if that is local.
   """
 
-  def __init__(self, local: pathlib.Path, place: epath.Path | None = None, owner: str = ''):
+  def __init__(
+    self, local: pathlib.Path, place: epath.Path | None = None, owner: Owner | None = None
+  ):
     """`place` is None if it is `local`; with an `owner` nothing is sent once another one has taken
     `place`.
     """
@@ -331,18 +413,19 @@ class Folder:
 
     Raises:
       OSError: they cannot be written.
-      ValueError: the place belongs to another process by now.
+      TakenError: the place belongs to another process by now.
     """
     if self._place:
       self._sending.result()
       self._send()
 
+  def check_owner(self) -> None:
+    """Raises TakenError if the place belongs to another process by now."""
+    if self._owner:
+      self._owner.check()
+
   def _send(self) -> None:
-    if self._owner and (self._place / _OWNER).read_text() != self._owner:
-      raise ValueError(
-        f'{self._place} has been taken over by another training process; this one stops. Pass '
-        'another directory to run both.'
-      )
+    self.check_owner()
     for path in sorted(path for path in self.local.rglob('*') if path.is_file()):
       state = path.stat()
       stamp = state.st_size, state.st_mtime_ns
@@ -377,9 +460,9 @@ def owned_folder(place: epath.Path, continued: Sequence[str]) -> Iterator[Folder
     continued: names of files that are written on from where they are; fetched if they exist.
   Raises:
     OSError: `place` cannot be written.
+    TakenError: another process took it at the same moment, or later.
   """
-  owner = uuid.uuid4().hex
-  _put(place / _OWNER, owner.encode())
+  owner = Owner(place)
   with tempfile.TemporaryDirectory() as name:
     local = pathlib.Path(name)
     for file in continued:
@@ -388,5 +471,11 @@ def owned_folder(place: epath.Path, continued: Sequence[str]) -> Iterator[Folder
     folder = Folder(local, place, owner)
     try:
       yield folder
-    finally:
-      folder.send()  # Of a run that failed, too: its metrics say why.
+    except BaseException:
+      # The metrics of a run that failed say why; but its own error says more than one of these.
+      try:
+        folder.send()
+      except Exception as e:
+        print(f'the last files were not sent to {place}: {e}', file=sys.stderr)
+      raise
+    folder.send()

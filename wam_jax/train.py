@@ -107,7 +107,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     data = pipeline.Data.open(config, splits)
     stack.enter_context(sharding.activate(mesh, config.rules))
     checkpoints = stack.enter_context(
-      checkpoint.Checkpoints(workdir, config.keep, config.keep_every)
+      checkpoint.Checkpoints(workdir, config.keep, config.keep_every, record.check_owner)
     )
     speed = metrics.Speed(config.batch_size, **_count_work(config, mesh))
 
