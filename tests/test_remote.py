@@ -65,11 +65,14 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   ]
   run(store, 'wam_jax.train', *train_flags(local, made))
 
-  stopped = start(store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset))
+  traced = '--config.profile=(2, 3)'
+  stopped = start(store, 'wam_jax.train', *train_flags('gs://bucket/run', dataset), traced)
   # After the checkpoint of step 4, so that there is one to continue from.
   while b'{"step": 6,' not in store.read('run/metrics.jsonl'):
     assert stopped.poll() is None, stopped.communicate()[0]
     time.sleep(0.01)
+  # The trace does not wait for the end of the run.
+  assert [name for name in store.list('run/profile/') if name.endswith('.xplane.pb')]
   stopped.send_signal(signal.SIGTERM)
   output, _ = stopped.communicate(timeout=240)
   assert stopped.returncode == 128 + signal.SIGTERM, output

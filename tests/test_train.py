@@ -26,6 +26,7 @@ from tests import programs
 from tests import train_config
 from wam_jax import checkpoint
 from wam_jax import config as cfg
+from wam_jax import guards
 from wam_jax import sharding
 from wam_jax import train
 from wam_jax import train_step
@@ -406,22 +407,52 @@ def test_checkpoints_kept_for_good_and_a_trace(config, tmp_path, fake_step):
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
-def test_a_hung_step_ends_the_process_with_every_stack():
-  code = (
-    'import time; from wam_jax import guards\n'
-    'with guards.HangTimeout(0.5) as alive: alive(); alive(); time.sleep(60)'
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', code],
+def run_with_clock(*lines: str) -> subprocess.CompletedProcess:
+  """Lines of a loop whose steps may take half a second, and all else a minute."""
+  code = [
+    'import time; from wam_jax import guards',
+    'with guards.HangTimeout(0.5, 60) as clock, clock.steps():',
+    *(f'  {line}' for line in lines),
+  ]
+  return subprocess.run(
+    [sys.executable, '-c', '\n'.join(code)],
     cwd=ROOT,
     env=programs.environment(),
     capture_output=True,
     text=True,
     timeout=60,
   )
+
+
+def test_a_hung_step_ends_the_process_with_every_stack():
+  done = run_with_clock('clock.begin_step()', 'clock.begin_step()', 'time.sleep(60)')
   assert done.returncode == 1
   assert 'Timeout (0:00:00.5' in done.stderr
-  assert 'line 2 in <module>' in done.stderr
+  assert 'line 5 in <module>' in done.stderr
+
+
+def test_only_a_step_that_is_due_can_hang():
+  """Not the first, a pause or the end; and a pause has a limit of its own."""
+  done = run_with_clock(
+    'time.sleep(0.8); clock.begin_step(); time.sleep(0.8); clock.begin_step()',
+    'with clock.pause(): time.sleep(0.8)',
+    'time.sleep(0.2); print("steps done"); clock._pause_s = 0.7',
+    'with clock.pause(): time.sleep(60)',
+  )
+  assert done.stdout == 'steps done\n'
+  assert done.returncode == 1
+  assert 'Timeout (0:00:00.7' in done.stderr
+
+
+def test_a_trace_is_there_when_its_last_step_is_done(tmp_path):
+  finished = []
+  with guards.Profile((2, 3), tmp_path / 'profile') as profile:
+    for step in range(1, 5):
+      profile.at(step, finish=lambda step=step: finished.append(step))
+      jnp.ones(4).sum().block_until_ready()
+    # Before step 4, which waits for those that are traced; and the run goes on.
+    assert finished == [4]
+    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
 def test_init_from_a_run_that_does_not_fit(straight, config, tmp_path):

@@ -540,8 +540,10 @@ class TrainConfig:
     spike_factor: a loss this many times the median of the last 100 steps is reported with its
       samples, 0 for never.
     stop_on_spike: whether such a step ends the run, with nothing of it saved.
-    hang_timeout_s: a step that takes longer ends the process with the stack of every thread, so
-      that a cluster can start it again; 0 for never.
+    hang_timeout_s: a step that takes longer, its wait for a batch included, ends the process with
+      the stack of every thread, so that a cluster can start it again; 0 for never.
+    pause_timeout_s: the same for what else is waited for once the data is open: restoring, the
+      first step, which compiles, each evaluation and each save; 0 for never. Needs hang_timeout_s.
     profile: first and last step of a trace for XProf in WORKDIR/profile, () for none.
     mesh: axis name to size; one size may be -1 (what is left of the devices).
     rules: logical axis name to mesh axes, '' for replicated.
@@ -566,6 +568,7 @@ class TrainConfig:
   spike_factor: float = 0.0
   stop_on_spike: bool = False
   hang_timeout_s: float = 0.0
+  pause_timeout_s: float = 3600.0
   profile: tuple[int, ...] = ()
   # Every device has its own samples and all of the weights.
   mesh: Mapping[str, int] = dataclasses.field(

@@ -12,8 +12,8 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -109,66 +109,98 @@ def _advise(sample_B2: np.ndarray) -> str:
 
 
 class HangTimeout:
-  """Ends the process, with the stack of every thread, when no step was begun for `seconds`; call it
-  at each step.
+  """Ends the process, with the stack of every thread, when what the loop waits for does not come.
 
-  The first step compiles, so the clock starts with the second.
+  Inside of `steps` one is due, its batch included, from the one before it on. The first, which
+  compiles and for which the reader starts, what is between steps, as evaluations and saves, and
+  what is before and after them all have another, longer time.
   """
 
-  def __init__(self, seconds: float):
-    """`seconds` of 0 wait forever."""
-    self._seconds = seconds
+  def __init__(self, step_s: float, pause_s: float):
+    """Seconds for a step, 0 for no limit to anything; for all else, 0 for no limit to that."""
+    self._step_s = step_s
+    self._pause_s = pause_s if step_s else 0
     self._steps = 0
 
   def __enter__(self) -> Self:
+    self._arm(self._pause_s)
     return self
 
-  def __call__(self) -> None:
+  @contextlib.contextmanager
+  def steps(self) -> Iterator[None]:
+    """Inside, steps are due, and outside none."""
+    self._arm(self._limit_s)
+    try:
+      yield
+    finally:
+      self._steps = 0
+      self._arm(self._limit_s)
+
+  def begin_step(self) -> None:
+    """A step has its batch and begins; the next one is due."""
     self._steps += 1
-    if self._seconds and self._steps > 1:
-      # By a thread in C: it needs neither the main thread nor Python's lock, which may both hang.
-      faulthandler.dump_traceback_later(self._seconds, exit=True)
+    self._arm(self._limit_s)
+
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """No step is due inside."""
+    self._arm(self._pause_s)
+    yield
+    self._arm(self._limit_s)
 
   def __exit__(self, *unused_error) -> None:
     faulthandler.cancel_dump_traceback_later()
+
+  @property
+  def _limit_s(self) -> float:
+    return self._step_s if self._steps > 1 else self._pause_s
+
+  def _arm(self, seconds: float) -> None:
+    """Starts the clock anew."""
+    if seconds:
+      # By a thread in C: it needs neither the main thread nor Python's lock, which may both hang.
+      faulthandler.dump_traceback_later(seconds, exit=True)
+    else:
+      faulthandler.cancel_dump_traceback_later()
 
 
 class Profile:
   """A trace of the steps first to last for XProf: `tensorboard --logdir=WORKDIR/profile`."""
 
   def __init__(self, steps: Sequence[int], place: pathlib.Path):
-    """`steps` are the first and the last one, or () for no trace; it goes to the directory
-    `place`.
+    """`steps` are the first and the last one, or () for no trace; it goes to the directory `place`,
+    local or of a bucket, as soon as it ends.
     """
     self._steps = steps
     self._place = place
-    self._stack = contextlib.ExitStack()
-    self._running = False
+    self._running: contextlib.ExitStack | None = None
 
   def __enter__(self) -> Self:
-    if self._steps:
-      self._directory = self._stack.enter_context(storage.local_directory(self._place))
     return self
 
-  def at(self, step: int) -> None:
-    """Call before `step` is dispatched."""
+  def at(self, step: int, finish: Callable[[], Any]) -> None:
+    """Call before `step` is dispatched; `finish` waits for those before it."""
     if not self._steps:
       return
     first, last = self._steps
     if step == first:
-      jax.profiler.start_trace(self._directory)
-      self._running = True
-    elif step > last:
+      with contextlib.ExitStack() as stack:
+        jax.profiler.start_trace(stack.enter_context(storage.local_directory(self._place)))
+        stack.callback(jax.profiler.stop_trace)
+        self._running = stack.pop_all()
+    elif step > last and self._running:
+      finish()  # Devices may be steps behind.
       self._end()
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *unused_error) -> None:
     self._end()
-    self._stack.__exit__(*error)
 
   def _end(self) -> None:
-    if self._running:
-      jax.profiler.stop_trace()
-      self._running = False
+    """Writes the trace, if one is under way."""
+    running = self._running
+    self._running = None
+    if running:
+      running.close()
 
 
 class StopSignal:

@@ -105,6 +105,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     record = stack.enter_context(_open_record(config, workdir, wandb_project))
     splits = [pipeline.TRAINING, 'val'] if config.eval_every else [pipeline.TRAINING]
     data = pipeline.Data.open(config, splits)
+    clock = stack.enter_context(guards.HangTimeout(config.hang_timeout_s, config.pause_timeout_s))
     stack.enter_context(sharding.activate(mesh, config.rules))
     checkpoints = stack.enter_context(
       checkpoint.Checkpoints(workdir, config.keep, config.keep_every, record.check_owner)
@@ -126,17 +127,17 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     batch_sharding = sharding.batch_sharding(mesh, config.rules)
     watch = guards.LossWatch(config)
     stop = stack.enter_context(guards.StopSignal())
-    alive = stack.enter_context(guards.HangTimeout(config.hang_timeout_s))
     profile = stack.enter_context(guards.Profile(config.profile, workdir / 'profile'))
     report = stack.enter_context(_show_progress(config, speed))
+    stack.enter_context(clock.steps())
 
     step = start.step
     state = start.state
     while step < config.steps and not stop.requested(step):
       batch = next(batches)
       step += 1
-      alive()
-      profile.at(step)
+      clock.begin_step()
+      profile.at(step, finish=lambda: watch.check(lag=0))
       on_devices = _to_devices(batch, batch_sharding)
       with jax.transfer_guard('disallow'):  # A step that still had to copy would wait for the host.
         state, step_metrics = run_step(state, on_devices)
@@ -152,20 +153,23 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
         checkpoints.check()
         line |= {name: float(value) for name, value in jax.device_get(step_metrics).items()}
       if held_out and (step % config.eval_every == 0 or last):
-        line |= _evaluate(run_eval, state, held_out, batch_sharding)
+        with clock.pause():
+          line |= _evaluate(run_eval, state, held_out, batch_sharding)
       if line:
         record.write(step, line, speed.timing)
       if step % config.save_every == 0 or last:
         watch.check(lag=0)
-        record.send()  # Before the checkpoint: a restart from it must find its lines.
-        checkpoints.save(step, state, batches.get_state(), start.metadata)
+        with clock.pause():
+          record.send()  # Before the checkpoint: a restart from it must find its lines.
+          checkpoints.save(step, state, batches.get_state(), start.metadata)
 
     # A signal may have come between two checkpoints.
     watch.check(lag=0)
-    if step > start.step and checkpoints.newest() != step:
-      record.send()
-      checkpoints.save(step, state, batches.get_state(), start.metadata)
-    checkpoints.wait()
+    with clock.pause():
+      if step > start.step and checkpoints.newest() != step:
+        record.send()
+        checkpoints.save(step, state, batches.get_state(), start.metadata)
+      checkpoints.wait()
 
   if step < config.steps:
     progress.say(

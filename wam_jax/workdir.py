@@ -37,6 +37,7 @@ _MAY_CHANGE = frozenset(
     'spike_factor',
     'stop_on_spike',
     'hang_timeout_s',
+    'pause_timeout_s',
     'profile',
     'data.root',
     'data.workers',
