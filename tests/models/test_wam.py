@@ -417,7 +417,7 @@ def gradients(config):
     ('dense', 'block'),
     ('chunks', 'block'),
     ('chunks', 'dots'),
-    ('splash', 'save_attention'),
+    ('splash', 'dots_and_attention'),
     ('dense', 'offload'),
   ],
 )
@@ -444,10 +444,11 @@ def test_rematerialisation_saves_what_it_says():
 
   kernels = {
     remat: count('splash_mha_fwd', attention='splash', remat=remat)
-    for remat in ('none', 'save_attention', 'block')
+    for remat in ('none', 'save_attention', 'dots', 'dots_and_attention', 'block')
   }
   # Self-attention and prompt, once or twice.
-  assert kernels == {'none': 2, 'save_attention': 3, 'block': 4}
+  twice = {'dots': 4, 'block': 4}
+  assert kernels == {'none': 2, 'save_attention': 3, 'dots_and_attention': 3} | twice
   products = {
     remat: count('dot_general', attention='chunks', remat=remat)
     for remat in ('none', 'dots', 'block')

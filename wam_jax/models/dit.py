@@ -262,10 +262,13 @@ def _policy(config: cfg.ModelConfig):
   The keys are the values of `ModelConfig.remat` other than 'none'.
   """
   policies = jax.checkpoint_policies
+  attention_result = policies.save_only_these_names(SAVED)
+  projections = functools.partial(_is_projection, config.dim)
   return {
     'block': None,
-    'save_attention': policies.save_only_these_names(SAVED),
-    'dots': functools.partial(_is_projection, config.dim),
+    'save_attention': attention_result,
+    'dots': projections,
+    'dots_and_attention': policies.save_from_both_policies(projections, attention_result),
     'offload': policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
       names_which_can_be_offloaded=[OFFLOADED],
