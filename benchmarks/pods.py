@@ -54,7 +54,7 @@ def compile_once(config: cfg.TrainConfig, where: chips.Slice, say: Say) -> dict[
     say(f'{config.name} on {where.name}: {text}')
 
   with tempfile.TemporaryDirectory(prefix='wam_jax_pods_') as directory:
-    step = compiler.compile_step(config, where, pathlib.Path(directory), say=say_where)
+    step = compiler.compile_step(config, where, pathlib.Path(directory), False, say=say_where)
     return report.make(config, where, step)
 
 
@@ -139,12 +139,12 @@ def show_fit(rows: list[dict[str, Any]]) -> str:
     if made is None:
       lines.append(f'{name:<16}  none')
       continue
-    memory, estimate = made['memory'], made['estimate']
+    memory, expected = made['memory'], made['expected']
     mesh = ' '.join(f'{axis}={n}' for axis, n in made['mesh'].items() if n > 1)
     lines.append(
       f'{name:<16}{made["chips"]:>6}'
       f'{memory["total"] / chips.GIB:>9.2f}{memory["usable"] / chips.GIB:>7.2f}'
-      f'{estimate["step_s"]:>10.2f}{100 * estimate["mfu"]:>7.1f}'
+      f'{expected["step_s"]:>10.2f}{100 * expected["mfu"]:>7.1f}'
       f'  {made["topology"]} {mesh} remat={made["remat"]} accumulate={made["accumulate"]}'
     )
   return '\n'.join(lines)
@@ -155,7 +155,7 @@ def show_speed(row: dict[str, Any]) -> str:
   flops = _show_target(made['flops']['ratio'], '<=', MOST_FLOPS)
   kept = _show_target(without_remat['kernels'], '<=', MOST_WITHOUT_REMAT)
   area = _show_target(made['attention']['ratio'], '<=', MOST_ATTENTION)
-  mfu = _show_target(made['estimate']['mfu'], '>=', row['least_mfu'])
+  mfu = _show_target(made['expected']['mfu'], '>=', row['least_mfu'])
   lines = [
     report.show(made),
     '',

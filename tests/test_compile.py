@@ -66,11 +66,18 @@ def test_reports_what_a_slice_would_do(tmp_path):
   assert not made['flops']['loops_counted_once']
   assert made['collectives']
   assert all(t['bytes'] > 0 and t['count'] > 0 for t in made['collectives'].values())
-  e = made['estimate']
-  assert e['step_s'] >= e['compute_s'] > 0
+  bound, expected = made['bound'], made['expected']
+  assert bound['step_s'] >= bound['compute_s'] > 0
   # v5e: 197 TFLOP/s in bfloat16 each.
-  assert e['mfu'] == pytest.approx(model / e['step_s'] / (4 * 197e12))
+  assert bound['mfu'] == pytest.approx(model / bound['step_s'] / (4 * 197e12))
   assert 'at the peak of the chip' in printed
+  assert bound['step_s'] < expected['step_s'] <= expected['step_without_overlap_s']
+  assert expected['mfu_without_overlap'] <= expected['mfu'] < bound['mfu']
+  assert re.search(r'each further 10 % of the hidden collectives costs [\d.]+ s', printed)
+  # To the end by default: the program is made, and takes HBM.
+  assert made['compiler']['reached'] == 'machine code'
+  assert m['program'] == made['compiler']['analysis']['generated_code'] > 0
+  assert 'every kernel fits the vector memory' in printed
   assert '197 TFLOP/s' in printed
   assert progress.startswith('tracing, ')
   assert 'Traceback' not in progress
@@ -80,11 +87,16 @@ def test_reports_what_a_slice_would_do(tmp_path):
 def test_says_what_does_not_fit_and_exits_with_1(tmp_path):
   file = tmp_path / 'report.json'
   # Tiny samples, but enough of them.
-  printed, _ = run('--topology=v5e:2x2', '--config.batch_size=400000', f'--json={file}', code=1)
+  printed, _ = run(
+    '--topology=v5e:2x2', '--plan', '--config.batch_size=400000', f'--json={file}', code=1
+  )
   assert 'DOES NOT FIT' in printed
   assert 'of 15.75 usable' in printed
   assert 'largest temporaries' in printed
-  assert not json.loads(file.read_text())['memory']['fits']
+  made = json.loads(file.read_text())
+  assert not made['memory']['fits']
+  # The compiler may be stopped at the plan, or refuse by itself before that.
+  assert made['compiler']['reached'] in ('plan', 'no room')
 
 
 @needs_libtpu
@@ -107,5 +119,5 @@ def test_says_what_does_not_fit_and_exits_with_1(tmp_path):
   ],
 )
 def test_mistakes_end_before_compilation(flags, message):
-  _, said = run(*flags, code=1)
+  _, said = run(*flags, code=2)
   assert re.search('^error: .*' + message, said, re.S | re.M), said

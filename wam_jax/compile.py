@@ -2,15 +2,16 @@
 does it send around.
 
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 [--json=FILE]
-  python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 --machine_code
+  python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 --plan
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v6e:16x16 --search
 
 Needs libtpu (pip install -e '.[aot]') and no TPU, no dataset, no weights. The program is the one
-that training runs. Prints HBM per device against what the chip has, executed FLOPs against those of
-the model, collectives, and an estimate of the step time with its assumptions; exits with status 1
-if the step does not fit. It stops when program and memory are planned, after a minute for 14B on
-two cores; --machine_code goes on to the end, for ten more, and adds the size of the program.
---search tries rematerialisation, meshes and accumulation.
+that training runs, compiled to machine code: only there is every kernel's vector memory checked and
+the size of the program known. For 14B that takes ten minutes on two cores; --plan stops when
+program and memory are planned, after one. Prints HBM per device against what the chip has, executed
+FLOPs against those of the model, collectives, the least time of a step and the time to plan by;
+exits with status 1 if the step does not fit. --search tries rematerialisation, meshes and
+accumulation, planned only, and compiles the best to the end.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'Slice, as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1.'
 )
-_MACHINE_CODE = flags.DEFINE_bool(
-  'machine_code', False, 'Go on after program and memory are planned; takes minutes.'
+_PLAN = flags.DEFINE_bool(
+  'plan',
+  False,
+  'Stop when program and memory are planned: quick, but kernels may still not fit vector memory.',
 )
 _SEARCH = flags.DEFINE_bool(
   'search',
@@ -66,11 +69,18 @@ def main(unused_argv: Sequence[str]) -> int:
     if _DUMP.value:
       directory.mkdir(parents=True)  # New, or the files of two compilations would mix.
     if _SEARCH.value:
-      found = search.run(config, where, directory, _TRIALS.value, say)
+      found = search.run(
+        config,
+        where,
+        directory,
+        trials=_TRIALS.value,
+        machine_code=not _PLAN.value,
+        say=say,
+      )
       shown = search.show(found)
       fits = found['best'] is not None
     else:
-      compiled = compiler.compile_step(config, where, directory, _MACHINE_CODE.value, say=say)
+      compiled = compiler.compile_step(config, where, directory, not _PLAN.value, say=say)
       found = report_lib.make(config, where, compiled)
       shown = report_lib.show(found)
       fits = found['memory']['fits']

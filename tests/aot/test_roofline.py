@@ -1,5 +1,6 @@
 """Groups of devices as XLA writes them, and what their collectives take on a torus."""
 
+import numpy as np
 import pytest
 
 from wam_jax import chips
@@ -20,7 +21,6 @@ from wam_jax.aot import work as work_lib
     ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", [0, 4]),
     ('replica_groups={}', [0, 1, 2, 3, 4, 5, 6, 7]),
     ('channel_id=1', [0, 1, 2, 3, 4, 5, 6, 7]),
-    ('channel_id=1', list(range(8))),
   ],
 )
 def test_groups(text, members):
@@ -32,16 +32,20 @@ def test_groups_of_another_form_are_not_taken_for_all_devices():
     roofline.group('replica_groups=mesh[8] of an unknown kind', 8)
 
 
+def measure(where: chips.Slice, kind: str, groups: str) -> roofline.Ring:
+  """A collective of 64 GB over groups of a slice, whose devices are in the order of coordinates."""
+  one = work_lib.Collective(
+    kind=kind, attributes=f'replica_groups={groups}', bytes=64e9, times=1, overlapped=False
+  )
+  places = np.stack(np.unravel_index(np.arange(where.chips), where.shape), 1)
+  return roofline.measure(one, where, places.tolist())
+
+
 def test_rings_use_the_links_of_the_axes_they_span():
   where = chips.find('v5p:4x4x4')
-  places = [[x, y, z] for x in range(4) for y in range(4) for z in range(4)]
 
   def seconds(kind, groups):
-    collective = work_lib.Collective(
-      kind=kind, attributes=f'replica_groups={groups}', bytes=64e9, times=1, overlapped=False
-    )
-    work = work_lib.Work(collectives=[collective])
-    return roofline.estimate(work, where, places).exposed_s
+    return measure(where, kind, groups).seconds
 
   # Six links of 100 GB/s over the whole torus, two along an axis of four, one between two
   # neighbours.
@@ -51,8 +55,29 @@ def test_rings_use_the_links_of_the_axes_they_span():
   assert seconds('all-to-all', '[16,4]<=[64]') == pytest.approx(64 / 200)
 
 
-def test_a_step_takes_its_operations_and_what_is_waited_for():
+def test_hops_go_half_around_a_ring_and_to_the_end_of_a_line():
+  whole = measure(chips.find('v6e:16x16'), 'all-gather', '[1,256]<=[256]')
+  assert (whole.hops, whole.axes) == (8 + 8, {0, 1})
+  # Eight in a row have no way around.
+  row = measure(chips.find('v6e:8x8'), 'all-reduce', '[8,8]<=[64]')
+  assert (row.hops, row.axes) == (2 * 7, {1})
+
+
+def test_at_the_least_a_step_takes_its_operations_and_what_is_waited_for():
   where = chips.find('v5e:1x1')
   work = work_lib.Work(flops=197e12, bytes=819e9 / 2, seconds=1.25)
-  best = roofline.estimate(work, where, [[0, 0, 0]])
-  assert (best.compute_s, best.memory_s, best.step_s) == (1.0, 0.5, 1.25)
+  least = roofline.bound(work, where)
+  assert (least.compute_s, least.memory_s, least.step_s) == (1.0, 0.5, 1.25)
+
+
+def test_a_step_to_plan_by_pays_for_collectives_that_are_hidden():
+  """By hand: 8 s of operations, 5 s of collectives of which the program hides 4."""
+  where = chips.find('v5p:4x4x4')
+  one = work_lib.Collective('all-gather', '', bytes=0, times=10, overlapped=True, seconds=0.5)
+  work = work_lib.Work(flops=0.8 * 459e12, seconds=8.0, waited_s=1.0, collectives=[one])
+  expected = roofline.expect(work, where)
+  # At the share of the peak that products reach on this chip.
+  assert expected.products_s == pytest.approx(1.0)
+  assert (expected.links_s, expected.lost_s) == (5.0, pytest.approx(0.4))
+  assert expected.step_s == pytest.approx(8 + 1 + 0.4)
+  assert expected.step_without_overlap_s == 8 + 5

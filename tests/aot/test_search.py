@@ -47,37 +47,75 @@ def stub(total_of):
   def make(config, where, compiled):
     used = total_of(config)
     # Recomputing more takes longer.
-    step_s = {'none': 1.0, 'dots': 2.0}.get(config.model.remat, 3.0)
+    step_s = {'none': 1.0, 'dots_and_attention': 2.0}.get(config.model.remat, 3.0)
     return {
       'memory': {'total': used, 'fits': used < 95e9},
       'flops': {'ratio': 1.0},
-      'estimate': {'step_s': step_s, 'mfu': 0.5},
+      'bound': {'step_s': step_s / 2, 'mfu': 1.0},
+      'expected': {'step_s': step_s, 'mfu': 0.5},
     }
 
   return (lambda *args, **kwargs: None), make
+
+
+def run(config, topology, directory, *, trials, machine_code=False):
+  return search.run(
+    config,
+    chips.find(topology),
+    directory,
+    trials=trials,
+    machine_code=machine_code,
+    say=lambda text: None,
+  )
 
 
 def test_search_learns_what_does_not_fit_and_keeps_the_fastest(monkeypatch, tmp_path):
   compile_step, make = stub(lambda c: 1e12 if c.model.remat == 'none' else 200e9 / c.accumulate)
   monkeypatch.setattr(search.compiler, 'compile_step', compile_step)
   monkeypatch.setattr(search.report, 'make', make)
-  found = search.run(large(), chips.find('v5p:4x4x4'), tmp_path, 8, lambda text: None)
+  found = run(large(), 'v5p:4x4x4', tmp_path, trials=8)
   tried = [(row['remat'], row['accumulate']) for row in found['tried']]
   assert len(tried) == 8
   assert found['considered'] > 50
-  assert found['best']['remat'] == 'dots'
+  assert found['best']['remat'] == 'dots_and_attention'
   assert found['best']['report']['memory']['fits']
   # Told once that it takes ten times as much.
   assert sum(remat == 'none' for remat, _ in tried) <= 2
-  assert '--config.model.remat=dots' in found['best']['flags']
+  assert '--config.model.remat=dots_and_attention' in found['best']['flags']
+
+
+def test_the_best_is_compiled_to_the_end_and_the_next_if_it_does_not_fit_there(
+  monkeypatch, tmp_path
+):
+  ends = []
+
+  def compile_step(config, where, directory, machine_code, say):
+    assert directory.is_dir()
+    if machine_code:
+      ends.append(config.model.remat)
+    return machine_code
+
+  def make(config, where, compiled):
+    made = stub(lambda c: 1e9)[1](config, where, compiled)
+    # At the end the kernels of what keeps everything do not fit the vector memory.
+    made['memory']['fits'] = not (compiled and config.model.remat == 'none')
+    return made
+
+  monkeypatch.setattr(search.compiler, 'compile_step', compile_step)
+  monkeypatch.setattr(search.report, 'make', make)
+  monkeypatch.setattr(search, '_expect_bytes', lambda config, work, way: 1e9)
+  found = run(large(), 'v5p:4x4x4', tmp_path, trials=30, machine_code=True)
+  assert ends[0] == 'none'
+  assert ends[-1] == found['best']['remat'] != 'none'
+  assert ends == ['none'] * (len(ends) - 1) + [ends[-1]]
 
 
 def test_search_says_when_nothing_fits(monkeypatch, tmp_path):
   compile_step, make = stub(lambda c: 1e12)
   monkeypatch.setattr(search.compiler, 'compile_step', compile_step)
   monkeypatch.setattr(search.report, 'make', make)
-  found = search.run(large(), chips.find('v5p:2x2x1'), tmp_path, 2, lambda text: None)
+  found = run(large(), 'v5p:2x2x1', tmp_path, trials=2)
   assert found['best'] is None
   assert 'larger slice' in search.show(found)
   with pytest.raises(ValueError, match='nearest valid batch'):
-    search.run(large(batch_size=7), chips.find('v5p:8x8x8'), tmp_path, 2, lambda text: None)
+    run(large(batch_size=7), 'v5p:8x8x8', tmp_path, trials=2)

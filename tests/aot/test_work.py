@@ -1,5 +1,6 @@
 """Programs written out by hand, in the text that XLA prints, against numbers counted by hand."""
 
+import math
 import textwrap
 
 import pytest
@@ -12,13 +13,17 @@ def no_formula(instruction, inputs):
   """FLOPs of a kernel of which none are known."""
 
 
-def count(text: str, kernel_flops=no_formula) -> work_lib.Work:
-  """The work of a program at 1000 FLOP/s and 100 bytes/s."""
+def no_links(one: work_lib.Collective) -> None:
+  """Collectives that take no time."""
+
+
+def count(text: str, kernel_flops=no_formula, links=no_links, vector=math.inf) -> work_lib.Work:
+  """The work of a program at 1000 FLOP/s, in kernels 500, and 100 bytes/s."""
   return work_lib.count(
     hlo.parse(textwrap.dedent(text)),
-    peak_flops=1000.0,
-    hbm_bytes_per_s=100.0,
+    rates=work_lib.Rates(products=1000.0, kernels=500.0, hbm=100.0, vector=vector),
     kernel_flops=kernel_flops,
+    links=links,
   )
 
 
@@ -199,6 +204,80 @@ def test_collectives():
   }
   assert len(work.collectives) == 3
   assert work.flops == 3 * 2 * 16 * 8 * 8
+
+
+# Two collectives begin, then a product of 2 s; the sum begins when the gathering has ended.
+SCHEDULED = """
+    ENTRY %main (p: bf16[2,8], q: bf16[10,10], r: bf16[10,10]) -> bf16[8] {
+      %p = bf16[2,8]{1,0} parameter(0)
+      %q = bf16[10,10]{1,0:S(1)} parameter(1)
+      %r = bf16[10,10]{1,0:S(1)} parameter(2)
+      %g = (bf16[2,8]{1,0}, bf16[8,8]{1,0}) all-gather-start(%p), dimensions={0}
+      %s = bf16[2,8]{1,0} all-reduce-start(%p), to_apply=%add
+      %c = bf16[10,10]{1,0:S(1)} convolution(%q, %r), dim_labels=bf_io->bf
+      %gd = bf16[8,8]{1,0} all-gather-done(%g)
+      ROOT %sd = bf16[2,8]{1,0} all-reduce-done(%s)
+    }
+"""
+
+
+@pytest.mark.parametrize(
+  ('gather_s', 'sum_s', 'axes', 'waited_s'),
+  [
+    # The product hides both.
+    (1.0, 1.0, (0, 0), 0.0),
+    # One axis carries them one after the other, 1.5 s and 1.5 s, beside 2 s of the product.
+    (1.5, 1.5, (0, 0), 1.0),
+    # Two axes carry both at once.
+    (1.5, 1.5, (0, 1), 0.0),
+    (5.0, 1.0, (0, 1), 3.0),
+    (5.0, 1.0, (0, 0), 4.0),
+  ],
+)
+def test_collectives_are_hidden_as_far_as_what_stands_beside_them_lasts(
+  gather_s, sum_s, axes, waited_s
+):
+  def links(one):
+    is_sum = one.kind == 'all-reduce'
+    one.seconds = sum_s if is_sum else gather_s
+    one.axes = frozenset({axes[is_sum]})
+
+  work = count(SCHEDULED, links=links)
+  assert work.seconds == 2.0
+  assert work.waited_s == pytest.approx(waited_s)
+
+
+def test_a_sum_that_is_not_asynchronous_is_waited_for_whole():
+  def links(one):
+    one.seconds = 3.0
+
+  total = '%sum = f32[4,4]{1,0} all-reduce(%x), to_apply=%add'
+  text = LOOP.replace('STEP', '1').replace(
+    '%y = f32[4,4]{1,0} dot', f'{total}\n      %y = f32[4,4]{{1,0}} dot'
+  )
+  # In each of the six turns.
+  assert count(text, links=links).waited_s == 6 * 3.0
+
+
+def test_vector_units_count_each_number_once_an_operation():
+  text = """
+      %inner (p: f32[50,2]) -> f32[50] {
+        %p = f32[50,2]{1,0} parameter(0)
+        %e = f32[50,2]{1,0} exponential(%p)
+        %m = f32[50,2]{1,0} multiply(%e, %p)
+        %z = f32[] constant(0)
+        ROOT %r = f32[50]{0} reduce(%m, %z), dimensions={1}, to_apply=%add
+      }
+
+      ENTRY %main (p: f32[50,2]) -> f32[50] {
+        %p = f32[50,2]{1,0:S(1)} parameter(0)
+        ROOT %f = f32[50]{0:S(1)} fusion(%p), kind=kLoop, calls=%inner
+      }
+  """
+  work = count(text, vector=10.0)
+  assert work.vector == 3 * 100
+  # No arithmetic of products and no traffic with HBM: the vector units are the time.
+  assert work.seconds == 30.0
 
 
 def test_kernels_count_by_formula_and_those_without_one_are_listed():

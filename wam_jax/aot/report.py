@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax.aot import compiler
+from wam_jax.aot import efficiency
 from wam_jax.aot import hlo
 from wam_jax.aot import memory
 from wam_jax.aot import roofline
@@ -34,14 +36,16 @@ def make(
   config: cfg.TrainConfig, where: chips.Slice, compiled: compiler.Compiled
 ) -> dict[str, Any]:
   """The whole report, JSON-ready."""
-  work = work_lib.count(
-    hlo.parse(compiled.hlo),
-    peak_flops=where.chip.flops / where.chip.devices,
-    hbm_bytes_per_s=where.chip.hbm_bytes_per_s / where.chip.devices,
+  subject = roofline.Subject(
+    program=hlo.parse(compiled.hlo),
+    where=where,
     kernel_flops=_kernel_flops(*compiled.attention),
+    coordinates=compiled.partitions,
   )
   # Executed FLOPs are those of the program; the model's are counted by formula, without recompute.
-  best = roofline.estimate(work, where, compiled.partitions)
+  work = roofline.count_at_peak(subject)
+  least = roofline.bound(work, where)
+  expected = roofline.expect(roofline.count_as_expected(subject), where)
   components = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
   of_components = {name: config.batch_size * one.train for name, one in components.items()}
   model_flops = config.batch_size * flops.total(components).train
@@ -57,16 +61,24 @@ def make(
     'memory': _memory(compiled, where.chip),
     'flops': _flops(work, where.devices, model_flops) | {'model_of_components': of_components},
     'attention': _attention(config, compiled),
-    'collectives': {kind: dataclasses.asdict(t) for kind, t in sorted(best.traffic.items())},
-    'estimate': _estimate(config, where, best, model_flops),
+    'collectives': {kind: dataclasses.asdict(t) for kind, t in sorted(least.traffic.items())},
+    'bound': _bound(config, where, least, model_flops),
+    'expected': _expected(config, where, expected, model_flops),
     'peak': {
       'flops_per_chip': where.chip.flops,
       'hbm_bytes_per_s': where.chip.hbm_bytes_per_s,
       'link_bytes_per_s': where.chip.link_bytes_per_s,
       'wraps': where.wraps,
     },
-    'assumptions': [*roofline.ASSUMPTIONS, *_assumptions(config, compiled)],
+    'efficiency': dataclasses.asdict(efficiency.TABLE[where.chip.name])
+    | {'lost_beside': efficiency.LOST_BESIDE, 'hop_s': efficiency.HOP_S},
+    'assumptions': {
+      'bound': roofline.BOUND_ASSUMPTIONS,
+      'expected': roofline.EXPECTED_ASSUMPTIONS,
+      'both': [*roofline.ASSUMPTIONS, *_assumptions(config)],
+    },
     'compiler': {
+      'reached': _reached(compiled),
       'libtpu': compiled.libtpu,
       'seconds': compiled.seconds,
       'analysis': compiled.analysis,
@@ -98,19 +110,44 @@ def _flops(work: work_lib.Work, devices: int, model_flops: float) -> dict[str, A
   }
 
 
-def _estimate(
-  config: cfg.TrainConfig, where: chips.Slice, best: roofline.Estimate, model_flops: float
+def _bound(
+  config: cfg.TrainConfig, where: chips.Slice, least: roofline.Bound, model_flops: float
 ) -> dict[str, float]:
   return {
-    'compute_s': best.compute_s,
-    'memory_s': best.memory_s,
-    'operations_s': best.operations_s,
-    'exposed_s': best.exposed_s,
-    'step_s': best.step_s,
-    'mfu': model_flops / (best.step_s * where.chips * where.chip.flops),
-    'samples_per_s': config.batch_size / best.step_s,
-    'run_days': config.steps * best.step_s / 86400,  # Seconds of a day.
+    'compute_s': least.compute_s,
+    'memory_s': least.memory_s,
+    'operations_s': least.operations_s,
+    'exposed_s': least.exposed_s,
+  } | _speed(config, where, least.step_s, model_flops)
+
+
+def _expected(
+  config: cfg.TrainConfig, where: chips.Slice, expected: roofline.Expected, model_flops: float
+) -> dict[str, float]:
+  unhidden = _speed(config, where, expected.step_without_overlap_s, model_flops)
+  return (
+    dataclasses.asdict(expected)
+    | {'mfu_without_overlap': unhidden['mfu']}
+    | _speed(config, where, expected.step_s, model_flops)
+  )
+
+
+def _speed(
+  config: cfg.TrainConfig, where: chips.Slice, step_s: float, model_flops: float
+) -> dict[str, float]:
+  return {
+    'step_s': step_s,
+    'mfu': model_flops / (step_s * where.chips * where.chip.flops),
+    'samples_per_s': config.batch_size / step_s,
+    'run_days': config.steps * step_s / 86400,  # Seconds of a day.
   }
+
+
+def _reached(compiled: compiler.Compiled) -> str:
+  """How far the compiler got: 'machine code', 'plan', or 'no room' where it refused."""
+  if compiled.shortage:
+    return 'no room'
+  return 'machine code' if compiled.analysis else 'plan'
 
 
 def _attention(config: cfg.TrainConfig, compiled: compiler.Compiled) -> dict[str, Any]:
@@ -154,12 +191,10 @@ def _kernel_flops(tokens: int, area: int) -> work_lib.KernelFlops:
   return count
 
 
-def _assumptions(config: cfg.TrainConfig, compiled: compiler.Compiled) -> list[str]:
+def _assumptions(config: cfg.TrainConfig) -> list[str]:
   notes = []
   if shapes.takes_features(config):
     notes.append('latents and embeddings are stored features (python -m data.encode)')
-  if not compiled.analysis:
-    notes.append('stopped before machine code: its own size is not in the memory')
   return notes
 
 
@@ -176,7 +211,12 @@ def show(report: dict[str, Any]) -> str:
     '',
     *_show_collectives(report['collectives'], report['devices']),
     '',
-    *_show_estimate(report['estimate'], report['peak'], report['assumptions']),
+    *_show_bound(report),
+    '',
+    *_show_expected(report),
+    '',
+    *_show_list('both assume that', report['assumptions']['both']),
+    _row('compiled', _describe_reached(report['compiler'])),
   ]
   if unknown := report['flops']['loops_counted_once']:
     lines.append(_row('counted once', f'loops without a known bound: {", ".join(unknown)}'))
@@ -201,13 +241,10 @@ def _show_flops(f: dict[str, Any], attention: dict[str, Any]) -> list[str]:
   return lines
 
 
-def _show_estimate(e: dict[str, float], peak: dict[str, Any], assumptions: list[str]) -> list[str]:
-  lines = [
-    _row(
-      'estimate',
-      f'{e["step_s"]:.3f} s a step, {100 * e["mfu"]:.1f} % MFU, '
-      f'{e["samples_per_s"]:.2f} samples/s, {e["run_days"]:.1f} days for all steps',
-    ),
+def _show_bound(report: dict[str, Any]) -> list[str]:
+  e, peak = report['bound'], report['peak']
+  return [
+    _row('at the least', _show_speed(e)),
     _row(
       '',
       f'arithmetic {e["compute_s"]:.3f} s, HBM {e["memory_s"]:.3f} s, operations in turn '
@@ -219,10 +256,66 @@ def _show_estimate(e: dict[str, float], peak: dict[str, Any], assumptions: list[
       f'HBM {peak["hbm_bytes_per_s"] / 1e9:.0f} GB/s, '
       f'links {peak["link_bytes_per_s"] / 1e9:.0f} GB/s each way',
     ),
+    *_show_list('  if', report['assumptions']['bound']),
   ]
-  for i, text in enumerate(assumptions):
-    lines.append(_row('assuming that' if i == 0 else '', text))
-  return lines
+
+
+def _show_expected(report: dict[str, Any]) -> list[str]:
+  e, shares = report['expected'], report['efficiency']
+  hidden_s = e['links_s'] - e['waited_s']
+  tenth_s = hidden_s / 10
+  mfu_lost = e['mfu'] * tenth_s / (e['step_s'] + tenth_s)
+  return [
+    _row('expected, to plan by', _show_speed(e)),
+    _row(
+      '',
+      f'products {e["products_s"]:.3f} s, kernels {e["kernels_s"]:.3f} s, HBM '
+      f'{e["memory_s"]:.3f} s, vector units {e["vector_s"]:.3f} s; operations in turn '
+      f'{e["operations_s"]:.3f} s',
+    ),
+    _row(
+      '',
+      f'collectives {e["links_s"]:.3f} s: {e["waited_s"]:.3f} s waited for, {hidden_s:.3f} s '
+      f'beside operations, which cost {e["lost_s"]:.3f} s',
+    ),
+    _row(
+      '  if overlap is worse',
+      f'each further 10 % of the hidden collectives costs {tenth_s:.3f} s, {100 * mfu_lost:.1f} '
+      f'points of MFU; with none hidden {e["step_without_overlap_s"]:.3f} s, '
+      f'{100 * e["mfu_without_overlap"]:.1f} % MFU',
+    ),
+    _row(
+      '  at',
+      f'products {_percent(shares["products"])}, kernels {_percent(shares["kernels"])}, HBM '
+      f'{_percent(shares["hbm"])}, links {_percent(shares["links"])} of their peaks, vector units '
+      f'{shares["vector_per_s"] / 1e12:.1f} T/s (sources: wam_jax/aot/efficiency.py)',
+    ),
+    *_show_list('  if', report['assumptions']['expected']),
+  ]
+
+
+def _show_speed(e: dict[str, float]) -> str:
+  return (
+    f'{e["step_s"]:.3f} s a step, {100 * e["mfu"]:.1f} % MFU, '
+    f'{e["samples_per_s"]:.2f} samples/s, {e["run_days"]:.1f} days for all steps'
+  )
+
+
+def _show_list(label: str, texts: Sequence[str]) -> list[str]:
+  return [_row(label if i == 0 else '', text) for i, text in enumerate(texts)]
+
+
+def _describe_reached(compiled: dict[str, Any]) -> str:
+  by = f'in {compiled["seconds"]:.0f} s by libtpu {compiled["libtpu"]}'
+  return {
+    'machine code': f'to machine code {by}: every kernel fits the vector memory',
+    'plan': f'to the plan of memory {by}: size of the program and vector memory of kernels unknown',
+    'no room': f'until there was no room, {by}',
+  }[compiled['reached']]
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.0f} %'
 
 
 def _show_memory(m: dict[str, Any]) -> list[str]:

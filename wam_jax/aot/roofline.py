@@ -1,5 +1,5 @@
-"""How long a step takes at best: arithmetic at the chip's peak, memory and interconnect at their
-full bandwidth.
+"""How long a step takes: at best, with everything at its peak, and to plan by, at the shares of the
+peaks that others measured.
 """
 
 from __future__ import annotations
@@ -9,20 +9,28 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from wam_jax import chips
+from wam_jax.aot import efficiency
+from wam_jax.aot import hlo
 from wam_jax.aot import work as work_lib
 
-ASSUMPTIONS = (
+BOUND_ASSUMPTIONS = (
   'matrix products and attention kernels run at the peak of the chip',
   'every operation takes the longer of its arithmetic and its HBM traffic, one after the other',
   'collectives run on rings over the torus axes of their group, at the full bandwidth of the links',
   'a collective beside which the compiler schedules other work is hidden by it; any other is '
   'waited for',
-  'latencies, input, logging and checkpoints take no time',
 )
+EXPECTED_ASSUMPTIONS = (
+  'operations take the longest of arithmetic, HBM traffic and vector units, one after the other',
+  'collectives that share an axis of the torus run one after the other; one is hidden as far as '
+  'what the compiler put between its start and its end lasts',
+)
+ASSUMPTIONS = ('input, logging, evaluation and checkpoints take no time',)
 
 _MESH_GROUPS = re.compile(
   r'replica_groups=mesh\[([^\]]*)\]'
@@ -48,8 +56,8 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
-  """Seconds per step and device.
+class Bound:
+  """Seconds per step and device, at the least.
 
   Attributes:
     compute_s: all FLOPs at the peak.
@@ -68,64 +76,185 @@ class Estimate:
   traffic: dict[str, Traffic]
 
 
-def estimate(
-  work: work_lib.Work, where: chips.Slice, coordinates: Sequence[Sequence[int]]
-) -> Estimate:
-  """The least time of a counted program.
+@dataclasses.dataclass(frozen=True)
+class Expected:
+  """Seconds per step and device, to plan by.
 
-  Args:
+  Attributes:
+    products_s, kernels_s, memory_s, vector_s: all there is of each at the rate that is expected.
+    operations_s: one operation after the other, each the longest of these.
+    links_s: all collectives.
+    waited_s: the part of `links_s` that the order of the program leaves nothing to run beside.
+    lost_s: what the rest makes operations slower.
+    step_s: the whole step.
+    step_without_overlap_s: the same if no collective were hidden.
+  """
+
+  products_s: float
+  kernels_s: float
+  memory_s: float
+  vector_s: float
+  operations_s: float
+  links_s: float
+  waited_s: float
+  lost_s: float
+  step_s: float
+  step_without_overlap_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A compiled program, and the slice that it runs on.
+
+  Attributes:
+    kernel_flops: see `work.count`.
     coordinates: place in the slice of each device, in the order of the program.
   """
-  traffic: dict[str, Traffic] = collections.defaultdict(Traffic)
-  for one in work.collectives:
-    sent, seconds = _ring(one, where, coordinates)
-    total = traffic[one.kind]
-    total.count += one.times
-    total.bytes += one.times * sent
-    total.seconds += one.times * seconds
-    total.exposed_s += 0 if one.overlapped else one.times * seconds
 
+  program: hlo.Program
+  where: chips.Slice
+  kernel_flops: work_lib.KernelFlops
+  coordinates: Sequence[Sequence[int]]
+
+
+def count_at_peak(subject: Subject) -> work_lib.Work:
+  """The program's work, each at the peak of the chip."""
   # Peaks are a chip's, work is a device's.
+  chip = subject.where.chip
+  rates = work_lib.Rates(
+    products=chip.flops / chip.devices,
+    kernels=chip.flops / chip.devices,
+    hbm=chip.hbm_bytes_per_s / chip.devices,
+    vector=math.inf,
+  )
+  return _count(subject, rates, share=1.0, hop_s=0.0)
+
+
+def count_as_expected(subject: Subject) -> work_lib.Work:
+  """The program's work, each at the share of the peak in `efficiency.TABLE`."""
+  rates = expected_rates(subject.where.chip)
+  share = efficiency.TABLE[subject.where.chip.name].links
+  return _count(subject, rates, share=share, hop_s=efficiency.HOP_S)
+
+
+def expected_rates(chip: chips.Chip) -> work_lib.Rates:
+  """What a device of this chip is expected to do in a second."""
+  shares = efficiency.TABLE[chip.name]
+  return work_lib.Rates(
+    products=shares.products * chip.flops / chip.devices,
+    kernels=shares.kernels * chip.flops / chip.devices,
+    hbm=shares.hbm * chip.hbm_bytes_per_s / chip.devices,
+    vector=shares.vector_per_s / chip.devices,
+  )
+
+
+def _count(subject: Subject, rates: work_lib.Rates, share: float, hop_s: float) -> work_lib.Work:
+  def links(one: work_lib.Collective) -> None:
+    ring = measure(one, subject.where, subject.coordinates)
+    one.sent = ring.sent
+    one.seconds = ring.seconds / share + ring.hops * hop_s
+    one.axes = ring.axes
+
+  return work_lib.count(
+    subject.program, rates=rates, kernel_flops=subject.kernel_flops, links=links
+  )
+
+
+def bound(work: work_lib.Work, where: chips.Slice) -> Bound:
+  """The least time of a program that was counted at the peaks."""
+  traffic = sum_traffic(work)
   chip = where.chip
   compute_s = (work.flops + work.kernel_flops) * chip.devices / chip.flops
   memory_s = work.bytes * chip.devices / chip.hbm_bytes_per_s
   links_s = sum(total.seconds for total in traffic.values())
   exposed_s = sum(total.exposed_s for total in traffic.values())
-  return Estimate(
+  return Bound(
     compute_s=compute_s,
     memory_s=memory_s,
     operations_s=work.seconds,
     exposed_s=exposed_s,
     # Neither memory nor links can be busy longer than the step lasts.
     step_s=max(work.seconds + exposed_s, memory_s, links_s),
-    traffic=dict(traffic),
+    traffic=traffic,
   )
 
 
-def _ring(
+def expect(work: work_lib.Work, where: chips.Slice) -> Expected:
+  """The time to plan by of a program that was counted as expected."""
+  rates = expected_rates(where.chip)
+  links_s = sum(one.times * one.seconds for one in work.collectives)
+  hidden_s = max(0.0, links_s - work.waited_s)
+  lost_s = efficiency.LOST_BESIDE * hidden_s
+  return Expected(
+    products_s=work.flops / rates.products,
+    kernels_s=work.kernel_flops / rates.kernels,
+    memory_s=work.bytes / rates.hbm,
+    vector_s=work.vector / rates.vector,
+    operations_s=work.seconds,
+    links_s=links_s,
+    waited_s=work.waited_s,
+    lost_s=lost_s,
+    step_s=work.seconds + work.waited_s + lost_s,
+    step_without_overlap_s=work.seconds + links_s,
+  )
+
+
+def sum_traffic(work: work_lib.Work) -> dict[str, Traffic]:
+  """Collectives by their kind."""
+  traffic: dict[str, Traffic] = collections.defaultdict(Traffic)
+  for one in work.collectives:
+    total = traffic[one.kind]
+    total.count += one.times
+    total.bytes += one.times * one.sent
+    total.seconds += one.times * one.seconds
+    total.exposed_s += 0 if one.overlapped else one.times * one.seconds
+  return dict(traffic)
+
+
+class Ring(NamedTuple):
+  """What one execution of a collective takes.
+
+  Attributes:
+    sent: bytes that a device sends.
+    seconds: time at the full bandwidth of the links.
+    hops: from device to device in turn.
+    axes: axes of the torus that it spans.
+  """
+
+  sent: float = 0.0
+  seconds: float = 0.0
+  hops: int = 0
+  axes: frozenset[int] = frozenset()
+
+
+def measure(
   one: work_lib.Collective, where: chips.Slice, coordinates: Sequence[Sequence[int]]
-) -> tuple[float, float]:
-  """(bytes that a device sends, seconds) of one execution.
+) -> Ring:
+  """What a collective takes on rings.
 
   All-to-all on a ring needs a quarter of the time of gathering the same arrays everywhere.
   Source: jax-ml.github.io/scaling-book, "Sharded matrices".
   """
   link = where.chip.link_bytes_per_s / where.chip.devices
   if one.kind == 'collective-permute':
-    return one.bytes, one.bytes / link
+    # Between neighbours, on whichever axis.
+    return Ring(one.bytes, one.bytes / link, hops=1, axes=frozenset(range(len(where.shape))))
   members = group(one.attributes, len(coordinates))
   n = len(members)
   if n == 1:
-    return 0.0, 0.0
+    return Ring()
   places = np.asarray([coordinates[i] for i in members])
+  axes = frozenset(axis for axis in range(len(where.shape)) if _spanned(places, axis) > 1)
   bandwidth = link * _directions(where, places)
+  hops = _hops(where, places)
   # A device sends on all but its own part.
   share = one.bytes * (n - 1) / n
   if one.kind == 'all-to-all':
-    return share, one.bytes * n / 4 / bandwidth
+    return Ring(share, one.bytes * n / 4 / bandwidth, hops, axes)
   # A sum is scattered, then gathered.
-  sent = share * (2 if one.kind == 'all-reduce' else 1)
-  return sent, sent / bandwidth
+  passes = 2 if one.kind == 'all-reduce' else 1
+  sent = passes * share
+  return Ring(sent, sent / bandwidth, passes * hops, axes)
 
 
 def _directions(where: chips.Slice, places: np.ndarray) -> int:
@@ -134,10 +263,26 @@ def _directions(where: chips.Slice, places: np.ndarray) -> int:
   """
   count = 0
   for axis, (size, wraps) in enumerate(zip(where.shape, where.wraps)):
-    spanned = len(set(places[:, axis].tolist()))
+    spanned = _spanned(places, axis)
     if spanned > 1:
       count += 2 if wraps and spanned == size else 1
   return max(count, 1)
+
+
+def _hops(where: chips.Slice, places: np.ndarray) -> int:
+  """Hops to the farthest device of a group: half around a whole axis that wraps, to the end of any
+  other.
+  """
+  hops = 0
+  for axis, (size, wraps) in enumerate(zip(where.shape, where.wraps)):
+    spanned = _spanned(places, axis)
+    hops += spanned // 2 if wraps and spanned == size else spanned - 1
+  return max(hops, 1)
+
+
+def _spanned(places: np.ndarray, axis: int) -> int:
+  """Number of different coordinates along an axis."""
+  return len(set(places[:, axis].tolist()))
 
 
 def group(attributes: str, devices: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Finds rematerialisation, mesh and accumulation with which a step fits a slice and is fastest.
 
-Thousands of choices are weighed by formula; the most promising are compiled, and what the compiler
-says of one corrects what is expected of the others.
+Thousands of choices are weighed by formula, with the shares of the peaks that `efficiency` has; the
+most promising are compiled, and what the compiler says of one corrects what is expected of the
+others. What is the best is decided by the report of the compiled program alone.
 """
 
 from __future__ import annotations
@@ -18,32 +19,55 @@ from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax.aot import compiler
+from wam_jax.aot import efficiency
 from wam_jax.aot import report
+from wam_jax.aot import roofline
 from wam_jax.data import shapes
 
 
 class _Kept(NamedTuple):
-  """Activations of a block, in numbers per token.
+  """What the backward pass finds of a block.
 
   Attributes:
-    dims, mlps: how many times D and how many times M.
-    again: share of the forward pass that the backward pass computes again.
+    dims, mlps: activations in numbers per token, how many times D and how many times M.
+    again: components of `flops.training` whose forward pass it computes again.
   """
 
   dims: int
   mlps: int
-  again: float = 0.0
+  again: tuple[str, ...]
 
 
-# What the backward pass finds of each block.
+_ATTENTION = ('attention', 'prompt attention')
+_PRODUCTS = (
+  'attention projections',
+  'prompt attention projections',
+  'prompt keys and values',
+  'feed-forward',
+)
+# The compiler keeps more where there is room: these are for the choices that just fit.
 _KEPT = {
-  'block': _Kept(1, 0, again=1.0),
-  'save_attention': _Kept(2, 0, again=0.9),
-  'dots': _Kept(10, 1, again=0.2),
-  'none': _Kept(34, 4),
+  # The block's input.
+  'block': _Kept(1, 0, again=(*_PRODUCTS, *_ATTENTION)),
+  # The input and the result of self-attention.
+  'save_attention': _Kept(2, 0, again=(*_PRODUCTS, 'prompt attention')),
+  # The input; queries, keys, values and output of self-attention; query and output of the prompt's;
+  # the output of the feed-forward part, and M before it.
+  'dots': _Kept(8, 1, again=_ATTENTION),
+  'dots_and_attention': _Kept(9, 1, again=('prompt attention',)),
+  # Also modulated, normalized and rotated arrays, in float32 some of them; counted off plans.
+  'none': _Kept(34, 4, again=()),
 }
-# What the one block takes that is under way, forward and backward.
-_WORKING = _Kept(30, 4)
+# What the one block takes that is under way, forward and backward; counted off plans, too.
+_WORKING_DIMS, _WORKING_MLPS = 30, 4
+# Passes of attention's kernels over all pairs that they compute, where the model's FLOPs count six:
+# the backward pass has two kernels, of which each computes the logits again (`report._KERNELS`).
+_KERNEL_PASSES = 9 / 6
+# Activations that go over the links in a block, forward and backward, in numbers per token, how
+# many times D: with 'tensor', gathered before and scattered after self-attention, the prompt's and
+# the feed-forward part, with gradients likewise and once more for what is computed again; with
+# 'seq', keys and values gathered twice, their gradients scattered.
+_SENT_OF_TENSOR, _SENT_OF_SEQ = 18, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +122,23 @@ class _Trial:
 
   @property
   def seconds(self) -> float:
-    return self.report['estimate']['step_s'] if self.report else math.inf
+    return self.report['expected']['step_s'] if self.report else math.inf
 
 
 def run(
   config: cfg.TrainConfig,
   where: chips.Slice,
   directory: pathlib.Path,
+  *,
   trials: int,
+  machine_code: bool,
   say: Callable[[str], None],
 ) -> dict[str, Any]:
   """JSON-ready: what was compiled, best first, and the report of the best; None where nothing fits.
+
+  Args:
+    trials: how many choices to compile to the plan of their memory.
+    machine_code: whether to compile the best of them to the end.
 
   Raises:
     ValueError: no mesh of this slice divides the batch and the model.
@@ -137,13 +167,43 @@ def run(
     waiting.remove(choice)
 
     place = directory / f'trial_{len(tried)}'
-    place.mkdir()
     heading = f'{len(tried) + 1} of {trials}: {choice.name}'
-    trial = _try(choice, config, where, place, functools.partial(_say_under, say, heading))
+    compile_choice = functools.partial(_try, choice, config, where, place)
+    trial = compile_choice(machine_code=False, say=functools.partial(_say_under, say, heading))
     if trial.report is not None:
       correction[choice.remat] = trial.report['memory']['total'] / choice.bytes
     tried.append(trial)
-  return _summarize(tried, considered)
+
+  best_first = sorted(tried, key=lambda trial: (not trial.fits, trial.seconds))
+  if machine_code:
+    best_first = _finish(best_first, config, where, directory, say)
+  return _summarize(best_first, considered)
+
+
+def _finish(
+  best_first: list[_Trial],
+  config: cfg.TrainConfig,
+  where: chips.Slice,
+  directory: pathlib.Path,
+  say: Callable[[str], None],
+) -> list[_Trial]:
+  """The trials, of which the best is compiled to the end; one that then does not fit goes last."""
+  refused = []
+  for number, trial in enumerate(best_first):
+    if not trial.fits:
+      break
+    finished = _try(
+      trial.choice,
+      config,
+      where,
+      directory / f'best_{number}',
+      machine_code=True,
+      say=functools.partial(_say_under, say, f'the best: {trial.choice.name}'),
+    )
+    if finished.fits:
+      return [finished, *best_first[number + 1 :], *refused]
+    refused.append(finished)
+  return [*best_first[len(refused) :], *refused]
 
 
 def _try(
@@ -151,11 +211,14 @@ def _try(
   config: cfg.TrainConfig,
   where: chips.Slice,
   directory: pathlib.Path,
+  *,
+  machine_code: bool,
   say: Callable[[str], None],
 ) -> _Trial:
+  directory.mkdir()
   changed = choice.apply(config)
   try:
-    compiled = compiler.compile_step(changed, where, directory, say=say)
+    compiled = compiler.compile_step(changed, where, directory, machine_code, say=say)
     return _Trial(choice, report=report.make(changed, where, compiled))
   except ValueError as e:
     return _Trial(choice, mistake=str(e))
@@ -172,7 +235,7 @@ def choices(config: cfg.TrainConfig, where: chips.Slice) -> Iterator[Choice]:
   work = _Work(
     parameters=count_parameters(m),
     tokens=flops.training_tokens(m, cells),
-    flops=flops.total(flops.training(m, cells)).train,
+    components=flops.training(m, cells),
   )
   for tensor, seq, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)):
     # 'fsdp' takes the devices that are left.
@@ -198,11 +261,11 @@ class _Way(NamedTuple):
 
 
 class _Work(NamedTuple):
-  """Sizes of a model: its parameters, and tokens and FLOPs of a training sample."""
+  """Sizes of a model: its parameters, and tokens and work of a training sample."""
 
   parameters: float
   tokens: int
-  flops: float
+  components: dict[str, flops.Work]
 
 
 def _expect(config: cfg.TrainConfig, where: chips.Slice, work: _Work, way: _Way) -> Choice:
@@ -239,29 +302,46 @@ def _expect_bytes(config: cfg.TrainConfig, work: _Work, way: _Way) -> float:
 
   numbers = _bytes_per_number(m) * _tokens_per_device(config, work, way)
   all_kept = numbers * m.num_layers * (kept.dims * m.dim + kept.mlps * split_mlp)
-  working = numbers * (_WORKING.dims * m.dim + _WORKING.mlps * split_mlp)
+  working = numbers * (_WORKING_DIMS * m.dim + _WORKING_MLPS * split_mlp)
   return state + all_kept + working
 
 
 def _expect_seconds(config: cfg.TrainConfig, where: chips.Slice, work: _Work, way: _Way) -> float:
-  """Arithmetic at the peak, then the rings."""
+  """The time of `roofline.expect`, of which only the compiled program has the whole: products and
+  kernels, the gathering of weights beside them, and activations that they wait for.
+  """
   m = config.model
   mesh = way.mesh
-  # The forward pass is a third of a step.
-  executed = config.batch_size * work.flops * (1 + _KEPT[way.remat].again / 3)
-  compute_s = executed / (where.chips * where.chip.flops)
+  rates = roofline.expected_rates(where.chip)
+  products, attention = _executed(work, _KEPT[way.remat])
+  samples = config.batch_size / where.devices
+  compute_s = samples * (products / rates.products + attention / rates.kernels)
 
   # Weights are gathered twice and their gradients summed over all axes of the torus.
-  link = where.chip.link_bytes_per_s / where.chip.devices
+  share = efficiency.TABLE[where.chip.name].links
+  link = share * where.chip.link_bytes_per_s / where.chip.devices
   moved = way.accumulate * 8 * work.parameters / mesh['tensor'] * (mesh['fsdp'] > 1)
   weights_s = moved / (2 * len(where.shape) * link)
+  beside_s = max(weights_s - compute_s, efficiency.LOST_BESIDE * weights_s)
 
   # Activations go over single links.
   numbers = _bytes_per_number(m) * m.num_layers * way.accumulate
   once_s = numbers * _tokens_per_device(config, work, way) * m.dim / link
-  of_tensor = 18 * (mesh['tensor'] - 1) / mesh['tensor']
-  of_seq = 8 * (mesh['seq'] - 1)
-  return compute_s + weights_s + once_s * (of_tensor + of_seq)
+  of_tensor = _SENT_OF_TENSOR * (mesh['tensor'] - 1) / mesh['tensor']
+  of_seq = _SENT_OF_SEQ * (mesh['seq'] - 1)
+  return compute_s + beside_s + once_s * (of_tensor + of_seq)
+
+
+def _executed(work: _Work, kept: _Kept) -> tuple[float, float]:
+  """FLOPs of a training sample, what is computed again included: (of products, of attention)."""
+  products = attention = 0.0
+  for name, one in work.components.items():
+    executed = one.train + (one.forward if name in kept.again else 0.0)
+    if name in _ATTENTION:
+      attention += executed + (_KERNEL_PASSES - 1) * one.train
+    else:
+      products += executed
+  return products, attention
 
 
 def count_parameters(m: cfg.ModelConfig) -> float:
@@ -276,9 +356,8 @@ def count_parameters(m: cfg.ModelConfig) -> float:
   return m.num_layers * block + modulation + m.text.dim * D + robots
 
 
-def _summarize(tried: list[_Trial], considered: int) -> dict[str, Any]:
+def _summarize(best_first: list[_Trial], considered: int) -> dict[str, Any]:
   """The trials JSON-ready, those that fit first and fast ones before slow ones."""
-  best_first = sorted(tried, key=lambda trial: (not trial.fits, trial.seconds))
   rows = [
     {
       'remat': trial.choice.remat,
@@ -303,7 +382,7 @@ def show(found: dict[str, Any]) -> str:
   """The search as text: a line for each choice that was compiled, then the best."""
   lines = [
     f'{found["considered"]} choices, {len(found["tried"])} compiled:',
-    f'{"HBM GiB":>9}{"FLOPs/model":>13}{"s a step":>10}{"MFU %":>7}',
+    f'{"HBM GiB":>9}{"FLOPs/model":>13}{"expected s":>12}{"MFU %":>7}{"bound %":>9}',
   ]
   lines += [_show_row(row) for row in found['tried']]
   best = found['best']
@@ -317,13 +396,14 @@ def show(found: dict[str, Any]) -> str:
 def _show_row(row: dict[str, Any]) -> str:
   made = row['report']
   if made is None:
-    return f'{"":>39}  impossible  {_describe(row)}: {row["mistake"]}'
+    return f'{"":>50}  impossible  {_describe(row)}: {row["mistake"]}'
   hbm_gib = made['memory']['total'] / chips.GIB
   ratio = made['flops']['ratio']
-  e = made['estimate']
+  e = made['expected']
+  bound = 100 * made['bound']['mfu']
   verdict = 'fits' if made['memory']['fits'] else 'does not fit'
   return (
-    f'{hbm_gib:>9.2f}{ratio:>13.3f}{e["step_s"]:>10.3f}{100 * e["mfu"]:>7.1f}  '
+    f'{hbm_gib:>9.2f}{ratio:>13.3f}{e["step_s"]:>12.3f}{100 * e["mfu"]:>7.1f}{bound:>9.1f}  '
     f'{verdict:<12}  {_describe(row)}'
   )
 

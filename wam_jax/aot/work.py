@@ -34,7 +34,33 @@ _NO_WORK = (
 # What takes long enough to hide a collective behind it.
 _LASTING = ('fusion', 'convolution', 'dot', 'custom-call', 'while')
 
+# What the vector units do number by number.
+# fmt: off
+_ELEMENTWISE = (
+  'abs', 'add', 'and', 'clamp', 'compare', 'convert', 'cosine', 'divide', 'exponential',
+  'exponential-minus-one', 'floor', 'log', 'log-plus-one', 'logistic', 'maximum', 'minimum',
+  'multiply', 'negate', 'not', 'or', 'power', 'reduce', 'rsqrt', 'select', 'sine', 'shift-left',
+  'shift-right-logical', 'sign', 'sqrt', 'subtract', 'tanh', 'xor',
+)
+# fmt: on
+
 KernelFlops = Callable[[hlo.Instruction, list[hlo.Array]], float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """What a device does in a second.
+
+  Attributes:
+    products, kernels: FLOPs of matrix products and of custom kernels.
+    hbm: bytes to and from its memory.
+    vector: numbers that its vector units take through one operation.
+  """
+
+  products: float
+  kernels: float
+  hbm: float
+  vector: float
 
 
 @dataclasses.dataclass
@@ -47,6 +73,9 @@ class Collective:
     bytes: size of the whole result at a device; of a reduce-scatter, of the whole input.
     times: number of executions.
     overlapped: whether the compiler put operations between its start and its end.
+    sent: bytes that a device sends in one execution.
+    seconds: time on the links of one execution.
+    axes: axes of the torus whose links it takes.
   """
 
   kind: str
@@ -54,6 +83,13 @@ class Collective:
   bytes: float
   times: int
   overlapped: bool
+  sent: float = 0.0
+  seconds: float = 0.0
+  axes: frozenset[int] = frozenset()
+
+
+# Sets what a collective takes of the links: `sent`, `seconds` and `axes`.
+Links = Callable[[Collective], None]
 
 
 @dataclasses.dataclass
@@ -64,7 +100,9 @@ class Work:
     flops: FLOPs of matrix products.
     kernel_flops: FLOPs of custom kernels, by formula.
     bytes: traffic to and from HBM.
-    seconds: sum over operations of the longer of arithmetic and memory at the given peaks.
+    vector: numbers times operations outside of kernels.
+    seconds: sum over operations of the longest of arithmetic, memory and vector units.
+    waited_s: time in which nothing runs, by the order of the program, until a collective has ended.
     collectives: one entry per instruction.
     kernels: name to (executions, FLOPs; None where they are not known).
     unknown_loops: names of loops whose bound was not found, counted once.
@@ -73,26 +111,68 @@ class Work:
   flops: float = 0.0
   kernel_flops: float = 0.0
   bytes: float = 0.0
+  vector: float = 0.0
   seconds: float = 0.0
+  waited_s: float = 0.0
   collectives: list[Collective] = dataclasses.field(default_factory=list)
   kernels: dict[str, tuple[int, float | None]] = dataclasses.field(default_factory=dict)
   unknown_loops: list[str] = dataclasses.field(default_factory=list)
 
 
-def count(
-  program: hlo.Program, *, peak_flops: float, hbm_bytes_per_s: float, kernel_flops: KernelFlops
-) -> Work:
+def count(program: hlo.Program, *, rates: Rates, kernel_flops: KernelFlops, links: Links) -> Work:
   """Adds up the program.
 
   Args:
-    peak_flops: FLOP/s of the device.
-    hbm_bytes_per_s: bandwidth of the device's memory.
+    rates: what the device does in a second.
     kernel_flops: FLOPs of one execution of a custom kernel, given its inputs; None where they are
       not known.
+    links: what sets what a collective takes of the interconnect.
   """
-  counter = _Counter(program, peak_flops, hbm_bytes_per_s, kernel_flops)
+  counter = _Counter(program, rates, kernel_flops, links)
   counter.visit(program.entry, times=1, aside=False)
   return counter.work
+
+
+class _Clock:
+  """Time within one execution of a computation.
+
+  Collectives that share an axis of the torus run one after the other.
+  """
+
+  def __init__(self):
+    self.now = 0.0
+    self._free: dict[int, float] = {}
+    self._ends: dict[str, float] = {}
+
+  def run(self, seconds: float) -> None:
+    """Something runs that nothing else runs beside."""
+    self.now += seconds
+
+  def start(self, name: str, collective: Collective) -> None:
+    """A collective begins when the links of its axes are free; `wait` knows it by `name`."""
+    begin = max(self.now, *(self._free.get(axis, 0.0) for axis in collective.axes), 0.0)
+    end = begin + collective.seconds
+    self._free |= dict.fromkeys(collective.axes, end)
+    self._ends[name] = max(end, self._ends.get(name, 0.0))
+
+  def rename(self, old: str, new: str) -> None:
+    """A collective under way goes on under another name."""
+    if old in self._ends:
+      self._ends[new] = self._ends.pop(old)
+
+  def wait(self, name: str) -> float:
+    """Seconds until the collective has ended; 0 of what is none."""
+    waited = max(0.0, self._ends.pop(name, self.now) - self.now)
+    self.now += waited
+    return waited
+
+
+@dataclasses.dataclass
+class _Stages:
+  """A collective inside the fusions that it runs beside, and the time that these take."""
+
+  collective: Collective
+  beside_s: float = 0.0
 
 
 class _Counter:
@@ -103,23 +183,19 @@ class _Counter:
   are names there. What runs `aside`, beside other operations, costs FLOPs and traffic but no time.
   """
 
-  def __init__(
-    self,
-    program: hlo.Program,
-    peak_flops: float,
-    hbm_bytes_per_s: float,
-    kernel_flops: KernelFlops,
-  ):
+  def __init__(self, program: hlo.Program, rates: Rates, kernel_flops: KernelFlops, links: Links):
     self.work = Work()
     self._program = program
-    self._peak_flops = peak_flops
-    self._hbm_bytes_per_s = hbm_bytes_per_s
+    self._rates = rates
     self._kernel_flops = kernel_flops
+    self._links = links
     # Collectives inside fusions, by place and channel.
-    self._fused: dict[tuple[str, str], Collective] = {}
+    self._fused: dict[tuple[str, str], _Stages] = {}
 
-  def visit(self, place: str, times: int, aside: bool) -> None:
-    """Counts a computation that runs `times` times, with all that it calls."""
+  def visit(self, place: str, times: int, aside: bool) -> float:
+    """Counts a computation that runs `times` times, with all that it calls; seconds of once."""
+    clock = _Clock()
+    waited_s = 0.0
     instructions = list(self._program.computations[place].values())
     for position, instruction in enumerate(instructions):
       is_async = instruction.kind != instruction.opcode
@@ -127,17 +203,50 @@ class _Counter:
 
       if instruction.opcode == 'while':
         turns = self._count_turns(instruction, place)
-        self.visit(instruction.called_as('body'), times * turns, aside)
-      elif instruction.opcode in ('call', 'async-start', 'conditional'):
+        clock.run(turns * self.visit(instruction.called_as('body'), times * turns, aside))
+      elif instruction.opcode == 'async-start':
+        for called in instruction.called:
+          for collective in self._visit_aside(called, times, overlapped):
+            clock.start(instruction.name, collective)
+      elif instruction.opcode in ('call', 'conditional'):
         # Which branch of a conditional runs is not known here: all of them count.
         for called in instruction.called:
-          self.visit(called, times, overlapped)
+          clock.run(self.visit(called, times, overlapped))
       elif instruction.is_collective:
-        self._add_collective(instruction, place, instruction.kind, times, overlapped)
-      elif instruction.opcode.endswith(('-done', '-update')):
-        pass  # Counted where it started.
+        collective = self._add_collective(instruction, place, instruction.kind, times, overlapped)
+        clock.start(instruction.name, collective)
+        if not is_async:
+          waited_s += clock.wait(instruction.name)
+      elif instruction.opcode.endswith('-update'):
+        clock.rename(instruction.operands[0], instruction.name)
+      elif instruction.opcode.endswith('-done'):
+        # What it did was counted where it started.
+        waited_s += clock.wait(instruction.operands[0])
       elif instruction.opcode not in _NO_WORK:
-        self._add_operation(instruction, place, times, aside or is_async)
+        clock.run(self._add_operation(instruction, place, times, aside or is_async))
+
+    fused_s = self._wait_for_fused(place)
+    clock.run(fused_s)
+    if not aside:
+      self.work.waited_s += times * (waited_s + fused_s)
+    return clock.now
+
+  def _visit_aside(self, called: str, times: int, overlapped: bool) -> list[Collective]:
+    """Counts what an asynchronous call runs; its collectives."""
+    before = len(self.work.collectives)
+    waited_s = self.work.waited_s
+    self.visit(called, times, overlapped)
+    # They are waited for where the call is done, not here.
+    self.work.waited_s = waited_s
+    return self.work.collectives[before:]
+
+  def _wait_for_fused(self, place: str) -> float:
+    """Seconds by which collectives inside fusions of this computation outlast those fusions."""
+    return sum(
+      max(0.0, stages.collective.seconds - stages.beside_s)
+      for (where, _), stages in self._fused.items()
+      if where == place
+    )
 
   def _count_turns(self, loop: hlo.Instruction, place: str) -> int:
     turns = loops.count_turns(self._program, loop, place)
@@ -148,20 +257,40 @@ class _Counter:
 
   def _add_operation(
     self, instruction: hlo.Instruction, place: str, times: int, aside: bool
-  ) -> None:
-    """Counts arithmetic and memory traffic, which overlap: the longer one is the time."""
-    if instruction.opcode == 'fusion':
-      self._add_fused_collectives(instruction, place, times)
+  ) -> float:
+    """Counts arithmetic, memory traffic and vector units, which overlap: the longest is the time.
+
+    Returns the seconds of one execution, 0 of what runs aside.
+    """
     flops = self._count_products(instruction, place)
     kernel_flops = self._add_kernel(instruction, place, times)
-    moved = times * traffic.count_bytes(self._program, instruction, place)
+    moved = traffic.count_bytes(self._program, instruction, place)
+    vector = self._count_elementwise(instruction, place)
 
     self.work.flops += times * flops
     self.work.kernel_flops += times * kernel_flops
-    self.work.bytes += moved
-    if not aside:
-      compute_s = times * (flops + kernel_flops) / self._peak_flops
-      self.work.seconds += max(compute_s, moved / self._hbm_bytes_per_s)
+    self.work.bytes += times * moved
+    self.work.vector += times * vector
+    rates = self._rates
+    arithmetic_s = flops / rates.products + kernel_flops / rates.kernels
+    seconds = 0.0 if aside else max(arithmetic_s, moved / rates.hbm, vector / rates.vector)
+    self.work.seconds += times * seconds
+    if instruction.opcode == 'fusion':
+      self._add_fused_collectives(instruction, place, times, seconds)
+    return seconds
+
+  def _count_elementwise(self, instruction: hlo.Instruction, place: str) -> float:
+    """Numbers times operations of the vector units, in an operation or in those inside a fusion."""
+    if instruction.opcode == 'fusion':
+      (called,) = instruction.called
+      fused = self._program.computations[called].values()
+      return sum(self._count_elementwise(inner, called) for inner in fused)
+    if instruction.opcode not in _ELEMENTWISE:
+      return 0.0
+    arrays = instruction.arrays
+    if instruction.opcode == 'reduce':
+      arrays = self._program.computations[place][instruction.operands[0]].arrays
+    return sum(array.elements for array in arrays)
 
   def _count_products(self, instruction: hlo.Instruction, place: str) -> float:
     """FLOPs of a matrix product, or of those inside a fusion."""
@@ -208,16 +337,23 @@ class _Counter:
       times=times,
       overlapped=overlapped,
     )
+    self._links(collective)
     self.work.collectives.append(collective)
     return collective
 
-  def _add_fused_collectives(self, fusion: hlo.Instruction, place: str, times: int) -> None:
-    """Counts a collective that runs inside fusions once, though each of its stages names it."""
+  def _add_fused_collectives(
+    self, fusion: hlo.Instruction, place: str, times: int, seconds: float
+  ) -> None:
+    """Counts a collective that runs inside fusions once, though each of its stages names it.
+
+    Args:
+      seconds: time of the fusion.
+    """
     (called,) = fusion.called
     fused = self._program.computations[called]
     for inner in fused.values():
       if inner.opcode == 'fusion':
-        self._add_fused_collectives(inner, place, times)
+        self._add_fused_collectives(inner, place, times, seconds)
       if not inner.is_collective:
         continue
 
@@ -227,9 +363,11 @@ class _Counter:
         # On TPUs a sum of which each device keeps its slice is a fusion of both.
         scattered = inner.kind == 'all-reduce' and hlo.find_root(fused).opcode == 'dynamic-slice'
         kind = 'reduce-scatter' if scattered else inner.kind
-        self._fused[key] = self._add_collective(inner, called, kind, times, overlapped=False)
-      # One stage with a product beside it hides the whole.
-      self._fused[key].overlapped |= 'async_collective_fusion' in called
+        self._fused[key] = _Stages(self._add_collective(inner, called, kind, times, False))
+      if 'async_collective_fusion' in called:
+        # One stage with a product beside it hides the whole, at best.
+        self._fused[key].collective.overlapped = True
+        self._fused[key].beside_s += seconds
 
 
 def _is_overlapped(instructions: Sequence[hlo.Instruction], position: int) -> bool:
