@@ -1,10 +1,11 @@
 r"""Computes the normalization statistics of a dataset, decoding no image, and writes them beside
-it.
+it, with what else training needs to know of every episode: its instructions and its name.
 
 python -m data.statistics --dataset=~/data/tabletop/disc_reach/1.0.0 --embodiment=tabletop_disc \
   [--json=FILE]
 
 Training does the same on first use; run this ahead for a large dataset or one on a read-only mount.
+The dataset may lie in a bucket (gs://).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from wam_jax import cli
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
+from wam_jax.data import scan
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
@@ -32,8 +34,13 @@ cli.define_json()
 
 def main(unused_argv: list[str]) -> None:
   episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
-  found = statistics.load_or_compute(episodes)
   record = episodes.record
+  finding = statistics.Finding(episodes)
+  others: list[scan.Finding] = [scan.Spans(episodes)]
+  if record.episode_key:
+    others.append(scan.Names(episodes))
+  scan.complete([finding, *others])
+  found = finding.statistics
   where = str(statistics.find(episodes))
   rows = [
     *make_rows('state', record.state, found.state),

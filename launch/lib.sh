@@ -7,6 +7,8 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
 fi
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# The extras of setup.py that machines get: what every config here needs, to train and to make its data.
+readonly EXTRAS=gcs,lerobot,umt5
 readonly ROOT EXAMPLE='-- python -m wam_jax.train --distributed --config=configs/NAME.py --workdir=DIR'
 declare -A FLAGS=([dry_run]=false) # What may be given, with the defaults, until parse_flags has read what is given.
 COMMAND=()                         # What to run on the machines: the words after --.
@@ -89,11 +91,14 @@ check_name() {
     die "$1${2:+, $2,} must be up to 40 lower-case letters, digits and hyphens, a letter first."
 }
 
-# Stops a training command that cannot work on several machines.
+# Stops a command that cannot work on several machines.
 check_command() {
   ((${#COMMAND[@]})) || die "what to run is missing. It comes last: ${EXAMPLE}"
-  is_training || return 0
-  [[ " ${COMMAND[*]} " == *' --distributed '* ]] || die 'the command needs --distributed, or each host trains alone.'
+  if runs wam_jax.train || runs data.encode; then
+    [[ " ${COMMAND[*]} " == *' --distributed '* ]] ||
+      die 'the command needs --distributed, or each host does all of the work by itself.'
+  fi
+  runs wam_jax.train || return 0
   local config workdir
   config=$(find_argument config)
   [[ -n ${config} ]] || die "the command needs --config=FILE: ${EXAMPLE}"
@@ -104,8 +109,28 @@ check_command() {
     die "--workdir=${workdir} must be gs://BUCKET/DIR or a directory; mount other storage."
 }
 
-is_training() {
-  [[ " ${COMMAND[*]} " == *' wam_jax.train '* ]]
+# Whether COMMAND is `python -m $1`.
+runs() {
+  [[ " ${COMMAND[*]} " == *" $1 "* ]]
+}
+
+# Stops at what is no list of extras.
+check_extras() {
+  check_flag extras '([a-z0-9]+(,[a-z0-9]+)*)?' 'extras of setup.py, as wandb, with commas'
+}
+
+# What machines of the kind `$1` (tpu, cuda13) install.
+list_extras() {
+  printf '%s\n' "$1,${EXTRAS}${FLAGS[extras]:+,${FLAGS[extras]}}"
+}
+
+# Sets WORDS to the words of a flag that holds flags for another program.
+split_flags() {
+  local word
+  read -ra WORDS <<<"${FLAGS[$1]-}"
+  for word in "${WORDS[@]}"; do
+    [[ ${word} == --* ]] || die "--$1: '${word}' is not a flag; give --FLAG=VALUE, separated by spaces."
+  done
 }
 
 # find_argument NAME: the VALUE of --NAME=VALUE in COMMAND.

@@ -2,11 +2,14 @@
 # Training on the GPUs of a SLURM cluster, from its login node: one process for each GPU.
 #
 #   launch/slurm.sh droid --nodes=4 --gpus=8 --time=24:00:00 \
-#     -- python -m wam_jax.train --distributed --config=configs/droid_14b.py --workdir=/shared/runs/droid_14b
+#     -- python -m wam_jax.train --distributed --config=configs/droid_14b.py --workdir=/shared/runs/droid_14b \
+#     --config.data.root=/shared/data
 #
-# The job starts again, where training has saved, before its time limit, after a preemption and after a failure. It runs
-# in the environment it is sent from; activate yours first. Its log is NAME-JOB.log. `scancel --full
-# --signal=TERM JOB` lets training save and ends the job; `scancel JOB` may be too fast for it to save.
+# The job starts again, where training has saved, before its time limit, after a preemption and after a failure, but not
+# after status 2, a mistake in the command. It installs nothing: it runs in the environment it is sent from, which has
+# what the config needs, as `pip install -e '.[cuda13,umt5,lerobot]'` gives it; activate yours first. Its log is
+# NAME-JOB.log. `scancel --full --signal=TERM JOB` lets training save and ends the job; `scancel JOB` may be too fast for
+# it to save.
 #
 # Flags:
 #   --nodes=N              hosts

@@ -5,6 +5,7 @@
 # job is queued again. SIGTERM comes from scancel, and from a preemption after which SLURM itself queues the job again.
 set -euo pipefail
 
+readonly MISTAKE=2 # The command would fail again.
 readonly JOB=${SLURM_JOB_ID:?error: this is the job of launch/slurm.sh} RESTARTS=$1
 shift
 again='' ended='' signalled=''
@@ -19,7 +20,9 @@ while
 do :; done
 
 if [[ -z ${ended} && (-n ${again} || ${status} != 0) ]]; then
-  if [[ -n ${again} ]] || ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
+  if ((status == MISTAKE)); then
+    echo "status ${status}: a mistake in the command, which would fail again"
+  elif [[ -n ${again} ]] || ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
     echo "status ${status}: queued again"
     scontrol requeue "${JOB}"
   else

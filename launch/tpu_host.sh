@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs on each host of a TPU slice, where launch/tpu.sh calls it; the checkout is ~/wam_jax, the environment ~/venv.
 #
-#   setup [BUCKET:/mnt/DIR ...]   installs the checkout and mounts buckets
+#   setup EXTRAS [MOUNT ...]      installs the checkout with these extras and mounts buckets, each as
+#                                 runs:BUCKET:/mnt/DIR or data:[CACHE_GB]:BUCKET:/mnt/DIR
 #   start COMMAND ...             runs a command in the background, one at a time
 #   status                        running, and the last line of the log; exit N; or none
 #   logs [follow]                 the end of the log
@@ -20,10 +21,10 @@ setup() {
   python3 -m pip install --quiet --user uv
   local uv=${HOME}/.local/bin/uv mount
   "${uv}" venv --quiet --allow-existing --python=3.12 "${HOME}/venv"
-  "${uv}" pip install --quiet --python="${HOME}/venv/bin/python" --editable '.[tpu,gcs]'
-  for mount; do
+  "${uv}" pip install --quiet --python="${HOME}/venv/bin/python" --editable ".[$1]"
+  for mount in "${@:2}"; do
     command -v gcsfuse >/dev/null || install_gcsfuse
-    mount_bucket "${mount%%:*}" "${mount#*:}"
+    mount_bucket "${mount}"
   done
 }
 
@@ -37,12 +38,26 @@ install_gcsfuse() {
   sudo apt-get install --quiet=2 --yes -o DPkg::Lock::Timeout=600 gcsfuse # A new machine may still update itself.
 }
 
-# Complete checkpoints are renamed, and every host must see them at once: no metadata is cached.
 mount_bucket() {
-  if ! mountpoint --quiet "$2"; then
-    sudo install --directory --owner="${UID}" "$2"
-    gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 "$1" "$2"
+  local kind cache_gb=8 bucket directory flags=(--implicit-dirs)
+  case $1 in
+    runs:*) IFS=: read -r kind bucket directory <<<"$1" ;;
+    data:*) IFS=: read -r kind cache_gb bucket directory <<<"$1" ;;
+    *) fail "'$1' must be runs:BUCKET:DIR or data:[CACHE_GB]:BUCKET:DIR." ;;
+  esac
+  ! mountpoint --quiet "${directory}" || return 0
+  if [[ ${kind} == runs ]]; then
+    # Complete checkpoints are renamed, and every host must see them at once: no metadata is cached. Said explicitly,
+    # because gcsfuse would keep it for ever on machines that it knows as those of TPUs.
+    flags+=(--rename-dir-limit=1000000 --metadata-cache-ttl-secs=0)
+  else
+    flags+=(-o ro --metadata-cache-ttl-secs=-1 --stat-cache-max-size-mb=-1 --type-cache-max-size-mb=-1
+      "--cache-dir=${HOME}/.cache/wam_jax_mounts/${bucket}" "--file-cache-max-size-mb=$((${cache_gb:-8} * 1024))")
+    # Windows are read from the middle of a shard. To fetch all of it then pays only where it stays.
+    [[ -z ${cache_gb} ]] || flags+=(--file-cache-cache-file-for-range-read)
   fi
+  sudo install --directory --owner="${UID}" "${directory}"
+  gcsfuse "${flags[@]}" "${bucket}" "${directory}"
 }
 
 start() {

@@ -19,8 +19,16 @@ def test_slices():
   assert chips.find('v5p:2x2x1').wraps == (False,) * 3
   assert chips.find('v6e:8x16').wraps == (False, True)
   assert chips.find('tpu7x:4x4x4').devices == 128
-  with pytest.raises(ValueError, match='nearest: v5p:4x4x8'):
-    chips.find('v5p-128')
+  # Cloud TPU counts cores of v4 and v5p, chips of the others.
+  for accelerator, name in (
+    ('v5p-128', 'v5p:4x4x4'),
+    ('v4-8', 'v4:2x2x1'),
+    ('v6e-256', 'v6e:16x16'),
+    ('v5litepod-64', 'v5e:8x8'),
+  ):
+    assert chips.find(accelerator).name == name
+  with pytest.raises(ValueError, match='v5p-100 does not exist; nearest: v5p:4x4x8'):
+    chips.find('v5p-100')
   assert chips.compiler_options('cpu') == {}
   assert chips.compiler_options('TPU v5')
   # JAX shows the two halves of a chip as two devices.

@@ -410,6 +410,19 @@ def load_base(workdir: str | pathlib.Path) -> Base:
   return _load_newest(workdir, None, load)
 
 
+def load_config(workdir: str | pathlib.Path) -> tuple[int, cfg.TrainConfig]:
+  """(step, config) of the newest checkpoint whose items are all there; errors as
+  `load_for_inference`. Reads no array.
+  """
+
+  def load(
+    place: pathlib.Path, config: cfg.TrainConfig, unused_metadata: Mapping[str, Any]
+  ) -> tuple[int, cfg.TrainConfig]:
+    return int(place.name), config
+
+  return _load_newest(workdir, None, load)
+
+
 def load_encoders(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, encoders.Encoders]:
   """(config, frozen encoders as NumPy arrays) of the newest checkpoint; errors as
   `load_for_inference`.

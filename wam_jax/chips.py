@@ -177,6 +177,12 @@ class Slice:
     return self.chips * self.chip.devices
 
   @property
+  def accelerator(self) -> str:
+    """What Cloud TPU calls it, as 'v5p-128': v4 and v5p by cores, of which a chip has two."""
+    name = {'v5e': 'v5litepod'}.get(self.chip.name, self.chip.name)
+    return f'{name}-{self.chips * (2 if self.chip.name in ("v4", "v5p") else 1)}'
+
+  @property
   def wraps(self) -> tuple[bool, ...]:
     """Whether the ends of each axis are connected: whole cubes of 64 chips, and axes of 16 of the
     flat generations.
@@ -193,16 +199,16 @@ def slices(chip: str) -> list[Slice]:
 
 
 def find(name: str) -> Slice:
-  """The slice called `name`.
+  """The slice called `name`, as 'v5p:4x4x4' or as Cloud TPU has it, 'v5p-128'.
 
   Raises:
     ValueError: there is none; the nearest are named.
   """
-  known = {where.name: where for chip in CHIPS for where in slices(chip)}
-  if name in known:
-    return known[name]
+  known = [where for chip in CHIPS for where in slices(chip)]
+  for where in known:
+    if name in (where.name, where.accelerator):
+      return where
 
-  # People write v5p:4x4x4, or as the cloud does v5p-128.
   chip = re.split('[:-]', name)[0]
   if chip not in CHIPS:
     chip = difflib.get_close_matches(chip, CHIPS, n=1, cutoff=0)[0]

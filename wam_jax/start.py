@@ -117,12 +117,7 @@ def _start_from(
   source, params, frozen, base = checkpoint.load_base(config.init_from)
   frozen = _adopt(config, source, frozen, 'init_from')
   wanted = finetuning.without_adapters(train_step.abstract_state(config, mesh, frozen).params)
-  mismatches = checkpoint.list_mismatches(wanted, params)
-  if mismatches:
-    raise ValueError(
-      f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
-      'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.'
-    )
+  check_shapes(config, wanted, params)
   # Adapters, and whatever else has no number there, keep their fresh ones.
   state, shardings = train_step.init_state(config, mesh, frozen)
   progress.say(f'weights from step {base["step"]} of {config.init_from}')
@@ -133,10 +128,26 @@ def _start_from(
   return state, shardings, base
 
 
+def check_shapes(config: cfg.TrainConfig, wanted: Any, given: Any) -> None:
+  """Raises ValueError unless the parameters at `config.init_from` have the shapes of the run's."""
+  mismatches = checkpoint.list_mismatches(wanted, given)
+  if mismatches:
+    raise ValueError(
+      f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
+      'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.'
+    )
+
+
 def _adopt(
   config: cfg.TrainConfig, source: cfg.TrainConfig, frozen: encoders.Encoders, key: str
 ) -> encoders.Encoders:
   """The encoders of the run at `config.KEY`, for this config; raises if it asks for others."""
+  check_encoders(config, source, key)
+  return encoders.from_tree(encoders.to_tree(frozen), config.model)
+
+
+def check_encoders(config: cfg.TrainConfig, source: cfg.TrainConfig, key: str) -> None:
+  """Raises ValueError unless the run at `config.KEY` has the encoders that this config asks for."""
   differing = [
     f'model.{name} is {getattr(source.model, name)} there, {getattr(config.model, name)} here'
     for name in ('tokenizer', 'text', 'image')
@@ -148,7 +159,6 @@ def _adopt(
       + '\n  '.join(differing)
       + '\nMake them equal.'
     )
-  return encoders.from_tree(encoders.to_tree(frozen), config.model)
 
 
 def _fix(encoder: Any) -> Any:

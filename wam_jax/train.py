@@ -103,8 +103,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
   with contextlib.ExitStack() as stack:
     # First of all: nothing is made or read for a directory that belongs to another run.
     record = stack.enter_context(_open_record(config, workdir, wandb_project))
-    splits = [pipeline.TRAINING, 'val'] if config.eval_every else [pipeline.TRAINING]
-    data = pipeline.Data.open(config, splits)
+    data = pipeline.Data.open(config, list_splits(config))
     clock = stack.enter_context(guards.HangTimeout(config.hang_timeout_s, config.pause_timeout_s))
     stack.enter_context(sharding.activate(mesh, config.rules))
     checkpoints = stack.enter_context(
@@ -183,6 +182,11 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     f'next: python -m wam_jax.evaluate --workdir={shlex.quote(str(workdir))}'
   )
   return 0
+
+
+def list_splits(config: cfg.TrainConfig) -> list[str]:
+  """The splits of its datasets that a run reads."""
+  return [pipeline.TRAINING, 'val'] if config.eval_every else [pipeline.TRAINING]
 
 
 @contextlib.contextmanager

@@ -181,14 +181,20 @@ def is_bound(workdir: pathlib.Path) -> bool:
   return any(entry.name.isdigit() for p in places if p.is_dir() for entry in p.iterdir())
 
 
-def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
-  """Writes config.json, or raises if the directory belongs to another run."""
+def check_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> bool:
+  """Whether config.json there is of this very config; raises ValueError if it is of another run."""
   now = json.loads(json.dumps(cfg.to_dict(config)))  # As it is read back.
   stored = load_config(workdir)
-  if stored == now:
-    return
-  if stored is not None and is_bound(workdir):
+  if stored is not None and stored != now and is_bound(workdir):
     _check_same_run(workdir, stored, now)
+  return stored == now
+
+
+def _record_config(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
+  """Writes config.json, or raises if the directory belongs to another run."""
+  if check_config(workdir, config):
+    return
+  now = cfg.to_dict(config)
   storage.write_whole(workdir / 'config.json', json.dumps(now, indent=1) + '\n')
 
 

@@ -131,13 +131,16 @@ def test_help_names_every_flag(machines, script):
 
 
 QUEUE = 'gcloud compute tpus queued-resources'
-ON_ALL_HOSTS = f'{QUEUE} ssh droid --worker=all {ZONE} --quiet'
+ON_ALL_HOSTS = f'{QUEUE} ssh droid --node=all --worker=all {ZONE} --quiet'
+# Read where the launchers have it: here it is asked how it gets to the machines.
+EXTRAS = re.search(r'^readonly EXTRAS=(\S+)$', (LAUNCH / 'lib.sh').read_text(), re.M)[1]
 SEND = [
   f'git -C {ROOT} archive --format=tar.gz --prefix=wam_jax/ --output=TMP/wam_jax.droid.tar.gz HEAD',
-  f'{QUEUE} scp TMP/wam_jax.droid.tar.gz droid:wam_jax.tar.gz --worker=all {ZONE} --quiet',
+  f'{QUEUE} scp TMP/wam_jax.droid.tar.gz droid:wam_jax.tar.gz '
+  f'--node=all --worker=all {ZONE} --quiet',
   f'{ON_ALL_HOSTS} '
   "--command='rm -rf wam_jax && tar -xzf wam_jax.tar.gz && "
-  "wam_jax/launch/tpu_host.sh setup bucket:/mnt/runs'",
+  f"wam_jax/launch/tpu_host.sh setup tpu,{EXTRAS} runs:bucket:/mnt/runs'",
 ]
 STATE = [
   f"{QUEUE} describe droid {ZONE} --quiet --format='value(state.state)'",
@@ -176,16 +179,33 @@ DRY_RUNS = {
     create('v5p-16', 'v9'),
     *STATE,
   ],
+  f'tpu.sh create droid {ZONE} --accelerator=v5p-128 --slices=2 '
+  '--create_flags="--network=n --internal-ips"': [
+    create('v5p-128', 'v2-alpha-tpuv5', '--network=n --internal-ips ').replace(
+      '--node-id=droid', '--node-count=2 --node-prefix=droid'
+    ),
+    STATE[0],
+    # Ready when both are.
+    *(STATE[1].replace('droid', f'droid-{number}') for number in range(2)),
+  ],
   f'tpu.sh sync droid {ZONE} --mount=bucket:/mnt/runs --ref=HEAD': SEND,
+  f'tpu.sh sync droid {ZONE} --mount=bucket:/mnt/runs --data_mount=one:/mnt/one,two:/mnt/two '
+  '--data_cache_gb=500 --extras=wandb --ref=HEAD': [
+    *SEND[:2],
+    SEND[2].replace(
+      f'{EXTRAS} runs:bucket:/mnt/runs',
+      f'{EXTRAS},wandb runs:bucket:/mnt/runs data:500:one:/mnt/one data:500:two:/mnt/two',
+    ),
+  ],
   f'tpu.sh start droid {ZONE} -- {TRAIN}': [START],
   # Words with spaces and quotes go through two shells: the local one and that of the host.
   f'tpu.sh start droid {ZONE} --iap -- python -c "print(1, 2)"': [
-    f'{QUEUE} ssh droid --worker=all {ZONE} --quiet --tunnel-through-iap '
+    f'{ON_ALL_HOSTS} --tunnel-through-iap '
     r"--command='wam_jax/launch/tpu_host.sh start python -c '\''print(1, 2)'\'''"
   ],
   f'tpu.sh status droid {ZONE}': [*STATE, STATUS],
   f'tpu.sh watch droid {ZONE} --worker=3': [
-    f'{QUEUE} ssh droid --worker=3 {ZONE} --quiet '
+    f'{QUEUE} ssh droid --node=0 --worker=3 {ZONE} --quiet '
     "--command='wam_jax/launch/tpu_host.sh logs follow'"
   ],
   f'tpu.sh logs droid {ZONE} --worker=all': [STATUS.replace('status', 'logs')],
@@ -196,18 +216,26 @@ DRY_RUNS = {
     '--mount-options=implicit-dirs,file-system:rename-dir-limit:1000000,metadata-cache:ttl-secs:0 '
     f'--readonly=false --auto-mount=false --size=1 {CLUSTER}'
   ],
+  f'xpk.sh attach data {CLUSTER} --bucket=bucket --directory=/mnt/data --data': [
+    'xpk storage attach data --type=gcsfuse --bucket=bucket --mount-point=/mnt/data '
+    '--mount-options=implicit-dirs,metadata-cache:ttl-secs:-1,'
+    'metadata-cache:stat-cache-max-size-mb:-1,metadata-cache:type-cache-max-size-mb:-1,'
+    f'file-cache:max-size-mb:8192 --readonly=true --auto-mount=false --size=1 {CLUSTER}'
+  ],
   f'xpk.sh start droid {CLUSTER} --tpu_type=v6e-256 --storage=runs -- {TRAIN}': [
-    f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 '
+    f'xpk workload create --workload=droid {CLUSTER} --tpu-type=v6e-256 --num-slices=1 '
     f'--base-docker-image=python:3.12 --script-dir={ROOT} --storage=runs '
     '--max-restarts=50 --restart-on-exit-codes=1 '
     '--termination-grace-period-seconds=600 --priority=medium '
-    f"--command='pip install --quiet --editable '\\''.[tpu,gcs]'\\'' && exec {TRAIN}'"
+    f"--command='pip install --quiet --editable '\\''.[tpu,{EXTRAS}]'\\'' && exec {TRAIN}'"
   ],
   f'xpk.sh start droid {CLUSTER} --project=p --tpu_type=tpu7x-4x4x4 --image=gcr.io/p/wam '
-  f'--restarts=3 --grace_s=60 --priority=high -- {TRAIN}': [
+  f'--restarts=3 --grace_s=60 --priority=high --slices=4 --storage=runs,data '
+  f'--create_flags=--scheduler=s -- {TRAIN}': [
     f'xpk workload create --workload=droid {CLUSTER} --project=p --tpu-type=tpu7x-4x4x4 '
-    '--docker-image=gcr.io/p/wam --max-restarts=3 --restart-on-exit-codes=1 '
-    f"--termination-grace-period-seconds=60 --priority=high --command='exec {TRAIN}'"
+    '--num-slices=4 --docker-image=gcr.io/p/wam --storage=runs --storage=data '
+    '--max-restarts=3 --restart-on-exit-codes=1 --termination-grace-period-seconds=60 '
+    f"--priority=high --scheduler=s --command='exec {TRAIN}'"
   ],
   f'xpk.sh status droid {CLUSTER}': [f'xpk workload list {CLUSTER} --filter-by-job=droid'],
   f'xpk.sh watch droid {CLUSTER}': [
@@ -252,6 +280,49 @@ def test_dry_run_prints_what_is_run(machines, given):
   assert machines.calls() == [shlex.split(line) for line in want]
 
 
+CHECK = f'tpu.sh check droid {ZONE} --accelerator=v5p-128 --slices=2'
+FLAGS = TRAIN.removeprefix('python -m wam_jax.train ')
+
+
+def test_check_runs_the_commands_own_checks_in_the_environment_of_the_hosts(machines):
+  status, printed, error = machines.run(
+    *CHECK.split(),
+    '--mount=b1:/mnt/runs',
+    '--data_mount=b2:/mnt/data',
+    '--extras=wandb',
+    '--dry_run',
+    *('--', *TRAIN.split(), '--config.data.root=/mnt/data'),
+  )
+  assert status == 0, error
+  environment = f'{machines.root}/wam_jax.droid.env'
+  assert printed.splitlines() == [
+    f'uv venv --quiet --allow-existing --python=3.12 {environment}',
+    f"uv pip install --quiet --python={environment}/bin/python --editable '.[tpu,{EXTRAS},wandb]'",
+    f'{environment}/bin/python -m wam_jax.check {FLAGS} --config.data.root=/mnt/data '
+    '--topology=v5p-128 --slices=2 --mounts=b1:/mnt/runs,b2:/mnt/data',
+    f'{environment}/bin/python -m wam_jax.compile --config=configs/tiny.py:smoke '
+    '--config.data.root=/mnt/data --topology=v5p-128',
+  ]
+
+
+def test_check_ends_as_what_it_runs(machines):
+  machines.answer(
+    'uv', '[[ $1 != venv ]] || { mkdir -p "${*: -1}/bin"; cp python "${*: -1}/bin"; }'
+  )
+  (machines.bin / 'mkdir').unlink()
+  python = machines.root / 'python'
+  python.write_text(
+    '#!/bin/bash\n[[ $* != *wam_jax.check* ]] || { echo "error: no data"; exit 2; }\n'
+  )
+  python.chmod(0o755)
+  given = [*CHECK.split(), '--mount=b1:/mnt/runs', '--', *TRAIN.split()]
+  status, printed, _ = machines.run(*given)
+  assert (status, printed) == (2, 'error: no data\n')
+  status, _, said = machines.run(*given[:-4], *('python', '-m', 'data.encode', '--distributed'))
+  assert status == 0
+  assert 'can be installed and takes these flags' in said
+
+
 def test_dry_run_of_a_whole_run(machines):
   status, printed, _ = machines.run(
     'tpu.sh',
@@ -291,7 +362,8 @@ SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
   [
     (
       'tpu.sh launch',
-      "'launch' is not among the commands: create delete logs run start status stop sync watch.",
+      "'launch' is not among the commands: check create delete logs run start status stop sync "
+      'watch.',
     ),
     ('tpu.sh create', "the name after 'create' must be up to 40 lower-case letters"),
     (
@@ -303,7 +375,7 @@ SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
     (f'tpu.sh status droid {ZONE} now', "'now' is not a flag; flags look like --zone=us-east5-a."),
     (
       f'tpu.sh status droid {ZONE} --keep',
-      '--keep is not among the flags: dry_run iap project zone.',
+      '--keep is not among the flags: dry_run iap project slices zone.',
     ),
     (f'tpu.sh status droid {ZONE} --project', '--project needs a value: --project=VALUE.'),
     (f'tpu.sh status droid {ZONE} --iap=yes', '--iap takes no value.'),
@@ -317,7 +389,10 @@ SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
       f'tpu.sh create droid {ZONE} --accelerator=v5e-4',
       '--accelerator=v5e-4: Cloud TPU calls it v5litepod-4.',
     ),
-    (f'tpu.sh create droid {ZONE} --accelerator=tpu7x-8', 'is for Kubernetes only: launch/xpk.sh.'),
+    (
+      f'tpu.sh create droid {ZONE} --accelerator=tpu7x-8',
+      'the Cloud TPU API has no tpu7x; use Kubernetes',
+    ),
     (
       f'tpu.sh create droid {ZONE} --accelerator=v6e-24',
       'N one of 1, 4, 8, 16, 32, 64, 128, 256 chips.',
@@ -333,6 +408,28 @@ SLURM = 'slurm.sh droid --nodes=1 --gpus=1'
     (
       f'tpu.sh sync droid {ZONE} --mount=gs://bucket:/mnt/runs',
       'must be BUCKET:/mnt/DIR: a bucket without gs://',
+    ),
+    (f'{RUN} --slices=0 -- {TRAIN}', '--slices=0 must be a number.'),
+    (
+      f'{RUN} --create_flags="--labels=a=b now" -- {TRAIN}',
+      "--create_flags: 'now' is not a flag; give --FLAG=VALUE, separated by spaces.",
+    ),
+    (
+      f'{RUN} --create_flags=--node-id=other -- {TRAIN}',
+      '--create_flags: --node-id=other is set by a flag of this script.',
+    ),
+    (
+      f'{RUN} --data_mount=bucket:/mnt/runs -- {TRAIN}',
+      '--workdir=/mnt/runs/droid is below a --data_mount, which is read-only.',
+    ),
+    (
+      f'tpu.sh sync droid {ZONE} --data_mount=bucket:/mnt/data --data_cache_gb=all',
+      '--data_cache_gb=all must be a number of gigabytes.',
+    ),
+    (f'tpu.sh sync droid {ZONE} --extras=a;b', '--extras=a;b must be extras of setup.py'),
+    (
+      f'tpu.sh start droid {ZONE} -- python -m data.encode --workdir=/mnt/w --dataset=gs://b/d',
+      'the command needs --distributed, or each host does all of the work by itself.',
     ),
     (RUN, f'what to run is missing. It comes last: {TRAIN[:33]}'.replace('python', '-- python')),
     (f'{RUN} --attempts=0 -- {TRAIN}', '--attempts=0 must be at least 1.'),
@@ -399,6 +496,28 @@ def test_uncommitted_changes_are_not_left_behind_silently(machines):
   assert [call[0] for call in machines.calls()] == ['git']
 
 
+def find_state(machines, request: str, node: str = 'echo READY') -> tuple[str, str]:
+  """What `status` says of a slice, to stdout and to stderr; arguments are bash of gcloud."""
+  body = f'case $* in *state.state*) {request} ;; *"value(state)"*) {node} ;; esac'
+  machines.answer('gcloud', body)
+  status, printed, error = machines.run('tpu.sh', 'status', 'droid', ZONE)
+  assert status == 0, error
+  return printed.splitlines()[0], error
+
+
+def test_only_stdout_of_gcloud_is_the_state(machines):
+  warned = 'echo "WARNING: a newer gcloud is available" >&2; echo'
+  assert find_state(machines, f'{warned} ACTIVE', f'{warned} READY') == ('slice droid: READY', '')
+  missing = 'echo "ERROR: NOT_FOUND: no such request" >&2; exit 1'
+  assert find_state(machines, missing) == ('slice droid: ABSENT', '')
+  said, error = find_state(machines, 'echo "ERROR: token has expired" >&2; exit 1')
+  assert said == 'slice droid: UNKNOWN'
+  assert error.endswith('ERROR: token has expired\n')
+  # Of several slices with --slices forgotten, say.
+  said, _ = find_state(machines, 'echo ACTIVE', missing)
+  assert said == 'slice droid: ACTIVE, without a machine droid'
+
+
 # A slice whose fate is a line of `fates` per start: `preempted`, or the exit status of the command
 # on its first host.
 SLICE = """
@@ -414,7 +533,7 @@ case $* in
     [[ ${fate} == preempted ]] && touch preempted ||
       printf "exit %s on %s\\n" 0 host-1 "${fate}" host-0 >hosts ;;
   *"tpu_host.sh status"*) cat hosts ;;
-  *"tpu_host.sh logs"*) echo "ValueError: no such key" ;;
+  *"tpu_host.sh logs"*) echo "host-0: error: config.steps=0: must be at least 1." ;;
 esac
 """
 
@@ -474,22 +593,49 @@ def test_run_starts_a_failed_command_again_on_the_same_slice(machines):
     'sleep 30',
   ]
   # What the command said last, which would be gone with its slice.
-  assert (machines.root / 'wam_jax.droid.log').read_text() == 'ValueError: no such key\n'
+  assert (machines.root / 'wam_jax.droid.log').read_text() == (
+    'host-0: error: config.steps=0: must be at least 1.\n'
+  )
+
+
+def test_a_mistake_ends_the_run_at_once(machines):
+  status, said, steps = run_with_fates(machines, '2')
+  assert status == 1
+  assert steps == ['create', 'send', 'start', 'sleep 30', 'delete']
+  assert 'error: the command would fail again (status 2): host-0: error: config.steps=0' in said
+  # The slice stays for who wants to mend the command.
+  assert 'delete' not in run_with_fates(machines, '2', flags=('--keep',))[2][5:]
+
+
+def test_hosts_that_say_nothing_are_not_done(machines):
+  quiet = SLICE.replace('cat hosts', '[[ -e heard ]] && cat hosts || touch heard')
+  status, said, steps = run_with_fates(machines, '0', gcloud=quiet)
+  assert status == 0, said
+  # Neither taken for running nor for done: asked again.
+  assert steps == ['create', 'sleep 30', 'send', 'start', 'sleep 30', 'delete']
+
+
+@pytest.mark.parametrize('state', ['HIDING', 'SUSPENDING', 'DELETING', 'STOPPED'])
+def test_a_slice_in_no_known_end_is_never_deleted(machines, state):
+  (machines.root / 'states').write_text(f'{state}\n{state}\nACTIVE\n')
+  (machines.root / 'slice').touch()
+  (machines.root / 'hosts').write_text('none on host-0\n')
+  next_state = 'read -r state <states; sed -i 1d states; echo "${state:-ACTIVE}"'
+  status, said, steps = run_with_fates(
+    machines, '0', flags=('--keep',), gcloud=SLICE.replace('echo ACTIVE', next_state)
+  )
+  assert status == 0, said
+  assert f'slice droid: {state}' in said
+  assert steps == ['sleep 30', 'send', 'start', 'sleep 30']
 
 
 def test_run_gives_up_and_deletes_the_slice(machines):
-  status, said, steps = run_with_fates(machines, *'1111', flags=('--attempts=4',))
+  status, said, steps = run_with_fates(machines, *'111111', flags=('--attempts=6',))
   assert status == 1
-  assert 'error: gave up after 4 failures in a row.' in said
-  assert [step for step in steps if step.startswith('sleep')] == [
-    'sleep 30',
-    'sleep 30',
-    'sleep 30',
-    'sleep 60',
-    'sleep 30',
-    'sleep 120',
-    'sleep 30',
-  ]
+  assert 'error: gave up after 6 failures in a row.' in said
+  # Between two looks at it. The slice is paid for, so that pauses do not grow further.
+  pauses = [step for step in steps if step.startswith('sleep')][1::2]
+  assert pauses == ['sleep 30', 'sleep 60', 'sleep 120', 'sleep 120', 'sleep 120']
   assert steps[-1] == 'delete'
 
 
@@ -591,6 +737,16 @@ def test_host_knows_when_a_command_vanished(host):
   assert host.run(host.script, 'status')[1].startswith('none on ')
 
 
+def mount_data(host, name: str, gb: int, more: str = '') -> list[str]:
+  return [
+    f'mountpoint --quiet /mnt/{name}',
+    f'sudo install --directory --owner={os.getuid()} /mnt/{name}',
+    'gcsfuse --implicit-dirs -o ro --metadata-cache-ttl-secs=-1 --stat-cache-max-size-mb=-1 '
+    f'--type-cache-max-size-mb=-1 --cache-dir={host.root}/.cache/wam_jax_mounts/{name} '
+    f'--file-cache-max-size-mb={gb * 1024}{more} {name} /mnt/{name}',
+  ]
+
+
 def test_host_installs_and_mounts(host):
   (host.root / '.local/bin').mkdir(parents=True)
   for name in ('python3', 'uv', 'lsb_release', 'curl', 'sudo', 'mountpoint'):
@@ -608,7 +764,8 @@ def test_host_installs_and_mounts(host):
   host.answer(
     'sudo', 'case $* in *gcsfuse) cp bin/python3 bin/gcsfuse ;; tee*) cat ;; esac'
   )  # apt-get brings it.
-  status, _, error = host.run(host.script, 'setup', 'bucket:/mnt/runs', 'other:/mnt/old')
+  mounts = ('runs:bucket:/mnt/runs', 'runs:other:/mnt/old', 'data::d:/mnt/d', 'data:500:e:/mnt/e')
+  status, _, error = host.run(host.script, 'setup', 'tpu,umt5', *mounts)
   assert status == 0, error
   python, key = f'{host.root}/venv/bin/python', '/usr/share/keyrings/cloud.google.asc'
   # In any order: pipes start their ends at the same time.
@@ -616,7 +773,7 @@ def test_host_installs_and_mounts(host):
     [
       'python3 -m pip install --quiet --user uv',
       f'uv venv --quiet --allow-existing --python=3.12 {host.root}/venv',
-      f"uv pip install --quiet --python={python} --editable '.[tpu,gcs]'",
+      f"uv pip install --quiet --python={python} --editable '.[tpu,umt5]'",
       'lsb_release --codename --short',
       'curl --fail --silent --show-error https://packages.cloud.google.com/apt/doc/apt-key.gpg',
       f'sudo tee {key}',
@@ -628,6 +785,9 @@ def test_host_installs_and_mounts(host):
       'gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 '
       'bucket /mnt/runs',
       'mountpoint --quiet /mnt/old',
+      # What does not change is kept; only what a flag says to fit is fetched whole.
+      *mount_data(host, 'd', 8),
+      *mount_data(host, 'e', 500, ' --file-cache-cache-file-for-range-read'),
     ]
   )
 
@@ -711,6 +871,14 @@ def test_job_that_fails_is_queued_again(machines):
     1,
     'status 1: queued again\n',
     [REQUEUE],
+  )
+
+
+def test_job_with_a_mistake_is_not_queued_again(machines):
+  assert run_job(machines, 'exit 2', restarts=3, count=0) == (
+    2,
+    'status 2: a mistake in the command, which would fail again\n',
+    [],
   )
 
 

@@ -284,6 +284,34 @@ def _take_features(
   return [dataclasses.replace(sampler, stored=stored.get(sampler.name)) for sampler in mixture]
 
 
+def list_unread(config: cfg.DataConfig, splits: Sequence[str] = (TRAINING,)) -> list[str]:
+  """The datasets of which not everything is kept that `Data.open` needs to know of each episode,
+  and which it would therefore read whole.
+  """
+  computed, others = _list_findings(config, OpenDatasets(config), splits)
+  unread = {name for name, finding in (*computed.items(), *others) if not finding.load()}
+  return [name for name in config.mixture if name in unread]
+
+
+def _list_findings(
+  config: cfg.DataConfig, opened: OpenDatasets, splits: Sequence[str]
+) -> tuple[dict[str, statistics.Finding], list[tuple[str, scan.Finding]]]:
+  """By dataset, its statistics, unless a file takes their place; and (dataset, what else these
+  splits need of their episodes).
+  """
+  computed: dict[str, statistics.Finding] = {}
+  others: list[tuple[str, scan.Finding]] = []
+  for name, dataset in config.mixture.items():
+    if not config.statistics.get(dataset.embodiment):
+      # Of the whole split also where training takes a slice of it: numbers then mean the same.
+      computed[name] = statistics.Finding(opened.get(name, dataset.split.split('[')[0]))
+    for split in splits:
+      episodes = opened.get(name, split or dataset.split)
+      ranges, failures = config.ranges.get(name, ''), name in config.failures
+      others += [(name, each) for each in windows.list_findings(episodes, ranges, failures)]
+  return computed, others
+
+
 def _read_statistics(
   config: cfg.DataConfig, opened: OpenDatasets, splits: Sequence[str]
 ) -> dict[str, normalize.Statistics]:
@@ -291,18 +319,8 @@ def _read_statistics(
 
   What else these splits need of their episodes is found in the same pass, and kept.
   """
-  computed: dict[str, statistics.Finding] = {}
-  spans_and_names: list[scan.Finding] = []
-  for name, dataset in config.mixture.items():
-    if not config.statistics.get(dataset.embodiment):
-      # Of the whole split also where training takes a slice of it: numbers then mean the same.
-      computed[name] = statistics.Finding(opened.get(name, dataset.split.split('[')[0]))
-    for split in splits:
-      episodes = opened.get(name, split or dataset.split)
-      spans_and_names += windows.list_findings(
-        episodes, config.ranges.get(name, ''), name in config.failures
-      )
-  prepare.complete_findings([*computed.values(), *spans_and_names])
+  computed, others = _list_findings(config, opened, splits)
+  prepare.complete_findings([*computed.values(), *(finding for _, finding in others)])
 
   found = {}
   for name, dataset in config.mixture.items():

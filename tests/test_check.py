@@ -1,0 +1,131 @@
+"""What keeps a run from starting is found beforehand, and nothing is made on the way."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from tests import object_store
+from tests import programs
+
+
+@pytest.fixture(scope='module')
+def store():
+  with object_store.ObjectStore() as made:
+    yield made
+
+
+@pytest.fixture(scope='module')
+def dataset(store, tmp_path_factory) -> pathlib.Path:
+  """Below the root of the data, in a bucket and on a disk, without what is derived from it."""
+  root = tmp_path_factory.mktemp('data')
+  flags = ('--embodiment=disc', '--tasks=reach', '--episodes=8', '--other_episodes=1')
+  done = programs.run('data.tabletop', f'--output={root}', *flags)
+  assert done.returncode == 0, done.stderr
+  made = root / 'tabletop/disc_reach/1.0.0'
+  for path in made.rglob('*'):
+    if path.is_file():
+      name = f'set/{path.relative_to(made).as_posix()}'
+      store.objects[name] = next(store.generations), path.read_bytes()
+  return made
+
+
+def check(store, *flags: str) -> tuple[int, dict[str, str], str]:
+  """Exit status, what was found by what was looked at, and the message."""
+  done = programs.run(
+    'wam_jax.check', '--config=tests/train_config.py', *flags, variables=store.environment
+  )
+  found = dict(line.split(': ', 1) for line in done.stdout.splitlines() if ': ' in line)
+  assert 'Traceback' not in done.stderr
+  return done.returncode, found, done.stderr
+
+
+def test_a_run_on_mounts_is_checked_where_they_really_lie(store, dataset):
+  given = (
+    '--workdir=/mnt/runs/new',
+    '--mounts=bucket:/mnt/runs,bucket:/mnt/data',
+    '--config.data.mixture.disc.path=/mnt/data/set',
+    '--topology=v5p-16',
+  )
+  status, found, error = check(store, *given)
+  assert status == 2
+  assert found['mesh'] == 'data 8 x fsdp 1 x seq 1 x tensor 1'
+  assert found['workdir'] == 'gs://bucket/new is new'
+  command = 'python -m data.statistics --dataset=gs://bucket/set --embodiment=tabletop_disc'
+  assert error.count(command) == 1
+  # It made nothing, and left nothing.
+  assert not [name for name in store.list('') if 'new' in name or 'wam_statistics' in name]
+
+  _, _, module, *flags = command.split()
+  done = programs.run(module, *flags, variables=store.environment)
+  assert done.returncode == 0, done.stderr
+  status, found, error = check(store, *given, '--config.eval_every=0')
+  assert status == 0, error
+  assert found['dataset disc'].startswith('8 episodes, ')
+
+
+def test_every_mistake_is_listed(store, dataset, tmp_path):
+  status, found, error = check(
+    store,
+    f'--workdir={tmp_path}',
+    '--topology=v5p:2x2x4',
+    '--config.data.mixture.disc.path=/nowhere',
+    '--config.model.text.kind=umt5',
+    '--config.model.text.tokenizer=/nowhere/tokenizer.json',
+    '--config.init_from=gs://bucket/no_run',
+  )
+  assert status == 2
+  assert [what for what, said in found.items() if said == 'FAILED'] == [
+    'mesh',
+    'vocabulary',
+    'dataset disc',
+    'init_from',
+  ]
+  for message in (
+    'config.batch_size=8 must be divisible by 16',
+    "model.text.tokenizer='/nowhere/tokenizer.json' is not a file",
+    'config.data.mixture.disc.path=/nowhere is not there, and making it is no work for a slice',
+    'gs://bucket/no_run does not exist',
+  ):
+    assert message in error
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--mounts=gs://b:/mnt'], '--mounts=gs://b:/mnt must be BUCKET:/mnt/DIR, without gs://.'),
+    (['--topology=v5p-12'], '--topology=v5p-12 does not exist; nearest: v5p:2x2x4'),
+  ],
+)
+def test_wrong_flags(store, flags, message):
+  status, _, error = check(store, '--workdir=/tmp/run', *flags)
+  assert status == 2
+  assert error.startswith(f'error: {message}')
+
+
+@pytest.mark.slow
+def test_the_run_itself_agrees(store, dataset, tmp_path):
+  """What is checked continues, and is refused with another config or another model."""
+  given = (
+    f'--workdir={tmp_path / "run"}',
+    f'--config.data.mixture.disc.path={dataset}',
+    '--config.steps=2',
+    '--config.eval_every=0',
+  )
+  done = programs.run('wam_jax.train', '--config=tests/train_config.py', *given)
+  assert done.returncode == 0, done.stderr
+  status, found, error = check(store, *given)
+  assert status == 0, error
+  assert found['workdir'] == f'{tmp_path / "run"} continues after step 2'
+
+  status, found, error = check(store, *given, '--config.seed=3')
+  assert status == 2
+  assert 'config.seed: 0 there, 3 now' in error
+  given = (f'--workdir={tmp_path / "other"}', *given[1:], f'--config.init_from={tmp_path / "run"}')
+  status, found, error = check(store, *given)
+  assert status == 0, error
+  assert found['init_from'] == f'step 2 of {tmp_path / "run"}'
+  status, _, error = check(store, *given, '--config.model.mlp_dim=64')
+  assert status == 2
+  assert 'does not fit config.model' in error

@@ -1,0 +1,186 @@
+"""Whether a training command would start on machines that nobody holds yet: everything that can be
+known from the config and its files, found out here.
+
+  python -m wam_jax.check --config=configs/droid_14b.py --workdir=gs://BUCKET/droid_14b \
+      --distributed --config.data.root=gs://BUCKET/data --topology=v5p:4x4x4
+
+Takes the flags of wam_jax.train and runs the checks that its start runs, without a step: the mesh
+on so many devices, the vocabulary, the datasets with their statistics and stored features, the
+weights it starts from, whose run the workdir is and whether it can be written. --mounts are the
+buckets that those machines have as directories. Prints what it found; status 2 and all mistakes if
+there are any. Nothing is made or computed. Whether the step fits the memory of a chip,
+`wam_jax.compile` says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+
+from wam_jax import checkpoint
+from wam_jax import chips
+from wam_jax import cli
+from wam_jax import config as cfg
+from wam_jax import finetuning
+from wam_jax import sharding
+from wam_jax import start
+from wam_jax import storage
+from wam_jax import train
+from wam_jax import train_step
+from wam_jax import workdir as workdir_lib
+from wam_jax.data import pipeline
+from wam_jax.data import prompts
+from wam_jax.data.features import lookup
+from wam_jax.models import encoders
+
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'The slice, as v5p:4x4x4 or v5p-128; by default the devices of this machine.'
+)
+_SLICES = flags.DEFINE_integer('slices', 1, 'How many of them.', lower_bound=1)
+_MOUNTS = flags.DEFINE_list(
+  'mounts', [], 'BUCKET:/mnt/DIR of each bucket that the machines have as a directory.'
+)
+_WHERE = re.compile(r'([a-z0-9][a-z0-9._-]+):(/[^/].*)')
+
+
+def main(unused_argv: Sequence[str]) -> None:
+  mounts = _read_mounts(_MOUNTS.value)
+  config = cfg.from_config_dict(_unmount(cli.read_config(flags.FLAGS['config']), mounts))
+  workdir = workdir_lib.make_path(_unmount(flags.FLAGS.workdir, mounts))
+  devices = 0
+  if _TOPOLOGY.value:
+    devices = chips.find(_TOPOLOGY.value).devices * _SLICES.value
+    # Stands for the slice: a mesh is made of any devices.
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', devices)
+
+  mistakes = []
+  for what, look in list_checks(config, workdir):
+    try:
+      print(f'{what}: {look()}', flush=True)
+    except (ValueError, OSError) as e:
+      print(f'{what}: FAILED', flush=True)
+      mistakes.append(f'{what}: {e}')
+  if mistakes:
+    raise ValueError('the command would not start there.\n' + '\n'.join(mistakes))
+  print('the command would start there')
+
+
+def list_checks(
+  config: cfg.TrainConfig, workdir: epath.Path
+) -> Iterator[tuple[str, Callable[[], str]]]:
+  """(what is looked at, a function that says what it is or raises ValueError or OSError)."""
+  yield 'mesh', lambda: _check_mesh(config)
+  yield 'workdir', lambda: _check_workdir(config, workdir)
+  yield 'vocabulary', lambda: _check_vocabulary(config.model.text)
+  for name in config.data.mixture:
+    yield f'dataset {name}', lambda name=name: _check_dataset(config, name)
+  for key in ('init_from', 'encoders_from'):
+    if getattr(config, key):
+      yield key, lambda key=key: _check_source(config, key)
+
+
+def _read_mounts(given: Sequence[str]) -> dict[str, str]:
+  """Directory to what stands there."""
+  wrong = [mount for mount in given if not _WHERE.fullmatch(mount)]
+  if wrong:
+    raise ValueError(f'--mounts={",".join(wrong)} must be BUCKET:/mnt/DIR, without gs://.')
+  parts = [_WHERE.fullmatch(mount).groups() for mount in given]
+  return {directory.rstrip('/'): f'gs://{bucket}' for bucket, directory in parts}
+
+
+def _unmount(value: Any, mounts: Mapping[str, str]) -> Any:
+  """`value`, a tree of a config, with what lies in mounted directories where it really is."""
+  if isinstance(value, Mapping):
+    return {key: _unmount(v, mounts) for key, v in value.items()}
+  if isinstance(value, str):
+    for directory, place in mounts.items():
+      if value == directory or value.startswith(f'{directory}/'):
+        return place + value.removeprefix(directory)
+  return value
+
+
+def _check_mesh(config: cfg.TrainConfig) -> str:
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_sizes(config, mesh)
+  return ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+
+
+def _check_workdir(config: cfg.TrainConfig, workdir: epath.Path) -> str:
+  workdir_lib.check_config(workdir, config)
+  if storage.is_remote(workdir):
+    probe = workdir / '.check'
+    storage.write_whole(probe, b'')
+    probe.unlink()
+  steps = checkpoint.list_steps(workdir)
+  return f'{workdir} continues after step {steps[-1]}' if steps else f'{workdir} is new'
+
+
+def _check_vocabulary(text: cfg.TextConfig) -> str:
+  prompts.make_tokenizer(text)
+  return text.tokenizer or 'none needed'
+
+
+def _check_dataset(config: cfg.TrainConfig, name: str) -> str:
+  dataset = config.data.mixture[name]
+  path = storage.make_path(dataset.path, f'config.data.mixture.{name}.path')
+  if not path.exists():
+    raise ValueError(
+      f'config.data.mixture.{name}.path={dataset.path} is not there, and making it is no work for '
+      'a slice; make it beforehand (data/README.md), or correct --config.data.root.'
+    )
+  only = dataclasses.replace(config.data, mixture={name: dataset})
+  if pipeline.list_unread(only, train.list_splits(config)):
+    raise ValueError(
+      f'beside config.data.mixture.{name}.path={dataset.path} is not all that the run needs to '
+      'know of its episodes; it would begin by reading every one. Do that beforehand: python -m '
+      f'data.statistics --dataset={dataset.path} --embodiment={dataset.embodiment}'
+    )
+  data = pipeline.Data.open(dataclasses.replace(config, data=only), train.list_splits(config))
+  (sampler,) = data.open_mixture()
+  found = f'{len(sampler.episodes)} episodes, {len(sampler.anchors)} steps to start from'
+  if config.data.features != 'require':
+    return found
+  return f'{found}, {_find_features(data)} windows stored'
+
+
+def _find_features(data: pipeline.Data) -> int:
+  """How many windows of a single dataset the encoders have run over.
+
+  By which weights is known to the run alone, which reads them; here those of any will do.
+  """
+  (sampler,) = data.open_mixture()
+  for weights in lookup.list_weights(sampler.episodes) or [{}]:
+    try:
+      (found,) = data.with_features(weights).open_mixture()
+      return len(found.stored)
+    except ValueError as e:
+      mistake = e
+  raise mistake
+
+
+def _check_source(config: cfg.TrainConfig, key: str) -> str:
+  """What the run at `config.KEY` gives this one; nothing of its arrays is read."""
+  step, source = checkpoint.load_config(getattr(config, key))
+  start.check_encoders(config, source, key)
+  if key == 'init_from':
+    start.check_shapes(config, _shapes(config), _shapes(source))
+  return f'step {step} of {getattr(config, key)}'
+
+
+def _shapes(config: cfg.TrainConfig) -> Any:
+  """The parameters that other runs start from, as shapes."""
+  mesh = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
+  none = encoders.Encoders(None, None, None, config.model)
+  return finetuning.without_adapters(train_step.abstract_state(config, mesh, none).params)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  cli.run(main)
