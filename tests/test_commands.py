@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+TAKES_FLAGS_OF = {'wam_jax.check': 'wam_jax.train'}
 OURS = ('wam_jax', 'data', 'benchmarks', 'configs', 'launch')
 ABSL = {'help', 'helpfull', 'verbosity'}  # Flags of every program.
 START = re.compile(r'python -m ((?:wam_jax|data|benchmarks)(?:\.[a-z_]+)+)')
@@ -98,6 +99,8 @@ def read_flags(module: str) -> tuple[frozenset[str], frozenset[str]]:
   in one process would define a flag twice.
   """
   defined, required = set(ABSL), set()
+  if module in TAKES_FLAGS_OF:
+    defined |= read_flags(TAKES_FLAGS_OF[module])[0]
   for node in ast.walk(ast.parse(module_file(module).read_text())):
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
       continue
