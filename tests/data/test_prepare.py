@@ -49,6 +49,23 @@ def test_the_command_of_a_missing_dataset_is_run(tmp_path, monkeypatch):
   assert target.exists()
 
 
+@pytest.mark.parametrize('is_first', [True, False])
+def test_of_several_processes_the_first_shows_how_it_is_made(
+  tmp_path, monkeypatch, capfd, is_first
+):
+  maker = 'import pathlib, sys; print("made"); pathlib.Path(sys.argv[1]).mkdir(); sys.argv[2]'
+  (tmp_path / 'maker.py').write_text(maker)
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  monkeypatch.setattr(prepare.progress, 'is_first_process', lambda: is_first)
+  prepare.make_missing(make_data(tmp_path / 'made', f'maker {tmp_path / "made"} x'))
+  out, err = capfd.readouterr()
+  assert ('made' in out, 'making it: python -m maker' in err) == (is_first, is_first)
+  # An error is shown by all.
+  with pytest.raises(ValueError, match='ended with code 1'):
+    prepare.make_missing(make_data(tmp_path / 'other', f'maker {tmp_path / "other"}'))
+  assert 'IndexError' in capfd.readouterr().err
+
+
 def test_a_source_that_is_not_given_is_asked_for(tmp_path):
   data = make_data(tmp_path / 'made', 'maker {path} {source}')
   with pytest.raises(ValueError, match=r'source, from which it is made, is empty; set either, as'):

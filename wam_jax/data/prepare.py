@@ -23,6 +23,7 @@ from orbax.checkpoint import multihost
 
 import wam_jax
 from wam_jax import config as cfg
+from wam_jax import progress
 from wam_jax import storage
 from wam_jax.data import scan
 
@@ -84,15 +85,30 @@ def _prepare(name: str, dataset: cfg.DatasetConfig, path: epath.Path, root: str)
       f'not installed with wam_jax: run "python -m {command}" in a checkout of the project, or '
       f'name a dataset that is there with --config.data.mixture.{name}.path=DIR.'
     )
-  print(f'{path} is not there; making it: python -m {command}', file=sys.stderr)
-  done = subprocess.run(
-    [sys.executable, '-m', module, *arguments], env=_make_environment(checkout), check=False
-  )
+  done = _run([sys.executable, '-m', module, *arguments], _make_environment(checkout), path)
   if done.returncode or not path.exists():
     raise ValueError(
       f'data.mixture.{name}.prepare: python -m {command} ended with code {done.returncode} '
       f'and {path} {"exists" if path.exists() else "does not exist"}.'
     )
+
+
+def _run(
+  command: Sequence[str], environment: dict[str, str], path: epath.Path
+) -> subprocess.CompletedProcess[str]:
+  """Runs the command that makes `path`, and shows what it prints: of several processes that of the
+  first one, and of the others what one that fails says.
+  """
+  is_shown = progress.is_first_process()
+  if is_shown:
+    shown = shlex.join(['python', *command[1:]])
+    print(f'{path} is not there; making it: {shown}', file=sys.stderr)
+  done = subprocess.run(
+    command, env=environment, check=False, capture_output=not is_shown, text=True
+  )
+  if done.returncode and not is_shown:
+    sys.stderr.write(done.stderr)
+  return done
 
 
 def _find_checkout() -> pathlib.Path | None:
