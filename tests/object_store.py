@@ -31,6 +31,7 @@ class ObjectStore:
     objects: name to (generation, content).
     environment: variables that lead gcsfs, TensorStore and ArrayRecord here.
     reads: (name, bytes sent) of each object, or part of one, that was asked for.
+    requests: how many there were.
     stalls: so many of the next requests for content are never answered.
   """
 
@@ -38,6 +39,7 @@ class ObjectStore:
     self.objects: dict[str, tuple[int, bytes]] = {}
     self.uploads: dict[str, tuple[str, bytearray]] = {}
     self.reads: list[tuple[str, int]] = []
+    self.requests = 0
     self.stalls = 0
     self.lock = threading.Lock()
     self.generations = itertools.count(1_700_000_000_000_000)  # As large as theirs: microseconds.
@@ -99,6 +101,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     url = urllib.parse.urlsplit(self.path)
     query = {key: values[-1] for key, values in urllib.parse.parse_qs(url.query).items()}
     path = url.path.removeprefix('/download').removeprefix('/upload')
+    self.store.requests += 1
     if self.store.stalls and query.get('alt') == 'media':
       self.store.stalls -= 1
       self.connection.recv(1)  # Until the client has had enough.

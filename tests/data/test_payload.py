@@ -12,6 +12,7 @@ import fsspec
 import gcsfs.core
 import numpy as np
 import pytest
+from etils import epath
 from etils.epath import backend
 
 from data import convert
@@ -137,6 +138,16 @@ def test_frames_in_the_cache_are_not_read_again(local, monkeypatch):
   np.testing.assert_array_equal(paint(episode, range(5, 15), cache)[:5], want[5:])
   # Five frames of two views are new.
   assert read == [20, 10]
+
+
+def test_the_sizes_of_a_directory_are_one_request(bucket, local):
+  path = epath.Path(put(bucket, local))
+  want = storage.list_sizes(epath.Path(local))
+  assert want['features.json'] == len(bucket.read('data/features.json'))
+  before = bucket.requests
+  assert storage.list_sizes(path) == want
+  assert bucket.requests == before + 1
+  assert storage.list_sizes(path / 'none') == storage.list_sizes(epath.Path(local) / 'none') == {}
 
 
 def test_a_request_that_nobody_answers_is_made_again(bucket, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import storage
 from wam_jax.data import sources
 from wam_jax.data import windows
 from wam_jax.data.features import describe
@@ -38,7 +40,8 @@ class Stored:
     self._sources = {
       kind: files.open_source() for kind, files in self._files.items() if files.count
     }
-    with np.load(directory / record_files.INDEX) as index:
+    content = (directory / record_files.INDEX).read_bytes()
+    with np.load(io.BytesIO(content)) as index:
       self._samples_W, keys_M = index['samples_W'], index['prompt_keys_M']
     # Sorted, so that a prompt is found by bisection.
     self._order_M = np.argsort(keys_M)
@@ -108,11 +111,8 @@ class Stored:
 
 def _check_sizes(directory: epath.Path, sizes: Mapping[str, int]) -> None:
   """Raises unless every file is there and of its size."""
-  wrong = [
-    name
-    for name, size in sizes.items()
-    if not (directory / name).exists() or (directory / name).stat().length != size
-  ]
+  found = storage.list_sizes(directory)  # Thousands of files, each of which would be a request.
+  wrong = [name for name, size in sizes.items() if found.get(name) != size]
   if wrong:
     raise ValueError(
       f'{len(wrong)} files of {directory} are missing or cut: {", ".join(wrong[:10])}. Delete them '
