@@ -107,3 +107,8 @@ def test_mistakes_are_one_message(store, tmp_path):
   assert 'Traceback' not in output
   output = run(store, 'wam_jax.evaluate', '--workdir=gs://bucket/none', status=2)
   assert output.startswith('error: gs://bucket/none does not exist')
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_taken_or_damaged(store):
+  assert 'all held' in run(store, 'tests.taken')

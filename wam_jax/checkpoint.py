@@ -52,6 +52,10 @@ class CheckpointError(ValueError):
   """A checkpoint could not be written or none can be read; the message says what to do."""
 
 
+class PassingError(CheckpointError, OSError):
+  """As `CheckpointError`, where the same command may well succeed a little later."""
+
+
 class DamageError(CheckpointError):
   """Files of a checkpoint are missing or short."""
 
@@ -289,7 +293,8 @@ class Checkpoints:
       self._steps = [s for s in self._steps if s != step]
       if isinstance(e, (hosts.HostError, storage.TakenError)):
         raise  # It says what to do.
-      raise CheckpointError(self._describe_failure(e, step)) from e
+      kind = PassingError if storage.is_remote(self._directory) else CheckpointError
+      raise kind(self._describe_failure(e, step)) from e
 
   def _describe_failure(self, error: Exception, step: int) -> str:
     """What could not be written, what there is all the same, and what to do."""
@@ -476,7 +481,7 @@ def _load_checkpoint(
   except Exception as e:  # Orbax and TensorStore have many types.
     if _is_loss(e) and not integrity.has_list(place):
       raise DamageError(_first_line(e)) from e
-    raise CheckpointError(_describe_unreadable(place, _first_line(e))) from e
+    raise PassingError(_describe_unreadable(place, _first_line(e))) from e
 
 
 def _list_candidates(workdir: pathlib.Path, step: int | None) -> list[int]:
@@ -596,7 +601,7 @@ def _find_damage(place: pathlib.Path, needless: Sequence[str] = ()) -> str:
   Args:
     needless: items whose files do not matter.
   Raises:
-    CheckpointError: it cannot be read now.
+    PassingError: it cannot be read now.
   """
 
   def look() -> str:
@@ -612,7 +617,7 @@ def _find_damage(place: pathlib.Path, needless: Sequence[str] = ()) -> str:
       time.sleep(storage.WAITS_S[0])
       damage = storage.retry(look, f'checking {place}')
   except Exception as e:  # fsspec has many types.
-    raise CheckpointError(_describe_unreadable(place, _first_line(e))) from e
+    raise PassingError(_describe_unreadable(place, _first_line(e))) from e
   return damage
 
 
@@ -620,7 +625,8 @@ def _read_together(read: Callable[[], T], place: pathlib.Path, stage: str) -> T:
   """The result of `read` on this process, once every process has its own.
 
   Raises:
-    CheckpointError: the same on every process, if one of them cannot read.
+    PassingError: the same on every process, if one of them cannot read.
+    DamageError: the same on every process, if bytes are missing.
   """
   result = None
   done = False
@@ -646,7 +652,7 @@ def _read_together(read: Callable[[], T], place: pathlib.Path, stage: str) -> T:
   has_list = hosts.decide(stage, lambda: integrity.has_list(place))
   if not has_list and any(problem and problem['loss'] for problem in problems):
     raise DamageError(failed) from error
-  raise CheckpointError(_describe_unreadable(place, failed)) from error
+  raise PassingError(_describe_unreadable(place, failed)) from error
 
 
 def _list_failed(problems: Sequence[Mapping[str, Any] | None]) -> str:
