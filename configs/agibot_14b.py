@@ -26,7 +26,7 @@ def get_config(arg: str = ''):
 
   # Paper: 30 Hz, 1.6 s a chunk.
   c.model.actions_per_chunk = 48
-  # A run cannot go on from weights of fewer categories; the second one is not trained here.
+  # The second category is for people on video; it is not trained here.
   c.model.num_embodiments = 2
 
   c.data.embodiments = ('agibot', 'human')

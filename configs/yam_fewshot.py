@@ -31,6 +31,8 @@ def get_config(arg: str = ''):
   c.flow.mask_padded_noise = False
   # The record with the reference's constant rates, not this robot's own.
   c.data.embodiments = ('yam_reference',)
+  # The reference's weights have one row of action modules: a new robot goes on from the old one's.
+  c.data.rows = {'yam_reference': 0}
   c.data.mixture = {
     'yam': presets.rlds_dataset(
       c,

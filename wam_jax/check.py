@@ -80,7 +80,7 @@ def list_checks(
   yield 'workdir', lambda: _check_workdir(config, workdir)
   yield 'vocabulary', lambda: _check_vocabulary(config.model.text)
   for name in config.data.mixture:
-    yield f'dataset {name}', lambda name=name: _check_dataset(config, name)
+    yield f'dataset {name}', lambda name=name: _check_dataset(config, workdir, name)
   for key in ('init_from', 'encoders_from'):
     if getattr(config, key):
       yield key, lambda key=key: _check_source(config, key)
@@ -127,7 +127,7 @@ def _check_vocabulary(text: cfg.TextConfig) -> str:
   return text.tokenizer or 'none needed'
 
 
-def _check_dataset(config: cfg.TrainConfig, name: str) -> str:
+def _check_dataset(config: cfg.TrainConfig, workdir: epath.Path, name: str) -> str:
   dataset = config.data.mixture[name]
   path = storage.make_path(dataset.path, f'config.data.mixture.{name}.path')
   if not path.exists():
@@ -135,14 +135,14 @@ def _check_dataset(config: cfg.TrainConfig, name: str) -> str:
       f'config.data.mixture.{name}.path={dataset.path} is not there, and making it is no work for '
       'a slice; make it beforehand (data/README.md), or correct --config.data.root.'
     )
-  only = dataclasses.replace(config.data, mixture={name: dataset})
+  only = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture={name: dataset}))
   if pipeline.list_unread(only, train.list_splits(config)):
     raise ValueError(
       f'beside config.data.mixture.{name}.path={dataset.path} is not all that the run needs to '
       'know of its episodes; it would begin by reading every one. Do that beforehand: python -m '
       f'data.statistics --dataset={dataset.path} --embodiment={dataset.embodiment}'
     )
-  data = pipeline.Data.open(dataclasses.replace(config, data=only), train.list_splits(config))
+  data = pipeline.Data.open(only, train.list_splits(config), start.find_known(config, workdir))
   (sampler,) = data.open_mixture()
   found = f'{len(sampler.episodes)} episodes, {len(sampler.anchors)} steps to start from'
   if config.data.features != 'require':
@@ -170,7 +170,7 @@ def _check_source(config: cfg.TrainConfig, key: str) -> str:
   step, source = checkpoint.load_config(getattr(config, key))
   start.check_encoders(config, source, key)
   if key == 'init_from':
-    start.check_shapes(config, _shapes(config), _shapes(source))
+    start.check_shapes(config, _shapes(start.as_there(config, source)), _shapes(source))
   return f'step {step} of {getattr(config, key)}'
 
 

@@ -538,6 +538,16 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
   }
 
 
+def find_newest_metadata(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """`load_metadata` of the newest checkpoint of a run that has all its items; None of none."""
+  for step in reversed(list_steps(workdir)):
+    try:
+      return load_metadata(_directory(workdir) / str(step))
+    except CheckpointError:
+      continue
+  return None
+
+
 def load_metadata(place: pathlib.Path) -> dict[str, Any]:
   """What the checkpoint in the directory `place` says of itself, once all its items are known to be
   there.

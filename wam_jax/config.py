@@ -393,6 +393,11 @@ class SampleConfig:
       )
 
 
+def is_table_name(text: str) -> bool:
+  """Whether an embodiment is named as in `wam_jax/data/embodiments.py`, and not by a place."""
+  return bool(text) and '/' not in text and not text.endswith('.json')
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
   """One dataset of the mixture.
@@ -400,7 +405,11 @@ class DatasetConfig:
   Attributes:
     path: TFDS directory that holds dataset_info.json; `~` is expanded.
     split: its split, TFDS slicing allowed ('train[:90%]').
-    embodiment: record in `wam_jax/data/embodiments.py`.
+    held_out: the split that is kept from training, as 'train[90%:]': training evaluates on it,
+      `wam_jax.evaluate` too, and `data.encode` stores it; '' for `evaluation.split`.
+    embodiment: its robot's record: a name of `wam_jax/data/embodiments.py`, a JSON file, a
+      directory that has one or a checkpoint (`embodiments.resolve`); '' for the file
+      embodiment.json beside the data.
     weight: share of the samples, relative to the other datasets.
     prepare: `python -m` arguments that make the dataset when `path` does not exist; '' if it must
       be there. `{path}` and `{source}` in it stand for those fields, `{root}` for `data.root`.
@@ -409,6 +418,7 @@ class DatasetConfig:
 
   path: str = ''
   split: str = 'train'
+  held_out: str = ''
   embodiment: str = ''
   weight: float = 1.0
   prepare: str = ''
@@ -423,7 +433,10 @@ class DataConfig:
     root: directory of everything that the config's own paths name, datasets, weights and the
       vocabulary, local or gs://; those paths follow where it is set (`presets`).
     mixture: dataset name to DatasetConfig.
-    embodiments: records in the order of their ids; the model's categories.
+    embodiments: records in the order of their rows of the model, named as in a `DatasetConfig`; ()
+      for those of the mixture. A run that starts from another keeps that one's rows by name.
+    rows: name of a robot to its row, where it is to go on from the row of another robot of
+      `init_from`, which has no robot of its name.
     seed: of the order of samples.
     workers: grain worker processes; 0 reads in the training process (threads).
     threads: grain reader threads per process.
@@ -434,8 +447,11 @@ class DataConfig:
       (`windows.make_anchors`), '' for all.
     failures: datasets whose failed episodes are wanted, too, where the embodiment's record can tell
       them.
-    statistics: embodiment name to a statistics file that is used instead of its datasets' own, ''
-      for none.
+    statistics: name of a robot to a statistics file that is used instead of its datasets' own, ''
+      for none, 'base' for those of `init_from`.
+    statistics_of: whose statistics normalize a robot that `init_from` knows: those of its 'data',
+      or the 'base' one's, which the weights were trained with. Either way it is said how far the
+      two are apart.
     features: whether training takes what `python -m data.encode` stored in place of pixels: 'auto'
       where there is any, 'require' stops where there is none, 'off' never.
   """
@@ -443,6 +459,7 @@ class DataConfig:
   root: str = '~/wam_jax_data'
   mixture: Mapping[str, DatasetConfig] = dataclasses.field(default_factory=dict)
   embodiments: tuple[str, ...] = ()
+  rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
   seed: int = 0
   workers: int = 0
   threads: int = 2
@@ -452,20 +469,30 @@ class DataConfig:
   ranges: Mapping[str, str] = dataclasses.field(default_factory=dict)
   failures: tuple[str, ...] = ()
   statistics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  statistics_of: Literal['data', 'base'] = 'data'
   features: Literal['auto', 'require', 'off'] = 'auto'
 
   def __post_init__(self):
     _check_choices(self, 'data')
     # A misspelt name would be passed over, and training go on without what it was to say.
-    for key, named, known, where in (
+    checks = [
       ('ranges', self.ranges, self.mixture, 'mixture'),
       ('failures', self.failures, self.mixture, 'mixture'),
-      ('statistics', self.statistics, self.embodiments, 'embodiments'),
-    ):
+    ]
+    if self.lists_names:
+      checks.append(('statistics', self.statistics, self.embodiments, 'embodiments'))
+    for key, named, known, where in checks:
       if unknown := sorted(set(named) - set(known)):
         raise ValueError(
           f'data.{key} names {unknown}, which data.{where} does not have; it has {sorted(known)}.'
         )
+
+  @property
+  def lists_names(self) -> bool:
+    """Whether `embodiments` has names only: those of records in files are known when these are
+    read (`data/roster.py`).
+    """
+    return bool(self.embodiments) and all(map(is_table_name, self.embodiments))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -498,13 +525,14 @@ class EvalConfig:
   """What `wam_jax.evaluate` does with a checkpoint of this run when its flags do not say otherwise.
 
   Attributes:
-    env: 'tabletop' (closed loop in the simulator) or 'dataset' (open loop on recorded episodes of
-      `split`).
+    env: 'tabletop' (closed loop in the simulator) or 'dataset' (open loop on recorded episodes that
+      were held out).
     tasks: of the tabletop.
     max_distractors: objects beside those of the task, at most.
     episodes: of each embodiment; of a dataset, windows.
     batch: episodes run side by side; the batch size of the compiled control step.
-    split: of a dataset, 'val' or 'train'.
+    split: held out of each dataset that does not name its own (`DatasetConfig.held_out`), in
+      training, too.
   """
 
   env: Literal['tabletop', 'dataset'] = 'tabletop'
@@ -596,6 +624,10 @@ class TrainConfig:
       raise ValueError(
         f'config.profile={self.profile} must be the first and the last step of the trace, or ().'
       )
+    if self.data.statistics_of == 'base' and not self.init_from:
+      raise ValueError(
+        "config.data.statistics_of='base' needs config.init_from, whose statistics these are."
+      )
     robots = len(self.data.embodiments)
     if self.model.num_embodiments < robots:
       raise ValueError(
@@ -603,10 +635,16 @@ class TrainConfig:
         f'data.embodiments={self.data.embodiments}; set it to {robots}.'
       )
     self._check_image()
+    if self.data.lists_names:
+      self._check_listed()
+
+  def _check_listed(self):
+    """Robots that are named are in the list of names."""
     for name, dataset in self.data.mixture.items():
-      if dataset.embodiment not in self.data.embodiments:
+      robot = dataset.embodiment
+      if is_table_name(robot) and robot not in self.data.embodiments:
         raise ValueError(
-          f'data.mixture.{name}.embodiment={dataset.embodiment!r} is not in '
+          f'data.mixture.{name}.embodiment={robot!r} is not in '
           f'data.embodiments={self.data.embodiments}; add it there.'
         )
 
@@ -730,6 +768,9 @@ def _build(cls: type, given: Any, where: str, problems: list[str]) -> Any:
     for key in given
     if key not in hints
   )
+  # What a dataset does not say has its default: a config writes each one out by hand.
+  if cls is DatasetConfig:
+    given = {**dataclasses.asdict(DatasetConfig()), **given}
   problems.extend(f'{where}.{key} is missing.' for key in hints if key not in given)
   before = len(problems)
   fields = {}

@@ -89,6 +89,7 @@ def tabletop_dataset(
     source='',
     path=below_root(config, f'tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0'),
     split='train',
+    held_out='',
     embodiment=f'tabletop_{robot}',
     weight=weight,
     prepare=(
@@ -110,6 +111,7 @@ def rlds_dataset(config: Any, path: str, embodiment: str, prepare: str) -> dict[
     source='',
     path=below_root(config, path),
     split='train',
+    held_out='',
     embodiment=embodiment,
     weight=1.0,
     prepare=prepare,
@@ -164,6 +166,7 @@ def _stand_in(config: Any, robots: Mapping[str, str]) -> None:
   }
   config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
   config.data.ranges = {}
+  config.data.rows = {}
   config.data.features = 'off'
   config.init_from = ''
   config.trainable = ('all',)

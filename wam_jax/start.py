@@ -19,9 +19,13 @@ from jax.sharding import Mesh
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
+from wam_jax import hosts
 from wam_jax import progress
 from wam_jax import train_step
+from wam_jax import workdir as workdir_lib
 from wam_jax.data import pipeline
+from wam_jax.data import robot as robot_lib
+from wam_jax.data import roster
 from wam_jax.models import encoders
 
 
@@ -44,6 +48,26 @@ class Start:
   data: pipeline.Data
   iterator_state: Any
   metadata: dict[str, Any]
+
+
+def find_known(config: cfg.TrainConfig, workdir: pathlib.Path) -> roster.Known | None:
+  """The robots that the run knows already: those of its own checkpoints, or of the run that it
+  starts from; None of a fresh run.
+  """
+  found = hosts.decide('the robots that are known', lambda: _find_known(config, workdir))
+  return found and roster.Known(robot_lib.from_metadata(found['data']), *found['where'])
+
+
+def _find_known(config: cfg.TrainConfig, workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Metadata of robots, and the run that has them; JSON-ready."""
+  own = checkpoint.find_newest_metadata(workdir)
+  if own is not None:
+    return {'data': own['data'], 'where': (str(workdir), True)}
+  if not config.init_from:
+    return None
+  base = checkpoint.find_newest_metadata(workdir_lib.make_path(config.init_from))
+  # Whatever is wrong with that place is said where its weights are read.
+  return base and {'data': base['data'], 'where': (config.init_from, False)}
 
 
 def begin(
@@ -116,8 +140,8 @@ def _start_from(
   """As `make_state`, with the weights of `config.init_from`."""
   source, params, frozen, base = checkpoint.load_base(config.init_from)
   frozen = _adopt(config, source, frozen, 'init_from')
-  wanted = finetuning.without_adapters(train_step.abstract_state(config, mesh, frozen).params)
-  check_shapes(config, wanted, params)
+  wanted = train_step.abstract_state(as_there(config, source), mesh, frozen).params
+  check_shapes(config, finetuning.without_adapters(wanted), params)
   # Adapters, and whatever else has no number there, keep their fresh ones.
   state, shardings = train_step.init_state(config, mesh, frozen)
   progress.say(f'weights from step {base["step"]} of {config.init_from}')
@@ -126,6 +150,16 @@ def _start_from(
     ema_params=_fill(state.ema_params or {}, params) or None,
   )
   return state, shardings, base
+
+
+def as_there(config: cfg.TrainConfig, source: cfg.TrainConfig) -> cfg.TrainConfig:
+  """`config` with no more rows of action modules than the run at `config.init_from` has: those
+  beyond are of robots that are new, and start fresh.
+  """
+  rows = min(config.model.num_embodiments, source.model.num_embodiments)
+  model = dataclasses.replace(config.model, num_embodiments=rows)
+  # Data are no part of the shapes, and may have more robots than this model has rows.
+  return dataclasses.replace(config, model=model, data=cfg.DataConfig())
 
 
 def check_shapes(config: cfg.TrainConfig, wanted: Any, given: Any) -> None:
@@ -170,16 +204,27 @@ def _fix(encoder: Any) -> Any:
 
 
 def _fill(like: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  """`like` with the numbers of `values` where it has any, in the dtype and sharding of `like`."""
+  """`like` with the numbers of `values` where it has any, in the dtype and sharding of `like`;
+  where that has more rows, those keep theirs.
+  """
   filled = {}
   for key, array in like.items():
     if isinstance(array, Mapping):
       filled[key] = _fill(array, values.get(key, {}))
     elif key in values:
-      filled[key] = jax.device_put(np.array(values[key], array.dtype), array.sharding)
+      filled[key] = _put(array, np.array(values[key], array.dtype))
     else:
       filled[key] = array
   return filled
+
+
+def _put(array: jax.Array, values: np.ndarray) -> jax.Array:
+  if values.shape == array.shape:
+    return jax.device_put(values, array.sharding)
+  set_first = jax.jit(
+    lambda array, values: array.at[: len(values)].set(values), out_shardings=array.sharding
+  )
+  return set_first(array, values)
 
 
 def _check_same_data(

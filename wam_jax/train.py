@@ -103,7 +103,9 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
   with contextlib.ExitStack() as stack:
     # First of all: nothing is made or read for a directory that belongs to another run.
     record = stack.enter_context(_open_record(config, workdir, wandb_project))
-    data = pipeline.Data.open(config, list_splits(config))
+    data = pipeline.Data.open(config, list_splits(config), start_lib.find_known(config, workdir))
+    for note in data.notes:
+      progress.say(note)
     clock = stack.enter_context(guards.HangTimeout(config.hang_timeout_s, config.pause_timeout_s))
     stack.enter_context(sharding.activate(mesh, config.rules))
     checkpoints = stack.enter_context(
@@ -118,7 +120,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     held_out = []
     if config.eval_every:
       # Kept in memory: every evaluation is of the same batches.
-      held_out = list(start.data.eval_batches('val', config.eval_batches, *host))
+      held_out = list(start.data.eval_batches(pipeline.HELD_OUT, config.eval_batches, *host))
     record.begin(start.step)
 
     run_step = train_step.make_train_step(config, mesh, start.shardings)
@@ -186,7 +188,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
 
 def list_splits(config: cfg.TrainConfig) -> list[str]:
   """The splits of its datasets that a run reads."""
-  return [pipeline.TRAINING, 'val'] if config.eval_every else [pipeline.TRAINING]
+  return [pipeline.TRAINING, pipeline.HELD_OUT] if config.eval_every else [pipeline.TRAINING]
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ _MAY_CHANGE = frozenset(
     'pause_timeout_s',
     'profile',
     'data.root',
+    'data.embodiments',
     'data.workers',
     'data.threads',
     'data.prefetch',
@@ -237,9 +238,10 @@ def _find(flat: Mapping[str, Any], key: str) -> Any:
 def _may_change(key: str) -> bool:
   if key in _MAY_CHANGE or key.startswith(_MAY_CHANGE_GROUPS):
     return True
-  # A dataset may lie elsewhere; what it holds is compared by its statistics.
+  # A dataset and its record may lie elsewhere; what they hold is compared by a checkpoint's.
   group, _, name = key.rpartition('.')
-  return group.startswith('data.mixture.') and name in ('path', 'prepare', 'source')
+  places = ('path', 'prepare', 'source', 'embodiment', 'held_out')
+  return group.startswith('data.mixture.') and name in places
 
 
 def _show(flat: Mapping[str, Any], key: str) -> str:

@@ -136,7 +136,9 @@ def assert_opened_once(counts: Counts) -> None:
 def test_a_training_start_opens_everything_once(config, tmp_path, counts, monkeypatch):
   kept = []
   write = beside.write
-  monkeypatch.setattr(beside, 'write', lambda *args: kept.append(args[1]) or write(*args))
+  monkeypatch.setattr(
+    beside, 'write', lambda *args, **kwargs: kept.append(args[1]) or write(*args, **kwargs)
+  )
 
   first = dataclasses.replace(config, steps=1, save_every=1)
   assert train.train(first, tmp_path / 'run') == 0

@@ -39,17 +39,21 @@ def find(dataset: epath.Path, name: str) -> epath.Path:
   return fallback if fallback.exists() and not place.exists() else place
 
 
-def write(dataset: epath.Path, name: str, content: bytes) -> epath.Path:
+def write(dataset: epath.Path, name: str, content: bytes, in_cache: bool = False) -> epath.Path:
   """Keeps a small file for the dataset; a reader sees the old one or the whole new one.
 
+  Args:
+    in_cache: leave the dataset's directory as it is.
   Returns:
     Where it went: into the dataset's directory, or under ~/.cache/wam_jax where that is read-only.
     Where nothing can be written it says so once, and the place is the first that was tried.
   """
   place, fallback = _list_places(dataset, name)
+  reason = 'only the cache was asked for'
   try:
-    storage.write_whole(place, content)
-    return place
+    if not in_cache:
+      storage.write_whole(place, content)
+      return place
   except OSError as e:
     reason = e
   try:

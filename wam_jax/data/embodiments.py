@@ -1,15 +1,24 @@
-"""The robots that the project knows, one declarative record each.
+"""The robots that the project knows, one declarative record each, and where else a record may be.
 
 Numbers are those of the published datasets and released models; what a field means is said in
-record.py.
+record.py. A robot that is not here needs no line of this file: `resolve` takes its record from a
+JSON file, from beside its data, or from a checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 
+from etils import epath
+
+from wam_jax import config as cfg
+from wam_jax import storage
 from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
+
+FILE = 'embodiment.json'  # What a record beside a dataset is called.
 
 Slice, View, Embodiment = record_lib.Slice, record_lib.View, record_lib.Embodiment
 
@@ -304,13 +313,111 @@ EMBODIMENTS = {
 
 
 def get(name: str) -> Embodiment:
-  """The record called `name`.
+  """The record called `name` of the table.
 
   Raises:
     ValueError: there is none.
   """
   if name not in EMBODIMENTS:
     raise ValueError(
-      f'There is no embodiment {name!r}; wam_jax/data/embodiments.py has {sorted(EMBODIMENTS)}.'
+      f'There is no embodiment {name!r}; wam_jax/data/embodiments.py has {sorted(EMBODIMENTS)}. A '
+      f'robot of your own is named by its JSON file, as DIR/{FILE}, or by nothing where that lies '
+      'beside its data.'
     )
   return EMBODIMENTS[name]
+
+
+def resolve(text: str, dataset: str | os.PathLike[str] = '') -> Embodiment:
+  """The record that a config or a flag names.
+
+  Args:
+    text: a name of the table; a JSON file; a directory of a dataset with such a file; a workdir,
+      for the record in its newest checkpoint, as WORKDIR:NAME where that has several; or '' for the
+      file beside `dataset`.
+    dataset: the directory of the dataset that it is for.
+  Raises:
+    ValueError: there is no such record, or the file does not describe one.
+  """
+  if cfg.is_table_name(text):
+    return get(text)
+  if text:
+    return _read_place(text)
+  if not dataset:
+    raise ValueError(f'No embodiment is named, and no dataset beside which its {FILE} could lie.')
+  file = storage.make_path(dataset, 'The dataset') / FILE
+  if not file.exists():
+    raise ValueError(
+      f'There is no {file}, and no embodiment is named: give a name of '
+      'wam_jax/data/embodiments.py or a JSON file. To have one proposed from the data: '
+      f'python -m data.suggest --dataset={os.fspath(dataset)}'
+    )
+  return read(file)
+
+
+def read(file: epath.Path) -> Embodiment:
+  """The record in a JSON file.
+
+  Raises:
+    ValueError: there is no such file, or it does not describe a robot; says what is wrong.
+  """
+  try:
+    content = json.loads(file.read_text())
+  except FileNotFoundError as e:
+    raise ValueError(f'There is no record of a robot {file}; correct the path.') from e
+  except ValueError as e:
+    raise ValueError(f'{file} is not JSON ({e}).') from e
+  return from_dict(content, str(file))
+
+
+def from_dict(content: object, where: str = 'The record') -> Embodiment:
+  """As `record.from_dict`, of what somebody has written by hand.
+
+  Raises:
+    ValueError: it does not describe a robot; calls it `where`.
+  """
+  if not isinstance(content, dict):
+    raise ValueError(f'{where} must be a JSON object with the fields of an embodiment.')
+  try:
+    return record_lib.from_dict(content)
+  except (TypeError, KeyError, AttributeError) as e:
+    fields = [field.name for field in dataclasses.fields(Embodiment)]
+    raise ValueError(
+      f'{where} does not describe an embodiment ({type(e).__name__}: {e}); it has the fields '
+      f'{", ".join(fields)}, those of a view and of a slice are in wam_jax/data/record.py.'
+    ) from e
+  except ValueError as e:
+    raise ValueError(f'{where}: {e}') from e
+
+
+def _read_place(text: str) -> Embodiment:
+  """The record in a JSON file, beside a dataset, or in a checkpoint."""
+  path = storage.make_path(text, 'The embodiment')
+  if text.endswith('.json'):
+    return read(path)
+  if (path / FILE).exists():
+    return read(path / FILE)
+  place, _, name = text.rpartition(':')
+  if place and '/' not in name:
+    return _read_checkpoint(storage.make_path(place, 'The embodiment'), name)
+  return _read_checkpoint(path, '')
+
+
+def _read_checkpoint(workdir: epath.Path, name: str) -> Embodiment:
+  """A record in the newest checkpoint of a run, the only one where none is named."""
+  folder = workdir / 'checkpoints'
+  steps = (
+    sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+  )
+  if not steps:
+    raise ValueError(
+      f'{workdir} names no embodiment: it has neither {FILE} nor a checkpoint; give a name of '
+      'wam_jax/data/embodiments.py, a JSON file, or the directory of a dataset or a run.'
+    )
+  # Small, and read as JSON: nothing here needs the checkpoint's arrays.
+  metadata = json.loads((folder / str(steps[-1]) / 'metadata' / 'metadata').read_text())
+  known = metadata['data']['embodiments']
+  if len(known) == 1 and not name:
+    (name,) = known
+  if name not in known:
+    raise ValueError(f'{workdir} has robots {sorted(known)}; name one of them, as {workdir}:NAME.')
+  return from_dict(known[name]['record'], f'{name!r} in {workdir}')

@@ -21,12 +21,14 @@ from absl import flags
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.data import cache as cache_lib
-from wam_jax.data import embodiments
+from wam_jax.data import comparison
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prepare
 from wam_jax.data import prompts
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
+from wam_jax.data import roster as roster_lib
 from wam_jax.data import samples
 from wam_jax.data import scan
 from wam_jax.data import shapes
@@ -36,7 +38,9 @@ from wam_jax.data import windows
 from wam_jax.data.features import describe
 from wam_jax.data.features import lookup
 
-TRAINING = ''  # In place of a split's name: the one that each dataset of the mixture trains on.
+# In place of a split's name: the one that each dataset of the mixture trains on, or keeps from it.
+TRAINING = ''
+HELD_OUT = 'held out'
 
 
 class Batches(Iterator[types.Batch]):
@@ -95,10 +99,19 @@ class OpenDatasets:
 
   Args:
     config: whose datasets they are.
+    records: that of each dataset.
+    keeps: whether what is found out about a dataset may be written beside it.
   """
 
-  def __init__(self, config: cfg.DataConfig):
+  def __init__(
+    self,
+    config: cfg.DataConfig,
+    records: Mapping[str, record_lib.Embodiment],
+    keeps: bool = True,
+  ):
     self._config = config
+    self.records = records
+    self._keeps = keeps
     self._datasets: dict[str, sources.Dataset] = {}
     # Every worker process has a cache of its own.
     self.cache = cache_lib.Cache(config.cache_gib / max(1, config.workers))
@@ -111,8 +124,8 @@ class OpenDatasets:
     """
     dataset = self._config.mixture[name]
     if dataset.path not in self._datasets:
-      self._datasets[dataset.path] = sources.Dataset(dataset.path, self.cache)
-    return self._datasets[dataset.path].open(split, embodiments.get(dataset.embodiment))
+      self._datasets[dataset.path] = sources.Dataset(dataset.path, self.cache, self._keeps)
+    return self._datasets[dataset.path].open(split, self.records[name])
 
   def forget_ends(self) -> None:
     """Frees what is needed to open splits only; others can still be opened."""
@@ -127,8 +140,10 @@ class Data:
   Attributes:
     config: whose datasets they are.
     opened: the datasets and their splits that are open.
+    records: that of each dataset.
     robots: by name of their record, in the order of `config.data.embodiments`, with the statistics
       of what is trained on.
+    notes: what a person should know of the choice of rows and statistics, a line each.
     tokenize: prompt to ids.
     hashes: of the encoders whose stored features stand for pixels; None for pixels.
     mixtures: by split, a sampler of each dataset; holds those that are open.
@@ -136,39 +151,108 @@ class Data:
 
   config: cfg.TrainConfig
   opened: OpenDatasets
+  records: Mapping[str, record_lib.Embodiment]
   robots: Mapping[str, robot_lib.Robot]
   tokenize: Callable[[str], np.ndarray]
+  notes: Sequence[str] = ()
   hashes: Mapping[str, str] | None = None
   mixtures: dict[str, list[samples.Sampler]] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def open(cls, config: cfg.TrainConfig, splits: Sequence[str] = (TRAINING,)) -> Data:
+  def open(
+    cls,
+    config: cfg.TrainConfig,
+    splits: Sequence[str] = (TRAINING,),
+    known: roster_lib.Known | None = None,
+  ) -> Data:
     """Makes what is missing (`prepare`), and opens the datasets.
 
     Args:
       splits: which are opened now, so that what is wrong with them is said now; others are opened
         when they are asked for.
+      known: the robots of the weights that the run starts from, which keep their rows.
     Raises:
       ValueError: the data does not fit the config, or cannot be read; raised here wherever it can
         be known.
     """
-    if not config.data.mixture:
-      raise ValueError('config.data.mixture is empty; add a dataset.')
-    _check_weights(config.data)
-    shapes.check_robots(config)
+    _check_mixture(config.data)
+    # Before anything is made, unless records are made with the datasets.
+    if roster_lib.are_readable(config.data):
+      shapes.check_robots(config.model, roster_lib.read(config.data).datasets.values())
     prepare.make_missing(config.data)
-    images.use_one_thread()
-    opened = OpenDatasets(config.data)
+    roster = roster_lib.read(config.data)
+    shapes.check_robots(config.model, roster.datasets.values())
+    count = config.model.num_embodiments
+    rows = roster_lib.assign_rows(config.data, list(roster.robots), known, count)
+
+    opened = OpenDatasets(config.data, roster.datasets)
     data = cls(
       config=config,
       opened=opened,
-      robots=_find_robots(config.data, _read_statistics(config.data, opened, splits)),
+      records=roster.datasets,
+      robots={},
       tokenize=prompts.make_tokenizer(config.model.text),
     )
-    for split in splits:
-      data.open_mixture(split)
-    opened.forget_ends()
+    of_datasets = _read_statistics(config, opened, splits)
+    found = _combine(roster, of_datasets)
+    chosen, notes = _choose_statistics(config.data, roster, found, known)
+    if known and not known.is_own:
+      notes.insert(0, roster_lib.describe_rows(rows, known))
+    robots = {
+      name: robot_lib.Robot(
+        id=rows[name],
+        record=record,
+        statistics=chosen[name],
+        center_crop=config.data.augment,
+      )
+      for name, record in roster.robots.items()
+    }
+    data = dataclasses.replace(data, robots=robots, notes=notes)
+    data.open_mixtures(splits)
     return data
+
+  @classmethod
+  def open_known(
+    cls,
+    config: cfg.TrainConfig,
+    robots: Mapping[str, robot_lib.Robot],
+    of_datasets: Mapping[str, str],
+    splits: Sequence[str],
+  ) -> Data:
+    """The datasets as robots of a checkpoint see them: with the records, rows and statistics that
+    it was trained with, whatever lies beside the data, where nothing is written.
+
+    Args:
+      robots: by name.
+      of_datasets: the robot's name, by dataset of the mixture.
+      splits: as in `open`.
+    Raises:
+      ValueError: as `open`.
+    """
+    _check_mixture(config.data)
+    prepare.make_missing(config.data)
+    records = {name: robots[robot].record for name, robot in of_datasets.items()}
+    shapes.check_robots(config.model, records.values())
+    data = cls(
+      config=config,
+      opened=OpenDatasets(config.data, records, keeps=False),
+      records=records,
+      robots=robots,
+      tokenize=prompts.make_tokenizer(config.model.text),
+    )
+    data.open_mixtures(splits)
+    return data
+
+  def open_mixtures(self, splits: Sequence[str]) -> None:
+    """Opens these splits, and forgets what only that needs."""
+    images.use_one_thread()
+    for split in splits:
+      self.open_mixture(split)
+    self.opened.forget_ends()
+
+  def get_episodes(self, name: str, split: str) -> sources.Episodes:
+    """The episodes of a dataset in a split, which may be TRAINING or HELD_OUT."""
+    return self.opened.get(name, _choose_split(self.config, name, split))
 
   @property
   def metadata(self) -> dict[str, Any]:
@@ -248,15 +332,14 @@ class Data:
 
   def _make_sampler(self, index: int, name: str, split: str) -> samples.Sampler:
     config = self.config.data
-    dataset = config.mixture[name]
-    episodes = self.opened.get(name, split or dataset.split)
+    episodes = self.get_episodes(name, split)
     return samples.Sampler(
       index=index,
       name=name,
-      weight=dataset.weight,
+      weight=config.mixture[name].weight,
       episodes=episodes,
       anchors=windows.make_anchors(episodes, config.ranges.get(name, ''), name in config.failures),
-      robot=self.robots[dataset.embodiment],
+      robot=self.robots[self.records[name].name],
       model=self.config.model,
       tokenize=self.tokenize,
       train=split == TRAINING,
@@ -284,36 +367,46 @@ def _take_features(
   return [dataclasses.replace(sampler, stored=stored.get(sampler.name)) for sampler in mixture]
 
 
-def list_unread(config: cfg.DataConfig, splits: Sequence[str] = (TRAINING,)) -> list[str]:
+def list_unread(config: cfg.TrainConfig, splits: Sequence[str] = (TRAINING,)) -> list[str]:
   """The datasets of which not everything is kept that `Data.open` needs to know of each episode,
   and which it would therefore read whole.
   """
-  computed, others = _list_findings(config, OpenDatasets(config), splits)
+  records = roster_lib.read(config.data).datasets
+  computed, others = _list_findings(config, OpenDatasets(config.data, records), splits)
   unread = {name for name, finding in (*computed.items(), *others) if not finding.load()}
-  return [name for name in config.mixture if name in unread]
+  return [name for name in config.data.mixture if name in unread]
 
 
 def _list_findings(
-  config: cfg.DataConfig, opened: OpenDatasets, splits: Sequence[str]
+  config: cfg.TrainConfig, opened: OpenDatasets, splits: Sequence[str]
 ) -> tuple[dict[str, statistics.Finding], list[tuple[str, scan.Finding]]]:
   """By dataset, its statistics, unless a file takes their place; and (dataset, what else these
   splits need of their episodes).
   """
   computed: dict[str, statistics.Finding] = {}
   others: list[tuple[str, scan.Finding]] = []
-  for name, dataset in config.mixture.items():
-    if not config.statistics.get(dataset.embodiment):
+  data = config.data
+  for name, dataset in data.mixture.items():
+    if data.statistics.get(opened.records[name].name, '') in ('', roster_lib.BASE):
       # Of the whole split also where training takes a slice of it: numbers then mean the same.
       computed[name] = statistics.Finding(opened.get(name, dataset.split.split('[')[0]))
     for split in splits:
-      episodes = opened.get(name, split or dataset.split)
-      ranges, failures = config.ranges.get(name, ''), name in config.failures
+      episodes = opened.get(name, _choose_split(config, name, split))
+      ranges, failures = data.ranges.get(name, ''), name in data.failures
       others += [(name, each) for each in windows.list_findings(episodes, ranges, failures)]
   return computed, others
 
 
+def _choose_split(config: cfg.TrainConfig, name: str, split: str) -> str:
+  """The TFDS split of a dataset that TRAINING, HELD_OUT, or a split by name stands for."""
+  dataset = config.data.mixture[name]
+  if split == HELD_OUT:
+    return dataset.held_out or config.evaluation.split
+  return split or dataset.split
+
+
 def _read_statistics(
-  config: cfg.DataConfig, opened: OpenDatasets, splits: Sequence[str]
+  config: cfg.TrainConfig, opened: OpenDatasets, splits: Sequence[str]
 ) -> dict[str, normalize.Statistics]:
   """The statistics of each dataset.
 
@@ -321,33 +414,55 @@ def _read_statistics(
   """
   computed, others = _list_findings(config, opened, splits)
   prepare.complete_findings([*computed.values(), *(finding for _, finding in others)])
-
   found = {}
-  for name, dataset in config.mixture.items():
+  for name in config.data.mixture:
     if name in computed:
       found[name] = computed[name].statistics
     else:
-      file, record = config.statistics[dataset.embodiment], embodiments.get(dataset.embodiment)
-      found[name] = statistics.load(file, record)
+      record = opened.records[name]
+      found[name] = statistics.load(config.data.statistics[record.name], record)
   return found
 
 
-def _find_robots(
-  config: cfg.DataConfig, of_datasets: Mapping[str, normalize.Statistics]
-) -> dict[str, robot_lib.Robot]:
-  """The robots of `config.embodiments`, with statistics over all datasets of each."""
-  found: dict[str, list[normalize.Statistics]] = {name: [] for name in config.embodiments}
-  for name, dataset in config.mixture.items():
-    found[dataset.embodiment].append(of_datasets[name])
-  return {
-    name: robot_lib.Robot(
-      id=number,
-      record=embodiments.get(name),
-      statistics=normalize.combine(parts) if parts else None,
-      center_crop=config.augment,
+def _combine(
+  roster: roster_lib.Roster, of_datasets: Mapping[str, normalize.Statistics]
+) -> dict[str, normalize.Statistics | None]:
+  """By robot, the statistics over all of its datasets; None where it has none."""
+  parts: dict[str, list[normalize.Statistics]] = {name: [] for name in roster.robots}
+  for name, record in roster.datasets.items():
+    parts[record.name].append(of_datasets[name])
+  return {name: normalize.combine(each) if each else None for name, each in parts.items()}
+
+
+def _choose_statistics(
+  config: cfg.DataConfig,
+  roster: roster_lib.Roster,
+  found: Mapping[str, normalize.Statistics | None],
+  known: roster_lib.Known | None,
+) -> tuple[dict[str, normalize.Statistics | None], list[str]]:
+  """By robot, the statistics that training uses, and lines on how those of the base differ."""
+  chosen = dict(found)
+  notes = []
+  for name, own in found.items():
+    of_base = known.robots.get(name) if known else None
+    wants_base = config.statistics.get(name, '') == roster_lib.BASE or (
+      config.statistics_of == roster_lib.BASE and not config.statistics.get(name)
     )
-    for number, (name, parts) in enumerate(found.items())
-  }
+    if wants_base and own is not None:
+      if of_base is None or of_base.statistics is None:
+        where = known.where if known else 'nothing that it starts from'
+        raise ValueError(
+          f'{name!r} is to have the statistics of the base, but {where} has none of it; set '
+          "config.data.statistics_of='data'."
+        )
+      comparison.check_same_numbers(of_base.record, roster.robots[name], known.where)
+      chosen[name] = of_base.statistics
+    if known is None or known.is_own or own is None or of_base is None or not of_base.statistics:
+      continue
+    taken = f'those of {known.where}' if wants_base else 'those of its data'
+    notes.append(f'{name} is normalized by {taken}')
+    notes += comparison.describe(roster.robots[name], of_base.statistics, own, known.where)
+  return chosen, notes
 
 
 def _share_rows(batch_size: int, shard_index: int, shard_count: int) -> slice:
@@ -405,7 +520,9 @@ def _read_ahead(batches: grain.MapDataset, config: cfg.DataConfig) -> grain.Data
   return iter(ahead.mp_prefetch(workers, worker_init_fn=samples.start_worker))
 
 
-def _check_weights(config: cfg.DataConfig) -> None:
+def _check_mixture(config: cfg.DataConfig) -> None:
+  if not config.mixture:
+    raise ValueError('config.data.mixture is empty; add a dataset.')
   wrong = {name: d.weight for name, d in config.mixture.items() if not 0 < d.weight < math.inf}
   if wrong:
     raise ValueError(

@@ -100,7 +100,7 @@ class Embodiment:
   """Everything the pipeline and the policy must know about one robot.
 
   Attributes:
-    name: key of the table in embodiments.py and of `DataConfig.embodiments`.
+    name: what the robot is called; a checkpoint knows it, and its row of the model, by this.
     views: cameras in tiling order; together they cover `composite` (rows, columns), the rest is
       black.
     composite: pixel size of the tiled image.
@@ -396,6 +396,36 @@ def from_dict(record: Mapping[str, Any]) -> Embodiment:
   for part in ('state', 'action'):
     fields[part] = tuple(slice_from_dict(s) for s in record[part])
   return Embodiment(**fields)
+
+
+def list_differences(one: Embodiment, other: Embodiment) -> list[str]:
+  """The fields in which two records differ, with both values, in words; none where they are the
+  same robot.
+  """
+  lines = []
+  for field in dataclasses.fields(Embodiment):
+    mine, others = getattr(one, field.name), getattr(other, field.name)
+    if mine == others:
+      continue
+    if field.name in ('views', 'state', 'action') and len(mine) == len(others):
+      for a, b in zip(mine, others):
+        lines += _list_part_differences(f'{field.name} {a.key}', a, b)
+    else:
+      lines.append(f'{field.name} ({_shorten(mine)} against {_shorten(others)})')
+  return lines
+
+
+def _list_part_differences(where: str, one: View | Slice, other: View | Slice) -> list[str]:
+  """The fields in which two views or slices differ."""
+  names = [field.name for field in dataclasses.fields(one)]
+  pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
+  return [f'{where}.{name} ({a!r} against {b!r})' for name, a, b in pairs if a != b]
+
+
+def _shorten(value: Any) -> str:
+  if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+    return str([part.key for part in value])
+  return repr(value)
 
 
 def slice_from_dict(content: Mapping[str, Any]) -> Slice:

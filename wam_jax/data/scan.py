@@ -122,7 +122,7 @@ class Spans:
     self.spans_S3 = np.asarray(self._rows, np.int64)
     buffer = io.BytesIO()
     np.savez(buffer, key=self._key, spans=self.spans_S3)
-    beside.write(self.episodes.path, self._file, buffer.getvalue())
+    self.episodes.keep(self._file, buffer.getvalue())
 
 
 class Names:
@@ -152,7 +152,7 @@ class Names:
 
   def save(self) -> None:
     content = json.dumps({'key': self._key, 'names': self.names})
-    beside.write(self.episodes.path, self._file, content.encode())
+    self.episodes.keep(self._file, content.encode())
 
 
 class _Pass:

@@ -7,15 +7,15 @@ Told from the config and the robots' records alone; reads no dataset.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import types
-from wam_jax.data import embodiments
 from wam_jax.data import record as record_lib
+from wam_jax.data import roster as roster_lib
 
 IMPORTED = ('wan2_1', 'wan2_2')  # Tokenizers whose latents are worth storing.
 
@@ -44,11 +44,12 @@ def sizes(config: cfg.TrainConfig) -> Sizes:
     ValueError: there are none, or their images are not of one size.
   """
   model = config.model
-  used = {dataset.embodiment for dataset in config.data.mixture.values()}
+  roster = roster_lib.read(config.data)
   # A config may name robots for their ids that its own mixture has no data of.
-  names = sorted(used or config.data.embodiments)
-  composites = {embodiments.get(name).composite for name in names}
+  used = list(roster.datasets.values()) or list(roster.robots.values())
+  composites = {record.composite for record in used}
   if len(composites) != 1:
+    names = sorted({record.name for record in used})
     raise ValueError(
       f'config.data must name robots with images of one size; {names} have {sorted(composites)}.'
     )
@@ -119,10 +120,9 @@ def _features(config: cfg.TrainConfig) -> types.Features:
   )
 
 
-def check_robots(config: cfg.TrainConfig) -> None:
-  """Raises ValueError unless the model's shapes hold every robot of the mixture."""
-  records = [embodiments.get(dataset.embodiment) for dataset in config.data.mixture.values()]
-  problems = [problem for r in records for problem in _list_misfits(config.model, r)]
+def check_robots(model: cfg.ModelConfig, records: Collection[record_lib.Embodiment]) -> None:
+  """Raises ValueError unless the model's shapes hold every robot."""
+  problems = [problem for r in records for problem in _list_misfits(model, r)]
   # A batch is one array of frames, whatever robots are in it.
   if len({r.composite for r in records}) > 1:
     problems.append(

@@ -22,6 +22,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from wam_jax import storage
+from wam_jax.data import beside
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import frames
 from wam_jax.data import record as record_lib
@@ -131,11 +132,18 @@ class Dataset:
   Args:
     path: TFDS directory with dataset_info.json; `~` is expanded.
     cache: keeps parsed episodes, shared by the datasets of a mixture; None keeps nothing.
+    keeps: whether what is found out about it may be written beside it.
   Raises:
     ValueError: the directory is not there, or in another format.
   """
 
-  def __init__(self, path: str | os.PathLike[str], cache: cache_lib.Cache | None = None):
+  def __init__(
+    self,
+    path: str | os.PathLike[str],
+    cache: cache_lib.Cache | None = None,
+    keeps: bool = True,
+  ):
+    self.keeps = keeps
     self.path = storage.make_path(path, 'The dataset')
     self.cache = cache or cache_lib.Cache(0)  # Of no size: it keeps nothing.
     self._builder = _open_builder(self.path)
@@ -214,6 +222,8 @@ class Episodes:
   Attributes:
     fingerprint: changes when the dataset does: its description, or the size or last 128 KiB of a
       shard of this split.
+    parts: of each shard of the split its fingerprint, and the first and the number of the records
+      that are taken.
   """
 
   def __init__(
@@ -228,6 +238,7 @@ class Episodes:
     self.path = dataset.path
     self.split = split
     self.record = record
+    self._keeps = dataset.keeps
     self._cache = dataset.cache
     # A cache is shared by datasets, and two robots take different parts of one episode.
     self._key = (str(self.path), record.name, split)
@@ -240,12 +251,15 @@ class Episodes:
     files = [os.fspath(i.filename) for i in self._instructions]
     ends = dataset.read_ends(files)
     self.fingerprint = _make_fingerprint(dataset.description, files, ends)
+    self.parts = tuple(
+      (end.fingerprint, i.skip, i.take) for end, i in zip(ends, self._instructions)
+    )
 
     # Opens no shard before a record is asked for.
     self._records = array_record_data_source.ArrayRecordDataSource(self._instructions)
     self._index = None
     if dataset.index_entries is not None:
-      fingerprints = [end.fingerprint for end in ends]
+      fingerprints = [fingerprint for fingerprint, _, _ in self.parts]
       self._index = frames.Index(self.path, dataset.index_entries, self._instructions, fingerprints)
 
   def __len__(self) -> int:
@@ -267,6 +281,12 @@ class Episodes:
       for i in self._instructions
       for record in range(i.skip, i.skip + i.take)
     ]
+
+  def keep(self, name: str, content: bytes) -> None:
+    """Keeps a small file that was made of these episodes: beside the dataset, or, where nothing may
+    be written there, in the user's cache.
+    """
+    beside.write(self.path, name, content, in_cache=not self._keeps)
 
   def where(self, index: int) -> str:
     """Shard file and record of an episode, for messages."""
@@ -511,7 +531,7 @@ def _check_keys(path: epath.Path, specs: Mapping[str, Any], record: record_lib.E
   if problems:
     raise ValueError(
       f'{path} does not fit embodiment {record.name!r}: {"; ".join(problems[:10])}. Its steps have '
-      f'{sorted(specs)}. Correct the record in wam_jax/data/embodiments.py.'
+      f'{sorted(specs)}. Correct the record, or name another embodiment.'
     )
 
 

@@ -219,7 +219,7 @@ class Finding:
     found = self._computation.finish(_show_place(self.episodes))
     stored = {**normalize.to_dict(found), 'embodiment': record.name, 'of': self._of}
     content = json.dumps(stored, indent=1).encode()
-    beside.write(self.episodes.path, file_name(record), content)
+    self.episodes.keep(file_name(record), content)
     self._take(stored)
 
   def _take(self, stored: Mapping[str, Any]) -> None:
