@@ -40,6 +40,10 @@ UMT5 = ['ftfy>=6.3', 'sentencepiece>=0.2', 'tokenizers>=0.21']
 GCS = ['gcsfs>=2025.3']
 # LeRobot folders and MP4 files, AV1 included.
 LEROBOT = ['av>=15', 'pyarrow>=17']
+# Options of the compiler, kernels and estimates are tried with this libtpu alone; another one has
+# refused options that this one takes. It is what jax 0.10.2 asks for: 0.10.0 and 0.10.1 ask for
+# older ones, so that without the bound on jax pip would have nothing to choose.
+TPU = ['jax[tpu]>=0.10.2,<0.11', 'libtpu>=0.0.42.1,<0.0.43']
 # Everything that the tests need where they do not compare with another library.
 TEST = [
   *SIM,
@@ -69,11 +73,11 @@ EXTRAS = {
     'pyright[nodejs]>=1.1.400',
     'ruff>=0.14',
   ],
-  'tpu': ['jax[tpu]'],
+  'tpu': TPU,
   'cuda12': ['jax[cuda12]'],
   'cuda13': ['jax[cuda13]'],
   # The compiler of TPUs is part of libtpu, and needs no TPU.
-  'aot': ['jax[tpu]'],
+  'aot': TPU,
   'wandb': ['wandb>=0.19'],
   # Needs EGL or OSMesa of the system, too: libegl1 or libosmesa6.
   'metaworld': ['metaworld>=3.1'],
