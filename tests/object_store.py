@@ -67,6 +67,9 @@ class ObjectStore:
     """b'' where there is no such object."""
     return self.objects.get(name, (0, b''))[1]
 
+  def put(self, name: str, content: bytes) -> None:
+    self.objects[name] = next(self.generations), content
+
   def list(self, prefix: str) -> list[str]:
     return sorted(name for name in list(self.objects) if name.startswith(prefix))
 

@@ -26,8 +26,7 @@ def dataset(store, tmp_path_factory) -> pathlib.Path:
   made = root / 'tabletop/disc_reach/1.0.0'
   for path in made.rglob('*'):
     if path.is_file():
-      name = f'set/{path.relative_to(made).as_posix()}'
-      store.objects[name] = next(store.generations), path.read_bytes()
+      store.put(f'set/{path.relative_to(made).as_posix()}', path.read_bytes())
   return made
 
 

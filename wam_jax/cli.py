@@ -113,8 +113,16 @@ def _call(
       raise
     if logging.get_verbosity() >= logging.DEBUG:
       traceback.print_exc()
-    may_pass = isinstance(e, OSError) and not isinstance(e, _WRONG_PATH)
-    _stop(str(e), status=1 if may_pass else MISTAKE)
+    _stop(str(e), status=1 if _may_pass(e) else MISTAKE)
+
+
+def _may_pass(error: BaseException) -> bool:
+  """Whether the same command may end otherwise, as far as this process knows."""
+  if getattr(
+    error, 'of_others', False
+  ):  # `hosts.HostError`; the host with the cause has its status.
+    return error.__cause__ is None or _may_pass(error.__cause__)
+  return isinstance(error, OSError) and not isinstance(error, _WRONG_PATH)
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -47,7 +47,12 @@ _stages = itertools.count()
 
 
 class HostError(ValueError):
-  """Something failed on some of the hosts; the message is the same on all of them."""
+  """Something failed on some of the hosts; the message is the same on all of them.
+
+  Where it failed, `__cause__` is the error itself; elsewhere nothing is wrong.
+  """
+
+  of_others = True
 
 
 @contextlib.contextmanager

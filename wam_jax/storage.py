@@ -135,13 +135,19 @@ def write_whole(path: pathlib.Path | epath.Path, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A hidden file beside the local `path` that takes its place when the block ends well, and
-  vanishes otherwise.
+def whole_file(path: pathlib.Path | epath.Path) -> Iterator[pathlib.Path]:
+  """A local file that takes the place of `path` when the block ends well, and vanishes otherwise: a
+  hidden one beside it; of one on gs://, which must fit in memory, a temporary one.
 
   Raises:
     OSError: as `write_whole`.
   """
+  if is_remote(path):
+    with tempfile.TemporaryDirectory() as directory:
+      partial = pathlib.Path(directory, path.name)
+      yield partial
+      _put(path, partial.read_bytes())
+    return
   unique = uuid.uuid4().hex[:8]  # Another process may write the same file at the same time.
   partial = path.with_name(f'.{path.name}.{unique}')
   try:

@@ -4,10 +4,10 @@ python -m data.encode --workdir=~/wam/imported --dataset=~/droid/1.0.1 --embodim
   [--json=FILE]
 
 Training with these encoders on this dataset then draws from the stored windows
-(config.data.features). The same command continues what was stopped. Several hosts that share the
-dataset's directory share the work by --shard_index and --shard_count, or by --distributed on a TPU
-pod. Runs with config.data.augment need --augmentations=N for the split that they train on, and
---center_crop for the held-out one.
+(config.data.features). The same command continues what was stopped. Dataset and workdir may lie in
+a bucket (gs://). Several hosts that see the same dataset share the work: with --distributed on a
+TPU pod or under SLURM, else by --shard_index and --shard_count. Runs with config.data.augment need
+--augmentations=N for the split that they train on, and --center_crop for the held-out one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from data.encode import work
 from wam_jax import checkpoint
 from wam_jax import cli
 from wam_jax import compilation_cache
+from wam_jax import hosts
 from wam_jax import processes
+from wam_jax import storage
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
+from wam_jax.data import prepare
 from wam_jax.data import sources
 from wam_jax.data import windows
 from wam_jax.data.features import record_files
@@ -85,9 +88,11 @@ def main(unused_argv: list[str]) -> None:
     shard = jax.process_index(), jax.process_count()
   compilation_cache.keep(_CACHE.value, workdir_lib.make_path(_WORKDIR.value))
   cv2.setNumThreads(1)  # Images are small, and threads work side by side.
-  summary = work.encode(*_read_flags(*shard), *shard)
-  _print(summary)
-  cli.write_json(summary)
+  with hosts.together():  # Not to wait for days for one that has failed.
+    summary = work.encode(*_read_flags(*shard), *shard)
+  if shard[0] == 0 or not _DISTRIBUTED.value:
+    _print(summary)
+    cli.write_json(summary)
 
 
 def _read_flags(
@@ -100,11 +105,7 @@ def _read_flags(
       '--augmentations is for the split that is trained on, --center_crop for the held-out one; '
       'give either.'
     )
-  if '://' in _DATASET.value:
-    raise ValueError(
-      f'--dataset={_DATASET.value} is an object store; record files are written to a file system. '
-      'Mount the bucket (gcsfuse, s3fs) and pass the mounted path.'
-    )
+  storage.make_path(_DATASET.value, '--dataset')
   machine = work.make_machine(_BATCH.value, _THREADS.value)
   config, frozen = checkpoint.load_encoders(_WORKDIR.value)
   cache = cache_lib.Cache(work.CACHE_GIB)
@@ -119,6 +120,9 @@ def _read_flags(
     dtype=_DTYPE.value,
     file_mib=_FILE_MIB.value,
   )
+  # Read by the first process alone, if they are not kept beside the dataset.
+  findings = windows.list_findings(episodes, _RANGES.value, _FAILURES.value)
+  prepare.complete_findings(findings)
   anchors = windows.make_anchors(episodes, _RANGES.value, _FAILURES.value)
   job = work.make_job(config.model, episodes, anchors, storing, _choose_transform())
   return job, frozen, machine

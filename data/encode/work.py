@@ -19,13 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax import config as cfg
+from wam_jax import hosts
 from wam_jax import progress
 from wam_jax import sharding
+from wam_jax import storage
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import images
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
+from wam_jax.data import scan
 from wam_jax.data import sources
 from wam_jax.data import windows
 from wam_jax.data.features import describe
@@ -177,8 +180,10 @@ def list_prompts(
     steps.setdefault(number, []).append(step)
 
   found = {}
-  for number in progress.track(steps, f'prompts of {episodes.path}', len(steps), 'episodes'):
-    for span in episodes.spans(number):
+  outlines = scan.read_ahead(episodes, list(steps))
+  label = f'prompts of {episodes.path}'
+  for number, outline in zip(steps, progress.track(outlines, label, len(steps), 'episodes')):
+    for span in outline.spans():
       if not any(span.start <= step < span.stop for step in steps[number]):
         continue
       # Training draws among the instructions that are not blank; with none it says nothing.
@@ -379,6 +384,8 @@ def encode(
     frozen=frozen,
     pack=job.pack_window,
   )
+  # Processes of one job end together: the last one finds every file, none loses its coordinator.
+  hosts.exchange('storing features', None, hosts.FOREVER_S)
   missing = record_files.finish(directory)
   return dict(
     dataset=str(job.episodes.path),
@@ -398,8 +405,9 @@ def encode(
 
 def _count_bytes(files: dict[str, record_files.Files]) -> int:
   """The bytes of the files that are there, whoever wrote them."""
-  paths = [f.path(number) for f in files.values() for number in range(len(f))]
-  return sum(path.stat().length for path in paths if path.exists())
+  there = storage.list_files(files['windows'].directory)
+  names = [f.path(number).name for f in files.values() for number in range(len(f))]
+  return sum(there.get(name, 0) for name in names)
 
 
 def _check_room(plan: dict[str, Any], files: dict[str, record_files.Files]) -> None:
@@ -409,6 +417,8 @@ def _check_room(plan: dict[str, Any], files: dict[str, record_files.Files]) -> N
     for kind, f in files.items()
   )
   directory = files['windows'].directory
+  if storage.is_remote(directory):
+    return
   free = shutil.disk_usage(directory).free
   if needed > free:
     raise ValueError(

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -25,6 +26,7 @@ import pytest
 import tokenizers
 
 from data.encode import work
+from tests import object_store
 from tests import programs
 from tests import weights
 from tests.data import synthetic
@@ -596,13 +598,74 @@ def test_killed_and_continued_is_straight(tmp_path, patches):
   assert contents(place) == continued
 
 
+def as_slurm_step(number: int, count: int, job: int) -> dict[str, str]:
+  """What `srun` tells process `number` of so many on one host; its port follows from `job`."""
+  return {
+    'SLURM_JOB_ID': str(job),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': str(count),
+    'SLURM_PROCID': str(number),
+    'SLURM_LOCALID': str(number),
+  }
+
+
+@pytest.mark.slow
+def test_two_hosts_share_a_dataset_in_a_bucket(tmp_path, patches):
+  """Byte for byte what one writes to a disk."""
+  model = dataclasses.replace(PATCHES, action_dim=7, proprio_dim=7, actions_per_chunk=4)
+  write_workdir(tmp_path / 'run', cfg.TrainConfig(model=model), patches.replace(config=model))
+  bridge = synthetic.write_bridge(tmp_path, episodes=12, steps=12)
+  dataset = pathlib.Path(bridge).parent / 'array_record/synthetic_rlds/1.0.0'
+  flags = (
+    f'--workdir={tmp_path / "run"}',
+    '--embodiment=bridge_widowx',
+    '--anchor_stride=1',
+    '--file_mib=0.05',
+  )
+  with object_store.ObjectStore() as store:
+    for path in filter(pathlib.Path.is_file, dataset.rglob('*')):
+      store.put(f'bridge/{path.relative_to(dataset).as_posix()}', path.read_bytes())
+    pair = [
+      programs.Program(
+        'data.encode',
+        *flags,
+        '--dataset=gs://bucket/bridge',
+        '--distributed',
+        variables=store.environment | as_slurm_step(number, 2, os.getpid()),
+        one_stream=True,
+      )
+      for number in range(2)
+    ]
+    said = [process.communicate()[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    # Each did a part; the first one speaks.
+    done = re.search(r'(\d+) of (\d+) encoded now', said[0])
+    assert 0 < int(done[1]) < int(done[2])
+    assert 'encoded now' not in said[1]
+    # One process read the episodes, and kept what it found.
+    assert [name for name in store.list('bridge/') if 'wam_spans' in name]
+    features = [name for name in store.list('bridge/') if 'wam_features_' in name]
+    given = {pathlib.Path(name).name: store.read(name) for name in features}
+
+  straight = programs.run('data.encode', *flags, f'--dataset={dataset}')
+  assert straight.returncode == 0, straight.stderr
+  (place,) = dataset.glob('wam_features_*')
+  assert given.keys() == {path.name for path in place.iterdir()}
+  assert len(given) > 6
+  for path in place.iterdir():
+    if path.suffix == '.array_record':
+      assert given[path.name] == path.read_bytes(), path.name
+  # The name holds everything that features depend on.
+  assert place.name in features[0]
+
+
 @pytest.mark.parametrize(
   'given, message',
   [
     ((), 'is not the workdir of a training run'),
     (
-      ('--dataset=gs://bucket/droid/1.0.1',),
-      'gs://bucket/droid/1.0.1 is an object store.*Mount the bucket',
+      ('--dataset=s3://bucket/droid/1.0.1',),
+      "--dataset 's3://bucket/droid/1.0.1' is an object store other than gs://. Mount it",
     ),
     (('--shard_index=2', '--shard_count=2'), '--shard_index=2 must be below --shard_count=2'),
     (('--augmentations=2', '--center_crop'), '--center_crop for the held-out one; give either'),

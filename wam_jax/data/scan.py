@@ -179,7 +179,9 @@ class _Pass:
   def run(self) -> None:
     episodes = self._episodes
     label = f'reading the episodes of {episodes.path} {episodes.split}'
-    outlines = progress.track(_read_ahead(episodes), label, len(episodes), 'episodes')
+    outlines = progress.track(
+      read_ahead(episodes, range(len(episodes))), label, len(episodes), 'episodes'
+    )
     for number, outline in enumerate(outlines):
       for finding, own_numbers in self._parts:
         if number in own_numbers:
@@ -199,12 +201,12 @@ def _make(findings: Sequence[Finding]) -> None:
     one.run()
 
 
-def _read_ahead(episodes: sources.Episodes) -> Iterator[sources.Outline]:
-  """The outlines of all episodes in order."""
+def read_ahead(episodes: sources.Episodes, numbers: Sequence[int]) -> Iterator[sources.Outline]:
+  """The outlines of these episodes in order, several read at once."""
   ahead = _OUTLINES_AHEAD if episodes.has_index else _WHOLE_EPISODES_AHEAD
   with concurrent.futures.ThreadPoolExecutor(ahead) as pool:
     reading: collections.deque[concurrent.futures.Future] = collections.deque()
-    for number in range(len(episodes)):
+    for number in numbers:
       # Only so far ahead, or episodes would pile up in memory.
       reading.append(pool.submit(episodes.outline, number))
       if len(reading) > ahead:

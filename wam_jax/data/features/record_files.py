@@ -83,8 +83,9 @@ class Files:
 
   def list_missing(self, shard_index: int = 0, shard_count: int = 1) -> list[int]:
     """Files that are not there yet, of every `shard_count`-th one."""
+    there = storage.list_files(self.directory)
     numbers = range(shard_index, len(self), shard_count)
-    return [number for number in numbers if not self.path(number).exists()]
+    return [number for number in numbers if self.path(number).name not in there]
 
   def write(self, number: int, records: Iterable[bytes]) -> None:
     """Writes file `number`, whole or not at all.
@@ -94,7 +95,7 @@ class Files:
     """
     target = self.path(number)
     expected = len(self.rows(number))
-    with storage.whole_file(pathlib.Path(target)) as partial:
+    with storage.whole_file(target) as partial:
       written = _write_records(partial, records)
       if written != expected:
         raise ValueError(f'{target.name} would hold {written} records where {expected} belong.')
@@ -202,7 +203,8 @@ def begin(
       permission.
   """
   try:
-    directory.mkdir(exist_ok=True)
+    if not storage.is_remote(directory):  # A store has no directories.
+      directory.mkdir(exist_ok=True)
     # The plan last: where it is, the index is, too.
     if not (directory / PLAN).exists():
       _write_index(directory / INDEX, samples_W, prompt_ids)
@@ -234,18 +236,21 @@ def finish(directory: epath.Path) -> list[str]:
   """
   plan = read_json(directory / PLAN)
   missing = list_missing(directory, plan)
-  if not missing:
-    paths = [
-      files.path(number)
-      for files in list_files(directory, plan).values()
-      for number in range(len(files))
-    ]
-    sizes = {path.name: path.stat().length for path in paths}
-    storage.write_whole(directory / MANIFEST, json.dumps({**plan, 'bytes': sizes}, indent=1))
+  if missing:
+    return missing
+  there = storage.list_files(directory)
+  names = [
+    files.path(number).name
+    for files in list_files(directory, plan).values()
+    for number in range(len(files))
+  ]
+  sizes = {name: there[name] for name in names}
+  storage.write_whole(directory / MANIFEST, json.dumps({**plan, 'bytes': sizes}, indent=1))
+  if not storage.is_remote(directory):
     # What processes that were killed left behind.
     for partial in directory.glob('.*.array_record.*'):
       partial.unlink(missing_ok=True)
-  return missing
+  return []
 
 
 def list_missing(directory: epath.Path, plan: Mapping[str, Any]) -> list[str]:
