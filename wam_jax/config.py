@@ -215,8 +215,8 @@ class ModelConfig:
       give the same numbers.
     remat: what the backward pass of a block finds of its forward pass, beside its input: 'none'
       everything, 'dots' the products with weights, 'save_attention' the result of self-attention,
-      'dots_and_attention' both, 'block' nothing; 'offload' nothing either, and the input waits in
-      the host's memory.
+      'dots_and_attention' both, 'narrow' both but for the hidden layer of the feed-forward part,
+      'block' nothing; 'offload' nothing either, and the input waits in the host's memory.
     scan_unroll: layers per iteration of the scan over layers; more is faster on CPU and compiles
       longer.
     lora: adapters of the blocks.
@@ -247,9 +247,9 @@ class ModelConfig:
   eps: float = 1e-6  # Wan's, of layer norms and RMS norms alike.
   dtype: Dtype = 'float32'
   attention: Literal['auto', 'dense', 'chunks', 'splash'] = 'auto'
-  remat: Literal['none', 'dots', 'save_attention', 'dots_and_attention', 'block', 'offload'] = (
-    'none'
-  )
+  remat: Literal[
+    'none', 'dots', 'save_attention', 'dots_and_attention', 'narrow', 'block', 'offload'
+  ] = 'none'
   scan_unroll: int = 1
   lora: LoraConfig = LoraConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()

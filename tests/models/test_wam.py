@@ -418,6 +418,7 @@ def gradients(config):
     ('chunks', 'block'),
     ('chunks', 'dots'),
     ('splash', 'dots_and_attention'),
+    ('chunks', 'narrow'),
     ('dense', 'offload'),
   ],
 )
@@ -451,9 +452,11 @@ def test_rematerialisation_saves_what_it_says():
   assert kernels == {'none': 2, 'save_attention': 3, 'dots_and_attention': 3} | twice
   products = {
     remat: count('dot_general', attention='chunks', remat=remat)
-    for remat in ('none', 'dots', 'block')
+    for remat in ('none', 'dots', 'dots_and_attention', 'narrow', 'block')
   }
   assert products['none'] < products['dots'] < products['block']
+  # One product of the one scanned block is computed again.
+  assert products['narrow'] == products['dots_and_attention'] + 1
   assert count('Host', remat='offload')
   assert not count('Host', remat='block')
 

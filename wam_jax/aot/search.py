@@ -12,7 +12,7 @@ import functools
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from wam_jax import chips
@@ -30,12 +30,13 @@ class _Kept(NamedTuple):
 
   Attributes:
     dims, mlps: activations in numbers per token, how many times D and how many times M.
-    again: components of `flops.training` whose forward pass it computes again.
+    again: components of `flops.training`, and the shares of their forward pass that it computes
+      again.
   """
 
   dims: int
   mlps: int
-  again: tuple[str, ...]
+  again: Mapping[str, float]
 
 
 _ATTENTION = ('attention', 'prompt attention')
@@ -45,18 +46,22 @@ _PRODUCTS = (
   'prompt keys and values',
   'feed-forward',
 )
+_ALL_PRODUCTS = dict.fromkeys(_PRODUCTS, 1.0)
+_PROMPT = {'prompt attention': 1.0}
 # The compiler keeps more where there is room: these are for the choices that just fit.
 _KEPT = {
   # The block's input.
-  'block': _Kept(1, 0, again=(*_PRODUCTS, *_ATTENTION)),
+  'block': _Kept(1, 0, again=_ALL_PRODUCTS | _PROMPT | {'attention': 1.0}),
   # The input and the result of self-attention.
-  'save_attention': _Kept(2, 0, again=(*_PRODUCTS, 'prompt attention')),
+  'save_attention': _Kept(2, 0, again=_ALL_PRODUCTS | _PROMPT),
   # The input; queries, keys, values and output of self-attention; query and output of the prompt's;
   # the output of the feed-forward part, and M before it.
-  'dots': _Kept(8, 1, again=_ATTENTION),
-  'dots_and_attention': _Kept(9, 1, again=('prompt attention',)),
+  'dots': _Kept(8, 1, again=_PROMPT | {'attention': 1.0}),
+  'dots_and_attention': _Kept(9, 1, again=_PROMPT),
+  # All of these but M, whose product is half of the feed-forward part.
+  'narrow': _Kept(9, 0, again=_PROMPT | {'feed-forward': 0.5}),
   # Also modulated, normalized and rotated arrays, in float32 some of them; counted off plans.
-  'none': _Kept(34, 4, again=()),
+  'none': _Kept(34, 4, again={}),
 }
 # What the one block takes that is under way, forward and backward; counted off plans, too.
 _WORKING_DIMS, _WORKING_MLPS = 30, 4
@@ -336,7 +341,7 @@ def _executed(work: _Work, kept: _Kept) -> tuple[float, float]:
   """FLOPs of a training sample, what is computed again included: (of products, of attention)."""
   products = attention = 0.0
   for name, one in work.components.items():
-    executed = one.train + (one.forward if name in kept.again else 0.0)
+    executed = one.train + kept.again.get(name, 0.0) * one.forward
     if name in _ATTENTION:
       attention += executed + (_KERNEL_PASSES - 1) * one.train
     else:

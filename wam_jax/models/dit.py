@@ -269,6 +269,9 @@ def _policy(config: cfg.ModelConfig):
     'save_attention': attention_result,
     'dots': projections,
     'dots_and_attention': policies.save_from_both_policies(projections, attention_result),
+    'narrow': policies.save_from_both_policies(
+      functools.partial(_is_narrow, config.dim, config.mlp_dim), attention_result
+    ),
     'offload': policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
       names_which_can_be_offloaded=[OFFLOADED],
@@ -288,3 +291,15 @@ def _is_projection(dim: int, primitive, *operands, **params) -> bool:
   (contracted, _), _ = params['dimension_numbers']
   width = math.prod(operands[0].shape[i] for i in contracted)
   return width >= dim
+
+
+def _is_narrow(dim: int, mlp_dim: int, primitive, *operands, **params) -> bool:
+  """Whether an operation is a product with weights, and not the one that widens to `mlp_dim`."""
+  if not _is_projection(dim, primitive, *operands, **params):
+    return False
+  # What is not contracted: the tokens of one operand, the width of the result of the other.
+  kept = [
+    math.prod(operand.shape) // math.prod(operand.shape[i] for i in contracted)
+    for operand, contracted in zip(operands, params['dimension_numbers'][0])
+  ]
+  return mlp_dim not in kept
