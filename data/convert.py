@@ -2,10 +2,10 @@
 
 python -m data.convert --source=~/bridge_dataset/1.0.0 --output=~/bridge/1.0.0 --workers=8
 
-The source is TFRecord (as DROID, OXE and Bridge are published) or ArrayRecord (as TFDS builders
-write it, compressed and without index). Records are copied byte for byte and read again; only their
-framing changes, so that training has random access to single images. Paths may be local or of an
-object store (gs://).
+The source is TFRecord (as DROID, OXE and Bridge are published) or ArrayRecord (as TFDS writes it,
+compressed and without index; the builders beside this module write the index themselves). Records
+are copied byte for byte and read again; only their framing changes, so that training has random
+access to single images. Paths may be local or of an object store (gs://).
 
 The output appears whole or not at all. A conversion that was stopped continues where it was:
 finished shards wait in a hidden directory beside the output; in an object store they have their
@@ -291,7 +291,7 @@ def _convert_shard(job: _Job) -> None:
     shard = os.path.join(directory, job.target.name)
     lean = os.path.join(directory, 'lean')
     records = _READERS[job.file_format](job.source)
-    crcs = _write_records(records, shard)
+    crcs = frames.write_records(shard, records)
     if len(crcs) != job.length:
       raise ValueError(
         f'{job.source} holds {len(crcs)} records; {_DESCRIPTION} says {job.length}. Download the '
@@ -301,19 +301,6 @@ def _convert_shard(job: _Job) -> None:
     _deliver(lean, job.lean)
     _deliver(shard, job.target)
   storage.write_whole(job.entry, json.dumps(entry))
-
-
-def _write_records(records: Iterator[bytes], shard: str) -> list[int]:
-  """Writes a local ArrayRecord file; the CRC-32C of each record."""
-  writer = array_record_module.ArrayRecordWriter(shard, frames.WRITER_OPTIONS)
-  crcs = []
-  try:
-    for record in records:
-      writer.write(record)
-      crcs.append(google_crc32c.value(record))
-  finally:
-    writer.close()
-  return crcs
 
 
 def _deliver(local: str, target: epath.Path) -> None:

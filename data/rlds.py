@@ -1,5 +1,5 @@
-"""Writes episodes as a TFDS dataset in RLDS form: ArrayRecord shards, no TensorFlow needed. What
-all builders share.
+"""Writes episodes as a TFDS dataset in RLDS form: ArrayRecord shards with a frame index, no
+TensorFlow needed. What all builders share.
 
 Owns shards, worker processes, progress, restart and publication; what an episode holds is the
 builder's business. Each shard is a pure function of the dataset's description, so any number of
@@ -27,10 +27,10 @@ import tensorflow_datasets as tfds
 from google.protobuf import message
 from tensorflow_datasets.core import dataset_info
 from tensorflow_datasets.core import example_serializer
-from tensorflow_datasets.core import file_adapters
 
 from wam_jax import progress
 from wam_jax import storage
+from wam_jax.data import frames
 
 VERSION = '1.0.0'
 # Where there are as many episodes: a small dataset, too, is written and read in parallel.
@@ -80,6 +80,20 @@ class Shard:
   path: pathlib.Path
   first: int
   sizes: tuple[int, ...]
+
+  @property
+  def lean(self) -> pathlib.Path:
+    """Its episodes without images."""
+    return self.path.parent / frames.FOLDER / self.path.name
+
+  @property
+  def entry(self) -> pathlib.Path:
+    """Its part of the frame index, until all are written."""
+    return self.lean.with_name(f'{self.path.name}.json')
+
+  @property
+  def is_done(self) -> bool:
+    return self.path.exists() and self.entry.exists()
 
 
 def write(path: str | os.PathLike[str], dataset: Dataset, workers: int = 1) -> bool:
@@ -155,6 +169,7 @@ def _write(directory: pathlib.Path, dataset: Dataset, workers: int) -> None:
     for split, sizes in dataset.sizes.items()
     for shard in plan_shards(split, sizes, dataset.shard_size, dataset.min_shards, templates[split])
   ]
+  (directory / frames.FOLDER).mkdir(exist_ok=True)
   _run(dataset, shards, workers)
 
   info = _make_info(directory, dataset)
@@ -167,6 +182,7 @@ def _write(directory: pathlib.Path, dataset: Dataset, workers: int) -> None:
   info.write_to_directory(directory)
   for name, content in dataset.files.items():
     (directory / name).write_bytes(content)
+  _write_index(directory, shards)
 
 
 def _make_template(
@@ -245,13 +261,13 @@ def _write_shard(dataset: Dataset, shard: Shard, report: Callable[[int], None]) 
   make_episode = dataset.open_split(shard.split)
   serializer = example_serializer.ExampleSerializer(dataset.features.get_serialized_info())
 
-  def make_records() -> Iterator[tuple[int, bytes]]:
+  def make_records() -> Iterator[bytes]:
     for index, size in enumerate(shard.sizes, shard.first):
       example = dataset.features.encode_example(make_episode(index))
       try:
         # `features.serialize_example` leaves the order of the proto's map to the process; this
         # fixes the bytes.
-        yield index, serializer.get_tf_example(example).SerializeToString(deterministic=True)
+        yield serializer.get_tf_example(example).SerializeToString(deterministic=True)
       except message.EncodeError as error:
         raise ValueError(
           f'Episode {index} of split {shard.split} does not fit a record, which holds 2 GiB '
@@ -260,13 +276,27 @@ def _write_shard(dataset: Dataset, shard: Shard, report: Callable[[int], None]) 
       report(size)
 
   unfinished = shard.path.with_name(shard.path.name + _UNFINISHED)
-  file_adapters.ArrayRecordFileAdapter.write_examples(unfinished, make_records())
+  crcs = frames.write_records(str(unfinished), make_records())
+  keys = frames.image_keys(dataset.features)
+  entry = frames.index_shard(str(unfinished), crcs, keys, str(shard.lean))
+  shard.entry.write_text(json.dumps(entry))
+  # Last: a shard that is there has all that belongs to it.
   unfinished.rename(shard.path)
+
+
+def _write_index(directory: pathlib.Path, shards: list[Shard]) -> None:
+  """Puts the entries of all shards together; the last thing, for without them shards are no longer
+  finished.
+  """
+  index = {shard.path.name: json.loads(shard.entry.read_text()) for shard in shards}
+  (directory / frames.FOLDER / frames.INDEX).write_text(json.dumps(index))
+  for shard in shards:
+    shard.entry.unlink()
 
 
 def _run(dataset: Dataset, shards: list[Shard], workers: int) -> None:
   """Writes the shards that are not there yet, in this process or in several."""
-  todo = [shard for shard in shards if not shard.path.exists()]
+  todo = [shard for shard in shards if not shard.is_done]
   total = _count_work(shards)
   done = total - _count_work(todo)
   if done:

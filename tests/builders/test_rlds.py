@@ -8,6 +8,7 @@ import itertools
 import json
 import multiprocessing
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -123,11 +124,24 @@ def test_an_interrupted_run_goes_on(tmp_path, capsys, workers):
   assert '33/33 steps' in error
   # What was finished is kept as it was, and all is as if it had never been interrupted.
   assert {name: (path / name).stat().st_mtime_ns for name in stamps} == stamps
-  assert sorted(p.name for p in path.iterdir()) == sorted(
-    p.name for p in (tmp_path / 'want').iterdir()
-  )
-  for p in path.iterdir():
-    assert p.read_bytes() == (tmp_path / 'want' / p.name).read_bytes(), p.name
+  assert _read_files(path) == _read_files(tmp_path / 'want')
+
+
+def _read_files(path: pathlib.Path) -> dict[str, bytes]:
+  """The content of each file below `path`."""
+  return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob('*') if p.is_file()}
+
+
+def test_a_shard_of_before_there_was_an_index_is_written_again(tmp_path):
+  failing = tmp_path / 'failing'
+  rlds.write(tmp_path / 'want', _dataset(failing))
+  failing.write_text('9')
+  with pytest.raises(ValueError, match='episode 9 of train'):
+    rlds.write(tmp_path / 'made', _dataset(failing))
+  shutil.rmtree(tmp_path / '.made.partial/wam_frames')
+  failing.write_text('')
+  rlds.write(tmp_path / 'made', _dataset(failing))
+  assert _read_files(tmp_path / 'made') == _read_files(tmp_path / 'want')
 
 
 def test_a_failure_with_nothing_finished_leaves_nothing(tmp_path):

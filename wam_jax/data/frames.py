@@ -2,7 +2,7 @@
 its episode.
 
 TFDS keeps an episode as one record: 500 steps of three cameras are 30 MB, of which a window needs a
-fifteenth. `data.convert` writes the records uncompressed and beside them
+fifteenth. Builders and `data.convert` write the records uncompressed and beside them
   DATASET/wam_frames/SHARD        the shard's episodes without their images, one after the other
   DATASET/wam_frames/index.json   where each of these lies, and a fingerprint of the shard
 An episode without images is its tf.Example, each image feature replaced by a table of its steps'
@@ -11,14 +11,14 @@ whatever is read is checked, and local paths and object stores are read alike.
 
 Leans on the layout of ArrayRecord's files, which the library does not promise to keep: setup.py
 holds array-record below the next version, and `index_shard` reads every record back both ways, so
-that a changed layout ends a conversion and not a training run.
+that a changed layout ends the making of a dataset and not a training run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -34,7 +34,7 @@ from wam_jax.data import shards
 FOLDER = 'wam_frames'
 INDEX = 'index.json'
 # A record is one chunk, and its bytes are those in the file.
-WRITER_OPTIONS = 'group_size:1,uncompressed'
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
 
 
 class Index:
@@ -174,6 +174,19 @@ def image_keys(features: tfds.features.FeaturesDict) -> list[str]:
       yield prefix
 
   return list(visit('steps', features['steps'].feature)) if 'steps' in features else []
+
+
+def write_records(shard: str, records: Iterable[bytes]) -> list[int]:
+  """Writes a local shard that can be indexed; the CRC-32C of each record."""
+  writer = array_record_module.ArrayRecordWriter(shard, _WRITER_OPTIONS)
+  crcs = []
+  try:
+    for record in records:
+      writer.write(record)
+      crcs.append(google_crc32c.value(record))
+  finally:
+    writer.close()
+  return crcs
 
 
 def index_shard(

@@ -124,7 +124,9 @@ class Sampler:
     Frames are a `Film`, for `stack` to decode in place, or there are `features` in their stead.
     """
     anchor = self._locate(sample)
-    episode = self.episodes[anchor.episode]
+    # Features stand for the images, which are then not even parsed.
+    read = self.episodes.__getitem__ if self.stored is None else self.episodes.numbers
+    episode = read(anchor.episode)
     window = windows.make_window(self.robot.record, self.model.max_chunks, anchor.step, anchor.stop)
     proprio_QX, action_QSU = windows.gather(episode, self.robot.record, window)
     action_AU, action_mask_AU = self._pad_actions(action_QSU, window.mask_Q)

@@ -268,6 +268,11 @@ class Episodes:
   def __getitem__(self, index: int) -> Episode:
     return self._cache.get((*self._key, index), lambda: self.outline(index).parse())
 
+  def numbers(self, index: int) -> Episode:
+    """Episode `index` without its images, parsed or from the cache."""
+    key = (*self._key, 'numbers', index)
+    return self._cache.get(key, lambda: self.outline(index).parse_numbers())
+
   @property
   def has_index(self) -> bool:
     """Whether single images can be read, and an outline costs none of them."""
@@ -303,8 +308,8 @@ class Episodes:
     """
     where = self.where(index)
     features = self._read(index, where)
-    load_images = list if self._index is None else functools.partial(self._open_images, index)
-    return Outline(where, features, self.record, self._specs, load_images)
+    open_images = None if self._index is None else functools.partial(self._index.images, index)
+    return Outline(where, features, self.record, self._specs, open_images)
 
   def name(self, index: int) -> str:
     """`Outline.name` of an episode."""
@@ -333,10 +338,6 @@ class Episodes:
         f'{where} is not a tf.train.Example ({len(content)} bytes): {e}. Rebuild the dataset.'
       ) from e
 
-  def _open_images(self, index: int, stored: Sequence[bytes]) -> Sequence[bytes]:
-    """The images of a view that the frame index replaced by a table of where they lie."""
-    return self._index.images(index, stored[0]) if stored else []
-
 
 class Outline:
   """One record of a dataset with its parts, each parsed when it is asked for; touches no image.
@@ -346,7 +347,8 @@ class Outline:
     features: of the tf.Example.
     record: which of them are needed.
     specs: feature path under `steps/` to its per-step shape and dtype.
-    load_images: the images of a view, from what is stored under its key.
+    open_images: from the table of where a view's images lie, which a frame index stores in their
+      place, to the images; None where they are stored themselves.
   """
 
   def __init__(
@@ -355,13 +357,13 @@ class Outline:
     features: Mapping[str, Any],
     record: record_lib.Embodiment,
     specs: Mapping[str, Any],
-    load_images: Callable[[Sequence[bytes]], Sequence[bytes]],
+    open_images: Callable[[bytes], Sequence[bytes]] | None,
   ):
     self._where = where
     self._features = features
     self._record = record
     self._specs = specs
-    self._load_images = load_images
+    self._open_images = open_images
 
   def parse(self) -> Episode:
     """The whole episode.
@@ -369,16 +371,24 @@ class Outline:
     Raises:
       ValueError: the record does not hold what the description promises; so do the other methods.
     """
-    state_TX, action_TU = self.numeric()
     views = [view.key for view in self._record.views]
+    encoded = {key: self._count(self._images(key), f'observation/{key}') for key in views}
+    if self._open_images is None:
+      encoded = {key: list(images) for key, images in encoded.items()}
+    shapes = {key: tuple(self._specs[f'observation/{key}'].shape) for key in views}
+    return dataclasses.replace(self.parse_numbers(), encoded=encoded, image_shape=shapes)
+
+  def parse_numbers(self) -> Episode:
+    """The episode without its images."""
+    state_TX, action_TU = self.numeric()
     return Episode(
       where=self._where,
       length=self.length,
       state_TX=state_TX,
       action_TU=action_TU,
       spans=self.spans(),
-      encoded={key: self._count(self._images(key), f'observation/{key}') for key in views},
-      image_shape={key: tuple(self._specs[f'observation/{key}'].shape) for key in views},
+      encoded={},
+      image_shape={},
     )
 
   @functools.cached_property
@@ -424,13 +434,15 @@ class Outline:
     columns = {key: self._column(key) for key in dict(state + action)}
     return _join(columns, state, self.length), _join(columns, action, self.length)
 
-  def _bytes(self, key: str) -> list[bytes]:
+  def _bytes(self, key: str) -> Sequence[bytes]:
+    """What is stored under `key`; each becomes an object of its own when it is asked for."""
     feature = self._features.get(f'steps/{key}')
-    return [] if feature is None else list(feature.bytes_list.value)
+    return [] if feature is None else feature.bytes_list.value
 
   def _images(self, view: str) -> Sequence[bytes]:
     """The images of a view, however many."""
-    return self._load_images(self._bytes(f'observation/{view}'))
+    stored = self._bytes(f'observation/{view}')
+    return self._open_images(stored[0]) if stored and self._open_images else stored
 
   def _count(self, values: Sequence[bytes], key: str) -> Sequence[bytes]:
     """`values`, of which there must be one a step."""
