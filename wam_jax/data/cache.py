@@ -25,6 +25,11 @@ class Cache:
     self._values: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
 
   @property
+  def limit(self) -> int:
+    """Bytes that it holds at most."""
+    return self._limit
+
+  @property
   def used(self) -> int:
     """Bytes held."""
     return self._used

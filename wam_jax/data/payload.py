@@ -165,7 +165,7 @@ class _LocalFile:
     gap: bytes that a read may take for nothing.
   """
 
-  gap = 0
+  gap = 16  # Neighbours in a record have a tag and a length between them.
 
   def __init__(self, path: str):
     # It stays open as long as this object lives.

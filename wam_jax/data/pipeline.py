@@ -20,6 +20,7 @@ from absl import flags
 
 from wam_jax import config as cfg
 from wam_jax import types
+from wam_jax.data import access
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import comparison
 from wam_jax.data import images
@@ -193,6 +194,9 @@ class Data:
       robots={},
       tokenize=prompts.make_tokenizer(config.model.text),
     )
+    if TRAINING in splits:
+      for name in config.data.mixture:
+        access.check(name, data.get_episodes(name, TRAINING), opened.cache.limit)
     of_datasets = _read_statistics(config, opened, splits)
     found = _combine(roster, of_datasets)
     chosen, notes = _choose_statistics(config.data, roster, found, known)

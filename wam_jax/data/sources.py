@@ -224,6 +224,7 @@ class Episodes:
       shard of this split.
     parts: of each shard of the split its fingerprint, and the first and the number of the records
       that are taken.
+    record_bytes: bytes of an episode's record, on average.
   """
 
   def __init__(
@@ -255,6 +256,8 @@ class Episodes:
       (end.fingerprint, i.skip, i.take) for end, i in zip(ends, self._instructions)
     )
 
+    counts = [i.examples_in_shard for i in self._instructions]
+    self.record_bytes = sum(end.size for end in ends) / sum(counts)
     # Opens no shard before a record is asked for.
     self._records = array_record_data_source.ArrayRecordDataSource(self._instructions)
     self._index = None
