@@ -192,7 +192,7 @@ check_fit() {
   for word in "${COMMAND[@]}"; do
     [[ ${word} != --config* ]] || config+=("${word}")
   done
-  run "$1" -m wam_jax.compile "${config[@]}" "--topology=${FLAGS[accelerator]}"
+  run "$1" -m wam_jax.compile "${config[@]}" "--topology=${FLAGS[accelerator]}" --plan
 }
 
 create_slice() {

@@ -211,6 +211,10 @@ COMMANDS = {
     ['--config=tests/train_config.py', '--workdir=/proc/run'],
     ['--config.mesh.data=7'],
   ),
+  'wam_jax.check': (
+    ['--config=tests/train_config.py', '--workdir=/proc/run'],
+    ['--topology=v9:1'],
+  ),
   'wam_jax.evaluate': (['--workdir=/nowhere'], []),
   'wam_jax.convert': (['--source=/nowhere', 'inspect'], []),
   'wam_jax.compile': (['--config=tests/train_config.py', '--topology=v9:1'], []),

@@ -46,7 +46,7 @@ cli.define_json()
 
 
 def main(unused_argv: list[str]) -> None:
-  config = cfg.from_config_dict(_CONFIG.value.to_dict())
+  config = cfg.from_config_dict(cli.read_config(_CONFIG))
   if _PART.value:
     cli.keep_memory()  # As the train command does; for all alike.
     work.serve(config, _PART.value, _THREADS.value)

@@ -301,7 +301,7 @@ def test_check_runs_the_commands_own_checks_in_the_environment_of_the_hosts(mach
     f'{environment}/bin/python -m wam_jax.check {FLAGS} --config.data.root=/mnt/data '
     '--topology=v5p-128 --slices=2 --mounts=b1:/mnt/runs,b2:/mnt/data',
     f'{environment}/bin/python -m wam_jax.compile --config=configs/tiny.py:smoke '
-    '--config.data.root=/mnt/data --topology=v5p-128',
+    '--config.data.root=/mnt/data --topology=v5p-128 --plan',
   ]
 
 
