@@ -91,19 +91,11 @@ def fail(error: Exception) -> None:
   raise error
 
 
-def of_others(cause: Exception | None) -> Exception:
-  error = hosts.HostError('Failed while reading, on 1 of 2 hosts.')
-  error.__cause__ = cause
-  return error
-
-
 @pytest.mark.parametrize(
   ('error', 'status'),
   [
-    (of_others(None), 1),
-    (of_others(TimeoutError('no answer')), 1),
-    # Of several hosts the one that knows of a mistake says so; launchers look at all.
-    (of_others(ValueError('wrong')), 2),
+    (hosts.HostFailure('Failed while reading, on 1 of 2 hosts.'), 1),
+    (hosts.HostMistake('Failed while reading, on 1 of 2 hosts.'), 2),
     (FloatingPointError('Step 7 is not finite'), 2),
     (PermissionError(13, 'Permission denied', '/runs'), 2),
     (OSError(28, 'No space left on device', '/runs'), 1),

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests import programs
+from wam_jax import cli
 from wam_jax import hosts
 
 HOST = socket.gethostname()
@@ -34,18 +35,18 @@ def test_all_hear_the_same():
   bug = f"Failed while opening the dataset, on 1 of 2 hosts. host 0 ({HOST}): KeyError: 'a bug'"
   choosing = "invalid literal for int() with base 10: 'x'"
   differ = (
-    'HostError: The hosts of this job differ (config):\n  config.seed: 0 on host 0, 1 on host 1\n'
+    'HostMistake: The hosts of this job differ (config):\n  config.seed: 0 on host 0, 1 on host 1\n'
     '  only_here: absent on host 0, 2 on host 1\nStart all alike.'
   )
   late = 'host 1 of 2 did not come to the end of opening the dataset within 1 s of the others.'
   assert second[:-1] == [
     'all',
-    f'HostError: {here}',
+    f'HostMistake: {here}',
     'ValueError: no such directory',  # On all alike: it needs no names.
-    f'HostError: {bug}',
+    f'HostFailure: {bug}',
     [{'number': 0}, {'number': 1}],
     [0, 'chosen'],
-    f'HostError: Failed while choosing, on 1 of 2 hosts. host 0 ({HOST}): {choosing}',
+    f'HostMistake: Failed while choosing, on 1 of 2 hosts. host 0 ({HOST}): {choosing}',
     None,
     differ,
   ]
@@ -59,7 +60,7 @@ def test_all_hear_the_same():
 def test_a_failure_ends_who_cannot_hear():
   start = time.monotonic()
   (status_0, _, stderr_0), (status_1, _, stderr_1) = run_two('stuck')
-  assert (status_0, status_1) == (1, 1)
+  assert (status_0, status_1) == (cli.MISTAKE, 1)  # The program of the test is no command of ours.
   assert f'error: host 1 ({HOST}): no space left' in stderr_0
   assert 'ValueError: no space left' in stderr_1
   assert time.monotonic() - start < 30

@@ -113,16 +113,13 @@ def _call(
       raise
     if logging.get_verbosity() >= logging.DEBUG:
       traceback.print_exc()
-    _stop(str(e), status=1 if _may_pass(e) else MISTAKE)
+    _stop(str(e), status=status_of(e))
 
 
-def _may_pass(error: BaseException) -> bool:
-  """Whether the same command may end otherwise, as far as this process knows."""
-  if getattr(
-    error, 'of_others', False
-  ):  # `hosts.HostError`; the host with the cause has its status.
-    return error.__cause__ is None or _may_pass(error.__cause__)
-  return isinstance(error, OSError) and not isinstance(error, _WRONG_PATH)
+def status_of(error: BaseException) -> int:
+  """The exit status after `error`: MISTAKE where the same command would fail again, else 1."""
+  again = (ValueError, FloatingPointError, *_WRONG_PATH)
+  return MISTAKE if isinstance(error, again) else 1
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -3,7 +3,7 @@ same words.
 
 Messages go through the coordinator of `jax.distributed`, not through the devices: nothing is
 compiled, a text may have any length, and a wait has an end. Each process must come to the same
-stages in the same order. With one process every function here does its work and waits for nobody.
+stages, as often. With one process every function here does its work and waits for nobody.
 
   `all_or_none`   each does a part, and goes on when all have done theirs
   `decide`        the first one does it, and all have its result
@@ -17,9 +17,9 @@ from beside.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import socket
@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from wam_jax import cli
 from wam_jax import progress
 
 T = TypeVar('T')
@@ -43,16 +44,19 @@ _EVERY_S = 0.25  # Between two looks at what the others have said.
 _TOGETHER_S = 1.0  # A mistake of several hosts is found by all of them in about this time.
 _GRACE_S = 10.0  # For a process to end by itself, after another one failed.
 _FAILED = 'wam_jax/failed'  # Where the coordinator keeps what ends the job.
-_stages = itertools.count()
+_met: collections.Counter[str] = collections.Counter()  # How often at each stage, in any thread.
 
 
-class HostError(ValueError):
-  """Something failed on some of the hosts; the message is the same on all of them.
+class HostError(Exception):
+  """Something failed on some of the hosts; the message is the same on all of them."""
 
-  Where it failed, `__cause__` is the error itself; elsewhere nothing is wrong.
-  """
 
-  of_others = True
+class HostMistake(HostError, ValueError):
+  """The same command would fail again."""
+
+
+class HostFailure(HostError, OSError):
+  """Trying again may help: a network, a disk, a process that was killed."""
 
 
 @contextlib.contextmanager
@@ -127,7 +131,7 @@ def agree(stage: str, facts: Mapping[str, Any], advice: str, limit_s: float = LI
       lines.append(f'{name}: {expected} on {_name_hosts([0])}, {", ".join(others)}')
   if lines:
     listed = '\n  '.join(lines[:10] + [f'... and {len(lines) - 10} more'] * (len(lines) > 10))
-    raise HostError(f'The hosts of this job differ ({stage}):\n  {listed}\n{advice}')
+    raise HostMistake(f'The hosts of this job differ ({stage}):\n  {listed}\n{advice}')
 
 
 @contextlib.contextmanager
@@ -157,7 +161,8 @@ class _Meeting:
   def __init__(self, stage: str, limit_s: float):
     self._stage = stage
     self._limit_s = limit_s
-    self._place = f'wam_jax/stage/{next(_stages)}'
+    self._place = f'wam_jax/stage/{stage}/{_met[stage]}'
+    _met[stage] += 1
     job = _find_job()
     self._client = job.client
     self._number = job.number
@@ -174,7 +179,8 @@ class _Meeting:
     """Tells the others; raises HostError unless `error` itself should be raised."""
     if self._client is None or isinstance(error, HostError):
       return
-    self._say({'host': socket.gethostname(), 'error': describe(error)})
+    failure = {'error': describe(error), 'status': cli.status_of(error)}
+    self._say({'host': socket.gethostname()} | failure)
     # Others may be about to find the same.
     time.sleep(_TOGETHER_S)
     self._judge(self._read())
@@ -203,7 +209,7 @@ class _Meeting:
       if verdict is not None:
         break
       if failure := _find_failure(self._client):
-        raise HostError(failure)
+        raise _make_error(failure)
       waited_s = time.monotonic() - start
       if self._number == 0:
         said = self._read()
@@ -214,10 +220,10 @@ class _Meeting:
         else:
           line(f'{self._stage}: waiting for {_name_hosts(absent)}, {waited_s:.0f} s')
       elif waited_s > self._limit_s + _GRACE_S:
-        raise HostError(self._describe_late([0]))
+        raise HostFailure(self._describe_late([0]))
     line.close()
     if 'error' in verdict:
-      raise HostError(verdict['error'])
+      raise _make_error(verdict)
     return verdict['values']
 
   def _find_verdict(self) -> dict[str, Any] | None:
@@ -239,9 +245,10 @@ class _Meeting:
     absent = [number for number in range(self._count) if number not in said]
     if errors:
       names = {number: one['host'] for number, one in said.items()}
-      verdict = {'error': self._describe_errors(errors, names)}
+      statuses = [one['status'] for one in said.values() if 'status' in one]
+      verdict = {'error': self._describe_errors(errors, names), 'status': max(statuses)}
     elif late and absent:
-      verdict = {'error': self._describe_late(absent)}
+      verdict = {'error': self._describe_late(absent), 'status': 1}
     else:
       verdict = {'values': [said[number]['value'] for number in range(self._count)]}
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # ALREADY_EXISTS
@@ -286,28 +293,34 @@ class _Watch:
     text = describe(error)
     if not isinstance(error, HostError):  # That names its hosts.
       text = f'{_name_hosts([self._number], {self._number: socket.gethostname()})}: {text}'
+    failure = {'error': text, 'status': cli.status_of(error)}
     self.stop()
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another one was first.
-      self._client.key_value_set(_FAILED, text)
-    end = threading.Timer(6 * _GRACE_S, _end_process, [text])
+      self._client.key_value_set(_FAILED, json.dumps(failure))
+    end = threading.Timer(6 * _GRACE_S, _end_process, [failure])
     end.daemon = True
     end.start()
 
   def _run(self) -> None:
     while not self._over.wait(1.0):
       try:
-        text = _find_failure(self._client)
+        failure = _find_failure(self._client)
       except jax.errors.JaxRuntimeError:
         return  # The coordinator is gone, and JAX ends the process.
       # Whoever waits in a stage of this module has heard it, and ends in order.
-      if text and not self._over.wait(_GRACE_S):
-        _end_process(text)
+      if failure and not self._over.wait(_GRACE_S):
+        _end_process(failure)
 
 
-def _find_failure(client: Any) -> str | None:
+def _make_error(failure: Mapping[str, Any]) -> HostError:
+  kind = HostMistake if failure['status'] == cli.MISTAKE else HostFailure
+  return kind(failure['error'])
+
+
+def _find_failure(client: Any) -> dict[str, Any] | None:
   """What `together` was told on another process."""
   try:
-    return client.key_value_try_get(_FAILED)
+    return json.loads(client.key_value_try_get(_FAILED))
   except jax.errors.JaxRuntimeError as e:
     if 'NOT_FOUND' not in str(e):
       raise
@@ -321,15 +334,15 @@ def describe(error: BaseException) -> str:
   return f'{type(error).__name__}: {error}'
 
 
-def _end_process(text: str) -> None:
-  """Prints `text` and ends this process, wherever its main thread may be."""
-  os.write(2, f'error: {text}\n'.encode())
+def _end_process(failure: Mapping[str, Any]) -> None:
+  """Prints a failure and ends this process, wherever its main thread may be."""
+  os.write(2, f'error: {failure["error"]}\n'.encode())
   sys.stdout.flush()
   # The others wait for each other before they end.
   leave = threading.Thread(target=jax.distributed.shutdown, daemon=True)
   leave.start()
   leave.join(_GRACE_S)
-  os._exit(1)
+  os._exit(failure['status'])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,8 +187,14 @@ def complete_in_two_processes(paths) -> list[scan.Spans]:
   """What two processes find, the first and the second one, that see the data under these paths."""
   found = [scan.Spans(sources.Episodes(path, 'train', CLOCK)) for path in paths]
   barrier = threading.Barrier(2, timeout=60)
+
+  @contextlib.contextmanager
+  def together():
+    yield
+    barrier.wait()
+
   threads = [
-    threading.Thread(target=scan.complete, args=([finding], number == 0, barrier.wait))
+    threading.Thread(target=scan.complete, args=([finding], number == 0, together))
     for number, finding in enumerate(found)
   ]
   for thread in threads:

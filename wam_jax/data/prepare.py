@@ -8,7 +8,6 @@ data/, which stands beside this package in a checkout and is not installed with 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import pathlib
 import shlex
@@ -16,20 +15,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import jax
 from etils import epath
-from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
 
 import wam_jax
 from wam_jax import config as cfg
+from wam_jax import hosts
 from wam_jax import progress
 from wam_jax import storage
 from wam_jax.data import scan
-
-# Reading all episodes may take long: days, of a large dataset without a frame index.
-_PATIENCE_MS = 7 * 24 * 3600 * 1000
-_barriers = itertools.count()
 
 
 def make_missing(config: cfg.DataConfig) -> None:
@@ -39,10 +32,10 @@ def make_missing(config: cfg.DataConfig) -> None:
   Raises:
     ValueError: the command cannot be run, failed, or left no dataset.
   """
-  if jax.process_index() == 0:
-    _prepare_all(config)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('wam_jax:prepare')
+  with hosts.all_or_none('making the datasets', hosts.FOREVER_S):
+    if progress.is_first_process():
+      _prepare_all(config)
+  with hosts.all_or_none('making the datasets on disks of their own', hosts.FOREVER_S):
     _prepare_all(config)
 
 
@@ -50,17 +43,9 @@ def complete_findings(findings: Sequence[scan.Finding]) -> None:
   """`scan.complete`, with the episodes read by the first process of the job alone; every process
   must call it with the same findings.
   """
-  if not jax.distributed.is_initialized():
-    scan.complete(findings)
-    return
-  # The coordinator's barrier and not one of devices, whose collectives give up after a while.
-  wait = multihost.get_barrier_sync_fn()
-  key = f'wam_jax:scan:{next(_barriers)}'
-  scan.complete(
-    findings,
-    is_first=jax.process_index() == 0,
-    wait=lambda: wait(key=key, timeout_ms=_PATIENCE_MS),
-  )
+  # Reading all episodes may take long: days, of a large dataset without a frame index.
+  together = lambda: hosts.all_or_none('reading the episodes', hosts.FOREVER_S)
+  scan.complete(findings, progress.is_first_process(), together)
 
 
 def _prepare_all(config: cfg.DataConfig) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import io
 import itertools
 import json
@@ -51,21 +52,21 @@ class Finding(Protocol):
 def complete(
   findings: Sequence[Finding],
   is_first: bool = True,
-  wait: Callable[[], None] = lambda: None,
+  together: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> None:
   """Loads the findings that are kept, and makes and keeps the others.
 
   Args:
     is_first: the first one of several processes that all call this reads the episodes, whose
       findings the others load. They read what they then do not see, as on disks of their own.
-    wait: returns when all processes have called it.
+    together: makes a block that a process leaves when all have come to its end.
   Raises:
     ValueError: an episode cannot be read, or a file that is kept is damaged.
   """
-  missing = [finding for finding in findings if not finding.load()]
-  if is_first:
-    _make(missing)
-  wait()
+  with together():
+    missing = [finding for finding in findings if not finding.load()]
+    if is_first:
+      _make(missing)
   if not is_first:
     _make([finding for finding in missing if not finding.load()])
 
