@@ -30,10 +30,36 @@ def test_slices():
   with pytest.raises(ValueError, match='v5p-100 does not exist; nearest: v5p:4x4x8'):
     chips.find('v5p-100')
   assert chips.compiler_options('cpu') == {}
-  assert chips.compiler_options('TPU v5')
   # JAX shows the two halves of a chip as two devices.
   assert chips.peak_flops('TPU7x') == 2307e12 / 2
   assert chips.peak_flops('cpu') == 0
+
+
+def test_every_name_of_a_chip_is_the_same_chip():
+  """The names are those of JAX; ahead of time libtpu says 'TPU v5' of what runs as 'TPU v5p'."""
+  names = {
+    'v4': ['TPU v4'],
+    'v5e': ['TPU v5 lite', 'TPU v5e'],
+    'v5p': ['TPU v5', 'TPU v5p'],
+    'v6e': ['TPU v6 lite', 'TPU v6e'],
+    'tpu7x': ['TPU7x'],
+  }
+  assert list(names) == list(chips.CHIPS)
+  for name, kinds in names.items():
+    chip = chips.CHIPS[name]
+    assert [chips.of_kind(kind) for kind in kinds] == [chip] * len(kinds)
+    for kind in kinds:
+      assert chips.peak_flops(kind) == chip.flops / chip.devices
+      assert chips.compiler_options(kind) == dict(chip.options)
+  assert chips.of_kind('NVIDIA H200') is chips.of_kind('cpu') is None
+
+
+# TPUs that JAX knows and we do not.
+@pytest.mark.parametrize('kind', ['TPU v2', 'TPU v3', 'TPU v4 lite', 'TPU7', 'TPU8i', 'TPU v99'])
+def test_an_unknown_tpu_is_an_error(kind):
+  for ask in (chips.of_kind, chips.peak_flops, chips.compiler_options):
+    with pytest.raises(ValueError, match=f"'{kind}', a TPU that is not known; known: v4 .* add"):
+      ask(kind)
 
 
 def test_training_divides_by_the_peak_of_its_devices(monkeypatch):

@@ -22,7 +22,7 @@ class Chip:
 
   Attributes:
     name: the generation, as 'v5p'.
-    device_kind: name that JAX gives its devices.
+    kinds: names that JAX gives its devices; the first one is libtpu's ahead of time.
     flops: bfloat16 multiply-adds of a chip per second, times two.
     hbm_bytes_per_s: memory bandwidth of a chip.
     link_bytes_per_s: bandwidth of one interconnect link in one direction; a torus axis has two
@@ -35,7 +35,7 @@ class Chip:
   """
 
   name: str
-  device_kind: str
+  kinds: tuple[str, ...]
   flops: float
   hbm_bytes_per_s: float
   link_bytes_per_s: float
@@ -87,7 +87,7 @@ _SPARSE = {
 _ALL = (
   Chip(
     name='v4',
-    device_kind='TPU v4',
+    kinds=('TPU v4',),
     flops=275e12,
     hbm_bytes_per_s=1228e9,
     link_bytes_per_s=50e9,
@@ -99,7 +99,7 @@ _ALL = (
   ),
   Chip(
     name='v5e',
-    device_kind='TPU v5 lite',
+    kinds=('TPU v5 lite', 'TPU v5e'),
     flops=197e12,
     hbm_bytes_per_s=819e9,
     link_bytes_per_s=50e9,
@@ -111,7 +111,7 @@ _ALL = (
   ),
   Chip(
     name='v5p',
-    device_kind='TPU v5',
+    kinds=('TPU v5', 'TPU v5p'),
     flops=459e12,
     hbm_bytes_per_s=2765e9,
     link_bytes_per_s=100e9,
@@ -123,7 +123,7 @@ _ALL = (
   ),
   Chip(
     name='v6e',
-    device_kind='TPU v6 lite',
+    kinds=('TPU v6 lite', 'TPU v6e'),
     flops=918e12,
     hbm_bytes_per_s=1638e9,
     link_bytes_per_s=100e9,
@@ -135,7 +135,7 @@ _ALL = (
   ),
   Chip(
     name='tpu7x',
-    device_kind='TPU7x',
+    kinds=('TPU7x',),
     flops=2307e12,
     hbm_bytes_per_s=7380e9,
     link_bytes_per_s=100e9,
@@ -223,15 +223,45 @@ def find(name: str) -> Slice:
   )
 
 
+def of_kind(device_kind: str) -> Chip | None:
+  """The chip of a device, by any name that JAX has for it; None for other than TPUs.
+
+  Raises:
+    ValueError: a TPU that is not in the table.
+  """
+  wanted = _plain_kind(device_kind)
+  for chip in CHIPS.values():
+    if wanted in map(_plain_kind, chip.kinds):
+      return chip
+  if not wanted.startswith('tpu'):
+    return None
+  known = ', '.join(f'{chip.name} ({", ".join(chip.kinds)})' for chip in CHIPS.values())
+  raise ValueError(
+    f'The devices here are {device_kind!r}, a TPU that is not known; known: {known}. If it is one '
+    "of these under another name, add the name to that chip's `kinds` in wam_jax/chips.py; else "
+    'add the chip there: its speed is needed for MFU, its compiler options may be {}.'
+  )
+
+
+def _plain_kind(device_kind: str) -> str:
+  return device_kind.lower().replace(' ', '')
+
+
 def peak_flops(device_kind: str) -> float:
-  """Dense bfloat16 FLOP/s of a device of this kind, as JAX names it; 0 where it is not known."""
-  tpus = {chip.device_kind: chip.flops / chip.devices for chip in CHIPS.values()}
-  return (tpus | _GPUS).get(device_kind, 0.0)
+  """Dense bfloat16 FLOP/s of a device of this kind, as JAX names it; 0 where it is not known.
+
+  Raises:
+    ValueError: as `of_kind`.
+  """
+  chip = of_kind(device_kind)
+  return chip.flops / chip.devices if chip else _GPUS.get(device_kind, 0.0)
 
 
 def compiler_options(device_kind: str) -> dict[str, bool | int]:
-  """Options for a kind of device, as JAX names it; none for other than TPUs."""
-  for chip in CHIPS.values():
-    if chip.device_kind == device_kind:
-      return dict(chip.options)
-  return {}
+  """Options for a kind of device, as JAX names it; none for other than TPUs.
+
+  Raises:
+    ValueError: as `of_kind`.
+  """
+  chip = of_kind(device_kind)
+  return dict(chip.options) if chip else {}
