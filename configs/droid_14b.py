@@ -85,5 +85,5 @@ def get_config(arg: str = ''):
   layout = LAYOUTS[arg if arg in LAYOUTS else 'v5p']
   c.model.remat = layout['remat']
   c.accumulate = layout['accumulate']
-  c.mesh = layout['mesh']
+  c.mesh.update(layout['mesh'])
   return presets.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c

@@ -232,7 +232,7 @@ def test_each_large_array_of_droid_14b_is_split(layout, sizes):
   """
   config = cfg.from_config_dict(droid_14b.get_config(layout))
   # More devices than there are; nothing is allocated.
-  mesh = jax.sharding.AbstractMesh(sizes, ('data', 'fsdp', 'tensor', 'seq'))
+  mesh = jax.sharding.AbstractMesh((1, *sizes), ('slice', 'data', 'fsdp', 'tensor', 'seq'))
   state, _ = aot.arguments(config, mesh)
   fsdp = sizes[1]
   total = 0
@@ -261,12 +261,13 @@ def test_each_large_array_of_droid_14b_is_split(layout, sizes):
 
 def test_mesh_keeps_unused_axes_and_fills_in_the_rest():
   assert dict(sharding.make_mesh({'data': -1, 'fsdp': 2, 'tensor': 1, 'seq': 1}).shape) == {
+    'slice': 1,
     'data': 4,
     'fsdp': 2,
-    'tensor': 1,
     'seq': 1,
+    'tensor': 1,
   }
-  assert set(cfg.TrainConfig().mesh) == {'data', 'fsdp', 'tensor', 'seq'}
+  assert tuple(cfg.TrainConfig().mesh) == sharding.AXES
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_the_nearest_mesh_keeps_what_it_can():
     (
       {'batch_size': 100, 'accumulate': 3},
       {'data': 4, 'fsdp': 2},
-      r'config.batch_size=100 must be divisible by 24, config.accumulate=3 .* data \* fsdp .* '
+      r'config.batch_size=100 must be divisible by 24, config.accumulate=3 .* \* data \* fsdp .* '
       r'nearest valid: 96\.',
     ),
     (
@@ -397,7 +398,8 @@ def test_unknown_axis_names_raise():
 def test_rules_for_absent_mesh_axes_raise():
   mesh = sharding.make_mesh({'data': 8})
   with pytest.raises(
-    ValueError, match=r"mesh axes \['fsdp'\], but the mesh has \['data'\]; add them to config.mesh"
+    ValueError,
+    match=r"mesh axes \['fsdp'\], but the mesh has \['slice', 'data'\]; add them to config.mesh",
   ):
     sharding.batch_sharding(mesh, RULES)
 
@@ -431,3 +433,18 @@ def test_leaves_without_names_are_replicated():
   mesh = make_mesh(MESHES['data8'])
   state = {'step': jax.ShapeDtypeStruct((), np.int32)}
   assert sharding.state_shardings(state, mesh, RULES)['step'].spec == P()
+
+
+def test_advice_names_a_mesh_that_works():
+  config = dataclasses.replace(CONFIG, batch_size=4)
+  with pytest.raises(ValueError, match='The nearest mesh for this config: ') as error:
+    sharding.check_sizes(config, make_mesh(ONE | {'data': 8}))
+  advice = str(error.value).split('for this config: ')[1]
+  named = [flag.removeprefix('--config.mesh.').split('=') for flag in advice.split()]
+  sizes = {axis: int(n) for axis, n in named}
+  sharding.check_sizes(config, sharding.make_mesh(sizes))
+  assert sizes['data'] == 4
+  # Nothing else than the batch is split over slices, and that is.
+  config = dataclasses.replace(CONFIG, rules={**RULES, 'batch': ('data', 'fsdp')})
+  with pytest.raises(ValueError, match=r'config.mesh.slice=2 needs config.rules .* split \[\]'):
+    sharding.check_sizes(config, make_mesh(ONE | {'slice': 2}))

@@ -576,7 +576,8 @@ class TrainConfig:
     pause_timeout_s: the same for what else is waited for once the data is open: restoring, the
       first step, which compiles, each evaluation and each save; 0 for never. Needs hang_timeout_s.
     profile: first and last step of a trace for XProf in WORKDIR/profile, () for none.
-    mesh: axis name to size; one size may be -1 (what is left of the devices).
+    mesh: axis name to size; one size may be -1 (what is left of the devices). 'slice' is the number
+      of TPU slices that the data-centre network joins.
     rules: logical axis name to mesh axes, '' for replicated.
   """
 
@@ -603,7 +604,7 @@ class TrainConfig:
   profile: tuple[int, ...] = ()
   # Every device has its own samples and all of the weights.
   mesh: Mapping[str, int] = dataclasses.field(
-    default_factory=lambda: {'data': -1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
+    default_factory=lambda: {'slice': 1, 'data': -1, 'fsdp': 1, 'seq': 1, 'tensor': 1}
   )
   rules: Mapping[str, tuple[str, ...]] = dataclasses.field(
     default_factory=lambda: dict(DEFAULT_RULES)
@@ -706,7 +707,7 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
     'rank': (),
     'frozen': ('fsdp',),
     # Activations.
-    'batch': ('data', 'fsdp'),  # Devices that share the weights have different samples.
+    'batch': ('slice', 'data', 'fsdp'),  # Devices that share the weights have different samples.
     'tokens': ('seq',),
     'act_embed': (),
     'act_heads': ('tensor',),

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
+from wam_jax import chips
 from wam_jax import config as cfg
 
 Rules = Mapping[str, tuple[str, ...]]
+
+# From the least to the most that is sent along them: slices are joined by the data-centre network.
+AXES = ('slice', 'data', 'fsdp', 'seq', 'tensor')
 
 
 class Active(NamedTuple):
@@ -36,13 +43,18 @@ class Active(NamedTuple):
 _ACTIVE: contextvars.ContextVar[Active | None] = contextvars.ContextVar('active_mesh', default=None)
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Mesh over all devices with the named axes; one size may be -1, what is left.
 
+  Its axes stand in the order of `AXES`, whatever the order of `sizes`. TPUs stand along them as
+  they are linked, in a run as in a program that is compiled for a slice that is not there: 'slice'
+  counts slices, which only the data-centre network joins, and the other axes lie in one of them.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or 'slice' is not the number of
+      their slices.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = list(jax.devices() if devices is None else devices)
   given = math.prod(n for n in sizes.values() if n != -1)
   free = [name for name, n in sizes.items() if n == -1]
   possible = given > 0 and min(sizes.values(), default=1) >= -1
@@ -54,11 +66,50 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     raise ValueError(
       f'mesh={dict(sizes)} does not fit {len(devices)} devices: fixed sizes multiply to {given}; '
       f'they must divide {len(devices)}, with exactly one size -1 or a product of {len(devices)}; '
-      f'nearest valid: {_nearest_mesh(sizes, len(devices))}.'
+      f'nearest valid: {_list_meshes(sizes, len(devices))[0]}.'
     )
   left = len(devices) // given
-  shape = [left if n == -1 else n for n in sizes.values()]
-  return Mesh(np.asarray(devices).reshape(shape), tuple(sizes))
+  shape = {name: left if n == -1 else n for name, n in _order_axes(sizes).items()}
+  groups = _split_slices(devices, shape['slice'])
+  within = tuple(n for name, n in shape.items() if name != 'slice')
+  return Mesh(np.stack([_arrange(group, within) for group in groups]), tuple(shape))
+
+
+def _order_axes(sizes: Mapping[str, int]) -> dict[str, int]:
+  """The sizes in the order of `AXES`, others behind them; one slice where nothing is said."""
+  known = {name: sizes[name] for name in AXES if name in sizes}
+  return {'slice': 1} | known | {name: n for name, n in sizes.items() if name not in AXES}
+
+
+def _split_slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+  """The devices of each slice. Of other devices than TPUs any part may be called a slice."""
+  if devices[0].platform != 'tpu':
+    size = len(devices) // count
+    return [list(devices[i * size : (i + 1) * size]) for i in range(count)]
+  by_slice: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    by_slice.setdefault(getattr(device, 'slice_index', None) or 0, []).append(device)
+  if len(by_slice) != count:
+    raise ValueError(
+      f'config.mesh.slice={count}, and these {len(devices)} TPUs are of {len(by_slice)} slices; '
+      f'set --config.mesh.slice={len(by_slice)}.'
+    )
+  return [by_slice[number] for number in sorted(by_slice)]
+
+
+def _arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
+  """The devices of one slice as an array of this shape, neighbours along its last axes linked."""
+  if devices[0].platform != 'tpu':
+    return np.asarray(devices).reshape(shape)
+  # By place: the order of a list differs between a run and a description of the slice.
+  devices = sorted(devices, key=lambda d: (*reversed(d.coords), d.core_on_chip))
+  # By the name that JAX's table has: a chip has several, and ahead of time another than in a run.
+  kinds = chips.of_kind(devices[0].device_kind).kinds
+  handlers = [mesh_utils.device_kind_handler_dict.get(kind) for kind in kinds]
+  arranged = next((handler(shape, devices) for handler in handlers if handler), None)
+  if arranged is None:
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return arranged
 
 
 def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
@@ -66,16 +117,46 @@ def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
   are padded.)
 
   Raises:
-    ValueError: sizes that it does not divide, all of them, each with the nearest valid one.
+    ValueError: sizes that it does not divide, all of them, each with the nearest valid one, and the
+      nearest mesh that divides all.
   """
+  problems = _list_problems(config, mesh)
+  if not problems:
+    return
+  for sizes in _list_meshes(mesh.shape, mesh.size):
+    if not _list_problems(config, jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))):
+      flags = ' '.join(f'--config.mesh.{axis}={n}' for axis, n in sizes.items())
+      problems.append(f'The nearest mesh for this config: {flags}')
+      break
+  raise ValueError('\n'.join(problems))
+
+
+def _list_problems(config: cfg.TrainConfig, mesh: Mesh | jax.sharding.AbstractMesh) -> list[str]:
+  """What `check_sizes` finds of this mesh, each with the nearest size."""
   shards = {name: _parts(mesh, spec(mesh, config.rules, name)[0]) for name in config.rules}
   problems = []
 
+  # Links between slices are far slower than those inside.
+  over_slices = sorted(name for name, axes in config.rules.items() if 'slice' in axes)
+  if mesh.shape['slice'] > 1 and over_slices != ['batch']:
+    problems.append(
+      f'config.mesh.slice={mesh.shape["slice"]} needs config.rules that split "batch" over "slice" '
+      f'and nothing else; these split {over_slices}: set '
+      "--config.rules.batch=\"('slice', 'data', 'fsdp')\"."
+    )
+
   # A size is an axis of parameters and of activations, which the rules may split differently.
-  axes = {'num_heads': ('heads', 'act_heads'), 'mlp_dim': ('mlp', 'act_mlp'), 'dim': ('embed',)}
-  for key, names in axes.items():
-    size = getattr(config.model, key)
-    name = max(names, key=lambda name: shards[name])
+  m = config.model
+  sizes = {
+    'num_heads': (m.num_heads, ('heads', 'act_heads')),
+    'mlp_dim': (m.mlp_dim, ('mlp', 'act_mlp')),
+    'dim': (m.dim, ('embed', 'mlp')),
+    'action_hidden': (m.action_hidden, ('mlp',)),
+    'text.dim': (m.text.dim, ('embed',)),
+    'image_dim': (m.image_dim, ('embed', 'mlp')),
+  }
+  for key, (size, names) in sizes.items():
+    name = max(names, key=lambda name: (size % shards[name] > 0, shards[name]))
     if size % shards[name]:
       problems.append(
         f'model.{key}={size} must be divisible by {shards[name]}, the devices that '
@@ -83,32 +164,37 @@ def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
         f'{_nearest_divisor(size, shards[name])} of them.'
       )
 
-  # Every device has an equal share of every pass of accumulation, every host of the batch.
-  hosts = len({device.process_index for device in mesh.devices.flat})
-  parts = math.lcm(config.accumulate * shards['batch'], hosts)
+  # Every device has an equal share of every pass of accumulation. Hosts need not: those whose
+  # devices share a row all read it.
+  parts = config.accumulate * shards['batch']
   if config.batch_size % parts:
     problems.append(
       f'config.batch_size={config.batch_size} must be divisible by {parts}, '
       f'config.accumulate={config.accumulate} times the {shards["batch"]} devices that '
-      f'{" * ".join(config.rules["batch"])} of config.mesh spreads it over, on {hosts} hosts; '
+      f'{" * ".join(config.rules["batch"])} of config.mesh spreads it over; '
       f'nearest valid: {max(1, round(config.batch_size / parts)) * parts}.'
     )
-  if problems:
-    raise ValueError('\n'.join(problems))
+  return problems
 
 
-def _nearest_mesh(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-  """The sizes that multiply to `devices` and differ from `sizes` by the smallest factors."""
+def _list_meshes(sizes: Mapping[str, int], devices: int) -> list[dict[str, int]]:
+  """All sizes of the same axes that multiply to `devices`, those first that differ from `sizes` by
+  small factors. The number of slices is what it is.
+  """
   axes = list(sizes) or ['data']
   wanted = [sizes.get(axis, -1) for axis in axes]
-  choices = itertools.product(_divisors(devices), repeat=len(axes))
+
+  def list_sizes(axis: str, want: int) -> list[int]:
+    return [want] if axis == 'slice' and want > 0 and devices % want == 0 else _divisors(devices)
+
+  choices = itertools.product(*map(list_sizes, axes, wanted))
   fitting = [choice for choice in choices if math.prod(choice) == devices]
 
   def distance(choice: tuple[int, ...]) -> float:
     factors = [n / want for n, want in zip(choice, wanted) if want > 0]  # -1 may be anything.
     return sum(abs(math.log(factor)) for factor in factors)
 
-  return dict(zip(axes, min(fitting, key=distance)))
+  return [dict(zip(axes, choice)) for choice in sorted(fitting, key=distance)]
 
 
 def _nearest_divisor(size: int, wanted: int) -> int:
@@ -163,6 +249,48 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
 def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
   """Sharding of host batches: leading axis split over the axes of 'batch'."""
   return NamedSharding(mesh, spec(mesh, rules, 'batch'))
+
+
+@dataclasses.dataclass(frozen=True)
+class HostBatch:
+  """What one process reads of the batch of all, and how it becomes their one array.
+
+  Which rows those are follows from the mesh alone: they need not be neighbours, and processes whose
+  devices hold the same rows (other parts of 'tensor' or 'seq') read the same.
+
+  Attributes:
+    split: the sharding of the whole batch.
+    size: its number of rows.
+  """
+
+  split: NamedSharding
+  size: int
+
+  @functools.cached_property
+  def rows(self) -> tuple[int, ...]:
+    """The rows on devices of this process, ascending."""
+    held = self.split.addressable_devices_indices_map((self.size,)).values()
+    return tuple(sorted({row for index in held for row in range(self.size)[index[0]]}))
+
+  def place(self, batch: Any) -> Any:
+    """Global arrays from those of this process: a tree of arrays of `rows`."""
+    return jax.tree.map(self._place, batch)
+
+  def _place(self, x: np.ndarray) -> jax.Array:
+    if len(x) != len(self.rows):
+      raise ValueError(f'{len(x)} rows were read where the mesh has {len(self.rows)} here.')
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      wanted = range(self.size)[index[0]]
+      first = self.rows.index(wanted.start)
+      return x[first : first + len(wanted)]  # A device's rows are neighbours, here as in the whole.
+
+    return jax.make_array_from_callback((self.size, *x.shape[1:]), self.split, part)
+
+
+def host_batch(config: cfg.TrainConfig, mesh: Mesh) -> HostBatch:
+  """The part of this process in each batch of `config`."""
+  return HostBatch(batch_sharding(mesh, config.rules), config.batch_size)
 
 
 def state_shardings(boxed: Any, mesh: Mesh, rules: Rules) -> Any:

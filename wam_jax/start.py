@@ -127,8 +127,8 @@ def make_state(
     source, frozen = checkpoint.load_encoders(config.encoders_from)
     frozen = _adopt(config, source, frozen, 'encoders_from')
   else:
-    # Every process fits on the same windows, those of the first host.
-    with contextlib.closing(data.train_batches(0, 1)) as batches:
+    # Every process fits on the same windows.
+    with contextlib.closing(data.train_batches()) as batches:
       frozen = train_step.fit_frozen(config.model, batches)
   state, shardings = train_step.init_state(config, mesh, frozen)
   return state, shardings, None

@@ -28,7 +28,6 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from jax.sharding import NamedSharding
 from ml_collections import config_flags
 
 from wam_jax import checkpoint
@@ -98,7 +97,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
   """
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_sizes(config, mesh)
-  host = (jax.process_index(), jax.process_count())
+  part = sharding.host_batch(config, mesh)
 
   with contextlib.ExitStack() as stack:
     # First of all: nothing is made or read for a directory that belongs to another run.
@@ -114,18 +113,17 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     speed = metrics.Speed(config.batch_size, **_count_work(config, mesh))
 
     start = start_lib.begin(config, mesh, data, checkpoints, workdir)
-    batches = stack.enter_context(contextlib.closing(start.data.train_batches(*host)))
+    batches = stack.enter_context(contextlib.closing(start.data.train_batches(part.rows)))
     if start.iterator_state is not None:
       batches.set_state(start.iterator_state)
     held_out = []
     if config.eval_every:
       # Kept in memory: every evaluation is of the same batches.
-      held_out = list(start.data.eval_batches(pipeline.HELD_OUT, config.eval_batches, *host))
+      held_out = list(start.data.eval_batches(pipeline.HELD_OUT, config.eval_batches, part.rows))
     record.begin(start.step)
 
     run_step = train_step.make_train_step(config, mesh, start.shardings)
     run_eval = train_step.make_eval_step(config, mesh, start.shardings)
-    batch_sharding = sharding.batch_sharding(mesh, config.rules)
     watch = guards.LossWatch(config)
     stop = stack.enter_context(guards.StopSignal())
     profile = stack.enter_context(guards.Profile(config.profile, workdir / 'profile'))
@@ -139,7 +137,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
       step += 1
       clock.begin_step()
       profile.at(step, finish=lambda: watch.check(lag=0))
-      on_devices = _to_devices(batch, batch_sharding)
+      on_devices = part.place(batch)
       with jax.transfer_guard('disallow'):  # A step that still had to copy would wait for the host.
         state, step_metrics = run_step(state, on_devices)
       watch.add(step, batch.sample_B2, step_metrics)
@@ -155,7 +153,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
         line |= {name: float(value) for name, value in jax.device_get(step_metrics).items()}
       if held_out and (step % config.eval_every == 0 or last):
         with clock.pause():
-          line |= _evaluate(run_eval, state, held_out, batch_sharding)
+          line |= _evaluate(run_eval, state, held_out, part)
       if line:
         record.write(step, line, speed.timing)
       if step % config.save_every == 0 or last:
@@ -255,19 +253,14 @@ def _count_work(config: cfg.TrainConfig, mesh: Mesh) -> dict[str, float]:
   return {'sample_flops': flops.total(components).train, 'peak_flops': peak * mesh.size}
 
 
-def _to_devices(batch: types.Batch, batch_sharding: NamedSharding) -> types.Batch:
-  """Global arrays from this host's part of the batch: the one copy to devices of each step."""
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch_sharding, x), batch)
-
-
 def _evaluate(
   run_eval,
   state: train_step.TrainState,
   held_out: Sequence[types.Batch],
-  batch_sharding: NamedSharding,
+  part: sharding.HostBatch,
 ) -> dict[str, float]:
   """Held-out metrics, averaged over the evaluation batches."""
-  results = [run_eval(state, _to_devices(batch, batch_sharding)) for batch in held_out]
+  results = [run_eval(state, part.place(batch)) for batch in held_out]
   results = jax.device_get(results)  # Once, so that the devices need not wait between batches.
   means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
   return {f'eval_{name}': mean for name, mean in means.items()}

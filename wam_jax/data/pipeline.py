@@ -1,4 +1,4 @@
-"""Datasets to batches: mix, shuffle, shard by host, decode, batch, prefetch (grain).
+"""Datasets to batches: mix, shuffle, choose a host's rows, decode, batch, prefetch (grain).
 
 Sample k of dataset d is a function of (seed, d, k) alone, and batch t of a function of (config, t):
 not of the number of hosts, threads or workers, nor of what ran before. Where a run stands is
@@ -283,31 +283,30 @@ class Data:
       self.mixtures[split] = _take_features(self.config, self.hashes, split, mixture)
     return self.mixtures[split]
 
-  def train_batches(self, shard_index: int = 0, shard_count: int = 1) -> Batches:
+  def train_batches(self, rows: Sequence[int] | None = None) -> Batches:
     """Batches of this host, forever, computed ahead.
 
     Args:
-      shard_index, shard_count: this host and how many there are; the hosts' batches of a step, one
-        after the other, are the one batch of a single host.
-    Raises:
-      ValueError: the hosts cannot share a batch.
+      rows: those of the batch of all hosts that this one reads, in this order; None for all. Hosts
+        may read the same rows; `sharding.HostBatch` says which are whose.
     """
-    rows = _share_rows(self.config.batch_size, shard_index, shard_count)
     batches = _mix(self.open_mixture(), self.config.batch_size, self.config.data.seed, rows)
     return Batches(batches, self.config.data)
 
   def eval_batches(
-    self, split: str, num: int, shard_index: int = 0, shard_count: int = 1
+    self, split: str, num: int, rows: Sequence[int] | None = None
   ) -> Iterator[types.Batch]:
     """`num` held-out batches of this host, the same at every call: fixed shuffle, first
     instruction, no jitter. Each is decoded when it is taken.
 
     Normalized with the statistics of training. A split with fewer windows than are asked for is
     repeated.
+
+    Args:
+      rows: as of `train_batches`.
     Raises:
-      ValueError: as `train_batches`, or a dataset has no such split.
+      ValueError: a dataset has no such split.
     """
-    rows = _share_rows(self.config.batch_size, shard_index, shard_count)
     batches = _mix(self.open_mixture(split), self.config.batch_size, 0, rows)
     return (_make_batch(batches[step]) for step in range(num))
 
@@ -469,21 +468,10 @@ def _choose_statistics(
   return chosen, notes
 
 
-def _share_rows(batch_size: int, shard_index: int, shard_count: int) -> slice:
-  """The rows of a batch that are this host's."""
-  if batch_size % shard_count:
-    raise ValueError(
-      f'config.batch_size={batch_size} must be divisible by the {shard_count} hosts; nearest '
-      f'valid: {max(1, round(batch_size / shard_count)) * shard_count}.'
-    )
-  rows = batch_size // shard_count
-  return slice(shard_index * rows, (shard_index + 1) * rows)
-
-
 def _mix(
-  mixture: Sequence[samples.Sampler], batch_size: int, seed: int, rows: slice
+  mixture: Sequence[samples.Sampler], batch_size: int, seed: int, rows: Sequence[int] | None
 ) -> grain.MapDataset:
-  """Endless batches of the mixture: for each, the fields of `rows`."""
+  """Endless batches of the mixture: for each, the fields of `rows`, or of all."""
   # Each dataset has its own stream of shuffles: grain adds the epoch to a seed, so neighbouring
   # seeds would repeat.
   seeds = np.random.SeedSequence(seed).generate_state(2 * len(mixture)).tolist()
@@ -495,6 +483,7 @@ def _mix(
     for sampler, shuffle_seed, draw_seed in zip(mixture, seeds[::2], seeds[1::2])
   ]
   mixed = grain.MapDataset.mix(draws, [sampler.weight for sampler in mixture])
+  rows = range(batch_size) if rows is None else tuple(rows)
   make_rows = functools.partial(samples.make_rows, mixture, rows)
   # Endless, so there is no remainder; without it grain divides the length in floating point and can
   # overflow.

@@ -211,9 +211,12 @@ def make_draw(dataset: int, sample: int, rng: np.random.Generator) -> Draw:
   return Draw(dataset, sample, copy.deepcopy(rng))
 
 
-def make_rows(mixture: Sequence[Sampler], rows: slice, draws: Sequence[Draw]) -> dict[str, Any]:
+def make_rows(
+  mixture: Sequence[Sampler], rows: Sequence[int], draws: Sequence[Draw]
+) -> dict[str, Any]:
   """Fields of `types.Batch` by name: some rows of a batch; the others are not read."""
-  return stack([mixture[draw.dataset](draw.sample, draw.rng) for draw in draws[rows]])
+  chosen = [draws[row] for row in rows]
+  return stack([mixture[draw.dataset](draw.sample, draw.rng) for draw in chosen])
 
 
 def stack(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

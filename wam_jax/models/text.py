@@ -50,7 +50,7 @@ class WordEncoder(nn.Module):
 
 
 class _Attention(nn.Module):
-  """Bidirectional attention over real words, by two heads."""
+  """Bidirectional attention over real words, by two heads; too few to split over a mesh."""
 
   dim: int
 
@@ -59,11 +59,11 @@ class _Attention(nn.Module):
     D, N, K = self.dim, 2, self.dim // 2
 
     def to_heads(name):
-      axes = ('embed', 'heads', 'head_dim')
+      axes = ('embed', 'norm', 'head_dim')
       return layers.Einsum('BPD,DNK->BNPK', (D, N, K), axes, name=name)(x_BPD)
 
     y_BNPK = attention.attend(to_heads('q'), to_heads('k'), to_heads('v'), real_BP[:, None, None])
-    axes = ('heads', 'head_dim', 'embed')
+    axes = ('norm', 'head_dim', 'embed')
     return layers.Einsum('BNPK,NKD->BPD', (N, K, D), axes, name='o')(y_BNPK)
 
 
