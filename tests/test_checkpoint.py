@@ -23,7 +23,25 @@ from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 
 CONFIG = cfg.from_config_dict(cfg.base())
-METADATA = {'config': cfg.to_dict(CONFIG), 'data': {'embodiments': {'disc': {'id': 0}}}}
+DRAW = np.random.default_rng(0).standard_normal
+# The same at every step, as in a run.
+FROZEN = encoders.Encoders(
+  tokenizer.PatchTokenizer(
+    mean_P=DRAW(6, np.float32),
+    encode_PC=DRAW((6, 2), np.float32),
+    decode_CP=DRAW((2, 6), np.float32),
+    temporal=CONFIG.model.tokenizer.temporal,
+    spatial=CONFIG.model.tokenizer.spatial,
+  ),
+  text=None,
+  image=None,
+  config=CONFIG.model,
+)
+METADATA = {
+  'config': cfg.to_dict(CONFIG),
+  'data': {'embodiments': {'disc': {'id': 0}}},
+  'encoders': encoders.fingerprint(FROZEN),
+}
 
 
 def make_state(step: int, width: int = 8, ema: bool = True) -> train_step.TrainState:
@@ -33,16 +51,12 @@ def make_state(step: int, width: int = 8, ema: bool = True) -> train_step.TrainS
   rng = np.random.default_rng(step)
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
   params = {'block': {'w': jax.device_put(draw(8, width), spread)}, 'scale': jnp.asarray(draw(3))}
-  patches = tokenizer.PatchTokenizer(
-    draw(6), draw(6, 2), draw(2, 6), CONFIG.model.tokenizer.temporal, CONFIG.model.tokenizer.spatial
-  )
-  frozen = encoders.Encoders(patches, None, None, CONFIG.model)
   return train_step.TrainState(
     step=jnp.int32(step),
     params=params,
     ema_params=jax.tree.map(lambda x: 2 * x, params) if ema else None,
     opt_state=optax.adamw(1e-3).init(params),
-    frozen=jax.tree.map(jnp.asarray, frozen),
+    frozen=jax.tree.map(jnp.asarray, FROZEN),
   )
 
 

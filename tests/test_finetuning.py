@@ -19,8 +19,10 @@ from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import guards
+from wam_jax import identity
 from wam_jax import presets
 from wam_jax import sharding
+from wam_jax import source
 from wam_jax import train
 from wam_jax import train_step
 from wam_jax import types
@@ -321,10 +323,10 @@ def test_adapters_on_another_run_for_another_task(tmp_path):
   assert 'text_encoder/table' in same
   assert 'blocks/self_attn/q/b' in same
   assert not same & {'blocks/self_attn/q/w', 'blocks/ffn/out/w', 'action_decoder/out/w'}
-  record = checkpoint.load_base(tmp_path / 'resumed').record['origin']
-  assert record == {
+  found = source.open_source(tmp_path / 'resumed').metadata['base']
+  assert found == {
     'workdir': str(tmp_path / 'base'),
     'step': 4,
-    'sha256': finetuning.fingerprint(base),
+    'weights': identity.hash_arrays(base),
     'origin': None,
   }

@@ -2,12 +2,12 @@
 
 WORKDIR/checkpoints/STEP/ holds, each readable without the others:
   params, ema_params   the model, and averages of what is trained; no ema_params where none are kept
-  frozen               the encoders around the transformer
   optimizer            step and optimizer state
   iterator             JSON, where the data stands after exactly STEP batches; the same for any
                        number of hosts
-  metadata             JSON, config, what the dataset says (statistics, embodiments), and what the
-                       run started from
+  metadata             JSON, config, what the dataset says (statistics, embodiments), what the run
+                       started from, the hash of its weights and those of the encoders around the
+                       transformer, which are stored once; see frozen.py
 
 and files.json, the sizes of all files of arrays.
 
@@ -30,15 +30,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax import finetuning
+from wam_jax import frozen
 from wam_jax import hosts
+from wam_jax import identity
 from wam_jax import integrity
+from wam_jax import items as item_files
 from wam_jax import progress
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
@@ -90,6 +92,7 @@ class Checkpoints:
     self._keep = keep
     self._keep_every = keep_every
     self._check_owner = check_owner
+    self._has_encoders = False  # Whether they are known to be stored.
     self._steps = hosts.decide('listing the checkpoints', self._open)
     self._writer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(),
@@ -120,23 +123,27 @@ class Checkpoints:
       state: TrainState; may be donated as soon as this returns.
       iterator_state: JSON-able and the same on every host.
       metadata: JSON-able: 'config', the nested dict of the config, 'data', what the dataset says,
-        and of a run that started from another 'base', the record of `load_base`.
+        'encoders', the hash of each frozen encoder, and of a run that started from another
+        'base', the record of `source.identify`.
     Raises:
       CheckpointError: this save, or the one before, cannot be written.
     """
     self.wait()  # The error of the save before must not be lost.
     if step in self._steps:
       raise CheckpointError(f'{self._directory} has a checkpoint of step {step} already.')
+    if not self._has_encoders:
+      self._guard(lambda: frozen.store(self._workdir, state.frozen, metadata['encoders']), step)
+      self._has_encoders = True
     items = {
-      'params': ocp.args.StandardSave(state.params),
-      'frozen': ocp.args.StandardSave(encoders.to_tree(state.frozen)),
-      'optimizer': ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
+      'params': _save_arrays(state.params),
+      'optimizer': _save_arrays({'step': state.step, 'opt_state': state.opt_state}),
       'iterator': ocp.args.JsonSave(iterator_state),
     }
     if state.ema_params is not None:
-      items['ema_params'] = ocp.args.StandardSave(state.ema_params)
+      items['ema_params'] = _save_arrays(state.ema_params)
     # What there should be, so that a reader notices an item that is gone.
-    items['metadata'] = ocp.args.JsonSave({'items': sorted(items)} | metadata)
+    described = {'items': sorted(items), 'weights': identity.hash_arrays(state.eval_params)}
+    items['metadata'] = ocp.args.JsonSave(described | metadata)
     self._guard(lambda: self._begin(step, items), step)
 
   def check(self) -> None:
@@ -215,14 +222,14 @@ class Checkpoints:
     if damage:
       raise DamageError(damage)
 
-    def load_description() -> tuple[dict[str, Any], PyTree]:
-      return load_metadata(place), _load_shapes(place / 'frozen')
+    def load_description() -> tuple[dict[str, Any], encoders.Encoders]:
+      metadata = load_metadata(place)
+      return metadata, frozen.load_shapes(frozen.find(place, metadata), config.model)
 
-    metadata, shapes = _read_together(load_description, place, stage)
-    abstract = abstract_state(encoders.from_tree(shapes, config.model))
+    metadata, shapes = read_together(load_description, place, stage)
+    abstract = abstract_state(shapes)
     items = {
       'params': ocp.args.StandardRestore(abstract.params),
-      'frozen': ocp.args.StandardRestore(encoders.to_tree(abstract.frozen)),
       'optimizer': ocp.args.StandardRestore(
         {'step': abstract.step, 'opt_state': abstract.opt_state}
       ),
@@ -230,13 +237,17 @@ class Checkpoints:
     }
     if abstract.ema_params is not None:
       items['ema_params'] = ocp.args.StandardRestore(abstract.ema_params)
-    got = _read_together(lambda: _load_items(place, items), place, stage)
+    got = read_together(lambda: _load_items(place, items), place, stage)
+    encoders_place = frozen.find(place, metadata)
+    loaded = read_together(
+      lambda: frozen.load_parts(encoders_place, abstract.frozen), encoders_place, stage
+    )
     state = abstract.replace(
       step=got['optimizer']['step'],
       opt_state=got['optimizer']['opt_state'],
       params=got['params'],
       ema_params=got.get('ema_params'),
-      frozen=encoders.from_tree(got['frozen'], config.model),
+      frozen=loaded,
     )
     return Restored(step, state, metadata, got['iterator'])
 
@@ -315,7 +326,7 @@ class Checkpoints:
       kept = f'The newest complete checkpoint is {directory / str(newest)}'
     return (
       f'A checkpoint of step {step} could not be written to {directory}{room}: '
-      f'{_first_line(error)}\n'
+      f'{first_line(error)}\n'
       f'{kept}; {cure} and run the same command again to continue from it.'
     )
 
@@ -361,23 +372,6 @@ class Trained(NamedTuple):
   step: int
 
 
-class Base(NamedTuple):
-  """What a run that starts from another needs of it; arrays are NumPy's, on the host.
-
-  Attributes:
-    config: the config of that run, adapters included.
-    params, frozen: as in `Trained`.
-    record: which weights these are: 'workdir', 'step', 'sha256' of the parameters, and 'origin',
-      what the checkpoint says of its own source (of an import) or base (of a run that started from
-      another), or None.
-  """
-
-  config: cfg.TrainConfig
-  params: PyTree
-  frozen: encoders.Encoders
-  record: dict[str, Any]
-
-
 def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> Trained:
   """A checkpoint of the run in `workdir`, which may still be going on; needs no dataset.
 
@@ -391,28 +385,12 @@ def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> 
     return Trained(
       config=finetuning.merged_config(config),
       params=_load_params(place, config, metadata),
-      frozen=_load_encoders(place, config),
+      frozen=frozen.load(frozen.find(place, metadata), config.model),
       metadata=metadata['data'],
       step=int(place.name),
     )
 
-  return _load_newest(workdir, step, load)
-
-
-def load_base(workdir: str | pathlib.Path) -> Base:
-  """The newest checkpoint of the run in `workdir`; errors as `load_for_inference`."""
-
-  def load(place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]) -> Base:
-    params = _load_params(place, config, metadata)
-    record = {
-      'workdir': str(place.parent.parent),
-      'step': int(place.name),
-      'sha256': finetuning.fingerprint(params),
-      'origin': metadata.get('source') or metadata.get('base'),
-    }
-    return Base(config, params, _load_encoders(place, config), record)
-
-  return _load_newest(workdir, None, load)
+  return load_newest(workdir, step, load)
 
 
 def load_config(workdir: str | pathlib.Path) -> tuple[int, cfg.TrainConfig]:
@@ -425,29 +403,16 @@ def load_config(workdir: str | pathlib.Path) -> tuple[int, cfg.TrainConfig]:
   ) -> tuple[int, cfg.TrainConfig]:
     return int(place.name), config
 
-  return _load_newest(workdir, None, load)
+  return load_newest(workdir, None, load)
 
 
-def load_encoders(workdir: str | pathlib.Path) -> tuple[cfg.TrainConfig, encoders.Encoders]:
-  """(config, frozen encoders as NumPy arrays) of the newest checkpoint; errors as
-  `load_for_inference`.
-  """
-
-  def load(
-    place: pathlib.Path, config: cfg.TrainConfig, unused_metadata: Mapping[str, Any]
-  ) -> tuple[cfg.TrainConfig, encoders.Encoders]:
-    return config, _load_encoders(place, config)
-
-  return _load_newest(workdir, None, load)
-
-
-def _load_newest(
+def load_newest(
   workdir: str | pathlib.Path,
   step: int | None,
   load: Callable[[pathlib.Path, cfg.TrainConfig, Mapping[str, Any]], T],
 ) -> T:
   """`load(checkpoint directory, config, metadata)` of checkpoint `step`, or of the newest that can
-  be read.
+  be read; errors as `load_for_inference`.
   """
   _quiet_orbax()
   workdir = workdir_lib.make_path(str(workdir))
@@ -480,8 +445,8 @@ def _load_checkpoint(
     return storage.retry(lambda: load(place, config, metadata), f'reading {place}')
   except Exception as e:  # Orbax and TensorStore have many types.
     if _is_loss(e) and not integrity.has_list(place):
-      raise DamageError(_first_line(e)) from e
-    raise PassingError(_describe_unreadable(place, _first_line(e))) from e
+      raise DamageError(first_line(e)) from e
+    raise PassingError(_describe_unreadable(place, first_line(e))) from e
 
 
 def _list_candidates(workdir: pathlib.Path, step: int | None) -> list[int]:
@@ -563,6 +528,9 @@ def load_metadata(place: pathlib.Path) -> dict[str, Any]:
   except ValueError as e:
     raise DamageError(f'{path} is not JSON ({e})') from e
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]
+  encoders_place = frozen.find(place, metadata)
+  if not encoders_place.is_dir():
+    missing.append(f'the encoders, {encoders_place},')
   if missing:
     raise DamageError(f'{", ".join(missing)} missing in {place}')
   return metadata
@@ -572,32 +540,17 @@ def _load_params(
   place: pathlib.Path, config: cfg.TrainConfig, metadata: Mapping[str, Any]
 ) -> PyTree:
   """The parameters of one checkpoint, averaged where there are averages, adapters merged."""
-  averages = _load_tree(place / 'ema_params') if 'ema_params' in metadata['items'] else {}
+  averages = (
+    item_files.load_whole(place / 'ema_params') if 'ema_params' in metadata['items'] else {}
+  )
   if averages and config.trainable == ('all',):
     return averages
-  params = finetuning.overlay(_load_tree(place / 'params'), averages)
+  params = finetuning.overlay(item_files.load_whole(place / 'params'), averages)
   return finetuning.merge(params, config.model.lora)
 
 
-def _load_encoders(place: pathlib.Path, config: cfg.TrainConfig) -> encoders.Encoders:
-  """The encoders of one checkpoint."""
-  return encoders.from_tree(_load_tree(place / 'frozen'), config.model)
-
-
-def _load_shapes(path: pathlib.Path) -> PyTree:
-  """ShapeDtypeStructs of one item."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), reader.metadata(path).item_metadata.tree
-    )
-
-
-def _load_tree(path: pathlib.Path) -> PyTree:
-  """Nested dict of NumPy arrays of one item, whatever devices wrote it."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    stored = reader.metadata(path).item_metadata.tree
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-    return reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+def _save_arrays(tree: PyTree) -> ocp.args.StandardSave:
+  return ocp.args.StandardSave(tree, save_args=item_files.make_save_args(tree))
 
 
 def _directory(workdir: pathlib.Path) -> pathlib.Path:
@@ -627,11 +580,11 @@ def _find_damage(place: pathlib.Path, needless: Sequence[str] = ()) -> str:
       time.sleep(storage.WAITS_S[0])
       damage = storage.retry(look, f'checking {place}')
   except Exception as e:  # fsspec has many types.
-    raise PassingError(_describe_unreadable(place, _first_line(e))) from e
+    raise PassingError(_describe_unreadable(place, first_line(e))) from e
   return damage
 
 
-def _read_together(read: Callable[[], T], place: pathlib.Path, stage: str) -> T:
+def read_together(read: Callable[[], T], place: pathlib.Path, stage: str) -> T:
   """The result of `read` on this process, once every process has its own.
 
   Raises:
@@ -648,7 +601,7 @@ def _read_together(read: Callable[[], T], place: pathlib.Path, stage: str) -> T:
         result = read()
         done = True
       except Exception as e:  # Orbax and TensorStore have many types.
-        problem = {'text': _first_line(e), 'loss': _is_loss(e)}
+        problem = {'text': first_line(e), 'loss': _is_loss(e)}
         error = e
     problems = hosts.exchange(stage, problem)
     if not any(problems):
@@ -699,7 +652,7 @@ def _load_items(place: pathlib.Path, items: Mapping[str, Any]) -> Any:
     return reader.restore(place, args=ocp.args.Composite(**items))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
   """The first line of its message, or its type where it has none."""
   lines = str(error).strip().splitlines()
   return (lines[0] if lines else type(error).__name__)[:400]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +73,18 @@ def without(params: Params, given: Params) -> dict[str, Any]:
   return _select(params, lambda path: path not in present)
 
 
+def select_like(params: Params, like: Params) -> dict[str, Any]:
+  """The leaves of `params` that have the shapes of those in `like`."""
+  kept = {}
+  for key, x in params.items():
+    if isinstance(x, Mapping):
+      if below := select_like(x, like[key]):
+        kept[key] = below
+    elif x.shape == like[key].shape:
+      kept[key] = x
+  return kept
+
+
 def without_adapters(params: Params) -> dict[str, Any]:
   """The base."""
   return _select(params, lambda path: path.rsplit('/', 1)[-1] not in (DOWN, UP))
@@ -110,18 +121,6 @@ def merged_config(config: cfg.TrainConfig) -> cfg.TrainConfig:
   """The config of a run whose adapters are merged into its weights."""
   model = dataclasses.replace(config.model, lora=cfg.LoraConfig())
   return dataclasses.replace(config, model=model, trainable=('all',))
-
-
-def fingerprint(params: Params) -> str:
-  """SHA-256 of paths, dtypes, shapes and numbers."""
-  digest = hashlib.sha256()
-  for path in sorted(_paths(params)):
-    leaf = params
-    for key in path.split('/'):
-      leaf = leaf[key]
-    digest.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
-    digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-  return digest.hexdigest()
 
 
 def _matches(path: str, pattern: str) -> bool:

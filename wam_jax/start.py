@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
+from wam_jax import frozen
 from wam_jax import hosts
 from wam_jax import progress
+from wam_jax import source as source_lib
 from wam_jax import train_step
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import pipeline
+from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import roster
 from wam_jax.models import encoders
@@ -88,68 +90,91 @@ def begin(
   )
   if restored:
     progress.say(f'continuing after step {restored.step} of {config.steps} in {workdir}')
-    state = restored.state
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    base = restored.metadata.get('base')
+    place = workdir / 'checkpoints' / str(restored.step)
+    fresh = Fresh(
+      state=restored.state,
+      shardings=jax.tree.map(lambda x: x.sharding, restored.state),
+      encoders=frozen.hash_once(
+        frozen.find(place, restored.metadata), restored.metadata, progress.say
+      ),
+      base=restored.metadata.get('base'),
+    )
   else:
-    state, shardings, base = make_state(config, mesh, data)
+    fresh = make_state(config, mesh, data, workdir)
 
   # Features of other encoders would be other numbers; only now is it known which ones these are.
   if data.may_have_features():
-    data = data.with_features(encoders.fingerprint(state.frozen))
+    data = data.with_features(fresh.encoders)
   metadata = {
     'config': cfg.to_dict(config),
     'data': json.loads(json.dumps(data.metadata)),  # As a checkpoint gives it back.
-    'base': base,
+    'encoders': fresh.encoders,
+    'base': fresh.base,
   }
   if restored:
     _check_same_data(restored.metadata['data'], metadata['data'], workdir)
   return Start(
     step=restored.step if restored else 0,
-    state=state,
-    shardings=shardings,
+    state=fresh.state,
+    shardings=fresh.shardings,
     data=data,
     iterator_state=restored.iterator_state if restored else None,
     metadata=metadata,
   )
 
 
-def make_state(
-  config: cfg.TrainConfig, mesh: Mesh, data: pipeline.Data
-) -> tuple[train_step.TrainState, Any, dict[str, Any] | None]:
-  """A fresh TrainState, its shardings, and the record of the run it starts from, if any.
+@dataclasses.dataclass(frozen=True)
+class Fresh:
+  """A state, and which weights it was made of.
 
-  Weights and encoders come from other runs where the config says so; adapters are always new.
+  Attributes:
+    state, shardings: as in `Start`.
+    encoders: the hash of each frozen encoder.
+    base: the record of the run that it starts from, see `source.identify`; None for scratch.
+  """
+
+  state: train_step.TrainState
+  shardings: Any
+  encoders: dict[str, str]
+  base: dict[str, Any] | None
+
+
+def make_state(
+  config: cfg.TrainConfig, mesh: Mesh, data: pipeline.Data, workdir: pathlib.Path
+) -> Fresh:
+  """A state at step 0. Weights and encoders come from other runs where the config says so; adapters
+  are always new.
   """
   if config.init_from:
-    return _start_from(config, mesh)
+    return _start_from(config, mesh, workdir)
   if config.encoders_from:
-    source, frozen = checkpoint.load_encoders(config.encoders_from)
-    frozen = _adopt(config, source, frozen, 'encoders_from')
+    source = source_lib.open_source(config.encoders_from)
+    abstract = _adopt(config, mesh, source, 'encoders_from', workdir)
+    hashes = source.hash_encoders(progress.say)
+    encoded_by = source.read_encoders(abstract.frozen)
   else:
     # Every process fits on the same windows.
     with contextlib.closing(data.train_batches()) as batches:
-      frozen = train_step.fit_frozen(config.model, batches)
-  state, shardings = train_step.init_state(config, mesh, frozen)
-  return state, shardings, None
+      encoded_by = train_step.fit_frozen(config.model, batches)
+    hashes = encoders.fingerprint(encoded_by)
+  state, shardings = train_step.init_state(config, mesh, encoded_by)
+  return Fresh(state, shardings, hashes, base=None)
 
 
-def _start_from(
-  config: cfg.TrainConfig, mesh: Mesh
-) -> tuple[train_step.TrainState, Any, dict[str, Any]]:
+def _start_from(config: cfg.TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> Fresh:
   """As `make_state`, with the weights of `config.init_from`."""
-  source, params, frozen, base = checkpoint.load_base(config.init_from)
-  frozen = _adopt(config, source, frozen, 'init_from')
-  wanted = train_step.abstract_state(as_there(config, source), mesh, frozen).params
-  check_shapes(config, finetuning.without_adapters(wanted), params)
-  # Adapters, and whatever else has no number there, keep their fresh ones.
-  state, shardings = train_step.init_state(config, mesh, frozen)
-  progress.say(f'weights from step {base["step"]} of {config.init_from}')
-  state = state.replace(
-    params=_fill(state.params, params),
-    ema_params=_fill(state.ema_params or {}, params) or None,
-  )
-  return state, shardings, base
+  source = source_lib.open_source(config.init_from)
+  abstract = _adopt(config, mesh, source, 'init_from', workdir)
+  there = train_step.abstract_state(as_there(config, source.config), mesh, abstract.frozen)
+  wanted = finetuning.without_adapters(there.params)
+  check_shapes(config, wanted, source.params)
+  hashes = source.hash_encoders(progress.say)
+  encoded_by = source.read_encoders(abstract.frozen)
+  # Adapters, rows of new robots, and whatever else has no number there are fresh.
+  params, weights = source.read_params(jax.tree.map(lambda x: x.sharding, wanted), progress.say)
+  state, shardings = train_step.init_state(config, mesh, encoded_by, params)
+  progress.say(f'weights from step {source.step} of {config.init_from}')
+  return Fresh(state, shardings, hashes, source_lib.identify(source, weights))
 
 
 def as_there(config: cfg.TrainConfig, source: cfg.TrainConfig) -> cfg.TrainConfig:
@@ -173,11 +198,19 @@ def check_shapes(config: cfg.TrainConfig, wanted: Any, given: Any) -> None:
 
 
 def _adopt(
-  config: cfg.TrainConfig, source: cfg.TrainConfig, frozen: encoders.Encoders, key: str
-) -> encoders.Encoders:
-  """The encoders of the run at `config.KEY`, for this config; raises if it asks for others."""
-  check_encoders(config, source, key)
-  return encoders.from_tree(encoders.to_tree(frozen), config.model)
+  config: cfg.TrainConfig,
+  mesh: Mesh,
+  source: source_lib.Source,
+  key: str,
+  workdir: pathlib.Path,
+) -> train_step.TrainState:
+  """The abstract state of this config with the encoders of the run at `config.KEY`; raises if it
+  asks for others, or has another vocabulary.
+  """
+  check_encoders(config, source.config, key)
+  _check_same_vocabulary(config, source, key, workdir)
+  adopted = encoders.from_tree(encoders.to_tree(source.frozen), config.model)
+  return train_step.abstract_state(config, mesh, adopted)
 
 
 def check_encoders(config: cfg.TrainConfig, source: cfg.TrainConfig, key: str) -> None:
@@ -195,36 +228,34 @@ def check_encoders(config: cfg.TrainConfig, source: cfg.TrainConfig, key: str) -
     )
 
 
+def _check_same_vocabulary(
+  config: cfg.TrainConfig, source: source_lib.Source, key: str, workdir: pathlib.Path
+) -> None:
+  """Raises unless prompts have the same ids here as where the text encoder was trained."""
+  if config.model.text.kind == 'word':
+    return
+
+  def find_difference() -> str | None:
+    theirs = workdir_lib.find_vocabulary(source.workdir)
+    ours = workdir_lib.find_vocabulary(workdir) or config.model.text.tokenizer
+    if theirs is None:
+      return None
+    return prompts.find_difference(config.model.text, str(theirs), str(ours))
+
+  difference = hosts.decide('comparing the vocabularies', find_difference)
+  if difference:
+    raise ValueError(
+      f'config.{key}={getattr(config, key)} has another vocabulary than this run: {difference} '
+      'Give its file as config.model.text.tokenizer, in a new --workdir.'
+    )
+
+
 def _fix(encoder: Any) -> Any:
   """An encoder's config without what may differ: what it is shown, how it computes, where its
   vocabulary lies.
   """
   free = {name: '' for name in ('resize', 'dtype', 'tokenizer') if hasattr(encoder, name)}
   return dataclasses.replace(encoder, **free)
-
-
-def _fill(like: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  """`like` with the numbers of `values` where it has any, in the dtype and sharding of `like`;
-  where that has more rows, those keep theirs.
-  """
-  filled = {}
-  for key, array in like.items():
-    if isinstance(array, Mapping):
-      filled[key] = _fill(array, values.get(key, {}))
-    elif key in values:
-      filled[key] = _put(array, np.array(values[key], array.dtype))
-    else:
-      filled[key] = array
-  return filled
-
-
-def _put(array: jax.Array, values: np.ndarray) -> jax.Array:
-  if values.shape == array.shape:
-    return jax.device_put(values, array.sharding)
-  set_first = jax.jit(
-    lambda array, values: array.at[: len(values)].set(values), out_shardings=array.sharding
-  )
-  return set_first(array, values)
 
 
 def _check_same_data(

@@ -144,39 +144,44 @@ def init_state(
 
   Args:
     frozen: the encoders, of NumPy's arrays or already on the mesh.
-    given: parameters in place of fresh ones, of any dtype, already on the mesh with the shardings
-      of `abstract_state`.
+    given: parameters in place of fresh ones, of any dtype, already on the mesh, split as in
+      `abstract_state`; one that has fewer rows takes the place of the first ones.
   """
   given = given or {}
   shardings = _shardings(config, mesh, jax.eval_shape(functools.partial(_init, config), frozen))
 
-  # Neither encoders nor given parameters go through the program, which would copy them.
+  wanted = abstract_state(config, mesh, frozen).params
+  whole = finetuning.select_like(given, wanted)
+
+  # Neither encoders nor whole given parameters go through the program, which would copy them.
   def make(given) -> TrainState:
     state = nn.unbox(_init(config, None, given))
-    return state.replace(params=finetuning.without(state.params, given))
+    return state.replace(params=finetuning.without(state.params, whole))
 
   # Compiled with its shardings, so that no device ever holds the whole of it.
-  made = shardings.replace(params=finetuning.without(shardings.params, given), frozen=None)
+  made = shardings.replace(params=finetuning.without(shardings.params, whole), frozen=None)
   compiled = jax.jit(make, out_shardings=made)
   with sharding.activate(mesh, config.rules):
     state = compiled(given)
-  wanted = abstract_state(config, mesh, frozen).params
   state = state.replace(
-    params=finetuning.overlay(state.params, _cast(given, wanted)),
+    params=finetuning.overlay(state.params, _fill(wanted, whole)),
     frozen=sharding.place(frozen, shardings.frozen),
   )
   return state, shardings
 
 
-def _cast(given: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-  """`given` in the dtypes of `like`."""
-  cast = {}
+def _fill(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+  """`given` in the dtypes of `params`; what has fewer rows is completed by theirs."""
+  filled = {}
   for key, x in given.items():
+    like = params[key]
     if isinstance(x, Mapping):
-      cast[key] = _cast(x, like[key])
+      filled[key] = _fill(like, x)
+    elif x.shape == like.shape:
+      filled[key] = x.astype(like.dtype)
     else:
-      cast[key] = x.astype(like[key].dtype)
-  return cast
+      filled[key] = like.at[: len(x)].set(x.astype(like.dtype))
+  return filled
 
 
 def abstract_state(
@@ -519,7 +524,7 @@ def _init(
   params = init(jax.random.key(config.seed))['params']
   if given:
     params = nn.unbox(params)
-    params = finetuning.overlay(params, _cast(given, params))
+    params = finetuning.overlay(params, _fill(params, given))
   trained, kept = finetuning.split(params, config.trainable)
   # Without gradient and optimizer these need no float32.
   kept = jax.tree.map(lambda x: x.astype(config.frozen_dtype), kept)

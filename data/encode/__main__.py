@@ -19,11 +19,12 @@ import jax
 from absl import flags
 
 from data.encode import work
-from wam_jax import checkpoint
 from wam_jax import cli
 from wam_jax import compilation_cache
 from wam_jax import hosts
 from wam_jax import processes
+from wam_jax import progress
+from wam_jax import source as source_lib
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import cache as cache_lib
@@ -97,7 +98,7 @@ def main(unused_argv: list[str]) -> None:
 
 def _read_flags(
   shard_index: int, shard_count: int
-) -> tuple[work.Job, encoders.Encoders, work.Machine]:
+) -> tuple[work.Job, encoders.Encoders, dict[str, str], work.Machine]:
   if shard_index >= shard_count:
     raise ValueError(f'--shard_index={shard_index} must be below --shard_count={shard_count}.')
   if _AUGMENTATIONS.value and _CENTER_CROP.value:
@@ -107,7 +108,9 @@ def _read_flags(
     )
   storage.make_path(_DATASET.value, '--dataset')
   machine = work.make_machine(_BATCH.value, _THREADS.value)
-  config, frozen = checkpoint.load_encoders(_WORKDIR.value)
+  source = source_lib.open_source(_WORKDIR.value)
+  hashes = source.hash_encoders(progress.say)
+  frozen = source.read_encoders(machine.place_shapes(source.frozen))
   cache = cache_lib.Cache(work.CACHE_GIB)
   episodes = sources.Episodes(
     _DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache
@@ -124,8 +127,8 @@ def _read_flags(
   findings = windows.list_findings(episodes, _RANGES.value, _FAILURES.value)
   prepare.complete_findings(findings)
   anchors = windows.make_anchors(episodes, _RANGES.value, _FAILURES.value)
-  job = work.make_job(config.model, episodes, anchors, storing, _choose_transform())
-  return job, frozen, machine
+  job = work.make_job(source.config.model, episodes, anchors, storing, _choose_transform())
+  return job, frozen, hashes, machine
 
 
 def _choose_transform() -> str:

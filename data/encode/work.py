@@ -10,7 +10,7 @@ import functools
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -233,8 +233,18 @@ class Machine:
 
   def place(self, frozen: encoders.Encoders) -> encoders.Encoders:
     """The encoders on the devices, large arrays split over them."""
-    shardings = sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES)
-    return sharding.place(frozen, shardings)
+    return sharding.place(frozen, self._split(frozen))
+
+  def place_shapes(self, frozen: encoders.Encoders) -> encoders.Encoders:
+    """Encoders of ShapeDtypeStructs, with the shardings that `place` gives."""
+    return jax.tree.map(
+      lambda x, split: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+      frozen,
+      self._split(frozen),
+    )
+
+  def _split(self, frozen: encoders.Encoders) -> encoders.Encoders:
+    return sharding.frozen_shardings(frozen, self.mesh, cfg.DEFAULT_RULES)
 
   def store(
     self,
@@ -339,15 +349,23 @@ def make_machine(batch: int, threads: int) -> Machine:
 
 
 def encode(
-  job: Job, frozen: encoders.Encoders, machine: Machine, shard_index: int = 0, shard_count: int = 1
+  job: Job,
+  frozen: encoders.Encoders,
+  hashes: Mapping[str, str],
+  machine: Machine,
+  shard_index: int = 0,
+  shard_count: int = 1,
 ) -> dict[str, Any]:
   """Stores what is missing of a job, or this process's share of it; returns a JSON-ready summary.
 
+  Args:
+    frozen: the encoders, of NumPy's arrays or on the devices as `Machine.place` gives them.
+    hashes: what `encoders.fingerprint` gives for them.
   Raises:
     ValueError: other features are in the way; no room; an encoder gives NaN.
   """
   description = describe.make_description(
-    job.episodes, job.anchors, job.model, encoders.fingerprint(frozen), job.transform
+    job.episodes, job.anchors, job.model, hashes, job.transform
   )
   frozen = machine.place(frozen)
   directory = describe.choose_directory(job.episodes, description)

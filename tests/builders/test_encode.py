@@ -161,7 +161,8 @@ def make_job(path, model=PATCHES, record=CLOCK, storing=PLAIN, transform='none',
 
 
 def run(job, frozen, *shard, batch=8):
-  return work.encode(job, frozen, work.make_machine(batch, 2), *shard)
+  hashes = encoders.fingerprint(frozen)
+  return work.encode(job, frozen, hashes, work.make_machine(batch, 2), *shard)
 
 
 def find(job, frozen) -> lookup.Stored:
@@ -537,7 +538,12 @@ def write_workdir(workdir, config, frozen) -> None:
     frozen=jax.tree.map(jnp.asarray, frozen),
   )
   with checkpoint.Checkpoints(workdir, 1) as checkpoints:
-    checkpoints.save(0, state, {}, {'config': cfg.to_dict(config), 'data': {}})
+    metadata = {
+      'config': cfg.to_dict(config),
+      'data': {},
+      'encoders': encoders.fingerprint(frozen),
+    }
+    checkpoints.save(0, state, {}, metadata)
 
 
 def kill_midway(process: subprocess.Popen, dataset: pathlib.Path) -> None:

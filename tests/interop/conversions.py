@@ -90,7 +90,11 @@ def write_run(
     opt_state={'count': jax.numpy.ones(1)},
     frozen=encoders.from_tree(to_float32(frozen), config.model),
   )
-  metadata = {'config': cfg.to_dict(config), 'data': robot_lib.to_metadata(robots)}
+  metadata = {
+    'config': cfg.to_dict(config),
+    'data': robot_lib.to_metadata(robots),
+    'encoders': encoders.fingerprint(state.frozen),
+  }
   with checkpoint.Checkpoints(workdir, 1) as checkpoints:
     checkpoints.save(3, state, {}, metadata)
 

@@ -48,7 +48,9 @@ def test_inspect_describes_a_run_of_any_model(tmp_path):
   )
   data = robot_lib.to_metadata([conversions.make_droid()])
   with checkpoint.Checkpoints(tmp_path, 1) as checkpoints:
-    checkpoints.save(2, state, {}, {'config': cfg.to_dict(config), 'data': data})
+    metadata = {'config': cfg.to_dict(config), 'data': data}
+    metadata['encoders'] = encoders.fingerprint(state.frozen)
+    checkpoints.save(2, state, {}, metadata)
 
   report = inspect(tmp_path)
   assert (report['layout'], report['step'], report['averaged']) == ('wam_jax', 2, False)

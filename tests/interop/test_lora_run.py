@@ -14,6 +14,7 @@ from tests.interop import test_imported_run as programs
 from tests.interop import tiny
 from wam_jax import checkpoint
 from wam_jax import finetuning
+from wam_jax import items
 from wam_jax import train_step
 from wam_jax import types
 from wam_jax.interop import exporting
@@ -89,7 +90,7 @@ def test_adapters_there_and_back(tmp_path):
   assert 'open loop on 2 windows' in programs.run('wam_jax.evaluate', f'--workdir={tuned}')
   said = inspection.show(inspection.inspect(epath.Path(tuned), foreign.Options(), None))
   assert '30 adapters of rank 2, alpha 4' in said
-  assert f'started from step 0 of {base}, parameters of SHA-256' in said
+  assert f'started from step 0 of {base}, weights of hash' in said
 
   # There and back: adapters merged into an export, which is imported once more.
   source = own.open_workdir(tuned, None)
@@ -98,12 +99,12 @@ def test_adapters_there_and_back(tmp_path):
   import_from(tmp_path / 'exported', back, vocabulary)
 
   place = tuned / 'checkpoints' / '2'
-  averages = checkpoint._load_tree(place / 'ema_params')
+  averages = items.load_whole(place / 'ema_params')
   assert not averages['blocks'].keys() & {'norm3', 'modulation'}
-  params = finetuning.overlay(checkpoint._load_tree(place / 'params'), averages)
+  params = finetuning.overlay(items.load_whole(place / 'params'), averages)
 
   # The same random window by the base with adapters, by the merged weights, and by the base alone.
-  adapted = checkpoint._load_newest(tuned, None, lambda place, config, _: config)
+  adapted = checkpoint.load_newest(tuned, None, lambda place, config, _: config)
   plain = finetuning.merged_config(adapted)
   want = predict(adapted, params)
   got = predict(plain, checkpoint.load_for_inference(back).params)

@@ -9,6 +9,7 @@ Source: DreamZero `transform/dreamzero_cotrain.py`.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import html
 import importlib
@@ -112,6 +113,35 @@ def make_tokenizer(config: cfg.TextConfig) -> Callable[[str], np.ndarray]:
     )
   _import('ftfy')
   return functools.partial(_tokenize, path=config.tokenizer, length=config.length)
+
+
+# Common and rare words, digits and signs: two vocabularies differ in some of them.
+_PROBES = (
+  'Pick up the red mug, then put it into the drawer (left side) & close it.',
+  'The video shows a bimanual manipulator unfolding 3 crumpled T-shirts; 0.25x speed!',
+  'Unscrew the thermos, pour ~40 ml of espresso, wipe the countertop.',
+  DROID,
+  NEGATIVE,
+)
+
+
+def find_difference(config: cfg.TextConfig, one: str, other: str) -> str | None:
+  """A text that two vocabulary files, of any kind, give different ids, and the ids; None if none is
+  found.
+
+  Raises:
+    ValueError: as `make_tokenizer`.
+  """
+  contents = [epath.Path(path).expanduser().read_bytes() for path in (one, other)]
+  if contents[0] == contents[1]:
+    return None
+  by_file = [make_tokenizer(dataclasses.replace(config, tokenizer=path)) for path in (one, other)]
+  for text in _PROBES:
+    ids, other_ids = (tokenize(text) for tokenize in by_file)
+    if not np.array_equal(ids, other_ids):
+      shown, other_shown = (each[:8].tolist() for each in (ids, other_ids))
+      return f'{text[:40]!r} begins with {shown} by {one}, with {other_shown} by {other}.'
+  return None
 
 
 @functools.lru_cache(maxsize=65536)

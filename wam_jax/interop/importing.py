@@ -6,6 +6,7 @@ Arrays keep their dtype. They pass through memory one weight at a time.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
 import pathlib
@@ -16,6 +17,8 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import frozen
+from wam_jax import identity
 from wam_jax import progress as progress_lib
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
@@ -67,10 +70,14 @@ def import_checkpoint(
 
   with storage.whole_directory(target, size) as partial:
     with progress_lib.Progress('import', size, 'B') as progress:
-      for item, arrays in items.items():
-        extra = source.extra if item == 'frozen' else {}
-        _write_item(own.checkpoint_place(partial) / item, arrays, extra, progress)
-    own.write_metadata(partial, config, robot_lib.to_metadata(robots), report)
+      place = own.checkpoint_place(partial) / 'params'
+      weights = _write_item(place, items['params'], {}, progress)
+      place = partial / frozen.ITEM / 'unnamed'
+      _write_item(place, items['frozen'], source.extra, progress)
+    # Its name is what the encoders hash to, once they are there.
+    hashes = own.Hashes(weights, frozen.hash_stored(place))
+    place.rename(frozen.find_place(partial, hashes.encoders))
+    own.write_metadata(partial, config, robot_lib.to_metadata(robots), report, hashes)
     if vocabulary:
       workdir_lib.copy_vocabulary(partial, vocabulary)
   return report
@@ -149,21 +156,35 @@ def _write_item(
   arrays: list[_Array],
   extra: Mapping[str, np.ndarray],
   progress: progress_lib.Progress,
-) -> None:
+) -> str:
+  """Writes one item of the checkpoint; the hash of its arrays."""
   announced = {array.path: array.announced for array in arrays}
   announced |= {path: lazy.Shape(x.shape, x.dtype) for path, x in extra.items()}
   stacked = frozenset(array.path for array in arrays if array.row.layers)
   writer = orbax.ItemWriter(place, announced, stacked)
-  # A stacked array is never whole in memory: each layer goes to disk by itself.
-  for array in arrays:
-    for number, name in enumerate(array.row.names):
-      weight = array.row.to_ours(array.weights[name].read())
-      weight = weight.astype(array.dtype, copy=False)
-      writer.write(array.path, weight, layer=number if array.row.layers else None)
-      progress.add(weight.nbytes)
-  for path, x in extra.items():
-    writer.write(path, x)
+  total = 0
+  # What is on its way to the disk is added up meanwhile.
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+
+    def write(path: str, numbers: np.ndarray, layer: int | None) -> int:
+      shape = announced[path].shape
+      starts = (0,) * len(shape) if layer is None else (layer, *[0] * numbers.ndim)
+      part = identity.Part(path, shape, starts, numbers if layer is None else numbers[None])
+      adding = thread.submit(identity.add_up, part)
+      writer.write(path, numbers, layer=layer)
+      return adding.result()
+
+    # A stacked array is never whole in memory: each layer goes to disk by itself.
+    for array in arrays:
+      for number, name in enumerate(array.row.names):
+        weight = array.row.to_ours(array.weights[name].read())
+        weight = weight.astype(array.dtype, copy=False)
+        total += write(array.path, weight, number if array.row.layers else None)
+        progress.add(weight.nbytes)
+    for path, x in extra.items():
+      total += write(path, x, None)
   writer.finish()
+  return identity.make_hash(announced, total)
 
 
 def _make_report(

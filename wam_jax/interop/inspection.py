@@ -172,9 +172,10 @@ def _show_origin(report: Mapping[str, Any]) -> list[str]:
     lines.append(line)
   if report.get('base'):
     base = report['base']
+    # Records of before have a SHA-256.
     lines.append(
-      f'started from step {base["step"]} of {base["workdir"]}, parameters of SHA-256 '
-      f'{base["sha256"]}'
+      f'started from step {base["step"]} of {base["workdir"]}, weights of hash '
+      f'{base.get("weights") or base["sha256"]}'
     )
   if report.get('fresh'):
     modules = ', '.join(importing.list_modules(report['fresh']))

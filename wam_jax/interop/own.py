@@ -17,6 +17,7 @@ from etils import epath
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
+from wam_jax import frozen as frozen_lib
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop.files import orbax
@@ -42,7 +43,7 @@ class Own:
     config: the config of the run, without adapters.
     data: what it knows of robots, as `robot.to_metadata` gives it.
     source: what `write_metadata` was told, {} for a run.
-    base: what the run started from, as `checkpoint.load_base` records it; {} for scratch.
+    base: what the run started from, as `source.identify` records it; {} for scratch.
     lora: the adapters that reading merges into the weights.
     averaged: whether the weights are averages over training steps.
     params: the arrays of the model, by '/'-separated path.
@@ -104,6 +105,18 @@ class Adapted(NamedTuple):
     return np.stack([finetuning.adapt(*layer, self.scale) for layer in layers])
 
 
+class Hashes(NamedTuple):
+  """Which weights a checkpoint has.
+
+  Attributes:
+    weights: the hash of the model's, from `identity`.
+    encoders: the hash of each frozen encoder, from `encoders.fingerprint`.
+  """
+
+  weights: str
+  encoders: dict[str, str]
+
+
 def is_workdir(path: epath.Path) -> bool:
   """Whether a run or an import wrote the directory."""
   return (path / 'checkpoints').is_dir()
@@ -137,7 +150,7 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
     lora=config.model.lora,
     averaged=averaged,
     params=_merge(params, config.model.lora),
-    frozen=orbax.open_item(place / 'frozen'),
+    frozen=orbax.open_item(frozen_lib.find(place, metadata)),
   )
 
 
@@ -174,7 +187,11 @@ def checkpoint_place(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def write_metadata(
-  workdir: pathlib.Path, config: cfg.TrainConfig, data: Mapping[str, Any], source: Mapping[str, Any]
+  workdir: pathlib.Path,
+  config: cfg.TrainConfig,
+  data: Mapping[str, Any],
+  source: Mapping[str, Any],
+  hashes: Hashes,
 ) -> None:
   """config.json of the workdir and the item `metadata` of its checkpoint.
 
@@ -183,12 +200,19 @@ def write_metadata(
     config: the config of the run.
     data: what is known of robots, as `robot.to_metadata` gives it.
     source: where the weights came from and how; kept for the record.
+    hashes: of what was written.
   """
   # Through text, so that both files hold the same: lists for tuples.
   plain = json.loads(json.dumps(cfg.to_dict(config)))
   (workdir / 'config.json').write_text(json.dumps(plain, indent=1) + '\n')
 
-  metadata = {'items': ['frozen', 'params'], 'config': plain, 'data': data, 'source': source}
+  metadata = {
+    'items': ['params'],
+    'config': plain,
+    'data': data,
+    'source': source,
+    **hashes._asdict(),
+  }
   place = checkpoint_place(workdir) / 'metadata'
   place.mkdir()
   (place / 'metadata').write_text(json.dumps(metadata))

@@ -6,15 +6,14 @@ Which ones a model has is its config's business; nothing else asks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import flax.serialization
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
 from wam_jax import types
@@ -125,22 +124,39 @@ def from_tree(tree: Mapping[str, Any], c: cfg.ModelConfig) -> Encoders:
   return Encoders(tokenizer=video, text=umt5, image=clip, config=c)
 
 
-def fingerprint(frozen: Encoders) -> dict[str, str]:
-  """A hash of the weights of each frozen encoder, whatever devices hold them; every process must
-  call it.
+class Named(NamedTuple):
+  """An array and what it is called.
+
+  Attributes:
+    name: its place in the tree, as `jax.tree_util.keystr` writes it.
+    shape, dtype: those of the whole array.
+    pieces: the array cut along its first axis.
   """
-  return {part: _hash_arrays(tree) for part, tree in to_tree(frozen).items()}
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  pieces: Iterable[np.ndarray]
 
 
-def _hash_arrays(tree: Any) -> str:
-  """Half of the SHA-256 of all names, dtypes, shapes and bytes."""
+def fingerprint(frozen: Encoders) -> dict[str, str]:
+  """A hash of the weights of each frozen encoder, which this process must hold whole."""
+  hashes = {}
+  for part, tree in to_tree(frozen).items():
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    hashes[part] = hash_arrays(
+      Named(jax.tree_util.keystr(path), tuple(x.shape), np.dtype(x.dtype), [np.asarray(x)])
+      for path, x in leaves
+    )
+  return hashes
+
+
+def hash_arrays(arrays: Iterable[Named]) -> str:
+  """Half of the SHA-256 of all names, dtypes, shapes and bytes, in the order of a tree."""
   digest = hashlib.sha256()
-  for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    name = jax.tree_util.keystr(path)
-    digest.update(f'{name} {x.dtype} {x.shape}'.encode())
-    # An array that lies in part on the devices of other processes is gathered first.
-    elsewhere = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
-    whole = multihost_utils.process_allgather(x, tiled=True) if elsewhere else np.asarray(x)
-    # Bytes, because hashes do not take views of bfloat16.
-    digest.update(np.ascontiguousarray(whole).reshape(-1).view(np.uint8))
+  for name, shape, dtype, pieces in arrays:
+    digest.update(f'{name} {dtype} {shape}'.encode())
+    for piece in pieces:
+      # Bytes, because hashes do not take views of bfloat16.
+      digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
   return digest.hexdigest()[:16]

@@ -199,7 +199,9 @@ def _make_spec(
 ) -> dict[str, Any]:
   name = path.replace('/', '.')
   if is_ocdbt:
-    base = {'driver': 'file', 'path': f'{directory}/'}
+    # Of a bucket a URL says it all.
+    is_remote = '://' in str(directory)
+    base = f'{directory}/' if is_remote else {'driver': 'file', 'path': f'{directory}/'}
     store = {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'}
   else:
     store = {'driver': 'file', 'path': f'{directory}/{name}/'}
