@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -27,7 +28,7 @@ from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 
 CONFIG = cfg.from_config_dict(cfg.base())
-METADATA = {'config': cfg.to_dict(CONFIG), 'data': {}}
+METADATA = {'config': cfg.to_dict(CONFIG), 'data': {}, 'encoders': {'tokenizer': 'of this test'}}
 
 
 def make_state(step: int) -> train_step.TrainState:
@@ -35,7 +36,7 @@ def make_state(step: int) -> train_step.TrainState:
   mesh = jax.make_mesh((jax.device_count(),), ('data',))
   rng = np.random.default_rng(step)
 
-  def draw(*shape):
+  def draw(*shape, rng=rng):
     array = rng.standard_normal(shape).astype(np.float32)
     # Where the first axis can be split, it is.
     axes = ('data',) if shape[0] % mesh.size == 0 else ()
@@ -44,7 +45,9 @@ def make_state(step: int) -> train_step.TrainState:
 
   params = {'block': {'w': draw(8, 6)}, 'scale': draw(3)}
   c = CONFIG.model.tokenizer
-  patches = tokenizer.PatchTokenizer(draw(6), draw(6, 2), draw(2, 6), c.temporal, c.spatial)
+  # Encoders are the same at every step.
+  fixed = functools.partial(draw, rng=np.random.default_rng(0))
+  patches = tokenizer.PatchTokenizer(fixed(6), fixed(6, 2), fixed(2, 6), c.temporal, c.spatial)
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   number = jax.make_array_from_callback((), whole, lambda _: np.int32(step))
   return train_step.TrainState(
@@ -114,7 +117,7 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
   'a short file of an older version': cut_without_list,
 }
 
-READER = checkpoint.ocp.Checkpointer
+READER = checkpoint.ocp.PyTreeCheckpointHandler
 REFUSED = PermissionError(13, 'Permission denied')
 BUSY = OSError('503 Service Unavailable')
 ALWAYS = float('inf')

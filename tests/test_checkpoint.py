@@ -157,14 +157,14 @@ def test_a_checkpoint_of_a_version_without_lists_of_files(tmp_path):
 def test_an_error_that_may_pass_is_no_damage(tmp_path, capsys):
   save_steps(tmp_path, [1, 2])
   busy = OSError('503 Service Unavailable')
-  with faulty.raising(checkpoint.ocp.Checkpointer, 'restore', busy, times=2):
+  with faulty.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
     assert restore(tmp_path, make_state(9)).step == 2
-  with faulty.raising(checkpoint.ocp.Checkpointer, 'restore', busy, times=2):
+  with faulty.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
     assert checkpoint.load_for_inference(tmp_path).step == 2
   assert capsys.readouterr().out.count('503 Service Unavailable; again in 0.01 s') == 2
   for read in (checkpoint.load_for_inference, lambda path: restore(path, make_state(9))):
     with (
-      faulty.raising(checkpoint.ocp.Checkpointer, 'restore', busy, times=3),
+      faulty.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=3),
       pytest.raises(checkpoint.CheckpointError, match='2 cannot be read: 503 .*\n.* was changed'),
     ):
       read(tmp_path)
@@ -332,7 +332,7 @@ def test_two_processes_restore_the_same_step_or_none(tmp_path):
   for name in faulty.DAMAGES:
     # The one before, and the step that was damaged can be saved again.
     assert found.pop((name, None)) == ['step 1', [1], 'step 2'], name
-  assert found.pop(('nothing was moved', None)) == [['checkpoints']]
+  assert found.pop(('nothing was moved', None)) == [['checkpoints', 'frozen']]
   passing = ('busy for a moment', 'listing refused for a moment', 'listing differs')
   for (name, host), (outcome, steps) in found.items():
     assert steps == [1, 2], name
