@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,7 +17,11 @@ import pytest
 from benchmarks import contest
 from benchmarks import tabletop
 from benchmarks.data import episodes
+from benchmarks.pods import work as pods
 from wam_jax import config as cfg
+from wam_jax import flops
+from wam_jax.aot import search
+from wam_jax.data import shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -109,6 +114,37 @@ def run(args):
   return subprocess.run(
     [sys.executable, '-m', 'benchmarks.data', *args], capture_output=True, text=True, cwd=ROOT
   )
+
+
+def test_bytes_that_a_layout_needs_by_hand():
+  """16 devices: weights in 4 parts, 2 replicas of them beside the 2 of a sample's tokens."""
+  config = cfg.from_config_dict(cfg.base())
+  config = dataclasses.replace(
+    config,
+    batch_size=16,
+    accumulate=2,
+    model=dataclasses.replace(config.model, dtype='bfloat16'),
+    data=dataclasses.replace(config.data, embodiments=('tabletop_disc',)),
+  )
+  m = config.model
+  needed = pods.needed_bytes(config, {'slices': 1, 'data': 2, 'fsdp': 4, 'tensor': 1, 'seq': 2})
+  weights = 2 * search.count_parameters(m)
+  # Two passes: gathered forward and backward, three parts of four from others.
+  assert needed['weights'] == 2 * 2 * weights * 3 / 4
+  # Scattered over the four, then the fourth part is summed over four replicas.
+  assert needed['gradients'] == 2 * (weights * 3 / 4 + 2 * weights / 4 * 3 / 4)
+  assert needed['tensor'] == 0
+  # Keys and values of two samples, bfloat16, gathered twice and scattered once, half of each.
+  tokens = flops.training_tokens(m, shapes.sizes(config).tokens_per_frame)
+  assert needed['seq'] == 3 * 2 * m.num_layers * 2 * 2 * tokens * m.dim / 2
+
+
+def test_runs_of_pods_are_all_configs_that_are_meant_for_them():
+  named = {run.name.partition(':')[0] for run in pods.RUNS}
+  on_pods = [path.stem for path in (ROOT / 'configs').glob('*.py') if 'v5p' in path.read_text()]
+  assert named == set(on_pods)
+  with pytest.raises(ValueError, match='droid_15b is no run; there are droid_5b, droid_14b:v5p'):
+    pods.measure_runs(lambda text: None, only=['droid_15b'], machine_code=False)
 
 
 def test_data_benchmark_prints_its_tables(tmp_path):
