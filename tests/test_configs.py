@@ -81,8 +81,9 @@ def test_trains_continues_and_evaluates(name, data_root, tmp_path):
     f'--workdir={workdir}',
     *list_flags(load_config(name, data_root)),
   ]
-  # `steps` may change between starts; a run of two ends as usual.
-  assert 'stopped' not in run('wam_jax.train', *train_flags, '--config.steps=2')
+  # A part of the schedule of four steps ends as usual.
+  part = ('--config.steps=2', '--config.optimizer.decay_steps=4')
+  assert 'stopped' not in run('wam_jax.train', *train_flags, *part)
   assert 'continuing after step 2 of 4' in run('wam_jax.train', *train_flags)
   assert steps_of(workdir) == [1, 2, 3, 4]
   printed = run('wam_jax.evaluate', f'--workdir={workdir}', f'--output={output}', '--videos=1')

@@ -329,7 +329,8 @@ def test_non_finite_step_names_its_samples_and_saves_nothing(
 
 
 def test_batches_continue_where_the_checkpoint_left_them(config, tmp_path, fake_step):
-  config = dataclasses.replace(config, eval_every=0, steps=14)
+  optimizer = dataclasses.replace(config.optimizer, decay_steps=60)
+  config = dataclasses.replace(config, eval_every=0, steps=14, optimizer=optimizer)
   train.train(config, tmp_path / 'straight')
   want = dict(fake_step['samples'])
   # Ends with a save of its own, at a step that is none of the tens.
@@ -396,6 +397,14 @@ def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path,
   with pytest.raises(FloatingPointError, match=f'step 30 is 7, .*dataset:sample: {samples}'):
     train.train(dataclasses.replace(watched, stop_on_spike=True), tmp_path / 'stop')
   assert checkpoint.list_steps(tmp_path / 'stop')[-1] < 30
+
+  # Soon after a restart, too, and with the same words: the usual loss is that of all steps before.
+  stopping = dataclasses.replace(watched, stop_on_spike=True)
+  optimizer = dataclasses.replace(config.optimizer, decay_steps=config.steps)
+  part = dataclasses.replace(stopping, steps=25, optimizer=optimizer)
+  train.train(part, tmp_path / 'restarted')
+  with pytest.raises(FloatingPointError, match=f'step 30 is 7, 7.0 times .*sample: {samples}'):
+    train.train(stopping, tmp_path / 'restarted')
 
 
 def test_checkpoints_kept_for_good_and_a_trace(config, tmp_path, fake_step):

@@ -80,6 +80,13 @@ def test_learning_rate_warms_up_holds_and_decays():
   np.testing.assert_allclose(rate(100), 0.0, atol=1e-8)
 
 
+def test_a_schedule_may_end_after_the_run():
+  part = train_step.make_schedule(dataclasses.replace(CONFIG.optimizer, decay_steps=100), 30)
+  whole = train_step.make_schedule(CONFIG.optimizer, 100)
+  steps = np.arange(30)
+  np.testing.assert_array_equal(part(steps), whole(steps))
+
+
 def test_only_kernels_and_tables_decay(start):
   decayed = jax.tree_util.tree_flatten_with_path(train_step._is_matrix(start[1].params))[0]
   kinds = {True: set(), False: set()}
@@ -148,6 +155,12 @@ def test_steps_differ_in_noise_and_repeat_exactly(start):
   _, second = step(state_1, make_batch())
   assert first['loss'] == again['loss']
   assert first['loss'] != second['loss']
+  # Held-out batches share their noise neither with a step nor with each other.
+  evaluate = train_step.make_eval_step(CONFIG, mesh, shardings)
+  numbers = [np.uint32(number) for number in (0, 1, 0)]
+  held_out = [float(evaluate(copy(), make_batch(), number)['loss']) for number in numbers]
+  assert held_out[0] == held_out[2] != held_out[1]
+  assert float(first['loss']) not in held_out
   # The first of ten steps to 0.1 begins at 0.
   assert first['learning_rate'] == 0.0
   np.testing.assert_allclose(second['learning_rate'], 0.01, rtol=1e-6)

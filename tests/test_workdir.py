@@ -48,8 +48,9 @@ def test_a_start_that_saved_nothing_binds_nothing(tmp_path):
 
 
 def test_the_vocabulary_is_that_of_the_start_that_saved(tmp_path):
-  def keep(name):
-    (tmp_path / name).write_text(name)
+  def keep(name, content=''):
+    if content is not None:
+      (tmp_path / name).write_text(name)
     text = dataclasses.replace(CONFIG.model.text, kind='umt5', tokenizer=str(tmp_path / name))
     config = changed(model=dataclasses.replace(CONFIG.model, text=text))
     workdir_lib.keep_vocabulary(tmp_path / 'run', config)
@@ -59,7 +60,13 @@ def test_the_vocabulary_is_that_of_the_start_that_saved(tmp_path):
   assert keep('first.json') == 'first.json'
   assert keep('second.model') == 'second.model'
   bind(tmp_path / 'run', CONFIG)
-  assert keep('third.json') == 'second.model'
+  with pytest.raises(ValueError, match=r"third.json' is not the vocabulary that the run in .* was"):
+    keep('third.json')
+  # The same one, from elsewhere, or from a place that is no more.
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'elsewhere' / 'second.model').write_text('second.model')
+  for path in ('elsewhere/second.model', 'nowhere.json'):
+    assert keep(path, content=None) == 'second.model'
 
 
 def test_other_config_is_refused_and_changes_nothing(tmp_path):
@@ -111,6 +118,28 @@ def test_ten_differences_are_listed(tmp_path):
   assert str(error.value).count(' there, ') == 10
 
 
+def test_the_schedule_of_a_run_stays(tmp_path):
+  def of(steps, decay_steps=0):
+    optimizer = dataclasses.replace(CONFIG.optimizer, decay_steps=decay_steps)
+    return changed(steps=steps, optimizer=optimizer)
+
+  bind(tmp_path, of(40))
+  # A part of it, and the rest.
+  claim(tmp_path, of(10, decay_steps=40))
+  claim(tmp_path, of(30, decay_steps=40))
+  claim(tmp_path, of(40))
+  for other in (of(80), of(20), of(40, decay_steps=80)):
+    with pytest.raises(ValueError, match='now\nPass another') as error:
+      claim(tmp_path, other)
+    assert (
+      'The learning rate of that run falls to 0 at step 40: to train longer, start from its '
+      f'weights by another --workdir with --config.init_from={tmp_path}; to stop earlier, and go '
+      'on later, set --config.optimizer.decay_steps=40 beside config.steps.'
+    ) in str(error.value)
+  with pytest.raises(ValueError, match=r'decay_steps=10, .* must be 0, for config.steps=40, or at'):
+    of(40, decay_steps=10)
+
+
 def test_length_speed_and_places_may_change(tmp_path):
   here = cfg.DatasetConfig(path='/here', embodiment='disc', prepare='a')
   data = dataclasses.replace(CONFIG.data, mixture={'d': here}, embodiments=('disc',))
@@ -126,6 +155,7 @@ def test_length_speed_and_places_may_change(tmp_path):
   now = changed(
     data=there,
     steps=7,
+    optimizer=dataclasses.replace(CONFIG.optimizer, decay_steps=CONFIG.steps),
     log_every=8,
     save_every=9,
     eval_every=3,

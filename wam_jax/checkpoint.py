@@ -123,8 +123,8 @@ class Checkpoints:
       state: TrainState; may be donated as soon as this returns.
       iterator_state: JSON-able and the same on every host.
       metadata: JSON-able: 'config', the nested dict of the config, 'data', what the dataset says,
-        'encoders', the hash of each frozen encoder, and of a run that started from another
-        'base', the record of `source.identify`.
+        'encoders', the hash of each frozen encoder, of a run that started from another 'base', the
+        record of `source.identify`, and what `guards.LossWatch` remembers.
     Raises:
       CheckpointError: this save, or the one before, cannot be written.
     """

@@ -503,6 +503,7 @@ class OptimizerConfig:
     learning_rate: peak.
     warmup_steps: linear from 0.
     hold_fraction: share of the steps, after warm-up, at the peak before the cosine begins.
+    decay_steps: the step where the cosine reaches 0, for a run in parts; 0 for config.steps.
     b1, b2, adam_eps, weight_decay: of AdamW; matrices only are decayed.
     clip_norm: of the global gradient.
     ema_decay: of the averaged weights that evaluation and serving use; 0 for none.
@@ -512,6 +513,7 @@ class OptimizerConfig:
   learning_rate: float = 1e-5
   warmup_steps: int = 100
   hold_fraction: float = 0.0
+  decay_steps: int = 0
   b1: float = 0.95
   b2: float = 0.999
   adam_eps: float = 1e-8
@@ -667,6 +669,12 @@ class TrainConfig:
     low = [f'config.{key}={getattr(self, key)}' for key in counts if getattr(self, key) < 1]
     if low:
       raise ValueError(f'{", ".join(low)}: must be at least 1.')
+    decay_steps = self.optimizer.decay_steps
+    if decay_steps < 0 or 0 < decay_steps < self.steps:
+      raise ValueError(
+        f'config.optimizer.decay_steps={decay_steps}, where the learning rate reaches 0, must be '
+        f'0, for config.steps={self.steps}, or at least that.'
+      )
 
   def _check_trainable(self):
     if not self.trainable:

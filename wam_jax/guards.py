@@ -50,17 +50,24 @@ class LossWatch:
   host run far ahead.
   """
 
-  def __init__(self, config: cfg.TrainConfig):
+  def __init__(self, config: cfg.TrainConfig, recent: Sequence[float] = ()):
+    """`recent` are the losses that the checkpoint which a run goes on from has of `get_state`."""
     self._factor = config.spike_factor
     self._stop = config.stop_on_spike
     self._pending: collections.deque[_Dispatched] = collections.deque()
-    self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
+    self._recent = collections.deque(recent, maxlen=_RECENT)
     self._last: Complete | None = None
 
   def add(self, step: int, sample_B2: np.ndarray, step_metrics: Mapping[str, jax.Array]) -> None:
     """`step` was dispatched; `sample_B2` are its (dataset, sample) on this host."""
     watched = {name: step_metrics[name] for name in ('loss', 'grad_norm') if name in step_metrics}
     self._pending.append(_Dispatched(step, sample_B2, watched))
+
+  def get_state(self) -> dict[str, list[float]]:
+    """What a restart needs to find the same spikes, for the metadata of a checkpoint; call it when
+    all steps are checked.
+    """
+    return {'usual_losses': list(self._recent)}
 
   def check(self, lag: int) -> Complete | None:
     """Checks all but the newest `lag` steps; returns the last complete one, None before the first.

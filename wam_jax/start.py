@@ -41,6 +41,7 @@ class Start:
     shardings: the sharding of each of its arrays.
     data: the datasets, with the features that were stored by the encoders in `state`.
     iterator_state: where the data stands after `step` steps; None at the beginning.
+    usual_losses: what `guards.LossWatch` remembers of the steps before.
     metadata: what goes into every checkpoint of the run, see `checkpoint.Checkpoints.save`.
   """
 
@@ -49,6 +50,7 @@ class Start:
   shardings: Any
   data: pipeline.Data
   iterator_state: Any
+  usual_losses: list[float]
   metadata: dict[str, Any]
 
 
@@ -119,6 +121,8 @@ def begin(
     shardings=fresh.shardings,
     data=data,
     iterator_state=restored.iterator_state if restored else None,
+    # Checkpoints of earlier versions have none.
+    usual_losses=restored.metadata.get('usual_losses', []) if restored else [],
     metadata=metadata,
   )
 
@@ -262,13 +266,18 @@ def _check_same_data(
   stored: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path
 ) -> None:
   keys = stored.keys() | now.keys()
+  if 'windows' not in stored:  # Of an earlier version.
+    keys = keys - {'windows'}
   differing = sorted(key for key in keys if stored.get(key) != now.get(key))
   if not differing:
     return
   again = 'Put the old dataset back'
-  # Features are made of the dataset: without them a run can still go on from pixels.
+  if differing == ['windows']:
+    again = 'Put the old episodes, and the old config.data.ranges, back'
   if differing == ['features']:
-    again = 'Put the old features back, or set --config.data.features=off for pixels'
+    again = 'Put the old features back'
+    if 'features' not in stored:
+      again = 'Set --config.data.features=off to go on from pixels'
   raise ValueError(
     f'The dataset has changed since {workdir} was last saved: {", ".join(differing)} differ. '
     f'{again}, or start in another --workdir with --config.init_from.'

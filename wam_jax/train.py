@@ -124,7 +124,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
 
     run_step = train_step.make_train_step(config, mesh, start.shardings)
     run_eval = train_step.make_eval_step(config, mesh, start.shardings)
-    watch = guards.LossWatch(config)
+    watch = guards.LossWatch(config, start.usual_losses)
     stop = stack.enter_context(guards.StopSignal())
     profile = stack.enter_context(guards.Profile(config.profile, workdir / 'profile'))
     report = stack.enter_context(_show_progress(config, speed))
@@ -160,14 +160,14 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
         watch.check(lag=0)
         with clock.pause():
           record.send()  # Before the checkpoint: a restart from it must find its lines.
-          checkpoints.save(step, state, batches.get_state(), start.metadata)
+          checkpoints.save(step, state, batches.get_state(), start.metadata | watch.get_state())
 
     # A signal may have come between two checkpoints.
     watch.check(lag=0)
     with clock.pause():
       if step > start.step and checkpoints.newest() != step:
         record.send()
-        checkpoints.save(step, state, batches.get_state(), start.metadata)
+        checkpoints.save(step, state, batches.get_state(), start.metadata | watch.get_state())
       checkpoints.wait()
 
   if step < config.steps:
@@ -260,7 +260,9 @@ def _evaluate(
   part: sharding.HostBatch,
 ) -> dict[str, float]:
   """Held-out metrics, averaged over the evaluation batches."""
-  results = [run_eval(state, part.place(batch)) for batch in held_out]
+  results = [
+    run_eval(state, part.place(batch), np.uint32(number)) for number, batch in enumerate(held_out)
+  ]
   results = jax.device_get(results)  # Once, so that the devices need not wait between batches.
   means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
   return {f'eval_{name}': mean for name, mean in means.items()}

@@ -24,6 +24,8 @@ from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 from wam_jax.models import wam
 
+_EVALUATION = 2**31  # In place of a step, which is an int32.
+
 
 @flax.struct.dataclass(kw_only=True)
 class TrainState:
@@ -246,16 +248,19 @@ def make_train_step(
 
 def make_eval_step(
   config: cfg.TrainConfig, mesh: jax.sharding.Mesh, shardings: Any
-) -> Callable[[TrainState, types.Batch], dict[str, jax.Array]]:
-  """Compiled held-out loss of the averaged weights; the noise is the same at every call."""
+) -> Callable[[TrainState, types.Batch, np.uint32], dict[str, jax.Array]]:
+  """Compiled held-out loss of the averaged weights on a batch of this number, of which the noise is
+  a function.
+  """
 
-  def step(state: TrainState, batch: types.Batch):
-    # So that two evaluations differ by the weights alone.
-    key = _noise_key(config.seed, 0)
+  def step(state: TrainState, batch: types.Batch, number: jax.Array):
+    # Two evaluations differ by the weights alone, and share no noise with any step.
+    key = jax.random.fold_in(_noise_key(config.seed, _EVALUATION), number)
     noise = sample_noise(config.model, config.flow, key, state.frozen, batch)
     return loss_fn(config, state.eval_params, state.frozen, batch, noise)[1]
 
-  compiled = jax.jit(step, in_shardings=(shardings, sharding.batch_sharding(mesh, config.rules)))
+  batch_sharding = sharding.batch_sharding(mesh, config.rules)
+  compiled = jax.jit(step, in_shardings=(shardings, batch_sharding, None))
   return _on_mesh(compiled, mesh, config.rules)
 
 
@@ -468,7 +473,10 @@ def _first_denoised(c: cfg.ModelConfig) -> int:
 
 
 def make_schedule(o: cfg.OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate: linear warm-up, a stretch at the peak, cosine to 0 at the last of `steps`."""
+  """Learning rate: linear warm-up, a stretch at the peak, cosine to 0 at `o.decay_steps`, or where
+  that is 0 at the last of `steps`.
+  """
+  steps = o.decay_steps or steps
   # A run that is shorter than its warm-up reaches the peak at its end.
   warmup = min(o.warmup_steps, steps)
   hold = int((steps - warmup) * o.hold_fraction)
@@ -566,6 +574,7 @@ def _example(c: cfg.ModelConfig) -> dict[str, Any]:
 
 def _noise_key(seed: int, step) -> jax.Array:
   # From the step alone, so that a run that goes on after a restart draws what it would have drawn.
+  # Parameters are drawn from the same root, by names: to split it now would change every run.
   return jax.random.fold_in(jax.random.key(seed), step)
 
 

@@ -23,10 +23,11 @@ VOCABULARIES = ('tokenizer.json', 'spiece.model', 'tokenizer.model')
 _CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'wandb_id')  # Files that a restart goes on from.
 _ABSENT = object()
 
-# Keys that may change between restarts: how long, how fast and where, never what is computed.
+# Keys that may change between restarts: how far, how fast and where, never what is computed.
 _MAY_CHANGE = frozenset(
   {
-    'steps',
+    'steps',  # But not where the learning rate reaches 0: `_find_schedule_end`.
+    'optimizer.decay_steps',
     'log_every',
     'save_every',
     'eval_every',
@@ -119,14 +120,19 @@ def keep_vocabulary(workdir: pathlib.Path, config: cfg.TrainConfig) -> None:
   file.
 
   Raises:
-    ValueError: there is no such file.
+    ValueError: there is no such file, or the run in `workdir` has another one.
   """
   if config.model.text.kind == 'word':
     return
   kept = find_vocabulary(workdir)
-  if kept and is_bound(workdir):
-    return
   source = storage.make_path(config.model.text.tokenizer, 'config.model.text.tokenizer')
+  if kept and is_bound(workdir):
+    if source.is_file() and source.read_bytes() != kept.read_bytes():
+      raise ValueError(
+        f'config.model.text.tokenizer={str(source)!r} is not the vocabulary that the run in '
+        f'{workdir} was begun with, {kept}. Name that one, or pass another --workdir.'
+      )
+    return
   if not source.is_file():
     raise ValueError(
       f'config.model.text.tokenizer={str(source)!r} is no file; give the tokenizer.json or the '
@@ -212,7 +218,27 @@ def _check_same_run(
     f'--workdir={workdir} belongs to a run with another config:\n  '
     + '\n  '.join(lines)
     + '\nPass another --workdir, delete that one, or set these keys back.'
+    + _advise_on_schedule(workdir, stored, now)
   )
+
+
+def _advise_on_schedule(
+  workdir: pathlib.Path, stored: Mapping[str, Any], now: Mapping[str, Any]
+) -> str:
+  """How to train longer or shorter than a run was meant to."""
+  end = _find_schedule_end(fill_config(stored))
+  if end == _find_schedule_end(now):
+    return ''
+  return (
+    f' The learning rate of that run falls to 0 at step {end}: to train longer, start from its '
+    f'weights by another --workdir with --config.init_from={workdir}; to stop earlier, and go on '
+    f'later, set --config.optimizer.decay_steps={end} beside config.steps.'
+  )
+
+
+def _find_schedule_end(config: Mapping[str, Any]) -> int:
+  """The step where the learning rate reaches 0."""
+  return config['optimizer']['decay_steps'] or config['steps']
 
 
 def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -220,10 +246,11 @@ def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[
   old = dict(_flatten(stored))
   new = dict(_flatten(now))
   differing = [key for key in old | new if _find(old, key) != _find(new, key)]
+  changed = [key for key in differing if not _may_change(key)]
+  if _find_schedule_end(stored) != _find_schedule_end(now):
+    changed += [key for key in ('steps', 'optimizer.decay_steps') if key in differing]
   return [
-    f'config.{key}: {_show(old, key)} there, {_show(new, key)} now'
-    for key in sorted(differing)
-    if not _may_change(key)
+    f'config.{key}: {_show(old, key)} there, {_show(new, key)} now' for key in sorted(changed)
   ]
 
 

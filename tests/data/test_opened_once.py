@@ -140,7 +140,8 @@ def test_a_training_start_opens_everything_once(config, tmp_path, counts, monkey
     beside, 'write', lambda *args, **kwargs: kept.append(args[1]) or write(*args, **kwargs)
   )
 
-  first = dataclasses.replace(config, steps=1, save_every=1)
+  optimizer = dataclasses.replace(config.optimizer, decay_steps=config.steps)
+  first = dataclasses.replace(config, steps=1, save_every=1, optimizer=optimizer)
   assert train.train(first, tmp_path / 'run') == 0
   assert_opened_once(counts)
   # The windows that the tokenizer is fitted on, and the run itself.

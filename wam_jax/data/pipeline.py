@@ -261,13 +261,18 @@ class Data:
   @property
   def metadata(self) -> dict[str, Any]:
     """JSON-ready: per embodiment its id, record and statistics, all that serving needs of the data;
-    and the names of the features that are trained on, by dataset, where there are any.
+    of each dataset that is trained on a fingerprint of its windows; and the names of the features
+    that are trained on, by dataset, where there are any.
 
     `robot.from_metadata` turns it back into objects.
     """
     metadata = robot_lib.to_metadata(list(self.robots.values()))
-    stored = {s.name: s.stored.directory.name for s in self.mixtures.get(TRAINING, ()) if s.stored}
-    return {**metadata, 'features': stored} if stored else metadata
+    mixture = self.mixtures.get(TRAINING, ())
+    if mixture:
+      metadata['windows'] = {s.name: s.anchors.fingerprint for s in mixture}
+    if stored := {s.name: s.stored.directory.name for s in mixture if s.stored}:
+      metadata['features'] = stored
+    return metadata
 
   def open_mixture(self, split: str = TRAINING) -> list[samples.Sampler]:
     """A sampler of each dataset on this split, opened at the first call.

@@ -18,6 +18,7 @@ one kept range, and time runs on.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from typing import Any, NamedTuple
 
@@ -116,6 +117,14 @@ class Anchors:
 
   def __len__(self) -> int:
     return self.total
+
+  @property
+  def fingerprint(self) -> str:
+    """The same for the same anchors only: which windows there are, in this order."""
+    digest = hashlib.sha256(str(self.steps_per_chunk).encode())
+    for column_K in (self.episode_K, self.start_K, self.end_K, self.stop_K):
+      digest.update(np.ascontiguousarray(column_K, np.int64))
+    return digest.hexdigest()[:16]
 
   def __getitem__(self, sample: int) -> Anchor:
     if not 0 <= sample < self.total:

@@ -45,17 +45,21 @@ class Forecaster:
 
     Args:
       robots: every robot that a window may come from.
-      seed: seed of the noise, the same for every batch.
+      seed: of the noise, together with the number of the batch: the first is 0.
     """
     self._policy = policy
     self._model = model
     self._robots = {robot.id: robot for robot in robots}
     self._seed = seed
+    self._batches = 0
 
   def __call__(self, batch: types.Batch) -> Forecast:
     robots = [self._robots[int(robot)] for robot in batch.embodiment_B]
     task = agent_lib.make_task(self._model, robots, batch.prompt_ids_BP)
-    self._policy.reset(task, batch.frames_BRIJ3[:, 0], self._seed)
+    # Mixed, so that no batch of another seed has the same noise, and no step of training.
+    mixed = np.random.SeedSequence([self._seed, self._batches]).generate_state(1)
+    self._batches += 1
+    self._policy.reset(task, batch.frames_BRIJ3[:, 0], int(mixed[0]))
 
     # A window has as many chunks as the policy takes between two anchors: frame 0 is the only one.
     actions = []
