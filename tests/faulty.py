@@ -73,7 +73,7 @@ def restore(workdir: pathlib.Path) -> str:
   try:
     with checkpoint.Checkpoints(workdir, keep=5) as checkpoints:
       got = checkpoints.restore(CONFIG, lambda _: like, lambda _: None)
-  except ValueError as e:
+  except (ValueError, OSError) as e:
     return str(e)
   want = make_state(got.step)
   for here, expected in zip(jax.tree.leaves(got.state), jax.tree.leaves(want)):

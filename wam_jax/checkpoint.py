@@ -54,8 +54,8 @@ class CheckpointError(ValueError):
   """A checkpoint could not be written or none can be read; the message says what to do."""
 
 
-class PassingError(CheckpointError, OSError):
-  """As `CheckpointError`, where the same command may well succeed a little later."""
+class PassingError(OSError):
+  """A checkpoint cannot be read or written now; the same command may well succeed later."""
 
 
 class DamageError(CheckpointError):
@@ -126,7 +126,8 @@ class Checkpoints:
         'encoders', the hash of each frozen encoder, of a run that started from another 'base', the
         record of `source.identify`, and what `guards.LossWatch` remembers.
     Raises:
-      CheckpointError: this save, or the one before, cannot be written.
+      CheckpointError: this save, or the one before, cannot be written; in a bucket PassingError.
+      TakenError: the workdir belongs to another run by now.
     """
     self.wait()  # The error of the save before must not be lost.
     if step in self._steps:
@@ -147,12 +148,12 @@ class Checkpoints:
     self._guard(lambda: self._begin(step, items), step)
 
   def check(self) -> None:
-    """Raises CheckpointError if the background save has failed; does not wait for it."""
+    """Raises what `save` does if that has failed in the background; does not wait for it."""
     if self._saving and self._saving.done():
       self.wait()
 
   def wait(self) -> None:
-    """Returns when the last save is on disk; raises CheckpointError if it failed."""
+    """Returns when the last save is on disk; raises what `save` does if it failed."""
     if self._saving:
       saving = self._saving
       self._saving = None
@@ -177,8 +178,8 @@ class Checkpoints:
       abstract_state: from abstract encoders to a TrainState of ShapeDtypeStruct with shardings.
       say: told of each checkpoint that had to be skipped.
     Raises:
-      CheckpointError: no checkpoint is whole, or one that is cannot be read now: nothing has been
-        changed then.
+      CheckpointError: no checkpoint is whole.
+      PassingError: one that is whole cannot be read now; nothing has been changed.
     """
     damages: dict[int, str] = {}
     for step in reversed(self._steps):
