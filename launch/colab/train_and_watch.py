@@ -15,7 +15,9 @@
 SIZE = ''  # 'smoke' for a run of a minute that learns nothing.
 WORKDIR = '~/wam/tiny'  # Run the notebook again to continue there.
 REPOSITORY = ''  # On Colab: what `git clone` takes. Elsewhere the notebook lies in its checkout.
-EXTRAS = 'sim'  # On Colab: 'sim,cuda13' with a GPU, 'sim,tpu' with a TPU.
+# On Colab the project is installed with these; elsewhere nothing is. 'sim,cuda13' with a GPU
+# (cuda12 for a driver below 580), 'sim,tpu' with a TPU.
+EXTRAS = 'sim'
 
 # %%
 import os
@@ -24,6 +26,11 @@ import subprocess
 import sys
 
 if 'google.colab' in sys.modules and not pathlib.Path('wam_jax').exists():
+  if not REPOSITORY:
+    raise ValueError(
+      'REPOSITORY is empty: write in the cell above what `git clone` takes to fetch the project, '
+      'as https://HOST/NAME/wam_jax.git, and run both cells again.'
+    )
   subprocess.run(['git', 'clone', '--quiet', REPOSITORY, 'wam_jax'], check=True)
   subprocess.run(
     [sys.executable, '-m', 'pip', 'install', '--quiet', '-e', f'wam_jax[{EXTRAS}]'], check=True

@@ -63,6 +63,16 @@ def test_notebook_is_up_to_date(demo):
   assert (COLAB / f'{demo}.ipynb').read_text() == made, 'run: python launch/colab/to_notebook.py'
 
 
+def test_colab_needs_to_know_the_repository(tmp_path, monkeypatch):
+  cells = json.loads((COLAB / 'train_and_watch.ipynb').read_text())['cells']
+  code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
+  monkeypatch.setitem(sys.modules, 'google.colab', sys)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(subprocess, 'run', lambda *_, **__: pytest.fail('must not clone'))
+  with pytest.raises(ValueError, match='REPOSITORY is empty: write in the cell above what'):
+    exec('\n'.join(code[:2]), {})
+
+
 def test_train_and_watch_runs(tmp_path):
   source = (COLAB / 'train_and_watch.py').read_text()
   script = tmp_path / 'demo.py'

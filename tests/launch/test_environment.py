@@ -119,6 +119,11 @@ def make_environment(place: pathlib.Path, extras: str) -> pathlib.Path:
   return python
 
 
+def test_the_page_says_what_is_installed():
+  (row,) = re.findall(r'^\|.*launch/tpu.sh run.*$', (ROOT / 'launch/README.md').read_text(), re.M)
+  assert [extra for extra in read_extras().split(',') if f'`{extra}`' not in row] == []
+
+
 @pytest.mark.slow
 def test_every_pod_config_can_start_with_what_is_installed(tmp_path):
   assert len(CONFIGS) >= 6
