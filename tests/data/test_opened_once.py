@@ -12,13 +12,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from data.encode import work
 from tests.data import synthetic
 from wam_jax import config as cfg
+from wam_jax import source as source_lib
 from wam_jax import train
 from wam_jax.data import beside
 from wam_jax.data import pipeline
 from wam_jax.data import samples
 from wam_jax.data import sources
+from wam_jax.data import windows
+from wam_jax.data.features import record_files
 
 SHARDS = 3
 
@@ -78,7 +82,7 @@ def counts(tmp_path, monkeypatch) -> Iterator[Counts]:
     counts.splits[dataset.path.parts[-3], split] += 1
 
   def count_painted(film, unused_frames):
-    counts.painted[film.key[1]] += 1
+    counts.painted[film.key[1] if len(film.key) > 1 else 'to encode'] += 1
 
   def count_builder(path):
     counts.builders[pathlib.Path(path).parts[-3]] += 1
@@ -157,3 +161,33 @@ def test_a_training_start_opens_everything_once(config, tmp_path, counts, monkey
   assert counts.readers == 1
   assert counts.painted['val'] == config.eval_batches * config.batch_size
   assert not kept
+
+
+def store_features(config: cfg.TrainConfig, workdir: pathlib.Path) -> None:
+  """What the encoders of the run in `workdir` make of every window of `config`."""
+  source = source_lib.open_source(workdir)
+  hashes = source.hash_encoders(print)
+  machine = work.make_machine(8, 2)
+  frozen = source.read_encoders(machine.place_shapes(source.frozen))
+  storing = record_files.Storing(anchor_stride=1)
+  for dataset in config.data.mixture.values():
+    for split in ('train', 'val'):
+      episodes = sources.Dataset(dataset.path).open(split, synthetic.CLOCK)
+      anchors = windows.make_anchors(episodes)
+      job = work.make_job(source.config.model, episodes, anchors, storing, 'none')
+      work.encode(job, frozen, hashes, machine)
+
+
+@pytest.mark.slow
+def test_where_features_are_stored_no_picture_is_read(config, tmp_path, counts):
+  """Neither for the tokenizer, which is another run's, nor for training or evaluation."""
+  first = dataclasses.replace(config, steps=1, save_every=1)
+  train.train(first, tmp_path / 'run')
+  store_features(config, tmp_path / 'run')
+
+  counts.clear()
+  data = dataclasses.replace(config.data, features='require')
+  from_features = dataclasses.replace(config, data=data, encoders_from=str(tmp_path / 'run'))
+  assert train.train(from_features, tmp_path / 'features') == 0
+  assert counts.readers == 1
+  assert not counts.painted
