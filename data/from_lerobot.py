@@ -31,12 +31,8 @@ from wam_jax import cli
 
 _SOURCE = flags.DEFINE_string('source', None, 'LeRobot directory, with meta/info.json.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make, such as NAME/1.0.0.')
-_EMBODIMENT = flags.DEFINE_string(
-  'embodiment_json',
-  '',
-  'File with the record to write and check instead of the suggested one: the fields of '
-  '`Embodiment` as JSON.',
-)
+_EMBODIMENT = cli.define_embodiment('The record to check and write in place of the proposed one.')
+flags.DEFINE_alias('embodiment_json', 'embodiment')  # As it was called.
 _SIZE = flags.DEFINE_string(
   'size', '', 'ROWSxCOLUMNS to resize all images to; empty for the size as it is.'
 )
@@ -50,7 +46,7 @@ def main(unused_argv: list[str]) -> None:
   record, made = convert.convert(
     _SOURCE.value,
     _OUTPUT.value,
-    embodiment_json=_EMBODIMENT.value,
+    embodiment=_EMBODIMENT.value,
     size=_SIZE.value,
     exclude=_EXCLUDE.value,
     workers=_WORKERS.value,

@@ -25,15 +25,15 @@ from wam_jax.data import statistics
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
 )
-_EMBODIMENT = flags.DEFINE_enum(
-  'embodiment', None, sorted(embodiments.EMBODIMENTS), 'Record in wam_jax/data/embodiments.py.'
-)
+_EMBODIMENT = cli.define_embodiment('The robot; by default the record beside the dataset.')
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split, without slicing, as in the config.')
 cli.define_json()
 
 
 def main(unused_argv: list[str]) -> None:
-  episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
+  episodes = sources.Episodes(
+    _DATASET.value, _SPLIT.value, embodiments.resolve(_EMBODIMENT.value, _DATASET.value)
+  )
   record = episodes.record
   finding = statistics.Finding(episodes)
   others: list[scan.Finding] = [scan.Spans(episodes)]
@@ -89,5 +89,5 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['dataset', 'embodiment'])
+  flags.mark_flags_as_required(['dataset'])
   cli.run(main)

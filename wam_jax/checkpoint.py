@@ -123,8 +123,9 @@ class Checkpoints:
       state: TrainState; may be donated as soon as this returns.
       iterator_state: JSON-able and the same on every host.
       metadata: JSON-able: 'config', the nested dict of the config, 'data', what the dataset says,
-        'encoders', the hash of each frozen encoder, of a run that started from another 'base', the
-        record of `source.identify`, and what `guards.LossWatch` remembers.
+        'datasets', which episodes are trained on, 'encoders', the hash of each frozen encoder, of a
+        run that started from another 'base', the record of `source.identify`, and what
+        `guards.LossWatch` remembers.
     Raises:
       CheckpointError: this save, or the one before, cannot be written; in a bucket PassingError.
       TakenError: the workdir belongs to another run by now.
@@ -364,6 +365,8 @@ class Trained(NamedTuple):
     frozen: the encoders around the transformer.
     metadata: what the dataset says, see `data.robot.from_metadata`.
     step: the step of the checkpoint.
+    datasets: which episodes it was trained on, see `pipeline.Data.describe_datasets`; None of an
+      import, and of a checkpoint of before these were kept.
   """
 
   config: cfg.TrainConfig
@@ -371,6 +374,7 @@ class Trained(NamedTuple):
   frozen: encoders.Encoders
   metadata: dict[str, Any]
   step: int
+  datasets: dict[str, Any] | None = None
 
 
 def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> Trained:
@@ -389,6 +393,7 @@ def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> 
       frozen=frozen.load(frozen.find(place, metadata), config.model),
       metadata=metadata['data'],
       step=int(place.name),
+      datasets=metadata.get('datasets'),
     )
 
   return load_newest(workdir, step, load)

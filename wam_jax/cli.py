@@ -58,6 +58,16 @@ def define_json(note: str = '') -> None:
   flags.DEFINE_string('json', None, f'File for what is printed, as JSON. {note}'.strip())
 
 
+def define_embodiment(note: str) -> flags.FlagHolder[str]:
+  """Defines --embodiment, which `data.embodiments.resolve` reads; `note` says what it is of."""
+  return flags.DEFINE_string(
+    'embodiment',
+    '',
+    f'{note} A name of wam_jax/data/embodiments.py, a JSON file, or a directory with one '
+    '(embodiment.json) or with checkpoints, as WORKDIR or WORKDIR:NAME.',
+  )
+
+
 def write_json(report: Any) -> None:
   """Writes what a command has printed to the file of --json, if that is given."""
   if flags.FLAGS.json:

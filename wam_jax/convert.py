@@ -24,6 +24,7 @@ from etils import epath
 from wam_jax import cli
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
+from wam_jax.data import embodiments
 from wam_jax.interop import exporting
 from wam_jax.interop import foreign
 from wam_jax.interop import importing
@@ -80,10 +81,8 @@ _SHARD_GB = flags.DEFINE_float('max_shard_gb', 5.0, 'Export: largest file.', 0.0
 _STEP = flags.DEFINE_integer(
   'checkpoint_step', None, 'Export, inspect: of a workdir; the newest by default.'
 )
-_EMBODIMENT = flags.DEFINE_string(
-  'embodiment',
-  '',
-  'Export: one of the robots; needed where each has its own category of action modules.',
+_EMBODIMENT = cli.define_embodiment(
+  'Export: one of the robots; needed where each has its own category of action modules.'
 )
 _TAG = flags.DEFINE_string(
   'tag', '', "Export: DreamZero's tag for that robot, where it is not the known one."
@@ -136,7 +135,7 @@ def _export() -> dict[str, Any]:
     layout=_LAYOUT.value or 'dreamzero',
     dtype=_DTYPE.value,
     shard_bytes=int(_SHARD_GB.value * 1e9),
-    embodiment=_EMBODIMENT.value,
+    embodiment=_name_robot(source),
     tag=_TAG.value,
     camera=_parse_camera(),
     statistics=_STATISTICS.value,
@@ -162,6 +161,14 @@ def _make_options() -> foreign.Options:
     image_heads=_IMAGE_HEADS.value,
     num_embodiments=_NUM_EMBODIMENTS.value,
   )
+
+
+def _name_robot(source: own.Own) -> str:
+  """The name of the robot that --embodiment means; '' for any."""
+  text = _EMBODIMENT.value
+  if not text or text in source.robots():
+    return text
+  return embodiments.resolve(text).name
 
 
 def _find_vocabulary() -> epath.Path | None:

@@ -2,6 +2,11 @@
 with pictures.
 
 python -m wam_jax.evaluate --workdir=DIR [--episodes=100] [--mode=joint|flash] [--steps=4]
+python -m wam_jax.evaluate --workdir=DIR --dataset=DIR [--split='train[90%:]'] [--embodiment=NAME]
+
+Recorded episodes are seen as the checkpoint's robots saw theirs in training, with its records and
+statistics; how the data differ from those, and which of them were trained on, is said before the
+figures. Nothing is written beside them.
 
 Prints one table and writes it, with videos and film strips of what was imagined beside what
 happened, to WORKDIR/evaluation/. Baselines for comparison: --policy=hold, random or untrained.
@@ -17,6 +22,7 @@ from wam_jax import cli
 from wam_jax import compilation_cache
 from wam_jax import config as cfg
 from wam_jax import workdir as workdir_lib
+from wam_jax.evaluation import recorded
 from wam_jax.evaluation import run
 
 _WORKDIR = flags.DEFINE_string(
@@ -50,6 +56,19 @@ _WORLD = flags.DEFINE_enum(
   ('train', 'unseen_task', 'unseen_look'),
   'Scenes like those of training (other seeds), held-out task combinations, held-out looks.',
 )
+_DATASET = flags.DEFINE_string(
+  'dataset',
+  '',
+  'TFDS directory with dataset_info.json of recorded episodes, in place of those of the config.',
+)
+_EMBODIMENT = cli.define_embodiment(
+  'Of the recorded episodes: one of the robots of the checkpoint; found out where that is possible.'
+)
+_SPLIT = flags.DEFINE_string(
+  'split',
+  '',
+  "Split of recorded episodes, as 'train[90%:]'; default: what the config holds out of each.",
+)
 _POLICY = flags.DEFINE_enum(
   'policy', 'model', ('model', 'untrained', 'hold', 'random'), 'Who acts.'
 )
@@ -62,6 +81,14 @@ _MODE = flags.DEFINE_enum(
 )
 _SOLVER = flags.DEFINE_enum('solver', None, _SAMPLING['solver'], "Default: the config's.")
 _STEPS = flags.DEFINE_integer('steps', None, "Denoising steps; default: the config's.", 1)
+_EVALUATE_STEPS = flags.DEFINE_list(
+  'evaluate_steps',
+  None,
+  "Steps at which the network runs, as 0,1,2; default: the config's, all where --steps differs.",
+)
+_GUIDANCE = flags.DEFINE_float(
+  'guidance_scale', None, "Of the video, 1 for none; default: the config's.", 0.0
+)
 _SEED = flags.DEFINE_integer(
   'seed', 0, 'First of the seeds of scenes and noise; training never uses these.', 0
 )
@@ -85,11 +112,23 @@ def main(unused_argv: Sequence[str]) -> None:
       mode=_MODE.value,
       solver=_SOLVER.value,
       steps=_STEPS.value,
+      evaluate_steps=_read_steps(),
+      guidance_scale=_GUIDANCE.value,
+      recorded=recorded.Choice(_DATASET.value, _EMBODIMENT.value, _SPLIT.value),
       seed=_SEED.value,
       videos=_VIDEOS.value,
     )
   )
   cli.write_json(report)
+
+
+def _read_steps() -> tuple[int, ...] | None:
+  given = _EVALUATE_STEPS.value
+  if given is None:
+    return None
+  if not all(step.isdigit() for step in given):
+    raise ValueError(f'--evaluate_steps={",".join(given)} must be numbers of steps, as 0,1,2.')
+  return tuple(map(int, given))
 
 
 if __name__ == '__main__':

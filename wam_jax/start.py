@@ -110,6 +110,7 @@ def begin(
   metadata = {
     'config': cfg.to_dict(config),
     'data': json.loads(json.dumps(data.metadata)),  # As a checkpoint gives it back.
+    'datasets': json.loads(json.dumps(data.describe_datasets())),
     'encoders': fresh.encoders,
     'base': fresh.base,
   }

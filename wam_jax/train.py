@@ -103,7 +103,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     # First of all: nothing is made or read for a directory that belongs to another run.
     record = stack.enter_context(_open_record(config, workdir, wandb_project))
     data = pipeline.Data.open(config, list_splits(config), start_lib.find_known(config, workdir))
-    for note in data.notes:
+    for note in (*data.notes, *_list_overlaps(config, data)):
       progress.say(note)
     clock = stack.enter_context(guards.HangTimeout(config.hang_timeout_s, config.pause_timeout_s))
     stack.enter_context(sharding.activate(mesh, config.rules))
@@ -187,6 +187,13 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
 def list_splits(config: cfg.TrainConfig) -> list[str]:
   """The splits of its datasets that a run reads."""
   return [pipeline.TRAINING, pipeline.HELD_OUT] if config.eval_every else [pipeline.TRAINING]
+
+
+def _list_overlaps(config: cfg.TrainConfig, data: pipeline.Data) -> list[str]:
+  """What is trained on of what is to be held out."""
+  if not config.eval_every:
+    return []
+  return data.list_overlaps(pipeline.HELD_OUT, data.describe_datasets())
 
 
 @contextlib.contextmanager

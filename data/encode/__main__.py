@@ -41,9 +41,7 @@ _WORKDIR = flags.DEFINE_string(
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
 )
-_EMBODIMENT = flags.DEFINE_enum(
-  'embodiment', None, sorted(embodiments.EMBODIMENTS), 'Record in wam_jax/data/embodiments.py.'
-)
+_EMBODIMENT = cli.define_embodiment('The robot; by default the record beside the dataset.')
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split, as in the config.')
 _RANGES = flags.DEFINE_string('ranges', '', 'As config.data.ranges of this dataset.')
 _FAILURES = flags.DEFINE_bool('failures', False, 'As this dataset in config.data.failures.')
@@ -113,7 +111,7 @@ def _read_flags(
   frozen = source.read_encoders(machine.place_shapes(source.frozen))
   cache = cache_lib.Cache(work.CACHE_GIB)
   episodes = sources.Episodes(
-    _DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value), cache
+    _DATASET.value, _SPLIT.value, embodiments.resolve(_EMBODIMENT.value, _DATASET.value), cache
   )
   storing = record_files.Storing(
     anchor_stride=_STRIDE.value or episodes.record.steps_per_chunk,
@@ -154,5 +152,5 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['workdir', 'dataset', 'embodiment'])
+  flags.mark_flags_as_required(['workdir', 'dataset'])
   cli.run(main)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import io
 import json
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
 from data.lerobot import source as source_lib
 from wam_jax import storage
+from wam_jax.data import embodiments
 from wam_jax.data import record as robot_record
 
 SHARD_FRAMES = 8192  # Camera frames in a shard, about 200 to 500 MB.
@@ -27,7 +27,7 @@ SHARD_FRAMES = 8192  # Camera frames in a shard, about 200 to 500 MB.
 def convert(
   source: str,
   output: str,
-  embodiment_json: str = '',
+  embodiment: str = '',
   size: str = '',
   exclude: list[str] = (),
   workers: int = 1,
@@ -41,7 +41,7 @@ def convert(
   cure = 'Copy it to a directory, or mount the bucket (gcsfuse).'
   found = source_lib.load(storage.make_local_path(source, '--source', cure))
   plan = plan_lib.make_plan(found, video.parse_size(size), exclude)
-  record = _read_record(embodiment_json) if embodiment_json else record_lib.suggest(plan)
+  record = embodiments.resolve(embodiment) if embodiment else record_lib.suggest(plan)
   record_lib.check(plan, record)
   return record, rlds.write(output, _make_dataset(plan, record), workers)
 
@@ -173,16 +173,6 @@ def _encode(
       f'images are {image.shape[:2]} pixels (rows, columns); info.json says {expected}.'
     )
   return video.to_jpeg(image, size)
-
-
-def _read_record(path: str) -> robot_record.Embodiment:
-  try:
-    return robot_record.from_dict(json.loads(pathlib.Path(path).expanduser().read_text()))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
-      f'--embodiment_json={path} is not the record of an embodiment ({type(error).__name__}: '
-      f'{error}); the conversion without it writes one to start from.'
-    ) from error
 
 
 def _parameters(plan: plan_lib.Plan, record: robot_record.Embodiment) -> dict[str, Any]:

@@ -29,9 +29,7 @@ from wam_jax.data import sources
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
 )
-_EMBODIMENT = flags.DEFINE_enum(
-  'embodiment', None, sorted(embodiments.EMBODIMENTS), 'Record in wam_jax/data/embodiments.py.'
-)
+_EMBODIMENT = cli.define_embodiment('The robot; by default the record beside the dataset.')
 _SPLIT = flags.DEFINE_string('split', 'train', 'Split; slices such as train[:100] are allowed.')
 _EPISODES = flags.DEFINE_integer(
   'episodes', 20, 'Episodes whose images are decoded.', lower_bound=1
@@ -60,7 +58,9 @@ def main(unused_argv: list[str]) -> int:
   if _PICTURES.value and importlib.util.find_spec('matplotlib') is None:
     raise ValueError("The pictures need matplotlib: pip install -e '.[sim]', or give --nopictures.")
   findings = findings_lib.Findings(frozenset(_ACCEPT.value))
-  episodes = sources.Episodes(_DATASET.value, _SPLIT.value, embodiments.get(_EMBODIMENT.value))
+  episodes = sources.Episodes(
+    _DATASET.value, _SPLIT.value, embodiments.resolve(_EMBODIMENT.value, _DATASET.value)
+  )
   decoded = video.spread(len(episodes), _EPISODES.value)
   with_images = range(len(episodes)) if _IMAGES.value else decoded
   result = checks.run(episodes, decoded, with_images, findings)
@@ -105,5 +105,5 @@ def _write(dataset: epath.Path, name: str, content: bytes) -> epath.Path:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['dataset', 'embodiment'])
+  flags.mark_flags_as_required(['dataset'])
   cli.run(main)

@@ -331,7 +331,7 @@ def test_given_record_is_checked_and_written(v2, converted, tmp_path):
   ):
     convert.convert(v2, tmp_path / 'other', str(file))
   file.write_text('{}')
-  with pytest.raises(ValueError, match='is not the record of an embodiment'):
+  with pytest.raises(ValueError, match='does not describe an embodiment'):
     convert.convert(v2, tmp_path / 'other', str(file))
 
 

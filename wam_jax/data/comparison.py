@@ -13,8 +13,10 @@ import numpy as np
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
 
-# Of the model's range, which is 2 wide: half a percent of it is noise of quantiles.
+# Of the model's range, which is 2 wide: less is noise of quantiles of the same data, and of a part
+# of it.
 TOLERANCE = 0.01
+TOLERANCE_OF_A_PART = 0.25
 _SHOWN = 10
 
 
@@ -23,6 +25,7 @@ def describe(
   reference: normalize.Statistics,
   other: normalize.Statistics,
   where: str,
+  tolerance: float = TOLERANCE,
 ) -> list[str]:
   """Lines that say which dimensions of `other` lie otherwise than in `reference`, that of `where`;
   the farthest first.
@@ -33,7 +36,7 @@ def describe(
     pair = (getattr(reference, part), getattr(other, part))
     names = record_lib.names(getattr(record, part))
     count += len(names)
-    found += [(gap, f'{part} {line}') for gap, line in _compare(names, *pair)]
+    found += [(gap, f'{part} {line}') for gap, line in _compare(names, *pair, tolerance)]
   if not found:
     return [f'  its data lie where those of {where} do, in all {count} dimensions']
   found.sort(key=lambda pair: -pair[0])
@@ -48,7 +51,10 @@ def describe(
 
 
 def _compare(
-  names: list[str], reference: normalize.Quantiles, other: normalize.Quantiles
+  names: list[str],
+  reference: normalize.Quantiles,
+  other: normalize.Quantiles,
+  tolerance: float,
 ) -> Iterator[tuple[float, str]]:
   """(how far, in words) of each dimension that lies otherwise."""
   half_range = np.where(reference.half_range == 0, 1, reference.half_range)
@@ -57,7 +63,7 @@ def _compare(
   own_low = (reference.q01 - reference.middle) / half_range
   own_high = (reference.q99 - reference.middle) / half_range
   gaps = np.maximum(np.abs(low - own_low), np.abs(high - own_high))
-  for i in np.flatnonzero(gaps > TOLERANCE):
+  for i in np.flatnonzero(gaps > tolerance):
     stored = f'{other.q01[i]:.4g} to {other.q99[i]:.4g}'
     yield float(gaps[i]), f'{names[i]}: {stored} becomes {low[i]:.2f} to {high[i]:.2f}'
 

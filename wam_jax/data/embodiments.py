@@ -354,6 +354,14 @@ def resolve(text: str, dataset: str | os.PathLike[str] = '') -> Embodiment:
   return read(file)
 
 
+def write_flag(record: Embodiment, dataset: str | os.PathLike[str]) -> str:
+  """What names the record in a command on `dataset`, after a space; '' where it needs no name."""
+  if EMBODIMENTS.get(record.name) == record:
+    return f' --embodiment={record.name}'
+  beside = storage.make_path(dataset, 'The dataset') / FILE
+  return '' if beside.exists() else f' --embodiment={record.name}.json'
+
+
 def read(file: epath.Path) -> Embodiment:
   """The record in a JSON file.
 

@@ -172,8 +172,7 @@ def check_widths(statistics: Statistics, record: record_lib.Embodiment, where: s
     raise ValueError(
       f'{where} has statistics of {state} state and {action} action dimensions, but '
       f'{record.name!r} has {record.proprio_dim} and {record.action_dim}: they are of another '
-      'embodiment. Compute its own: python -m data.statistics --dataset=DIR '
-      f'--embodiment={record.name}'
+      'embodiment. Compute its own: python -m data.statistics --dataset=DIR'
     )
 
 

@@ -25,6 +25,7 @@ from wam_jax.data import cache as cache_lib
 from wam_jax.data import comparison
 from wam_jax.data import images
 from wam_jax.data import normalize
+from wam_jax.data import overlap
 from wam_jax.data import prepare
 from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
@@ -273,6 +274,29 @@ class Data:
     if stored := {s.name: s.stored.directory.name for s in mixture if s.stored}:
       metadata['features'] = stored
     return metadata
+
+  def describe_datasets(self) -> dict[str, Any]:
+    """JSON-ready: by dataset, its robot and which episodes are trained on."""
+    return {
+      sampler.name: {
+        'robot': sampler.robot.record.name,
+        'path': str(sampler.episodes.path),
+        'split': sampler.episodes.split,
+        'parts': sampler.episodes.parts,
+      }
+      for sampler in self.open_mixture()
+    }
+
+  def list_overlaps(self, split: str, trained: Mapping[str, Any]) -> list[str]:
+    """A sentence for each dataset of which `split` shares episodes with what is `trained` on, as
+    `describe_datasets` gives it.
+    """
+    sentences = []
+    for sampler in self.open_mixture(split):
+      episodes = sampler.episodes
+      where = f'split {episodes.split!r} of {sampler.name}'
+      sentences.append(overlap.describe(where, episodes.parts, trained))
+    return [sentence for sentence in sentences if sentence]
 
   def open_mixture(self, split: str = TRAINING) -> list[samples.Sampler]:
     """A sampler of each dataset on this split, opened at the first call.

@@ -163,6 +163,11 @@ class Dataset:
       self._opened[key] = Episodes(self, split, record)
     return self._opened[key]
 
+  @property
+  def splits(self) -> list[str]:
+    """Names of its splits."""
+    return sorted(self._builder.info.splits)
+
   def find_instructions(self, split: str) -> list[Any]:
     """TFDS file instructions of a split: `filename` of each shard, `skip` and `take` of its
     records.

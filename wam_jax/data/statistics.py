@@ -227,6 +227,17 @@ class Finding:
     _warn_constant(self.episodes, self.statistics)
 
 
+class Glance(Finding):
+  """The statistics of a split that are looked at once, and kept nowhere."""
+
+  def load(self) -> bool:
+    """Nothing is kept."""
+    return False
+
+  def save(self) -> None:
+    self.statistics = self._computation.finish(_show_place(self.episodes))
+
+
 def _show_place(episodes: sources.Episodes) -> str:
   return f'{episodes.path} split {episodes.split!r}'
 

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,6 @@ from wam_jax import storage
 from wam_jax import train_step
 from wam_jax import workdir as workdir_lib
 from wam_jax.control import agent as agent_lib
-from wam_jax.data import pipeline
 from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.envs import worlds
@@ -29,6 +29,7 @@ from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
 from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
+from wam_jax.evaluation import recorded as recorded_lib
 
 _BASELINES = {'hold': baselines.HoldAgent, 'random': baselines.RandomAgent}
 
@@ -45,7 +46,9 @@ class Options:
     world: the split of the tabletop: 'train' (other seeds than training), 'unseen_task' or
       'unseen_look'.
     policy: 'model', 'untrained', 'hold' or 'random'.
-    mode, solver, steps: as in `config.SampleConfig`.
+    mode, solver, steps, evaluate_steps, guidance_scale: as in `config.SampleConfig`; other `steps`
+      than the config's are all evaluated, unless `evaluate_steps` says otherwise.
+    recorded: which recorded episodes, where these are evaluated on.
     seed: the first of the seeds of scenes and noise; training never uses these.
     videos: the number of episodes or windows that are shown in pictures.
   """
@@ -62,6 +65,9 @@ class Options:
   mode: str | None = None
   solver: str | None = None
   steps: int | None = None
+  evaluate_steps: tuple[int, ...] | None = None
+  guidance_scale: float | None = None
+  recorded: recorded_lib.Choice = recorded_lib.CONFIGURED
   seed: int = 0
   videos: int = 4
 
@@ -75,12 +81,14 @@ class _Subject:
     policy: the model's.
     robots: those that it knows, by name.
     step: the checkpoint's.
+    datasets: which episodes it was trained on; None where that is not known.
   """
 
   config: cfg.TrainConfig
   policy: agent_lib.TimedPolicy
   robots: dict[str, robot_lib.Robot]
   step: int
+  datasets: dict[str, Any] | None
 
 
 def evaluate(options: Options) -> dict[str, Any]:
@@ -98,10 +106,10 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 
 def _restore(options: Options) -> _Subject:
-  config, params, frozen, metadata, step = checkpoint.load_for_inference(
-    options.workdir, options.checkpoint_step
-  )
-  config = _override(config, options)
+  trained = checkpoint.load_for_inference(options.workdir, options.checkpoint_step)
+  config = _override(trained.config, options)
+  params = trained.params
+  frozen = trained.frozen
   if options.policy == 'untrained':
     # The same encoders, whose fit is no training of the policy.
     one_device = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
@@ -110,15 +118,28 @@ def _restore(options: Options) -> _Subject:
   return _Subject(
     config=config,
     policy=agent_lib.TimedPolicy(config, params, frozen),
-    robots=robot_lib.from_metadata(metadata),
-    step=step,
+    robots=robot_lib.from_metadata(trained.metadata),
+    step=trained.step,
+    datasets=trained.datasets,
   )
 
 
 def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
   """The run's config with what the options say about evaluation and sampling."""
   # The options have the names of the config's own keys.
-  given = {key: value for key, value in dataclasses.asdict(options).items() if value is not None}
+  given = {key: value for key, value in vars(options).items() if value is not None}
+  if options.recorded.dataset:
+    if options.env == 'tabletop':
+      raise ValueError('--dataset names recorded episodes, and --env=tabletop a simulator.')
+    given['env'] = 'dataset'
+  # Those of the config are steps of so many as the config has.
+  if given.get('steps', config.sample.steps) != config.sample.steps:
+    if config.sample.evaluate_steps and 'evaluate_steps' not in given:
+      print(
+        f'the network runs at all {given["steps"]} steps: evaluate_steps of the config are for '
+        f'{config.sample.steps}; name others with --evaluate_steps'
+      )
+    given.setdefault('evaluate_steps', ())
 
   def replace(section, *keys):
     return dataclasses.replace(section, **{key: given[key] for key in keys if key in given})
@@ -126,13 +147,16 @@ def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
   return dataclasses.replace(
     config,
     evaluation=replace(config.evaluation, 'env', 'episodes', 'batch', 'tasks'),
-    sample=replace(config.sample, 'mode', 'solver', 'steps'),
+    sample=replace(config.sample, 'mode', 'solver', 'steps', 'evaluate_steps', 'guidance_scale'),
   )
 
 
 def _make_name(options: Options, subject: _Subject) -> str:
   sample = subject.config.sample
-  return f'{options.policy}_{sample.mode}{sample.steps}_{options.world}_step{subject.step}'
+  name = f'{options.policy}_{sample.mode}{sample.steps}_{options.world}_step{subject.step}'
+  # What is chosen has a place of its own; its path and split as letters and digits.
+  chosen = [text for text in vars(options.recorded).values() if text]
+  return '_'.join([name, *(re.sub(r'[^A-Za-z0-9]+', '_', text).strip('_') for text in chosen)])
 
 
 def _report(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
@@ -229,23 +253,36 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
     )
   config = subject.config
   e = config.evaluation
-  robots = list(subject.robots.values())
-  forecaster = open_loop.Forecaster(subject.policy, config.model, robots, options.seed)
   # Whole batches: the last one may bring a few windows more than were asked for.
   batch = min(e.batch, e.episodes)
-  data = pipeline.Data.open(dataclasses.replace(config, batch_size=batch), [e.split])
-  batches = data.eval_batches(e.split, -(-e.episodes // batch))
+  recorded = recorded_lib.open_recorded(
+    dataclasses.replace(config, batch_size=batch),
+    subject.robots,
+    subject.datasets,
+    options.recorded,
+  )
+  for note in recorded.notes:
+    print(note)
+  robots = list(subject.robots.values())
+  forecaster = open_loop.Forecaster(subject.policy, config.model, robots, options.seed)
+  batches = recorded.data.eval_batches(recorded.split, -(-e.episodes // batch))
   forecasts = [forecaster(b) for b in batches]
+  for note in recorded_lib.count_clipped([forecast.batch for forecast in forecasts]):
+    print(note)
   summary = open_loop.summarize(forecasts)
+  datasets = recorded.describe()
+  where = ', '.join(f'{name} {each["split"]}' for name, each in datasets.items())
+  evaluated = '; '.join([f'{summary["windows"]} windows of {where}', *recorded.overlap])
   print(
-    f'open loop on {summary["windows"]} windows of split {e.split}\n'
+    f'open loop on {evaluated}\n'
     f'  action error (normalized, mean absolute)  model {summary["action_error"]:.4f}   '
     f'hold {summary["action_error_hold"]:.4f}\n'
     f'  imagined video (PSNR)                     model {summary["video_psnr_db"]:.2f} dB   '
     f'last frame {summary["video_psnr_db_still"]:.2f} dB'
   )
   _draw_forecasts(output, robots, forecasts, options.videos)
-  return {'open_loop': summary, 'split': e.split}
+  notes = [*recorded.notes, *recorded.overlap]
+  return {'open_loop': summary, 'datasets': datasets, 'notes': notes}
 
 
 def _draw_episodes(

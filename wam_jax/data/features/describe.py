@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax.data import embodiments
 from wam_jax.data import images
 from wam_jax.data import sources
 from wam_jax.data import windows
@@ -127,8 +128,9 @@ def make_command(episodes: sources.Episodes, transform: str) -> str:
   """The command that stores features of these episodes, but for the encoders' workdir."""
   flag = {'none': '', 'center': ' --center_crop', 'random': ' --augmentations=4'}[transform]
   return (
-    f'python -m data.encode --workdir=WORKDIR --dataset={shlex.quote(str(episodes.path))} '
-    f'--embodiment={episodes.record.name} --split={shlex.quote(episodes.split)}{flag}'
+    f'python -m data.encode --workdir=WORKDIR --dataset={shlex.quote(str(episodes.path))}'
+    f'{embodiments.write_flag(episodes.record, episodes.path)} '
+    f'--split={shlex.quote(episodes.split)}{flag}'
   )
 
 
