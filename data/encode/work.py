@@ -429,12 +429,13 @@ def _count_bytes(files: dict[str, record_files.Files]) -> int:
 
 
 def _check_room(plan: dict[str, Any], files: dict[str, record_files.Files]) -> None:
-  """Raises unless what is missing fits on the disk."""
+  """Says how much is missing, and raises unless it fits on the disk."""
   needed = sum(
     plan['files'][kind]['bytes'] * len(f.list_missing()) / max(1, len(f))
     for kind, f in files.items()
   )
   directory = files['windows'].directory
+  progress.say(f'about {needed / 2**30:.1f} GiB to store in {directory}')
   if storage.is_remote(directory):
     return
   free = shutil.disk_usage(directory).free
