@@ -49,7 +49,7 @@ def test_a_run_on_mounts_is_checked_where_they_really_lie(store, dataset):
   )
   status, found, error = check(store, *given)
   assert status == 2
-  assert found['mesh'] == 'data 8 x fsdp 1 x seq 1 x tensor 1'
+  assert found['mesh'] == 'slice 1 x data 8 x fsdp 1 x seq 1 x tensor 1'
   assert found['workdir'] == 'gs://bucket/new is new'
   command = 'python -m data.statistics --dataset=gs://bucket/set --embodiment=tabletop_disc'
   assert error.count(command) == 1

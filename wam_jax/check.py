@@ -27,17 +27,15 @@ from wam_jax import checkpoint
 from wam_jax import chips
 from wam_jax import cli
 from wam_jax import config as cfg
-from wam_jax import finetuning
 from wam_jax import sharding
+from wam_jax import source as source_lib
 from wam_jax import start
 from wam_jax import storage
 from wam_jax import train
-from wam_jax import train_step
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data.features import lookup
-from wam_jax.models import encoders
 
 _TOPOLOGY = flags.DEFINE_string(
   'topology', None, 'The slice, as v5p:4x4x4 or v5p-128; by default the devices of this machine.'
@@ -53,12 +51,10 @@ def main(unused_argv: Sequence[str]) -> None:
   mounts = _read_mounts(_MOUNTS.value)
   config = cfg.from_config_dict(_unmount(cli.read_config(flags.FLAGS['config']), mounts))
   workdir = workdir_lib.make_path(_unmount(flags.FLAGS.workdir, mounts))
-  devices = 0
   if _TOPOLOGY.value:
-    devices = chips.find(_TOPOLOGY.value).devices * _SLICES.value
-    # Stands for the slice: a mesh is made of any devices.
+    # They stand for the slice: a mesh is made of any devices.
     jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', devices)
+    jax.config.update('jax_num_cpu_devices', chips.find(_TOPOLOGY.value).devices * _SLICES.value)
 
   mistakes = []
   for what, look in list_checks(config, workdir):
@@ -83,7 +79,7 @@ def list_checks(
     yield f'dataset {name}', lambda name=name: _check_dataset(config, workdir, name)
   for key in ('init_from', 'encoders_from'):
     if getattr(config, key):
-      yield key, lambda key=key: _check_source(config, key)
+      yield key, lambda key=key: _check_source(config, workdir, key)
 
 
 def _read_mounts(given: Sequence[str]) -> dict[str, str]:
@@ -147,38 +143,31 @@ def _check_dataset(config: cfg.TrainConfig, workdir: epath.Path, name: str) -> s
   found = f'{len(sampler.episodes)} episodes, {len(sampler.anchors)} steps to start from'
   if config.data.features != 'require':
     return found
-  return f'{found}, {_find_features(data)} windows stored'
+  hashes = _find_hashes(config, workdir)
+  if hashes is None and lookup.are_beside(sampler.episodes):
+    return f'{found}; whether the features stored beside it are of these encoders is not known'
+  (sampler,) = data.with_features(hashes or {}).open_mixture()
+  return f'{found}, {len(sampler.stored)} windows stored'
 
 
-def _find_features(data: pipeline.Data) -> int:
-  """How many windows of a single dataset the encoders have run over.
-
-  By which weights is known to the run alone, which reads them; here those of any will do.
-  """
-  (sampler,) = data.open_mixture()
-  for weights in lookup.list_weights(sampler.episodes) or [{}]:
-    try:
-      (found,) = data.with_features(weights).open_mixture()
-      return len(found.stored)
-    except ValueError as e:
-      mistake = e
-  raise mistake
+def _find_hashes(config: cfg.TrainConfig, workdir: epath.Path) -> Mapping[str, str] | None:
+  """Those of the encoders that the run has, or takes over; None where they were saved without."""
+  for place in (workdir, config.init_from, config.encoders_from):
+    metadata = place and checkpoint.find_newest_metadata(workdir_lib.make_path(str(place)))
+    if metadata:
+      return metadata.get('encoders')
+  return None
 
 
-def _check_source(config: cfg.TrainConfig, key: str) -> str:
+def _check_source(config: cfg.TrainConfig, workdir: epath.Path, key: str) -> str:
   """What the run at `config.KEY` gives this one; nothing of its arrays is read."""
-  step, source = checkpoint.load_config(getattr(config, key))
-  start.check_encoders(config, source, key)
+  one_device = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
+  source = source_lib.open_source(getattr(config, key))
   if key == 'init_from':
-    start.check_shapes(config, _shapes(start.as_there(config, source)), _shapes(source))
-  return f'step {step} of {getattr(config, key)}'
-
-
-def _shapes(config: cfg.TrainConfig) -> Any:
-  """The parameters that other runs start from, as shapes."""
-  mesh = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
-  none = encoders.Encoders(None, None, None, config.model)
-  return finetuning.without_adapters(train_step.abstract_state(config, mesh, none).params)
+    start.fit_source(config, one_device, source, workdir)
+  else:
+    start.adopt(config, one_device, source, key, workdir)
+  return f'step {source.step} of {getattr(config, key)}'
 
 
 if __name__ == '__main__':

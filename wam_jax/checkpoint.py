@@ -399,19 +399,6 @@ def load_for_inference(workdir: str | pathlib.Path, step: int | None = None) -> 
   return load_newest(workdir, step, load)
 
 
-def load_config(workdir: str | pathlib.Path) -> tuple[int, cfg.TrainConfig]:
-  """(step, config) of the newest checkpoint whose items are all there; errors as
-  `load_for_inference`. Reads no array.
-  """
-
-  def load(
-    place: pathlib.Path, config: cfg.TrainConfig, unused_metadata: Mapping[str, Any]
-  ) -> tuple[int, cfg.TrainConfig]:
-    return int(place.name), config
-
-  return load_newest(workdir, None, load)
-
-
 def load_newest(
   workdir: str | pathlib.Path,
   step: int | None,

@@ -154,7 +154,7 @@ def make_state(
     return _start_from(config, mesh, workdir)
   if config.encoders_from:
     source = source_lib.open_source(config.encoders_from)
-    abstract = _adopt(config, mesh, source, 'encoders_from', workdir)
+    abstract = adopt(config, mesh, source, 'encoders_from', workdir)
     hashes = source.hash_encoders(progress.say)
     encoded_by = source.read_encoders(abstract.frozen)
   else:
@@ -169,10 +169,7 @@ def make_state(
 def _start_from(config: cfg.TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> Fresh:
   """As `make_state`, with the weights of `config.init_from`."""
   source = source_lib.open_source(config.init_from)
-  abstract = _adopt(config, mesh, source, 'init_from', workdir)
-  there = train_step.abstract_state(as_there(config, source.config), mesh, abstract.frozen)
-  wanted = finetuning.without_adapters(there.params)
-  check_shapes(config, wanted, source.params)
+  abstract, wanted = fit_source(config, mesh, source, workdir)
   hashes = source.hash_encoders(progress.say)
   encoded_by = source.read_encoders(abstract.frozen)
   # Adapters, rows of new robots, and whatever else has no number there are fresh.
@@ -182,7 +179,27 @@ def _start_from(config: cfg.TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> F
   return Fresh(state, shardings, hashes, source_lib.identify(source, weights))
 
 
-def as_there(config: cfg.TrainConfig, source: cfg.TrainConfig) -> cfg.TrainConfig:
+def fit_source(
+  config: cfg.TrainConfig, mesh: Mesh, source: source_lib.Source, workdir: pathlib.Path
+) -> tuple[train_step.TrainState, Any]:
+  """(the abstract state, the parameters that it takes from the run at `config.init_from`).
+
+  Raises:
+    ValueError: that run has other encoders, another vocabulary, or parameters of other shapes.
+  """
+  abstract = adopt(config, mesh, source, 'init_from', workdir)
+  there = train_step.abstract_state(_as_there(config, source.config), mesh, abstract.frozen)
+  wanted = finetuning.without_adapters(there.params)
+  mismatches = checkpoint.list_mismatches(wanted, source.params)
+  if mismatches:
+    raise ValueError(
+      f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
+      'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.'
+    )
+  return abstract, wanted
+
+
+def _as_there(config: cfg.TrainConfig, source: cfg.TrainConfig) -> cfg.TrainConfig:
   """`config` with no more rows of action modules than the run at `config.init_from` has: those
   beyond are of robots that are new, and start fresh.
   """
@@ -192,17 +209,7 @@ def as_there(config: cfg.TrainConfig, source: cfg.TrainConfig) -> cfg.TrainConfi
   return dataclasses.replace(config, model=model, data=cfg.DataConfig())
 
 
-def check_shapes(config: cfg.TrainConfig, wanted: Any, given: Any) -> None:
-  """Raises ValueError unless the parameters at `config.init_from` have the shapes of the run's."""
-  mismatches = checkpoint.list_mismatches(wanted, given)
-  if mismatches:
-    raise ValueError(
-      f'config.init_from={config.init_from} does not fit config.model; {len(mismatches)} arrays '
-      'differ:\n  ' + '\n  '.join(mismatches[:10]) + '\nUse the same config.model as that run.'
-    )
-
-
-def _adopt(
+def adopt(
   config: cfg.TrainConfig,
   mesh: Mesh,
   source: source_lib.Source,
@@ -212,13 +219,13 @@ def _adopt(
   """The abstract state of this config with the encoders of the run at `config.KEY`; raises if it
   asks for others, or has another vocabulary.
   """
-  check_encoders(config, source.config, key)
+  _check_encoders(config, source.config, key)
   _check_same_vocabulary(config, source, key, workdir)
   adopted = encoders.from_tree(encoders.to_tree(source.frozen), config.model)
   return train_step.abstract_state(config, mesh, adopted)
 
 
-def check_encoders(config: cfg.TrainConfig, source: cfg.TrainConfig, key: str) -> None:
+def _check_encoders(config: cfg.TrainConfig, source: cfg.TrainConfig, key: str) -> None:
   """Raises ValueError unless the run at `config.KEY` has the encoders that this config asks for."""
   differing = [
     f'model.{name} is {getattr(source.model, name)} there, {getattr(config.model, name)} here'

@@ -167,11 +167,6 @@ def find(
   )
 
 
-def list_weights(episodes: sources.Episodes) -> list[dict[str, str]]:
-  """The hashes of the encoders that made the finished features of this robot and split."""
-  return [description['weights'] for description in _read_descriptions(episodes)]
-
-
 def _read_descriptions(episodes: sources.Episodes) -> Iterator[dict[str, Any]]:
   """Descriptions of finished features of the same robot and split, slices of it aside."""
   manifests = episodes.path.glob(f'{describe.FOLDER}*/{record_files.MANIFEST}')
