@@ -46,7 +46,7 @@ def test_reports_what_a_slice_would_do(tmp_path):
   )
   made = json.loads(file.read_text())
   assert (made['topology'], made['chips'], made['devices']) == ('v5e:2x2', 4, 4)
-  assert made['mesh'] == {'data': 2, 'fsdp': 2, 'tensor': 1, 'seq': 1}
+  assert made['mesh'] == {'slice': 1, 'data': 2, 'fsdp': 2, 'seq': 1, 'tensor': 1}
   m = made['memory']
   assert m['fits']
   assert 'fits' in printed

@@ -5,11 +5,14 @@ one of them is the same message on both.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 
 from tests import programs
+from wam_jax import cli
 
 DEVICES = f'{programs.FAST_XLA} --xla_force_host_platform_device_count='
 CONFIG = '--config=tests/mesh_config.py'
@@ -28,8 +31,10 @@ def on(dataset) -> list[str]:
   return [f'--config.data.mixture.{name}.path={dataset}' for name in ('disc', 'often')]
 
 
-def start_two(workdir, *flags, module='wam_jax.train', others=()) -> list[programs.Program]:
-  """Both processes of a run; `others` are flags of the second one alone."""
+def start_two(
+  workdir, *flags, module='wam_jax.train', others=(), homes=('/root', '/root')
+) -> list[programs.Program]:
+  """Both processes of a run; `others` are flags of the second one alone, `homes` what `~` is."""
   port = programs.free_port(20000, 30000)
   joined = [f'--coordinator_address=localhost:{port}', '--num_processes=2']
   return [
@@ -37,7 +42,7 @@ def start_two(workdir, *flags, module='wam_jax.train', others=()) -> list[progra
       module,
       *(CONFIG, f'--workdir={workdir}', *joined, f'--process_id={number}', *flags),
       *(others if number else ()),
-      variables={'XLA_FLAGS': f'{DEVICES}2'},
+      variables={'XLA_FLAGS': f'{DEVICES}2', 'HOME': str(homes[number])},
       one_stream=True,
     )
     for number in range(2)
@@ -85,3 +90,65 @@ def test_meshes_across_hosts_train_like_one_device(module, flags, alone, dataset
     # Float32 sums in another order.
     want = [expected[name] for name in line]
     np.testing.assert_allclose(list(line.values()), want, rtol=1e-5)
+
+
+def end_alike(processes, status: int) -> str:
+  """The message that both end with, within a minute."""
+  said = []
+  for process in processes:
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    said.append(re.split(r'^error: ', output, flags=re.M)[-1])
+  # JAX may add to what a process prints last that it has lost the others.
+  assert said[0].splitlines()[:3] == said[1].splitlines()[:3]
+  return said[0]
+
+
+@pytest.mark.slow
+def test_hosts_with_another_config_end_before_anything_is_made(dataset, tmp_path):
+  pair = start_two(tmp_path / 'run', *on(dataset), others=['--config.seed=1', '--config.steps=9'])
+  message = end_alike(pair, cli.MISTAKE)
+  assert 'config.seed: 0 on host 0, 1 on host 1\n' in message
+  assert 'config.steps: 4 on host 0, 9 on host 1\n' in message
+  assert 'Start the same command' in message
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('there', 'message'),
+  [
+    ('nothing', r'on 1 of 2 hosts. host 1 \(.*\): There is no dataset directory .*/second/disc;'),
+    ('another', r'config.data.mixture.disc \(training\): \w+, \d+ windows on host 0, \w+, \d+ '),
+  ],
+)
+def test_a_dataset_that_one_host_has_not(there, message, dataset, tmp_path):
+  homes = [tmp_path / 'first', tmp_path / 'second']
+  shutil.copytree(dataset, homes[0] / 'disc')
+  if there == 'nothing':
+    homes[1].mkdir()
+  else:
+    shutil.copytree(dataset, homes[1] / 'disc')
+    # As if it had been made again.
+    info = homes[1] / 'disc' / 'dataset_info.json'
+    info.write_text(info.read_text() + '\n')
+  pair = start_two(tmp_path / 'run', *on('~/disc'), homes=homes)
+  assert re.search(message, end_alike(pair, cli.MISTAKE))
+
+
+@pytest.mark.slow
+def test_a_workdir_of_each_host(dataset, tmp_path):
+  homes = [tmp_path / 'first', tmp_path / 'second']
+  for home in homes:
+    home.mkdir()
+  pair = start_two('~/run', *on(dataset), homes=homes)
+  message = end_alike(pair, cli.MISTAKE)
+  assert 'on 1 of 2 hosts. host 1 (' in message
+  assert 'is not the directory of that name on the first host' in message
+
+
+@pytest.mark.slow
+def test_a_batch_that_one_host_cannot_read_ends_both(dataset, tmp_path):
+  """The other one waits for devices, where it hears nothing."""
+  pair = start_two(tmp_path, *on(dataset), '--config.eval_every=0', module='tests.faulty')
+  assert "Input/output error: '/data/shard-00002'" in end_alike(pair, status=1)

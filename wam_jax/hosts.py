@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import socket
@@ -41,10 +42,13 @@ FOREVER_S = 7 * 24 * 3600.0  # For work that may take days; a host that dies end
 
 _MISTAKES = (ValueError, OSError, FloatingPointError)  # Whose message is all that a user needs.
 _EVERY_S = 0.25  # Between two looks at what the others have said.
+_SOON_S = 0.01  # For an answer that should be there.
 _TOGETHER_S = 1.0  # A mistake of several hosts is found by all of them in about this time.
 _GRACE_S = 10.0  # For a process to end by itself, after another one failed.
-_FAILED = 'wam_jax/failed'  # Where the coordinator keeps what ends the job.
 _met: collections.Counter[str] = collections.Counter()  # How often at each stage, in any thread.
+
+
+_watched: list[_Meeting] = []  # Of `together`, at which nobody gives anything but an error.
 
 
 class HostError(Exception):
@@ -114,7 +118,11 @@ def agree(stage: str, facts: Mapping[str, Any], advice: str, limit_s: float = LI
   Raises:
     HostError: on every process, naming the hosts that differ from the first one, and in what.
   """
-  everyone = exchange(stage, {name: _shorten(value) for name, value in facts.items()}, limit_s)
+  said = {name: _shorten(value) for name, value in facts.items()}
+  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+  if len(set(exchange(stage, digest, limit_s))) == 1:
+    return  # All that hundreds of hosts have to say to each other.
+  everyone = exchange(f'{stage}, in detail', said, limit_s)
   truth = everyone[0]
   lines = []
   for name in sorted({name for given in everyone for name in given}):
@@ -141,18 +149,25 @@ def together() -> Iterator[None]:
   A process that does not end by itself within ten seconds, because it waits for devices or in a
   collective, is ended from a thread, as if killed: what it was writing stays unfinished.
   """
-  job = _find_job()
-  if job.client is None:
+  meeting = _Meeting('', FOREVER_S)
+  if meeting.is_alone:
     yield
     return
-  watch = _Watch(job)
-  watch.start()
+  watch = _Watch(meeting)
+  _watched.append(meeting)
   try:
     yield
   except BaseException as e:
-    watch.tell(e)
+    watch.stop()
+    # Should this process hang while it is cleaned up.
+    end = threading.Timer(6 * _GRACE_S, _end_process, [{'error': describe(e), 'status': 1}])
+    end.daemon = True
+    end.start()
+    meeting.fail(e)
     raise
-  watch.stop()
+  finally:
+    watch.stop()
+    _watched.remove(meeting)
 
 
 class _Meeting:
@@ -168,6 +183,11 @@ class _Meeting:
     self._number = job.number
     self._count = job.count
 
+  @property
+  def is_alone(self) -> bool:
+    """Whether there is nobody to meet."""
+    return self._client is None
+
   def give(self, value: Any) -> list[Any]:
     """What all have given, once all have; raises HostError if one failed or did not come."""
     if self._client is None:
@@ -177,19 +197,32 @@ class _Meeting:
 
   def fail(self, error: BaseException) -> None:
     """Tells the others; raises HostError unless `error` itself should be raised."""
-    if self._client is None or isinstance(error, HostError):
+    if self._client is None:
       return
     failure = {'error': describe(error), 'status': cli.status_of(error)}
-    self._say({'host': socket.gethostname()} | failure)
-    # Others may be about to find the same.
-    time.sleep(_TOGETHER_S)
+    known = isinstance(error, HostError)  # By all, and it names its hosts.
+    self._say({'host': socket.gethostname(), 'known': known} | failure)
+    if not known:
+      time.sleep(_TOGETHER_S)  # Others may be about to find the same.
     self._judge(self._read())
+    if known:
+      return
     try:
       self._hear()
     except HostError as e:
       # Of a bug the traceback is worth more; and alike on all, it needs no names of hosts.
       if isinstance(error, _MISTAKES) and str(e) != describe(error):
         raise e from error
+
+  def find_verdict(self, wait_s: float = _EVERY_S) -> dict[str, Any] | None:
+    """What was judged, if that is known within `wait_s`."""
+    try:
+      text = self._client.blocking_key_value_get(f'{self._place}/verdict', int(1000 * wait_s))
+    except jax.errors.JaxRuntimeError as e:
+      if 'DEADLINE_EXCEEDED' not in str(e):
+        raise
+      return None
+    return json.loads(text)
 
   def _say(self, said: dict[str, Any]) -> None:
     self._client.key_value_set(f'{self._place}/said/{self._number}', json.dumps(said))
@@ -205,11 +238,13 @@ class _Meeting:
     line = progress.Line()
     line.wait()
     while True:
-      verdict = self._find_verdict()
+      verdict = self.find_verdict()
       if verdict is not None:
         break
-      if failure := _find_failure(self._client):
-        raise _make_error(failure)
+      for other in _watched:
+        # Somebody has failed elsewhere, and will not come.
+        if other is not self and (failure := other.find_verdict(_SOON_S)):
+          raise _make_error(failure)
       waited_s = time.monotonic() - start
       if self._number == 0:
         said = self._read()
@@ -226,27 +261,16 @@ class _Meeting:
       raise _make_error(verdict)
     return verdict['values']
 
-  def _find_verdict(self) -> dict[str, Any] | None:
-    """The verdict if there is one, or comes soon."""
-    try:
-      text = self._client.blocking_key_value_get(f'{self._place}/verdict', int(1000 * _EVERY_S))
-    except jax.errors.JaxRuntimeError as e:
-      if 'DEADLINE_EXCEEDED' not in str(e):
-        raise
-      return None
-    return json.loads(text)
-
   def _judge(self, said: Mapping[int, dict[str, Any]], late: bool = False) -> None:
     """Gives the verdict on what was said; the first one that is given holds for all."""
-    errors: dict[str, list[int]] = {}
-    for number, one in sorted(said.items()):
-      if 'error' in one:
-        errors.setdefault(one['error'], []).append(number)
+    failed = {number: one for number, one in sorted(said.items()) if 'error' in one}
+    known = [one for one in failed.values() if one['known']]
     absent = [number for number in range(self._count) if number not in said]
-    if errors:
-      names = {number: one['host'] for number, one in said.items()}
-      statuses = [one['status'] for one in said.values() if 'status' in one]
-      verdict = {'error': self._describe_errors(errors, names), 'status': max(statuses)}
+    if known:
+      verdict = {'error': known[0]['error'], 'status': known[0]['status']}
+    elif failed:
+      status = max(one['status'] for one in failed.values())
+      verdict = {'error': self._describe_failed(failed), 'status': status}
     elif late and absent:
       verdict = {'error': self._describe_late(absent), 'status': 1}
     else:
@@ -254,14 +278,16 @@ class _Meeting:
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # ALREADY_EXISTS
       self._client.key_value_set(f'{self._place}/verdict', json.dumps(verdict))
 
-  def _describe_errors(self, errors: Mapping[str, list[int]], names: Mapping[int, str]) -> str:
-    if len(errors) == 1:
-      (text, numbers), *_ = errors.items()
-      if len(numbers) == self._count:
-        return text
-    parts = [f'{_name_hosts(numbers, names)}: {text}' for text, numbers in errors.items()]
-    failed = sum(map(len, errors.values()))
-    return f'Failed while {self._stage}, on {failed} of {self._count} hosts. ' + '\n'.join(parts)
+  def _describe_failed(self, failed: Mapping[int, Mapping[str, Any]]) -> str:
+    names = {number: one['host'] for number, one in failed.items()}
+    numbers_by_text: dict[str, list[int]] = {}
+    for number, one in failed.items():
+      numbers_by_text.setdefault(one['error'], []).append(number)
+    if len(failed) == self._count and len(numbers_by_text) == 1:
+      return next(iter(numbers_by_text))
+    stage = f' while {self._stage},' if self._stage else ''
+    parts = [f'{_name_hosts(numbers, names)}: {text}' for text, numbers in numbers_by_text.items()]
+    return f'Failed{stage} on {len(failed)} of {self._count} hosts. ' + '\n'.join(parts)
 
   def _describe_late(self, absent: Sequence[int]) -> str:
     return (
@@ -274,37 +300,27 @@ class _Meeting:
 class _Watch:
   """A thread that ends this process some time after another one has failed."""
 
-  def __init__(self, job: _Job):
-    self._client = job.client
-    self._number = job.number
+  def __init__(self, meeting: _Meeting):
+    """Starts it.
+
+    Args:
+      meeting: where a process that fails says so.
+    """
+    self._meeting = meeting
     self._over = threading.Event()
     # No daemon: a thread in the client must not outlive the interpreter.
     self._thread = threading.Thread(target=self._run, name='wam_jax.hosts')
-
-  def start(self) -> None:
     self._thread.start()
 
   def stop(self) -> None:
+    """Ends the thread; again, if need be."""
     self._over.set()
     self._thread.join()
-
-  def tell(self, error: BaseException) -> None:
-    """Ends the others, and in a while this process, should it hang while it is cleaned up."""
-    text = describe(error)
-    if not isinstance(error, HostError):  # That names its hosts.
-      text = f'{_name_hosts([self._number], {self._number: socket.gethostname()})}: {text}'
-    failure = {'error': text, 'status': cli.status_of(error)}
-    self.stop()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another one was first.
-      self._client.key_value_set(_FAILED, json.dumps(failure))
-    end = threading.Timer(6 * _GRACE_S, _end_process, [failure])
-    end.daemon = True
-    end.start()
 
   def _run(self) -> None:
     while not self._over.wait(1.0):
       try:
-        failure = _find_failure(self._client)
+        failure = self._meeting.find_verdict(_SOON_S)
       except jax.errors.JaxRuntimeError:
         return  # The coordinator is gone, and JAX ends the process.
       # Whoever waits in a stage of this module has heard it, and ends in order.
@@ -315,16 +331,6 @@ class _Watch:
 def _make_error(failure: Mapping[str, Any]) -> HostError:
   kind = HostMistake if failure['status'] == cli.MISTAKE else HostFailure
   return kind(failure['error'])
-
-
-def _find_failure(client: Any) -> dict[str, Any] | None:
-  """What `together` was told on another process."""
-  try:
-    return json.loads(client.key_value_try_get(_FAILED))
-  except jax.errors.JaxRuntimeError as e:
-    if 'NOT_FOUND' not in str(e):
-      raise
-    return None
 
 
 def describe(error: BaseException) -> str:

@@ -30,6 +30,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from wam_jax import agreement
 from wam_jax import checkpoint
 from wam_jax import chips
 from wam_jax import cli
@@ -37,6 +38,7 @@ from wam_jax import compilation_cache
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax import guards
+from wam_jax import hosts
 from wam_jax import metrics
 from wam_jax import processes
 from wam_jax import progress
@@ -95,14 +97,17 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
   Returns:
     0, or the number of the signal that stopped it before.
   """
-  mesh = sharding.make_mesh(config.mesh)
-  sharding.check_sizes(config, mesh)
-  part = sharding.host_batch(config, mesh)
+  # What fails on one host from here on ends all of them.
+  with contextlib.ExitStack() as stack, hosts.together():
+    agreement.check_programs(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_sizes(config, mesh)
+    part = sharding.host_batch(config, mesh)
 
-  with contextlib.ExitStack() as stack:
-    # First of all: nothing is made or read for a directory that belongs to another run.
+    # Before anything is read: nothing is made for a directory that belongs to another run.
     record = stack.enter_context(_open_record(config, workdir, wandb_project))
-    data = pipeline.Data.open(config, list_splits(config), start_lib.find_known(config, workdir))
+    agreement.check_workdir(workdir)
+    data = _open_data(config, workdir)
     for note in (*data.notes, *_list_overlaps(config, data)):
       progress.say(note)
     clock = stack.enter_context(guards.HangTimeout(config.hang_timeout_s, config.pause_timeout_s))
@@ -119,7 +124,8 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     held_out = []
     if config.eval_every:
       # Kept in memory: every evaluation is of the same batches.
-      held_out = list(start.data.eval_batches(pipeline.HELD_OUT, config.eval_batches, part.rows))
+      with hosts.all_or_none('reading held-out batches'):
+        held_out = list(start.data.eval_batches(pipeline.HELD_OUT, config.eval_batches, part.rows))
     record.begin(start.step)
 
     run_step = train_step.make_train_step(config, mesh, start.shardings)
@@ -211,6 +217,15 @@ def _open_record(
     if wandb_project:
       boards.append(stack.enter_context(metrics.wandb_run(wandb_project, files.local, config)))
     yield stack.enter_context(contextlib.closing(metrics.Record(files, boards)))
+
+
+def _open_data(config: cfg.TrainConfig, workdir: pathlib.Path) -> pipeline.Data:
+  """The datasets, once every host has the same."""
+  known = start_lib.find_known(config, workdir)
+  with hosts.all_or_none('opening the datasets', hosts.FOREVER_S):
+    data = pipeline.Data.open(config, list_splits(config), known)
+  agreement.check_data(data)
+  return data
 
 
 def _show_progress(config: cfg.TrainConfig, speed: metrics.Speed) -> progress.Progress:

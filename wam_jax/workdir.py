@@ -243,8 +243,8 @@ def _find_schedule_end(config: Mapping[str, Any]) -> int:
 
 def list_differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """One line per key whose change makes this another run."""
-  old = dict(_flatten(stored))
-  new = dict(_flatten(now))
+  old = dict(flatten(stored))
+  new = dict(flatten(now))
   differing = [key for key in old | new if _find(old, key) != _find(new, key)]
   changed = [key for key in differing if not _may_change(key)]
   if _find_schedule_end(stored) != _find_schedule_end(now):
@@ -275,10 +275,10 @@ def _show(flat: Mapping[str, Any], key: str) -> str:
   return repr(flat[key]) if key in flat else 'absent'
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      yield from _flatten(value, f'{prefix}{key}.')
+      yield from flatten(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value
 
