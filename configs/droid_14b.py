@@ -22,10 +22,13 @@ from wam_jax import config as cfg
 from wam_jax import presets
 from wam_jax.data import prompts
 
-# How the step is laid out on a slice; found by `python -m wam_jax.compile --search`.
+# How the step is laid out on a slice. 'fsdp' is a part of the slice: of a whole one, compilers of
+# TPUs sum gradients everywhere to keep a slice of them, which sends twice as much.
 LAYOUTS = {
-  'v5p': dict(remat='dots', accumulate=2, mesh=dict(data=1, fsdp=-1, tensor=1, seq=1)),
-  'v6e': dict(remat='dots', accumulate=2, mesh=dict(data=1, fsdp=-1, tensor=2, seq=2)),
+  'v5p': dict(
+    remat='dots_and_attention', accumulate=2, mesh=dict(data=-1, fsdp=32, tensor=1, seq=1)
+  ),
+  'v6e': dict(remat='save_attention', accumulate=1, mesh=dict(data=-1, fsdp=64, tensor=1, seq=2)),
 }
 
 

@@ -223,7 +223,7 @@ WHOLE = {
 @pytest.mark.parametrize(
   # What the config takes on v5p-128 and v6e-256, and a mesh that splits heads.
   ('layout', 'sizes'),
-  [('v5p', (1, 64, 1, 1)), ('v6e', (1, 128, 1, 2)), ('v5p', (2, 32, 4, 1))],
+  [('v5p', (2, 32, 1, 1)), ('v6e', (2, 64, 1, 2)), ('v5p', (2, 32, 4, 1))],
   ids=str,
 )
 def test_each_large_array_of_droid_14b_is_split(layout, sizes):

@@ -31,7 +31,7 @@ class Chip:
     devices: number of devices of a chip.
     shapes: chips along each axis, as '2x4', of the slices that exist.
     config: libtpu's name of the way a chip is used.
-    options: options of the compiler that let collectives run beside arithmetic.
+    options: options of the compiler, with their sources in `_OPTIONS`.
   """
 
   name: str
@@ -61,28 +61,49 @@ _CUBES = (
   '16x16x16',
 )
 
-# Weights are gathered in stages between the tiles of the matrix product before the one that needs
-# them.
-_GATHER = dict.fromkeys(
-  (
-    'xla_enable_async_all_gather',
-    'xla_tpu_overlap_compute_collective_tc',
-    'xla_tpu_enable_async_collective_fusion',
-    'xla_tpu_enable_async_collective_fusion_fuse_all_gather',
-    'xla_tpu_enable_async_collective_fusion_multiple_steps',
+# Options of the compiler, of each generation no more than its users run in production; where users
+# differ, the fewer. None of them lets a collective do arithmetic beside other work: that has given
+# wrong sums and hung (`compiler_options` has the cases), so that gradients are waited for.
+# axlearn: github.com/apple/axlearn, axlearn/common/compiler_options.py at 34aed43, 2026-07-08.
+# MaxText: github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py at 05d3525.
+_OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
+  # axlearn: "enabled by default starting on v5".
+  'v4': {'xla_enable_async_all_gather': True, 'xla_enable_async_collective_permute': True},
+  # MaxText, CF_FOR_ALL_GATHER, in all its configs of v5e: weights are gathered in stages between
+  # the tiles of the product before. No other generation's compiler takes this since libtpu 0.0.52.
+  'v5e': dict.fromkeys(
+    (
+      'xla_enable_async_all_gather',
+      'xla_tpu_enable_async_collective_fusion',
+      'xla_tpu_enable_async_collective_fusion_fuse_all_gather',
+      'xla_tpu_enable_async_collective_fusion_multiple_steps',
+      'xla_tpu_overlap_compute_collective_tc',
+    ),
+    True,
   ),
-  True,
-)
-# Gradients are summed likewise, each by itself. (Not scattered: libtpu 0.0.42 stops at a program
-# with both.)
-_REDUCE = dict.fromkeys(
-  ('xla_enable_async_all_reduce', 'xla_tpu_enable_async_collective_fusion_fuse_all_reduce'), True
-) | {'xla_jf_crs_combiner_threshold_in_bytes': 1}
-# Or the sparse cores sum them, where the chip has those.
-_SPARSE = {
-  f'xla_tpu_enable_sparse_core_collective_offload_{kind}': True
-  for kind in ('all_gather', 'all_reduce', 'reduce_scatter')
-} | {'xla_tpu_enable_concurrent_sparse_core_offloading': True}
+  # axlearn, and tpu-recipes (AI-Hypercomputer/tpu-recipes at ad1d8c0, 2026-07-13, Wan2.1-14B on
+  # v5p-16), whose set for tpu7x hung there.
+  'v5p': {'xla_enable_async_all_gather': True, 'xla_enable_async_collective_permute': True},
+  # MaxText, ENABLE_SPARSECORE_OFFLOADING_FOR_1D_ALL_GATHER, in configs of v6e-256: sparse cores
+  # gather weights. Without the fusion as maxdiffusion (run_wan_fast_inference.sh, 2026-07-27).
+  'v6e': {
+    'xla_sc_disable_megacore_partitioning': True,
+    'xla_sc_enable_instruction_fusion': False,
+    'xla_tpu_enable_all_gather_offload_tracing': True,
+    'xla_tpu_enable_async_collective_fusion': False,
+    'xla_tpu_enable_sparse_core_collective_offload_all_gather': True,
+    'xla_tpu_enable_sparse_core_collective_offload_all_reduce': False,
+    'xla_tpu_use_tc_device_shape_on_sc': True,
+  },
+  # axlearn: sparse cores gather weights, which is this compiler's default; that they also sum
+  # gradients is its default too (libtpu 0.0.42), and what axlearn switched off (2026-02-10).
+  'tpu7x': {
+    'xla_tpu_enable_async_collective_fusion_fuse_all_gather': False,
+    'xla_tpu_enable_sparse_core_collective_offload_all_gather': True,
+    'xla_tpu_enable_sparse_core_collective_offload_all_reduce': False,
+    'xla_tpu_enable_sparse_core_collective_offload_reduce_scatter': False,
+  },
+}
 
 _ALL = (
   Chip(
@@ -95,7 +116,7 @@ _ALL = (
     devices=1,
     shapes=_CUBES[:-1],
     config='megacore',
-    options=_GATHER | _REDUCE,
+    options=_OPTIONS['v4'],
   ),
   Chip(
     name='v5e',
@@ -107,7 +128,7 @@ _ALL = (
     devices=1,
     shapes=_FLAT,
     config='default',
-    options=_GATHER | _REDUCE,
+    options=_OPTIONS['v5e'],
   ),
   Chip(
     name='v5p',
@@ -119,7 +140,7 @@ _ALL = (
     devices=1,
     shapes=(*_CUBES, '16x16x24'),
     config='default',
-    options=_GATHER | _SPARSE,
+    options=_OPTIONS['v5p'],
   ),
   Chip(
     name='v6e',
@@ -131,7 +152,7 @@ _ALL = (
     devices=1,
     shapes=_FLAT,
     config='default',
-    options=_GATHER | _SPARSE,
+    options=_OPTIONS['v6e'],
   ),
   Chip(
     name='tpu7x',
@@ -143,7 +164,7 @@ _ALL = (
     devices=2,
     shapes=_CUBES,
     config='default',
-    options=_GATHER | _SPARSE,
+    options=_OPTIONS['tpu7x'],
   ),
 )
 CHIPS = {chip.name: chip for chip in _ALL}

@@ -162,12 +162,14 @@ class CrossAttention(nn.Module):
 
   def project(self, prompt: Prompt):
     """Keys and values of text and image, [B, N, P, K] each; they do not depend on the tokens."""
-    text_kv = (self.norm_k(self.k(prompt.text_BPD)), self.v(prompt.text_BPD))
+    text_BPD = _split_tokens(prompt.text_BPD)
+    text_kv = (_join_tokens(self.norm_k(self.k(text_BPD))), _join_tokens(self.v(text_BPD)))
     if not self.cfg.image_dim:
       return (text_kv,)
+    image_BID = _split_tokens(prompt.image_BID)
     image_kv = (
-      self.norm_k_image(self.k_image(prompt.image_BID)),
-      self.v_image(prompt.image_BID),
+      _join_tokens(self.norm_k_image(self.k_image(image_BID))),
+      _join_tokens(self.v_image(image_BID)),
     )
     return text_kv, image_kv
 
@@ -179,6 +181,17 @@ class CrossAttention(nn.Module):
       attend = jax.checkpoint(attend)
     q_BNTK = self.norm_q(self.q(x_BTD))
     return self.o(sum(attend(q_BNTK, k, v) for k, v in prompt_kv))
+
+
+def _split_tokens(prompt_BPD: jax.Array) -> jax.Array:
+  """Each shard of 'tokens' projects its part of a prompt: then gradients of the weights are sums of
+  parts, which are scattered; of equal ones XLA would sum all to keep a slice.
+  """
+  return sharding.shard(prompt_BPD, 'batch', 'tokens', 'act_embed')
+
+
+def _join_tokens(x_BNPK: jax.Array) -> jax.Array:
+  return sharding.shard(x_BNPK, 'batch', 'act_heads', None, 'head_dim')
 
 
 class Block(nn.Module):

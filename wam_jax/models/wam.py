@@ -338,7 +338,10 @@ class WorldActionModel(nn.Module):
     time_BGD = self.time_embedding(sinusoid.astype(self.cfg.dtype))
     if self.cfg.prompt_in_modulation:
       time_BGD = time_BGD + mean_prompt_BD[:, None]
-    return time_BGD, self.time_projection(jax.nn.silu(time_BGD))
+    # By samples, or XLA would split the contracted axis and put all samples on every device.
+    time_BGD = sharding.shard(time_BGD, 'batch', None, 'act_embed')
+    modulation_BG6D = self.time_projection(jax.nn.silu(time_BGD))
+    return time_BGD, sharding.shard(modulation_BG6D, 'batch', None, None, 'act_embed')
 
   def _embed_prompt(self, text_BPC, image_BIC) -> dit.Prompt:
     image_BID = self.image_embedding(image_BIC) if self.cfg.image_dim else None
