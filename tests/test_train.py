@@ -524,6 +524,38 @@ def stop_after(processes, workdir, step: int) -> list[str]:
   return [finish(process, 128 + signal.SIGTERM) for process in processes]
 
 
+def start_two(workdir, dataset, *flags, size: int) -> list[programs.Program]:
+  """Two processes, of which the second one can write no file larger than `size`."""
+  address = f'--coordinator_address=localhost:{programs.free_port(20000, 30000)}'
+  _, _, module, *on_dataset = command_on(dataset)
+  common = [module, *on_dataset, f'--workdir={workdir}', *flags, address, '--num_processes=2']
+  commands = [common, ['tests.small_files', size, *common]]
+  return [
+    programs.Program(*command, f'--process_id={number}', one_stream=True)
+    for number, command in enumerate(commands)
+  ]
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_host_ends_both_with_one_message(straight, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(straight.workdir, workdir)
+  shutil.rmtree(workdir / 'checkpoints' / '60')
+  # On the first host, before anything is made.
+  processes = start_two(workdir, straight.dataset, '--config.seed=5', size=2**20)
+  for output in [finish(process, 2) for process in processes]:
+    assert 'config.seed: 0 there, 5 now' in output
+  # On the second one, while both write in the background.
+  processes = start_two(workdir, straight.dataset, size=2000)
+  outputs = [finish(process, 2) for process in processes]
+  for output in outputs:
+    assert 'A checkpoint of step 60 could not be written' in output
+    assert f'The newest complete checkpoint is {workdir}/checkpoints/50; make room' in output
+  assert checkpoint.list_steps(workdir) == [50]
+  assert 'continuing after step 50 of 60' in finish(start(workdir, straight.dataset))
+  assert metrics_of(workdir) == metrics_of(straight.workdir)
+
+
 @pytest.mark.slow
 def test_four_processes_then_two_then_one_train_like_one(straight, tmp_path):
   """The processes stop together, each time with a checkpoint that another number of them continues
