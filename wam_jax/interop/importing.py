@@ -71,7 +71,7 @@ def import_checkpoint(
   with storage.whole_directory(target, size) as partial:
     with progress_lib.Progress('import', size, 'B') as progress:
       place = own.checkpoint_place(partial) / 'params'
-      weights = _write_item(place, items['params'], {}, progress)
+      weights = _write_item(place, items['params'], {}, progress, config.model.dim)
       place = partial / frozen.ITEM / 'unnamed'
       _write_item(place, items['frozen'], source.extra, progress)
     # Its name is what the encoders hash to, once they are there.
@@ -156,12 +156,15 @@ def _write_item(
   arrays: list[_Array],
   extra: Mapping[str, np.ndarray],
   progress: progress_lib.Progress,
+  width: int = 0,
 ) -> str:
-  """Writes one item of the checkpoint; the hash of its arrays."""
+  """Writes one item of the checkpoint, with `width` as in `orbax.ItemWriter`; the hash of its
+  arrays.
+  """
   announced = {array.path: array.announced for array in arrays}
   announced |= {path: lazy.Shape(x.shape, x.dtype) for path, x in extra.items()}
   stacked = frozenset(array.path for array in arrays if array.row.layers)
-  writer = orbax.ItemWriter(place, announced, stacked)
+  writer = orbax.ItemWriter(place, announced, stacked, width)
   total = 0
   # What is on its way to the disk is added up meanwhile.
   with concurrent.futures.ThreadPoolExecutor(1) as thread:

@@ -36,6 +36,7 @@ def write_item(place):
 @pytest.mark.parametrize('chunk_bytes', [2**25, 500])
 def test_item_comes_back_whole_and_by_layers(tmp_path, monkeypatch, chunk_bytes):
   monkeypatch.setattr(orbax, '_CHUNK_BYTES', chunk_bytes)
+  monkeypatch.setattr(orbax, '_LEAST_BYTES', chunk_bytes)
   monkeypatch.setattr(orbax, '_SLAB_BYTES', 4 * chunk_bytes)
   arrays = write_item(tmp_path / 'item')
   got = orbax.open_item(tmp_path / 'item')
@@ -99,3 +100,29 @@ def test_damaged_item_is_named(tmp_path):
     orbax.open_item(tmp_path / 'item')
   with pytest.raises(ValueError, match='_METADATA does not exist'):
     orbax.open_item(tmp_path)
+
+
+def test_arrays_are_cut_as_hosts_divide_them(tmp_path):
+  """Rows of the model's width for weights, the longest axis for what has no such axis."""
+  whole = {
+    'ffn/w': (2, 512, 1024),
+    'out/w': (2, 1024, 512),
+    'table': (4096, 64),
+    'bias': (512,),
+  }
+  shapes = {path: lazy.Shape(shape, np.dtype(np.float32)) for path, shape in whole.items()}
+  writer = orbax.ItemWriter(tmp_path / 'item', shapes, frozenset({'ffn/w', 'out/w'}), width=512)
+  for path, shape in whole.items():
+    writer.write(path, np.ones(shape, np.float32))
+  writer.finish()
+  chunks = {
+    path: array.store.chunk_layout.read_chunk.shape
+    for path, array in orbax.open_item(tmp_path / 'item').items()
+  }
+  # Down to 128 KiB.
+  assert chunks == {
+    'ffn/w': (1, 32, 1024),
+    'out/w': (1, 1024, 32),
+    'table': (512, 64),
+    'bias': (512,),
+  }

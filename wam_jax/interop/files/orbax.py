@@ -20,8 +20,11 @@ import tensorstore as ts
 from wam_jax.interop import lazy
 from wam_jax.interop.files import jsonfile
 
-# Small enough that a host of a mesh reads little beyond its shard, large enough for a disk.
-_CHUNK_BYTES = 2**25
+# An array is cut along the axis that hosts divide among them, into so many pieces that each host
+# reads little beyond its own, but not into smaller ones than are worth a request.
+_PIECES = 256
+_LEAST_BYTES = 2**17
+_CHUNK_BYTES = 2**25  # No piece is larger.
 # Written at once: tensorstore holds a second, compressed copy meanwhile.
 _SLAB_BYTES = 2**27
 _METADATA = '_METADATA'
@@ -32,7 +35,11 @@ class ItemWriter:
   """Writes one item. The directory is readable after `finish`."""
 
   def __init__(
-    self, directory: pathlib.Path, shapes: Mapping[str, lazy.Shape], stacked: frozenset[str]
+    self,
+    directory: pathlib.Path,
+    shapes: Mapping[str, lazy.Shape],
+    stacked: frozenset[str],
+    width: int = 0,
   ):
     """Makes `directory`.
 
@@ -40,11 +47,14 @@ class ItemWriter:
       directory: the place of the item.
       shapes: every array that will be written, by '/'-separated path.
       stacked: the paths of the arrays that are written layer by layer along axis 0.
+      width: the size of the axis that readers on a mesh divide; where an array has none, they
+        divide its longest.
     """
     directory.mkdir(parents=True)
     self._directory = directory
     self._shapes = shapes
     self._stacked = stacked
+    self._width = width
     # Files are synced once, when all are there; see `storage.whole_directory`.
     self._context = ts.Context({'cache_pool': {'total_bytes_limit': 0}, 'file_io_sync': False})
     # Many small arrays become one file: they are held back until there is enough for it.
@@ -111,11 +121,34 @@ class ItemWriter:
       'store_data_equal_to_fill_value': True,
       'metadata': {
         'shape': shape,
-        'chunks': _choose_chunks(shape, dtype, path in self._stacked),
+        'chunks': self._choose_chunks(path),
         'dtype': _name_dtype(dtype),
         'compressor': {'id': 'zstd', 'level': 1},
       },
     }
+
+  def _choose_chunks(self, path: str) -> list[int]:
+    """One layer at most, cut along the axis that readers divide; then the longest, if need be."""
+    shape, dtype = self._shapes[path]
+    chunk = list(shape)
+    axes = list(range(len(shape)))
+    if path in self._stacked:
+      chunk[0] = 1
+      axes = axes[1:]
+    count_bytes = lambda: math.prod(chunk) * dtype.itemsize
+
+    if axes:
+      longest = max(axes, key=lambda axis: shape[axis])
+      divided = next((axis for axis in axes if shape[axis] == self._width), longest)
+      least = shape[divided] // _PIECES
+      while chunk[divided] % 2 == 0 and chunk[divided] > least and count_bytes() > _LEAST_BYTES:
+        chunk[divided] //= 2
+    while count_bytes() > _CHUNK_BYTES:
+      even = [axis for axis, size in enumerate(chunk) if size % 2 == 0]
+      if not even:
+        break
+      chunk[max(even, key=lambda axis: chunk[axis])] //= 2
+    return chunk
 
   def _commit(self) -> None:
     self._batch.commit_sync()
@@ -206,18 +239,6 @@ def _make_spec(
   else:
     store = {'driver': 'file', 'path': f'{directory}/{name}/'}
   return {'driver': driver, 'kvstore': store}
-
-
-def _choose_chunks(shape: tuple[int, ...], dtype: np.dtype, is_stacked: bool) -> list[int]:
-  """One layer at most, its longest even axis halved until it is small."""
-  chunk = [1, *shape[1:]] if is_stacked else list(shape)
-  while math.prod(chunk) * dtype.itemsize > _CHUNK_BYTES:
-    even = [axis for axis, size in enumerate(chunk) if size % 2 == 0]
-    if not even:
-      break
-    longest = max(even, key=lambda axis: chunk[axis])
-    chunk[longest] //= 2
-  return chunk
 
 
 def _name_dtype(dtype: np.dtype) -> str:
