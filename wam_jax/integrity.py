@@ -57,6 +57,15 @@ def write_list(directory: pathlib.Path, step: int) -> None:
   storage.write_whole(place / _LIST, json.dumps(sizes, indent=0, sort_keys=True))
 
 
+def complete(place: pathlib.Path) -> None:
+  """Makes a checkpoint in a local directory, not written by Orbax, count as its own do, in a bucket
+  that it is copied to, too.
+  """
+  sizes = {name: size for name, size in storage.list_files(place).items() if '/' in name}
+  (place / _LIST).write_text(json.dumps(sizes, indent=0, sort_keys=True))
+  (place / _COMMITTED).touch()
+
+
 def has_list(place: pathlib.Path) -> bool:
   """Whether the files of the checkpoint in `place` are known; they are not of versions before."""
   return _read_list(place) is not None

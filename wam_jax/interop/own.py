@@ -18,6 +18,7 @@ from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import frozen as frozen_lib
+from wam_jax import integrity
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop.files import orbax
@@ -216,3 +217,4 @@ def write_metadata(
   place = checkpoint_place(workdir) / 'metadata'
   place.mkdir()
   (place / 'metadata').write_text(json.dumps(metadata))
+  integrity.complete(place.parent)
