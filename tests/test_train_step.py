@@ -174,18 +174,27 @@ def test_accumulation_changes_no_number(start):
   batch.action_mask_BAU[0, 2:] = False
   batch.action_mask_BAU[1] = False
 
-  def gradients(mean, parts):
+  def trace(mean, parts):
     flow_config = dataclasses.replace(CONFIG.flow, action_mean=mean)
     config = dataclasses.replace(CONFIG, accumulate=parts, flow=flow_config)
     key = jax.random.key(0)
     noise = train_step.sample_noise(MODEL, config.flow, key, state.frozen, batch)
-    return jax.jit(functools.partial(train_step._gradients, config))(state, batch, noise)
+    compute = functools.partial(train_step._gradients, config)
+    return jax.jit(compute).trace(state, batch, noise), (state, batch, noise)
+
+  def gradients(mean, parts):
+    traced, arguments = trace(mean, parts)
+    return traced.lower().compile()(*arguments)
 
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
   for mean, several in (('real', (2, 4)), ('padded', (2,))):
     want = gradients(mean, parts=1)
     for parts in several:
       jax.tree.map(close, gradients(mean, parts), want)
+
+  # Nor is the work of a part in the program more than once.
+  once, several = (str(trace('real', parts)[0].jaxpr).count('dot_general') for parts in (1, 4))
+  assert once == several > 10
 
 
 @pytest.fixture(scope='module')

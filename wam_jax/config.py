@@ -578,6 +578,10 @@ class TrainConfig:
     pause_timeout_s: the same for what else is waited for once the data is open: restoring, the
       first step, which compiles, each evaluation and each save; 0 for never. Needs hang_timeout_s.
     profile: first and last step of a trace for XProf in WORKDIR/profile, () for none.
+    compiler_options: NAME=VALUE that the steps are compiled with, beside what `chips.py` has for
+      the chip; what is known to be wrong there is refused (`compiler_options`).
+    sdc_checks: how many times each step runs again on TPUs, to compare the results and stop where a
+      chip computes another one: a run of an hour to try a slice takes 1, for twice the time.
     mesh: axis name to size; one size may be -1 (what is left of the devices). 'slice' is the number
       of TPU slices that the data-centre network joins.
     rules: logical axis name to mesh axes, '' for replicated.
@@ -604,6 +608,8 @@ class TrainConfig:
   hang_timeout_s: float = 0.0
   pause_timeout_s: float = 3600.0
   profile: tuple[int, ...] = ()
+  compiler_options: tuple[str, ...] = ()
+  sdc_checks: int = 0
   # Every device has its own samples and all of the weights.
   mesh: Mapping[str, int] = dataclasses.field(
     default_factory=lambda: {'slice': 1, 'data': -1, 'fsdp': 1, 'seq': 1, 'tensor': 1}

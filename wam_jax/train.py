@@ -103,6 +103,7 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
     agreement.check_programs(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_sizes(config, mesh)
+    train_step.make_options(config, mesh)  # What is wrong with them is said before data is read.
     part = sharding.host_batch(config, mesh)
 
     # Before anything is read: nothing is made for a directory that belongs to another run.

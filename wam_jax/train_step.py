@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wam_jax import chips
+from wam_jax import compiler_options
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import flow
@@ -241,9 +241,16 @@ def make_train_step(
     donate_argnums=0,
     in_shardings=(shardings, batch_sharding),
     out_shardings=(shardings, None),
-    compiler_options=chips.compiler_options(mesh.devices.flat[0].device_kind),
+    compiler_options=make_options(config, mesh),
   )
   return _on_mesh(compiled, mesh, config.rules)
+
+
+def make_options(config: cfg.TrainConfig, mesh: jax.sharding.Mesh) -> compiler_options.Options:
+  """What the steps of this run are compiled with. Errors as `compiler_options.make`."""
+  return compiler_options.make(
+    mesh.devices.flat[0].device_kind, config.compiler_options, config.sdc_checks
+  )
 
 
 def make_eval_step(
@@ -300,15 +307,16 @@ def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, n
     return jnp.swapaxes(x, 0, 1)
 
   parts = jax.tree.map(interleave, (batch, noise))
-  first = jax.tree.map(lambda x: x[0], parts)
-  rest = jax.tree.map(lambda x: x[1:], parts)
   counts = count(config.model, batch)
 
   def add_part(total, part):
     return jax.tree.map(jnp.add, total, gradient(trained, *part, counts)), None
 
-  total, _ = jax.lax.scan(add_part, gradient(trained, *first, counts), rest)
-  return total
+  # From zeros, so that the program has the work of a part once.
+  first = jax.tree.map(lambda x: x[0], parts)
+  of_a_part = jax.eval_shape(gradient, trained, *first, counts)
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), of_a_part)
+  return jax.lax.scan(add_part, nothing, parts)[0]
 
 
 def count(c: cfg.ModelConfig, batch: types.Batch) -> Counts:

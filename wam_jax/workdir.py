@@ -40,6 +40,8 @@ _MAY_CHANGE = frozenset(
     'hang_timeout_s',
     'pause_timeout_s',
     'profile',
+    'compiler_options',
+    'sdc_checks',
     'data.root',
     'data.embodiments',
     'data.workers',
