@@ -17,8 +17,9 @@ Discarded episodes are left out, step_filter.jsonl becomes step_ranges.json for
 `config.data.ranges`, and the statistics, with those of relative actions, become
 gear_statistics.json for `config.data.statistics`.
 
-Beside the data lies embodiment.json, a record as in wam_jax/data/embodiments.py; it is also printed
-as Python to put there. Sizes, rates and slices are read off the data; units are for you to fill in.
+Beside the data lies embodiment.json, the record of the robot, which every command takes from there.
+Sizes, rates, and what the columns of state and action are, are read off the data; what was guessed
+is printed, for you to correct in that file.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from absl import flags
 from data.lerobot import convert
 from data.lerobot import record as record_lib
 from wam_jax import cli
+from wam_jax.data import embodiments
 
 _SOURCE = flags.DEFINE_string('source', None, 'LeRobot directory, with meta/info.json.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make, such as NAME/1.0.0.')
@@ -43,7 +45,7 @@ _WORKERS = flags.DEFINE_integer(
 
 
 def main(unused_argv: list[str]) -> None:
-  record, made = convert.convert(
+  converted = convert.convert(
     _SOURCE.value,
     _OUTPUT.value,
     embodiment=_EMBODIMENT.value,
@@ -51,9 +53,16 @@ def main(unused_argv: list[str]) -> None:
     exclude=_EXCLUDE.value,
     workers=_WORKERS.value,
   )
-  print(_OUTPUT.value if made else f'already there: {_OUTPUT.value}')
-  print('For wam_jax/data/embodiments.py (with units filled in), also in embodiment.json:')
-  print(record_lib.to_python(record))
+  print(_OUTPUT.value if converted.made else f'already there: {_OUTPUT.value}')
+  print(record_lib.to_python(converted.record))
+  if converted.guesses:
+    print('Proposed from names and numbers; look through it:')
+    print('\n'.join(f'  {guess}' for guess in converted.guesses))
+  print(
+    f'The record lies beside the data as {embodiments.FILE}, where every command takes it from; '
+    'edit it there, then check it:\n'
+    f'  python -m data.validate --dataset={_OUTPUT.value}'
+  )
 
 
 if __name__ == '__main__':

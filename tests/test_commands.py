@@ -107,8 +107,8 @@ def read_flags(module: str) -> tuple[frozenset[str], frozenset[str]]:
     name = node.func.attr
     if name.startswith('DEFINE_'):
       defined.add(node.args[0].value)
-    elif name == 'define_json':
-      defined.add('json')
+    elif name in ('define_json', 'define_embodiment'):
+      defined.add(name.removeprefix('define_'))
     elif name in ('mark_flag_as_required', 'mark_flags_as_required'):
       named = ast.literal_eval(node.args[0])
       required.update([named] if isinstance(named, str) else named)

@@ -7,7 +7,7 @@ import functools
 import io
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,6 +24,20 @@ from wam_jax.data import record as robot_record
 SHARD_FRAMES = 8192  # Camera frames in a shard, about 200 to 500 MB.
 
 
+class Converted(NamedTuple):
+  """A dataset that was written.
+
+  Attributes:
+    record: of its robot, which lies beside it.
+    made: whether this call made it.
+    guesses: what of the record was guessed, a line each.
+  """
+
+  record: robot_record.Embodiment
+  made: bool
+  guesses: list[str]
+
+
 def convert(
   source: str,
   output: str,
@@ -31,8 +45,8 @@ def convert(
   size: str = '',
   exclude: list[str] = (),
   workers: int = 1,
-) -> tuple[robot_record.Embodiment, bool]:
-  """Writes the dataset; the record of its robot, and whether this call made it.
+) -> Converted:
+  """Writes the dataset.
 
   Raises:
     ValueError: something about source, output or options is wrong; names episode and file. What is
@@ -41,9 +55,14 @@ def convert(
   cure = 'Copy it to a directory, or mount the bucket (gcsfuse).'
   found = source_lib.load(storage.make_local_path(source, '--source', cure))
   plan = plan_lib.make_plan(found, video.parse_size(size), exclude)
-  record = embodiments.resolve(embodiment) if embodiment else record_lib.suggest(plan)
+  guesses: list[str] = []
+  if embodiment:
+    record = embodiments.resolve(embodiment)
+  else:
+    record, guesses = record_lib.suggest(plan)
   record_lib.check(plan, record)
-  return record, rlds.write(output, _make_dataset(plan, record), workers)
+  made = rlds.write(output, _make_dataset(plan, record), workers)
+  return Converted(record, made, guesses)
 
 
 def _make_dataset(plan: plan_lib.Plan, record: robot_record.Embodiment) -> rlds.Dataset:

@@ -5,6 +5,7 @@ split.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def make_plan(
     *_slice_fields('action', gear.action),
     *(Field(f'observation/{key}', feature) for key, feature in gear.video.items()),
     *(Field(f'annotation/{key}', feature) for key, feature in gear.annotation.items()),
-    *(Field(_step_key(key), key) for key in features if key not in renamed),
+    *(Field(_step_key(key, features[key]), key) for key in features if key not in renamed),
   ]
   fields = tuple(field for field in fields if field.key not in exclude)
   _check_fields(source, fields)
@@ -147,11 +148,24 @@ def is_image(feature: dict[str, Any]) -> bool:
   return feature['dtype'] in ('video', 'image')
 
 
-def _step_key(key: str) -> str:
-  """The name of a feature that modality.json does not name."""
+# Vectors that are sensed, where their name does not begin with `observation`.
+_SENSED = re.compile(r'state|proprio|joint|qpos|qvel|gripper|eef|effort')
+
+
+def _step_key(key: str, feature: dict[str, Any]) -> str:
+  """The name of a feature that modality.json does not name: what is seen and sensed lies under
+  observation/, as in RLDS.
+  """
   for prefix in ('observation.images.', 'observation.'):
     if key.startswith(prefix):
       return f'observation/{key.removeprefix(prefix)}'
+  is_sensed = (
+    feature['dtype'].startswith('float')
+    and not key.startswith(('action', 'next.'))
+    and _SENSED.search(key)
+  )
+  if is_image(feature) or is_sensed:
+    return f'observation/{key}'
   return 'reward' if key == 'next.reward' else key
 
 

@@ -10,83 +10,109 @@ from typing import Any
 
 import numpy as np
 
+from data import propose
 from data.lerobot import plan as plan_lib
 from data.lerobot import source as source_lib
 from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
 
-VIEW_WIDTH = 320  # Pixels of a camera in the suggested composite.
-TILE = 16  # Pixels; the encoders want composites of whole ones.
+SAMPLED = 20  # Episodes whose numbers are looked at.
 LINE = ',\n    '  # Between the arguments of a printed record.
+# What a state is called where info.json has several vectors beside the images.
+_STATES = ('observation.state', 'observation.states', 'state', 'states')
+_ACTIONS = ('action', 'actions')
 
 
-def suggest(plan: plan_lib.Plan) -> record_lib.Embodiment:
-  """A record that fits the data: its cameras tiled, its states and actions, its rate, chunks as in
-  the paper.
-  """
+def suggest(plan: plan_lib.Plan) -> tuple[record_lib.Embodiment, list[str]]:
+  """A record that fits the data, and what in it was guessed: `propose.propose`."""
   source, gear = plan.source, plan.source.gear
   if not plan.images:
     raise ValueError(f'{source.path} has no camera; a world model needs one.')
-  state = _slices(plan, 'observation/', gear.state, ('observation.state', 'observation.states'))
-  action = _slices(plan, 'action/', gear.action, ('action', 'actions'))
-  views, composite = _tile(plan)
-  return record_lib.Embodiment(
+  state = _choose_fields(plan, 'observation/', bool(gear.state), _STATES)
+  action = _choose_fields(plan, 'action/', bool(gear.action), _ACTIONS)
+  fields = {'prompt': prompts.TEMPLATES.get(gear.tag, '{}')}
+  if gear.removed:
+    fields['episode_key'] = ('episode_metadata/name',)
+  found = propose.Found(
     name=plain_name(gear.tag or source.robot or source.path.name),
-    views=views,
-    composite=composite,
-    state=tuple(dataclasses.replace(s, key=s.key.removeprefix('observation/')) for s in state),
-    action=action,
-    prompt=prompts.TEMPLATES.get(gear.tag, '{}'),
-    episode_key=('episode_metadata/name',) if gear.removed else (),
-    **record_lib.timing(source.fps),
+    hz=source.fps,
+    cameras=tuple(_describe_camera(plan, field) for field in plan.images),
+    state=tuple(_describe_vector(plan, field) for field in state),
+    action=tuple(_describe_vector(plan, field) for field in action),
+    episodes=_read_numbers(plan, state, action),
+    fields=fields,
   )
+  return propose.propose(found)
 
 
-def _slices(
-  plan: plan_lib.Plan, prefix: str, parts: dict[str, source_lib.Part], keys: tuple[str, ...]
-) -> tuple[record_lib.Slice, ...]:
+def _choose_fields(
+  plan: plan_lib.Plan, prefix: str, has_parts: bool, keys: tuple[str, ...]
+) -> list[plan_lib.Field]:
   """The sub-keys of modality.json, or else the numeric vectors whose feature is called like one of
   `keys`.
   """
-  gear, features = plan.source.gear, plan.source.features
-  relative = {}
-  for key in gear.relative:
-    part = gear.action[key]
-    relative[f'action/{key}'] = f'{key}:0:{part.stop - part.start}'
+  features = plan.source.features
 
   def is_named(field: plan_lib.Field) -> bool:
-    if parts:
+    if has_parts:
       return field.name.startswith(prefix) and field.start is not None
     return field.key in keys or field.key.startswith(tuple(f'{key}.' for key in keys))
 
-  slices = []
-  for field in plan.fields:
-    is_numeric = features[field.key]['dtype'].startswith(plan_lib.NUMBERS)
-    if is_numeric and is_named(field):
-      # LeRobot says no units; the user fills them in.
-      reference = relative.get(field.name, '')
-      slices.append(record_lib.Slice(field.name, 0, plan.width(field), 'unknown', reference))
-  return tuple(slices)
+  return [
+    field
+    for field in plan.fields
+    if features[field.key]['dtype'].startswith(plan_lib.NUMBERS) and is_named(field)
+  ]
 
 
-def _tile(plan: plan_lib.Plan) -> tuple[tuple[record_lib.View, ...], tuple[int, int]]:
-  """Views in two columns, filled from the top left downwards as the reference does, and the size of
-  the whole.
-  """
-  images = plan.images
-  image_height, image_width = plan.size or plan_lib.image_size(plan.source.features[images[0].key])
-  width = VIEW_WIDTH
-  height = max(TILE, round(width * image_height / image_width / TILE) * TILE)
-  # All views have the shape of the first one: the composite has to be a rectangle.
-  rows = -(-len(images) // 2)
-  columns = min(2, len(images))
-  views = []
-  for i, field in enumerate(images):
-    column, row = divmod(i, rows)
-    name = field.name.removeprefix('observation/')
-    views.append(record_lib.View(name, row * height, column * width, height, width))
-  return tuple(views), (rows * height, columns * width)
+def _describe_camera(plan: plan_lib.Plan, field: plan_lib.Field) -> propose.Camera:
+  rows, columns = plan.size or plan_lib.image_size(plan.source.features[field.key])
+  return propose.Camera(_shorten(field), rows, columns)
+
+
+def _describe_vector(plan: plan_lib.Plan, field: plan_lib.Field) -> propose.Vector:
+  feature = plan.source.features[field.key]
+  names = propose.flatten_names(feature.get('names'), source_lib.width(feature))
+  if field.start is not None:
+    names = names[field.start : field.stop]
+  return propose.Vector(
+    key=_shorten(field),
+    width=plan.width(field),
+    names=names,
+    is_relative=field.name.removeprefix('action/') in plan.source.gear.relative,
+  )
+
+
+def _shorten(field: plan_lib.Field) -> str:
+  """The key by which a record names a field."""
+  return field.name.removeprefix('observation/')
+
+
+def _read_numbers(
+  plan: plan_lib.Plan, state: list[plan_lib.Field], action: list[plan_lib.Field]
+) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+  """Numbers of some episodes, spread over the dataset."""
+  source = plan.source
+  numbers = [n for chosen in plan.episodes.values() for n in chosen]
+  keys = list(dict.fromkeys(field.key for field in (*state, *action)))
+  if not keys:
+    return []
+  episodes = []
+  for n in numbers[:: -(-len(numbers) // SAMPLED)]:
+    try:
+      rows = source_lib.read_rows(source, source.episodes[n], keys)
+    except ValueError:
+      continue  # The conversion says which episode this is, when those before it are done.
+    parts = [{_shorten(f): _take(rows, f) for f in fields} for fields in (state, action)]
+    episodes.append(tuple(parts))
+  return episodes
+
+
+def _take(rows: dict[str, np.ndarray], field: plan_lib.Field) -> np.ndarray:
+  """[T, width] of a field."""
+  values = rows[field.key].reshape(len(rows[field.key]), -1)
+  return values if field.start is None else values[:, field.start : field.stop]
 
 
 def to_python(record: record_lib.Embodiment) -> str:

@@ -50,7 +50,7 @@ def v2(tmp_path_factory):
 @pytest.fixture(scope='module')
 def converted(v2, tmp_path_factory):
   output = tmp_path_factory.mktemp('converted') / 'my_robot/1.0.0'
-  record, made = convert.convert(v2, output)
+  record, made, _ = convert.convert(v2, output)
   assert made
   return output, record
 
@@ -115,12 +115,13 @@ def test_suggested_record_fits_the_data(converted):
   assert record == robot_record.Embodiment(
     name='test_arm',
     views=(
-      robot_record.View('front', 0, 0, 240, 320),
-      robot_record.View('wrist', 0, 320, 240, 320),
+      robot_record.View('front', 0, 0, 48, 64),
+      robot_record.View('wrist', 0, 64, 48, 64),
     ),
-    composite=(240, 640),
+    composite=(48, 128),
     state=(robot_record.Slice('state', 0, 4, 'unknown'),),
-    action=(robot_record.Slice('action', 0, 4, 'unknown'),),
+    # Each action is the state of the next step: to send the state back is to stand still.
+    action=(robot_record.Slice('action', 0, 4, 'unknown', rest='state:0:4'),),
     control_hz=10.0,
     video_fps=5.0,
     chunk_s=1.6,
@@ -187,7 +188,7 @@ def gear(damaged):
 
 
 def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
-  record, _ = convert.convert(gear, tmp_path / 'out')
+  record = convert.convert(gear, tmp_path / 'out').record
   episodes = _read(tmp_path / 'out')
   # Episode 1 is discarded.
   assert [int(e['episode_index']) for e in episodes] == [0, 2]
@@ -206,10 +207,10 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
   Slice = robot_record.Slice
   assert record.name == 'yam'
   assert record.prompt != '{}'
-  assert record.state == (Slice('arm', 0, 2, 'unknown'), Slice('gripper', 0, 1, 'unknown'))
+  assert record.state == (Slice('arm', 0, 2, 'unknown'), Slice('gripper', 0, 1, 'normalized'))
   assert record.action == (
     Slice('action/arm', 0, 2, 'unknown', relative_to='arm:0:2'),
-    Slice('action/gripper', 0, 1, 'unknown'),
+    Slice('action/gripper', 0, 1, 'normalized', rest='gripper:0:1'),
   )
   numbers = statistics.load(tmp_path / 'out/gear_statistics.json', record)
   np.testing.assert_array_equal(numbers.state.q99, [1, 2, 4])
@@ -569,7 +570,7 @@ def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
   not G1.exists(), reason='the sample of real robot data is not beside this checkout'
 )
 def test_real_episodes_of_both_versions(tmp_path):
-  record, _ = convert.convert(G1, tmp_path / 'g1', size='120x160', workers=2)
+  record = convert.convert(G1, tmp_path / 'g1', size='120x160', workers=2).record
   packed = dirs.pack_as_v3(G1, tmp_path / G1.name, 3)
   convert.convert(packed, tmp_path / 'packed', size='120x160', workers=2)
   assert _shards(tmp_path / 'g1') == _shards(tmp_path / 'packed')

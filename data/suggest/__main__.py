@@ -1,0 +1,70 @@
+r"""Lists what the steps of an RLDS dataset hold, and proposes a record of its robot.
+
+python -m data.suggest --dataset=~/data/my_robot/1.0.0 --control_hz=15 [--output=FILE] [--json=FILE]
+
+The record goes to embodiment.json beside the data, where every command takes it from, unless there
+is one; what in it was guessed is printed, for you to correct. `--state` and `--action` choose other
+arrays than those that are found by their names. Touches no image but the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from absl import flags
+from etils import epath
+
+from data import propose
+from data.suggest import work
+from wam_jax import cli
+from wam_jax import storage
+from wam_jax.data import embodiments
+from wam_jax.data import sources
+
+_DATASET = flags.DEFINE_string(
+  'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
+)
+_SPLIT = flags.DEFINE_string('split', 'train', 'Split whose numbers are looked at.')
+_HZ = flags.DEFINE_float(
+  'control_hz', 0.0, 'Steps a second; needed where the steps have no timestamp.', lower_bound=0.0
+)
+_STATE = flags.DEFINE_list('state', [], 'Arrays below observation/ that make the state, in order.')
+_ACTION = flags.DEFINE_list('action', [], 'Arrays that make the action, in order.')
+_NAME = flags.DEFINE_string('name', '', 'Of the robot; by default that of the dataset.')
+_OUTPUT = flags.DEFINE_string('output', '', 'File of the record; beside the dataset by default.')
+cli.define_json()
+
+
+def main(unused_argv: list[str]) -> None:
+  dataset = sources.Dataset(_DATASET.value, keeps=False)
+  kinds = work.list_features(dataset.specs)
+  print(f'{dataset.path} has the splits {", ".join(dataset.splits)}; its steps hold')
+  for key, kind in kinds.items():
+    print(f'  {key:48} {kind}')
+  found = work.find(dataset, _SPLIT.value, _HZ.value, _STATE.value, _ACTION.value, _NAME.value)
+  record, guesses = propose.propose(found)
+  dataset.open(_SPLIT.value, record)  # Its own check: every key is there, and as wide.
+  content = json.dumps(dataclasses.asdict(record), indent=1)
+  print(f'\n{content}\nProposed from names and numbers; look through it:')
+  print('\n'.join(f'  {guess}' for guess in guesses))
+  file = _choose_file(dataset.path)
+  storage.write_whole(file, f'{content}\n'.encode())
+  print(f'written: {file}\nnext: python -m data.validate --dataset={dataset.path}')
+  cli.write_json({'features': kinds, 'record': dataclasses.asdict(record), 'guesses': guesses})
+
+
+def _choose_file(dataset: epath.Path) -> epath.Path:
+  if _OUTPUT.value:
+    return storage.make_path(_OUTPUT.value, '--output')
+  file = dataset / embodiments.FILE
+  if file.exists():
+    raise ValueError(
+      f'{file} is there already, and may have been edited; name another --output, or delete it.'
+    )
+  return file
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['dataset'])
+  cli.run(main)
