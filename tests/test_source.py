@@ -8,13 +8,25 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
 from tests import programs
 from tests import shares
+from tests import test_checkpoint
+from tests.test_checkpoint import METADATA
+from wam_jax import checkpoint
+from wam_jax import identity
+from wam_jax import source
+from wam_jax import storage
 from wam_jax.models import encoders
 
 HOSTS = 4
+
+
+@pytest.fixture(autouse=True)
+def no_long_waits(monkeypatch):
+  monkeypatch.setattr(storage, 'WAITS_S', (0.01, 0.01))
 
 
 @pytest.fixture(scope='module')
@@ -77,3 +89,69 @@ def test_each_host_reads_and_holds_its_share_and_hears_of_every_mistake(root):
       assert 'has no checkpoint yet' in message
     assert f'No checkpoint in {root}/cut/checkpoints can be read' in cut
     assert max(found['seconds'] for found in one[2:]) < 60
+
+
+def make_old(workdir) -> None:
+  """Makes the checkpoints what they were before: encoders inside, and no hashes."""
+  (stored,) = (workdir / 'frozen').iterdir()
+  for place in (workdir / 'checkpoints').iterdir():
+    shutil.copytree(stored, place / 'frozen')
+    (place / 'files.json').unlink()
+    file = place / 'metadata' / 'metadata'
+    metadata = json.loads(file.read_text())
+    assert metadata.pop('weights')
+    assert metadata.pop('encoders')
+    file.write_text(json.dumps(metadata | {'items': [*metadata['items'], 'frozen']}))
+  shutil.rmtree(workdir / 'frozen')
+
+
+def read_source(workdir, say):
+  """(parameters, encoders, hashes of both) of the newest checkpoint, on one device."""
+  found = source.open_source(workdir)
+  mesh = jax.make_mesh((1,), ('fsdp',), devices=jax.devices()[:1])
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), found.frozen
+  )
+  shardings = jax.tree.map(lambda _: whole, found.params)
+  params, weights = found.read_params(shardings, say)
+  return params, found.read_encoders(like), weights, found.hash_encoders(say)
+
+
+@pytest.mark.parametrize('ema', [True, False])
+def test_a_checkpoint_of_before_holds_its_encoders_and_is_hashed_once(tmp_path, ema):
+  test_checkpoint.save_steps(tmp_path, [1, 2], ema=ema)
+  state = test_checkpoint.make_state(2, ema=ema)
+  said = []
+  new = read_source(tmp_path, said.append)
+  assert not said
+  assert new[2:] == (identity.hash_arrays(state.eval_params), METADATA['encoders'])
+
+  make_old(tmp_path)
+  old = read_source(tmp_path, said.append)
+  assert ['hashing the weights' in line for line in said] == [True, False]
+  assert 'hashing the encoders in' in said[1]
+  assert old[2:] == new[2:]
+  jax.tree.map(np.testing.assert_array_equal, old[:2], (state.eval_params, state.frozen))
+
+  # Evaluation and the run itself find them where they are; what is saved next stores them once.
+  jax.tree.map(
+    np.testing.assert_array_equal, checkpoint.load_for_inference(tmp_path).frozen, state.frozen
+  )
+  got = test_checkpoint.restore(tmp_path, test_checkpoint.make_state(9, ema=ema))
+  jax.tree.map(np.testing.assert_array_equal, got.state, state)
+  test_checkpoint.save_steps(tmp_path, [3], ema=ema)
+  assert not (tmp_path / 'checkpoints' / '3' / 'frozen').exists()
+  assert len(list((tmp_path / 'frozen').iterdir())) == 1
+  assert read_source(tmp_path, said.append)[2] != old[2]
+  assert len(said) == 2
+
+
+def test_lost_encoders_are_named(tmp_path):
+  test_checkpoint.save_steps(tmp_path, [1, 2])
+  shutil.rmtree(tmp_path / 'frozen')
+  with pytest.raises(checkpoint.CheckpointError, match='the encoders, .*/frozen/.*, missing in'):
+    checkpoint.load_for_inference(tmp_path)
+  with pytest.raises(checkpoint.CheckpointError, match='the encoders, .*/frozen/.*, missing in'):
+    test_checkpoint.restore(tmp_path, test_checkpoint.make_state(9))
+  assert checkpoint.list_steps(tmp_path) == [1, 2]

@@ -384,6 +384,22 @@ def test_init_from_takes_averaged_weights_and_the_tokenizer(
   assert not any(np.any(x) for x in jax.tree.leaves(seen['state'].opt_state))
 
 
+@pytest.mark.slow
+def test_two_processes_start_from_a_base_as_one_does(straight, tmp_path):
+  flags = [f'--config.init_from={straight.workdir}', '--config.steps=6', '--config.eval_every=0']
+  finish(start(tmp_path / 'one', straight.dataset, *flags))
+  for process in start_by_hand(tmp_path / 'two', straight.dataset, 2, *flags):
+    finish(process)
+  compare_metrics(tmp_path / 'two', tmp_path / 'one')
+  # Where both began is the same to the bit: they name the same weights, and the same encoders.
+  places = [tmp_path / name / 'checkpoints' / '6' for name in ('one', 'two')]
+  one, two = (checkpoint.load_metadata(place) for place in places)
+  assert one['base'] == two['base']
+  newest = straight.workdir / 'checkpoints' / '60'
+  assert one['base']['weights'] == checkpoint.load_metadata(newest)['weights']
+  assert one['encoders'] == two['encoders']
+
+
 def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path, fake_step, capsys):
   # Every other step has the loss 1.
   fake_step[30] = {'loss': 7.0}
@@ -486,10 +502,10 @@ def test_changed_dataset_is_refused(straight, config, tmp_path, monkeypatch):
     train.train(config, tmp_path / 'run')
 
 
-def start_by_hand(workdir, dataset, count: int) -> list[programs.Program]:
+def start_by_hand(workdir, dataset, count: int, *flags) -> list[programs.Program]:
   address = f'--coordinator_address=localhost:{programs.free_port(20000, 30000)}'
   return [
-    start(workdir, dataset, address, f'--num_processes={count}', f'--process_id={number}')
+    start(workdir, dataset, address, f'--num_processes={count}', f'--process_id={number}', *flags)
     for number in range(count)
   ]
 
@@ -587,8 +603,12 @@ def test_four_processes_then_two_then_one_train_like_one(straight, tmp_path):
   output = finish(start(tmp_path, straight.dataset))
   assert f'continuing after step {second} of 60' in output
 
-  want = [json.loads(line) for line in metrics_of(straight.workdir).splitlines()]
-  got = [json.loads(line) for line in metrics_of(tmp_path).splitlines()]
+  compare_metrics(tmp_path, straight.workdir)
+
+
+def compare_metrics(workdir, wanted) -> None:
+  want = [json.loads(line) for line in metrics_of(wanted).splitlines()]
+  got = [json.loads(line) for line in metrics_of(workdir).splitlines()]
   assert [line.keys() for line in got] == [line.keys() for line in want]
   for line, expected in zip(got, want):
     # Float32 sums in another order; 2e-7 is what was seen.
