@@ -54,7 +54,7 @@ def main(unused_argv: Sequence[str]) -> None:
   if _TOPOLOGY.value:
     # They stand for the slice: a mesh is made of any devices.
     jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', chips.find(_TOPOLOGY.value).devices * _SLICES.value)
+    jax.config.update('jax_num_cpu_devices', chips.find(_TOPOLOGY.value, _SLICES.value).devices)
 
   mistakes = []
   for what, look in list_checks(config, workdir):

@@ -27,6 +27,7 @@ class Chip:
     hbm_bytes_per_s: memory bandwidth of a chip.
     link_bytes_per_s: bandwidth of one interconnect link in one direction; a torus axis has two
       links.
+    network_bytes_per_s: a chip's part of its host's data-centre network, in one direction.
     usable_gib: HBM of a device that a program may use.
     devices: number of devices of a chip.
     shapes: chips along each axis, as '2x4', of the slices that exist.
@@ -39,6 +40,7 @@ class Chip:
   flops: float
   hbm_bytes_per_s: float
   link_bytes_per_s: float
+  network_bytes_per_s: float
   usable_gib: float
   devices: int
   shapes: tuple[str, ...]
@@ -105,6 +107,9 @@ _OPTIONS: Mapping[str, Mapping[str, bool | int]] = {
   },
 }
 
+# Of 25 GB/s a host of four chips. Source: jax-ml.github.io/scaling-book, "How to think about TPUs".
+_NETWORK = 25e9 / 4
+
 _ALL = (
   Chip(
     name='v4',
@@ -112,6 +117,7 @@ _ALL = (
     flops=275e12,
     hbm_bytes_per_s=1228e9,
     link_bytes_per_s=50e9,
+    network_bytes_per_s=_NETWORK,
     usable_gib=30.75,
     devices=1,
     shapes=_CUBES[:-1],
@@ -124,6 +130,7 @@ _ALL = (
     flops=197e12,
     hbm_bytes_per_s=819e9,
     link_bytes_per_s=50e9,
+    network_bytes_per_s=_NETWORK,
     usable_gib=15.75,
     devices=1,
     shapes=_FLAT,
@@ -136,6 +143,7 @@ _ALL = (
     flops=459e12,
     hbm_bytes_per_s=2765e9,
     link_bytes_per_s=100e9,
+    network_bytes_per_s=_NETWORK,
     usable_gib=95.74,
     devices=1,
     shapes=(*_CUBES, '16x16x24'),
@@ -148,6 +156,7 @@ _ALL = (
     flops=918e12,
     hbm_bytes_per_s=1638e9,
     link_bytes_per_s=100e9,
+    network_bytes_per_s=_NETWORK,
     usable_gib=31.25,
     devices=1,
     shapes=_FLAT,
@@ -160,6 +169,7 @@ _ALL = (
     flops=2307e12,
     hbm_bytes_per_s=7380e9,
     link_bytes_per_s=100e9,
+    network_bytes_per_s=_NETWORK,
     usable_gib=94.75,
     devices=2,
     shapes=_CUBES,
@@ -180,18 +190,33 @@ _GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """Chips connected to each other, as 'v5p:4x4x4'."""
+  """Chips connected to each other, as 'v5p:4x4x4'; or several such slices, which only the
+  data-centre network joins.
+
+  Attributes:
+    chip: its generation.
+    shape: chips along each axis of a slice.
+    count: number of slices.
+  """
 
   chip: Chip
   shape: tuple[int, ...]
+  count: int = 1
 
   @property
-  def name(self) -> str:
+  def topology(self) -> str:
+    """What libtpu and the flags call one of the slices, as 'v5p:4x4x4'."""
     return f'{self.chip.name}:{"x".join(map(str, self.shape))}'
 
   @property
+  def name(self) -> str:
+    """As 'v5p:4x4x4', or '2 x v5p:4x4x4'."""
+    return f'{self.count} x {self.topology}' if self.count > 1 else self.topology
+
+  @property
   def chips(self) -> int:
-    return math.prod(self.shape)
+    """Of all slices."""
+    return self.count * math.prod(self.shape)
 
   @property
   def devices(self) -> int:
@@ -201,7 +226,7 @@ class Slice:
   def accelerator(self) -> str:
     """What Cloud TPU calls it, as 'v5p-128': v4 and v5p by cores, of which a chip has two."""
     name = {'v5e': 'v5litepod'}.get(self.chip.name, self.chip.name)
-    return f'{name}-{self.chips * (2 if self.chip.name in ("v4", "v5p") else 1)}'
+    return f'{name}-{math.prod(self.shape) * (2 if self.chip.name in ("v4", "v5p") else 1)}'
 
   @property
   def wraps(self) -> tuple[bool, ...]:
@@ -219,8 +244,8 @@ def slices(chip: str) -> list[Slice]:
   return [Slice(CHIPS[chip], shape) for shape in shapes]
 
 
-def find(name: str) -> Slice:
-  """The slice called `name`, as 'v5p:4x4x4' or as Cloud TPU has it, 'v5p-128'.
+def find(name: str, count: int = 1) -> Slice:
+  """The slice called `name`, as 'v5p:4x4x4' or as Cloud TPU has it, 'v5p-128'; or `count` of them.
 
   Raises:
     ValueError: there is none; the nearest are named.
@@ -228,7 +253,7 @@ def find(name: str) -> Slice:
   known = [where for chip in CHIPS for where in slices(chip)]
   for where in known:
     if name in (where.name, where.accelerator):
-      return where
+      return dataclasses.replace(where, count=count)
 
   chip = re.split('[:-]', name)[0]
   if chip not in CHIPS:

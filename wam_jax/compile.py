@@ -38,7 +38,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 _TOPOLOGY = flags.DEFINE_string(
-  'topology', None, 'Slice, as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1.'
+  'topology',
+  None,
+  'Slice, as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1; --config.mesh.slice=N for N of them.',
 )
 _PLAN = flags.DEFINE_bool(
   'plan',
@@ -62,7 +64,7 @@ cli.define_json()
 def main(unused_argv: Sequence[str]) -> int:
   say = progress.Line()
   config = cfg.from_config_dict(cli.read_config(_CONFIG))
-  where = chips.find(_TOPOLOGY.value)
+  where = chips.find(_TOPOLOGY.value, max(1, config.mesh.get('slice', 1)))
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
     # Without --dump the compiler's files are gone with the process.
     directory = storage.make_local_path(_DUMP.value or scratch, '--dump', 'Pass a directory.')

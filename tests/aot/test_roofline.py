@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wam_jax import chips
+from wam_jax.aot import hlo
 from wam_jax.aot import roofline
 from wam_jax.aot import work as work_lib
 
@@ -81,3 +82,37 @@ def test_a_step_to_plan_by_pays_for_collectives_that_are_hidden():
   assert (expected.links_s, expected.lost_s) == (5.0, pytest.approx(0.4))
   assert expected.step_s == pytest.approx(8 + 1 + 0.4)
   assert expected.step_without_overlap_s == 8 + 5
+
+
+def test_between_slices_each_device_sends_its_part_over_the_network():
+  """A quarter of 25 GB/s a host, beside whatever the links of a slice do."""
+  meeting = (
+    'frontend_attributes={_xla_host_transfer_rendezvous="x_0",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+  )
+  text = f"""
+ENTRY %main (a: f32[16000000]) -> f32[16000000] {{
+  %a = f32[16000000]{{0}} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[16000000]{{0}}, u32[]{{:S(2)}}, token[]) send(%a, %token), channel_id=3, {meeting}
+  %recv = (f32[16000000]{{0}}, u32[]{{:S(2)}}, token[]) recv(%token), channel_id=2, {meeting}
+  %send-done = token[] send-done(%send), channel_id=3
+  %recv-done = (f32[16000000]{{0}}, token[]) recv-done(%recv), channel_id=2
+  ROOT %sum = f32[16000000]{{0}} get-tuple-element(%recv-done), index=0
+}}
+"""
+  subject = roofline.Subject(
+    program=hlo.parse(text),
+    where=chips.find('v5p:4x4x4', count=2),
+    kernel_flops=lambda *_: None,
+    coordinates=np.stack(np.unravel_index(np.arange(64), (4, 4, 4)), 1).tolist(),
+  )
+  work = roofline.count_at_peak(subject)
+  (one,) = work.collectives
+  assert (one.kind, one.bytes, one.axes) == ('between-slices', 64e6, {3})
+  assert one.sent == 64e6  # Half of it, to and fro.
+  assert one.seconds == pytest.approx(64e6 / (25e9 / 4))
+  assert not one.overlapped
+  assert work.waited_s == one.seconds
+  # Nothing of it is traffic of the memory.
+  assert work.bytes == 0

@@ -48,7 +48,7 @@ class Compiled:
     buffers: text about the buffers, as `memory` reads it.
     usage: text about the memory that they take.
     arguments: bytes per device of 'parameters', 'optimizer', 'average', 'encoders' and 'batch'.
-    partitions: coordinates in the slice of each device, in the order of the program.
+    partitions: coordinates of each device of a slice, in the order of the program.
     mesh: axis name to size.
     attention: keys of a sample in the kernels of self-attention, padding included, and pairs that a
       device computes of them; 0 where it is no kernel.
@@ -94,7 +94,7 @@ def compile_step(
     raise ValueError(
       "Ahead-of-time compilation needs libtpu, which needs no TPU: pip install -e '.[aot]'."
     )
-  request = {'config': cfg.to_dict(config), 'topology': where.name}
+  request = {'config': cfg.to_dict(config), 'topology': where.topology, 'slices': where.count}
   (directory / 'request.json').write_text(json.dumps(request))
   start = time.monotonic()
   code = _run_child(directory, machine_code, say)
@@ -177,7 +177,7 @@ def _main(directory: pathlib.Path) -> None:
     (directory / 'answer.json').write_text(json.dumps(answer))
 
   try:
-    where = chips.find(request['topology'])
+    where = chips.find(request['topology'], request['slices'])
     lowered, answer = _lower(cfg.from_config_dict(request['config']), where)
   except ValueError as e:
     tell(mistake=str(e))
@@ -210,11 +210,14 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   # Constants are made on the processor; the slice is a description, no backend.
   jax.config.update('jax_platforms', 'cpu')
   no_axis = (False,) * (3 - len(where.wraps))
+  # One slice is described without a number, as ever.
+  several = {'num_slices': where.count} if where.count > 1 else {}
   topology = topologies.get_topology_desc(
     platform='tpu',
-    topology_name=where.name,
+    topology_name=where.topology,
     wrap=where.wraps + no_axis,
     chip_config_name=where.chip.config,
+    **several,
   )
   mesh = sharding.make_mesh(config.mesh, topology.devices)
   sharding.check_sizes(config, mesh)
@@ -235,7 +238,7 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
 
   return lowered, {
     'arguments': {name: sharding.bytes_per_device(tree) for name, tree in parts.items()},
-    'partitions': [[*map(int, d.coords)] for d in mesh.devices.flat],
+    'partitions': [[*map(int, d.coords)] for d in mesh.devices[0].flat],
     'mesh': {name: int(n) for name, n in mesh.shape.items()},
     'attention': attention,
     'libtpu': libtpu.__version__,

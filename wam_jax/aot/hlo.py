@@ -14,6 +14,10 @@ from collections.abc import Iterator, Mapping
 # Operations between devices.
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
+# An all-reduce over slices, which hosts do for their devices over the data-centre network. The
+# program has all other collectives inside of a slice.
+BETWEEN_SLICES = 'between-slices'
+
 # Bits of an element where its type's name does not say them. A `pred` takes a whole byte.
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'f8e4m3fn': 8, 'f8e5m2': 8, 'token': 0}
 _SHAPE = re.compile(r'\b(pred|token|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,<=]*)\](\{[^{}]*\})?')
@@ -78,6 +82,17 @@ class Instruction:
   @property
   def is_collective(self) -> bool:
     return self.kind in COLLECTIVES
+
+  @property
+  def is_sent_between_slices(self) -> bool:
+    """Whether hosts take an array here for devices of other slices; a `recv` brings the result."""
+    return self.opcode == 'send' and '_xla_megascale_transfer_type' in self.attributes
+
+  @property
+  def rendezvous(self) -> str:
+    """What a `send` and the `recv` of its result have in common; '' of others."""
+    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', self.attributes)
+    return found[1] if found else ''
 
   @property
   def called(self) -> list[str]:

@@ -108,7 +108,7 @@ class Subject:
 
   Attributes:
     kernel_flops: see `work.count`.
-    coordinates: place in the slice of each device, in the order of the program.
+    coordinates: place in its slice of each device of one slice, in the order of the program.
   """
 
   program: hlo.Program
@@ -218,7 +218,7 @@ class Ring(NamedTuple):
     sent: bytes that a device sends.
     seconds: time at the full bandwidth of the links.
     hops: from device to device in turn.
-    axes: axes of the torus that it spans.
+    axes: axes of the torus that it spans; one more for the network between slices.
   """
 
   sent: float = 0.0
@@ -239,6 +239,11 @@ def measure(
   if one.kind == 'collective-permute':
     # Between neighbours, on whichever axis.
     return Ring(one.bytes, one.bytes / link, hops=1, axes=frozenset(range(len(where.shape))))
+  if one.kind == hlo.BETWEEN_SLICES:
+    # Each device sends on its part of a sum over the slices, twice.
+    sent = 2 * one.bytes * (where.count - 1) / where.count
+    network = where.chip.network_bytes_per_s / where.chip.devices
+    return Ring(sent, sent / network, hops=2, axes=frozenset({len(where.shape)}))
   members = group(one.attributes, len(coordinates))
   n = len(members)
   if n == 1:

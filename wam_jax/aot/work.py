@@ -30,6 +30,8 @@ _NO_WORK = (
   'iota',
   'domain',
   'add-dependency',
+  'send',
+  'recv',
 )
 # What takes long enough to hide a collective behind it.
 _LASTING = ('fusion', 'convolution', 'dot', 'custom-call', 'while')
@@ -68,7 +70,7 @@ class Collective:
   """All executions of one collective instruction by one device.
 
   Attributes:
-    kind: one of `hlo.COLLECTIVES`.
+    kind: one of `hlo.COLLECTIVES`, or `hlo.BETWEEN_SLICES`.
     attributes: the instruction's attributes, its groups among them.
     bytes: size of the whole result at a device; of a reduce-scatter, of the whole input.
     times: number of executions.
@@ -212,6 +214,12 @@ class _Counter:
         # Which branch of a conditional runs is not known here: all of them count.
         for called in instruction.called:
           clock.run(self.visit(called, times, overlapped))
+      elif instruction.is_sent_between_slices:
+        # It ends where its result is there.
+        result = _find_result(instructions, instruction)
+        overlapped = aside or _is_overlapped(instructions, instructions.index(result))
+        collective = self._add_collective(instruction, place, hlo.BETWEEN_SLICES, times, overlapped)
+        clock.start(result.name, collective)
       elif instruction.is_collective:
         collective = self._add_collective(instruction, place, instruction.kind, times, overlapped)
         clock.start(instruction.name, collective)
@@ -326,6 +334,8 @@ class _Counter:
     arrays: Sequence[hlo.Array] = instruction.arrays
     if instruction.opcode == 'reduce-scatter':
       arrays = [array for name in instruction.operands for array in known[name].arrays]
+    elif instruction.opcode == 'send':
+      arrays = arrays[:1]  # With an address and a token.
     elif instruction.opcode.endswith('-start'):
       # The result is (inputs, outputs, flags); flags are single integers.
       arrays = [array for array in arrays if array.dtype not in ('u32', 's32') or array.sizes]
@@ -370,10 +380,16 @@ class _Counter:
         self._fused[key].beside_s += seconds
 
 
+def _find_result(instructions: Sequence[hlo.Instruction], sent: hlo.Instruction) -> hlo.Instruction:
+  """The `recv` of what comes back for a `send` between slices."""
+  results = (i for i in instructions if i.opcode == 'recv' and i.rendezvous == sent.rendezvous)
+  return next(results)
+
+
 def _is_overlapped(instructions: Sequence[hlo.Instruction], position: int) -> bool:
   """Whether operations stand between the start of a collective and its end."""
   start = instructions[position]
-  if not start.opcode.endswith('-start'):
+  if not start.opcode.endswith(('-start', 'recv')):
     return False
   for instruction in instructions[position + 1 :]:
     if start.name in instruction.operands:
