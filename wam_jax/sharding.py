@@ -120,18 +120,18 @@ def check_sizes(config: cfg.TrainConfig, mesh: Mesh) -> None:
     ValueError: sizes that it does not divide, all of them, each with the nearest valid one, and the
       nearest mesh that divides all.
   """
-  problems = _list_problems(config, mesh)
+  problems = list_problems(config, mesh)
   if not problems:
     return
   for sizes in _list_meshes(mesh.shape, mesh.size):
-    if not _list_problems(config, jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))):
+    if not list_problems(config, jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))):
       flags = ' '.join(f'--config.mesh.{axis}={n}' for axis, n in sizes.items())
       problems.append(f'The nearest mesh for this config: {flags}')
       break
   raise ValueError('\n'.join(problems))
 
 
-def _list_problems(config: cfg.TrainConfig, mesh: Mesh | jax.sharding.AbstractMesh) -> list[str]:
+def list_problems(config: cfg.TrainConfig, mesh: Mesh | jax.sharding.AbstractMesh) -> list[str]:
   """What `check_sizes` finds of this mesh, each with the nearest size."""
   shards = {name: _parts(mesh, spec(mesh, config.rules, name)[0]) for name in config.rules}
   problems = []

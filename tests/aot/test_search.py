@@ -10,6 +10,7 @@ import pytest
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import presets
+from wam_jax import sharding
 from wam_jax.aot import search
 
 
@@ -29,6 +30,11 @@ def test_what_search_weighs_divides_everything():
     assert 40 % axes['tensor'] == 0
     assert 5120 % axes['fsdp'] == 0
     assert 128 % (axes['data'] * axes['fsdp'] * choice.accumulate) == 0
+    # What training itself checks, with devices in the order of their links.
+    assert list(axes) == list(sharding.AXES)
+  pair = list(search.choices(config, chips.find('v5p:4x4x4', count=2)))
+  assert {dict(choice.mesh)['slice'] for choice in pair} == {2}
+  assert {math.prod(dict(choice.mesh).values()) for choice in pair} == {128}
   # The count is by formula, for bounds; 16.484e9 is that of the arrays (test_abstract).
   assert abs(search.count_parameters(config.model) / 16.484e9 - 1) < 0.02
   # Recomputing takes time and saves memory: else the search would order them wrongly.

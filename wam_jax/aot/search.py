@@ -15,9 +15,12 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import flops
+from wam_jax import sharding
 from wam_jax.aot import compiler
 from wam_jax.aot import efficiency
 from wam_jax.aot import report
@@ -234,7 +237,7 @@ def _say_under(say: Callable[[str], None], heading: str, text: str) -> None:
 
 
 def choices(config: cfg.TrainConfig, where: chips.Slice) -> Iterator[Choice]:
-  """Every choice that divides the devices, the batch and the model."""
+  """Every choice that training accepts on these devices."""
   m = config.model
   cells = shapes.sizes(config).tokens_per_frame
   work = _Work(
@@ -242,19 +245,27 @@ def choices(config: cfg.TrainConfig, where: chips.Slice) -> Iterator[Choice]:
     tokens=flops.training_tokens(m, cells),
     components=flops.training(m, cells),
   )
-  for tensor, seq, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)):
-    # 'fsdp' takes the devices that are left.
-    fsdp, rest = divmod(where.devices, tensor * seq * data)
-    if rest or not fsdp or m.dim % fsdp or m.num_heads % tensor or m.mlp_dim % tensor:
-      continue
-    samples, rest = divmod(config.batch_size, data * fsdp)
-    if rest or not samples:
-      continue
-    mesh = {'data': data, 'fsdp': fsdp, 'tensor': tensor, 'seq': seq}
+  for mesh in _list_meshes(where):
     for accumulate in (1, 2, 4, 8, 16, 32):
-      if samples % accumulate == 0:
+      if _runs(config, mesh, accumulate):
         for remat in _KEPT:
           yield _expect(config, where, work, _Way(remat, mesh, accumulate))
+
+
+def _list_meshes(where: chips.Slice) -> Iterator[dict[str, int]]:
+  """Sizes of all axes that take up the devices; any of them can lie along the links."""
+  for tensor, seq, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)):
+    # 'fsdp' takes the devices that are left.
+    fsdp, rest = divmod(where.devices, where.count * tensor * seq * data)
+    if fsdp and not rest:
+      yield {'slice': where.count, 'data': data, 'fsdp': fsdp, 'seq': seq, 'tensor': tensor}
+
+
+def _runs(config: cfg.TrainConfig, mesh: dict[str, int], accumulate: int) -> bool:
+  """Whether training accepts the config with this mesh."""
+  changed = dataclasses.replace(config, mesh=mesh, accumulate=accumulate)
+  abstract = jax.sharding.AbstractMesh(tuple(mesh.values()), tuple(mesh))
+  return not sharding.list_problems(changed, abstract)
 
 
 class _Way(NamedTuple):
@@ -286,7 +297,7 @@ def _expect(config: cfg.TrainConfig, where: chips.Slice, work: _Work, way: _Way)
 
 def _tokens_per_device(config: cfg.TrainConfig, work: _Work, way: _Way) -> float:
   mesh = way.mesh
-  samples = config.batch_size / (mesh['data'] * mesh['fsdp'] * way.accumulate)
+  samples = config.batch_size / (mesh['slice'] * mesh['data'] * mesh['fsdp'] * way.accumulate)
   return samples * work.tokens / mesh['seq']
 
 
