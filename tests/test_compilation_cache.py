@@ -7,6 +7,7 @@ import sys
 
 import jax
 import pytest
+from jax._src import compilation_cache as packing
 
 from tests import object_store
 from tests import programs
@@ -62,6 +63,16 @@ def test_empty_is_nowhere_and_what_jax_was_told_stays(tmp_path, monkeypatch):
 def test_other_object_stores_are_refused(tmp_path):
   with pytest.raises(ValueError, match="--compilation_cache 's3://x' is an object store other"):
     compilation_cache.keep('s3://x', tmp_path)
+
+
+def test_a_program_that_a_kill_cut_short_is_written_again(tmp_path):
+  content = packing.compress_executable(bytes(range(256)) * 100)
+  (tmp_path / 'jit_whole-cache').write_bytes(content)
+  (tmp_path / 'jit_cut-cache').write_bytes(content[:-2])
+  (tmp_path / 'jit_empty-cache').touch()
+  (tmp_path / 'other').write_bytes(b'of somebody else')
+  compilation_cache.keep(str(tmp_path), None)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['jit_whole-cache', 'other']
 
 
 def test_a_bucket_keeps_programs(tmp_path):

@@ -9,6 +9,7 @@ write there decides what runs. Source: jax, docs/persistent_compilation_cache.md
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 
 import jax
@@ -57,3 +58,20 @@ def keep(given: str | None, workdir: pathlib.Path | epath.Path) -> None:
   if storage.is_remote(place):
     # XLA's own caches for GPUs, which are beside JAX's by default, know file systems only.
     jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
+  elif jax.process_index() == 0:
+    _remove_torn(place)
+
+
+def _remove_torn(place: epath.Path) -> None:
+  """Removes the programs in a local directory that a kill cut short: JAX would compile them at each
+  start, and never write them again. An object appears whole or not at all.
+  """
+  # Not public: how JAX packs what it keeps.
+  from jax._src import compilation_cache as packing
+
+  for path in place.glob('*-cache'):
+    try:
+      packing.decompress_executable(path.read_bytes())
+    except Exception:  # Each way of packing has an error of its own.
+      with contextlib.suppress(OSError):  # It may be gone, or somebody else's.
+        path.unlink()
