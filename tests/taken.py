@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from google.cloud import storage as gcs
 
-from tests import faulty
+from tests import damaged
 from wam_jax import checkpoint
 from wam_jax import cli
 from wam_jax import integrity
@@ -45,10 +45,10 @@ def save_two(workdir, lose: Callable[[checkpoint.Checkpoints], contextlib.Abstra
   """Saves steps 1 and 2, of which one is kept; `lose` is in force during the second save."""
   owner = storage.Owner(workdir)
   with checkpoint.Checkpoints(workdir, keep=1, check_owner=owner.check) as checkpoints:
-    checkpoints.save(1, faulty.make_state(1), {'next': 1}, faulty.METADATA)
+    checkpoints.save(1, damaged.make_state(1), {'next': 1}, damaged.METADATA)
     checkpoints.wait()
     with lose(checkpoints):
-      checkpoints.save(2, faulty.make_state(2), {'next': 2}, faulty.METADATA)
+      checkpoints.save(2, damaged.make_state(2), {'next': 2}, damaged.METADATA)
       checkpoints.wait()
 
 
@@ -96,12 +96,12 @@ def lose_with_an_error(place) -> None:
 
 def skip_a_damaged_one(workdir) -> None:
   """A damaged checkpoint stays where it is, and its step can be saved again."""
-  faulty.save(workdir, [1, 2])
+  damaged.save(workdir, [1, 2])
   place = workdir / 'checkpoints' / '2'
   cut = [name for name in storage.list_files(place) if name.startswith('params/d/')]
   (place / cut[0]).write_bytes(b'cut')
   before = storage.list_files(workdir)
-  assert faulty.restore(workdir) == 'step 1'
+  assert damaged.restore(workdir) == 'step 1'
   after = storage.list_files(workdir)
   assert before.keys() ^ after.keys() == {
     'checkpoints/2/commit_success.txt',
@@ -111,13 +111,13 @@ def skip_a_damaged_one(workdir) -> None:
   # The next save leaves it, as it leaves nothing of a save that was killed.
   half = workdir / 'checkpoints' / '4' / 'params' / 'd' / 'half'
   half.write_bytes(b'half')
-  faulty.save(workdir, [3])
+  damaged.save(workdir, [3])
   assert (place / 'unreadable.json').exists()
   assert not half.exists()
-  faulty.save(workdir, [2])
+  damaged.save(workdir, [2])
   assert not (place / 'unreadable.json').exists()
   assert checkpoint.list_steps(workdir) == [1, 2, 3]
-  assert faulty.restore(workdir) == 'step 3'
+  assert damaged.restore(workdir) == 'step 3'
 
 
 def main(unused_argv: list[str]) -> None:

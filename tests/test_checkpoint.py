@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests import faulty
+from tests import damaged
 from tests import programs
 from wam_jax import checkpoint
 from wam_jax import config as cfg
@@ -157,18 +157,35 @@ def test_a_checkpoint_of_a_version_without_lists_of_files(tmp_path):
 def test_an_error_that_may_pass_is_no_damage(tmp_path, capsys):
   save_steps(tmp_path, [1, 2])
   busy = OSError('503 Service Unavailable')
-  with faulty.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
+  with damaged.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
     assert restore(tmp_path, make_state(9)).step == 2
-  with faulty.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
+  with damaged.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
     assert checkpoint.load_for_inference(tmp_path).step == 2
   assert capsys.readouterr().out.count('503 Service Unavailable; again in 0.01 s') == 2
   for read in (checkpoint.load_for_inference, lambda path: restore(path, make_state(9))):
     with (
-      faulty.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=3),
+      damaged.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=3),
       pytest.raises(checkpoint.PassingError, match='2 cannot be read: 503 .*\n.* was changed'),
     ):
       read(tmp_path)
   assert checkpoint.list_steps(tmp_path) == [1, 2]
+
+
+def test_damaged_encoders_are_no_damage_of_a_checkpoint(tmp_path):
+  save_steps(tmp_path, [1, 2])
+  (place,) = (tmp_path / 'frozen').iterdir()
+  file = next(place.rglob('d/*'))
+  whole = file.read_bytes()
+  file.write_bytes(whole[:16])
+  for read in (checkpoint.load_for_inference, lambda path: restore(path, make_state(9))):
+    with pytest.raises(
+      checkpoint.CheckpointError,
+      match=r'which others share, are damaged: .* has 16 of [\d,]+ bytes',
+    ):
+      read(tmp_path)
+  assert checkpoint.list_steps(tmp_path) == [1, 2]
+  file.write_bytes(whole)
+  assert restore(tmp_path, make_state(9)).step == 2
 
 
 def test_no_readable_checkpoint_is_an_error_and_moves_nothing(tmp_path):
@@ -261,7 +278,7 @@ def test_inference_gets_averaged_weights_and_no_optimizer(tmp_path, ema):
   save_steps(tmp_path, [1, 2], ema=ema)
   # Unreadable from here on: who asks for it fails.
   shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'optimizer' / 'd')
-  config, params, frozen, metadata, step = checkpoint.load_for_inference(tmp_path)
+  config, params, frozen, metadata, step, _ = checkpoint.load_for_inference(tmp_path)
   want = make_state(2, ema=ema)
   jax.tree.map(np.testing.assert_array_equal, params, want.eval_params)
   # On no device: the caller decides where they go.
@@ -316,7 +333,7 @@ def test_two_processes_restore_the_same_step_or_none(tmp_path):
   port = programs.free_port(20000, 30000)
   devices = {'XLA_FLAGS': f'{programs.FAST_XLA} --xla_force_host_platform_device_count=2'}
   joint = [
-    programs.Program('tests.faulty', port, number, tmp_path, variables=devices)
+    programs.Program('tests.damaged', port, number, tmp_path, variables=devices)
     for number in range(2)
   ]
   # A deadlock would be a time-out.
@@ -329,7 +346,7 @@ def test_two_processes_restore_the_same_step_or_none(tmp_path):
   # The same step on both, or the same message.
   assert first == second
   found = {(name, host): what for name, host, what in first}
-  for name in faulty.DAMAGES:
+  for name in damaged.DAMAGES:
     # The one before, and the step that was damaged can be saved again.
     assert found.pop((name, None)) == ['step 1', [1], 'step 2'], name
   assert found.pop(('nothing was moved', None)) == [['checkpoints', 'frozen']]
@@ -342,5 +359,5 @@ def test_two_processes_restore_the_same_step_or_none(tmp_path):
     else:
       assert f'host {host}' in outcome, name
       assert 'nothing was changed. Run the same' in outcome or 'listing' in name, outcome
-      assert str(faulty.ERRORS[name][2]) in outcome, name
-  assert len(found) == 2 * len(faulty.ERRORS) + 1
+      assert str(damaged.ERRORS[name][2]) in outcome, name
+  assert len(found) == 2 * len(damaged.ERRORS) + 1

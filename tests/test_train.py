@@ -119,7 +119,7 @@ def test_straight_run(straight):
 
 
 def test_checkpoint_needs_no_dataset(straight, config):
-  loaded, params, frozen, metadata, step = checkpoint.load_for_inference(straight.workdir)
+  loaded, params, frozen, metadata, step, _ = checkpoint.load_for_inference(straight.workdir)
   # The dataset's `prepare` differs: only the first run made it.
   assert dataclasses.replace(loaded, data=config.data) == config
   assert step == 60
@@ -376,10 +376,10 @@ def test_init_from_takes_averaged_weights_and_the_tokenizer(
     train.train(
       dataclasses.replace(config, init_from=str(straight.workdir), eval_every=0), tmp_path
     )
-  _, params, frozen, _, _ = checkpoint.load_for_inference(straight.workdir)
-  jax.tree.map(np.testing.assert_array_equal, seen['state'].params, params)
-  jax.tree.map(np.testing.assert_array_equal, seen['state'].ema_params, params)
-  jax.tree.map(np.testing.assert_array_equal, seen['state'].frozen, frozen)
+  base = checkpoint.load_for_inference(straight.workdir)
+  jax.tree.map(np.testing.assert_array_equal, seen['state'].params, base.params)
+  jax.tree.map(np.testing.assert_array_equal, seen['state'].ema_params, base.params)
+  jax.tree.map(np.testing.assert_array_equal, seen['state'].frozen, base.frozen)
   assert seen['state'].step == 0
   assert not any(np.any(x) for x in jax.tree.leaves(seen['state'].opt_state))
 

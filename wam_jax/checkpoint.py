@@ -521,9 +521,6 @@ def load_metadata(place: pathlib.Path) -> dict[str, Any]:
   except ValueError as e:
     raise DamageError(f'{path} is not JSON ({e})') from e
   missing = [name for name in metadata['items'] if not (place / name).is_dir()]
-  encoders_place = frozen.find(place, metadata)
-  if not encoders_place.is_dir():
-    missing.append(f'the encoders, {encoders_place},')
   if missing:
     raise DamageError(f'{", ".join(missing)} missing in {place}')
   return metadata
@@ -551,13 +548,13 @@ def _directory(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _find_damage(place: pathlib.Path, needless: Sequence[str] = ()) -> str:
-  """Which files of a checkpoint are missing or short; '' if none is. Looks twice before it says so:
-  what is mounted may show files late.
+  """Which files of a checkpoint are missing or short; '' if none is.
 
   Args:
     needless: items whose files do not matter.
   Raises:
     PassingError: it cannot be read now.
+    CheckpointError: the encoders are damaged, which other checkpoints need as well.
   """
 
   def look() -> str:
@@ -567,6 +564,23 @@ def _find_damage(place: pathlib.Path, needless: Sequence[str] = ()) -> str:
       return str(e)
     return integrity.find_damage(place, [item for item in items if item not in needless])
 
+  damage = _look_twice(look, place)
+  if damage:
+    return damage
+  encoders_place = frozen.find(place, load_metadata(place))
+  if encoders_place.parent != place:
+    lost = _look_twice(lambda: integrity.find_damage_of_item(encoders_place), encoders_place)
+    if lost:
+      raise CheckpointError(
+        f'The encoders of the checkpoint {place}, which others share, are damaged: {lost} in '
+        f'{encoders_place}. Nothing was changed. Put that directory back from a copy, or from a '
+        'run with the same encoders, where it has the same name.'
+      )
+  return ''
+
+
+def _look_twice(look: Callable[[], str], place: pathlib.Path) -> str:
+  """What `look` finds wrong, twice: what is mounted may show files late."""
   try:
     damage = storage.retry(look, f'checking {place}')
     if damage:

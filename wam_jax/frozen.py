@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from wam_jax import config as cfg
 from wam_jax import hosts
+from wam_jax import integrity
 from wam_jax import items
 from wam_jax.interop.files import orbax
 from wam_jax.models import encoders
@@ -44,12 +45,12 @@ def store(workdir: pathlib.Path, frozen: encoders.Encoders, hashes: Mapping[str,
   def is_there() -> bool:
     return place.is_dir() and ocp.utils.is_checkpoint_finalized(place)
 
-  if hosts.decide('looking for the stored encoders', is_there):
-    return
-  tree = encoders.to_tree(frozen)
-  args = ocp.args.PyTreeSave(tree, save_args=items.make_save_args(tree))
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-    writer.save(place, args=args, force=True)  # Over what a killed run has left.
+  if not hosts.decide('looking for the stored encoders', is_there):
+    tree = encoders.to_tree(frozen)
+    args = ocp.args.PyTreeSave(tree, save_args=items.make_save_args(tree))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+      writer.save(place, args=args, force=True)  # Over what a killed run has left.
+  hosts.decide('listing the stored encoders', lambda: integrity.write_list_of_item(place))
 
 
 def load(place: pathlib.Path, c: cfg.ModelConfig) -> encoders.Encoders:

@@ -96,13 +96,23 @@ def find_damage(place: pathlib.Path, items: Sequence[str]) -> str:
       expected |= {f'{item}/_METADATA': 1, f'{item}/manifest.ocdbt': 1}
   else:
     expected = _of_items(arrays, listed)
-  for name, size in expected.items():
-    if name not in found:
-      problems.append(f'{name} is missing')
-    elif found[name] < size:
-      problems.append(f'{name} has {found[name]:,} of {size:,} bytes')
-  more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
-  return ', '.join(sorted(problems)[:3]) + more
+  return _join(problems + _compare(expected, found))
+
+
+def write_list_of_item(place: pathlib.Path) -> None:
+  """Writes down the sizes of the files of one item, which counts already, unless that is done."""
+  if _read_list(place) is None:
+    sizes = storage.list_files(place)
+    storage.write_whole(place / _LIST, json.dumps(sizes, indent=0, sort_keys=True))
+
+
+def find_damage_of_item(place: pathlib.Path) -> str:
+  """As `find_damage` of an item that stands alone."""
+  found = storage.list_files(place)
+  expected = _read_list(place)
+  if expected is None:
+    expected = dict.fromkeys(('_METADATA', 'manifest.ocdbt'), 1)
+  return _join(_compare(expected, found))
 
 
 def set_aside(place: pathlib.Path, aside: pathlib.Path, reason: str) -> None:
@@ -121,6 +131,22 @@ def set_aside(place: pathlib.Path, aside: pathlib.Path, reason: str) -> None:
 
 def _is_partial(path: pathlib.Path) -> bool:
   return _UNFINISHED in path.name and path.is_dir()
+
+
+def _compare(expected: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
+  """A line for each file that is missing or short."""
+  problems = []
+  for name, size in expected.items():
+    if name not in found:
+      problems.append(f'{name} is missing')
+    elif found[name] < size:
+      problems.append(f'{name} has {found[name]:,} of {size:,} bytes')
+  return problems
+
+
+def _join(problems: Sequence[str]) -> str:
+  more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
+  return ', '.join(sorted(problems)[:3]) + more
 
 
 def _of_items(items: Collection[str], sizes: Mapping[str, int]) -> dict[str, int]:

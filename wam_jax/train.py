@@ -84,8 +84,7 @@ def main(unused_argv: list[str]) -> int:
   workdir = workdir_lib.make_path(_WORKDIR.value)
   _start_processes()
   compilation_cache.keep(_CACHE.value, workdir)
-  with hosts.together():  # Else a host that fails leaves the others in a collective.
-    stopped_by = train(config, workdir, _WANDB.value)
+  stopped_by = train(config, workdir, _WANDB.value)
   return 128 + stopped_by if stopped_by else 0
 
 

@@ -31,7 +31,7 @@ def test_imported_checkpoint_is_what_training_and_serving_read(tmp_path):
   (tmp_path / 'source' / 'tokenizer' / 'spiece.model').write_bytes(b'pieces')
   conversions.import_from(tmp_path / 'source', tmp_path / 'run')
 
-  config, params, frozen, data, step = checkpoint.load_for_inference(tmp_path / 'run')
+  config, params, frozen, data, step, _ = checkpoint.load_for_inference(tmp_path / 'run')
   assert step == 0
   text = config.model.text
   without_vocabulary = dataclasses.replace(text, tokenizer='')
