@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from wam_jax import config as cfg
+from wam_jax import hosts
 from wam_jax import progress
 from wam_jax import storage
 
@@ -97,8 +98,10 @@ class LossWatch:
     )
     if self._stop:
       raise FloatingPointError(f'{found} {_advise(sample_B2)}')
-    samples = f'Its samples on host {jax.process_index()}: {_list_samples(sample_B2)}'
-    progress.say(f'{found} {samples}', from_every_process=True)
+    # All find the same loss, and the first process speaks for them.
+    of_hosts = hosts.exchange('reporting a spike', _list_samples(sample_B2))
+    samples = '; '.join(f'on host {number}: {listed}' for number, listed in enumerate(of_hosts))
+    progress.say(f'{found} Its samples {samples}')
 
 
 def _list_samples(sample_B2: np.ndarray) -> str:

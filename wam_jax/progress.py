@@ -28,9 +28,9 @@ def is_first_process() -> bool:
   return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def say(text: str, from_every_process: bool = False) -> None:
+def say(text: str) -> None:
   """Prints `text` on lines of its own, above whatever line stands on the terminal."""
-  if from_every_process or is_first_process():
+  if is_first_process():
     tqdm.tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
