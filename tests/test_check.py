@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 
 import pytest
@@ -73,11 +74,13 @@ def test_every_mistake_is_listed(store, dataset, tmp_path):
     '--config.model.text.kind=umt5',
     '--config.model.text.tokenizer=/nowhere/tokenizer.json',
     '--config.init_from=gs://bucket/no_run',
+    '--wandb_project=droid',
   )
   assert status == 2
   assert [what for what, said in found.items() if said == 'FAILED'] == [
     'mesh',
     'vocabulary',
+    *([] if importlib.util.find_spec('wandb') else ['wandb']),
     'dataset disc',
     'init_from',
   ]

@@ -15,6 +15,7 @@ there are any. Nothing is made or computed. Whether the step fits the memory of 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -75,6 +76,8 @@ def list_checks(
   yield 'mesh', lambda: _check_mesh(config)
   yield 'workdir', lambda: _check_workdir(config, workdir)
   yield 'vocabulary', lambda: _check_vocabulary(config.model.text)
+  if flags.FLAGS.wandb_project:
+    yield 'wandb', _check_wandb
   for name in config.data.mixture:
     yield f'dataset {name}', lambda name=name: _check_dataset(config, workdir, name)
   for key in ('init_from', 'encoders_from'):
@@ -116,6 +119,15 @@ def _check_workdir(config: cfg.TrainConfig, workdir: epath.Path) -> str:
     probe.unlink()
   steps = checkpoint.list_steps(workdir)
   return f'{workdir} continues after step {steps[-1]}' if steps else f'{workdir} is new'
+
+
+def _check_wandb() -> str:
+  if importlib.util.find_spec('wandb') is None:
+    raise ValueError(
+      "--wandb_project needs wandb where the command runs: pip install -e '.[wandb]' there, or "
+      '--extras=wandb of a launcher.'
+    )
+  return 'installed'
 
 
 def _check_vocabulary(text: cfg.TextConfig) -> str:

@@ -5,7 +5,6 @@ is missing.
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import storage
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
@@ -37,7 +37,8 @@ def inspect(path: epath.Path, options: foreign.Options, step: int | None) -> dic
 
 
 def _inspect_own(path: epath.Path, step: int | None) -> dict[str, Any]:
-  source = own.open_workdir(pathlib.Path(path), step)
+  cure = 'A workdir is read as files: mount the bucket (gcsfuse, s3fs), or copy the directory.'
+  source = own.open_workdir(storage.make_local_path(path, '--source', cure), step)
   parts: dict[str, Mapping[str, lazy.Weight]] = {'dit': source.params}
   for part in own.ITEMS:
     if part != 'dit':
