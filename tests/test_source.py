@@ -18,6 +18,7 @@ from tests.test_checkpoint import METADATA
 from wam_jax import checkpoint
 from wam_jax import identity
 from wam_jax import source
+from wam_jax import start
 from wam_jax import storage
 from wam_jax.models import encoders
 
@@ -89,6 +90,44 @@ def test_each_host_reads_and_holds_its_share_and_hears_of_every_mistake(root):
       assert 'has no checkpoint yet' in message
     assert f'No checkpoint in {root}/cut/checkpoints can be read' in cut
     assert max(found['seconds'] for found in one[2:]) < 60
+
+
+def write_vocabulary(workdir, texts) -> None:
+  sentencepiece = pytest.importorskip('sentencepiece')
+  pytest.importorskip('ftfy')
+  workdir.mkdir(exist_ok=True)
+  with (workdir / 'tokenizer.model').open('wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts * 20),
+      model_writer=file,
+      vocab_size=30,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      hard_vocab_limit=False,
+      minloglevel=2,
+    )
+
+
+def test_a_base_of_another_vocabulary_is_refused(tmp_path):
+  base = tmp_path / 'base'
+  write_vocabulary(base, ['push it to a robot', 'a multi view video'])
+  opened = source.Source(
+    place=base / 'checkpoints' / '1',
+    config=shares.make_config(base),
+    metadata={},
+    stored={},
+    frozen=test_checkpoint.FROZEN,
+  )
+  check = lambda workdir: start._check_same_vocabulary(
+    shares.make_config(base), opened, 'init_from', workdir
+  )
+  write_vocabulary(tmp_path / 'same', ['push it to a robot', 'a multi view video'])
+  check(tmp_path / 'same')
+  write_vocabulary(tmp_path / 'other', ['the drawer opens', 'a camera shows that'])
+  with pytest.raises(ValueError, match='has another vocabulary .* by .*base.* by .*other'):
+    check(tmp_path / 'other')
 
 
 def make_old(workdir) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import pickle
+import re
 import sys
 import zlib
 
@@ -191,6 +192,26 @@ def test_another_vocabulary_raises(tmp_path):
   ).save(str(path))
   with pytest.raises(ValueError, match=r'has <pad> and </s> as \(1, 0\) where T5 has \(0, 1\)'):
     prompts.make_tokenizer(cfg.TextConfig(kind='umt5', tokenizer=str(path)))
+
+
+def test_vocabularies_are_compared_by_what_they_say(files, tmp_path):
+  """Not by their kind of file, nor by their sizes."""
+  either = [str(files[0] / name) for name in ('spiece.model', 'tokenizer.json')]
+  assert prompts.find_difference(config_of(files, ''), *either) is None
+
+  tokenizers = pytest.importorskip('tokenizers')
+  # Two pieces have changed their places.
+  first, *middle, last = files[1][3:]
+  pieces = [*files[1][:3], last, *middle, first]
+  other = str(tmp_path / 'tokenizer.json')
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+  tokenizer.save(other)
+  for path in either:
+    assert re.match(
+      rf"token \d+ of '.*' is \d+ by {path}, \d+ by {other}\.",
+      prompts.find_difference(config_of(files, ''), path, other),
+    )
 
 
 def test_missing_package_says_what_to_install(files, monkeypatch):

@@ -126,8 +126,7 @@ _PROBES = (
 
 
 def find_difference(config: cfg.TextConfig, one: str, other: str) -> str | None:
-  """A text that two vocabulary files, of any kind, give different ids, and the ids; None if none is
-  found.
+  """Where two vocabulary files, of any kind, give a text different ids; None if nothing is found.
 
   Raises:
     ValueError: as `make_tokenizer`.
@@ -139,8 +138,10 @@ def find_difference(config: cfg.TextConfig, one: str, other: str) -> str | None:
   for text in _PROBES:
     ids, other_ids = (tokenize(text) for tokenize in by_file)
     if not np.array_equal(ids, other_ids):
-      shown, other_shown = (each[:8].tolist() for each in (ids, other_ids))
-      return f'{text[:40]!r} begins with {shown} by {one}, with {other_shown} by {other}.'
+      first = int(np.argmax(ids != other_ids))
+      return (
+        f'token {first} of {text[:40]!r} is {ids[first]} by {one}, {other_ids[first]} by {other}.'
+      )
   return None
 
 
