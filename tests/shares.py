@@ -1,5 +1,6 @@
 """A process of a job that starts from other weights: `python -m tests.shares PORT NUMBER COUNT
-DIRECTORY`. Prints, one JSON a line, what it read and held of each base, and each error.
+DIRECTORY`. Prints, one JSON a line, what it read and held of each base, and each error. Or, with
+bases in a bucket instead, the hashes of each.
 """
 
 from __future__ import annotations
@@ -173,6 +174,19 @@ def start_from(base: pathlib.Path) -> dict[str, Any]:
   }
 
 
+def read_source(workdir, say):
+  """(parameters, encoders, hashes of both) of the newest checkpoint, on one device."""
+  found = source.open_source(workdir)
+  mesh = jax.make_mesh((1,), ('fsdp',), devices=jax.devices()[:1])
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), found.frozen
+  )
+  shardings = jax.tree.map(lambda _: whole, found.params)
+  params, weights = found.read_params(shardings, say)
+  return params, found.read_encoders(like), weights, found.hash_encoders(say)
+
+
 def read_proc(file: str, key: str) -> int:
   for line in pathlib.Path('/proc/self', file).read_text().splitlines():
     name, _, value = line.partition(':')
@@ -195,6 +209,12 @@ def find_error(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
+  if argv[1].startswith('gs://'):
+    for base in argv[1:]:
+      params, _, weights, hashes = read_source(base, print)
+      assert weights == identity.hash_arrays(params)
+      print(json.dumps([weights, hashes]), flush=True)
+    return
   port, number, count, root = argv[1:]
   jax.distributed.initialize(f'localhost:{port}', int(count), int(number))
   storage.WAITS_S = (0.05, 0.05)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import object_store
 from tests import programs
 from tests import shares
 from tests import test_checkpoint
@@ -144,30 +145,17 @@ def make_old(workdir) -> None:
   shutil.rmtree(workdir / 'frozen')
 
 
-def read_source(workdir, say):
-  """(parameters, encoders, hashes of both) of the newest checkpoint, on one device."""
-  found = source.open_source(workdir)
-  mesh = jax.make_mesh((1,), ('fsdp',), devices=jax.devices()[:1])
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), found.frozen
-  )
-  shardings = jax.tree.map(lambda _: whole, found.params)
-  params, weights = found.read_params(shardings, say)
-  return params, found.read_encoders(like), weights, found.hash_encoders(say)
-
-
 @pytest.mark.parametrize('ema', [True, False])
 def test_a_checkpoint_of_before_holds_its_encoders_and_is_hashed_once(tmp_path, ema):
   test_checkpoint.save_steps(tmp_path, [1, 2], ema=ema)
   state = test_checkpoint.make_state(2, ema=ema)
   said = []
-  new = read_source(tmp_path, said.append)
+  new = shares.read_source(tmp_path, said.append)
   assert not said
   assert new[2:] == (identity.hash_arrays(state.eval_params), METADATA['encoders'])
 
   make_old(tmp_path)
-  old = read_source(tmp_path, said.append)
+  old = shares.read_source(tmp_path, said.append)
   assert ['hashing the weights' in line for line in said] == [True, False]
   assert 'hashing the encoders in' in said[1]
   assert old[2:] == new[2:]
@@ -182,7 +170,7 @@ def test_a_checkpoint_of_before_holds_its_encoders_and_is_hashed_once(tmp_path, 
   test_checkpoint.save_steps(tmp_path, [3], ema=ema)
   assert not (tmp_path / 'checkpoints' / '3' / 'frozen').exists()
   assert len(list((tmp_path / 'frozen').iterdir())) == 1
-  assert read_source(tmp_path, said.append)[2] != old[2]
+  assert shares.read_source(tmp_path, said.append)[2] != old[2]
   assert len(said) == 2
 
 
@@ -194,3 +182,23 @@ def test_lost_encoders_are_named(tmp_path):
   with pytest.raises(checkpoint.CheckpointError, match='the encoders, .*/frozen/.*, missing in'):
     test_checkpoint.restore(tmp_path, test_checkpoint.make_state(9))
   assert checkpoint.list_steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_base_in_a_bucket_is_read_there(tmp_path):
+  """Of a program of its own, as TensorStore reads its variables but once."""
+  test_checkpoint.save_steps(tmp_path / 'new', [1])
+  shutil.copytree(tmp_path / 'new', tmp_path / 'old')
+  make_old(tmp_path / 'old')
+  want = identity.hash_arrays(test_checkpoint.make_state(1).eval_params)
+  with object_store.ObjectStore() as store:
+    for path in tmp_path.rglob('*'):
+      if path.is_file():
+        name = path.relative_to(tmp_path).as_posix()
+        store.objects[name] = (next(store.generations), path.read_bytes())
+    bases = [f'gs://{object_store.BUCKET}/{name}' for name in ('new', 'old')]
+    done = programs.run('tests.shares', *bases, variables=store.environment)
+  assert done.returncode == 0, done.stderr
+  found = [json.loads(line) for line in done.stdout.splitlines() if line[0] == '[']
+  assert found == [[want, METADATA['encoders']]] * 2
+  assert done.stdout.count('this once') == 2
