@@ -24,6 +24,7 @@ from wam_jax.data import cache as cache_lib
 from wam_jax.data import payload
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
+from wam_jax.data import shards
 from wam_jax.data import sources
 
 LENGTH = 110
@@ -148,6 +149,17 @@ def test_the_sizes_of_a_directory_are_one_request(bucket, local):
   assert storage.list_sizes(path) == want
   assert bucket.requests == before + 1
   assert storage.list_sizes(path / 'none') == storage.list_sizes(epath.Path(local) / 'none') == {}
+
+
+def test_the_ends_of_shards_are_a_request_each(bucket, tmp_path):
+  path = synthetic.make_sharded(tmp_path, 5)
+  local = sorted(map(str, pathlib.Path(path).glob('*record-*')))
+  remote = [f'{put(bucket, path)}/{pathlib.Path(file).name}' for file in local]
+  before = bucket.requests
+  found = shards.read_ends([*remote, 'gs://bucket/data/none'])
+  # And one that lists them.
+  assert bucket.requests - before == len(remote) + 1
+  assert found == [*shards.read_ends(local), None]
 
 
 def test_a_request_that_nobody_answers_is_made_again(bucket, monkeypatch):

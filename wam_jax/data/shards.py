@@ -18,7 +18,7 @@ from etils import epath
 from wam_jax import storage
 
 _END = 128 * 1024
-_THREADS = 16  # Object stores answer slowly, but many at a time.
+_THREADS = 16  # Network disks answer slowly, but many at a time.
 
 
 class End(NamedTuple):
@@ -57,21 +57,20 @@ class Ends:
 
 def read_ends(paths: Iterable[str | os.PathLike[str]]) -> list[End | None]:
   """The ends of these files, None for those that are not there."""
+  paths = [os.fspath(path) for path in paths]
+  if any(map(storage.is_remote, paths)):
+    return _read_objects(paths)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     return list(pool.map(read_end, paths))
 
 
 def read_end(path: str | os.PathLike[str]) -> End | None:
-  """The end of a file, None if it is not there."""
+  """The end of a local file, None if it is not there."""
   try:
-    return _read_object(path) if storage.is_remote(path) else _read_file(path)
+    # One read at a place, without the buffers of a file object.
+    handle = os.open(path, os.O_RDONLY)
   except FileNotFoundError:
     return None
-
-
-def _read_file(path: str | os.PathLike[str]) -> End:
-  # One read at a place, without the buffers of a file object.
-  handle = os.open(path, os.O_RDONLY)
   try:
     size = os.fstat(handle).st_size
     return End(size, os.pread(handle, _END, max(0, size - _END)))
@@ -79,8 +78,19 @@ def _read_file(path: str | os.PathLike[str]) -> End:
     os.close(handle)
 
 
-def _read_object(path: str | os.PathLike[str]) -> End:
-  with epath.Path(path).open('rb') as f:
-    size = f.seek(0, os.SEEK_END)
-    f.seek(max(0, size - _END))
-    return End(size, f.read())
+def _read_objects(paths: Sequence[str]) -> list[End | None]:
+  """The ends of objects: a request lists a directory with its sizes, and all ends are asked for at
+  the same time.
+  """
+  folders = {path.rpartition('/')[0] for path in paths}
+  sizes = {
+    f'{folder}/{name}': size
+    for folder in folders
+    for name, size in storage.list_sizes(epath.Path(folder)).items()
+  }
+  there = [path for path in dict.fromkeys(paths) if path in sizes]
+  starts = [max(0, sizes[path] - _END) for path in there]
+  stops = [sizes[path] for path in there]
+  tails = storage.open_store().cat_ranges(there, starts, stops, on_error='raise')
+  found = {path: End(sizes[path], tail) for path, tail in zip(there, tails)}
+  return [found.get(path) for path in paths]
