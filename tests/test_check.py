@@ -65,6 +65,15 @@ def test_a_run_on_mounts_is_checked_where_they_really_lie(store, dataset):
   assert found['dataset disc'].startswith('8 episodes, ')
 
 
+def test_slices_are_those_of_the_mesh(store, dataset, tmp_path):
+  given = (f'--workdir={tmp_path}', '--topology=v5p-8', '--slices=2')
+  _, found, error = check(store, *given)
+  assert found['mesh'] == 'FAILED'
+  assert 'must be the number of slices, --slices=2; set --config.mesh.slice=2.' in error
+  _, found, _ = check(store, *given, '--config.mesh.slice=2')
+  assert found['mesh'] == 'slice 2 x data 4 x fsdp 1 x seq 1 x tensor 1'
+
+
 def test_every_mistake_is_listed(store, dataset, tmp_path):
   status, found, error = check(
     store,
