@@ -617,50 +617,63 @@ def as_slurm_step(number: int, count: int, job: int) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_two_hosts_share_a_dataset_in_a_bucket(tmp_path, patches):
-  """Byte for byte what one writes to a disk."""
+  """Byte for byte what one writes to a disk, also after one that was killed."""
   model = dataclasses.replace(PATCHES, action_dim=7, proprio_dim=7, actions_per_chunk=4)
   write_workdir(tmp_path / 'run', cfg.TrainConfig(model=model), patches.replace(config=model))
-  bridge = synthetic.write_bridge(tmp_path, episodes=12, steps=12)
+  bridge = synthetic.write_bridge(tmp_path, episodes=24, steps=12)
   dataset = pathlib.Path(bridge).parent / 'array_record/synthetic_rlds/1.0.0'
   flags = (
     f'--workdir={tmp_path / "run"}',
     '--embodiment=bridge_widowx',
     '--anchor_stride=1',
-    '--file_mib=0.05',
+    '--file_mib=0.02',
   )
   with object_store.ObjectStore() as store:
     for path in filter(pathlib.Path.is_file, dataset.rglob('*')):
       store.put(f'bridge/{path.relative_to(dataset).as_posix()}', path.read_bytes())
-    pair = [
-      programs.Program(
+
+    def start(number: int, count: int, *more: str) -> programs.Program:
+      return programs.Program(
         'data.encode',
-        *flags,
-        '--dataset=gs://bucket/bridge',
-        '--distributed',
-        variables=store.environment | as_slurm_step(number, 2, os.getpid()),
+        *(*flags, '--dataset=gs://bucket/bridge', '--distributed', *more),
+        variables=store.environment | as_slurm_step(number, count, os.getpid() + count),
         one_stream=True,
       )
-      for number in range(2)
-    ]
+
+    def find_windows() -> dict[str, bytes]:
+      names = [name for name in store.list('bridge/wam_features_') if '/windows-' in name]
+      return {pathlib.Path(name).name: store.read(name) for name in names}
+
+    killed = start(0, 1, '--batch=8')
+    while len(find_windows()) < 2:
+      assert killed.poll() is None, killed.communicate()[0]
+      time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    early = find_windows()
+
+    pair = [start(number, 2) for number in range(2)]
     said = [process.communicate()[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
-    # Each did a part; the first one speaks.
+    # Each did a part of what was left; the first one speaks.
     done = re.search(r'(\d+) of (\d+) encoded now', said[0])
     assert 0 < int(done[1]) < int(done[2])
     assert 'encoded now' not in said[1]
     # One process read the episodes, and kept what it found.
     assert [name for name in store.list('bridge/') if 'wam_spans' in name]
-    features = [name for name in store.list('bridge/') if 'wam_features_' in name]
+    features = store.list('bridge/wam_features_')
     given = {pathlib.Path(name).name: store.read(name) for name in features}
 
   straight = programs.run('data.encode', *flags, f'--dataset={dataset}')
   assert straight.returncode == 0, straight.stderr
   (place,) = dataset.glob('wam_features_*')
-  assert given.keys() == {path.name for path in place.iterdir()}
-  assert len(given) > 6
-  for path in place.iterdir():
-    if path.suffix == '.array_record':
-      assert given[path.name] == path.read_bytes(), path.name
+  want = {path.name: path.read_bytes() for path in place.iterdir()}
+  assert given.keys() == want.keys()
+  records = {name for name in want if name.endswith('.array_record')}
+  assert len(early) < len(records)
+  assert {name: given[name] for name in records} == {name: want[name] for name in records}
+  # What was there when it was killed was whole.
+  assert early == {name: want[name] for name in early}
   # The name holds everything that features depend on.
   assert place.name in features[0]
 
