@@ -16,7 +16,14 @@ from wam_jax import train
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
 # Variants of one large experiment, which share a small stand-in of the model.
-VARIANTS = {'droid_14b', 'droid_14b_flash', 'droid_5b', 'agibot_14b', 'yam_fewshot'}
+VARIANTS = {
+  'droid_14b',
+  'droid_14b_flash',
+  'droid_5b',
+  'agibot_14b',
+  'yam_fewshot',
+  'your_robot',
+}
 
 
 @pytest.fixture(scope='module')

@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from wam_jax import config as cfg
+from wam_jax.data import record as record_lib
 
 # What the two released DreamZero models share: Wan2.1-I2V-14B and Wan2.2-TI2V-5B with action
 # modules. Source: DreamZero launch scripts.
@@ -116,6 +117,26 @@ def rlds_dataset(config: Any, path: str, embodiment: str, prepare: str) -> dict[
     weight=1.0,
     prepare=prepare,
   )
+
+
+def fit_robot(config: Any, record: record_lib.Embodiment) -> None:
+  """Sets the sizes of a ConfigDict's model that a robot needs, where they are too small for it.
+
+  Raises:
+    ValueError: a chunk of the record shows no whole number of latent frames.
+  """
+  model = config.model
+  frames = record.camera_frames_per_chunk
+  if frames % model.tokenizer.temporal:
+    raise ValueError(
+      f'{record.name} shows {frames} camera frames a chunk; change chunk_s or video_fps of its '
+      f'record, so that these are a multiple of {model.tokenizer.temporal}.'
+    )
+  model.frames_per_chunk = frames // model.tokenizer.temporal
+  if not config.init_from:
+    model.actions_per_chunk = record.steps_per_chunk
+    model.action_dim = record.action_dim
+    model.proprio_dim = record.proprio_dim
 
 
 def smoke(config: Any, stand_ins: Mapping[str, str] | None = None) -> Any:

@@ -42,7 +42,9 @@ _DATASET = flags.DEFINE_string(
   'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
 )
 _EMBODIMENT = cli.define_embodiment('The robot; by default the record beside the dataset.')
-_SPLIT = flags.DEFINE_string('split', 'train', 'Split, as in the config.')
+_SPLIT = flags.DEFINE_string(
+  'split', 'train', 'Split, as `split` or `held_out` of the dataset in the config.'
+)
 _RANGES = flags.DEFINE_string('ranges', '', 'As config.data.ranges of this dataset.')
 _FAILURES = flags.DEFINE_bool('failures', False, 'As this dataset in config.data.failures.')
 _STRIDE = flags.DEFINE_integer(

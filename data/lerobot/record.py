@@ -116,7 +116,7 @@ def _take(rows: dict[str, np.ndarray], field: plan_lib.Field) -> np.ndarray:
 
 
 def to_python(record: record_lib.Embodiment) -> str:
-  """The record as an expression for wam_jax/data/embodiments.py, without what is the default."""
+  """The record as a Python expression, without what is the default."""
 
   return _write_value(record, LINE)
 

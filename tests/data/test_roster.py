@@ -14,6 +14,7 @@ from wam_jax.data import embodiments
 from wam_jax.data import pipeline
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import roster
+from wam_jax.data import shapes
 
 MINE = dataclasses.replace(synthetic.CLOCK, name='my_clock')
 
@@ -144,3 +145,11 @@ def test_a_dataset_is_read_by_the_record_beside_it(clock_path, tmp_path):
   got = given.train_batches().read(0)
   assert (got.action_BAU == want.action_BAU).all()
   assert (got.frames_BRIJ3 == want.frames_BRIJ3).all()
+
+
+def test_shapes_are_told_from_a_record_in_a_file(tmp_path):
+  """As wam_jax.compile needs them, which reads no dataset."""
+  file = write(tmp_path)
+  data = cfg.DataConfig(embodiments=(str(file),))
+  sizes = shapes.sizes(cfg.TrainConfig(data=data))
+  assert (sizes.rows, sizes.columns) == MINE.composite

@@ -2,7 +2,7 @@
 prompt.
 
 A record says how the arrays of an RLDS step become the model's inputs. Owns no I/O, no statistics
-and no robot: those that the project knows are in embodiments.py.
+and no robot: those that the project knows, and where others are found, are in embodiments.py.
 """
 
 from __future__ import annotations

@@ -11,10 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from wam_jax import config as cfg
-from wam_jax import types
 from wam_jax.data import comparison
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
@@ -27,7 +24,6 @@ from wam_jax.data import sources
 from wam_jax.data import statistics
 
 NAME = 'given'  # What a dataset that is named by a flag is called in the mixture.
-_CLIPPED = 0.1  # Share beyond the quantiles of 1 and 99 %, where 0.02 are usual, that is told.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,25 +103,6 @@ def open_recorded(
   for sampler in data.open_mixture(split):
     notes += _compare(data, sampler, trained or {})
   return Recorded(data, split, tuple(notes), tuple(_tell_overlap(data, split, trained)))
-
-
-def count_clipped(batches: list[types.Batch]) -> list[str]:
-  """A line for state and for actions, where much of these batches lies beyond the quantiles that
-  the model was trained with, and was clipped to them.
-  """
-  lines = []
-  for what, array, mask in (
-    ('action', lambda b: b.action_BAU, lambda b: b.action_mask_BAU),
-    ('state', lambda b: b.proprio_BQX, lambda b: b.chunk_mask_BQ[..., None] & (b.proprio_BQX != 0)),
-  ):
-    beyond = sum(int((np.abs(array(b)) >= 1)[mask(b)].sum()) for b in batches)
-    total = sum(int(np.broadcast_to(mask(b), array(b).shape).sum()) for b in batches)
-    if total and beyond / total > _CLIPPED:
-      lines.append(
-        f'{100 * beyond / total:.0f} % of the {what} numbers lie beyond the 1 and 99 % quantiles '
-        'of training, and are clipped to them'
-      )
-  return lines
 
 
 def _take_datasets(config: cfg.TrainConfig, choice: Choice) -> cfg.TrainConfig:

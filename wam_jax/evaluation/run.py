@@ -154,8 +154,8 @@ def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
 def _make_name(options: Options, subject: _Subject) -> str:
   sample = subject.config.sample
   name = f'{options.policy}_{sample.mode}{sample.steps}_{options.world}_step{subject.step}'
-  # What is chosen has a place of its own; its path and split as letters and digits.
-  chosen = [text for text in vars(options.recorded).values() if text]
+  # What is chosen has a place of its own: the ends of paths, as letters and digits.
+  chosen = ['/'.join(text.split('/')[-2:]) for text in vars(options.recorded).values() if text]
   return '_'.join([name, *(re.sub(r'[^A-Za-z0-9]+', '_', text).strip('_') for text in chosen)])
 
 
@@ -267,8 +267,6 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
   forecaster = open_loop.Forecaster(subject.policy, config.model, robots, options.seed)
   batches = recorded.data.eval_batches(recorded.split, -(-e.episodes // batch))
   forecasts = [forecaster(b) for b in batches]
-  for note in recorded_lib.count_clipped([forecast.batch for forecast in forecasts]):
-    print(note)
   summary = open_loop.summarize(forecasts)
   datasets = recorded.describe()
   where = ', '.join(f'{name} {each["split"]}' for name, each in datasets.items())
