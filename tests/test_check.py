@@ -115,6 +115,13 @@ def test_wrong_flags(store, flags, message):
   assert error.startswith(f'error: {message}')
 
 
+def test_the_mesh_has_as_many_slices_as_the_machine(store):
+  status, found, error = check(store, '--workdir=/tmp/run', '--topology=v5p:2x2x1', '--slices=2')
+  assert status == 2
+  assert found['mesh'] == 'FAILED'
+  assert 'config.mesh.slice=1 and --slices=2 differ; pass --config.mesh.slice=2.' in error
+
+
 @pytest.mark.slow
 def test_the_run_itself_agrees(store, dataset, tmp_path):
   """What is checked continues, and is refused with another config or another model."""

@@ -101,6 +101,20 @@ def test_says_what_does_not_fit_and_exits_with_1(tmp_path):
 
 
 @needs_libtpu
+@pytest.mark.slow
+def test_two_slices_send_gradients_alone_to_each_other(tmp_path):
+  file = tmp_path / 'report.json'
+  flags = ('--config.mesh.slice=2', '--config.mesh.data=1', '--config.mesh.fsdp=4')
+  run('--topology=v5e:2x2', '--plan', *flags, f'--json={file}')
+  made = json.loads(file.read_text())
+  assert (made['topology'], made['chips'], made['devices']) == ('2 x v5e:2x2', 8, 8)
+  between = made['collectives']['between-slices']
+  # As much as a device keeps of the parameters, and a few numbers for the metrics.
+  held = made['memory']['of_arguments']['parameters']
+  assert held < between['bytes'] < 3 * held
+
+
+@needs_libtpu
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [

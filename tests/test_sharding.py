@@ -448,3 +448,65 @@ def test_advice_names_a_mesh_that_works():
   config = dataclasses.replace(CONFIG, rules={**RULES, 'batch': ('data', 'fsdp')})
   with pytest.raises(ValueError, match=r'config.mesh.slice=2 needs config.rules .* split \[\]'):
     sharding.check_sizes(config, make_mesh(ONE | {'slice': 2}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu:
+  """What of a TPU decides where it stands in a mesh."""
+
+  coords: tuple[int, int, int]
+  slice_index: int = 0
+  device_kind: str = 'TPU v5'
+  platform: str = 'tpu'
+  core_on_chip: int = 0
+
+
+def make_slice(shape, **which) -> list[Tpu]:
+  return [Tpu(coords, **which) for coords in np.ndindex(*shape)]
+
+
+def place_tpus(sizes, devices):
+  """Coordinates of the devices along a mesh."""
+  return np.array([d.coords for d in sharding.make_mesh(sizes, devices).devices.flat])
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'linked'),
+  [
+    ({'fsdp': -1}, 48),  # Of 63 steps, those along a line of four.
+    ({'fsdp': 16, 'data': -1}, 48),
+    ({'fsdp': 32, 'data': -1}, 32),  # Here every second one, across one half.
+  ],
+)
+def test_tpus_stand_in_the_mesh_as_they_are_linked(sizes, linked):
+  """In a run and ahead of time, which give the devices another order and other names."""
+  devices = make_slice((4, 4, 4))
+  places = place_tpus(sizes, devices)
+  steps = np.abs(np.diff(places, axis=0)).sum(1)
+  assert (steps == 1).sum() == linked
+  in_a_run = [dataclasses.replace(d, device_kind='TPU v5p') for d in devices]
+  shuffled = [in_a_run[i] for i in np.random.default_rng(0).permutation(64)]
+  np.testing.assert_array_equal(place_tpus(sizes, shuffled), places)
+
+
+def test_the_ring_of_a_small_slice_does_not_depend_on_the_name_of_its_chips():
+  """JAX has an order of its own for eight v5p, which it knows by one of two names."""
+  ahead = place_tpus({'fsdp': 8}, make_slice((2, 2, 2)))
+  run = place_tpus({'fsdp': 8}, make_slice((2, 2, 2), device_kind='TPU v5p'))
+  np.testing.assert_array_equal(ahead, run)
+  assert (np.abs(np.diff(ahead, axis=0)).sum(1) == 1).all()
+
+
+def test_slices_are_the_outer_axis_and_as_many_as_there_are():
+  devices = make_slice((2, 2, 2), slice_index=1) + make_slice((2, 2, 2), slice_index=0)
+  mesh = sharding.make_mesh({'fsdp': -1, 'slice': 2, 'data': 2}, devices)
+  assert dict(mesh.shape) == {'slice': 2, 'data': 2, 'fsdp': 4}
+  assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+  for wrong in (1, 4):
+    with pytest.raises(ValueError, match='are of 2 slices; set --config.mesh.slice=2'):
+      sharding.make_mesh({'slice': wrong, 'data': 1, 'fsdp': -1}, devices)
+
+
+def test_an_unknown_tpu_has_no_mesh():
+  with pytest.raises(ValueError, match="'TPU v9', a TPU that is not known"):
+    sharding.make_mesh({'data': 8}, make_slice((2, 2, 2), device_kind='TPU v9'))

@@ -107,6 +107,11 @@ def _unmount(value: Any, mounts: Mapping[str, str]) -> Any:
 
 def _check_mesh(config: cfg.TrainConfig) -> str:
   mesh = sharding.make_mesh(config.mesh)
+  if _TOPOLOGY.value and mesh.shape['slice'] != _SLICES.value:
+    raise ValueError(
+      f'config.mesh.slice={mesh.shape["slice"]} and --slices={_SLICES.value} differ; pass '
+      f'--config.mesh.slice={_SLICES.value}.'
+    )
   sharding.check_sizes(config, mesh)
   # The devices that stand for TPUs know of no slices.
   if _TOPOLOGY.value and mesh.shape['slice'] != _SLICES.value:

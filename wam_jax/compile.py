@@ -4,6 +4,8 @@ does it send around.
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 [--json=FILE]
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 --plan
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v6e:16x16 --search
+  python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 \
+      --config.mesh.slice=2 --config.batch_size=256
 
 Needs libtpu (pip install -e '.[aot]') and no TPU, no dataset, no weights. The program is the one
 that training runs, compiled to machine code: only there is every kernel's vector memory checked and
