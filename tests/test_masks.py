@@ -236,6 +236,8 @@ def test_chunks_are_the_mask(name, shards, rule):
     for keys in part.keys:
       got[start : start + part.size, slice(*keys)] = True
       assert part.conditional or (layout.kind[order[slice(*keys)]] < masks.ACTION).all()
+    seen = np.concatenate([order[slice(*keys)] for keys in part.keys])
+    assert (layout.kind[seen[: part.certain]] < masks.ACTION).all()
     start += part.size
   assert start == len(order)
   assert len(order) % shards == 0

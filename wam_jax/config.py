@@ -210,9 +210,9 @@ class ModelConfig:
     eps: of every norm.
     dtype: of activations, 'float32' or 'bfloat16'.
     attention: of training windows: 'dense' (a mask of all pairs of tokens), 'chunks' (exactly the
-      pairs that see each other, part by part), 'splash' (TPU kernels; interpreted elsewhere,
-      slowly), or 'auto': 'dense' up to 512 tokens, 'splash' on TPUs from 4096, else 'chunks'. All
-      give the same numbers.
+      pairs that see each other, part by part; in bfloat16 on GPUs by cuDNN's fused kernels),
+      'splash' (TPU kernels; interpreted elsewhere, slowly), or 'auto': 'dense' up to 512 tokens,
+      'splash' on TPUs from 4096, else 'chunks'. All give the same numbers.
     remat: what the backward pass of a block finds of its forward pass, beside its input: 'none'
       everything, 'dots' the products with weights, 'save_attention' the result of self-attention,
       'dots_and_attention' both, 'narrow' both but for the hidden layer of the feed-forward part,

@@ -188,11 +188,13 @@ class Part(NamedTuple):
   Attributes:
     size: number of the tokens, which follow those of the part before.
     keys: (start, stop) of the runs of tokens that they see.
+    certain: number of the first keys that are padding in no sample.
     conditional: whether some of the keys may be padding.
   """
 
   size: int
   keys: tuple[tuple[int, int], ...]
+  certain: int
   conditional: bool
 
 
@@ -261,6 +263,7 @@ def chunk_plan(runs: Units, visible: np.ndarray, shards: int = 1) -> tuple[np.nd
     part = Part(
       size=int(runs.size[rows].sum()),
       keys=tuple((int(start[first]), int(stop[end - 1])) for first, end in spans),
+      certain=int(runs.size[seen][: _count_first(~may_be_padding[seen])].sum()),
       conditional=bool((seen & may_be_padding).any()),
     )
     parts.append(part)
@@ -334,6 +337,11 @@ def _share_out(work: np.ndarray, shards: int) -> np.ndarray:
     with_room = [share for share in shares if len(share) < len(work) // shards]
     min(with_room, key=lambda share: work[share].sum()).append(block)
   return np.concatenate([sorted(share) for share in shares])
+
+
+def _count_first(true: np.ndarray) -> int:
+  """How many are True before the first that is not."""
+  return int(np.argmin(np.append(true, False)))
 
 
 def _find_alike(rows: np.ndarray) -> list[slice]:

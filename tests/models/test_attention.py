@@ -131,6 +131,27 @@ def test_kinds_agree(name):
       np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol, err_msg=kind)
 
 
+def test_fused_kernels_get_the_keys_that_are_seen(monkeypatch):
+  """What cuDNN's kernels are given, with the same function of JAX in their place."""
+  calls = []
+
+  def attend(*arrays, **named):
+    calls.append(named)
+    return fused(*arrays, **named, implementation='xla')
+
+  fused = attention.attend_fused
+  monkeypatch.setattr(attention, 'attend_fused', attend)
+  monkeypatch.setattr(attention, 'is_fused', lambda q_BNTK: True)
+  for name in ('released', 'states see their chunk', 'without clean video'):
+    window = Window(name)
+    want = window.attend('dense')
+    for got, expected in zip(window.attend('chunks'), want):
+      atol = 2e-6 * np.abs(expected).max()
+      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol, err_msg=name)
+  assert any(named['seen_BS'] is None for named in calls)
+  assert any(named['seen_BS'] is not None for named in calls)
+
+
 def test_golden_forward_and_gradients_by_chunks(golden_dit, request):
   """As `test_wam_golden` has it for the masked reference."""
   case = test_wam_golden.Case(golden_dit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -99,6 +99,56 @@ def attend(
     logits_BNTS = jnp.where(mask, logits_BNTS, NEGATIVE)
   weights_BNTS = jax.nn.softmax(logits_BNTS, -1).astype(v_BNSK.dtype)
   return jnp.einsum('BNTS,BNSK->BNTK', weights_BNTS, v_BNSK)
+
+
+def attend_fused(
+  q_BNTK: jax.Array,
+  k_BNSK: jax.Array,
+  v_BNSK: jax.Array,
+  seen_BS: jax.Array | None = None,
+  certain: int = 0,
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
+) -> jax.Array:
+  """`attend` by cuDNN's kernels, which keep no logits; where `is_fused` says so.
+
+  Args:
+    seen_BS: bool, keys that are seen, of each sample one or more; None where all are.
+    certain: number of the first keys that all samples see.
+    implementation: 'xla' for the same without the kernels.
+  """
+  B, _, T, _ = q_BNTK.shape
+  S = k_BNSK.shape[2]
+  lengths_B = jnp.full(B, S, jnp.int32) if S % 2 else None
+  if seen_BS is not None:
+    # The kernels take a number of keys, and the order of keys changes no sum: those come first.
+    order_BS = jnp.argsort(~seen_BS[:, certain:], axis=1, stable=True)[:, None, :, None]
+
+    def sort(x_BNSK):
+      rest = jnp.take_along_axis(x_BNSK[:, :, certain:], order_BS, axis=2)
+      return jnp.concatenate([x_BNSK[:, :, :certain], rest], 2)
+
+    k_BNSK, v_BNSK = sort(k_BNSK), sort(v_BNSK)
+    lengths_B = jnp.sum(seen_BS, 1, dtype=jnp.int32)
+
+  def make_even(x_BNTK):
+    """[B, T, N, K]; with gradients the kernels want even numbers of queries and of keys."""
+    odd = x_BNTK.shape[2] % 2
+    return jnp.swapaxes(jnp.pad(x_BNTK, ((0, 0), (0, 0), (0, odd), (0, 0))), 1, 2)
+
+  q_BTNK, k_BSNK, v_BSNK = map(make_even, (q_BNTK, k_BNSK, v_BNSK))
+  y_BTNK = jax.nn.dot_product_attention(
+    q_BTNK, k_BSNK, v_BSNK, key_value_seq_lengths=lengths_B, implementation=implementation
+  )
+  return jnp.swapaxes(y_BTNK[:, :T], 1, 2)
+
+
+def is_fused(q_BNTK: jax.Array) -> bool:
+  """Whether `attend_fused` has kernels for these queries: halves on GPUs, with tokens that are not
+  split.
+  """
+  K = q_BNTK.shape[-1]
+  halves = q_BNTK.dtype in (jnp.bfloat16, jnp.float16) and K % 8 == 0 and K <= 128
+  return halves and sharding.platform() in ('gpu', 'cuda') and sharding.shards_of('tokens') == 1
 
 
 class Plan(NamedTuple):
@@ -243,7 +293,8 @@ def attend_chunks(
 ) -> jax.Array:
   """`attend` part by part: every query meets the keys it sees, and no mask but that of padding.
 
-  On a mesh the queries of each part are split over the axes of 'tokens' if these divide them, so
+  On GPUs by fused kernels, `is_fused`, which keep nothing that would be recomputed. On a mesh the
+  queries of each part are split over the axes of 'tokens' if these divide them, so
   that all shards do the same work.
 
   Args:
@@ -262,14 +313,18 @@ def attend_chunks(
   start = 0
   for part in chunks.parts:
     keys = np.concatenate([np.arange(first, stop) for first, stop in part.keys])
-    mask = arrange(seen_BT, keys)[:, None, None] if part.conditional else None
+    seen_BS = arrange(seen_BT, keys) if part.conditional else None
     split = None if part.size % sharding.shards_of('tokens') else 'tokens'
-    y_BNTK = attend_part(
+    arrays = (
       shard(jax.lax.slice_in_dim(q_BNTK, start, start + part.size, axis=2), split),
       arrange(k_BNTK, keys, axis=2),
       arrange(v_BNTK, keys, axis=2),
-      mask,
     )
+    # Of a part that may see nothing at all the kernels would make NaN.
+    if is_fused(q_BNTK) and part.certain:
+      y_BNTK = attend_fused(*arrays, seen_BS=seen_BS, certain=part.certain)
+    else:
+      y_BNTK = attend_part(*arrays, None if seen_BS is None else seen_BS[:, None, None])
     outputs.append(shard(y_BNTK, split))
     start += part.size
   # Whole before it is split again: parts do not end where shards do.

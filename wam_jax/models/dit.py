@@ -174,12 +174,14 @@ class CrossAttention(nn.Module):
     return text_kv, image_kv
 
   def __call__(self, x_BTD, prompt_kv, pattern=None):
+    q_BNTK = self.norm_q(self.q(x_BTD))
     attend = attention.attend
     if isinstance(pattern, masks.Blocks):
       attend = functools.partial(attention.attend_all, side=pattern.side)
+    elif pattern is not None and attention.is_fused(q_BNTK):
+      attend = attention.attend_fused
     elif pattern is not None and self.cfg.remat != 'none':
       attend = jax.checkpoint(attend)
-    q_BNTK = self.norm_q(self.q(x_BTD))
     return self.o(sum(attend(q_BNTK, k, v) for k, v in prompt_kv))
 
 

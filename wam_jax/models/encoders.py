@@ -92,7 +92,8 @@ class Encoders:
 def with_mask(latents_BFHWC: jax.Array) -> jax.Array:
   """Condition latents with the four mask channels before them: 1 on frame 0, 0 after it."""
   shape = (*latents_BFHWC.shape[:-1], 4)
-  mask = jnp.zeros(shape, latents_BFHWC.dtype).at[:, 0].set(1)
+  # A comparison: written into an array it would lie on every device for all samples.
+  mask = (jax.lax.broadcasted_iota(jnp.int32, shape, 1) == 0).astype(latents_BFHWC.dtype)
   return jnp.concatenate([mask, latents_BFHWC], -1)
 
 
