@@ -109,9 +109,10 @@ def test_two_slices_send_gradients_alone_to_each_other(tmp_path):
   made = json.loads(file.read_text())
   assert (made['topology'], made['chips'], made['devices']) == ('2 x v5e:2x2', 8, 8)
   between = made['collectives']['between-slices']
-  # As much as a device keeps of the parameters, and a few numbers for the metrics.
+  # Gradients once, of what a device keeps or, where 'fsdp' is the whole slice, of all parameters;
+  # and a few numbers for the metrics.
   held = made['memory']['of_arguments']['parameters']
-  assert held < between['bytes'] < 3 * held
+  assert held < between['bytes'] < 4.5 * held
 
 
 @needs_libtpu
@@ -130,7 +131,10 @@ def test_two_slices_send_gradients_alone_to_each_other(tmp_path):
       ],
       'model.num_heads=2 must be divisible by 4.* nearest valid: 2',
     ),
-    (['--topology=v5e:2x2', '--config.data.embodiments=()'], 'embodiments'),
+    (
+      ['--topology=v5e:2x2', "--config.data.embodiments=('droid',)"],
+      "'tabletop_disc' is not in data.embodiments",
+    ),
   ],
 )
 def test_mistakes_end_before_compilation(flags, message):
