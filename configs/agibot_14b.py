@@ -10,8 +10,8 @@ actions a chunk.
   python -m wam_jax.train --config=configs/agibot_14b.py --workdir=gs://BUCKET/agibot_14b \
       --distributed --config.data.root=DATA
 
-Step, memory and layouts are those of droid_14b, with 96 action tokens more in 14,180: by estimate
-7.8 days on v5p-128, 1.5 on v6e-256 (:v6e). The second category of the action modules is for
+Step, memory and layouts are those of droid_14b, with 96 action tokens more in 14,180: expected 12.0
+days on v5p-128, 2.8 days on v6e-256 (:v6e). The second category of the action modules is for
 configs/video_only_transfer.py, which goes on from here.
 """
 

@@ -8,10 +8,10 @@
       --distributed --config.data.root=DATA
 
 DATA is a directory or gs://BUCKET/DIR, what `config.data.root` names; docs/pods.md has each step.
-Expect by ahead-of-time estimate, at the peak of the chips (`python -m benchmarks.pods`): on v5p-128
-(v5p:4x4x4) 6.7 s a step, 7.8 days for all, 78 % MFU, 70 of 96 GiB; on v6e-256 (:v6e) 1.3 s, 1.5
-days, 52 % MFU, 20 of 31 GiB. These are bounds: input, logging, checkpoints and whatever keeps a
-chip from its peak come on top.
+Expected, from the program compiled to machine code and published shares of the chips' peaks
+(`python -m benchmarks.pods`): on v5p-128 (v5p:4x4x4) 10.0 s a step, 11.6 days for all, 53 % MFU, 81
+of 96 GiB; on v6e-256 (:v6e) 2.3 s, 2.7 days, 28 % MFU, 14 of 31 GiB. At the least 6.9 s and 1.3 s.
+Input, logging, evaluation and checkpoints come on top.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ one step a chunk.
 
 Paper: the video's clean share is drawn from Beta(7, 1), mostly noise, the action's level uniformly
 and apart from it; 50,000 steps, as its other post-training. Step, memory and layouts are those of
-droid_14b: by estimate 3.9 days on v5p-128, 18 hours on v6e-256 (:v6e).
+droid_14b: expected 5.8 days on v5p-128, 1.3 days on v6e-256 (:v6e).
 """
 
 from configs import droid_14b

@@ -9,8 +9,9 @@ latent frame.
   python -m wam_jax.train --config=configs/droid_5b.py --workdir=gs://BUCKET/droid_5b \
       --distributed --config.data.root=DATA
 
-Expect by ahead-of-time estimate, at the peak of the chips: on v5p:2x2x4 0.81 s a step, 0.9 days for
-all, 59 % MFU, 28 of 96 GiB. `python -m benchmarks.pods` has the smallest slices.
+Expected, from the program compiled to machine code and published shares of the chips' peaks: on
+v5p-32 (v5p:2x2x4) 1.1 s a step, 1.3 days for all, 42 % MFU, 36 of 96 GiB; at the least 0.9 s.
+`python -m benchmarks.pods` has the smallest slices.
 """
 
 import dataclasses

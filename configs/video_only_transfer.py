@@ -9,8 +9,8 @@ robot data.
       --distributed --config.data.root=DATA --config.init_from=WORKDIR_OF_AGIBOT_14B
 
 Paper: 10,000 steps of 1:1 co-training; task progress on the videos' tasks from 38.3 to 54.3 %. A
-sample without actions has no action loss, and its video tokens see no action or state keys. By
-estimate 19 hours on v5p-128, 3.6 on v6e-256 (:v6e).
+sample without actions has no action loss, and its video tokens see no action or state keys.
+Expected 1.2 days on v5p-128, 0.3 days on v6e-256 (:v6e).
 """
 
 from configs import agibot_14b

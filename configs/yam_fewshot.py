@@ -11,7 +11,7 @@ released AgiBot weights.
 Rates, padded action dimensions and the action loss are those that the released weights were trained
 with: every third frame and 24 actions a chunk of 0.8 s. Paper: 50,000 steps of post-training; with
 30 minutes of data each window is seen many times, so look at held-out tasks at the kept
-checkpoints. By estimate 3.9 days on v5p-128, 18 hours on v6e-256 (:v6e), as droid_14b a step; fewer
+checkpoints. Expected 5.8 days on v5p-128, 1.3 days on v6e-256 (:v6e), as droid_14b a step; fewer
 steps may do.
 """
 

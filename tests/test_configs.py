@@ -5,6 +5,7 @@ commands as a user types them.
 import importlib
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -138,3 +139,17 @@ def test_the_vocabulary_follows_the_weights():
 def test_full_config_is_valid(name):
   """The real sizes pass every check made before data is read."""
   assert cfg.from_config_dict(importlib.import_module(f'configs.{name}').get_config()).steps >= 1000
+
+
+def test_days_that_configs_and_the_readme_promise_are_those_of_the_results():
+  """benchmarks/RESULTS.md is the truth: the last column of its table of runs on pods."""
+  results = (ROOT / 'benchmarks' / 'RESULTS.md').read_text()
+  rows = re.findall(r'^\| `(\w+?)(?::(\w+))?` \| `v\d.*\| ([\d.]+) \|$', results, re.M)
+  assert {name for name, _, _ in rows} >= {'droid_5b', 'droid_14b', 'agibot_14b'}
+  # Of the rows of a config, its line in README or the one above that says "the same".
+  readme = (ROOT / 'README.md').read_text()
+  for name, layout, days in rows:
+    doc = importlib.import_module(f'configs.{name}').__doc__
+    assert f'{days} days' in ' '.join(doc.split()), (name, layout, days)
+    lines = [line for line in readme.splitlines() if re.match(rf'\| .*`{name}`', line)]
+    assert f'{days} days' in lines[0], (name, layout, days)
