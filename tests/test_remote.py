@@ -90,7 +90,7 @@ def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   here = json.loads((tmp_path / 'table/evaluation.json').read_text())
   there = json.loads(store.read('table/evaluation.json'))
   differing = {key for key in here if here[key] != there[key]}
-  # Where it is and how fast it was; no figure.
+  # Where it and its data are, and how fast it was; no figure.
   assert differing <= {'workdir', 'datasets', 'latency'}
   names = [
     path.relative_to(tmp_path).as_posix()
