@@ -37,6 +37,10 @@ def take_twice_at_once(place) -> None:
   with mock.patch.object(gcs.Bucket, 'get_blob', get_and_lose):
     expect_taken(lambda: storage.Owner(place))
   winners[0].check()
+  busy = mock.Mock(side_effect=RuntimeError('503 busy'))
+  with mock.patch.object(gcs.Bucket, 'get_blob', busy), pytest.raises(OSError, match='503 busy'):
+    winners[0].check()
+  assert busy.call_count == 1 + len(storage.WAITS_S)
   storage.Owner(place)
   expect_taken(winners[0].check)
 

@@ -391,8 +391,12 @@ class Owner:
       )
 
   def check(self) -> None:
-    """Raises TakenError once another process has taken the place."""
-    found = self._bucket.get_blob(self._name)
+    """Raises TakenError once another process has taken the place; OSError if it cannot be read."""
+    where = self._place / _OWNER
+    try:
+      found = retry(lambda: self._bucket.get_blob(self._name), f'reading {where}')
+    except Exception as e:  # Of google.auth, google.cloud or requests.
+      raise OSError(f'{where} cannot be read: {" ".join(str(e).split())[:300]}') from e
     if found is None or found.generation != self._generation:
       raise TakenError(
         f'{self._place} has been taken over by another training process; this one stops. Pass '
