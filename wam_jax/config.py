@@ -209,6 +209,9 @@ class ModelConfig:
       no).
     eps: of every norm.
     dtype: of activations, 'float32' or 'bfloat16'.
+    gradient_dtype: of the gradients of kernels and biases from the product on, where they are
+      summed over samples, then over devices: 'model' for `dtype`, or 'float32', which sends and
+      holds twice as many bytes of them.
     attention: of training windows: 'dense' (a mask of all pairs of tokens), 'chunks' (exactly the
       pairs that see each other, part by part; in bfloat16 on GPUs by cuDNN's fused kernels),
       'splash' (TPU kernels; interpreted elsewhere, slowly), or 'auto': 'dense' up to 512 tokens,
@@ -246,6 +249,7 @@ class ModelConfig:
   prompt_in_modulation: bool = False
   eps: float = 1e-6  # Wan's, of layer norms and RMS norms alike.
   dtype: Dtype = 'float32'
+  gradient_dtype: Literal['model', 'float32'] = 'model'
   attention: Literal['auto', 'dense', 'chunks', 'splash'] = 'auto'
   remat: Literal[
     'none', 'dots', 'save_attention', 'dots_and_attention', 'narrow', 'block', 'offload'

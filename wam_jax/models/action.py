@@ -27,7 +27,12 @@ class ActionEncoder(nn.Module):
   def __call__(self, action_BAU, sigma_BA, embodiment_B) -> jax.Array:
     c = self.cfg
     dense = functools.partial(
-      layers.CategoryDense, c.num_embodiments, c.dim, jnp.dtype(c.dtype), 'embed'
+      layers.CategoryDense,
+      c.num_embodiments,
+      c.dim,
+      jnp.dtype(c.dtype),
+      'embed',
+      gradient_dtype=c.gradient_dtype,
     )
     x_BAD = dense(name='action')(action_BAU, embodiment_B)
     timestep_BA = 1000 * sigma_BA  # The reference's unit, which the frequencies are made for.
@@ -55,6 +60,7 @@ class CategoryMLP(nn.Module):
       dtype=jnp.dtype(c.dtype),
       out_axis='mlp',
       in_axis=self.in_axis,
+      gradient_dtype=c.gradient_dtype,
       name='in',
     )
     narrow = layers.CategoryDense(
@@ -62,6 +68,7 @@ class CategoryMLP(nn.Module):
       features=self.out,
       dtype=jnp.dtype(c.dtype),
       out_axis=self.out_axis,
+      gradient_dtype=c.gradient_dtype,
       name='out',
     )
     h_BTM = jax.nn.relu(wide(x_BTI, embodiment_B))

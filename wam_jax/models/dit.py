@@ -74,6 +74,7 @@ def _to_heads(c: cfg.ModelConfig, name: str) -> layers.Einsum:
     (c.dim, c.num_heads, c.head_dim),
     ('embed', 'heads', 'head_dim'),
     jnp.dtype(c.dtype),
+    gradient_dtype=c.gradient_dtype,
     lora=c.lora.of(name),
   )
 
@@ -84,6 +85,7 @@ def _from_heads(c: cfg.ModelConfig) -> layers.Einsum:
     (c.num_heads, c.head_dim, c.dim),
     ('heads', 'head_dim', 'embed'),
     jnp.dtype(c.dtype),
+    gradient_dtype=c.gradient_dtype,
     lora=c.lora.of('o'),
   )
 
@@ -219,6 +221,7 @@ class Block(nn.Module):
       c.dim,
       layers.gelu_tanh,
       jnp.dtype(c.dtype),
+      gradient_dtype=c.gradient_dtype,
       lora_in=c.lora.of('ffn/in'),
       lora_out=c.lora.of('ffn/out'),
     )

@@ -4,6 +4,7 @@ numbers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,49 @@ def boxed(init: Init, axes: tuple[str, ...]) -> Init:
   return nn.with_partitioning(init, axes)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def multiply_wide(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+  """The einsum of `x` and a float32 kernel in the dtype of `x`, with a gradient of the kernel that
+  stays in float32 from the product on: so it is summed over devices.
+  """
+  return jnp.einsum(equation, x, w.astype(x.dtype))
+
+
+def _multiply_forward(equation: str, x: jax.Array, w: jax.Array):
+  return jnp.einsum(equation, x, w.astype(x.dtype)), (x, w)
+
+
+def _multiply_backward(equation: str, kept: tuple[jax.Array, jax.Array], dy: jax.Array):
+  x, w = kept
+  given, kernel, out = equation.replace('->', ',').split(',')
+  dx = jnp.einsum(f'{out},{kernel}->{given}', dy, w.astype(x.dtype))
+  dw = jnp.einsum(f'{given},{out}->{kernel}', x, dy, preferred_element_type=jnp.float32)
+  return dx, dw.astype(w.dtype)  # Float32, but for what is frozen in another dtype.
+
+
+multiply_wide.defvjp(_multiply_forward, _multiply_backward)
+
+
+@jax.custom_vjp
+def add_wide(x: jax.Array, b: jax.Array) -> jax.Array:
+  """`x` plus a float32 bias with as many axes, each as long or 1; its gradient as that of
+  `multiply_wide`.
+  """
+  return x + b.astype(x.dtype)
+
+
+def _add_forward(x: jax.Array, b: jax.Array):
+  return x + b.astype(x.dtype), b
+
+
+def _add_backward(b: jax.Array, dy: jax.Array):
+  summed = tuple(axis for axis, size in enumerate(b.shape) if size == 1)
+  return dy, jnp.sum(dy, summed, dtype=jnp.float32, keepdims=True).astype(b.dtype)
+
+
+add_wide.defvjp(_add_forward, _add_backward)
+
+
 class Einsum(nn.Module):
   """Linear layer as an einsum, with bias over the kernel's output letters and, where asked for, a
   low-rank adapter.
@@ -34,6 +78,7 @@ class Einsum(nn.Module):
     dtype: dtype of the computation; parameters are float32.
     kernel_init: initializer of the kernel; by default Xavier uniform over the contracted and kept
       letters.
+    gradient_dtype: 'model' or 'float32', see `config.ModelConfig`.
     lora: sizes of an adapter, which adds alpha / rank * (x A) B. That is zero at first: A is
       uniform within 1 / sqrt(width in), as in `peft`, and B is zero. The contracted letters of the
       kernel must come first.
@@ -45,6 +90,7 @@ class Einsum(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: Init | None = None
   use_bias: bool = True
+  gradient_dtype: str = 'model'
   lora: cfg.LoraConfig | None = None
 
   @nn.compact
@@ -57,12 +103,20 @@ class Einsum(nn.Module):
       1.0, 'fan_avg', 'uniform', in_axis=contracted, out_axis=kept
     )
     w = self.param('w', boxed(init, self.axes), self.shape, jnp.float32)
-    y = jnp.einsum(self.equation, x.astype(self.dtype), w.astype(self.dtype))
+    y = self._multiply(self.equation, x, w)
     if self.use_bias:
-      y = y + self._bias(kernel, kept, out)
+      y = self._add(y, self._bias(kernel, kept, out))
     if self.lora is not None:
       y = y + self._adapt(x, len(contracted))
     return y
+
+  def _multiply(self, equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    if self.gradient_dtype == 'float32':
+      return multiply_wide(equation, x.astype(self.dtype), w)
+    return jnp.einsum(equation, x.astype(self.dtype), w.astype(self.dtype))
+
+  def _add(self, y: jax.Array, b: jax.Array) -> jax.Array:
+    return add_wide(y, b) if self.gradient_dtype == 'float32' else y + b.astype(self.dtype)
 
   def _bias(self, kernel: str, kept: list[int], out: str) -> jax.Array:
     """The bias, with an axis of size 1 for each letter of the output that is not the kernel's."""
@@ -70,7 +124,7 @@ class Einsum(nn.Module):
     shape = tuple(self.shape[i] for i in kept)
     b = self.param('b', boxed(nn.initializers.zeros, axes), shape, jnp.float32)
     aligned = [self.shape[kernel.index(letter)] if letter in kernel else 1 for letter in out]
-    return b.astype(self.dtype).reshape(aligned)
+    return b.reshape(aligned)
 
   def _adapt(self, x: jax.Array, contracted: int) -> jax.Array:
     """What the adapter adds; `contracted` letters of the kernel are those of its input."""
@@ -98,8 +152,7 @@ class Einsum(nn.Module):
     low = ''.join(letter for letter in given if letter not in inner) + 'r'
     down = f'{given},{inner}r->{low}'
     up = f'{low},r{kernel[contracted:]}->{out}'
-    h = jnp.einsum(down, x.astype(self.dtype), a.astype(self.dtype))
-    return self.lora.scale * jnp.einsum(up, h, b.astype(self.dtype))
+    return self.lora.scale * self._multiply(up, self._multiply(down, x, a), b)
 
 
 class LayerNorm(nn.Module):
@@ -149,6 +202,7 @@ class CategoryDense(nn.Module):
 
   Attributes:
     out_axis, in_axis: logical names of the kernel's axes.
+    gradient_dtype: as `Einsum` has it; with 'float32' the kernels are gathered so, too.
   """
 
   num_embodiments: int
@@ -156,6 +210,7 @@ class CategoryDense(nn.Module):
   dtype: Any = jnp.float32
   out_axis: str = 'embed_out'
   in_axis: str = 'channels'
+  gradient_dtype: str = 'model'
 
   @nn.compact
   def __call__(self, x_BTI: jax.Array, embodiment_B: jax.Array) -> jax.Array:
@@ -169,6 +224,10 @@ class CategoryDense(nn.Module):
     b_EO = self.param(
       'b', boxed(nn.initializers.zeros, ('embodiment', self.out_axis)), (E, O), jnp.float32
     )
+    if self.gradient_dtype == 'float32':
+      x_BTI = x_BTI.astype(self.dtype)
+      y_BTO = multiply_wide('BTI,BIO->BTO', x_BTI, look_up(w_EIO, embodiment_B))
+      return add_wide(y_BTO, look_up(b_EO, embodiment_B)[:, None])
     w_BIO = look_up(w_EIO.astype(self.dtype), embodiment_B)
     b_BO = look_up(b_EO.astype(self.dtype), embodiment_B)
     return jnp.einsum('BTI,BIO->BTO', x_BTI.astype(self.dtype), w_BIO) + b_BO[:, None]
@@ -178,6 +237,7 @@ class MLP(nn.Module):
   """Two linear layers with a nonlinearity between; the hidden axis is called 'mlp'.
 
   Attributes:
+    gradient_dtype: as `Einsum` has it.
     lora_in, lora_out: adapters of the first and of the second layer.
   """
 
@@ -186,6 +246,7 @@ class MLP(nn.Module):
   activation: Callable[[jax.Array], jax.Array]
   dtype: Any = jnp.float32
   kernel_init: Init | None = None
+  gradient_dtype: str = 'model'
   lora_in: cfg.LoraConfig | None = None
   lora_out: cfg.LoraConfig | None = None
 
@@ -198,6 +259,7 @@ class MLP(nn.Module):
       axes=('embed', 'mlp'),
       dtype=self.dtype,
       kernel_init=self.kernel_init,
+      gradient_dtype=self.gradient_dtype,
       lora=self.lora_in,
       name='in',
     )
@@ -207,6 +269,7 @@ class MLP(nn.Module):
       axes=('mlp', 'embed'),
       dtype=self.dtype,
       kernel_init=self.kernel_init,
+      gradient_dtype=self.gradient_dtype,
       lora=self.lora_out,
       name='out',
     )

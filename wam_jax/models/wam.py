@@ -8,6 +8,7 @@ Source: DreamZero `CausalWanModel`.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -44,11 +45,17 @@ class WorldActionModel(nn.Module):
       (c.patch, c.patch, c.in_channels, D),
       ('norm', 'norm', 'channels', 'embed'),
       dtype,
+      gradient_dtype=c.gradient_dtype,
     )
-    self.text_embedding = layers.MLP(D, D, layers.gelu_tanh, dtype, normal)
-    self.time_embedding = layers.MLP(D, D, jax.nn.silu, dtype, normal)
+    embedding = functools.partial(layers.MLP, D, D, gradient_dtype=c.gradient_dtype)
+    self.text_embedding = embedding(layers.gelu_tanh, dtype, normal)
+    self.time_embedding = embedding(jax.nn.silu, dtype, normal)
     self.time_projection = layers.Einsum(
-      'BGD,DiE->BGiE', (D, 6, D), ('embed', 'norm', 'mlp'), dtype
+      'BGD,DiE->BGiE',
+      (D, 6, D),
+      ('embed', 'norm', 'mlp'),
+      dtype,
+      gradient_dtype=c.gradient_dtype,
     )
     if c.image_dim:
       self.image_embedding = ImageEmbedding(c)
@@ -69,6 +76,7 @@ class WorldActionModel(nn.Module):
       ('embed', 'norm', 'norm', 'channels'),
       dtype,
       nn.initializers.zeros,  # So that training begins with no velocity, as Wan's does.
+      gradient_dtype=c.gradient_dtype,
     )
 
   def encode_text(self, ids_BP: jax.Array) -> jax.Array:
@@ -435,10 +443,9 @@ class ImageEmbedding(nn.Module):
     C, D = image_BIC.shape[-1], self.cfg.dim
     dtype = jnp.dtype(self.cfg.dtype)
     x = layers.LayerNorm(1e-5, affine=True, name='norm_in')(image_BIC)
-    h = layers.Einsum('BIC,CM->BIM', (C, C), ('embed', 'mlp'), dtype, name='in')(x)
-    y = layers.Einsum('BIM,MD->BID', (C, D), ('mlp', 'embed'), dtype, name='out')(
-      layers.gelu_erf(h)
-    )
+    layer = functools.partial(layers.Einsum, dtype=dtype, gradient_dtype=self.cfg.gradient_dtype)
+    h = layer('BIC,CM->BIM', (C, C), ('embed', 'mlp'), name='in')(x)
+    y = layer('BIM,MD->BID', (C, D), ('mlp', 'embed'), name='out')(layers.gelu_erf(h))
     return layers.LayerNorm(1e-5, affine=True, name='norm_out')(y)
 
 
