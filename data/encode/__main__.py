@@ -45,6 +45,11 @@ _EMBODIMENT = cli.define_embodiment('The robot; by default the record beside the
 _SPLIT = flags.DEFINE_string(
   'split', 'train', 'Split, as `split` or `held_out` of the dataset in the config.'
 )
+_HELD_OUT = flags.DEFINE_bool(
+  'held_out',
+  False,
+  'In place of --split: what the run at --workdir holds out of this dataset (`held_out`).',
+)
 _RANGES = flags.DEFINE_string('ranges', '', 'As config.data.ranges of this dataset.')
 _FAILURES = flags.DEFINE_bool('failures', False, 'As this dataset in config.data.failures.')
 _STRIDE = flags.DEFINE_integer(
@@ -112,9 +117,11 @@ def _read_flags(
   hashes = source.hash_encoders(progress.say)
   frozen = source.read_encoders(machine.place_shapes(source.frozen))
   cache = cache_lib.Cache(work.CACHE_GIB)
-  episodes = sources.Episodes(
-    _DATASET.value, _SPLIT.value, embodiments.resolve(_EMBODIMENT.value, _DATASET.value), cache
-  )
+  split = _SPLIT.value
+  if _HELD_OUT.value:
+    split = work.find_held_out(source.config, _DATASET.value)
+  record = embodiments.resolve(_EMBODIMENT.value, _DATASET.value)
+  episodes = sources.Episodes(_DATASET.value, split, record, cache)
   storing = record_files.Storing(
     anchor_stride=_STRIDE.value or episodes.record.steps_per_chunk,
     draw_offset=_DRAW_OFFSET.value,

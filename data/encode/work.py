@@ -25,6 +25,7 @@ from wam_jax import sharding
 from wam_jax import storage
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import images
+from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
@@ -325,6 +326,23 @@ class Machine:
 
 def _fetch(number: int, rows: range, values: jax.Array) -> tuple[int, range, np.ndarray]:
   return number, rows, jax.device_get(values)
+
+
+def find_held_out(config: cfg.TrainConfig, dataset: str) -> str:
+  """The split of a dataset that a run with this config keeps from training.
+
+  Raises:
+    ValueError: the run does not train on it.
+  """
+  path = storage.make_path(dataset)
+  for name, trained in config.data.mixture.items():
+    if storage.make_path(trained.path) == path:
+      return pipeline.choose_split(config, name, pipeline.HELD_OUT)
+  known = [trained.path for trained in config.data.mixture.values()]
+  raise ValueError(
+    f'--held_out: the run at --workdir does not train on {dataset}; it has {known}. Name the split '
+    'with --split.'
+  )
 
 
 def make_machine(batch: int, threads: int) -> Machine:

@@ -700,3 +700,16 @@ def test_mistakes_end_as_one_message(path, tmp_path, given, message):
   )
   assert done.returncode == 2
   assert re.search(f'error: .*{message}', done.stderr), done.stderr
+
+
+def test_what_a_run_holds_out_is_named_by_its_config():
+  mixture = {
+    'a': cfg.DatasetConfig('~/a', embodiment='clock', held_out='train[90%:]'),
+    'b': cfg.DatasetConfig('~/b', embodiment='clock'),
+  }
+  config = cfg.TrainConfig(data=cfg.DataConfig(mixture=mixture, embodiments=('clock',)))
+  home = os.path.expanduser('~')
+  assert work.find_held_out(config, f'{home}/a') == 'train[90%:]'
+  assert work.find_held_out(config, '~/b') == 'val'
+  with pytest.raises(ValueError, match=r"does not train on /c; it has \['~/a', '~/b'\]"):
+    work.find_held_out(config, '/c')

@@ -257,7 +257,7 @@ class Data:
 
   def get_episodes(self, name: str, split: str) -> sources.Episodes:
     """The episodes of a dataset in a split, which may be TRAINING or HELD_OUT."""
-    return self.opened.get(name, _choose_split(self.config, name, split))
+    return self.opened.get(name, choose_split(self.config, name, split))
 
   @property
   def metadata(self) -> dict[str, Any]:
@@ -423,13 +423,13 @@ def _list_findings(
       # Of the whole split also where training takes a slice of it: numbers then mean the same.
       computed[name] = statistics.Finding(opened.get(name, dataset.split.split('[')[0]))
     for split in splits:
-      episodes = opened.get(name, _choose_split(config, name, split))
+      episodes = opened.get(name, choose_split(config, name, split))
       ranges, failures = data.ranges.get(name, ''), name in data.failures
       others += [(name, each) for each in windows.list_findings(episodes, ranges, failures)]
   return computed, others
 
 
-def _choose_split(config: cfg.TrainConfig, name: str, split: str) -> str:
+def choose_split(config: cfg.TrainConfig, name: str, split: str) -> str:
   """The TFDS split of a dataset that TRAINING, HELD_OUT, or a split by name stands for."""
   dataset = config.data.mixture[name]
   if split == HELD_OUT:
