@@ -43,15 +43,25 @@ READERS = tuple(
 # Keys that are read and may change, with the test that shows that the numbers stay, or that what a
 # key names is compared by its content.
 SAME_ON_EVERY_MESH = 'tests/test_sharding.py', 'test_two_steps_equal_one_device'
+# As a mesh, options may change the order of sums; those that are known to do more are refused.
+SAME_BUT_FOR_SUMS = (
+  'tests/test_compiler_options.py',
+  'test_known_bad_combinations_are_refused_by_both_routes',
+)
 SAME_BATCHES = 'tests/data/test_pipeline.py', 'test_same_seed_same_batches_whatever_the_threads'
 SAME_WINDOWS = 'tests/data/test_restart_keys.py', 'test_other_windows_are_another_dataset'
 SAME_FEATURES = 'tests/data/test_restart_keys.py', 'test_other_features_are_another_dataset'
+SAME_ROBOTS = 'tests/data/test_restart_keys.py', 'test_another_robot_is_another_dataset'
 SAME_STATISTICS = 'tests/test_train.py', 'test_changed_dataset_is_refused'
 SAME_WORDS = 'tests/test_workdir.py', 'test_the_vocabulary_is_that_of_the_start_that_saved'
 MAY_CHANGE = {
   'accumulate': ('tests/test_train_step.py', 'test_accumulation_changes_no_number'),
   'mesh': SAME_ON_EVERY_MESH,
   'rules': SAME_ON_EVERY_MESH,
+  'compiler_options': SAME_BUT_FOR_SUMS,
+  'sdc_checks': ('tests/test_compiler_options.py', 'test_a_check_for_corruption'),
+  'data.embodiments': SAME_ROBOTS,
+  'data.mixture.*.embodiment': SAME_ROBOTS,
   'data.cache_gib': SAME_BATCHES,
   'data.prefetch': SAME_BATCHES,
   'data.threads': SAME_BATCHES,
@@ -169,6 +179,23 @@ def test_other_windows_are_another_dataset(tmp_path):
   check_same({}, now)  # A checkpoint of an earlier version does not say.
   with pytest.raises(ValueError, match=r'windows differ. Put the old episodes, and .*data.ranges'):
     check_same({'windows': {'d': shorter.fingerprint}}, now)
+
+
+def test_another_robot_is_another_dataset(tmp_path):
+  """A record may lie in another file; what it says is compared, and its row of the model."""
+  path = synthetic.make_dataset(tmp_path / 'clock', (30, 24))
+
+  def describe(robot: str) -> dict:
+    config = synthetic.make_config({'d': (path, robot, 1.0)})
+    return pipeline.Data.open(config, [pipeline.TRAINING]).metadata
+
+  clock = describe('clock')
+  check_same(clock, describe('clock'))
+  with pytest.raises(ValueError, match='since WORKDIR was last saved: embodiments'):
+    check_same(clock, describe('clock_slow'))
+  rows = {'embodiments': {'clock': clock['embodiments']['clock'] | {'id': 1}}}
+  with pytest.raises(ValueError, match='since WORKDIR was last saved: embodiments'):
+    check_same(clock, clock | rows)
 
 
 def test_other_features_are_another_dataset():
