@@ -174,14 +174,21 @@ def test_a_checkpoint_of_before_holds_its_encoders_and_is_hashed_once(tmp_path, 
   assert len(said) == 2
 
 
-def test_lost_encoders_are_named(tmp_path):
-  test_checkpoint.save_steps(tmp_path, [1, 2])
-  shutil.rmtree(tmp_path / 'frozen')
-  with pytest.raises(checkpoint.CheckpointError, match='the encoders, .*/frozen/.*, missing in'):
-    checkpoint.load_for_inference(tmp_path)
-  with pytest.raises(checkpoint.CheckpointError, match='the encoders, .*/frozen/.*, missing in'):
-    test_checkpoint.restore(tmp_path, test_checkpoint.make_state(9))
-  assert checkpoint.list_steps(tmp_path) == [1, 2]
+def test_encoders_are_stored_once_and_whole(tmp_path):
+  test_checkpoint.save_steps(tmp_path, [1])
+  (stored,) = (tmp_path / 'frozen').iterdir()
+  written = {path: path.stat().st_mtime_ns for path in stored.rglob('*')}
+  test_checkpoint.save_steps(tmp_path, [2])
+  assert {path: path.stat().st_mtime_ns for path in stored.rglob('*')} == written
+
+  # What a kill leaves has another name, and is written over.
+  shutil.rmtree(tmp_path / 'checkpoints')
+  half = stored.rename(stored.with_name(f'{stored.name}.orbax-checkpoint-tmp'))
+  next(half.rglob('d/*')).unlink()
+  test_checkpoint.save_steps(tmp_path, [1])
+  assert list((tmp_path / 'frozen').iterdir()) == [stored]
+  got = test_checkpoint.restore(tmp_path, test_checkpoint.make_state(9))
+  jax.tree.map(np.testing.assert_array_equal, got.state.frozen, test_checkpoint.FROZEN)
 
 
 @pytest.mark.slow

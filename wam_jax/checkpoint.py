@@ -134,7 +134,7 @@ class Checkpoints:
     if step in self._steps:
       raise CheckpointError(f'{self._directory} has a checkpoint of step {step} already.')
     if not self._has_encoders:
-      self._guard(lambda: frozen.store(self._workdir, state.frozen, metadata['encoders']), step)
+      self._guard(lambda: self._store_encoders(state.frozen, metadata['encoders']), step)
       self._has_encoders = True
     items = {
       'params': _save_arrays(state.params),
@@ -147,6 +147,9 @@ class Checkpoints:
     described = {'items': sorted(items), 'weights': identity.hash_arrays(state.eval_params)}
     items['metadata'] = ocp.args.JsonSave(described | metadata)
     self._guard(lambda: self._begin(step, items), step)
+
+  def _store_encoders(self, parts: encoders.Encoders, hashes: Mapping[str, str]) -> None:
+    frozen.store(self._workdir, parts, hashes, self._check_owner)
 
   def check(self) -> None:
     """Raises what `save` does if that has failed in the background; does not wait for it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,21 @@ def find(checkpoint: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.Path:
   return find_place(checkpoint.parent.parent, metadata['encoders'])
 
 
-def store(workdir: pathlib.Path, frozen: encoders.Encoders, hashes: Mapping[str, str]) -> None:
-  """Writes the encoders into `workdir` unless they are there; every process must call it."""
+def store(
+  workdir: pathlib.Path,
+  frozen: encoders.Encoders,
+  hashes: Mapping[str, str],
+  check_owner: Callable[[], None],
+) -> None:
+  """Writes the encoders into `workdir` unless they are there; every process must call it.
+
+  Args:
+    check_owner: raises where `workdir` belongs to another run by now; called on the first process.
+  """
   place = find_place(workdir, hashes)
 
   def is_there() -> bool:
+    check_owner()
     return place.is_dir() and ocp.utils.is_checkpoint_finalized(place)
 
   if not hosts.decide('looking for the stored encoders', is_there):
@@ -85,7 +95,9 @@ def hash_stored(place: pathlib.Path) -> dict[str, str]:
   return {part: encoders.hash_arrays(named) for part, named in parts.items()}
 
 
-def hash_once(place: pathlib.Path, metadata: Mapping[str, Any], say: Any) -> dict[str, str]:
+def hash_once(
+  place: pathlib.Path, metadata: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, str]:
   """The hashes of the encoders of a checkpoint: those it names, or, of one of before, what the
   first process makes of them; every process must call it.
   """

@@ -162,6 +162,8 @@ def make_state(
     with contextlib.closing(data.train_batches()) as batches:
       encoded_by = train_step.fit_frozen(config.model, batches)
     hashes = encoders.fingerprint(encoded_by)
+    advice = 'Start on hosts of one kind, with the same packages.'
+    hosts.agree('fitting the tokenizer', {f'hash of the {k}': x for k, x in hashes.items()}, advice)
   state, shardings = train_step.init_state(config, mesh, encoded_by)
   return Fresh(state, shardings, hashes, base=None)
 
