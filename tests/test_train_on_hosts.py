@@ -68,7 +68,7 @@ def alone(dataset, tmp_path_factory) -> list[dict[str, float]]:
   [
     ('wam_jax.train', ['mesh.data=1', 'mesh.tensor=4', 'eval_every=0']),
     ('wam_jax.train', ['mesh.data=1', 'mesh.seq=4', 'eval_every=0']),
-    ('tests.interleaved', ['mesh.data=2', 'mesh.tensor=2']),
+    ('tests.interleaved', ['mesh.data=2', 'mesh.tensor=2', 'eval_every=0']),
     ('tests.interleaved', ['mesh.data=4', 'accumulate=2']),
     ('wam_jax.train', ['mesh.slice=2', 'mesh.data=1', 'mesh.fsdp=2', 'eval_every=0']),
   ],
