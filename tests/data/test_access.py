@@ -38,7 +38,7 @@ def read(monkeypatch) -> list[int]:
 
 def make_from_lerobot(root: pathlib.Path) -> sources.Episodes:
   source = lerobot_dirs.write_v2(root / 'robot', [120])
-  record, _ = lerobot.convert(source, root / '1.0.0')
+  record = lerobot.convert(source, root / '1.0.0').record
   return sources.Episodes(root / '1.0.0', 'train', record)
 
 
