@@ -146,6 +146,9 @@ def parse(text: str) -> Program:
       current = None
     elif current is not None and ' = ' in line:
       instruction = _parse_line(line)
+      for operand in instruction.operands:
+        if '#' in operand and operand not in current:
+          current[operand] = _take_element(current, operand)
       current[instruction.name] = instruction
   if not entry:
     raise ValueError('The compiler dumped no HLO module with an entry computation.')
@@ -190,6 +193,21 @@ def _parse_line(line: str) -> Instruction:
     literal=inside,
     attributes=arguments[close + 1 :],
     is_root=name.startswith('ROOT '),
+  )
+
+
+def _take_element(computation: Computation, operand: str) -> Instruction:
+  """The instruction that `name#1`, as newer compilers write it, stands for: an element of a tuple."""
+  name, index = operand.split('#')
+  shapes = list(_split(computation[name].shape[1:-1]))
+  return Instruction(
+    name=operand,
+    shape=shapes[int(index)].strip(),
+    opcode='get-tuple-element',
+    operands=(name,),
+    literal=name,
+    attributes=f', index={index}',
+    is_root=False,
   )
 
 
