@@ -42,7 +42,14 @@ def main(unused_argv: list[str]) -> None:
   print(f'{dataset.path} has the splits {", ".join(dataset.splits)}; its steps hold')
   for key, kind in kinds.items():
     print(f'  {key:48} {kind}')
-  found = work.find(dataset, _SPLIT.value, _HZ.value, _STATE.value, _ACTION.value, _NAME.value)
+  found = work.find(
+    dataset,
+    split=_SPLIT.value,
+    hz=_HZ.value,
+    state=_STATE.value,
+    action=_ACTION.value,
+    name=_NAME.value,
+  )
   record, guesses = propose.propose(found)
   dataset.open(_SPLIT.value, record)  # Its own check: every key is there, and as wide.
   content = json.dumps(dataclasses.asdict(record), indent=1)
