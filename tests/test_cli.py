@@ -215,6 +215,7 @@ COMMANDS = {
   'data.human_video': (['--source=/nowhere', '--output=/proc/data'], []),
   'data.from_lerobot': (['--source=/nowhere', '--output=/proc/data'], []),
   'data.convert': (['--source=/nowhere', '--output=/proc/data'], []),
+  'data.suggest': (['--dataset=/nowhere'], []),
   'data.statistics': (['--dataset=/nowhere', '--embodiment=droid'], []),
   'data.validate': (['--dataset=/nowhere', '--embodiment=droid'], []),
   'data.encode': (['--workdir=/nowhere', '--dataset=/nowhere', '--embodiment=droid'], []),

@@ -81,7 +81,16 @@ def check_evaluation(output: pathlib.Path, printed: str) -> None:
   assert list(output.glob('*_0.png'))
 
 
-@pytest.mark.parametrize('name', sorted(set(NAMES) - VARIANTS))
+def list_configs() -> list:
+  """Those that differ in more than numbers; the main job and the real dataset always run."""
+  always = {'tiny', 'bridge'}
+  return [
+    pytest.param(name, marks=() if name in always else pytest.mark.slow)
+    for name in sorted(set(NAMES) - VARIANTS)
+  ]
+
+
+@pytest.mark.parametrize('name', list_configs())
 def test_trains_continues_and_evaluates(name, data_root, tmp_path):
   workdir, output = tmp_path / 'run', tmp_path / 'evaluation'
   train_flags = [

@@ -288,6 +288,7 @@ def make_counting_step(*_):
   return step
 
 
+@pytest.mark.slow
 def test_adapters_on_another_run_for_another_task(tmp_path):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_step, 'make_train_step', make_counting_step)

@@ -58,7 +58,12 @@ def gradient(config, params, batch):
 def products(lowered) -> float:
   """FLOPs of all matrix products of a traced program."""
   program = hlo.parse(lowered.compiler_ir('hlo').as_hlo_text())
-  work = work_lib.count(program, peak_flops=1.0, hbm_bytes_per_s=1.0, kernel_flops=lambda *_: None)
+  work = work_lib.count(
+    program,
+    rates=work_lib.Rates(products=1.0, kernels=1.0, hbm=1.0, vector=1.0),
+    kernel_flops=lambda *_: None,
+    links=lambda _: None,
+  )
   assert not work.unknown_loops
   return work.flops
 

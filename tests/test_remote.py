@@ -41,6 +41,7 @@ def train_flags(workdir, dataset) -> tuple[str, ...]:
   )
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_equals_a_local_one(store, tmp_path):
   local = tmp_path / 'run'
   dataset = 'gs://bucket/data/1.0.0'

@@ -310,7 +310,9 @@ def test_command_reports_mistakes(tmp_path):
   assert done.returncode == 2
   assert 'error: ' in done.stderr
   assert 'Traceback' not in done.stderr
-  assert 'should be one of' in run(f'--dataset={tmp_path}', '--embodiment=hexapod').stderr
+  unknown = run(f'--dataset={tmp_path}', '--embodiment=hexapod').stderr
+  assert "There is no embodiment 'hexapod'" in unknown
+  assert 'embodiment.json' in unknown
 
 
 @pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')

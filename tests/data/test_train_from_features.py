@@ -8,6 +8,7 @@ import json
 import subprocess
 
 import numpy as np
+import pytest
 
 from tests import programs
 
@@ -16,6 +17,7 @@ def run(module: str, *args: str) -> subprocess.CompletedProcess:
   return programs.run(module, *args, timeout=240)
 
 
+@pytest.mark.slow
 def test_training_from_stored_features_is_training_from_pixels(tmp_path):
   dataset = tmp_path / 'data/tabletop/disc_reach/1.0.0'
   settings = [

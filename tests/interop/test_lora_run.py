@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 from etils import epath
 
 from tests.data import published
@@ -66,6 +67,7 @@ def predict(config, params):
   return jax.jit(functools.partial(train_step.predict, c, config.flow))(params, window, noise)
 
 
+@pytest.mark.slow
 def test_adapters_there_and_back(tmp_path):
   tiny.write_dreamzero(tmp_path / 'official')
   vocabulary = tmp_path / 'spiece.model'

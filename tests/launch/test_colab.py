@@ -73,6 +73,7 @@ def test_colab_needs_to_know_the_repository(tmp_path, monkeypatch):
     exec('\n'.join(code[:2]), {})
 
 
+@pytest.mark.slow
 def test_train_and_watch_runs(tmp_path):
   source = (COLAB / 'train_and_watch.py').read_text()
   script = tmp_path / 'demo.py'

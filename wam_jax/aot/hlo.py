@@ -197,7 +197,7 @@ def _parse_line(line: str) -> Instruction:
 
 
 def _take_element(computation: Computation, operand: str) -> Instruction:
-  """The instruction that `name#1`, as newer compilers write it, stands for: an element of a tuple."""
+  """What `name#1` stands for, as newer compilers write it: an element of a tuple."""
   name, index = operand.split('#')
   shapes = list(_split(computation[name].shape[1:-1]))
   return Instruction(
