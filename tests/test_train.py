@@ -128,7 +128,6 @@ def test_checkpoint_needs_no_dataset(straight, config):
   assert not checkpoint.list_mismatches(abstract.ema_params, params)
 
 
-@pytest.mark.slow
 def test_stopped_and_killed_run_equals_the_straight_one(straight, tmp_path):
   process = start(tmp_path, straight.dataset)
   wait_for_step(process, tmp_path, 4)
