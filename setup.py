@@ -37,7 +37,7 @@ SIM = ['imageio>=2.37', 'imageio-ffmpeg>=0.6', 'matplotlib>=3.10', 'pymunk>=7.0'
 # Prompts of the released models: sentencepiece models and tokenizer.json.
 UMT5 = ['ftfy>=6.3', 'sentencepiece>=0.2', 'tokenizers>=0.21']
 # Paths that begin with gs://.
-GCS = ['gcsfs>=2025.3']
+GCS = ['gcsfs>=2025.3', 'google-cloud-storage>=2.14']
 # LeRobot folders and MP4 files, AV1 included.
 LEROBOT = ['av>=15', 'pyarrow>=17']
 # Options of the compiler, kernels and estimates are tried with this libtpu alone; another one has
