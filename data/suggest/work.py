@@ -81,7 +81,7 @@ def find(
   numbers = range(0, len(episodes), -(-len(episodes) // SAMPLED))
   sample = [_read(episodes, number, reader) for number in numbers]
   return propose.Found(
-    name=name or re.sub(r'\W+', '_', dataset.path.parent.name).strip('_').lower(),
+    name=name or re.sub(r'\W+', '_', dataset.name).strip('_').lower(),
     hz=hz or _measure_rate(sample, times, str(dataset.path)),
     cameras=tuple(_measure_camera(dataset, episodes, key) for key in images),
     state=tuple(propose.Vector(key, vectors[f'observation/{key}']) for key in state),

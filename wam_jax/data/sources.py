@@ -164,6 +164,11 @@ class Dataset:
     return self._opened[key]
 
   @property
+  def name(self) -> str:
+    """What the dataset calls itself, wherever it lies."""
+    return self._builder.info.name
+
+  @property
   def splits(self) -> list[str]:
     """Names of its splits."""
     return sorted(self._builder.info.splits)
