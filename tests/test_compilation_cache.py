@@ -98,3 +98,14 @@ def test_a_bucket_keeps_programs(tmp_path):
     assert {name for name, _ in store.reads} >= set(kept)
   # No directory of that name.
   assert not list(tmp_path.iterdir())
+
+
+def test_a_server_keeps_its_programs_to_itself(tmp_path):
+  place = tmp_path / 'programs'
+  compilation_cache.keep(str(place), tmp_path, is_private=True)
+  assert place.stat().st_mode & 0o777 == 0o700
+  place.chmod(0o770)
+  with pytest.raises(ValueError, match=f'others than you may write there: chmod 700 {place}'):
+    compilation_cache.keep(str(place), tmp_path, is_private=True)
+  # A training job on a cluster may share them.
+  compilation_cache.keep(str(place), tmp_path)

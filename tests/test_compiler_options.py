@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from wam_jax import chips
@@ -73,3 +74,18 @@ def test_what_cannot_be_read_is_named():
     make('v5p', 'xla_some')
   with pytest.raises(ValueError, match='backslash'):
     make('v5p', arguments='--a=1 \\ --b=2')
+
+
+@pytest.mark.parametrize(
+  ('option', 'reason'),
+  [
+    ('xla_nope=true', "No such compile option: 'xla_nope'"),
+    ('xla_cpu_enable_fast_math=maybe', "'maybe' is not a valid bool value"),
+  ],
+)
+def test_what_the_compiler_does_not_take_is_one_sentence(option, reason):
+  (device, *_) = jax.devices()
+  options = compiler_options.make(device.device_kind, [option])
+  with pytest.raises(ValueError, match=f'(?s)not take these options: .*{reason}. Correct or take'):
+    compiler_options.try_out(options, device)
+  compiler_options.try_out({}, device)

@@ -4,6 +4,7 @@ losses by hand.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -120,6 +121,20 @@ def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
   assert_unrelated(levels.first_B, levels.video_BQ[:, 0])
 
 
+def test_emphasized_levels_are_one_beta_draw_per_chunk():
+  # The reference draws them as the video's of its decoupled schedule, with Beta(3, 1).
+  config = cfg.FlowConfig(schedule='coupled_beta', video_beta=3.0)
+  decoupled = dataclasses.replace(config, schedule='decoupled')
+  levels = sample_levels(jax.random.key(0), BATCH, CHUNKS, config)
+  np.testing.assert_array_equal(levels.action_BA, levels.video_BQ)
+  want = sample_levels(jax.random.key(0), BATCH, CHUNKS, decoupled)
+  np.testing.assert_array_equal(levels.video_BQ, want.video_BQ)
+  np.testing.assert_array_equal(levels.first_B, want.first_B)
+  # The median of Beta(3, 1) is 0.5^(1/3); the shift moves it to 0.954.
+  median = flow.warp(0.5 ** (1 / 3), 5.0)
+  np.testing.assert_allclose(np.median(levels.video_BQ), median, atol=0.005)
+
+
 def test_flash_video_is_beta_and_action_uniform(draws):
   levels = draws['flash']
   # Beta(7, 1) has the mean 7/8 and the variance 7/576.
@@ -141,8 +156,39 @@ def test_flash_levels_are_independent(draws):
 def test_flash_shift_warps_both_draws(draws):
   shifted = cfg.FlowConfig(schedule='flash', flash_shift=5.0)
   warped = sample_levels(jax.random.key(0), BATCH, CHUNKS, shifted)
-  for got, plain in zip(warped, draws['flash']):
+  for got, plain in zip(warped[:3], draws['flash'][:3]):
     np.testing.assert_allclose(got, flow.warp(plain, 5.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize('schedule', ['coupled', 'flash', 'decoupled'])
+def test_shares_of_chunks_with_video_at_noise_and_hidden(schedule):
+  plain = cfg.FlowConfig(schedule=schedule)
+  config = dataclasses.replace(plain, video_at_noise=0.3, video_hidden=0.2)
+  levels = sample_levels(jax.random.key(0), BATCH, CHUNKS, config)
+  before = sample_levels(jax.random.key(0), BATCH, CHUNKS, plain)
+  assert before.video_seen_BQ is None
+  at_noise = np.asarray(levels.video_BQ != before.video_BQ)
+  np.testing.assert_array_equal(levels.video_BQ[at_noise], 1.0)
+  # Of 16,384 chunks; the standard error is at most 0.004. Draws of level 1 do not show.
+  np.testing.assert_allclose(np.mean(at_noise), 0.3, atol=0.015)
+  np.testing.assert_allclose(np.mean(levels.video_seen_BQ), 0.8, atol=0.015)
+  assert_unrelated(at_noise, levels.video_seen_BQ)
+  # Actions of every level meet video at noise, and video that nobody sees.
+  for share in (at_noise, levels.video_seen_BQ):
+    assert_unrelated(share, levels.action_BA)
+    assert_unrelated(share, before.video_BQ)
+  first_BQ = np.repeat(levels.first_B[:, None], CHUNKS, 1)
+  assert_unrelated(levels.video_seen_BQ, first_BQ)
+  # What else is drawn is drawn as before, the actions of such chunks, too.
+  np.testing.assert_array_equal(levels.action_BA, before.action_BA)
+  np.testing.assert_array_equal(levels.first_B, before.first_B)
+
+
+def test_a_uniform_weight_does_not_vanish_where_one_step_is_taken():
+  """The bell does."""
+  for weighting, want in (('bump', 0.0), ('uniform', 1.0)):
+    config = cfg.FlowConfig(weighting=weighting)
+    np.testing.assert_allclose(flow.loss_weight(jnp.float32([1.0]), config), want, atol=1e-6)
 
 
 def assert_uniform(x):
@@ -170,12 +216,12 @@ def test_video_loss_by_hand():
 
 
 @pytest.mark.parametrize(
-  ('mean', 'want'),
+  ('count', 'want'),
   # The same sum over the three real numbers, or over all eight.
-  [('real', (2 * 1 + 2 * 4 + 0.5 * 9) / 3), ('padded', 14.5 / 8)],
+  [(None, (2 * 1 + 2 * 4 + 0.5 * 9) / 3), (8, 14.5 / 8)],
   ids=['real', 'padded'],
 )
-def test_action_loss_by_hand(mean, want):
+def test_action_loss_by_hand(count, want):
   """Sample 0: two dimensions at step 0, one at step 1. Sample 1 is video only."""
   error_BAU = np.float32([[[1, 2], [3, 100]], [[100, 100], [100, 100]]])
   mask_BAU = np.bool_([[[1, 1], [1, 0]], [[0, 0], [0, 0]]])
@@ -183,7 +229,7 @@ def test_action_loss_by_hand(mean, want):
 
   def loss(prediction):
     target = np.zeros_like(error_BAU)
-    return flow.action_loss(prediction, target, weight_BA, mask_BAU, mean)
+    return flow.action_loss(prediction, target, weight_BA, mask_BAU, count)
 
   value, gradient = jax.value_and_grad(loss)(error_BAU)
   np.testing.assert_allclose(value, want)
@@ -191,9 +237,48 @@ def test_action_loss_by_hand(mean, want):
   np.testing.assert_array_equal(gradient != 0, mask_BAU)
 
 
-@pytest.mark.parametrize('mean', ['real', 'padded'])
-def test_batch_of_videos_only_has_no_action_loss(mean):
+@pytest.mark.parametrize('count', [None, 24, 0])
+def test_batch_of_videos_only_has_no_action_loss(count):
   # Not 0 / 0: a batch may hold human videos alone.
   ones = np.ones((2, 3, 4), np.float32)
   nothing_is_real = np.zeros(ones.shape, bool)
-  assert flow.action_loss(ones, 0 * ones, ones[..., 0], nothing_is_real, mean) == 0
+  assert flow.action_loss(ones, 0 * ones, ones[..., 0], nothing_is_real, count) == 0
+
+
+@pytest.mark.parametrize('config', [COUPLED, FLASH, cfg.FlowConfig(schedule='decoupled')])
+def test_chunks_begin_with_clean_actions_of_every_number(config):
+  """Each from none to the whole overlap is as likely; all else is drawn as without."""
+  horizon, overlap = 5, 3
+  draw = functools.partial(flow.sample_levels, jax.random.key(0), BATCH, CHUNKS, config, horizon)
+  plain, got = draw(), draw(overlap)
+  assert plain.given_BA is None
+  given = np.asarray(got.given_BA).reshape(-1, horizon)
+  length = given.sum(1)
+  # The first ones, and none beyond.
+  np.testing.assert_array_equal(given, np.arange(horizon) < length[:, None])
+  # 16,384 chunks: 4 deviations of a share of a quarter.
+  np.testing.assert_allclose(np.bincount(length) / len(length), np.full(4, 0.25), atol=0.0135)
+  # Chunks of a sample have lengths of their own.
+  first, second = length.reshape(BATCH, CHUNKS)[:, :2].T
+  assert abs(np.corrcoef(first, second)[0, 1]) < 0.07
+  np.testing.assert_array_equal(got.action_BA, np.where(got.given_BA, 0, plain.action_BA))
+  np.testing.assert_array_equal(got.video_BQ, plain.video_BQ)
+  np.testing.assert_array_equal(got.first_B, plain.first_B)
+
+
+def test_a_share_of_chunks_has_no_prefix_and_the_others_are_as_drawn():
+  horizon, overlap = 5, 3
+  plain = cfg.FlowConfig()
+  config = dataclasses.replace(plain, without_prefix=0.5)
+  draw = lambda flow_config: flow.sample_levels(
+    jax.random.key(0), BATCH, CHUNKS, flow_config, horizon, overlap
+  )
+  lengths = {}
+  for name, flow_config in (('plain', plain), ('half', config)):
+    given_BQA = np.asarray(draw(flow_config).given_BA).reshape(BATCH, CHUNKS, horizon)
+    lengths[name] = given_BQA.sum(-1)
+  is_kept = lengths['half'] == lengths['plain']
+  np.testing.assert_array_equal(lengths['half'][~is_kept], 0)
+  # Half of the three quarters that had one; the standard error is 0.004.
+  np.testing.assert_allclose(np.mean(~is_kept), 3 / 8, atol=0.015)
+  np.testing.assert_array_equal(draw(config).video_BQ, draw(plain).video_BQ)

@@ -7,7 +7,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from wam_jax import config as cfg
+from wam_jax import flops
 from wam_jax import masks
+from wam_jax.models import attention
 
 # Two chunks of one frame of one token, two actions and one state each; frame 0 is given.
 # C0 C1 clean frames, N1 N2 noisy ones, a1 a2 actions and s1 s2 states of the chunks.
@@ -51,10 +54,39 @@ def matrix(text):
 
 
 @pytest.mark.parametrize('rule', ['self', 'chunk'])
+def test_an_action_of_an_overlap_is_of_the_chunk_that_it_goes_on_from(rule):
+  """Of one action a chunk and one that overlaps, the second a1 is for the time of the first a2, and
+  neither sees the other.
+  """
+  model = cfg.ModelConfig(actions_per_chunk=1, action_overlap=1, state_rule=rule, attention='dense')
+  layout = flops.training_layout(model, tokens_per_frame=1)
+  want = matrix(LITERAL.format(s1=STATES[rule][0], s2=STATES[rule][1]))
+  np.testing.assert_array_equal(attention.training_mask(model, layout), want)
+  # Each has a noise level of its own.
+  np.testing.assert_array_equal(layout.group, [0, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+
+
+@pytest.mark.parametrize('rule', ['self', 'chunk'])
 def test_teacher_forcing(rule):
   layout = layout_of(clean=2, noisy=range(1, 3), cells=1, frames=1, actions=2, states=1, chunks=2)
   got = masks.teacher_forcing(layout, frames_per_chunk=1, window_frames=3, state_rule=rule)
   np.testing.assert_array_equal(got, matrix(LITERAL.format(s1=STATES[rule][0], s2=STATES[rule][1])))
+
+
+@pytest.mark.parametrize('rule', ['self', 'chunk'])
+def test_video_that_sees_video_alone(rule):
+  """The rows of noisy video lose actions and states; nothing else changes."""
+  layout = layout_of(clean=2, noisy=range(1, 3), cells=1, frames=1, actions=2, states=1, chunks=2)
+  want = matrix(LITERAL.format(s1=STATES[rule][0], s2=STATES[rule][1]))
+  want[[2, 3], 4:] = False
+  given = dict(frames_per_chunk=1, window_frames=3, state_rule=rule, video_sees='video')
+  np.testing.assert_array_equal(masks.teacher_forcing(layout, **given), want)
+
+  # Of one copy of the video, too: N0 N1 a1 s1.
+  layout = layout_of(clean=0, noisy=range(0, 2), cells=1, frames=1, actions=1, states=1, chunks=1)
+  state = {'self': [0, 0, 0, 1], 'chunk': [1, 1, 1, 1]}[rule]
+  want = np.bool_([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], state])
+  np.testing.assert_array_equal(masks.without_clean(layout, **given), want)
 
 
 def test_layout():
@@ -213,11 +245,11 @@ LAYOUTS = {
 }
 
 
-def masks_of(name, rule):
+def masks_of(name, rule, **rules):
   """(layout, its runs, mask of the tokens, mask of the runs)."""
   layout, window = LAYOUTS[name]
   make = masks.teacher_forcing if masks.CLEAN in layout.kind else masks.without_clean
-  mask = lambda part: make(part, frames_per_chunk=2, window_frames=window, state_rule=rule)
+  mask = lambda part: make(part, frames_per_chunk=2, window_frames=window, state_rule=rule, **rules)
   units = masks.units(layout)
   return layout, units, mask(layout), mask(units.layout)
 
@@ -258,6 +290,20 @@ def test_blocks_are_the_mask(name, shards):
   assert blocks.area == got.sum()
   assert got.any(1).all()  # Nothing is divided by zero, not even in padding.
   same_order(order, got, want)
+
+
+@pytest.mark.parametrize('shards', [1, 8])
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_blocks_hide_actions_from_video_that_sees_video_alone(name, shards):
+  """The blocks are those of video that sees all; in each, the first tokens are video."""
+  layout, units, _, visible = masks_of(name, 'chunk')
+  want = masks_of(name, 'chunk', video_sees='video')[2]
+  order, blocks = masks.block_plan(units, visible, shards)
+  video = masks.count_video(layout, order, blocks.side)
+  is_video = np.concatenate([np.arange(blocks.side) < n for n in video])
+  whole_block = np.ones((blocks.side, blocks.side))
+  got = np.kron(np.array(blocks.visible), whole_block).astype(bool)
+  same_order(order, got & (~is_video[:, None] | is_video), want)
 
 
 def same_order(order, got, want):

@@ -27,6 +27,13 @@ def replay(solver, noise, velocities):
   return np.stack(samples)
 
 
+def denoise(velocity, noise_video, noise_action, solvers):
+  """(video, action) after all steps."""
+  kept = tuple(sampler.start(*one) for one in zip(solvers, (noise_video, noise_action)))
+  (video, *_), (action, *_) = sampler.denoise(velocity, kept, solvers)
+  return video, action
+
+
 def runs(golden, prefix):
   """Per run of a scheduler's file: its configuration and arrays."""
   for run in sorted({name.split('/')[0] for name in golden.below(prefix)}):
@@ -77,21 +84,51 @@ def test_straight_flow_ends_at_the_clean_sample(solver, steps):
   # From x = clean + sigma * (noise - clean).
   velocity = lambda v, sv, a, sa: ((v - clean_video) / sv, (a - clean_action) / sa)
   solvers = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=steps))
-  video, action = sampler.denoise(velocity, jnp.float32([1, 1]), jnp.float32([-1]), *solvers)
+  video, action = denoise(velocity, jnp.float32([1, 1]), jnp.float32([-1]), solvers)
   np.testing.assert_allclose(video, clean_video, atol=1e-5)
   np.testing.assert_allclose(action, clean_action, atol=1e-5)
 
 
-def test_flash_leaves_the_video_at_its_final_level():
-  flash = cfg.SampleConfig(mode='flash', steps=1, video_final_sigma=0.6)
-  video, action = sampler.make_solvers(flash)
-  np.testing.assert_allclose(video.sigmas, [1.0, 0.6], rtol=1e-6)
-  np.testing.assert_allclose(action.sigmas, [1.0, 0.0])
-  # Towards a video of 0 and an action of 5.
-  velocity = lambda v, sv, a, sa: ((v - 0.0) / sv, (a - 5.0) / sa)
-  got_video, got_action = sampler.denoise(velocity, jnp.float32(1), jnp.float32(1), video, action)
-  np.testing.assert_allclose(got_video, 0.6, rtol=1e-6)
-  np.testing.assert_allclose(got_action, 5.0, rtol=1e-6)
+@pytest.mark.parametrize('solver', ['euler', 'unipc'])
+def test_flash_stops_the_video_early_and_shows_what_it_predicts(solver):
+  """The network meets the levels down to the final one; the result is clean all the same."""
+  config = cfg.SampleConfig(mode='flash', solver=solver, steps=3, shift=1.0, video_final_sigma=0.7)
+  video, action = sampler.make_solvers(config)
+  np.testing.assert_allclose(video.told, [1.0, 0.9, 0.8], atol=1e-3)
+  np.testing.assert_allclose(action.told, [1.0, 2 / 3, 1 / 3], atol=1e-3)
+  # Towards a video of 2 and an action of 5.
+  velocity = lambda v, sv, a, sa: ((v - 2.0) / sv, (a - 5.0) / sa)
+  got_video, got_action = denoise(velocity, jnp.float32(1), jnp.float32(1), (video, action))
+  np.testing.assert_allclose(got_video, 2.0, rtol=1e-5)
+  np.testing.assert_allclose(got_action, 5.0, rtol=1e-5)
+
+
+def test_actions_alone_have_their_own_steps_and_shift():
+  """Held video is sampled at shift 1, whatever the shift of the video."""
+  config = cfg.SampleConfig(mode='flash', steps=1, action_steps=4, shift=5.0)
+  video, action = sampler.make_solvers(config)
+  np.testing.assert_allclose(video.told, [1.0])
+  np.testing.assert_allclose(action.sigmas, [1, 0.75, 0.5, 0.25, 0])
+  _, action = sampler.make_solvers(cfg.SampleConfig(mode='act_only', steps=2, action_shift=3.0))
+  np.testing.assert_allclose(action.sigmas, [1, 0.75, 0])
+
+
+def test_steps_one_after_the_other_are_all_of_them():
+  """A loop cut in two is the loop."""
+  _, action = sampler.make_solvers(cfg.SampleConfig(solver='unipc', mode='act_only', steps=5))
+  velocity = lambda a, sigma: jnp.sin(3 * a) + sigma
+  kept = sampler.start(action, jnp.float32([0.5, -1]))
+  whole = sampler.denoise_alone(velocity, kept, action)
+  first = sampler.denoise_alone(velocity, kept, action, slice(2))
+  cut = sampler.denoise_alone(velocity, first, action, slice(2, None))
+  np.testing.assert_allclose(cut[0], whole[0], rtol=1e-6)
+  np.testing.assert_array_equal(sampler.denoise_alone(velocity, kept, action, slice(0))[0], kept[0])
+
+
+def test_a_level_that_the_solver_cannot_end_at_is_refused():
+  held = cfg.SampleConfig(mode='flash', solver='unipc', video_final_sigma=1.0)
+  with pytest.raises(ValueError, match="must be below 0.9998, where sample.solver='unipc' starts"):
+    sampler.make_solvers(held)
 
 
 @pytest.mark.parametrize('solver', ['euler', 'unipc'])
@@ -137,7 +174,7 @@ def test_skipped_steps_do_not_run_the_network():
 
   config = cfg.SampleConfig(solver='unipc', steps=16, evaluate_steps=RELEASED_STEPS)
   solvers = sampler.make_solvers(config)
-  run = jax.jit(lambda x: sampler.denoise(velocity, x, x, *solvers))
+  run = jax.jit(lambda x: denoise(velocity, x, x, solvers))
   jax.block_until_ready(run(jnp.zeros(2)))
   jax.effects_barrier()
   assert len(traces) == 1
@@ -172,3 +209,67 @@ def test_guidance_moves_away_from_the_negative_prompt():
 def test_wrong_settings(changes, message):
   with pytest.raises(ValueError, match=message):
     cfg.SampleConfig(**changes)
+
+
+@pytest.mark.parametrize('solver', ['euler', 'unipc'])
+def test_cosine_rule_runs_the_network_where_the_official_loop_does(solver):
+  """Against the loop written out with its countdown, on velocities that turn slowly, then fast."""
+  solvers = sampler.make_solvers(cfg.SampleConfig(solver=solver, steps=16, reuse='cosine'))
+  video_solver, action_solver = solvers
+  angle = lambda sigma: 4 * sigma
+
+  def velocity(video, sigma_video, action, sigma_action):
+    turned = jnp.stack([jnp.cos(angle(sigma_video)), jnp.sin(angle(sigma_video))])
+    return turned[None] + 0 * video, action * sigma_action
+
+  def official():
+    kept = [sampler.start(video_solver, VIDEO), sampler.start(action_solver, ACTION)]
+    evaluated, flows, countdown = [], [], 0
+    for i in range(16):
+      runs = i < 2
+      if not runs and countdown > 1:
+        countdown -= 1
+      elif not runs and countdown == 1:
+        countdown = 0
+        runs = True
+      elif not runs:
+        a, b = np.ravel(flows[-1][0]), np.ravel(flows[-2][0])
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        countdown = 4 if cosine > 0.95 else 2 if cosine > 0.93 else 0
+        runs = countdown == 0
+      if runs:
+        told = video_solver.told[i], action_solver.told[i]
+        flows.append(velocity(kept[0][0], told[0], kept[1][0], told[1]))
+        evaluated.append(i)
+      for j, one in enumerate(solvers):
+        kept[j] = sampler.advance(kept[j], flows[-1][j], one.weights[i])
+    return evaluated, kept[0][0], kept[1][0]
+
+  evaluated, video, action = official()
+  start = (sampler.start(video_solver, VIDEO), sampler.start(action_solver, ACTION))
+  given = sampler.Progress(jnp.int32(0), start, jnp.zeros_like(VIDEO), jnp.int32(0))
+  run = jax.jit(lambda progress: sampler.denoise_by_similarity(velocity, progress, solvers))
+  done = run(given)
+  assert int(done.evaluations) == len(evaluated) < 16
+  assert evaluated == [0, 1, 6, 9, 10, 15]  # Four steps, two and none are passed over.
+  np.testing.assert_allclose(done.kept[0][0], video, atol=1e-5)
+  np.testing.assert_allclose(done.kept[1][0], action, atol=1e-5)
+
+
+VIDEO = jnp.float32([[0.3, -0.4]])
+ACTION = jnp.float32([[1.0, 2.0]])
+
+
+def test_flags_take_along_the_steps_of_what_they_replace():
+  released = cfg.SampleConfig(solver='unipc', steps=16, evaluate_steps=RELEASED_STEPS)
+  flash = cfg.SampleConfig(mode='flash', steps=1, action_steps=4)
+  assert cfg.override_sampling(released, {'mode': None, 'guidance_scale': 5.0}) == (
+    dataclasses.replace(released, guidance_scale=5.0)
+  )
+  assert cfg.override_sampling(released, {'steps': 4}).evaluate_steps == ()
+  assert cfg.override_sampling(released, {'steps': 4, 'evaluate_steps': (0, 2)}).evaluate_steps == (
+    (0, 2)
+  )
+  assert cfg.override_sampling(released, {'mode': 'act_only'}).evaluate_steps == ()
+  assert cfg.override_sampling(flash, {'mode': 'joint'}).action_steps == 0
+  assert cfg.override_sampling(flash, {'mode': 'act_only'}).action_steps == 4

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import droid_14b
+from tests import weights
 from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax import train_step
@@ -36,16 +37,10 @@ MESHES = {
 }
 ONE = {'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}
 B, Q, R, A, U, X = 8, 3, 2, 2, 3, 4
-MODEL = cfg.ModelConfig(
-  dim=16,
-  mlp_dim=32,
-  num_heads=2,
-  num_layers=2,
-  patch=2,
-  freq_dim=16,
+MODEL = dataclasses.replace(
+  weights.SMALL,
   action_dim=U,
   proprio_dim=X,
-  action_hidden=8,
   num_embodiments=2,
   actions_per_chunk=A,
   max_chunks=Q,
@@ -221,9 +216,15 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(
-  # What the config takes on v5p-128 and v6e-256, and a mesh that splits heads.
+  # What the config takes on v5p-128, v6e-256 and 64 chips of tpu7x, and a mesh that splits heads.
+  # That of v4 is that of v5p.
   ('layout', 'sizes'),
-  [('v5p', (2, 32, 1, 1)), ('v6e', (2, 64, 1, 2)), ('v5p', (2, 32, 4, 1))],
+  [
+    ('v5p', (2, 32, 1, 1)),
+    ('v6e', (2, 64, 1, 2)),
+    ('tpu7x', (4, 32, 1, 1)),
+    ('v5p', (2, 32, 4, 1)),
+  ],
   ids=str,
 )
 def test_each_large_array_of_droid_14b_is_split(layout, sizes):
@@ -487,6 +488,27 @@ def test_tpus_stand_in_the_mesh_as_they_are_linked(sizes, linked):
   in_a_run = [dataclasses.replace(d, device_kind='TPU v5p') for d in devices]
   shuffled = [in_a_run[i] for i in np.random.default_rng(0).permutation(64)]
   np.testing.assert_array_equal(place_tpus(sizes, shuffled), places)
+
+
+def test_groups_of_the_layouts_are_blocks_of_a_slice():
+  """Of v4 as of v5p, and of the two devices of each tpu7x: a group has links of its own."""
+  cube = list(np.ndindex(4, 4, 4))
+  kinds = {
+    'v4': [Tpu(place, device_kind='TPU v4') for place in cube],
+    'tpu7x': [
+      Tpu(place, device_kind='TPU7x', core_on_chip=core) for place in cube for core in (0, 1)
+    ],
+  }
+  for name, devices in kinds.items():
+    sizes = droid_14b.LAYOUTS[name]['mesh']
+    mesh = sharding.make_mesh({'slice': 1, **sizes}, devices)
+    groups = mesh.devices.reshape(-1, sizes['fsdp'])
+    assert len(groups) * sizes['fsdp'] == len(devices)
+    for group in groups:
+      chips = np.array([d.coords for d in group])
+      extent = chips.max(0) - chips.min(0) + 1
+      # All of a box, each chip as often as it has devices.
+      assert np.prod(extent) * len(devices) // 64 == sizes['fsdp']
 
 
 def test_the_ring_of_a_small_slice_does_not_depend_on_the_name_of_its_chips():

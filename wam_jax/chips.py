@@ -24,6 +24,7 @@ class Chip:
     name: the generation, as 'v5p'.
     kinds: names that JAX gives its devices; the first one is libtpu's ahead of time.
     flops: bfloat16 multiply-adds of a chip per second, times two.
+    narrow_flops: those of narrower types that it multiplies as they are.
     hbm_bytes_per_s: memory bandwidth of a chip.
     link_bytes_per_s: bandwidth of one interconnect link in one direction; a torus axis has two
       links.
@@ -46,6 +47,7 @@ class Chip:
   shapes: tuple[str, ...]
   config: str
   options: Mapping[str, bool | int]
+  narrow_flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
@@ -123,6 +125,7 @@ _ALL = (
     shapes=_CUBES[:-1],
     config='megacore',
     options=_OPTIONS['v4'],
+    narrow_flops={'int8': 275e12},
   ),
   Chip(
     name='v5e',
@@ -136,6 +139,7 @@ _ALL = (
     shapes=_FLAT,
     config='default',
     options=_OPTIONS['v5e'],
+    narrow_flops={'int8': 394e12},
   ),
   Chip(
     name='v5p',
@@ -149,6 +153,7 @@ _ALL = (
     shapes=(*_CUBES, '16x16x24'),
     config='default',
     options=_OPTIONS['v5p'],
+    narrow_flops={'int8': 918e12},
   ),
   Chip(
     name='v6e',
@@ -162,6 +167,7 @@ _ALL = (
     shapes=_FLAT,
     config='default',
     options=_OPTIONS['v6e'],
+    narrow_flops={'int8': 1836e12},
   ),
   Chip(
     name='tpu7x',
@@ -175,6 +181,7 @@ _ALL = (
     shapes=_CUBES,
     config='default',
     options=_OPTIONS['tpu7x'],
+    narrow_flops={'float8_e4m3fn': 4614e12},
   ),
 )
 CHIPS = {chip.name: chip for chip in _ALL}

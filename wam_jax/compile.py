@@ -6,6 +6,7 @@ does it send around.
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v6e:16x16 --search
   python -m wam_jax.compile --config=configs/droid_14b.py --topology=v5p:4x4x4 \
       --config.mesh.slice=2 --config.batch_size=256
+  python -m wam_jax.compile --config=configs/droid_14b_flash.py --program=control --topology=h200
 
 Needs libtpu (pip install -e '.[aot]') and no TPU, no dataset, no weights. The program is the one
 that training runs, compiled to machine code: only there is every kernel's vector memory checked and
@@ -14,10 +15,17 @@ program and memory are planned, after one. Prints HBM per device against what th
 FLOPs against those of the model, collectives, the least time of a step and the time to plan by;
 exits with status 1 if the step does not fit. --search tries rematerialisation, meshes and
 accumulation, planned only, and compiles the best to the end.
+
+--program=control compiles what a robot waits for in place of the training step, for one robot, with
+the weights split over all devices, or as --mesh says: for a TPU slice or, with the extra `aot-gpu`,
+for h200. Prints memory, what of the state is not updated in place, copies of the cache, logits of
+all pairs, kernels, collectives and the least time; with --precision=w8a8 or fp8 also the products
+of bytes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 
@@ -30,6 +38,8 @@ from wam_jax import config as cfg
 from wam_jax import progress
 from wam_jax import storage
 from wam_jax.aot import compiler
+from wam_jax.aot import control
+from wam_jax.aot import control_report
 from wam_jax.aot import report as report_lib
 from wam_jax.aot import search
 
@@ -42,8 +52,19 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,
-  'Slice, as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1; --config.mesh.slice=N for N of them.',
+  'Slice, as v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1; --config.mesh.slice=N for N of them. For '
+  '--program=control also h200.',
 )
+_PROGRAM = flags.DEFINE_enum(
+  'program', 'train', ['train', 'control'], 'The training step, or the control step.'
+)
+_PRECISION = flags.DEFINE_enum(
+  'precision',
+  None,
+  cfg.list_choices(cfg.SampleConfig)['precision'],
+  "Of the control step's weights and products; default: the config's.",
+)
+_MESH = cli.define_mesh("default: the config's, else all devices are 'tensor'.")
 _PLAN = flags.DEFINE_bool(
   'plan',
   False,
@@ -66,6 +87,12 @@ cli.define_json()
 def main(unused_argv: Sequence[str]) -> int:
   say = progress.Line()
   config = cfg.from_config_dict(cli.read_config(_CONFIG))
+  if _PRECISION.value and _PROGRAM.value != 'control':
+    raise ValueError('--precision is of --program=control; training has config.model.dtype.')
+  if _MESH.value is not None and _PROGRAM.value != 'control':
+    raise ValueError('--mesh is of --program=control; training has config.mesh.')
+  if _PROGRAM.value == 'control':
+    return _compile_control(config)
   where = chips.find(_TOPOLOGY.value, max(1, config.mesh.get('slice', 1)))
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
     # Without --dump the compiler's files are gone with the process.
@@ -92,6 +119,21 @@ def main(unused_argv: Sequence[str]) -> int:
   print(shown)
   cli.write_json(found)
   return 0 if fits else 1
+
+
+def _compile_control(config: cfg.TrainConfig) -> int:
+  given = {'precision': _PRECISION.value, 'mesh': cli.read_mesh(_MESH)}
+  sample = cfg.override_sampling(config.sample, given)
+  config = dataclasses.replace(config, sample=sample)
+  where = control.find(_TOPOLOGY.value)
+  with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
+    directory = storage.make_local_path(_DUMP.value or scratch, '--dump', 'Pass a directory.')
+    directory.mkdir(parents=True, exist_ok=not _DUMP.value)
+    compiled = control.compile_act(config, where, directory)
+  found = control_report.make(config, where, compiled)
+  print(control_report.show(found))
+  cli.write_json(found)
+  return 0 if found['memory']['fits'] else 1
 
 
 if __name__ == '__main__':

@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from wam_jax import chips
 
 Value = bool | int | str
@@ -110,6 +113,28 @@ def make(
   if sdc_checks:
     options |= _check_for_corruption(chip.name, sdc_checks)
   return options
+
+
+def try_out(options: Options, device: jax.Device) -> None:
+  """Compiles a program of one sum with the options: an hour later the step's would find out.
+
+  Args:
+    device: one that is here, or of a description of a slice.
+  Raises:
+    ValueError: its compiler does not take them.
+  """
+  if not options:
+    return
+  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device))
+  try:
+    jax.jit(lambda x: x + 1).lower(number).compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as e:
+    reason = str(e).strip().splitlines()[0].removeprefix('INVALID_ARGUMENT: ').rstrip('. :')
+    listed = ', '.join(f'{name}={value}' for name, value in sorted(options.items()))
+    raise ValueError(
+      f'The compiler for {device.device_kind!r} does not take these options: {reason}. Correct or '
+      f'take out what config.compiler_options or LIBTPU_INIT_ARGS says; all of them: {listed}.'
+    ) from e
 
 
 def _read(texts: Sequence[str], where: str) -> Options:

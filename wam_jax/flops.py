@@ -79,8 +79,9 @@ def control(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, Work]:
   chunk's.
   """
   video = c.frames_per_chunk * tokens_per_frame
-  actions = c.actions_per_chunk
+  actions = c.action_horizon
   seen = c.window_frames * tokens_per_frame + actions + 1
+  seen_by_video = seen if c.video_sees == 'all' else seen - actions - 1
   seen_by_state = 1 if c.state_rule == 'self' else seen
   sequence = _Sequence(
     video=video,
@@ -88,7 +89,7 @@ def control(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, Work]:
     actions=actions,
     states=1,
     groups=c.frames_per_chunk + actions + 1,
-    pairs=(video + actions) * seen + seen_by_state,
+    pairs=video * seen_by_video + actions * seen + seen_by_state,
   )
   once = ('word encoder', 'prompt embedding', 'prompt keys and values')
   return {name: work for name, work in _components(c, sequence).items() if name not in once}
@@ -108,7 +109,7 @@ def training_layout(c: cfg.ModelConfig, tokens_per_frame: int, chunks: int = 0) 
     noisy_frames=range(0 if c.predict_first_frame else 1, frames),
     tokens_per_frame=tokens_per_frame,
     frames_per_chunk=c.frames_per_chunk,
-    actions_per_chunk=c.actions_per_chunk,
+    actions_per_chunk=c.action_horizon,
     states_per_chunk=1,
     chunks=chunks,
   )

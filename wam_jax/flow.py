@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax import config as cfg
+from wam_jax import types
 
 
 class NoiseLevels(NamedTuple):
@@ -23,11 +24,15 @@ class NoiseLevels(NamedTuple):
     first_B: the level of frame 0.
     video_BQ: the level of each chunk's frames.
     action_BA: the level of each action step.
+    video_seen_BQ: bool, chunks whose noisy video is seen; None where all are.
+    given_BA: bool, action steps that are given clean, at the start of a chunk; None where none is.
   """
 
   first_B: jax.Array
   video_BQ: jax.Array
   action_BA: jax.Array
+  video_seen_BQ: jax.Array | None = None
+  given_BA: jax.Array | None = None
 
 
 def warp(sigma, shift: float):
@@ -62,36 +67,73 @@ def level_weights(sigmas: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 
 def sample_levels(
-  key: jax.Array, batch: int, chunks: int, config: cfg.FlowConfig, actions_per_chunk: int = 1
+  key: jax.Array,
+  batch: int,
+  chunks: int,
+  config: cfg.FlowConfig,
+  action_horizon: int = 1,
+  action_overlap: int = 0,
 ) -> NoiseLevels:
   """One draw of noise levels per sample and chunk.
 
   coupled: one uniform index of the shifted schedule, shared by a chunk's video and actions (paper,
-  section on the coupled schedule). flash: video eta ~ Beta(beta, 1), drawn as U^(1/beta), action ~
-  U(0, 1), independent (paper, DreamZero-Flash). decoupled: the reference's code for the same idea,
-  Beta and uniform draws of indices of the shifted schedule, the actions' anew for every step. Frame
-  0 has its own level of the video's law.
+  section on the coupled schedule). coupled_beta: the same with a Beta draw of the index. flash:
+  video eta ~ Beta(beta, 1), drawn as U^(1/beta), action ~ U(0, 1), independent (paper,
+  DreamZero-Flash). decoupled: the reference's code for the same idea, Beta and uniform draws of
+  indices of the shifted schedule, the actions' anew for every step. Frame 0 has its own level of
+  the video's law.
+
+  Of all chunks a share `video_at_noise` has video of level 1, whatever was drawn, and in a share
+  `video_hidden` nobody sees the video.
+
+  Args:
+    action_horizon: action steps of a chunk.
+    action_overlap: the most of them that are given clean, at level 0: from 0 to as many, each
+      number as likely (Black et al., arXiv 2512.05964), but for the share `without_prefix` of all.
   """
   key_video, key_action, key_first = jax.random.split(key, 3)
   first_B = _sample_video_levels(key_first, (batch,), config)
   video_BQ = _sample_video_levels(key_video, (batch, chunks), config)
 
   if config.schedule == 'decoupled':
-    action_BA = _sample_scheduled(key_action, (batch, chunks * actions_per_chunk), config)
-    return NoiseLevels(first_B, video_BQ, action_BA)
-
-  if config.schedule == 'coupled':
+    action_BA = _sample_scheduled(key_action, (batch, chunks * action_horizon), config)
+  else:
     action_BQ = video_BQ
-  else:  # 'flash'.
-    action_BQ = warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift)
-  return NoiseLevels(first_B, video_BQ, jnp.repeat(action_BQ, actions_per_chunk, 1))
+    if config.schedule == 'flash':
+      action_BQ = warp(jax.random.uniform(key_action, (batch, chunks)), config.flash_shift)
+    action_BA = jnp.repeat(action_BQ, action_horizon, 1)
+
+  # What is drawn above does not depend on these shares, nor they on it: `split` gives the same keys
+  # as folding in 0 to 2.
+  key_noise, key_hidden = jax.random.split(jax.random.fold_in(key, 7))
+  if config.video_at_noise:
+    is_noise_BQ = jax.random.bernoulli(key_noise, config.video_at_noise, (batch, chunks))
+    video_BQ = jnp.where(is_noise_BQ, 1.0, video_BQ)
+  seen_BQ = None
+  if config.video_hidden:
+    seen_BQ = ~jax.random.bernoulli(key_hidden, config.video_hidden, video_BQ.shape)
+  given_BA = None
+  if action_overlap:
+    key_length, key_none = jax.random.fold_in(key, 3), jax.random.fold_in(key, 4)
+    length_BQ = jax.random.randint(key_length, (batch, chunks), 0, action_overlap + 1)
+    if config.without_prefix:
+      is_none_BQ = jax.random.bernoulli(key_none, config.without_prefix, length_BQ.shape)
+      length_BQ = jnp.where(is_none_BQ, 0, length_BQ)
+    given_BA = prefix_mask(length_BQ, action_horizon).reshape(batch, -1)
+    action_BA = jnp.where(given_BA, 0.0, action_BA)
+  return NoiseLevels(first_B, video_BQ, action_BA, seen_BQ, given_BA)
+
+
+def prefix_mask(length: types.Array, steps: int) -> jax.Array:
+  """[..., steps] bool, the first `length` [...] of them."""
+  return jnp.arange(steps) < jnp.asarray(length)[..., None]
 
 
 def _sample_video_levels(key, shape, config: cfg.FlowConfig) -> jax.Array:
   if config.schedule == 'coupled':
     return _sample_scheduled(key, shape, config)
   eta = jax.random.uniform(key, shape) ** (1 / config.video_beta)
-  if config.schedule == 'decoupled':
+  if config.schedule in ('coupled_beta', 'decoupled'):
     return beta_level(eta, config)
   return warp(eta, config.flash_shift)
 
@@ -105,7 +147,7 @@ def _sample_scheduled(key, shape, config: cfg.FlowConfig) -> jax.Array:
 def beta_level(eta, config: cfg.FlowConfig):
   """Level of the discrete schedule for a draw `eta` in [0, 1], 1 the noisiest.
 
-  Source: DreamZero policy head, `decouple_video_action_noise`.
+  Source: DreamZero policy head, `decouple_video_action_noise` and `use_high_noise_emphasis`.
   """
   index = jnp.floor((1 - eta) * config.levels)
   # A draw of exactly 0 would be the level after the last.
@@ -176,20 +218,15 @@ def video_loss(prediction, target, weight_BF, mask_BF, count=None) -> jax.Array:
   return _masked_mean(weight_BF * error_BF, mask_BF, count)
 
 
-def action_loss(
-  prediction_BAU, target_BAU, weight_BA, mask_BAU, mean: str, count=None
-) -> jax.Array:
+def action_loss(prediction_BAU, target_BAU, weight_BA, mask_BAU, count=None) -> jax.Array:
   """Weighted squared error of the action velocity over real dimensions of real steps.
 
-  With `mean` 'real' the sum is divided by the number of such entries, with 'padded' by the number
-  of all, as the reference does; `count` is that number where it is not the arrays' own. Video-only
-  samples have no real entry and add nothing.
+  The sum is divided by `count`, by default the number of such entries. Video-only samples have no
+  real entry and add nothing.
   """
   error_BAU = jnp.square(prediction_BAU.astype(jnp.float32) - target_BAU)
   error_BAU = weight_BA[..., None] * error_BAU
-  if mean == 'real':
-    return _masked_mean(error_BAU, mask_BAU, count)
-  return jnp.sum(error_BAU * mask_BAU) / (error_BAU.size if count is None else count)
+  return _masked_mean(error_BAU, mask_BAU, count)
 
 
 def _masked_mean(x, mask, count):

@@ -81,30 +81,42 @@ def training_layout(
 
 
 def teacher_forcing(
-  layout: Layout, *, frames_per_chunk: int, window_frames: int, state_rule: str
+  layout: Layout,
+  *,
+  frames_per_chunk: int,
+  window_frames: int,
+  state_rule: str,
+  video_sees: str = 'all',
 ) -> np.ndarray:
   """[T, T] bool: chunk b sees the clean video before it and its own noisy video, actions and state,
   nothing later.
 
   Clean video is block-causal within the last `window_frames` frames (frame 0 always stays); noisy
   frame 0 sees itself; a state token sees the states of its chunk, or with `state_rule` 'chunk' what
-  the actions of its chunk see.
+  the actions of its chunk see; with `video_sees` 'video' noisy video sees neither actions nor
+  states.
   """
   is_clean_q, is_clean_k = _axes(layout.kind == CLEAN)
   block_q, block_k = _axes(layout.block)
   clean_past = is_clean_q & _history(layout, CLEAN, frames_per_chunk, window_frames)
   # Of clean video what lies before the chunk: its own is the target. Of all else the chunk's own.
   chunk = (is_clean_k & (block_k < block_q)) | (~is_clean_k & (block_k == block_q))
-  return (
+  mask = (
     clean_past
     | _own(layout, NOISY)
     | (_sees_chunk(layout, state_rule) & chunk)
     | _own(layout, STATE)
   )
+  return _blind(layout, mask) if video_sees == 'video' else mask
 
 
 def without_clean(
-  layout: Layout, *, frames_per_chunk: int, window_frames: int, state_rule: str
+  layout: Layout,
+  *,
+  frames_per_chunk: int,
+  window_frames: int,
+  state_rule: str,
+  video_sees: str = 'all',
 ) -> np.ndarray:
   """[T, T] bool for one noisy copy of the video: chunk b sees it up to itself, in the window of
   `teacher_forcing`.
@@ -114,7 +126,8 @@ def without_clean(
   # The past is noisy too, and ends with the chunk itself.
   past = _history(layout, NOISY, frames_per_chunk, window_frames)
   chunk = past | (~is_noisy_k & (block_k == block_q))
-  return _own(layout, NOISY) | (_sees_chunk(layout, state_rule) & chunk) | _own(layout, STATE)
+  mask = _own(layout, NOISY) | (_sees_chunk(layout, state_rule) & chunk) | _own(layout, STATE)
+  return _blind(layout, mask) if video_sees == 'video' else mask
 
 
 def reference_global(layout: Layout, mask: np.ndarray) -> np.ndarray:
@@ -161,6 +174,13 @@ def _own(layout: Layout, kind: int) -> np.ndarray:
   is_kind_q, is_kind_k = _axes(layout.kind == kind)
   block_q, block_k = _axes(layout.block)
   return is_kind_q & is_kind_k & (block_q == block_k)
+
+
+def _blind(layout: Layout, mask: np.ndarray) -> np.ndarray:
+  """`mask` where noisy video sees video alone."""
+  is_noisy_q, _ = _axes(layout.kind == NOISY)
+  _, is_video_k = _axes(np.isin(layout.kind, (CLEAN, NOISY)))
+  return mask & (~is_noisy_q | is_video_k)
 
 
 class Units(NamedTuple):
@@ -212,10 +232,16 @@ class Chunks:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-  """Blocks of `side` tokens that see whole blocks: the i-th the j-th where `visible[i][j]`."""
+  """Blocks of `side` tokens that see whole blocks: the i-th the j-th where `visible[i][j]`.
+
+  Attributes:
+    video: number of the first tokens of each block that are video, which sees no others; None where
+      video sees all that its block sees.
+  """
 
   side: int
   visible: tuple[tuple[bool, ...], ...]
+  video: tuple[int, ...] | None = None
 
   @property
   def area(self) -> int:
@@ -248,14 +274,20 @@ def area(runs: Units, visible: np.ndarray) -> int:
   return int(runs.size @ visible @ runs.size)
 
 
-def chunk_plan(runs: Units, visible: np.ndarray, shards: int = 1) -> tuple[np.ndarray, Chunks]:
+def chunk_plan(
+  runs: Units, visible: np.ndarray, shards: int = 1, first_padded: int = ACTION
+) -> tuple[np.ndarray, Chunks]:
   """Order of the tokens, and which see which; no other pairs are computed.
 
   With `shards`, -1 for padding up to a multiple, which sees what the tokens before it see.
+
+  Args:
+    first_padded: the first kind of tokens that may be padding: videos are whole, robots' dimensions
+      need not be; NOISY where some samples hide their noisy video.
   """
   stop = np.cumsum(runs.size)
   start = stop - runs.size
-  may_be_padding = runs.layout.kind >= ACTION  # Videos are whole; robots' dimensions need not be.
+  may_be_padding = runs.layout.kind >= first_padded
   parts = []
   for rows in _find_alike(visible):
     seen = visible[rows.start]
@@ -294,6 +326,14 @@ def block_plan(runs: Units, visible: np.ndarray, shards: int = 1) -> tuple[np.nd
     if count_pairs(blocks) <= most_pairs and len(order) <= most_tokens:
       return order, blocks
   return min(plans, key=lambda plan: count_pairs(plan[1]))
+
+
+def count_video(layout: Layout, order: np.ndarray, side: int) -> tuple[int, ...]:
+  """`Blocks.video` of blocks of `side` tokens in this order; `side` where nothing is but video and
+  padding.
+  """
+  is_other = (layout.kind >= ACTION)[order] & (order >= 0)
+  return tuple(_count_first(~block) for block in is_other.reshape(-1, side))
 
 
 def pad_to_multiple(order: np.ndarray, multiple: int) -> np.ndarray:

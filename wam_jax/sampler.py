@@ -109,13 +109,8 @@ def skip(solver: Solver, evaluate: tuple[int, ...]) -> Solver:
 
   Source: DreamZero policy head, `dit_step_mask`.
   """
-  velocity = np.eye(solver.weights.shape[2])[-1:]
-  merged = []
-  for first, stop in itertools.pairwise([*evaluate, len(solver.weights)]):
-    total = solver.weights[first]
-    for weights in solver.weights[first + 1 : stop]:
-      total = weights @ np.concatenate([total, velocity])
-    merged.append(total)
+  bounds = itertools.pairwise([*evaluate, len(solver.weights)])
+  merged = [_merge(solver.weights[first:stop]) for first, stop in bounds]
   return Solver(
     sigmas=solver.sigmas[[*evaluate, -1]],
     told=solver.told[list(evaluate)],
@@ -123,20 +118,49 @@ def skip(solver: Solver, evaluate: tuple[int, ...]) -> Solver:
   )
 
 
+def _merge(weights: np.ndarray) -> np.ndarray:
+  """The weights of several steps that use one velocity, as those of one step."""
+  velocity = np.eye(weights.shape[2])[-1:]
+  total = weights[0]
+  for row in weights[1:]:
+    total = row @ np.concatenate([total, velocity])
+  return total
+
+
 def make_solvers(config: cfg.SampleConfig) -> tuple[Solver, Solver]:
-  """(video, action) solvers; in 'flash' the video's schedule stops at `video_final_sigma`."""
+  """(video, action) solvers. In 'flash' the video's levels stop at `video_final_sigma`; its last
+  step goes on to the clean video that it predicts, which is what can be shown.
+
+  Raises:
+    ValueError: the solver cannot reach that level.
+  """
   video_final = config.video_final_sigma if config.mode == 'flash' else 0.0
-  return _make_solver(config, video_final), _make_solver(config, 0.0)
+  video = _make_solver(config, config.steps, config.shift, video_final)
+  if steps := config.steps_of_actions_alone:
+    return video, _make_solver(config, steps, config.action_shift, 0.0)
+  return video, _make_solver(config, config.steps, config.shift, 0.0)
 
 
-def _make_solver(config: cfg.SampleConfig, final: float) -> Solver:
+def _make_solver(config: cfg.SampleConfig, steps: int, shift: float, final: float) -> Solver:
   if config.solver == 'euler':
-    solver = euler(sampling_sigmas(config.steps, config.shift, 1.0, final))
+    sigmas = sampling_sigmas(steps, shift, 1.0, final)
+    solver = euler(_to_clean(sigmas))
   else:
-    solver = unipc(sampling_sigmas(config.steps, config.shift, LARGEST_UNIPC, final))
+    sigmas = sampling_sigmas(steps, shift, LARGEST_UNIPC, final)
+    if final >= sigmas[0]:
+      raise ValueError(
+        f'sample.video_final_sigma={final} must be below {sigmas[0]:.4f}, where '
+        "sample.solver='unipc' starts; use sample.solver='euler'."
+      )
+    solver = unipc(_to_clean(sigmas))
   if config.integer_timesteps:
     solver = solver._replace(told=timesteps(solver.sigmas[:-1]) / 1000)
   return skip(solver, config.evaluate_steps) if config.evaluate_steps else solver
+
+
+def _to_clean(sigmas: np.ndarray) -> np.ndarray:
+  """The levels with 0 for the last one: the network is not asked there, whatever it is."""
+  return np.append(sigmas[:-1], 0.0)
 
 
 def guide(velocity, negative_velocity, scale: float):
@@ -149,16 +173,16 @@ def guide(velocity, negative_velocity, scale: float):
 
 def denoise(
   velocity_fn: VelocityFn,
-  noise_video: jax.Array,
-  noise_action: jax.Array,
-  video: Solver,
-  action: Solver,
-) -> tuple[jax.Array, jax.Array]:
-  """Video and action samples after all steps, from the given noise.
+  kept: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]],
+  solvers: tuple[Solver, Solver],
+  steps: slice = slice(None),
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+  """What the solvers of video and action keep after some of their steps.
 
   Args:
     velocity_fn: (noisy video, its sigma, noisy action, its sigma), sigmas scalar, to both
       velocities.
+    kept: what they keep before them, from `start` on.
   """
 
   def step(kept, now):
@@ -171,10 +195,94 @@ def denoise(
     kept_action = advance(kept_action, velocity_action, weights_action)
     return (kept_video, kept_action), None
 
-  at_start = (start(video, noise_video), start(action, noise_action))
-  steps = (_per_step(video), _per_step(action))
-  (kept_video, kept_action), _ = jax.lax.scan(step, at_start, steps)
-  return kept_video[0], kept_action[0]
+  each = jax.tree.map(lambda x: x[steps], tuple(_per_step(solver) for solver in solvers))
+  kept, _ = jax.lax.scan(step, kept, each)
+  return kept
+
+
+class Progress(NamedTuple):
+  """Where a solver stands that decides by itself where the network runs.
+
+  Attributes:
+    step: the next step.
+    kept: what the solvers of video and action keep.
+    velocity: that of the video at the last evaluation.
+    evaluations: number of evaluations so far.
+  """
+
+  step: jax.Array
+  kept: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
+  velocity: jax.Array
+  evaluations: jax.Array
+
+
+def denoise_by_similarity(
+  velocity_fn: VelocityFn, progress: Progress, solvers: tuple[Solver, Solver]
+) -> Progress:
+  """`progress` after all steps: where two evaluations in a row gave nearly the same velocity of the
+  video, the last velocities are used again for some steps, in which the network does not run.
+
+  Source: DreamZero policy head, `DYNAMIC_CACHE_SCHEDULE`.
+  """
+  steps = len(solvers[0].told)
+  told = [jnp.asarray(solver.told, jnp.float32) for solver in solvers]
+  tables = [jnp.asarray(_reuse(solver), jnp.float32) for solver in solvers]
+
+  def run(progress: Progress) -> Progress:
+    step, kept, last, evaluations = progress
+    given = [(one[0], sigmas[step]) for one, sigmas in zip(kept, told)]
+    velocities = velocity_fn(*given[0], *given[1])
+    choice = jnp.where(step > 0, _choose_reuse(velocities[0], last), 0)
+    video = advance(kept[0], velocities[0], tables[0][step, choice])
+    action = advance(kept[1], velocities[1], tables[1][step, choice])
+    after = step + 1 + jnp.asarray(_REUSED)[choice]
+    return Progress(after, (video, action), velocities[0], evaluations + 1)
+
+  return jax.lax.while_loop(lambda progress: progress.step < steps, run, progress)
+
+
+# Steps that use the last velocities again, by the least similarity.
+_REUSED = np.array([0, 2, 4], np.int32)
+_SIMILAR = (0.93, 0.95)
+
+
+def _choose_reuse(velocity: jax.Array, last: jax.Array) -> jax.Array:
+  """Index of `_REUSED`, by the mean over samples of the cosine between two velocities."""
+  a, b = (x.reshape(len(x), -1).astype(jnp.float32) for x in (velocity, last))
+  norms = jnp.linalg.norm(a, axis=1) * jnp.linalg.norm(b, axis=1)
+  cosine = jnp.mean(jnp.sum(a * b, axis=1) / jnp.maximum(norms, 1e-8))
+  return jnp.sum(cosine > np.asarray(_SIMILAR, np.float32), dtype=jnp.int32)
+
+
+def _reuse(solver: Solver) -> np.ndarray:
+  """[n, 3, m, m + 1]: the weights of each step and of the steps after it that use its velocity."""
+  rows = [
+    [_merge(solver.weights[first : first + 1 + more]) for more in _REUSED]
+    for first in range(len(solver.weights))
+  ]
+  return np.asarray(rows)
+
+
+def denoise_alone(
+  velocity_fn: Callable[[jax.Array, jax.Array], jax.Array],
+  kept: tuple[jax.Array, ...],
+  solver: Solver,
+  steps: slice = slice(None),
+) -> tuple[jax.Array, ...]:
+  """What the solver keeps after some of its steps of one modality.
+
+  Args:
+    velocity_fn: (noisy sample, its sigma, scalar) to its velocity.
+    kept: what it keeps before them, from `start` on.
+  """
+
+  def step(kept, now):
+    sigma, weights = now
+    return advance(kept, velocity_fn(kept[0], sigma), weights), None
+
+  sigmas, weights = _per_step(solver)
+  kept, _ = jax.lax.scan(step, kept, (sigmas[steps], weights[steps]))
+  return kept
 
 
 def _per_step(solver: Solver) -> tuple[jax.Array, jax.Array]:

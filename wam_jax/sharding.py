@@ -160,7 +160,7 @@ def list_problems(config: cfg.TrainConfig, mesh: Mesh | jax.sharding.AbstractMes
     if size % shards[name]:
       problems.append(
         f'model.{key}={size} must be divisible by {shards[name]}, the devices that '
-        f'{" * ".join(config.rules[name])} of config.mesh spreads it over; nearest valid: '
+        f'{" * ".join(config.rules[name])} of the mesh spreads it over; nearest valid: '
         f'{_nearest_divisor(size, shards[name])} of them.'
       )
 
@@ -171,7 +171,7 @@ def list_problems(config: cfg.TrainConfig, mesh: Mesh | jax.sharding.AbstractMes
     problems.append(
       f'config.batch_size={config.batch_size} must be divisible by {parts}, '
       f'config.accumulate={config.accumulate} times the {shards["batch"]} devices that '
-      f'{" * ".join(config.rules["batch"])} of config.mesh spreads it over; '
+      f'{" * ".join(config.rules["batch"])} of the mesh spreads it over; '
       f'nearest valid: {max(1, round(config.batch_size / parts)) * parts}.'
     )
   return problems
@@ -209,6 +209,16 @@ def _divisors(size: int) -> list[int]:
 def activate(mesh: Mesh, rules: Rules) -> Iterator[None]:
   """While active, `shard` constrains activations to this mesh by these rules."""
   token = _ACTIVE.set(Active(mesh, rules))
+  try:
+    yield
+  finally:
+    _ACTIVE.reset(token)
+
+
+@contextlib.contextmanager
+def inactive() -> Iterator[None]:
+  """While active, nothing is constrained: within `activate`, for what every device has whole."""
+  token = _ACTIVE.set(None)
   try:
     yield
   finally:

@@ -28,10 +28,11 @@ LAYERS = 2
 RUNS = {
   'v5p:4x4x4': droid_14b.get_config('v5p'),
   'v6e:16x16': droid_14b.get_config('v6e'),
+  'v4:4x4x4': droid_14b.get_config('v4'),
 }
-# Sent over needed bytes. Where the backward pass computes products again, as on v6e, the compiler
-# gathers eight of twelve weights a third time.
-MOST_SENT = {'v5p:4x4x4': 1.1, 'v6e:16x16': 1.2}
+# Sent over needed bytes. Where the backward pass computes products again, as on v6e and v4, the
+# compiler gathers eight of twelve weights a third time.
+MOST_SENT = {'v5p:4x4x4': 1.1, 'v6e:16x16': 1.2, 'v4:4x4x4': 1.22}
 
 
 class Step(NamedTuple):

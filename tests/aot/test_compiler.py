@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+
 import pytest
 
 from tests import train_config
@@ -15,3 +20,24 @@ def test_without_libtpu_says_what_to_install(monkeypatch, tmp_path):
   config = cfg.from_config_dict(train_config.get_config())
   with pytest.raises(ValueError, match='pip install'):
     compiler.compile_step(config, chips.find('v5e:2x2'), tmp_path)
+
+
+DESCRIBE_ALL = """
+from wam_jax import chips
+from wam_jax.aot import compiler
+
+for chip in chips.CHIPS:
+  for where in chips.slices(chip):
+    devices = compiler.describe(where)
+    assert len(devices) == where.devices, where.name
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'")
+def test_the_compiler_knows_every_slice_that_can_be_named_a_single_chip_too():
+  subprocess.run(
+    [sys.executable, '-c', DESCRIBE_ALL],
+    env=os.environ | compiler.ENVIRONMENT,
+    check=True,
+    timeout=120,
+  )

@@ -21,7 +21,9 @@ def count(text: str, kernel_flops=no_formula, links=no_links, vector=math.inf) -
   """The work of a program at 1000 FLOP/s, in kernels 500, and 100 bytes/s."""
   return work_lib.count(
     hlo.parse(textwrap.dedent(text)),
-    rates=work_lib.Rates(products=1000.0, kernels=500.0, hbm=100.0, vector=vector),
+    rates=work_lib.Rates(
+      products=1000.0, kernels=500.0, hbm=100.0, vector=vector, narrow={'s8': 4000.0}
+    ),
     kernel_flops=kernel_flops,
     links=links,
   )
@@ -44,6 +46,21 @@ def test_products():
   assert work.flops == 2 * 4 * 16 * 8
   assert work.bytes == 4 * (4 * 8 + 8 * 16 + 4 * 16)
   assert work.seconds == work.bytes / 100
+
+
+@pytest.mark.parametrize(('dtype', 'rate'), [('s8', 4000), ('bf16', 1000)])
+def test_products_of_narrow_types_have_a_rate_of_their_own(dtype, rate):
+  work = count(
+    entry(
+      f'%a = {dtype}[4000,800]{{1,0}} parameter(0)',
+      f'%b = {dtype}[800,1600]{{1,0}} parameter(1)',
+      f'ROOT %dot.1 = s32[4000,1600]{{1,0}} dot({dtype}[4000,800] %a, {dtype}[800,1600] %b), '
+      'lhs_contracting_dims={1}, rhs_contracting_dims={0}',
+    )
+  )
+  assert work.flops == 2 * 4000 * 1600 * 800
+  assert work.narrow_flops == ({'s8': work.flops} if dtype == 's8' else {})
+  assert work.seconds == work.flops / rate > work.bytes / 100
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -52,6 +53,9 @@ def calls(golden_head_rollout):
   """(file, policy, per call: actions, latents, frames in the cache)."""
   g, c = golden_head_rollout, golden_head_rollout.config
   model = parity.model_config(c)
+  # What stands for frames here are latents.
+  one_each = dataclasses.replace(model.tokenizer, temporal=1)
+  model = dataclasses.replace(model, tokenizer=one_each)
   final = c['video_inference_final_noise']
   sample = cfg.SampleConfig(
     mode='joint' if final is None else 'flash',
@@ -89,7 +93,7 @@ def calls(golden_head_rollout):
       frames_BRIJ3=observed[call], proprio_BX=g['in/state'][call][:, 0]
     )
     action, latents, state = policy.step(params, frozen, state, observation, noise)
-    outputs.append((np.asarray(action), np.asarray(latents), int(state.cache.frames)))
+    outputs.append((np.asarray(action), np.asarray(latents), state.frames))
   return g, policy, outputs
 
 

@@ -32,6 +32,20 @@ def pixels(frames):
   return frames.astype(np.float32) / 127.5 - 1
 
 
+def test_components_are_those_of_all_patches(fitted):
+  """Gathered window by window, they are what one covariance of all of them gives."""
+  frames = np.concatenate([FRAMES[:, :1], FRAMES], axis=1)
+  order = 'B (F t) (H p) (W q) C -> (B F H W) (t p q C)'
+  patches_NP = einops.rearrange(pixels(frames).astype(np.float64), order, t=T, p=S, q=S)
+  np.testing.assert_allclose(fitted.mean_P, patches_NP.mean(0), atol=1e-6)
+  covariance_PP = np.cov(patches_NP, rowvar=False)
+  variance_C = np.linalg.eigvalsh(covariance_PP)[::-1][:5]
+  got_CC = np.asarray(fitted.encode_PC).T @ covariance_PP @ np.asarray(fitted.encode_PC)
+  np.testing.assert_allclose(got_CC, np.eye(5), atol=1e-4)  # float32 weights.
+  spread_C = np.square(np.asarray(fitted.decode_CP)).sum(1)
+  np.testing.assert_allclose(spread_C, variance_C, rtol=1e-5)
+
+
 def test_frame_0_is_encoded_alone(fitted):
   latents = fitted.encode(FRAMES)
   assert latents.shape == (3, 4, 4, 6, 5)
@@ -106,6 +120,28 @@ def test_decoded_pixels_stay_in_range(fitted):
   decoded = fitted.decode(100 * fitted.encode(FRAMES))
   assert decoded.shape == FRAMES.shape
   np.testing.assert_array_equal([decoded.min(), decoded.max()], [-1, 1])
+
+
+def test_large_patches_are_fitted_to_some_of_them():
+  """Their numbers are too many for a covariance; what frames consist of is found all the same."""
+  spatial = 16
+  rng = np.random.default_rng(0)
+  # Each patch a mixture of three pictures, each frame of its own.
+  pictures_3P = rng.uniform(-40, 40, (3, spatial * spatial * 3))
+  mixed = rng.uniform(-1, 1, (2, 1 + 8 * T, 2 * 3, 3)) @ pictures_3P + 128
+  order = 'B R (H W) (p q C) -> B R (H p) (W q) C'
+  frames = einops.rearrange(np.rint(mixed), order, H=2, p=spatial, q=spatial).astype(np.uint8)
+  # Two frames of a patch, of three pictures each.
+  config = cfg.TokenizerConfig(temporal=T, spatial=spatial, channels=6)
+  assert T * spatial**2 * 3 > tokenizer._SMALL
+
+  fitted = tokenizer.fit_patch_tokenizer(frames, config)
+  latents = np.asarray(fitted.encode(frames))
+  np.testing.assert_allclose(
+    np.asarray(fitted.decode(latents)), pixels(frames), atol=1.5 / 127.5
+  )  # Rounded pixels.
+  again = tokenizer.fit_patch_tokenizer(frames, config)
+  np.testing.assert_array_equal(fitted.encode_PC, again.encode_PC)  # Hosts must agree.
 
 
 def test_more_channels_than_numbers_in_a_patch_raise():

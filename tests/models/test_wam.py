@@ -25,16 +25,10 @@ from wam_jax.models import wam
 
 # Rows and columns differ, and so do frames and actions of a chunk: a mix-up changes a shape.
 B, Q, F, A, H, W, C, U, X = 3, 3, 2, 3, 4, 2, 3, 3, 4
-CONFIG = cfg.ModelConfig(
-  dim=16,
-  mlp_dim=32,
-  num_heads=2,
-  num_layers=2,
-  patch=2,
-  freq_dim=16,
+CONFIG = dataclasses.replace(
+  weights.SMALL,
   action_dim=U,
   proprio_dim=X,
-  action_hidden=8,
   num_embodiments=3,
   frames_per_chunk=F,
   actions_per_chunk=A,
@@ -77,7 +71,8 @@ LENGTHS = dict(
 
 
 def pick(kind, inputs):
-  return kind(**{field.name: inputs[field.name] for field in dataclasses.fields(kind)})
+  names = [field.name for field in dataclasses.fields(kind)]
+  return kind(**{name: inputs[name] for name in names if name in inputs})
 
 
 def arguments(inputs):
@@ -160,9 +155,7 @@ def cached(config):
     if c > 1:
       seen = frames_of_chunk(c - 1)
       cache = commit(cache, INPUTS['clean_BFHWC'][:, seen], jnp.int32(seen.start), prompt)
-    here = INPUTS | {name: of_chunk(INPUTS[name], c, n) for name, n in LENGTHS.items()}
-    noisy = pick(types.Noisy, here)
-    body = pick(types.Body, here)
+    noisy, body = chunk_of(INPUTS, c)
     outputs.append(denoise(cache, noisy, body, cache.frames, prompt))
   return [np.concatenate(parts, 1) for parts in zip(*outputs)]
 
@@ -216,6 +209,87 @@ def test_a_new_field_needs_its_class_and_its_reader_alone(monkeypatch, forgotten
   for run in (forward, cached):
     for got, expected in zip(run(CONFIG), want):
       np.testing.assert_allclose(got, expected, atol=1e-5)  # Float32, sums in another order.
+
+
+@pytest.mark.parametrize('rule', ['chunk', pytest.param('self', marks=pytest.mark.slow)])
+def test_actions_against_kept_video_equal_all_of_it_again(rule):
+  """Later steps of the actions see the video as it was kept: what recomputing everything gives,
+  with several robots, padding and a robot without actions; and `act` is both passes in one.
+  """
+  config = dataclasses.replace(CONFIG, state_rule=rule, video_sees='video')
+  method = functools.partial(compiled_method, config)
+  prompt = method('prompt_kv')(INPUTS['text_BPC'])
+  want_video, want_action = forward(config)
+  later = INPUTS | dict(
+    action_BAU=0.5 * INPUTS['action_BAU'] + 0.3, sigma_action_BA=0.5 * INPUTS['sigma_action_BA']
+  )
+  want_later = forward(config, **later)
+  # The video does not notice the actions.
+  np.testing.assert_array_equal(want_later[0], want_video)
+  assert np.abs(want_later[1] - want_action).max() > 1e-2
+
+  # One pass a call: what was executed is committed, the next chunk is denoised and kept.
+  cache = make_cache(config, frames=config.window_frames)
+  for c in range(1, Q + 1):
+    seen = frames_of_chunk(c - 1)
+    clean_BFHWC, start = INPUTS['clean_BFHWC'][:, seen], jnp.int32(seen.start)
+    noisy, body = chunk_of(INPUTS, c)
+    separate = method('commit')(cache, clean_BFHWC, start, prompt)
+    separate = method('denoise_and_keep')(separate, noisy, body, separate.frames, prompt)
+    cache, *velocities = method('act')(cache, clean_BFHWC, noisy, body, start, prompt)
+    jax.tree.map(close, (cache, *velocities), separate)
+    wanted = (of_chunk(want_video, c, F), of_chunk(want_action, c, A))
+    jax.tree.map(close, tuple(velocities), wanted)
+
+    # Another step of the actions, without the video.
+    noisy, body = chunk_of(later, c)
+    alone = types.Noisy(action_BAU=noisy.action_BAU, sigma_action_BA=noisy.sigma_action_BA)
+    action = denoise_actions(config, F)(cache, alone, body, cache.frames, prompt)
+    close(action, of_chunk(want_later[1], c, A))
+
+
+def test_actions_alone_equal_training_that_hides_the_video():
+  """What a share of training shows is what control without future video computes."""
+  # The video sees actions in this model: it makes no difference to actions that do not see it.
+  hidden = np.ones((B, Q * F), bool)
+  hidden[:, F : 2 * F] = False  # Of chunk 2.
+  _, want = forward(video_seen_BF=hidden)
+  np.testing.assert_array_equal(of_chunk(want, 1, A), of_chunk(forward()[1], 1, A))
+
+  method = functools.partial(compiled_method, CONFIG)
+  prompt = method('prompt_kv')(INPUTS['text_BPC'])
+  cache = make_cache(CONFIG, frames=1 + F)
+  cache = method('commit')(cache, INPUTS['clean_BFHWC'][:, :1], jnp.int32(0), prompt)
+  noisy, body = chunk_of(INPUTS, 2)
+  alone = types.Noisy(action_BAU=noisy.action_BAU, sigma_action_BA=noisy.sigma_action_BA)
+  clean_BFHWC = INPUTS['clean_BFHWC'][:, frames_of_chunk(1)]
+  cache, video, action = method('act')(cache, clean_BFHWC, alone, body, jnp.int32(1), prompt)
+  assert video is None
+  close(action, of_chunk(want, 2, A))
+  # A further step, when the frames are in the cache.
+  again = denoise_actions(CONFIG, 0)(cache, alone, body, cache.frames, prompt)
+  close(again, of_chunk(want, 2, A))
+
+
+def close(got, want):
+  np.testing.assert_allclose(got, want, atol=1e-5)  # Float32, sums in another order.
+
+
+@functools.cache
+def denoise_actions(config, kept):
+  """`denoise_actions` against so many kept frames of the chunk."""
+  of_frame = dict(tokens_per_frame=(H // config.patch) * (W // config.patch))
+  model = wam.WorldActionModel(config)
+  run = lambda params, *args: model.apply(
+    {'params': params}, *args, kept=kept, **of_frame, method='denoise_actions'
+  )
+  return functools.partial(jax.jit(run), random_params())
+
+
+def chunk_of(inputs, chunk):
+  """(noisy, body) of a chunk, counted from 1."""
+  here = inputs | {name: of_chunk(inputs[name], chunk, n) for name, n in LENGTHS.items()}
+  return pick(types.Noisy, here), pick(types.Body, here)
 
 
 def test_bfloat16_is_close():
@@ -297,6 +371,15 @@ def test_padded_action_steps_change_nothing_else(name):
   np.testing.assert_array_equal(after_video, video)
   np.testing.assert_array_equal(after_action[1, ~padded], action[1, ~padded])
   assert np.all(np.any(after_action[1, padded] != action[1, padded], -1))
+
+
+def test_actions_of_an_overlap_are_where_their_time_is():
+  """Those of two actions a chunk and one that overlaps; in control the start is traced."""
+  model = wam.WorldActionModel(dataclasses.replace(CONFIG, actions_per_chunk=2, action_overlap=1))
+  angles_TR = attention.sequence_angles(0, 5, CONFIG.head_dim)
+  want_TR = angles_TR[[0, 1, 2, 2, 3, 4]]
+  np.testing.assert_array_equal(model._action_angles(3, 2, 0), want_TR)
+  np.testing.assert_allclose(model._action_angles(3, 1, jnp.int32(1)), want_TR[3:], atol=1e-6)
 
 
 def test_samples_of_a_batch_do_not_mix():
@@ -398,9 +481,18 @@ def test_untrained_video_velocity_is_zero():
   assert np.std(action) > 0.1
 
 
+# The video of sample 0's second chunk is seen by nobody.
+HIDDEN = np.ones((B, Q * F), bool)
+HIDDEN[0, F : 2 * F] = False
+
+
 def loss(config, blocks):
   params = {**random_params(), 'blocks': blocks}
-  video, action = wam.WorldActionModel(config).apply({'params': params}, **arguments(INPUTS))
+  # One case has all there is about who sees the video.
+  inputs = INPUTS | (dict(video_seen_BF=HIDDEN) if config.video_sees == 'video' else {})
+  video, action = wam.WorldActionModel(config).apply({'params': params}, **arguments(inputs))
+  if config.video_sees == 'video':
+    video = video * HIDDEN[:, :, None, None, None]
   return jnp.mean(video**2) + jnp.mean(action**2)
 
 
@@ -410,21 +502,25 @@ def gradients(config):
 
 
 @pytest.mark.parametrize(
-  'attention, remat',
+  'attention, remat, video_sees',
   [
-    ('chunks', 'none'),
-    ('splash', 'none'),
-    ('dense', 'block'),
-    ('chunks', 'block'),
-    ('chunks', 'dots'),
-    ('splash', 'dots_and_attention'),
-    ('chunks', 'narrow'),
-    ('dense', 'offload'),
+    ('chunks', 'none', 'all'),
+    ('splash', 'none', 'all'),
+    ('dense', 'block', 'all'),
+    ('chunks', 'block', 'all'),
+    ('chunks', 'dots', 'all'),
+    ('splash', 'dots_and_attention', 'all'),
+    ('chunks', 'narrow', 'all'),
+    ('dense', 'offload', 'all'),
+    ('chunks', 'none', 'video'),
+    pytest.param('splash', 'none', 'video', marks=pytest.mark.slow),
   ],
 )
-def test_kinds_of_attention_and_rematerialisation_give_the_same_gradients(attention, remat):
+def test_kinds_of_attention_and_rematerialisation_give_the_same_gradients(
+  attention, remat, video_sees
+):
   """A window of two of the three chunks; one sample has padded actions, one none."""
-  config = dataclasses.replace(CONFIG, attention='dense', max_chunks=2)
+  config = dataclasses.replace(CONFIG, attention='dense', max_chunks=2, video_sees=video_sees)
   want_loss, want = gradients(config)
   got_loss, got = gradients(dataclasses.replace(config, attention=attention, remat=remat))
   np.testing.assert_allclose(got_loss, want_loss, rtol=1e-5)

@@ -25,15 +25,19 @@ def arguments(config: cfg.TrainConfig, mesh: Mesh) -> tuple[train_step.TrainStat
   """State and batch of `train_step.make_train_step` for this mesh, as ShapeDtypeStructs with
   shardings.
   """
-  # A function without arguments: parameters are made inside, and so only traced.
-  frozen = jax.eval_shape(lambda: _make_encoders(config.model))
-  state = train_step.abstract_state(config, mesh, frozen)
+  state = train_step.abstract_state(config, mesh, frozen(config.model))
   split = sharding.batch_sharding(mesh, config.rules)
 
   def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split)
 
   return state, jax.tree.map(place, shapes.batch(config))
+
+
+def frozen(c: cfg.ModelConfig) -> encoders.Encoders:
+  """Shapes of a model's encoders."""
+  # A function without arguments: parameters are made inside, and so only traced.
+  return jax.eval_shape(lambda: _make_encoders(c))
 
 
 def _make_encoders(c: cfg.ModelConfig) -> encoders.Encoders:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -25,7 +26,7 @@ from wam_jax import chips
 from wam_jax import config as cfg
 
 # Where there is no TPU: do not ask the cloud's metadata server what this machine is.
-_ENVIRONMENT = {
+ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'none',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -114,7 +115,7 @@ def _run_child(directory: pathlib.Path, machine_code: bool, say: Callable[[str],
   with open(directory / 'log.txt', 'wb') as log:
     child = subprocess.Popen(
       [sys.executable, '-m', 'wam_jax.aot.compiler', str(directory)],
-      env=os.environ | _ENVIRONMENT,
+      env=os.environ | ENVIRONMENT,
       stdout=log,
       stderr=log,
       stdin=subprocess.DEVNULL,
@@ -201,26 +202,16 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   """The traced step, and what is known before it is compiled."""
   # Here, because the process that watches needs none of it.
   import jax
-  from jax.experimental import topologies
 
+  from wam_jax import compiler_options
   from wam_jax import sharding
   from wam_jax import train_step
   from wam_jax.aot import abstract
 
-  # Constants are made on the processor; the slice is a description, no backend.
-  jax.config.update('jax_platforms', 'cpu')
-  no_axis = (False,) * (3 - len(where.wraps))
-  # One slice is described without a number, as ever.
-  several = {'num_slices': where.count} if where.count > 1 else {}
-  topology = topologies.get_topology_desc(
-    platform='tpu',
-    topology_name=where.topology,
-    wrap=where.wraps + no_axis,
-    chip_config_name=where.chip.config,
-    **several,
-  )
-  mesh = sharding.make_mesh(config.mesh, topology.devices)
+  devices = describe(where)
+  mesh = sharding.make_mesh(config.mesh, devices)
   sharding.check_sizes(config, mesh)
+  compiler_options.try_out(train_step.make_options(config, mesh), devices[0])
   state, batch = abstract.arguments(config, mesh)
   step = train_step.make_train_step(config, mesh, jax.tree.map(lambda x: x.sharding, state))
   with sharding.activate(mesh, config.rules):
@@ -243,6 +234,29 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
     'attention': attention,
     'libtpu': libtpu.__version__,
   }
+
+
+def describe(where: chips.Slice) -> list[Any]:
+  """Devices of a slice that is not there, for which a process with `ENVIRONMENT` compiles."""
+  import jax
+  from jax.experimental import topologies
+
+  # Constants are made on the processor; the slice is a description, no backend.
+  jax.config.update('jax_platforms', 'cpu')
+  no_axis = (False,) * (3 - len(where.wraps))
+  # One slice is described without a number, as ever.
+  several = {'num_slices': where.count} if where.count > 1 else {}
+  # The compiler takes hosts for squares of four chips, of which a single chip is no part.
+  alone = {'chips_per_host_bounds': (1, 1, 1)} if math.prod(where.shape) == 1 else {}
+  topology = topologies.get_topology_desc(
+    platform='tpu',
+    topology_name=where.topology,
+    wrap=where.wraps + no_axis,
+    chip_config_name=where.chip.config,
+    **several,
+    **alone,
+  )
+  return list(topology.devices)
 
 
 def _attention(config: cfg.TrainConfig) -> tuple[int, int]:

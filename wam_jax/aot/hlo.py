@@ -20,6 +20,8 @@ BETWEEN_SLICES = 'between-slices'
 
 # Bits of an element where its type's name does not say them. A `pred` takes a whole byte.
 _BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'f8e4m3fn': 8, 'f8e5m2': 8, 'token': 0}
+# NumPy's types of one byte, as a program spells them.
+NAMES = {'int8': 's8', 'float8_e4m3fn': 'f8e4m3fn'}
 _SHAPE = re.compile(r'\b(pred|token|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,<=]*)\](\{[^{}]*\})?')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$')
 _COMMENT = re.compile(r'/\*.*?\*/')

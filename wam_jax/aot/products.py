@@ -1,4 +1,4 @@
-"""FLOPs of one matrix product or convolution of an XLA program; a multiply-add is two.
+"""FLOPs of the matrix products and convolutions of an XLA program; a multiply-add is two.
 
 Padding and holes of a convolution are not multiplied. On TPUs most products are convolutions:
 batches stand as spatial axes of which each output meets one kernel position.
@@ -6,14 +6,48 @@ batches stand as spatial axes of which each output meets one kernel position.
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from wam_jax.aot import hlo
+
+_MIXED = 'mixed'
+
+
+def count_by_type(
+  program: hlo.Program, instruction: hlo.Instruction, place: str
+) -> dict[str, float]:
+  """FLOPs of a matrix product, or of those inside a fusion, by the type of its operands."""
+  flops: dict[str, float] = collections.defaultdict(float)
+  for dtype, one in list_all(program, instruction, place):
+    flops[dtype] += one
+  return dict(flops)
+
+
+def list_all(
+  program: hlo.Program, instruction: hlo.Instruction, place: str
+) -> Iterator[tuple[str, float]]:
+  """(type of both operands, FLOPs) of a matrix product, or of each inside a fusion."""
+  if instruction.opcode in ('dot', 'convolution'):
+    inputs = find_inputs(program, instruction, place)
+    types = {array.dtype for array in inputs}
+    yield types.pop() if len(types) == 1 else _MIXED, count_flops(instruction, inputs)
+  elif instruction.opcode == 'fusion':
+    (called,) = instruction.called
+    for inner in program.computations[called].values():
+      yield from list_all(program, inner, called)
+
+
+def find_inputs(program: hlo.Program, instruction: hlo.Instruction, place: str) -> list[hlo.Array]:
+  """The first array of each operand."""
+  known = program.computations[place]
+  operands = [known[name] for name in instruction.operands]
+  return [operand.arrays[0] for operand in operands if operand.arrays]
 
 
 def count_flops(instruction: hlo.Instruction, inputs: Sequence[hlo.Array]) -> int:

@@ -126,6 +126,7 @@ def count_at_peak(subject: Subject) -> work_lib.Work:
     kernels=chip.flops / chip.devices,
     hbm=chip.hbm_bytes_per_s / chip.devices,
     vector=math.inf,
+    narrow={hlo.NAMES[dtype]: flops / chip.devices for dtype, flops in chip.narrow_flops.items()},
   )
   return _count(subject, rates, share=1.0, hop_s=0.0)
 
@@ -164,7 +165,10 @@ def bound(work: work_lib.Work, where: chips.Slice) -> Bound:
   """The least time of a program that was counted at the peaks."""
   traffic = sum_traffic(work)
   chip = where.chip
-  compute_s = (work.flops + work.kernel_flops) * chip.devices / chip.flops
+  wide = work.flops - sum(work.narrow_flops.values())
+  compute_s = (wide + work.kernel_flops) * chip.devices / chip.flops
+  for dtype, flops in chip.narrow_flops.items():
+    compute_s += work.narrow_flops.get(hlo.NAMES[dtype], 0.0) * chip.devices / flops
   memory_s = work.bytes * chip.devices / chip.hbm_bytes_per_s
   links_s = sum(total.seconds for total in traffic.values())
   exposed_s = sum(total.exposed_s for total in traffic.values())

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from wam_jax.aot import hlo
 from wam_jax.aot import loops
 from wam_jax.aot import products
 from wam_jax.aot import traffic
 
-_KERNEL = 'custom_call_target="tpu_custom_call"'
+_KERNELS = ('custom_call_target="tpu_custom_call"', 'custom_call_target="__cudnn$fmha')
 # Names for what is there already: they neither compute nor move anything.
 _NO_WORK = (
   'parameter',
@@ -57,12 +57,14 @@ class Rates:
     products, kernels: FLOPs of matrix products and of custom kernels.
     hbm: bytes to and from its memory.
     vector: numbers that its vector units take through one operation.
+    narrow: FLOPs of products of two arrays of such a type, as 's8'; of others `products`.
   """
 
   products: float
   kernels: float
   hbm: float
   vector: float
+  narrow: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -100,6 +102,7 @@ class Work:
 
   Attributes:
     flops: FLOPs of matrix products.
+    narrow_flops: those of them that have a rate of their own, by type.
     kernel_flops: FLOPs of custom kernels, by formula.
     bytes: traffic to and from HBM.
     vector: numbers times operations outside of kernels.
@@ -111,6 +114,7 @@ class Work:
   """
 
   flops: float = 0.0
+  narrow_flops: dict[str, float] = dataclasses.field(default_factory=dict)
   kernel_flops: float = 0.0
   bytes: float = 0.0
   vector: float = 0.0
@@ -270,17 +274,22 @@ class _Counter:
 
     Returns the seconds of one execution, 0 of what runs aside.
     """
-    flops = self._count_products(instruction, place)
+    flops = products.count_by_type(self._program, instruction, place)
     kernel_flops = self._add_kernel(instruction, place, times)
     moved = traffic.count_bytes(self._program, instruction, place)
     vector = self._count_elementwise(instruction, place)
 
-    self.work.flops += times * flops
+    self.work.flops += times * sum(flops.values())
     self.work.kernel_flops += times * kernel_flops
     self.work.bytes += times * moved
     self.work.vector += times * vector
     rates = self._rates
-    arithmetic_s = flops / rates.products + kernel_flops / rates.kernels
+    arithmetic_s = kernel_flops / rates.kernels
+    for dtype, flops_of in flops.items():
+      arithmetic_s += flops_of / rates.narrow.get(dtype, rates.products)
+      if dtype in rates.narrow:
+        narrow = self.work.narrow_flops.get(dtype, 0.0)
+        self.work.narrow_flops[dtype] = narrow + times * flops_of
     seconds = 0.0 if aside else max(arithmetic_s, moved / rates.hbm, vector / rates.vector)
     self.work.seconds += times * seconds
     if instruction.opcode == 'fusion':
@@ -300,19 +309,9 @@ class _Counter:
       arrays = self._program.computations[place][instruction.operands[0]].arrays
     return sum(array.elements for array in arrays)
 
-  def _count_products(self, instruction: hlo.Instruction, place: str) -> float:
-    """FLOPs of a matrix product, or of those inside a fusion."""
-    if instruction.opcode in ('dot', 'convolution'):
-      return products.count_flops(instruction, self._inputs(instruction, place))
-    if instruction.opcode != 'fusion':
-      return 0.0
-    (called,) = instruction.called
-    fused = self._program.computations[called].values()
-    return sum(self._count_products(inner, called) for inner in fused)
-
   def _add_kernel(self, instruction: hlo.Instruction, place: str, times: int) -> float:
     """Lists a custom kernel; FLOPs of one execution, 0 of what is none or has no formula."""
-    if _KERNEL not in instruction.attributes:
+    if not any(kernel in instruction.attributes for kernel in _KERNELS):
       return 0.0
     flops = self._kernel_flops(instruction, self._inputs(instruction, place))
     name = re.sub(r'[.\d]+$', '', instruction.name)  # All uses of one kernel together.
@@ -323,9 +322,7 @@ class _Counter:
 
   def _inputs(self, instruction: hlo.Instruction, place: str) -> list[hlo.Array]:
     """The first array of each operand."""
-    known = self._program.computations[place]
-    operands = [known[name] for name in instruction.operands]
-    return [operand.arrays[0] for operand in operands if operand.arrays]
+    return products.find_inputs(self._program, instruction, place)
 
   def _add_collective(
     self, instruction: hlo.Instruction, place: str, kind: str, times: int, overlapped: bool

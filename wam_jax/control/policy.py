@@ -1,9 +1,7 @@
-"""Closed-loop control: one compiled step per chunk, every shape static, the state donated.
+"""Closed-loop control: what the host decides of an episode, and refuses.
 
-A call commits what was really observed since the last call (instead of what was predicted) to the
-key/value cache, then denoises the next chunk against it. After `max_chunks` chunks the policy
-re-anchors: the newest frame becomes frame 0 and the cache starts over, as the reference's hard
-reset does.
+The host counts frames and so knows which of the `programs` is next. `step` is all of it for a chunk
+that was observed at once.
 """
 
 from __future__ import annotations
@@ -11,286 +9,281 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from wam_jax import config as cfg
-from wam_jax import flow as flow_lib
-from wam_jax import sampler
 from wam_jax import types
-from wam_jax.models import attention
+from wam_jax.control import checks
+from wam_jax.control import memory as memory_lib
+from wam_jax.control import programs
 from wam_jax.models import encoders
-from wam_jax.models import wam
+
+Memory = memory_lib.Memory
+PolicyState = memory_lib.PolicyState
+Asked = memory_lib.Asked
 
 
-@flax.struct.dataclass(kw_only=True)
-class PolicyState:
-  """What the policy remembers within an episode. With guidance, G = 2 B: the prompt's rows, then
-  the negative ones.
-
-  Attributes:
-    cache: keys and values of observed frames, [L, G, N, S, K].
-    text_GPC: embedded prompts.
-    prompt: what `WorldActionModel.prompt_kv` makes of them; projected once, at reset, or with an
-      image encoder at each anchor.
-    stream: where the video tokenizer goes on.
-    clean_BFHWC: latents of the frames in the cache, and room for one more chunk.
-    condition_BFHWC: what the anchor frame says about every latent frame, or None.
-    embodiment_B, action_mask_BAU: those of the `Task`.
-    key: random key; each call splits it.
+class Policy(programs.Programs):
+  """`reset`, `step` and its parts, and `imagine`, for one model, batch size and way of sampling; a
+  state is that of its episode, and each call gives the next.
   """
 
-  cache: attention.KVCache
-  text_GPC: jax.Array
-  prompt: wam.PromptKV
-  stream: encoders.Stream
-  clean_BFHWC: jax.Array
-  condition_BFHWC: jax.Array | None
-  embodiment_B: types.Array
-  action_mask_BAU: types.Array
-  key: jax.Array
+  @property
+  def frames_per_call(self) -> int:
+    """Camera frames that `step` takes."""
+    return self.cfg.camera_frames_per_chunk + (self.sample.history == 'window')
 
+  @property
+  def full(self) -> int:
+    """Latent frames of which an anchor is next: the last chunk is never looked back on."""
+    return 1 + (self.cfg.max_chunks - 1) * self.cfg.frames_per_chunk
 
-class Policy:
-  """Compiled `reset`, `step` and `imagine` for one model, batch size and way of sampling.
-
-  `traces` counts how often `step` was traced; it must stay at 1, because a second compilation would
-  stall a robot.
-  """
-
-  def __init__(self, model: cfg.ModelConfig, sample: cfg.SampleConfig, flow: cfg.FlowConfig):
-    self.cfg = model
-    self.sample = sample
-    self.flow = flow
-    self.solvers = sampler.make_solvers(sample)
-    self.branches = 1 if sample.guidance_scale == 1 else 2
-    self.traces = 0
-    self._wam = wam.WorldActionModel(model)
-    self.reset = jax.jit(self._reset)
-    self.step = jax.jit(self._step, donate_argnums=2)  # The cache is written in place.
-    self.imagine = jax.jit(self._imagine)
-
-  def _reset(
+  def reset(
     self,
     params: Any,
     frozen: encoders.Encoders,
     task: types.Task,
-    frame_BIJ3: jax.Array,
+    frame_BIJ3: types.Array,
     key: jax.Array,
   ) -> PolicyState:
     """State at the start of an episode.
 
     Args:
-      task: with negative prompts where `guidance_scale` is not 1.
+      task: with negative prompts where `sample.is_guided`.
       frame_BIJ3: any frame of the shape and type of observed ones; its pixels are not used.
+    Raises:
+      ValueError: the devices do not divide the robots and the branches of guidance.
     """
-    text_GPC = self._embed_text(params, frozen, task)
+    if self.split is not None:
+      self.split.check_rows(len(frame_BIJ3), self.branches)
+    memory, eyes = self.programs['reset'](params, frozen, task, frame_BIJ3, key)
+    frame = checks.Frame(tuple(frame_BIJ3.shape), np.dtype(frame_BIJ3.dtype))
+    return PolicyState(memory=memory, eyes=eyes, frame=frame)
 
-    # What the first anchor will fill has its shape from now on, so that a step compiles once.
-    latents, stream = _zeros(frozen.encode_start, frame_BIJ3[:, None])
-    condition = _zeros(frozen.encode_condition, frame_BIJ3[:, None])
-    if condition.image_BIC is None:
-      prompt = self._prompt(params, text_GPC, None)
-    else:
-      prompt = _zeros(self._prompt, params, text_GPC, condition.image_BIC)
+  def anchors_next(self, state: PolicyState) -> bool:
+    """Whether the next chunk begins with `anchor`, and not with what `observe` has seen."""
+    if self.sample.history == 'window':
+      return not state.begins
+    if self.slides:
+      return state.frames == 0
+    # The limit of the reference's global rule is -1 frames, which every call has reached.
+    endless = self.cfg.history_rule == 'reference_global'
+    return endless or state.frames in (0, self.full)
 
-    c = self.cfg
-    B, _, H, W, C = latents.shape
-    # The last chunk before an anchor is never looked back on.
-    cached_frames = 1 + (c.max_chunks - 1) * c.frames_per_chunk
-    cache = attention.KVCache.empty(
-      layers=c.num_layers,
-      batch=self.branches * B,
-      heads=c.num_heads,
-      slots=cached_frames * (H // c.patch) * (W // c.patch),
-      head_dim=c.head_dim,
-      dtype=jnp.dtype(c.dtype),
-    )
-    return PolicyState(
-      cache=cache,
-      text_GPC=text_GPC,
-      prompt=prompt,
-      stream=stream,
-      clean_BFHWC=jnp.zeros((B, cached_frames + c.frames_per_chunk, H, W, C)),
-      condition_BFHWC=condition.latents_BFHWC,
-      embodiment_B=task.embodiment_B,
-      action_mask_BAU=task.action_mask_BAU,
-      key=key,
-    )
-
-  def _step(
+  def step(
     self,
     params: Any,
     frozen: encoders.Encoders,
     state: PolicyState,
     observation: types.Observation,
-    noise: tuple[jax.Array, jax.Array] | None = None,
-  ) -> tuple[jax.Array, jax.Array, PolicyState]:
-    """(actions [B, A, U] normalized, predicted latents [B, F, H, W, C] of the chunk, state).
+    noise: tuple[types.Array, types.Array] | None = None,
+    prefix: types.Prefix | None = None,
+  ) -> tuple[jax.Array, jax.Array | None, PolicyState]:
+    """What `act` gives, after all frames since the last chunk; with `sample.history` 'window' after
+    the frame of a chunk ago and those since, whenever the last call was.
+
+    Raises:
+      ValueError: what is wrong with the observation; the state is as it was.
+    """
+    frames_BRIJ3 = observation.frames_BRIJ3
+    count = self.frames_per_call
+    checks.refuse(
+      [
+        *checks.list_frame_problems(frames_BRIJ3, state.frame, count),
+        *self._list_problems(state.frame.shape[0], Asked(observation.proprio_BX, noise, prefix)),
+      ]
+    )
+    state = self.look(params, frozen, state, frames_BRIJ3)
+    return self.act(params, state, observation.proprio_BX, noise, prefix)
+
+  def look(
+    self, params: Any, frozen: encoders.Encoders, state: PolicyState, frames_BRIJ3: types.Array
+  ) -> PolicyState:
+    """All frames since the last chunk were seen; `act` is next.
+
+    Raises:
+      ValueError: what is wrong with the frames; the state is as it was.
+    """
+    checks.refuse(checks.list_frame_problems(frames_BRIJ3, state.frame, self.frames_per_call))
+    if self.sample.history == 'window' and state.frames:
+      state = self.anchor(params, frozen, state, frames_BRIJ3[:, :1])
+      return self._observe_all(frozen, state, frames_BRIJ3[:, 1:])
+    if self.anchors_next(state):
+      return self.anchor(params, frozen, state, self._choose_anchor(frames_BRIJ3))
+    return self._observe_all(frozen, state, frames_BRIJ3)
+
+  def _observe_all(
+    self, frozen: encoders.Encoders, state: PolicyState, frames_BRIJ3: types.Array
+  ) -> PolicyState:
+    per_latent = self.cfg.tokenizer.temporal
+    for start in range(0, frames_BRIJ3.shape[1], per_latent):
+      state = self.observe(frozen, state, frames_BRIJ3[:, start : start + per_latent])
+    return state
+
+  def observe(
+    self, frozen: encoders.Encoders, state: PolicyState, frames_BRIJ3: types.Array
+  ) -> PolicyState:
+    """The frames of the next latent frame, `tokenizer.temporal` of them, were seen.
+
+    Training encodes a window as one stream. The reference encodes each observed chunk as a video of
+    its own, which begins with the chunk's first frame once more: `sample.observed` 'fresh'.
+
+    Raises:
+      ValueError: the chunk is whole already, the next one begins with an anchor, or what is wrong
+        with the frames; the state is as it was.
+    """
+    temporal = self.cfg.tokenizer.temporal
+    state.check_there()
+    checks.refuse(checks.list_frame_problems(frames_BRIJ3, state.frame, temporal))
+    if self.anchors_next(state):
+      raise ValueError(
+        f'With {state.frames} frames in the cache an anchor is next, not an observation.'
+      )
+    if state.waiting == self.cfg.frames_per_chunk:
+      raise ValueError(f'All {state.waiting} latent frames of the chunk are observed; act is next.')
+    self._check_paid(state)
+    return self.see(frozen, state, frames_BRIJ3)
+
+  def see(
+    self, frozen: encoders.Encoders, state: PolicyState, frames_BRIJ3: types.Array
+  ) -> PolicyState:
+    """`observe`, whatever is next."""
+    eyes = state.eyes
+    if self.sample.observed == 'fresh' and state.waiting == 0:
+      eyes = self.programs['restart'](frozen, eyes, frames_BRIJ3[:, :1])
+    eyes = self.programs['observe'](frozen, eyes, frames_BRIJ3, np.int32(state.waiting))
+    return dataclasses.replace(state, eyes=eyes, waiting=state.waiting + 1)
+
+  def anchor(
+    self, params: Any, frozen: encoders.Encoders, state: PolicyState, frame_B1IJ3: types.Array
+  ) -> PolicyState:
+    """This frame is frame 0, and everything before it forgotten."""
+    checks.refuse(checks.list_frame_problems(frame_B1IJ3, state.frame, 1))
+    self._check_paid(state)
+    memory, eyes = self.programs['anchor'](params, frozen, state.memory, state.eyes, frame_B1IJ3)
+    return PolicyState(memory=memory, eyes=eyes, frame=state.frame, frames=1, begins=True)
+
+  def act(
+    self,
+    params: Any,
+    state: PolicyState,
+    proprio_BX: types.Array,
+    noise: tuple[types.Array, types.Array] | None = None,
+    prefix: types.Prefix | None = None,
+    foreseen_BFHWC: types.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array | None, PolicyState]:
+    """(actions [B, A, U] normalized, predicted latents [B, F, H, W, C] of the chunk, state); no
+    latents where the actions act alone. Of a model with an overlap the last `action_overlap` of the
+    actions are the first of the chunk after this one, as far as is known now.
 
     Args:
+      proprio_BX: normalized, now.
       noise: (video, action) like the predicted latents and actions; None draws it from the state's
         key.
+      prefix: first actions of the chunk that the robots are committed to, which come back as they
+        are and which the others go on from; None for none.
+      foreseen_BFHWC: latents of the chunk under way, of which not all is observed yet; what really
+        comes is then owed (`control.lookahead`).
+    Raises:
+      ValueError: the chunk that was executed is not observed yet; the prefix is longer than the
+        model's overlap.
     """
-    self.traces += 1  # Python runs here only while JAX traces.
-    c = self.cfg
-    full = 1 + (c.max_chunks - 1) * c.frames_per_chunk
-    # Decided on the device: an episode's first step is the same program as all others.
-    starts = (state.cache.frames == 0) | (state.cache.frames == full)
-    given = (params, frozen, state, observation.frames_BRIJ3)
-    state = jax.lax.cond(starts, self._anchor, self._extend, *given)
-
-    if noise is None:
-      key, key_video, key_action = jax.random.split(state.key, 3)
-      B, _, *latent = state.clean_BFHWC.shape
-      noise = (
-        flow_lib.sample_noise(key_video, (B, c.frames_per_chunk, *latent)),
-        flow_lib.sample_noise(key_action, state.action_mask_BAU.shape),
+    state.check_there()
+    asked = self.ask(state.frame.shape[0], Asked(proprio_BX, noise, prefix))
+    per_chunk = self.cfg.frames_per_chunk
+    if state.is_at_anchor and foreseen_BFHWC is None:
+      *output, memory = self.programs['begin'](params, state.memory, asked)
+      return *output, self.count_chunk(state, memory)
+    self._check_paid(state)
+    if foreseen_BFHWC is None and state.waiting < per_chunk:
+      raise ValueError(
+        f'{state.waiting} of {per_chunk} latent frames of the last chunk are observed.'
       )
-      if not self.sample.same_noise:
-        state = dataclasses.replace(state, key=key)
+    seen_BFHWC = state.eyes.latents_BFHWC if foreseen_BFHWC is None else foreseen_BFHWC
+    *output, memory = self.programs['act'](
+      params, state.memory, seen_BFHWC, np.int32(state.frames), asked
+    )
+    if foreseen_BFHWC is None:
+      return *output, self.count_chunk(state, memory)
+    after = self.count_chunk(dataclasses.replace(state, waiting=per_chunk), memory)
+    if self.sample.history != 'window':
+      # What was observed of the chunk stays, and the rest of it is to come.
+      after = dataclasses.replace(after, waiting=state.waiting, owed=True)
+    return *output, after
 
-    video, action = self._denoise(params, state, *noise, observation.proprio_BX)
-    # What a robot does not have is 0, as in the actions of training.
-    return action * state.action_mask_BAU, video, state
+  def _check_paid(self, state: PolicyState) -> None:
+    if state.owed:
+      raise ValueError(
+        'The last chunk was committed as it was foreseen; first amend it by the frames that came.'
+      )
 
-  def _imagine(
-    self, frozen: encoders.Encoders, state: PolicyState, latents_BFHWC: jax.Array
+  def count_chunk(self, state: PolicyState, memory: Memory) -> PolicyState:
+    """The state after a chunk, of which this is remembered."""
+    frames = state.frames + state.waiting
+    return dataclasses.replace(state, memory=memory, frames=frames, waiting=0, begins=False)
+
+  def ask(self, batch: int, asked: Asked) -> Asked:
+    """`asked` as programs take it.
+
+    Raises:
+      ValueError: what is wrong with it for so many robots.
+    """
+    checks.refuse(self._list_problems(batch, asked))
+    return asked._replace(prefix=self._fill(asked.prefix, batch))
+
+  def _list_problems(self, batch: int, asked: Asked) -> list[str]:
+    c = self.cfg
+    return [
+      *checks.list_proprio_problems(asked.proprio_BX, batch, c.proprio_dim),
+      *checks.list_prefix_problems(asked.prefix, batch, c.action_overlap, c.action_dim),
+    ]
+
+  def _fill(self, prefix: types.Prefix | None, batch: int) -> types.Prefix | None:
+    """A prefix for every call of a model that takes one, so that none is compiled again; of no step
+    where there is none.
+    """
+    c = self.cfg
+    if not c.action_overlap:
+      return None
+    if prefix is None:
+      nothing_BDU = np.zeros((batch, c.action_overlap, c.action_dim), np.float32)
+      return types.Prefix(action_BDU=nothing_BDU, length_B=np.zeros(batch, np.int32))
+    return types.Prefix(
+      action_BDU=np.asarray(prefix.action_BDU, np.float32),
+      length_B=np.asarray(prefix.length_B, np.int32),
+    )
+
+  def imagine(
+    self, frozen: encoders.Encoders, state: PolicyState, latents_BFHWC: types.Array
   ) -> jax.Array:
     """Predicted latents as frames [B, r, I, J, 3] in [-1, 1], decoded after the observed ones of
     `step`'s state.
     """
-    start = state.cache.frames
-    per_latent = self.cfg.tokenizer.temporal
-    latents = jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
-    video = frozen.decode(latents)
-    # The first latent is of one frame, every other of `per_latent`.
-    first = 1 + (start - 1) * per_latent
-    size = latents_BFHWC.shape[1] * per_latent
-    return jax.lax.dynamic_slice_in_dim(video, first, size, axis=1)
+    return self.decode(frozen, state.memory.clean_BFHWC, latents_BFHWC, state.frames)
 
-  def _embed_text(self, params, frozen: encoders.Encoders, task: types.Task) -> jax.Array:
-    """[G, P, C] of the prompts, with guidance followed by the negative ones."""
-    negative_BP = task.negative_ids_BP
-    guided = self.branches == 2
-    scale = f'sample.guidance_scale={self.sample.guidance_scale}'
-    if guided and negative_BP is None:
-      raise ValueError(f'{scale} needs negative prompts.')
-    if negative_BP is not None and not guided:
-      raise ValueError(f'{scale} takes no negative prompts.')
-    ids_GP = task.prompt_ids_BP
-    if negative_BP is not None:
-      ids_GP = jnp.concatenate([ids_GP, negative_BP])
-    if frozen.text is None:
-      return self._apply(params, self._wam.encode_text, ids_GP)
-    return frozen.text.encode(ids_GP)
+  def decode(
+    self,
+    frozen: encoders.Encoders,
+    clean_BFHWC: types.Array,
+    latents_BFHWC: types.Array,
+    frames: int,
+  ) -> jax.Array:
+    """`imagine`, of a state that may be gone: its `memory.clean_BFHWC` and its `frames`."""
+    start = np.int32(frames - self._shift(frames + self.cfg.frames_per_chunk))
+    return self.programs['imagine'](frozen, clean_BFHWC, latents_BFHWC, start)
 
-  def _anchor(
-    self, params, frozen: encoders.Encoders, state: PolicyState, frames_BRIJ3
-  ) -> PolicyState:
-    """The newest frame becomes frame 0 of an empty cache."""
-    frame_B1IJ3 = frames_BRIJ3[:, -1:]
-    condition = frozen.encode_condition(frame_B1IJ3)
-    latents, stream = frozen.encode_start(frame_B1IJ3)
-    if condition.image_BIC is not None:
-      state = dataclasses.replace(
-        state, prompt=self._prompt(params, state.text_GPC, condition.image_BIC)
-      )
-    state = dataclasses.replace(state, stream=stream, condition_BFHWC=condition.latents_BFHWC)
-    return self._commit(params, state, latents, 0)
+  def _choose_anchor(self, frames_BRIJ3: types.Array) -> types.Array:
+    """[B, 1, I, J, 3], the newest frame of a call, with `sample.anchor` 'reference' not always.
 
-  def _extend(
-    self, params, frozen: encoders.Encoders, state: PolicyState, frames_BRIJ3
-  ) -> PolicyState:
-    """The observed frames follow those in the cache.
-
-    Training encodes a window as one stream. The reference encodes each observed chunk as a video of
-    its own, which begins with the chunk's first frame once more: `sample.observed` 'fresh'.
+    The reference takes the newest where a call has 4 frames, as its servers send them, and the
+    oldest where it has those of a whole chunk. 4 come here with each repeated to make a chunk.
+    Source: DreamZero `lazy_joint_video_action`.
     """
-    if self.sample.observed == 'fresh':
-      again = jnp.concatenate([frames_BRIJ3[:, :1], frames_BRIJ3], axis=1)
-      latents = frozen.encode(again)[:, -self.cfg.frames_per_chunk :]
-    else:
-      latents, stream = frozen.encode_more(state.stream, frames_BRIJ3)
-      state = dataclasses.replace(state, stream=stream)
-    return self._commit(params, state, latents, state.cache.frames)
-
-  def _commit(self, params, state: PolicyState, latents_BFHWC, start) -> PolicyState:
-    """The frames from `start` on are these: in the cache, and for `imagine`."""
-    cache = self._apply(
-      params,
-      self._wam.commit,
-      state.cache,
-      self._branch(latents_BFHWC),
-      start_frame=start,
-      prompt=state.prompt,
-      condition=self._condition(state, start, latents_BFHWC.shape[1]),
-    )
-    clean = jax.lax.dynamic_update_slice_in_dim(state.clean_BFHWC, latents_BFHWC, start, axis=1)
-    return dataclasses.replace(state, cache=cache, clean_BFHWC=clean)
-
-  def _denoise(self, params, state: PolicyState, noise_video, noise_action, proprio_BX):
-    """(latents, actions) of the next chunk. Source: DreamZero policy head."""
-    B, F = noise_video.shape[:2]
-    A = noise_action.shape[1]
-    G = self.branches * B
-    start = state.cache.frames
-    condition = self._condition(state, start, F)
-    body = types.Body(
-      proprio_BSX=self._branch(proprio_BX[:, None]),
-      embodiment_B=self._branch(state.embodiment_B),
-      valid_BA=self._branch(jnp.any(state.action_mask_BAU, axis=-1)),
-    )
-
-    def velocity(video_BFHWC, sigma_video, action_BAU, sigma_action):
-      if self.flow.mask_padded_noise:
-        action_BAU = action_BAU * state.action_mask_BAU
-      noisy = types.Noisy(
-        video_BFHWC=self._branch(video_BFHWC),
-        sigma_video_BF=jnp.full((G, F), sigma_video),
-        action_BAU=self._branch(action_BAU),
-        sigma_action_BA=jnp.full((G, A), sigma_action),
-      )
-      video_GFHWC, action_GAU = self._apply(
-        params,
-        self._wam.denoise,
-        state.cache,
-        noisy,
-        body,
-        start_frame=start,
-        prompt=state.prompt,
-        condition=condition,
-      )
-      # Guidance moves the video alone; the actions are those of the prompt.
-      action_BAU = action_GAU[:B]
-      if self.branches == 1:
-        return video_GFHWC, action_BAU
-      scale = self.sample.guidance_scale
-      return sampler.guide(video_GFHWC[:B], video_GFHWC[B:], scale), action_BAU
-
-    return sampler.denoise(velocity, noise_video, noise_action, *self.solvers)
-
-  def _apply(self, params, method, *args, **named) -> Any:
-    return self._wam.apply({'params': params}, *args, method=method, **named)
-
-  def _prompt(self, params, text_GPC, image_BIC) -> wam.PromptKV:
-    image_GIC = None if image_BIC is None else self._branch(image_BIC)
-    return self._apply(params, self._wam.prompt_kv, text_GPC, image_GIC)
-
-  def _condition(self, state: PolicyState, start, frames: int) -> types.Condition:
-    """What the anchor says about `frames` latent frames from `start` on, for every branch."""
-    if state.condition_BFHWC is None:
-      return types.UNCONDITIONED
-    latents = jax.lax.dynamic_slice_in_dim(state.condition_BFHWC, start, frames, axis=1)
-    return types.Condition(latents_BFHWC=self._branch(latents))
-
-  def _branch(self, x_B):
-    """`x_B` once for each branch of guidance."""
-    return jnp.concatenate([x_B] * self.branches) if self.branches > 1 else x_B
-
-
-def _zeros(function, *args):
-  """Zeros like what `function(*args)` gives, without running it."""
-  shapes = jax.eval_shape(function, *args)
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    oldest, newest = frames_BRIJ3[:, :1], frames_BRIJ3[:, -1:]
+    if self.sample.anchor == 'newest':
+      return newest
+    # [B, frames sent, repetitions, ...].
+    B, *image = frames_BRIJ3.shape[:1] + frames_BRIJ3.shape[2:]
+    sent = np.asarray(frames_BRIJ3).reshape(B, -1, self.cfg.frames_per_chunk, *image)
+    is_repeated = np.all(sent == sent[:, :, :1], axis=(1, 2, 3, 4, 5))
+    return np.where(is_repeated[:, None, None, None, None], newest, oldest)

@@ -6,9 +6,10 @@ backward.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -25,64 +26,182 @@ NEGATIVE = -1e30
 MOST_DENSE = 512
 LEAST_SPLASH = 4096
 
+# An array, or one of each session of a pass; see `KVCache`.
+Each = jax.Array | tuple[jax.Array, ...]
+
 
 @flax.struct.dataclass
 class KVCache:
   """Keys (rotated) and values of committed clean frames; preallocated.
 
   Frame f lies in slot f mod (number of slots), so when the slots run out a new frame takes the
-  place of the oldest.
+  place of the oldest. With a sink frame 0 stays for ever, and the others take turns in the slots
+  after it.
+
+  Sessions that go through a pass together keep arrays of their own: each of these is then a tuple
+  of n, frames and places in the episode are [n], and row r of the pass is of session r mod n.
 
   Attributes:
     k, v: [L, B, N, S, K], S = frame slots * tokens per frame.
     frames: int32 scalar, frames committed so far, dropped ones included.
+    sink_k: keys of frame 0 as at its own time, [L, B, N, tokens of a frame, K]; None without.
   """
 
-  k: jax.Array
-  v: jax.Array
+  k: Each
+  v: Each
   frames: jax.Array
+  sink_k: Each | None = None
 
   @classmethod
-  def empty(cls, layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype) -> KVCache:
-    """Cache without frames; `slots` counts tokens."""
-    zeros = jnp.zeros((layers, batch, heads, slots, head_dim), dtype)
-    return cls(zeros, zeros, jnp.int32(0))
-
-  def write(
-    self, k_LBNTK: jax.Array, v_LBNTK: jax.Array, start_frame: int | jax.Array, frames: int
+  def empty(
+    cls,
+    *,
+    layers: int,
+    batch: int,
+    heads: int,
+    slots: int,
+    head_dim: int,
+    dtype,
+    sink: int = 0,
   ) -> KVCache:
-    """The cache with `frames` whole frames from `start_frame` on; later ones are forgotten."""
-    tokens = k_LBNTK.shape[3] // frames
-    slots = self.k.shape[3] // tokens
+    """Cache without frames; `slots` counts tokens, `sink` those of frame 0 if that stays."""
+    shape = (layers, batch, heads, slots, head_dim)
+    sink_k = jnp.zeros((*shape[:3], sink, head_dim), dtype) if sink else None
+    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0), sink_k)
 
-    # Frame by frame: XLA clamps an update that runs past the last slot, where frames wrap around.
-    def put(cached, new):
-      for i, frame in enumerate(jnp.split(new.astype(cached.dtype), frames, axis=3)):
-        start = (start_frame + i) % slots * tokens
-        cached = jax.lax.dynamic_update_slice_in_dim(cached, frame, start, axis=3)
-      return cached
+  @classmethod
+  def join(cls, caches: Sequence[KVCache]) -> KVCache:
+    """That of a pass of sessions, each of which keeps its arrays."""
+    frames = jnp.stack([cache.frames for cache in caches])
+    k, v, sink_k = (tuple(getattr(cache, x) for cache in caches) for x in ('k', 'v', 'sink_k'))
+    return cls(k, v, frames, None if caches[0].sink_k is None else sink_k)
 
-    return KVCache(
-      k=put(self.k, k_LBNTK),
-      v=put(self.v, v_LBNTK),
-      frames=jnp.int32(start_frame + frames),
-    )
+  def part(self) -> list[KVCache]:
+    """Those of the sessions; undoes `join`."""
+    sinks = self.sink_k or [None] * len(self.k)
+    return [KVCache(*each) for each in zip(self.k, self.v, self.frames, sinks)]
+
+  @property
+  def slots(self) -> int:
+    """S."""
+    return each_session(self.k)[0].shape[3]
+
+  def slot(self, frame: jax.Array | int, tokens: int) -> jax.Array | int:
+    """First slot of a frame of so many tokens."""
+    frames = self.slots // tokens
+    if self.sink_k is None:
+      return frame % frames * tokens
+    turn = 1 + (frame - 1) % (frames - 1)
+    return (turn if not isinstance(frame, int) else turn * (frame > 0)) * tokens
+
+  def turn_sink(self, shift: jax.Array) -> KVCache:
+    """The cache with frame 0 as seen `shift` frames later: as if it were that much newer."""
+
+    def turn(k_LBNSK, sink_k_LBNTK, shift):
+      angles_1R = time_angles(shift, k_LBNSK.shape[-1])
+      turned = jnp.stack([rotate(k_BNTK, angles_1R) for k_BNTK in sink_k_LBNTK])
+      return jax.lax.dynamic_update_slice_in_dim(k_LBNSK, turned, 0, axis=3)
+
+    return self.replace(k=map_sessions(turn, self.k, self.sink_k, shift))
 
   def seen_from(
     self, start_frame: int | jax.Array, frames: int, window: int, tokens: int
   ) -> jax.Array:
-    """[S] bool: cached tokens that `frames` new ones from `start_frame` on see.
+    """[S] bool, [n, S] with starts of n sessions: cached tokens that `frames` new ones from
+    `start_frame` on see.
 
     Args:
       window: number of the newest frames that are seen, the new ones included.
       tokens: number of tokens of a frame.
     """
-    slots = self.k.shape[3] // tokens
-    newest = start_frame - 1
+    slots = self.slots // tokens
+    start = jnp.asarray(start_frame)[..., None]
+    dropped = jnp.maximum(0, start + frames - window)
+    if self.sink_k is not None:
+      # Frame 0 is one of the window, which has no more frames than it had in training.
+      turn = start - 2 - (start - 2 - jnp.arange(slots - 1)) % (slots - 1)
+      seen = jnp.concatenate([start > 0, turn + 1 > dropped], -1)
+      return jnp.repeat(seen, tokens, axis=-1)
+    newest = start - 1
     # The frame in each slot; negative where there is none yet.
     frame = newest - (newest - jnp.arange(slots)) % slots
-    oldest = jnp.maximum(0, start_frame + frames - window)
-    return jnp.repeat(frame >= oldest, tokens)
+    return jnp.repeat(frame >= dropped, tokens, axis=-1)
+
+
+@flax.struct.dataclass(kw_only=True)
+class Stays:
+  """Tokens of a sweep whose keys and values take slots of the cache.
+
+  Attributes:
+    spans: (start, stop) of their places in the sweep, a span for each frame: XLA clamps an update
+      that runs past the last slot, where frames wrap around.
+    slots: int32, the first slot of each; [n] of n sessions.
+  """
+
+  spans: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
+  slots: tuple[jax.Array | int, ...]
+
+  def put(self, cached: Each, new_BNTK: jax.Array, layer: jax.Array) -> Each:
+    """The cache with these tokens of one layer."""
+
+    def put_session(x_LBNSK, new_BNTK, *slots):
+      for (start, stop), slot in zip(self.spans, slots):
+        new_1BNTK = new_BNTK[None, :, :, start:stop].astype(x_LBNSK.dtype)
+        x_LBNSK = jax.lax.dynamic_update_slice(x_LBNSK, new_1BNTK, (layer, 0, 0, slot, 0))
+      return x_LBNSK
+
+    if isinstance(cached, tuple):
+      new_BNTK = deal(new_BNTK, len(cached))
+    return map_sessions(put_session, cached, new_BNTK, *self.slots)
+
+
+def each_session(x: Each) -> tuple[jax.Array, ...]:
+  """The arrays of the sessions of a pass."""
+  return x if isinstance(x, tuple) else (x,)
+
+
+def map_sessions(function: Callable[..., jax.Array], x: Each, *more: Any) -> Each:
+  """`function` of each session's array, and of what it has of `more`; what has no axis all have."""
+  if not isinstance(x, tuple):
+    return function(x, *more)
+
+  def pick(y, number: int):
+    return y[number] if isinstance(y, tuple) or np.ndim(y) else y
+
+  return tuple(function(one, *(pick(y, i) for y in more)) for i, one in enumerate(x))
+
+
+def interleave(x: Each) -> jax.Array:
+  """Rows of all sessions as a pass has them: first the first of each."""
+  if not isinstance(x, tuple):
+    return x
+  return jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:])
+
+
+def deal(x_B: jax.Array, sessions: int) -> tuple[jax.Array, ...]:
+  """The rows of each session of a pass; undoes `interleave`."""
+  return tuple(x_B[number::sessions] for number in range(sessions))
+
+
+def spread(x: jax.Array, rows: int, rank: int) -> jax.Array:
+  """For each of the rows of a pass what its session has; as it is where all have the same.
+
+  Args:
+    x: of `rank` axes, before which there is one of the sessions or none.
+  """
+  if x.ndim == rank:
+    return x
+  return jnp.tile(x, (rows // len(x),) + (1,) * rank)
+
+
+def read_layer(cached: Each, layer: jax.Array, rows: int) -> jax.Array:
+  """Keys or values of a layer, [B, N, S, K]; of the first `rows` where a pass has not all."""
+  each = each_session(cached)
+  of_layer = tuple(
+    jax.lax.dynamic_index_in_dim(x_LBNSK, layer, keepdims=False)[: rows // len(each)]
+    for x_LBNSK in each
+  )
+  return interleave(of_layer) if isinstance(cached, tuple) else of_layer[0]
 
 
 def attend(
@@ -99,6 +218,53 @@ def attend(
     logits_BNTS = jnp.where(mask, logits_BNTS, NEGATIVE)
   weights_BNTS = jax.nn.softmax(logits_BNTS, -1).astype(v_BNSK.dtype)
   return jnp.einsum('BNTS,BNSK->BNTK', weights_BNTS, v_BNSK)
+
+
+def attend_after(
+  q_BNTK: jax.Array,
+  past_k_BNSK: jax.Array,
+  past_v_BNSK: jax.Array,
+  k_BNTK: jax.Array,
+  v_BNTK: jax.Array,
+  mask: jax.Array,
+) -> jax.Array:
+  """`attend` to a past and to oneself, whose keys are not put behind those of the past: that would
+  copy a layer's cache.
+
+  Args:
+    mask: bool, broadcasts to [B, N, T, S + T]: the past, then the queries' own keys.
+  """
+  S = past_k_BNSK.shape[2]
+
+  def logits(k_BNSK, seen):
+    logits_BNTS = jnp.einsum(
+      'BNTK,BNSK->BNTS',
+      q_BNTK,
+      k_BNSK.astype(q_BNTK.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return jnp.where(seen, logits_BNTS * q_BNTK.shape[-1] ** -0.5, NEGATIVE)
+
+  past_BNTS = logits(past_k_BNSK, mask[..., :S])
+  own_BNTT = logits(k_BNTK, mask[..., S:])
+  # One softmax over both.
+  largest_BNT1 = jnp.maximum(
+    jnp.max(past_BNTS, -1, keepdims=True), jnp.max(own_BNTT, -1, keepdims=True)
+  )
+  past_BNTS = jnp.exp(past_BNTS - largest_BNT1)
+  own_BNTT = jnp.exp(own_BNTT - largest_BNT1)
+  total_BNT1 = jnp.sum(past_BNTS, -1, keepdims=True) + jnp.sum(own_BNTT, -1, keepdims=True)
+
+  def add_up(weights_BNTS, v_BNSK):
+    dtype = v_BNTK.dtype
+    return jnp.einsum(
+      'BNTS,BNSK->BNTK',
+      (weights_BNTS / total_BNT1).astype(dtype),
+      v_BNSK.astype(dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+  return (add_up(past_BNTS, past_v_BNSK) + add_up(own_BNTT, v_BNTK)).astype(v_BNTK.dtype)
 
 
 def attend_fused(
@@ -142,13 +308,17 @@ def attend_fused(
   return jnp.swapaxes(y_BTNK[:, :T], 1, 2)
 
 
-def is_fused(q_BNTK: jax.Array) -> bool:
-  """Whether `attend_fused` has kernels for these queries: halves on GPUs, with tokens that are not
-  split.
+def has_fused(dtype: jnp.dtype, head_dim: int) -> bool:
+  """Whether cuDNN has kernels for such queries and keys where what is traced now runs: halves on
+  GPUs.
   """
-  K = q_BNTK.shape[-1]
-  halves = q_BNTK.dtype in (jnp.bfloat16, jnp.float16) and K % 8 == 0 and K <= 128
-  return halves and sharding.platform() in ('gpu', 'cuda') and sharding.shards_of('tokens') == 1
+  halves = dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+  return halves and sharding.platform() in ('gpu', 'cuda')
+
+
+def is_fused(q_BNTK: jax.Array) -> bool:
+  """Whether `attend_fused` has kernels for these queries, whose tokens must not be split."""
+  return has_fused(q_BNTK.dtype, q_BNTK.shape[-1]) and sharding.shards_of('tokens') == 1
 
 
 class Plan(NamedTuple):
@@ -184,13 +354,16 @@ def training_mask(
     frames_per_chunk=c.frames_per_chunk,
     window_frames=len(layout.frame) if everything else c.window_frames,
     state_rule=state_rule,
+    video_sees=c.video_sees,
   )
   return masks.reference_global(layout, mask) if everything and has_clean else mask
 
 
-def make_plan(c: cfg.ModelConfig, layout: masks.Layout) -> Plan:
+def make_plan(c: cfg.ModelConfig, layout: masks.Layout, hides_video: bool = False) -> Plan:
   """The plan of `c.attention` for the active mesh.
 
+  Args:
+    hides_video: whether noisy video may be padding, as actions and states may.
   Raises:
     ValueError: the mesh does not divide the heads or has more shards than the tokens can use.
   """
@@ -209,7 +382,9 @@ def make_plan(c: cfg.ModelConfig, layout: masks.Layout) -> Plan:
     return Plan(masks.pad_to_multiple(np.arange(tokens), shards), pattern=None)
   if kind == 'chunks':
     units = masks.units(layout)
-    order, chunks = masks.chunk_plan(units, training_mask(c, units.layout), shards)
+    first_padded = masks.NOISY if hides_video else masks.ACTION
+    visible = training_mask(c, units.layout)
+    order, chunks = masks.chunk_plan(units, visible, shards, first_padded)
     return Plan(order, chunks)
   return _plan_blocks(c, layout, shards)
 
@@ -225,7 +400,9 @@ def _plan_blocks(c: cfg.ModelConfig, layout: masks.Layout, shards: int) -> Plan:
     )
   # A block of a single state would be 127 parts padding: states stand with their chunk and are laid
   # out as if they saw it; a state that sees itself alone is its own value, which `alone_T` says.
-  visible = training_mask(c, units.layout, state_rule='chunk')
+  # So is video that does not see actions; the kernels hide these from it in the blocks they share.
+  sees_all = dataclasses.replace(c, video_sees='all')
+  visible = training_mask(sees_all, units.layout, state_rule='chunk')
 
   @functools.cache
   def plan_for(shards: int) -> tuple[np.ndarray, masks.Blocks]:
@@ -241,6 +418,9 @@ def _plan_blocks(c: cfg.ModelConfig, layout: masks.Layout, shards: int) -> Plan:
       f"config.rules['tokens']; nearest valid: {_nearest(shards, fits)}."
     )
   order, blocks = plan_for(shards)
+  if c.video_sees == 'video':
+    video = masks.count_video(layout, order, blocks.side)
+    blocks = dataclasses.replace(blocks, video=video)
   is_state_T = (layout.kind[order] == masks.STATE) & (order >= 0)
   return Plan(order, blocks, alone_T=is_state_T if alone else None)
 
@@ -341,9 +521,8 @@ def attend_blocks(
 ) -> jax.Array:
   """`attend` where blocks of tokens see whole blocks; see `splash.attend`."""
   splash = _load_splash()
-  return splash.attend(
-    q_BNTK, k_BNTK, v_BNTK, seen_BT, blocks.visible, key_axis='tokens', name=name
-  )
+  pairs = splash.Pairs(blocks.visible, blocks.video)
+  return splash.attend(q_BNTK, k_BNTK, v_BNTK, seen_BT, pairs, key_axis='tokens', name=name)
 
 
 def attend_all(q_BNTK: jax.Array, k_BNSK: jax.Array, v_BNSK: jax.Array, side: int) -> jax.Array:
@@ -357,8 +536,9 @@ def attend_all(q_BNTK: jax.Array, k_BNSK: jax.Array, v_BNSK: jax.Array, side: in
 
   seen_BS = jnp.broadcast_to(np.arange(S + missing) < S, (B, S + missing))
   row = (True,) * ((S + missing) // width)
-  visible = (row,) * (q_BNTK.shape[2] // side)
-  return _load_splash().attend(q_BNTK, pad(k_BNSK), pad(v_BNSK), seen_BS, visible)
+  splash = _load_splash()
+  pairs = splash.Pairs((row,) * (q_BNTK.shape[2] // side))
+  return splash.attend(q_BNTK, pad(k_BNSK), pad(v_BNSK), seen_BS, pairs)
 
 
 def _load_splash():
@@ -369,7 +549,8 @@ def _load_splash():
 
 
 def rotate(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
-  """Rotary embedding of interleaved pairs (2i, 2i+1) by `angles_TR` [T, K/2], in float32.
+  """Rotary embedding of interleaved pairs (2i, 2i+1) by `angles_TR` [T, K/2], in float32; or
+  [B, 1, T, K/2], where samples have their own.
 
   Source: DreamZero `rope_apply` (complex multiplication).
   """
@@ -409,22 +590,24 @@ def rotate_by_product(x_BNTK: jax.Array, angles_TR: jax.Array) -> jax.Array:
 def video_angles(
   start_frame: int | jax.Array, frames: int, rows: int, columns: int, head_dim: int
 ) -> np.ndarray | jax.Array:
-  """[frames * rows * columns, K/2] float32 angles: pairs for time, then row, then column.
+  """[frames * rows * columns, K/2] float32 angles: pairs for time, then row, then column; before
+  them the axes of `start_frame`.
 
   Made on the host in float64 where `start_frame` is a Python integer.
   Source: DreamZero `rope_params`: d - 4 (d // 6) dimensions for time, 2 (d // 6) for each other
   axis.
   """
   side = 2 * (head_dim // 6)
-  time = _angles(start_frame, frames, head_dim - 2 * side)[:, None, None]
-  row = _angles(0, rows, side)[None, :, None]
-  column = _angles(0, columns, side)[None, None]
+  time = _angles(start_frame, frames, head_dim - 2 * side)[..., None, None, :]
+  row = _angles(0, rows, side)[:, None]
+  column = _angles(0, columns, side)
   numbers = np if isinstance(time, np.ndarray) else jnp
+  starts = time.shape[:-4]
   parts = [
-    numbers.broadcast_to(angles, (frames, rows, columns, angles.shape[-1]))
+    numbers.broadcast_to(angles, (*starts, frames, rows, columns, angles.shape[-1]))
     for angles in (time, row, column)
   ]
-  return numbers.concatenate(parts, -1).reshape(-1, head_dim // 2)
+  return numbers.concatenate(parts, -1).reshape(*starts, -1, head_dim // 2)
 
 
 def sequence_angles(start: int | jax.Array, length: int, head_dim: int) -> np.ndarray | jax.Array:
@@ -433,6 +616,25 @@ def sequence_angles(start: int | jax.Array, length: int, head_dim: int) -> np.nd
 
 
 def _angles(start: int | jax.Array, length: int, width: int) -> np.ndarray | jax.Array:
-  """[length, width / 2] float32, with frequencies from 1 down to nearly 1 / 10,000."""
+  """[length, width / 2] float32, with frequencies from 1 down to nearly 1 / 10,000; before them the
+  axes of `start`.
+  """
   frequency = 10000.0 ** (-np.arange(0, width, 2, dtype=np.float64) / width)
-  return ((start + np.arange(length))[:, None] * frequency).astype(np.float32)
+  if isinstance(start, (int, np.integer)):
+    return ((start + np.arange(length))[:, None] * frequency).astype(np.float32)
+  # In parts of a turn as integers, which wrap around by themselves: differences of positions stay
+  # exact however long an episode lasts.
+  turns = np.round(frequency / (2 * np.pi) * 2.0**32).astype(np.uint32)
+  position = (jnp.asarray(start)[..., None] + np.arange(length)).astype(jnp.uint32)
+  return (position[..., None] * turns).astype(jnp.float32) * np.float32(2 * np.pi / 2.0**32)
+
+
+def time_angles(frames: int | jax.Array, head_dim: int) -> np.ndarray | jax.Array:
+  """[1, K/2] angles of video that is later by some frames, at the same place in the image; before
+  them the axes of `frames`.
+  """
+  width = head_dim - 4 * (head_dim // 6)
+  numbers = np if isinstance(frames, (int, np.integer)) else jnp
+  rest = (head_dim - width) // 2
+  angles = _angles(frames, 1, width)
+  return numbers.pad(angles, [(0, 0)] * (angles.ndim - 1) + [(0, rest)])

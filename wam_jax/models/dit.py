@@ -20,6 +20,7 @@ from wam_jax import masks
 from wam_jax import sharding
 from wam_jax.models import attention
 from wam_jax.models import layers
+from wam_jax.models import slots as slots_lib
 
 # Names that rematerialisation policies know values by.
 SAVED = 'attention'
@@ -45,10 +46,12 @@ class Tokens:
   Attributes:
     modulation_BG6D: noise-level projection of each group of tokens that share a level.
     group_T: int32, the group of each token.
-    angles_TR: [T, K/2] rotary angles.
+    angles_TR: [T, K/2] rotary angles, or [B, 1, T, K/2].
     mask: bool, broadcasts to [B, 1, T, cached slots + T]; with a pattern [B, T], tokens that are no
       padding.
     alone_T, pattern: those of `attention.Plan`.
+    stays: which of the tokens take slots of the cache, or None without one.
+    slots: where they lie for kernels that take no mask, or None; `kernels` names these.
   """
 
   modulation_BG6D: jax.Array
@@ -56,6 +59,9 @@ class Tokens:
   angles_TR: Any
   mask: Any
   alone_T: Any = None
+  stays: attention.Stays | None = None
+  slots: slots_lib.Slots | None = None
+  kernels: slots_lib.Kernels = flax.struct.field(pytree_node=False, default='dense')
   pattern: masks.Chunks | masks.Blocks | None = flax.struct.field(pytree_node=False, default=None)
 
   def spread(self, x_BGD):
@@ -66,6 +72,18 @@ class Tokens:
     # gradient; shards split it.
     one_TG = jax.nn.one_hot(self.group_T, x_BGD.shape[1], dtype=x_BGD.dtype)
     return jnp.einsum('TG,BGD->BTD', one_TG, x_BGD, precision=jax.lax.Precision.HIGHEST)
+
+
+class Layer(NamedTuple):
+  """What self-attention is told of the past.
+
+  Attributes:
+    index: number of the layer.
+    cached: keys and values of all layers, as `attention.KVCache` has them, or None.
+  """
+
+  index: jax.Array | None
+  cached: tuple[attention.Each, attention.Each] | None
 
 
 def _to_heads(c: cfg.ModelConfig, name: str) -> layers.Einsum:
@@ -104,8 +122,8 @@ class SelfAttention(nn.Module):
     self.norm_q = layers.HeadsRMSNorm(c.eps)
     self.norm_k = layers.HeadsRMSNorm(c.eps)
 
-  def __call__(self, x_BTD, tokens: Tokens, cached):
-    """(attended tokens, new keys and values or None); `cached`: keys and values of a past."""
+  def __call__(self, x_BTD, tokens: Tokens, layer: Layer):
+    """(attended tokens, keys and values of all layers with those that stay, or None)."""
     pattern = tokens.pattern
     in_blocks = isinstance(pattern, masks.Blocks)
     rotate = attention.rotate_by_product if in_blocks else attention.rotate
@@ -131,14 +149,20 @@ class SelfAttention(nn.Module):
 
     # By a mask of all pairs: a short window, or a chunk after a cached past.
     q_BNTK = sharding.shard(q_BNTK, 'batch', 'act_heads', 'tokens', 'head_dim')
-    k_BNSK = k_BNTK
-    v_BNSK = v_BNTK
-    if cached is not None:
-      past_k, past_v = cached
-      k_BNSK = jnp.concatenate([past_k.astype(k_BNTK.dtype), k_BNTK], 2)
-      v_BNSK = jnp.concatenate([past_v.astype(v_BNTK.dtype), v_BNTK], 2)
-    y_BNTK = attention.attend(q_BNTK, k_BNSK, v_BNSK, tokens.mask)
-    return self.o(checkpoint_name(y_BNTK, SAVED)), (k_BNTK, v_BNTK)
+    if layer.cached is None:
+      y_BNTK = attention.attend(q_BNTK, k_BNTK, v_BNTK, tokens.mask)
+      return self.o(checkpoint_name(y_BNTK, SAVED)), None
+
+    # The past of this layer, read before the sweep's own keys take their slots in it; of the first
+    # samples, where the sweep has not all.
+    own = (k_BNTK, v_BNTK)
+    past = tuple(attention.read_layer(x, layer.index, len(x_BTD)) for x in layer.cached)
+    if tokens.slots is None:
+      y_BNTK = attention.attend_after(q_BNTK, *past, *own, tokens.mask)
+    else:
+      y_BNTK = slots_lib.attend(q_BNTK, past, own, tokens.slots, tokens.kernels)
+    cached = tuple(tokens.stays.put(x, new, layer.index) for x, new in zip(layer.cached, own))
+    return self.o(checkpoint_name(y_BNTK, SAVED)), cached
 
 
 class CrossAttention(nn.Module):
@@ -175,16 +199,19 @@ class CrossAttention(nn.Module):
     )
     return text_kv, image_kv
 
-  def __call__(self, x_BTD, prompt_kv, pattern=None):
+  def __call__(self, x_BTD, prompt_kv, pattern=None, kernels: slots_lib.Kernels = 'dense'):
     q_BNTK = self.norm_q(self.q(x_BTD))
     attend = attention.attend
-    if isinstance(pattern, masks.Blocks):
+    if kernels != 'dense':
+      attend = functools.partial(slots_lib.attend_all, kernels=kernels)
+    elif isinstance(pattern, masks.Blocks):
       attend = functools.partial(attention.attend_all, side=pattern.side)
     elif pattern is not None and attention.is_fused(q_BNTK):
       attend = attention.attend_fused
     elif pattern is not None and self.cfg.remat != 'none':
       attend = jax.checkpoint(attend)
-    return self.o(sum(attend(q_BNTK, k, v) for k, v in prompt_kv))
+    rows = attention.interleave
+    return self.o(sum(attend(q_BNTK, rows(k), rows(v)) for k, v in prompt_kv))
 
 
 def _split_tokens(prompt_BPD: jax.Array) -> jax.Array:
@@ -226,7 +253,8 @@ class Block(nn.Module):
       lora_out=c.lora.of('ffn/out'),
     )
 
-  def __call__(self, x_BTD, cached, prompt_kv, prompt: Prompt | None, tokens: Tokens):
+  def __call__(self, carry, index, prompt_kv, prompt: Prompt | None, tokens: Tokens):
+    x_BTD, cached = carry
     x_BTD = checkpoint_name(x_BTD, OFFLOADED)
     m_BG6D = self.modulation.astype(x_BTD.dtype) + tokens.modulation_BG6D
     shift1, scale1, gate1, shift2, scale2, gate2 = (
@@ -234,17 +262,17 @@ class Block(nn.Module):
     )
 
     y_BTD = self.norm1(x_BTD) * (1 + scale1) + shift1
-    y_BTD, new_kv = self.self_attn(y_BTD, tokens, cached)
+    y_BTD, cached = self.self_attn(y_BTD, tokens, Layer(index, cached))
     x_BTD = x_BTD + gate1 * y_BTD
 
     if prompt_kv is None:
       prompt_kv = self.cross_attn.project(prompt)
     # Wan calls this norm the third; it is the only one with weights.
-    x_BTD = x_BTD + self.cross_attn(self.norm3(x_BTD), prompt_kv, tokens.pattern)
+    x_BTD = x_BTD + self.cross_attn(self.norm3(x_BTD), prompt_kv, tokens.pattern, tokens.kernels)
 
     y_BTD = self.norm2(x_BTD) * (1 + scale2) + shift2
     x_BTD = x_BTD + gate2 * self.ffn(y_BTD)
-    return sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed'), new_kv
+    return (sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed'), cached), None
 
   def project_prompt(self, carry, prompt: Prompt):
     """`CrossAttention.project` in the form that a scan over layers takes."""
@@ -254,8 +282,9 @@ class Block(nn.Module):
 def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
   """All blocks as one scanned module: parameters, cache and prompt keys/values stacked on axis 0.
 
-  Its `__call__(x, cached, prompt_kv, prompt, tokens)` gives (x, new keys/values of every layer);
-  its `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer). Captured
+  Its `__call__((x, cached), index, prompt_kv, prompt, tokens)` gives ((x, cached), None): the cache
+  of all layers goes through them whole, so that each writes in place; `index` counts them. Its
+  `project_prompt(None, prompt)` gives (None, prompt keys/values of every layer). Captured
   intermediates are stacked like parameters.
   """
   block = Block

@@ -16,6 +16,7 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import sharding
+from wam_jax.models import quantized
 
 Init = Callable[..., jax.Array]
 
@@ -75,7 +76,7 @@ class Einsum(nn.Module):
   Attributes:
     equation: activation, kernel -> output, as 'BTD,DNK->BNTK'.
     shape, axes: sizes and logical names of the kernel's axes, one per letter.
-    dtype: dtype of the computation; parameters are float32.
+    dtype: dtype of the computation; parameters are float32, in control also narrower or quantized.
     kernel_init: initializer of the kernel; by default Xavier uniform over the contracted and kept
       letters.
     gradient_dtype: 'model' or 'float32', see `config.ModelConfig`.
@@ -110,7 +111,9 @@ class Einsum(nn.Module):
       y = y + self._adapt(x, len(contracted))
     return y
 
-  def _multiply(self, equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+  def _multiply(self, equation: str, x: jax.Array, w: jax.Array | quantized.Kernel) -> jax.Array:
+    if isinstance(w, quantized.Kernel):
+      return quantized.multiply(equation, x.astype(self.dtype), w)
     if self.gradient_dtype == 'float32':
       return multiply_wide(equation, x.astype(self.dtype), w)
     return jnp.einsum(equation, x.astype(self.dtype), w.astype(self.dtype))

@@ -7,13 +7,19 @@ latent never depends on another group's frames, so the state of a stream is empt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import einops
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse.linalg
 
 from wam_jax import config as cfg
+
+_SMALL = 512  # Numbers of a patch whose components are those of all patches, in seconds.
+_DRAWN = 8192  # Patches that stand for all where patches are larger.
 
 
 @flax.struct.dataclass
@@ -99,18 +105,17 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
   if P < C:
     raise ValueError(f'model.tokenizer.channels={C} exceeds the {P} numbers of a patch.')
 
-  # Frame 0 counts as it is encoded: as a still.
-  still = np.repeat(frames_BRIJ3[:, :1], t, axis=1)
-  frames = np.concatenate([still, frames_BRIJ3[:, 1:]], axis=1)
-  pixels = frames.astype(np.float32) / 127.5 - 1
-  patches_NP = np.asarray(_to_patches(pixels, t, s), np.float64).reshape(-1, P)
+  def cut(frames_RIJ3: np.ndarray) -> np.ndarray:
+    """[N, P] float64 patches of a window."""
+    # Frame 0 counts as it is encoded: as a still.
+    still = np.repeat(frames_RIJ3[:1], t, axis=0)
+    frames = np.concatenate([still, frames_RIJ3[1:]])
+    pixels = frames[None].astype(np.float32) / 127.5 - 1
+    return np.asarray(_to_patches(pixels, t, s), np.float64).reshape(-1, P)
 
-  # `eigh` sorts by increasing variance.
-  mean_P = patches_NP.mean(0)
-  variance_P, vectors_PP = np.linalg.eigh(np.cov(patches_NP - mean_P, rowvar=False))
-  variance_C = variance_P[::-1][:C]
-  vectors_PC = vectors_PP[:, ::-1][:, :C]
-  if variance_C[-1] <= 1e-9:
+  find = _find_components if P <= _SMALL else _estimate_components
+  mean_P, variance_C, vectors_PC = find(frames_BRIJ3, cut, C)
+  if not variance_C[-1] > 1e-9:  # NaN is no variance, either.
     raise ValueError(
       f'The frames vary in fewer than model.tokenizer.channels={C} directions; lower it.'
     )
@@ -124,6 +129,49 @@ def fit_patch_tokenizer(frames_BRIJ3: np.ndarray, config: cfg.TokenizerConfig) -
     temporal=t,
     spatial=s,
   )
+
+
+Cut = Callable[[np.ndarray], np.ndarray]  # [R, I, J, 3] uint8, a window, to its patches [N, P].
+
+
+def _find_components(
+  frames_BRIJ3: np.ndarray, cut: Cut, C: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(mean [P], largest variances [C], their directions [P, C]) of all patches."""
+  # Window by window: all patches of large composites at once would be many times the pixels.
+  count = len(frames_BRIJ3) * len(cut(frames_BRIJ3[0]))
+  mean_P = sum(cut(frames_RIJ3).sum(0) for frames_RIJ3 in frames_BRIJ3) / count
+  covariance_PP = np.zeros((len(mean_P), len(mean_P)))
+  for frames_RIJ3 in frames_BRIJ3:
+    centred_NP = cut(frames_RIJ3) - mean_P
+    covariance_PP += centred_NP.T @ centred_NP / (count - 1)
+
+  # `eigh` sorts by increasing variance.
+  variance_P, vectors_PP = np.linalg.eigh(covariance_PP)
+  return mean_P, variance_P[::-1][:C], vectors_PP[:, ::-1][:, :C]
+
+
+def _estimate_components(
+  frames_BRIJ3: np.ndarray, cut: Cut, C: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """As `_find_components`, of patches that are drawn from every window: a covariance of the
+  thousands of numbers of a large patch would take minutes.
+  """
+  rng = np.random.default_rng(0)  # Every process finds the same.
+  each = -(-_DRAWN // len(frames_BRIJ3))
+  drawn = []
+  for frames_RIJ3 in frames_BRIJ3:
+    patches_NP = cut(frames_RIJ3).astype(np.float32)
+    drawn.append(patches_NP[rng.permutation(len(patches_NP))[:each]])
+  patches_NP = np.concatenate(drawn)
+  mean_P = patches_NP.mean(0)
+  patches_NP -= mean_P
+
+  start_N = np.ones(min(patches_NP.shape), np.float32)
+  _, std_C, vectors_CP = scipy.sparse.linalg.svds(patches_NP, k=C, v0=start_N)
+  # It sorts by increasing size.
+  variance_C = np.square(std_C[::-1]) / (len(patches_NP) - 1)
+  return mean_P, variance_C, vectors_CP[::-1].T
 
 
 def _to_patches(pixels, t: int, s: int):

@@ -24,6 +24,7 @@ from wam_jax.models import action
 from wam_jax.models import attention
 from wam_jax.models import dit
 from wam_jax.models import layers
+from wam_jax.models import slots as slots_lib
 from wam_jax.models import text
 
 REFERENCE_GLOBAL_FRAMES = 21  # What control with the reference's max_chunk_size -1 sees at most.
@@ -122,19 +123,26 @@ class WorldActionModel(nn.Module):
     sequence_BTD = jnp.concatenate([*clean, noisy_BTD, register.x_BTD], 1)
 
     # Who sees whom, and the order of the tokens in which that is cheap.
-    chunks = register.actions // c.actions_per_chunk
+    chunks = register.actions // c.action_horizon
     layout = masks.training_layout(
       clean_frames=clean_frames,
       noisy_frames=range(first, first + frames),
       tokens_per_frame=grid.tokens,
       frames_per_chunk=c.frames_per_chunk,
-      actions_per_chunk=c.actions_per_chunk,
+      actions_per_chunk=c.action_horizon,
       states_per_chunk=register.states // max(chunks, 1),
       chunks=chunks,
     )
-    plan = attention.make_plan(c, layout)
-    video_tokens = (clean_frames + frames) * grid.tokens
-    mask = attention.arrange(register.seen_after(video_tokens), plan.order)
+    plan = attention.make_plan(c, layout, hides_video=noisy.video_seen_BF is not None)
+    seen_BT = jnp.concatenate(
+      [
+        jnp.ones((len(noisy_BTD), clean_frames * grid.tokens), bool),
+        _seen_video(noisy, grid.tokens),
+        register.seen_BT,
+      ],
+      1,
+    )
+    mask = attention.arrange(seen_BT, plan.order)
     if plan.pattern is None:
       visible_TT = attention.training_mask(c, layout)[np.ix_(plan.order, plan.order)]
       mask = visible_TT & mask[:, None, None]
@@ -165,7 +173,7 @@ class WorldActionModel(nn.Module):
     # The clean tokens have done their work in the blocks.
     noisy_T = _places(plan.order)[clean_frames * grid.tokens :]
     x_BTD = self._run_blocks(sequence_BTD, plan.order, noisy_T, prompt, tokens)
-    return self._velocities(x_BTD, time_BGD[:, 1 : 1 + frames], grid, register, body)
+    return self._velocities(x_BTD, time_BGD[:, 1 : 1 + frames], grid, register.actions, body)
 
   def prompt_kv(self, text_BPC: jax.Array, image_BIC: jax.Array | None = None) -> PromptKV:
     """What `commit` and `denoise` take as the prompt; it does not change during an episode."""
@@ -187,7 +195,9 @@ class WorldActionModel(nn.Module):
     Args:
       condition: what the anchor says about these frames; its image tokens are in `prompt`.
     """
-    return self._commit(cache, clean_BFHWC, start_frame, prompt, condition)[0]
+    place = Place(start_frame, self._grid(clean_BFHWC).tokens, clean=clean_BFHWC.shape[1])
+    sweep = self._sweep(cache, place, prompt, clean_BFHWC, None, None, condition=condition)
+    return sweep.cache
 
   def commit_and_predict(
     self,
@@ -198,9 +208,11 @@ class WorldActionModel(nn.Module):
     condition: types.Condition = types.UNCONDITIONED,
   ) -> tuple[attention.KVCache, jax.Array]:
     """(cache of `commit`, the velocity that the video head gives for the clean frames)."""
-    cache, x_BTD, time_B1D = self._commit(cache, clean_BFHWC, start_frame, prompt, condition)
-    time_BFD = jnp.repeat(time_B1D, clean_BFHWC.shape[1], 1)
-    return cache, self._video_head(x_BTD, time_BFD, self._grid(clean_BFHWC))
+    grid = self._grid(clean_BFHWC)
+    place = Place(start_frame, grid.tokens, clean=clean_BFHWC.shape[1])
+    sweep = self._sweep(cache, place, prompt, clean_BFHWC, None, None, condition=condition)
+    time_BFD = jnp.repeat(sweep.time_BGD, place.clean, 1)
+    return sweep.cache, self._video_head(sweep.x_BTD, time_BFD, grid)
 
   def denoise(
     self,
@@ -217,66 +229,242 @@ class WorldActionModel(nn.Module):
       noisy, body: the chunk, as in `__call__`; video alone without actions and body.
       condition: what the anchor says about these frames; its image tokens are in `prompt`.
     """
-    c = self.cfg
+    place = self._place(start_frame, noisy)
+    sweep = self._sweep(cache, place, prompt, None, noisy, body, condition=condition)
+    return self._sweep_velocities(sweep, noisy, body)
+
+  def denoise_and_keep(
+    self,
+    cache: attention.KVCache,
+    noisy: types.Noisy,
+    body: types.Body | None,
+    start_frame: jax.Array | int,
+    prompt: PromptKV,
+    condition: types.Condition = types.UNCONDITIONED,
+  ) -> tuple[attention.KVCache, jax.Array, jax.Array | None]:
+    """(cache with the chunk's noisy video in the slots after the committed frames, velocities of
+    `denoise`). The next commit of these frames takes the place of what was kept.
+    """
+    place = self._place(start_frame, noisy)._replace(keeps=True)
+    sweep = self._sweep(cache, place, prompt, None, noisy, body, condition=condition)
+    return sweep.cache, *self._sweep_velocities(sweep, noisy, body)
+
+  def denoise_actions(
+    self,
+    cache: attention.KVCache,
+    noisy: types.Noisy,
+    body: types.Body,
+    start_frame: jax.Array | int,
+    prompt: PromptKV,
+    *,
+    kept: int,
+    tokens_per_frame: int,
+  ) -> jax.Array:
+    """Velocity of the actions alone of the chunk that starts at `start_frame`.
+
+    Where noisy video sees no actions (`ModelConfig.video_sees`), that of `denoise` with the video
+    that was kept, sums in another order aside.
+
+    Args:
+      noisy: without video.
+      kept: number of frames of the chunk whose noisy video lies in the cache; 0 for actions that
+        see no future video.
+      tokens_per_frame: of a latent frame.
+    """
+    place = Place(start_frame, tokens_per_frame, kept=kept)
+    sweep = self._sweep(cache, place, prompt, None, noisy, body)
+    return self._sweep_velocities(sweep, noisy, body)[1]
+
+  def act(
+    self,
+    cache: attention.KVCache,
+    clean_BFHWC: jax.Array,
+    noisy: types.Noisy,
+    body: types.Body | None,
+    start_frame: jax.Array | int,
+    prompt: PromptKV,
+    *,
+    condition: types.Condition = types.UNCONDITIONED,
+  ) -> tuple[attention.KVCache, jax.Array | None, jax.Array | None]:
+    """What `commit` and then `denoise_and_keep` give, by one pass over the weights.
+
+    Args:
+      clean_BFHWC: observed frames from `start_frame` on, committed.
+      noisy, body: the chunk after them; `noisy` without video for actions that see no future video.
+      condition: what the anchor says about the clean and the noisy frames.
+    Returns:
+      (cache, velocity of the video or None, velocity of the actions or None).
+    """
+    clean = clean_BFHWC.shape[1]
+    video = 0 if noisy.video_BFHWC is None else noisy.video_BFHWC.shape[1]
+    place = Place(start_frame, self._grid(clean_BFHWC).tokens, clean=clean, noisy=video, keeps=True)
+    sweep = self._sweep(cache, place, prompt, clean_BFHWC, noisy, body, condition=condition)
+    return sweep.cache, *self._sweep_velocities(sweep, noisy, body)
+
+  def _place(self, start_frame, noisy: types.Noisy) -> Place:
     grid = self._grid(noisy.video_BFHWC)
-    frames = noisy.video_BFHWC.shape[1]
+    return Place(start_frame, grid.tokens, noisy=noisy.video_BFHWC.shape[1])
 
-    # The sequence: noisy video, actions, states. What is clean is in the cache.
-    video_BTD = self._video_tokens(noisy.video_BFHWC, condition.latents_BFHWC)
-    register = self._register(noisy, body, chunk=(start_frame - 1) // c.frames_per_chunk)
-    sequence_BTD = jnp.concatenate([video_BTD, register.x_BTD], 1)
+  def _sweep(
+    self,
+    cache: attention.KVCache,
+    place: Place,
+    prompt: PromptKV,
+    clean_BFHWC: jax.Array | None,
+    noisy: types.Noisy | None,
+    body: types.Body | None,
+    *,
+    condition: types.Condition = types.UNCONDITIONED,
+  ) -> Sweep:
+    """The blocks on clean frames and the chunk after them, either of which may be missing."""
+    c = self.cfg
+    B = len(prompt.mean_BD)
 
-    # In its chunk a token sees what it sees in training, of the past what the cache has in its
-    # window; the states of the reference, which in training see each other alone, here see all.
-    layout = masks.training_layout(
-      clean_frames=0,
-      noisy_frames=range(1, 1 + frames),
-      tokens_per_frame=grid.tokens,
-      frames_per_chunk=frames,
-      actions_per_chunk=register.actions,
-      states_per_chunk=register.states,
-      chunks=1 if register.actions else 0,
-    )
-    state_rule = 'self' if c.state_rule == 'self' else 'chunk'
-    visible_TT = masks.without_clean(
-      layout, frames_per_chunk=frames, window_frames=1 + frames, state_rule=state_rule
-    )
-    seen_BT = register.seen_after(video_BTD.shape[1])
-    looks_back_T = (layout.kind != masks.STATE) | (state_rule == 'chunk')
-    past_TS = looks_back_T[:, None] & self._seen_cache(cache, start_frame, frames, grid.tokens)
-    past_BTS = jnp.broadcast_to(past_TS, (len(seen_BT), *past_TS.shape))
-    mask_BTS = jnp.concatenate([past_BTS, visible_TT & seen_BT[:, None, :]], -1)
+    # A window that slides takes the frames before it along: positions count from its frame 0.
+    shift = 0
+    is_anchor = isinstance(place.start, int) and place.start == 0
+    if cache.sink_k is not None and not is_anchor:
+      end = place.chunk_start + c.frames_per_chunk
+      shift = jnp.maximum(0, end - c.window_frames)
+      cache = cache.turn_sink(shift) if place.clean else cache
 
-    levels_BG = jnp.concatenate([noisy.sigma_video_BF, register.levels_BG], 1)
-    time_BGD, modulation_BG6D = self._modulation(levels_BG, prompt.mean_BD)
-    angles_TR = jnp.concatenate(
-      [attention.video_angles(start_frame, frames, *grid, c.head_dim), *register.angles]
+    # The sequence: clean video, noisy video, actions, states. What is older is in the cache.
+    register = self._nobody(B)
+    if noisy is not None:
+      chunk = (place.chunk_start - shift - 1) // c.frames_per_chunk
+      register = self._register(noisy, body, chunk)
+      later_1R = attention.time_angles(shift, c.head_dim)
+      register = register._replace(angles=tuple(x_TR + later_1R for x_TR in register.angles))
+    videos, levels, angles = [], [], []
+    if place.clean:
+      videos.append(self._video_tokens(clean_BFHWC, _cut(condition, 0, place.clean)))
+      levels.append(jnp.zeros((B, 1)))  # One for all.
+      angles.append(self._video_angles(clean_BFHWC, place.start))
+    if place.noisy:
+      frames = (place.clean, place.clean + place.noisy)
+      videos.append(self._video_tokens(noisy.video_BFHWC, _cut(condition, *frames)))
+      levels.append(noisy.sigma_video_BF)
+      angles.append(self._video_angles(noisy.video_BFHWC, place.chunk_start))
+
+    layout = _chunk_layout(place, register)
+    time_BGD, modulation_BG6D = self._modulation(
+      jnp.concatenate([*levels, register.levels_BG], 1), prompt.mean_BD
     )
+    group_T = layout.group if place.clean else layout.group - 1  # Group 0 is that of clean tokens.
+    kernels = slots_lib.choose(jnp.dtype(c.dtype), c.head_dim, cache.slots)
+    mask = slots = None
+    if kernels == 'dense':
+      mask = self._sweep_mask(cache, place, layout, noisy, register)[:, None]
+    else:
+      slots = self._slots(cache, place._replace(start=place.start - shift), register, shift)
+    angles_TR = jnp.concatenate([*angles, *register.angles], -2)
+    if angles_TR.ndim > 2:
+      angles_TR = attention.spread(angles_TR, B, 2)[:, None]
     tokens = dit.Tokens(
       modulation_BG6D=modulation_BG6D,
-      group_T=layout.group - 1,  # Group 0 is that of clean tokens.
+      group_T=np.concatenate([np.zeros(place.clean_tokens, np.int32), group_T]),
       angles_TR=angles_TR,
-      mask=mask_BTS[:, None],
+      mask=mask,
+      stays=place.stays(cache),
+      slots=slots,
+      kernels=kernels,
     )
-    x_BTD, _ = self.blocks(sequence_BTD, (cache.k, cache.v), prompt.layers, None, tokens)
-    return self._velocities(x_BTD, time_BGD[:, :frames], grid, register, body)
+    x_BTD = jnp.concatenate([*videos, register.x_BTD], 1)
+    index_L = jnp.arange(c.num_layers)
+    carry, _ = self.blocks((x_BTD, (cache.k, cache.v)), index_L, prompt.layers, None, tokens)
+    x_BTD, (k, v) = carry
+    frames = place.start + place.clean if place.clean else cache.frames
+    cache = cache.replace(k=k, v=v, frames=jnp.int32(frames))
+    if cache.sink_k is not None and is_anchor:
+      frame_0 = lambda k_LBNSK: k_LBNSK[:, :, :, : place.tokens_per_frame]
+      cache = cache.replace(sink_k=attention.map_sessions(frame_0, k))
+    return Sweep(place, x_BTD, time_BGD, cache)
 
-  def _commit(self, cache, clean_BFHWC, start_frame, prompt, condition):
-    """(cache with the clean frames, their tokens after the blocks, their time embedding)."""
-    grid = self._grid(clean_BFHWC)
-    B, F = clean_BFHWC.shape[:2]
-    x_BTD = self._video_tokens(clean_BFHWC, condition.latents_BFHWC)
-    time_B1D, modulation_B16D = self._modulation(jnp.zeros((B, 1)), prompt.mean_BD)
-    past_S = self._seen_cache(cache, start_frame, F, grid.tokens)
-    own_T = jnp.ones(x_BTD.shape[1], bool)
-    tokens = dit.Tokens(
-      modulation_BG6D=modulation_B16D,
-      group_T=np.zeros(x_BTD.shape[1], np.int32),
-      angles_TR=attention.video_angles(start_frame, F, *grid, self.cfg.head_dim),
-      mask=jnp.concatenate([past_S, own_T])[None, None],
+  def _slots(self, cache, place: Place, register: Register, shift) -> slots_lib.Slots:
+    """Where a sweep lies in a cache whose frames are all seen.
+
+    Args:
+      place: counted from frame 0 of the window, which is `shift` frames later than that of the
+        episode.
+    """
+    c = self.cfg
+    slides = cache.sink_k is not None
+    tokens = place.tokens_per_frame
+    clean_at = place.uncached * place.tokens_per_frame
+    video_at = clean_at + place.clean_tokens
+    register_at = video_at + place.noisy * place.tokens_per_frame
+    return slots_lib.Slots(
+      clean=place.clean_tokens,
+      video=place.noisy * place.tokens_per_frame,
+      states=register.states,
+      video_sees_actions=c.video_sees == 'all',
+      state_sees_chunk=c.state_rule != 'self',
+      clean_at=clean_at,
+      video_at=video_at,
+      register_at=register_at,
+      clean_sees=video_at,
+      chunk_sees=register_at,
+      valid_BR=register.seen_BT,
+      pinned=tokens if slides else 0,
+      oldest=shift * tokens % (cache.slots - tokens) if slides else 0,
     )
-    x_BTD, (k_LBNTK, v_LBNTK) = self.blocks(x_BTD, (cache.k, cache.v), prompt.layers, None, tokens)
-    return cache.write(k_LBNTK, v_LBNTK, start_frame, F), x_BTD, time_B1D
+
+  def _sweep_mask(self, cache, place: Place, layout: masks.Layout, noisy, register) -> jax.Array:
+    """[B, T, cached slots + T] bool: whom the tokens of a sweep see.
+
+    In its chunk a token sees what it sees in training, of the past what the cache has in its
+    window; the states of the reference, which in training see each other alone, here see all.
+    """
+    c = self.cfg
+    state_rule = 'self' if c.state_rule == 'self' else 'chunk'
+    chunk_TT = masks.without_clean(
+      layout,
+      frames_per_chunk=max(place.noisy, 1),
+      window_frames=1 + place.noisy,
+      state_rule=state_rule,
+      video_sees=c.video_sees,
+    )
+    looks_back_T = (layout.kind != masks.STATE) | (state_rule == 'chunk')
+
+    # Clean frames see each other, and the chunk sees them.
+    clean = place.clean_tokens
+    own_TT = np.pad(chunk_TT, ((clean, 0), (clean, 0)))
+    own_TT[:clean, :clean] = True
+    own_TT[clean:, :clean] = looks_back_T[:, None]
+    seen = [jnp.ones((len(register.seen_BT), clean), bool)]
+    if place.noisy:
+      seen.append(_seen_video(noisy, place.tokens_per_frame))
+    seen_BT = jnp.concatenate([*seen, register.seen_BT], 1)
+
+    # The window of each ends with its own newest frame.
+    def seen_cache(frames: int) -> jax.Array:
+      window = c.window_frames if c.history_rule == 'chunk' else REFERENCE_GLOBAL_FRAMES
+      return cache.seen_from(place.uncached, frames, window, place.tokens_per_frame)
+
+    ahead = place.count_ahead(c.frames_per_chunk)
+    # What slides does so for both at once.
+    by_clean_TS = seen_cache(place.clean if cache.sink_k is None else ahead)[..., None, :]
+    by_clean_TS = jnp.repeat(by_clean_TS, clean, axis=-2)
+    by_chunk_TS = looks_back_T[:, None] & seen_cache(ahead)[..., None, :]
+    past_TS = attention.spread(jnp.concatenate([by_clean_TS, by_chunk_TS], -2), len(seen_BT), 2)
+    past_BTS = jnp.broadcast_to(past_TS, (len(seen_BT), *past_TS.shape[-2:]))
+    return jnp.concatenate([past_BTS, own_TT & seen_BT[:, None, :]], -1)
+
+  def _sweep_velocities(self, sweep: Sweep, noisy: types.Noisy, body: types.Body | None):
+    """(video or None, actions or None) of the chunk of a sweep."""
+    place = sweep.place
+    x_BTD = sweep.x_BTD[:, place.clean_tokens :]
+    if not place.noisy:
+      return None, self._action_head(x_BTD[:, : noisy.action_BAU.shape[1]], body)
+    first = 1 if place.clean else 0
+    time_BFD = sweep.time_BGD[:, first : first + place.noisy]
+    actions = 0 if body is None else noisy.action_BAU.shape[1]
+    return self._velocities(x_BTD, time_BFD, self._grid(noisy.video_BFHWC), actions, body)
+
+  def _video_angles(self, video_BFHWC, start: jax.Array | int):
+    return attention.video_angles(
+      start, video_BFHWC.shape[1], *self._grid(video_BFHWC), self.cfg.head_dim
+    )
 
   def _run_blocks(self, sequence_BTD, order, wanted_T, prompt: dit.Prompt, tokens: dit.Tokens):
     """The blocks on a window with its tokens in `order`; of the results those at `wanted_T`."""
@@ -285,45 +473,56 @@ class WorldActionModel(nn.Module):
     whole = lambda x_BTD: sharding.shard(x_BTD, 'batch', None, 'act_embed')
     x_BTD = whole(attention.arrange(sequence_BTD, order))
     x_BTD = sharding.shard(x_BTD, 'batch', 'tokens', 'act_embed')
-    x_BTD, _ = self.blocks(x_BTD, None, None, prompt, tokens)
+    (x_BTD, _), _ = self.blocks((x_BTD, None), None, None, prompt, tokens)
     return attention.arrange(whole(x_BTD), wanted_T)
 
   def _register(self, noisy: types.Noisy, body: types.Body | None, chunk=0) -> Register:
     """Action and state tokens that follow the video, counted from the start of chunk `chunk` of the
     episode.
     """
-    B = len(noisy.video_BFHWC)
     if (noisy.action_BAU is None) != (body is None):
       raise ValueError(
         'noisy.action_BAU and body must come together; give neither for video alone.'
       )
     if body is None:
-      return Register(
-        x_BTD=jnp.zeros((B, 0, self.cfg.dim), self.cfg.dtype),
-        levels_BG=jnp.zeros((B, 0)),
-        angles=(),
-        seen_BT=jnp.ones((B, 0), bool),
-        actions=0,
-      )
+      return self._nobody(len(noisy.video_BFHWC))
+    B = len(noisy.action_BAU)
     A, S = noisy.action_BAU.shape[1], body.proprio_BSX.shape[1]
     action_BAD = self.action_encoder(noisy.action_BAU, noisy.sigma_action_BA, body.embodiment_B)
     state_BSD = self.state_encoder(body.proprio_BSX, body.embodiment_B)
-    # A state has the noise level of the first action that it goes with.
-    level_BS = noisy.sigma_action_BA[:, :: A // S][:, :S]
+    # A state has the noise level of the first action that it goes with and that is never given.
+    level_BS = noisy.sigma_action_BA[:, self.cfg.action_overlap :: A // S][:, :S]
     is_robot_B1 = jnp.any(body.valid_BA, 1, keepdims=True)
-    angles = lambda n: attention.sequence_angles(chunk * n, n, self.cfg.head_dim)
     return Register(
       x_BTD=jnp.concatenate([action_BAD, state_BSD], 1),
       levels_BG=jnp.concatenate([noisy.sigma_action_BA, level_BS], 1),
-      angles=(angles(A), angles(S)),
+      angles=(self._action_angles(A // S, S, chunk), self._sequence_angles(chunk * S, S)),
       seen_BT=jnp.concatenate([body.valid_BA, jnp.broadcast_to(is_robot_B1, (B, S))], 1),
       actions=A,
     )
 
-  def _seen_cache(self, cache, start_frame, frames, tokens_per_frame):
-    """[S] bool: cached tokens that new frames see."""
-    window = self.cfg.window_frames if self.cfg.history_rule == 'chunk' else REFERENCE_GLOBAL_FRAMES
-    return cache.seen_from(start_frame, frames, window, tokens_per_frame)
+  def _action_angles(self, horizon: int, chunks: int, first):
+    """[chunks * horizon, K/2] of the actions of chunks from `first` on: an action is where its time
+    is, and so those of an overlap where the next chunk's first ones are.
+    """
+    step = horizon - self.cfg.action_overlap
+    if step == horizon:
+      return self._sequence_angles(first * horizon, chunks * horizon)
+    each = [self._sequence_angles((first + q) * step, horizon) for q in range(chunks)]
+    return jnp.concatenate(each) if not isinstance(first, int) else np.concatenate(each)
+
+  def _sequence_angles(self, start, length: int):
+    return attention.sequence_angles(start, length, self.cfg.head_dim)
+
+  def _nobody(self, batch: int) -> Register:
+    """No actions and no states."""
+    return Register(
+      x_BTD=jnp.zeros((batch, 0, self.cfg.dim), self.cfg.dtype),
+      levels_BG=jnp.zeros((batch, 0)),
+      angles=(),
+      seen_BT=jnp.ones((batch, 0), bool),
+      actions=0,
+    )
 
   def _grid(self, latents_BFHWC) -> Grid:
     H, W = latents_BFHWC.shape[2:4]
@@ -355,16 +554,18 @@ class WorldActionModel(nn.Module):
     image_BID = self.image_embedding(image_BIC) if self.cfg.image_dim else None
     return dit.Prompt(self.text_embedding(text_BPC), image_BID)
 
-  def _velocities(self, x_BTD, time_BFD, grid, register, body):
+  def _velocities(self, x_BTD, time_BFD, grid, actions: int, body):
     """(video, actions or None) of tokens after the blocks: noisy video, then the register."""
     video_tokens = time_BFD.shape[1] * grid.tokens
     video_BFHWC = self._video_head(x_BTD[:, :video_tokens], time_BFD, grid)
-    if not register.actions:
+    if not actions:
       return video_BFHWC, None
-    register_BTD = x_BTD[:, video_tokens:]
-    action_BAD = register_BTD[:, : register.actions]
-    action_BAU = self.action_decoder(action_BAD, body.embodiment_B)
-    return video_BFHWC, action_BAU.astype(jnp.float32)
+    action_BAD = x_BTD[:, video_tokens : video_tokens + actions]
+    return video_BFHWC, self._action_head(action_BAD, body)
+
+  def _action_head(self, action_BAD, body: types.Body) -> jax.Array:
+    """Velocities [B, A, U] of action tokens."""
+    return self.action_decoder(action_BAD, body.embodiment_B).astype(jnp.float32)
 
   def _video_head(self, x_BTD, time_BFD, grid):
     """Velocities [B, F, H, W, C] of video tokens whose frames have these time embeddings."""
@@ -397,11 +598,12 @@ class PromptKV(NamedTuple):
   """An embedded prompt, projected once.
 
   Attributes:
-    layers: keys and values [L, B, N, P, K] of text, and of the image where the model sees one.
+    layers: keys and values [L, B, N, P, K] of text, and of the image where the model sees one; of
+      sessions in a pass tuples of such, as in `attention.KVCache`.
     mean_BD: the mean embedding of the text, for models with the prompt in the modulation.
   """
 
-  layers: tuple[tuple[jax.Array, jax.Array], ...]
+  layers: tuple[tuple[attention.Each, attention.Each], ...]
   mean_BD: jax.Array
 
 
@@ -427,10 +629,68 @@ class Register(NamedTuple):
     """S."""
     return self.x_BTD.shape[1] - self.actions
 
-  def seen_after(self, video_tokens: int) -> jax.Array:
-    """[B, video_tokens + A + S] bool: what may be seen of the sequence; video always."""
-    video_BT = jnp.ones((len(self.seen_BT), video_tokens), bool)
-    return jnp.concatenate([video_BT, self.seen_BT], 1)
+
+class Place(NamedTuple):
+  """Where a sweep stands in the episode.
+
+  Attributes:
+    start: the first frame of the clean ones, or of the chunk; [n] of n sessions in a pass.
+    tokens_per_frame: of a latent frame.
+    clean: number of clean frames, which the chunk follows.
+    noisy: number of noisy frames of the chunk, which all are in the sweep or none.
+    kept: number of them that lie in the cache instead.
+    keeps: whether noisy frames of the sweep take slots of the cache.
+  """
+
+  start: jax.Array | int
+  tokens_per_frame: int
+  clean: int = 0
+  noisy: int = 0
+  kept: int = 0
+  keeps: bool = False
+
+  @property
+  def clean_tokens(self) -> int:
+    return self.clean * self.tokens_per_frame
+
+  @property
+  def chunk_start(self) -> jax.Array | int:
+    """The first frame of the chunk."""
+    return self.start + self.clean
+
+  @property
+  def uncached(self) -> jax.Array | int:
+    """The first frame after those that the sweep finds in the cache."""
+    return self.start + self.kept
+
+  def count_ahead(self, frames_per_chunk: int) -> int:
+    """How many frames there are from `uncached` to the end of the chunk, in the sweep or not."""
+    return 0 if self.kept else self.clean + (self.noisy or frames_per_chunk)
+
+  def stays(self, cache: attention.KVCache) -> attention.Stays:
+    """The frames of the sweep that take slots of the cache."""
+    tokens = self.tokens_per_frame
+    frames = range(self.clean + (self.noisy if self.keeps else 0))
+    return attention.Stays(
+      spans=tuple((i * tokens, (i + 1) * tokens) for i in frames),
+      slots=tuple(cache.slot(self.start + i, tokens) for i in frames),
+    )
+
+
+class Sweep(NamedTuple):
+  """What one pass over the weights gave.
+
+  Attributes:
+    place: where it was.
+    x_BTD: tokens after the blocks.
+    time_BGD: embedded noise levels.
+    cache: with what stays of it.
+  """
+
+  place: Place
+  x_BTD: jax.Array
+  time_BGD: jax.Array
+  cache: attention.KVCache
 
 
 class ImageEmbedding(nn.Module):
@@ -456,6 +716,27 @@ def _mean_prompt(prompt: dit.Prompt) -> jax.Array:
 def _cut(condition: types.Condition, start: int, stop: int) -> jax.Array | None:
   """The condition latents of some frames, if there are any."""
   return None if condition.latents_BFHWC is None else condition.latents_BFHWC[:, start:stop]
+
+
+def _seen_video(noisy: types.Noisy, tokens_per_frame: int) -> jax.Array:
+  """[B, T] bool: tokens of the noisy video that are seen."""
+  seen_BF = noisy.video_seen_BF
+  if seen_BF is None:
+    seen_BF = jnp.ones(noisy.sigma_video_BF.shape, bool)
+  return jnp.repeat(seen_BF, tokens_per_frame, 1)
+
+
+def _chunk_layout(place: Place, register: Register) -> masks.Layout:
+  """Layout of the chunk of a sweep without the clean frames before it."""
+  return masks.training_layout(
+    clean_frames=0,
+    noisy_frames=range(1, 1 + place.noisy),
+    tokens_per_frame=place.tokens_per_frame,
+    frames_per_chunk=max(place.noisy, 1),
+    actions_per_chunk=register.actions,
+    states_per_chunk=register.states,
+    chunks=1 if register.actions else 0,
+  )
 
 
 def _places(order: np.ndarray) -> np.ndarray:

@@ -1,0 +1,153 @@
+"""The control step compiled for machines that are not here: what a robot would wait for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import train_config
+from wam_jax import config as cfg
+from wam_jax.aot import control
+from wam_jax.aot import hlo
+
+HAS_GPU_COMPILER = importlib.util.find_spec('jax_cuda13_plugin') is not None
+needs_gpu_compiler = pytest.mark.skipif(not HAS_GPU_COMPILER, reason="pip install -e '.[aot-gpu]'")
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'"
+)
+
+
+def report(tmp_path, *flags):
+  file = tmp_path / 'report.json'
+  environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
+  subprocess.run(
+    [sys.executable, '-m', 'wam_jax.compile', '--program=control', f'--json={file}', *flags],
+    env=environment,
+    check=True,
+    timeout=500,
+  )
+  return json.loads(file.read_text())
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'way',
+  ['--config.sample.action_steps=4', '--config.sample.action_steps=0 --config.sample.steps=4'],
+)
+def test_14b_on_an_h200_copies_nothing_large(way, tmp_path):
+  flags = ['--config=configs/droid_14b_flash.py', '--topology=h200', *way.split()]
+  made = report(tmp_path, *flags)
+  m = made['memory']
+  assert m['fits']
+  assert m['aliased'] == m['state']  # To the byte.
+  assert m['temporaries'] <= 3e9
+  assert made['copies'] == []
+  assert made['logits'] == []
+  assert made['kernels']['__cudnn$fmhaSoftmax'] >= 4
+  assert not made['loops_counted_once']
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+def test_14b_in_fp8_multiplies_bytes_and_transposes_no_weights(tmp_path):
+  flags = ['--config=configs/droid_14b_flash.py', '--topology=h200', '--precision=fp8']
+  made = report(tmp_path, *flags)
+  m, sizes = made['memory'], made['sizes']
+  # One byte for each of the 16.4 G numbers of the layers' kernels.
+  assert 16.4e9 < m['weights'] < 17e9
+  assert m['aliased'] == m['state']
+  assert m['temporaries'] <= 3.5e9
+  assert made['copies'] == made['weight_copies'] == made['logits'] == []
+  sweep, actions = made['narrow_products']
+  # q, k, v, o; q, o of the prompt; in, out. For the actions alone XLA joins the first three.
+  assert sweep['count'] == 8
+  assert actions['count'] in (6, 8)
+  kernels = 6 * 5120**2 + 2 * 5120 * 13824
+  for products, rows in (
+    (sweep, sizes['clean'] + sizes['video'] + sizes['register']),
+    (actions, sizes['register']),
+  ):
+    assert products['dtype'] == 'float8_e4m3fn'
+    assert products['flops'] == 2 * rows * kernels
+  assert made['kernels']['__cudnn$fmhaSoftmax'] >= 4
+  assert made['compile_s'] <= 60
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_14b_on_eight_v6e_is_real_time(tmp_path):
+  one_step = '--config.sample.action_steps=0'
+  flags = ['--config=configs/droid_14b_flash.py', '--topology=v6e:2x4', one_step]
+  made = report(tmp_path, *flags)
+  m = made['memory']
+  assert m['fits']
+  # TPUs pad arrays to tiles, and single numbers have another place.
+  assert m['aliased'] >= 0.999 * m['state']
+  assert made['copies'] == []
+  assert made['logits'] == []
+  assert made['kernels']['tpu_custom_call'] >= 2
+  # Half of it on the links, which the compiler lets the rest wait for.
+  assert made['bound']['step_with_perfect_overlap_s'] <= 0.040
+
+
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
+  monkeypatch.setattr(control.importlib.util, 'find_spec', lambda name: None)
+  config = cfg.from_config_dict(train_config.get_config())
+  for machine, extra in (('h200', 'aot-gpu'), ('v6e:2x4', 'aot')):
+    with pytest.raises(ValueError, match=rf'\[{extra}\]'):
+      control.compile_act(config, control.find(machine), tmp_path)
+
+
+def test_what_a_machine_cannot_multiply_is_told_before_it_is_compiled(tmp_path):
+  pytest.importorskip('libtpu', reason="pip install -e '.[aot]'")
+  command = [sys.executable, '-m', 'wam_jax.compile', '--program=control', '--precision=fp8']
+  done = subprocess.run(
+    [*command, '--config=configs/droid_14b_flash.py', '--topology=v6e:2x4'],
+    text=True,
+    capture_output=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: v6e does not multiply float8_e4m3fn')
+
+
+PROGRAM = """
+HloModule act
+
+%fused (p: bf16[8,4]) -> bf16[4,8] {
+  %p = bf16[8,4] parameter(0)
+  ROOT %t = bf16[4,8] transpose(%p), dimensions={1,0}
+}
+
+ENTRY %main (a: bf16[8,4], b: f32[40,8]) -> bf16[4,8] {
+  %a = bf16[8,4] parameter(0)
+  %b = f32[40,8] parameter(1)
+  %logits = f32[2,5,40] dot(%b, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %kernel = bf16[8,4] custom-call(%a), custom_call_target="__cudnn$fmhaSoftmax"
+  ROOT %f = bf16[4,8] fusion(%kernel), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_copies_logits_and_kernels_are_found():
+  program = hlo.parse(PROGRAM)
+  assert control.list_weight_copies(program, [32]) == control.list_copies(program, 64) != []
+  assert control.list_weight_copies(program, [31, 33]) == []
+  (product,) = control.list_products(
+    hlo.parse(PROGRAM.replace('bf16', 's8').replace('f32[40', 's8[40'))
+  )
+  assert product == {'dtype': 'int8', 'count': 1, 'flops': 2 * 10 * 40 * 8, 'place': 'main'}
+  # A product with floats is none of bytes.
+  assert control.list_products(hlo.parse(PROGRAM.replace('bf16', 's8'))) == []
+  sizes = {'slots': 40, 'clean': 4, 'video': 0, 'register': 1}
+  assert [line.split()[0] for line in control.list_copies(program, 64)] == ['transpose']
+  assert control.list_copies(program, 65) == []
+  assert len(control.list_logits(program, sizes)) == 1
+  assert control.list_logits(program, sizes | {'slots': 41}) == []
+  assert control.count_calls(program) == {'__cudnn$fmhaSoftmax': 1}
