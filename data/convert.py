@@ -1,6 +1,7 @@
-"""Converts an RLDS dataset to uncompressed ArrayRecord with a frame index, without TensorFlow.
+r"""Converts an RLDS dataset to uncompressed ArrayRecord with a frame index, without TensorFlow.
 
-python -m data.convert --source=~/bridge_dataset/1.0.0 --output=~/bridge/1.0.0 --workers=8
+python -m data.convert --source=~/bridge_dataset/1.0.0 --output=~/bridge/1.0.0 --workers=8 \
+  [--split=train] [--shards=present]
 
 The source is TFRecord (as DROID, OXE and Bridge are published) or ArrayRecord (as TFDS writes it,
 compressed and without index; the builders beside this module write the index themselves). Records
@@ -25,7 +26,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import google_crc32c
 import tensorflow_datasets as tfds
@@ -33,9 +34,12 @@ from absl import flags
 from array_record.python import array_record_module
 from etils import epath
 
+from data import portion as portion_lib
 from wam_jax import cli
+from wam_jax import pointers
 from wam_jax import progress
 from wam_jax import storage
+from wam_jax.data import exclusions
 from wam_jax.data import frames
 
 _SOURCE = flags.DEFINE_string(
@@ -44,9 +48,20 @@ _SOURCE = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to make; it must not exist.')
 _WORKERS = flags.DEFINE_integer('workers', 1, 'Processes, one shard each at a time.', lower_bound=1)
 
+_SPLIT = flags.DEFINE_string(
+  'split', '', 'Names of the splits to convert, with commas; all by default.'
+)
+_SHARDS = flags.DEFINE_string(
+  'shards',
+  '',
+  "Numbers of the shards of --split to convert, as 0:2,5; 'present' for all that are there, of a "
+  'partial download; all by default.',
+)
+
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _DESCRIPTION = 'dataset_info.json'  # A directory without it is no dataset, so it comes last.
 _ORIGIN = 'origin.json'  # What an unfinished conversion is made from.
+_GZIP = b'\x1f\x8b'
 _READ_BYTES = 1 << 24  # At once, where a whole file is read back.
 
 
@@ -69,6 +84,8 @@ def read_tfrecord(path: epath.PathLike) -> Iterator[bytes]:
           f'{where} is truncated: {len(head)} of 12 bytes of its head. Download the shard again.'
         )
       (length,) = struct.unpack('<Q', head[:8])
+      if not number and head.startswith(_GZIP) and not _has_crc(head[:8], head[8:]):
+        raise ValueError(f'{path} is compressed as a whole (GZIP). Unpack the shards first: gunzip')
       _check_crc(head[:8], head[8:], f'The length of {where}')
       body = f.read(length + 4)
       if len(body) < length + 4:
@@ -80,11 +97,15 @@ def read_tfrecord(path: epath.PathLike) -> Iterator[bytes]:
       number += 1
 
 
-def _check_crc(content: bytes, stored: bytes, where: str) -> None:
+def _has_crc(content: bytes, stored: bytes) -> bool:
   crc = google_crc32c.value(content)
   # Masked, so that a record which holds CRCs of its own parts keeps a telling one.
   masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-  if struct.unpack('<I', stored)[0] != masked:
+  return struct.unpack('<I', stored)[0] == masked
+
+
+def _check_crc(content: bytes, stored: bytes, where: str) -> None:
+  if not _has_crc(content, stored):
     raise ValueError(f'{where} is corrupt: its checksum does not match. Download the shard again.')
 
 
@@ -108,9 +129,13 @@ def read_array_record(path: epath.PathLike) -> Iterator[bytes]:
       ) from e
 
 
-def convert(source: str, output: str, workers: int = 1) -> epath.Path:
+def convert(
+  source: str, output: str, workers: int = 1, splits: str = '', shards: str = ''
+) -> epath.Path:
   """Writes the dataset at `source` to `output`, shard by shard; returns the output directory.
 
+  Args:
+    splits, shards: which of them, see `portion.choose`.
   Raises:
     ValueError: `source` is no dataset of a known format, `output` exists, or a shard is missing,
       corrupt or of another length than dataset_info.json says. Finished shards stay for the next
@@ -119,16 +144,19 @@ def convert(source: str, output: str, workers: int = 1) -> epath.Path:
   source = storage.make_path(source, '--source')
   output = storage.make_path(output, '--output')
   info = _open_source(source, output)
+  portion = portion_lib.choose(info, source, splits, shards)
+  for line in portion.left_out:
+    progress.say(f'left out: {line}')
   with _open_output(output) as partial:
     (partial / frames.FOLDER).mkdir(parents=True, exist_ok=True)
-    _check_origin(partial, source, info)
-    jobs = _plan(info, partial)
+    _check_origin(partial, source, portion)
+    jobs = _plan(info, portion, partial)
     left = [job for job in jobs if not job.done]
     if len(left) < len(jobs):
       print(f'{len(jobs) - len(left)} of {len(jobs)} shards are there already', file=sys.stderr)
     _run(left, workers)
     _write_index(partial, jobs)
-    _copy_description(source, partial)
+    _copy_description(source, partial, {path.name for path in _list_files(info)}, portion)
   _remove_traces(output)
   return output
 
@@ -207,44 +235,46 @@ def _open_source(source: epath.Path, output: epath.Path) -> tfds.core.DatasetInf
       f'{source} has no {_DESCRIPTION}; give the version directory of a TFDS dataset, such as '
       'NAME/1.0.0.'
     )
+  pointers.check(source / _DESCRIPTION)
   info = tfds.builder_from_directory(source).info
   if info.file_format.value not in _READERS:
     raise ValueError(
       f'{source} is in {info.file_format.value} format; expected one of {sorted(_READERS)}.'
     )
-  missing = [str(path) for path in _shards(info) if not path.exists()]
-  if missing:
-    raise ValueError(f'{len(missing)} shards of {source} are missing: {", ".join(missing[:10])}.')
   return info
 
 
-def _shards(info: tfds.core.DatasetInfo) -> list[epath.Path]:
+def _list_files(info: tfds.core.DatasetInfo) -> list[epath.Path]:
   return [path for split in info.splits.values() for path in split.filepaths]
 
 
-def _plan(info: tfds.core.DatasetInfo, partial: epath.Path) -> list[_Job]:
+def _plan(
+  info: tfds.core.DatasetInfo, portion: portion_lib.Portion, partial: epath.Path
+) -> list[_Job]:
   image_keys = tuple(frames.image_keys(info.features))
   jobs = []
-  for name, split in info.splits.items():
-    for number, (path, length) in enumerate(zip(split.filepaths, split.shard_lengths)):
-      target = f'{info.name}-{name}.array_record-{number:05}-of-{split.num_shards:05}'
+  for name, shards in portion.shards.items():
+    for number, shard in enumerate(shards):
+      if shard.size <= pointers.LARGEST:  # A request a shard, where it is of an object store.
+        pointers.check(shard.path)
+      target = f'{info.name}-{name}.array_record-{number:05}-of-{len(shards):05}'
       job = _Job(
-        source=path,
+        source=shard.path,
         target=partial / target,
-        size=path.stat().length,
+        size=shard.size,
         file_format=info.file_format.value,
-        length=length,
+        length=shard.length,
         image_keys=image_keys,
       )
       jobs.append(job)
   return jobs
 
 
-def _check_origin(partial: epath.Path, source: epath.Path, info: tfds.core.DatasetInfo) -> None:
+def _check_origin(partial: epath.Path, source: epath.Path, portion: portion_lib.Portion) -> None:
   """Remembers what the shards in `partial` are made from, and refuses to mix sources."""
   origin = {
     'source': str(source),
-    'shards': {path.name: path.stat().length for path in _shards(info)},
+    'shards': {shard.path.name: shard.size for shard in portion.list_all()},
   }
   file = partial / _ORIGIN
   if not file.exists():
@@ -254,7 +284,7 @@ def _check_origin(partial: epath.Path, source: epath.Path, info: tfds.core.Datas
   if found != origin:
     raise ValueError(
       f'{partial} holds an unfinished conversion of {found["source"]}, which is not, or no longer, '
-      f'{source}; remove it and run again.'
+      f'{source} or this part of it; remove it and run again.'
     )
 
 
@@ -333,18 +363,24 @@ def _write_index(partial: epath.Path, jobs: Sequence[_Job]) -> None:
   storage.write_whole(partial / frames.FOLDER / frames.INDEX, json.dumps(index))
 
 
-def _copy_description(source: epath.Path, partial: epath.Path) -> None:
-  """Copies everything but shards and what is derived from them, with the format in
-  dataset_info.json changed.
+def _copy_description(
+  source: epath.Path, partial: epath.Path, shards: Collection[str], portion: portion_lib.Portion
+) -> None:
+  """Copies everything but the shards, which may have names of their own, and what is derived from
+  them, with the format in dataset_info.json changed.
   """
   description = json.loads((source / _DESCRIPTION).read_text())
   shard_names = tuple(f'{description["name"]}-{split["name"]}.' for split in description['splits'])
-  for path in source.iterdir():
-    is_derived = path.name.startswith((*shard_names, 'wam_'))
-    if path.is_file() and path.name != _DESCRIPTION and not is_derived:
-      path.copy(partial / path.name, overwrite=True)
+  names = storage.list_sizes(source)
+  for name in names:
+    is_derived = name in shards or name.startswith((*shard_names, 'wam_'))
+    if name not in (_DESCRIPTION, exclusions.FILE) and not is_derived:
+      (source / name).copy(partial / name, overwrite=True)
+  if exclusions.FILE in names:
+    portion.carry(exclusions.read(source), partial / exclusions.FILE).write()
 
   description['fileFormat'] = 'array_record'
+  description['splits'] = portion.describe(description['splits'])
   for split in description['splits']:
     split['filepathTemplate'] = _TEMPLATE
   storage.write_whole(partial / _DESCRIPTION, json.dumps(description, indent=2))
@@ -364,7 +400,7 @@ _READERS = {'tfrecord': read_tfrecord, 'array_record': read_array_record}
 
 
 def main(unused_argv: list[str]) -> None:
-  output = convert(_SOURCE.value, _OUTPUT.value, _WORKERS.value)
+  output = convert(_SOURCE.value, _OUTPUT.value, _WORKERS.value, _SPLIT.value, _SHARDS.value)
   splits = tfds.builder_from_directory(output).info.splits
   counts = ', '.join(f'{name} {split.num_examples} episodes' for name, split in splits.items())
   print(f'{output}: {counts}')

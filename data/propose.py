@@ -13,13 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from wam_jax.data import angles
 from wam_jax.data import record as record_lib
+from wam_jax.interop.dreamzero import composites
+from wam_jax.interop.dreamzero import robots
 
+SAMPLED = 20  # Episodes whose numbers are looked at.
+WIDEST = 64  # Longer vectors are embeddings or point clouds.
 VIEW_WIDTH = 320  # Pixels of a camera in the composite, at most.
 TILE = 16  # Pixels; the encoders want composites of whole ones.
 AHEAD_S = 0.5  # A target that a robot follows is reached within this time.
 # Of a target's own spread, what may be left when the state that follows is subtracted.
 TARGET_FIT = 0.5
+HELD_FIT = 0.1  # The same of its size, where the names of both agree.
 MOTION_FIT = 0.5  # Correlation of deltas or velocities with the state's motion.
 # Motion within a chunk over the range of all episodes: below it, counting from the chunk's first
 # state spares resolution.
@@ -72,6 +78,7 @@ class Found:
     state, action: the vectors, in order.
     episodes: some, as ({state key: [T, width]}, {action key: [T, width]}).
     fields: others of the record that are known.
+    notes: what else was decided, a line each.
   """
 
   name: str
@@ -81,6 +88,7 @@ class Found:
   action: tuple[Vector, ...]
   episodes: Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
   fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +133,8 @@ class _Source:
     unit: of the slice that they lie in.
     steps: that the state is later, where it follows a target.
     misfit: what of the action's spread is left after that.
+    offset: what of the action's size is left after that.
+    same: whether the columns have the action's names.
   """
 
   text: str
@@ -132,6 +142,15 @@ class _Source:
   unit: str
   steps: int
   misfit: float
+  offset: float
+  same: bool
+
+  @property
+  def is_held(self) -> bool:
+    """Whether an arm that hardly moves holds what it is told: its spread tells nothing, and zero is
+    far from it.
+    """
+    return self.same and self.offset < HELD_FIT
 
 
 def propose(found: Found) -> tuple[record_lib.Embodiment, list[str]]:
@@ -142,7 +161,7 @@ def propose(found: Found) -> tuple[record_lib.Embodiment, list[str]]:
   """
   if not found.cameras:
     raise ValueError(f'{found.name!r} has no camera; a world model needs one.')
-  guesses: list[str] = []
+  guesses = list(found.notes)
   timing = record_lib.timing(found.hz)
   S = round(timing['control_hz'] * timing['chunk_s'])
 
@@ -169,10 +188,17 @@ def propose(found: Found) -> tuple[record_lib.Embodiment, list[str]]:
     **timing,
     **found.fields,
   )
+  record, changes = _mend_angles(record, found)
+  guesses += changes
   guesses.append(
     f'{found.hz:g} steps a second; chunks of {record.chunk_s:g} s, {S} actions and '
     f'{record.camera_frames_per_chunk} frames, as in the paper'
   )
+  if changes := list(composites.list_changes(robots.find_tag(record.name), record)):
+    guesses.append(
+      f"only for an export to DreamZero's official server: {'; '.join(changes)}; after training it "
+      'is too late, and --layout=diffusers needs none of it'
+    )
   return record, guesses
 
 
@@ -196,19 +222,37 @@ def tile(
   return tuple(views), (rows * height, columns * width)
 
 
+def sample(numbers: Sequence[int]) -> Sequence[int]:
+  """At most `SAMPLED` of these, spread over all."""
+  return numbers[:: max(1, -(-len(numbers) // SAMPLED))]
+
+
+def plain_name(text: str) -> str:
+  """Lower-case letters, digits and underscores, as TFDS wants names; perhaps ''."""
+  return re.sub(r'\W+', '_', text).strip('_').lower()
+
+
 def flatten_names(names: object, width: int) -> tuple[str, ...]:
-  """Names of a vector's columns from what a description calls `names`: a list, or a dict of lists;
-  () where they are not one a column.
+  """Names of a vector's columns from what a description calls `names`: lists and dicts of them, one
+  in another; () where they are not one a column.
   """
+  flat = tuple(_list_leaves(names))
+  return flat if len(flat) == width and all(isinstance(name, str) for name in flat) else ()
+
+
+def _list_leaves(names: object) -> Iterator[object]:
   if isinstance(names, Mapping):
-    names = [name for group in names.values() for name in (group if _is_list(group) else [group])]
-  if not _is_list(names) or len(names) != width or not all(isinstance(n, str) for n in names):
-    return ()
-  return tuple(names)
+    names = list(names.values())
+  if not isinstance(names, (list, tuple)):
+    yield names
+    return
+  for name in names:
+    yield from _list_leaves(name)
 
 
-def _is_list(value: object) -> bool:
-  return isinstance(value, (list, tuple))
+def _spell(name: str) -> str:
+  """A name in small letters, its words parted: `kLeftHandIndex` as `k_left_hand_index`."""
+  return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()
 
 
 def _split(vector: Vector, arrays: Sequence[Mapping[str, np.ndarray]]) -> Iterator[_Run]:
@@ -227,7 +271,7 @@ def _find_kinds(vector: Vector, values: Sequence[np.ndarray]) -> list[tuple[str,
   """(kind, side) of each column."""
   key = vector.key.lower()
   if vector.names:
-    return [_name_kind(name.lower(), key) for name in vector.names]
+    return [_name_kind(_spell(name), key) for name in vector.names]
   whole = _name_kind(key, '')
   kinds = [whole if whole[0] != 'joint' or 'joint' in key else ('', whole[1])] * vector.width
   # Without names: a last column that is nearly always at one of its two ends is a gripper.
@@ -256,7 +300,7 @@ def _find_unit(run: _Run) -> tuple[str, str]:
   values = run.all
   size = float(np.quantile(np.abs(values), 0.995)) if values.size else 0.0
   low = float(values.min(initial=0))
-  velocity = any(re.search(r'[._]vel', name.lower()) for name in (*run.names, run.vector.key))
+  velocity = any(re.search(r'[._]vel', _spell(name)) for name in (*run.names, run.vector.key))
   per = '/s' if velocity else ''
   reach = f'values reach {size:.4g}'
   if run.kind == 'gripper':
@@ -265,7 +309,7 @@ def _find_unit(run: _Run) -> tuple[str, str]:
       return ('normalized', reach) if size > 0.2 else ('m', f'guessed, {reach}')
     return ('percent', f'guessed, {reach}') if size <= 105 else ('raw', f'not known, {reach}')
   if run.kind in ('joint', 'rotation'):
-    if run.names and all(re.search(r'(^|[_.])q[xyzw]$', name.lower()) for name in run.names):
+    if run.names and all(re.search(r'(^|[_.])q[xyzw]$', _spell(name)) for name in run.names):
       return 'quaternion', 'by its names'
     if size > 2.2 * np.pi and not velocity:
       return 'deg', f'{reach}, more than a turn in radians'
@@ -279,6 +323,19 @@ def _find_unit(run: _Run) -> tuple[str, str]:
   return 'unknown', f'nothing says, {reach}'
 
 
+def _mend_angles(
+  record: record_lib.Embodiment, found: Found
+) -> tuple[record_lib.Embodiment, list[str]]:
+  """The record whose differences are never a whole turn off, and what was changed for that."""
+  seams = {part: angles.Seams(getattr(record, part)) for part in ('state', 'action')}
+  for i, (state, action) in enumerate(found.episodes):
+    for part, arrays in (('state', state), ('action', action)):
+      columns = [arrays[s.key][:, s.start : s.stop] for s in getattr(record, part)]
+      if columns:
+        seams[part].add(np.concatenate(columns, axis=1), i)
+  return angles.mend(record, **seams)
+
+
 def _propose_action(
   run: _Run, states: list[tuple[_Run, record_lib.Slice]], steps: int, hz: float
 ) -> tuple[record_lib.Slice, str]:
@@ -290,12 +347,17 @@ def _propose_action(
     return dataclasses.replace(part, relative_to=source.text, unit=source.unit), (
       f'{source.unit}, counts from {source.text}: the data say so'
     )
-  if source is not None and source.misfit < TARGET_FIT:
+  if source is not None and (source.misfit < TARGET_FIT or source.is_held):
     part = dataclasses.replace(part, unit=source.unit)
     told = (
       f'{source.unit}, a target that {source.text} follows {source.steps / hz:.2g} s later, but '
       f'for {100 * source.misfit:.0f} % of its spread'
     )
+    if source.misfit >= TARGET_FIT:
+      told = (
+        f'{source.unit}, a target that {source.text} holds, but for {100 * source.offset:.0f} % of '
+        'its size; it hardly moves in these episodes'
+      )
     share = _measure_motion(run, source, steps)
     if run.kind != 'gripper' and share < RELATIVE_BELOW:
       return dataclasses.replace(part, relative_to=source.text), (
@@ -322,9 +384,9 @@ def _list_windows(
   run: _Run, states: list[tuple[_Run, record_lib.Slice]]
 ) -> Iterator[tuple[str, tuple[np.ndarray, ...], str, bool]]:
   """(text, values, unit, whether names agree) of all columns of the state as wide as the run."""
-  mine = [_SUFFIX.sub('', name.lower()) for name in run.names]
+  mine = [_SUFFIX.sub('', _spell(name)) for name in run.names]
   for other, part in states:
-    theirs = [_SUFFIX.sub('', name.lower()) for name in other.names]
+    theirs = [_SUFFIX.sub('', _spell(name)) for name in other.names]
     for start in range(other.stop - other.start - (run.stop - run.start) + 1):
       stop = start + run.stop - run.start
       text = f'{part.key}:{other.start + start}:{other.start + stop}'
@@ -337,6 +399,7 @@ def _find_target(
 ) -> _Source | None:
   """The columns of the state that follow the run most closely, those of its names before others."""
   spread = run.all.std(axis=0) + 1e-9
+  size = np.sqrt(np.square(run.all).mean()) + 1e-9
   best: tuple[bool, float] | None = None
   found = None
   for text, values, unit, same in _list_windows(run, states):
@@ -344,11 +407,13 @@ def _find_target(
       left = [a[: len(a) - late] - s[late:] for a, s in zip(run.values, values) if len(a) > late]
       if not left:
         continue
-      misfit = float(np.median(np.sqrt(np.square(np.concatenate(left)).mean(axis=0)) / spread))
+      error = np.square(np.concatenate(left))
+      misfit = float(np.median(np.sqrt(error.mean(axis=0)) / spread))
       rank = (not same, misfit)
       if best is None or rank < best:
         best = rank
-        found = _Source(text, values, unit, late, misfit)
+        offset = float(np.sqrt(error.mean()) / size)
+        found = _Source(text, values, unit, late, misfit, offset, same)
   return found
 
 

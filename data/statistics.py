@@ -12,41 +12,53 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from absl import flags
 
+from data import choosing
 from wam_jax import cli
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
 from wam_jax.data import scan
-from wam_jax.data import sources
 from wam_jax.data import statistics
+from wam_jax.data import texts
+from wam_jax.data import windows
 
 _DATASET = flags.DEFINE_string(
   'dataset', None, 'TFDS directory with dataset_info.json, in ArrayRecord format.'
 )
 _EMBODIMENT = cli.define_embodiment('The robot; by default the record beside the dataset.')
-_SPLIT = flags.DEFINE_string('split', 'train', 'Split, without slicing, as in the config.')
+_SPLIT = flags.DEFINE_string('split', 'train', 'Split, as that of the dataset in the config.')
+_OVERLAP = flags.DEFINE_integer(
+  'action_overlap',
+  0,
+  'config.model.action_overlap of the training: relative actions go on for so many steps.',
+  lower_bound=0,
+)
+choosing.define()
 cli.define_json()
 
 
 def main(unused_argv: list[str]) -> None:
-  episodes = sources.Episodes(
-    _DATASET.value, _SPLIT.value, embodiments.resolve(_EMBODIMENT.value, _DATASET.value)
-  )
-  record = episodes.record
-  finding = statistics.Finding(episodes)
-  others: list[scan.Finding] = [scan.Spans(episodes)]
+  record = embodiments.resolve(_EMBODIMENT.value, _DATASET.value)
+  episodes = choosing.open_episodes(_DATASET.value, _SPLIT.value, record)
+  finding = statistics.Finding(episodes, _OVERLAP.value)
+  others: list[scan.Finding] = [scan.Spans(episodes), texts.Texts(episodes)]
   if record.episode_key:
     others.append(scan.Names(episodes))
   scan.complete([finding, *others])
+  anchors = windows.make_anchors(episodes)
   found = finding.statistics
-  where = str(statistics.find(episodes))
+  where = str(finding.file)
   rows = [
     *make_rows('state', record.state, found.state),
     *make_rows('action', record.action, found.action),
   ]
-  print(f'{len(episodes)} episodes, {found.steps} steps; written to {where}')
+  taken = len(np.unique(anchors.episode_K))
+  print(f'{taken} episodes, {found.steps} steps; written to {where}')
+  if left_out := windows.describe_left_out(episodes, anchors):
+    print(left_out)
   print_table(rows)
   cli.write_json(
     dict(
@@ -54,7 +66,8 @@ def main(unused_argv: list[str]) -> None:
       split=episodes.split,
       embodiment=record.name,
       file=where,
-      episodes=len(episodes),
+      episodes=taken,
+      left_out=dict(anchors.left_out),
       steps=found.steps,
       dimensions=rows,
     )

@@ -3,84 +3,142 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
-import itertools
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 
+from wam_jax import pointers
+
 JPEG_QUALITY = 95
+# Containers whose header has the length of the video, as PyAV calls them.
+_TELLING = ('mp4', 'matroska', 'avi', 'asf')
+_SAME_S = 1e-4  # Times nearer than this are one: a tick is a microsecond or longer.
 LAST_FRAME_S = 1.0  # A video may show its last frame this long.
 
 
 def probe(path: pathlib.Path) -> tuple[float, float]:
-  """(frames a second, seconds) as the header of a video file has them.
+  """(frames a second, seconds) of a video file, as its header has them, or else as its frames tell.
 
   Raises:
-    ValueError: no such file, not a video, or no rate or length in its header.
+    ValueError: no such file, or not a video.
   """
   with _open(path) as (container, stream):
     if stream.duration:
-      seconds = stream.duration * stream.time_base
+      seconds = float(stream.duration * stream.time_base)
     else:
       seconds = (container.duration or 0) / 1_000_000  # A container counts microseconds.
-    if not seconds or not stream.average_rate:
-      raise ValueError(f'{path} has no length or no frame rate in its header. Re-encode the file.')
-    return float(stream.average_rate), float(seconds)
+    fps = float(stream.average_rate or 0)
+    is_told = any(name in container.format.name for name in _TELLING)
+  if is_told and seconds > 0 and fps > 0:
+    return fps, seconds
+  # A stream has no header that would know, and a browser writes it before it does.
+  times = list_times(path)
+  seconds = times[-1] * len(times) / max(1, len(times) - 1)
+  if not seconds:
+    raise ValueError(f'{path} has one frame and no length. Leave the file out.')
+  return len(times) / seconds, seconds
 
 
-def read_at(
-  path: pathlib.Path, times_s: Sequence[float], tolerance_s: float, whole: bool
-) -> Iterator[np.ndarray]:
-  """Yields the frame at each of `times_s`, seconds from the start of the file: [rows, columns, 3]
-  uint8, BGR.
+def list_times(path: pathlib.Path) -> np.ndarray:
+  """The seconds from the start of the video at which each frame is shown, in order; decodes none.
 
-  Frames and times must belong to each other one by one: no frame lies between two times, none is
-  missing.
-
-  Args:
-    tolerance_s: a frame this near to a time is the frame of that time.
-    whole: whether nothing else is in the file; otherwise other frames come before and after.
   Raises:
-    ValueError: that is not so; or the file is missing, truncated or corrupt.
+    ValueError: no such file, or not a video.
+  """
+  if not path.is_file():
+    raise ValueError(f'There is no video file {path}. Restore it.')
+  state = path.stat()
+  return _list_times(path, state.st_size, state.st_mtime_ns)
+
+
+# A packed file is asked for once an episode.
+@functools.lru_cache(maxsize=16)
+def _list_times(path: pathlib.Path, size: int, changed_ns: int) -> np.ndarray:
+  av = import_av()
+  with _open(path) as (container, stream):
+    try:
+      # The last packet only flushes the demuxer; one that is discarded shows nothing.
+      ticks = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+    except av.FFmpegError as error:
+      raise _unreadable(path, error) from error
+    if not ticks:
+      raise ValueError(f'{path} has no frame in it. Restore or replace the file.')
+    if _has_no_times(container):
+      return np.arange(len(ticks)) / float(stream.average_rate)
+    if None in ticks:
+      raise ValueError(f'{path} has frames without a time. Write it anew: ffmpeg -i IN -c copy OUT')
+    return np.sort(ticks) * float(stream.time_base) - _start(stream)
+
+
+def count_frames(path: pathlib.Path) -> int:
+  """The frames of a video file, as its header has them, or else counted; decodes none.
+
+  Raises:
+    ValueError: no such file, or not a video.
   """
   with _open(path) as (container, stream):
-    if whole:
-      frames = _decode(container, stream)
-    else:
-      # The key frame from which one has to decode may lie far before the first time.
-      _seek(container, stream, times_s[0] + tolerance_s)
-      first_s = times_s[0] - tolerance_s
-      frames = itertools.dropwhile(lambda frame: frame[0] < first_s, _decode(container, stream))
+    if stream.frames and 'mp4' in container.format.name:
+      return stream.frames
+  return len(list_times(path))
 
-    number = 0
-    for at, frame in frames:
-      if number == len(times_s):
-        if whole:
-          count = number + 1 + sum(1 for _ in frames)
-          raise ValueError(f'{path} holds {count} frames, but there are {number} rows for them.')
-        if at < times_s[-1] + tolerance_s:
-          raise ValueError(
-            f'{path} has two frames within {tolerance_s:.4f} s of {times_s[-1]:.4f} s.'
-          )
-        return
-      if abs(at - times_s[number]) > tolerance_s:
-        raise ValueError(
-          f'{path} has frame {number} at {at:.4f} s, but its row says {times_s[number]:.4f} s; '
-          'frames and rows do not belong to each other.'
-        )
-      yield _to_image(frame)
-      number += 1
-  if number < len(times_s):
+
+def read_frames(
+  path: pathlib.Path, first: int, count: int, total: int
+) -> Iterator[tuple[float, np.ndarray]]:
+  """Yields frames `first ... first + count - 1` of a file: seconds since the first of them, and
+  [rows, columns, 3] uint8, BGR.
+
+  They are found by their number in the list of all frames, and each is held against that list.
+
+  Args:
+    total: frames of the file.
+  Raises:
+    ValueError: there are others, or another number of them; or the file is truncated or corrupt.
+  """
+  times_s = list_times(path)
+  if len(times_s) != total:
     raise ValueError(
-      f'{path} ends after {number} frames of {len(times_s)} rows; it is truncated or of another '
-      'episode.'
+      f'{path} holds {len(times_s)} frames of the {total} that it announces; it is truncated. '
+      'Restore the file.'
     )
+  start_s = times_s[first]
+  number = 0
+  with _open(path) as (container, stream):
+    for at, frame in _decode_from(container, stream, start_s):
+      if at < start_s - _SAME_S:
+        continue
+      if abs(at - times_s[first + number]) > _SAME_S:
+        raise ValueError(
+          f'{path} decodes to a frame at {at:.4f} s where its list has one at '
+          f'{times_s[first + number]:.4f} s; it is corrupt. Restore the file.'
+        )
+      yield at - start_s, _to_image(frame)
+      number += 1
+      if number == count:
+        return
+  raise ValueError(
+    f'{path} ends after {number} of {count} frames from {start_s:.2f} s on; it is truncated. '
+    'Restore the file.'
+  )
+
+
+def describe(path: pathlib.Path) -> tuple[int, int, str]:
+  """(rows, columns, codec) of the first frame of a file, upright.
+
+  Raises:
+    ValueError: no such file, not a video, or one of depth.
+  """
+  with _open(path) as (container, stream):
+    for _, frame in _decode(container, stream):
+      return *_to_image(frame).shape[:2], stream.codec_context.name
+  raise ValueError(f'{path} has no frame in it. Restore or replace the file.')
 
 
 def read_every(
@@ -99,8 +157,7 @@ def read_every(
   time = next(times)
   last_s, shown = -np.inf, None  # The newest frame, and when it appeared.
   with _open(path) as (container, stream):
-    _seek(container, stream, start_s)
-    for at, frame in _decode(container, stream):
+    for at, frame in _decode_from(container, stream, start_s):
       while shown is not None and time < at - 1e-6:
         yield _to_image(shown)
         time = next(times, None)
@@ -150,38 +207,77 @@ def _open(path: pathlib.Path) -> Iterator[tuple[Any, Any]]:
   """Opens a file; yields (container, its first video stream)."""
   if not path.is_file():
     raise ValueError(f'There is no video file {path}. Restore it.')
+  pointers.check(path)
   av = import_av()
   try:
     container = av.open(str(path))
   except av.FFmpegError as error:
     raise _unreadable(path, error) from error
   with container:
-    if not container.streams.video:
+    # Not the first one: that may be the picture on a cover.
+    stream = container.streams.best('video')
+    if stream is None:
       raise ValueError(f'{path} has no video in it. Restore or replace the file.')
-    stream = container.streams.video[0]
     stream.thread_count = 1  # Several episodes are decoded at a time instead.
     yield container, stream
+
+
+def _check_colour(path: str, frame: Any) -> None:
+  """Raises ValueError if a frame is of depth: one channel of more than 8 bits."""
+  channels = frame.format.components
+  if len(channels) == 1 and channels[0].bits > 8:
+    raise ValueError(
+      f'{path} is a video of {frame.format.name}, one channel of {channels[0].bits} bits, as depth '
+      'has, which is no picture.'
+    )
 
 
 def _decode(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
   """(seconds from the start of the video, frame) of every frame from here on."""
   av = import_av()
   start_s = _start(stream)
+  has_no_times = _has_no_times(container)
+  number = 0
   try:
     for frame in container.decode(stream):
-      if frame.pts is None or frame.is_corrupt:
+      if frame.is_corrupt or (frame.pts is None and not has_no_times):
         raise ValueError(
           f'{container.name} has a corrupt frame, or one without a time. Restore the file.'
         )
-      yield float(frame.pts * stream.time_base) - start_s, frame
+      if not number:
+        _check_colour(container.name, frame)
+      if has_no_times:
+        yield number / float(stream.average_rate), frame
+      else:
+        yield float(frame.pts * stream.time_base) - start_s, frame
+      number += 1
   except av.FFmpegError as error:
     raise _unreadable(container.name, error) from error
 
 
-def _seek(container: Any, stream: Any, time_s: float) -> None:
-  """Goes to the last key frame at or before a time."""
+def _decode_from(container: Any, stream: Any, time_s: float) -> Iterator[tuple[float, Any]]:
+  """As `_decode`, from a key frame on that is not after a time."""
+  if _has_no_times(container) or time_s <= 0:
+    yield from _decode(container, stream)
+    return
   ticks = int((_start(stream) + time_s) / stream.time_base)
   container.seek(ticks, stream=stream)
+  frames = _decode(container, stream)
+  first = next(frames, None)
+  if first is not None and first[0] <= time_s + 1e-6:
+    yield first
+    yield from frames
+    return
+  # A container without an index does not find every place: then from the beginning.
+  with _open(pathlib.Path(container.name)) as (container, stream):
+    yield from _decode(container, stream)
+
+
+def _has_no_times(container: Any) -> bool:
+  """Whether frames have an order and a rate, and no times of their own; what a decoder calls their
+  times is then that of their packets, which lie in another order.
+  """
+  return 'avi' in container.format.name
 
 
 def _start(stream: Any) -> float:

@@ -18,6 +18,7 @@ import cv2
 import jax
 from absl import flags
 
+from data import choosing
 from data.encode import work
 from wam_jax import cli
 from wam_jax import compilation_cache
@@ -30,7 +31,6 @@ from wam_jax import workdir as workdir_lib
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
 from wam_jax.data import prepare
-from wam_jax.data import sources
 from wam_jax.data import windows
 from wam_jax.data.features import record_files
 from wam_jax.models import encoders
@@ -50,8 +50,7 @@ _HELD_OUT = flags.DEFINE_bool(
   False,
   'In place of --split: what the run at --workdir holds out of this dataset (`held_out`).',
 )
-_RANGES = flags.DEFINE_string('ranges', '', 'As config.data.ranges of this dataset.')
-_FAILURES = flags.DEFINE_bool('failures', False, 'As this dataset in config.data.failures.')
+choosing.define()
 _STRIDE = flags.DEFINE_integer(
   'anchor_stride', 0, 'Control steps between two windows; 0 for one chunk.', lower_bound=0
 )
@@ -121,7 +120,7 @@ def _read_flags(
   if _HELD_OUT.value:
     split = work.find_held_out(source.config, _DATASET.value)
   record = embodiments.resolve(_EMBODIMENT.value, _DATASET.value)
-  episodes = sources.Episodes(_DATASET.value, split, record, cache)
+  episodes = choosing.open_episodes(_DATASET.value, split, record, cache)
   storing = record_files.Storing(
     anchor_stride=_STRIDE.value or episodes.record.steps_per_chunk,
     draw_offset=_DRAW_OFFSET.value,
@@ -131,9 +130,10 @@ def _read_flags(
     file_mib=_FILE_MIB.value,
   )
   # Read by the first process alone, if they are not kept beside the dataset.
-  findings = windows.list_findings(episodes, _RANGES.value, _FAILURES.value)
-  prepare.complete_findings(findings)
-  anchors = windows.make_anchors(episodes, _RANGES.value, _FAILURES.value)
+  prepare.complete_findings(windows.list_findings(episodes))
+  anchors = windows.make_anchors(episodes)
+  if left_out := windows.describe_left_out(episodes, anchors):
+    progress.say(left_out)
   job = work.make_job(source.config.model, episodes, anchors, storing, _choose_transform())
   return job, frozen, hashes, machine
 

@@ -1,1 +1,1 @@
-"""Video-only data: a folder of MP4 files with captions in RLDS form."""
+"""Video-only data: a folder of captioned videos in RLDS form."""

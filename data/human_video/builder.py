@@ -1,5 +1,5 @@
-"""Makes a video-only dataset of a folder of MP4 files with captions: episodes of one view, no
-states, no actions.
+"""Makes a video-only dataset of a folder of captioned videos: episodes of one view, no states, no
+actions.
 
 Owns captions and how videos are cut into episodes; `data/video.py` decodes and `data/rlds.py`
 writes.
@@ -23,12 +23,18 @@ import tensorflow_datasets as tfds
 
 from data import rlds
 from data import video
+from data.lerobot import files as lerobot_files
 from wam_jax import progress
 from wam_jax import storage
 from wam_jax.data import embodiments
 
 NAME = 'human_video'
 CAPTIONS = 'captions.jsonl'
+# Containers that are usual, in either case: telephones and cameras write .MOV and .MP4.
+SUFFIXES = (
+  *('.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi', '.mpg', '.mpeg'),
+  *('.ts', '.mts', '.m2ts', '.wmv', '.flv', '.3gp', '.ogv'),
+)
 SHARD_FRAMES = 8192  # Frames in a shard, about.
 
 
@@ -37,7 +43,7 @@ class BuildConfig:
   """What decides every byte of the dataset, with the files themselves.
 
   Attributes:
-    source: the folder; its .mp4 files are found at any depth.
+    source: the folder; its videos are found at any depth, by `SUFFIXES`.
     fps: steps a second. 5 fits the embodiment `human`.
     size: the rows and columns of the images, which are cut to this shape about their middle; None
       for the size as it is.
@@ -123,12 +129,33 @@ def _find_source(config: BuildConfig) -> pathlib.Path:
   return storage.make_local_path(config.source, '--source', cure)
 
 
+def find_unused(config: BuildConfig) -> list[str]:
+  """The files of the folder that are neither a video nor the caption of one."""
+  names = _list_files(_find_source(config))
+  texts = {
+    pathlib.PurePath(name).with_suffix('.txt').as_posix() for name in names if _is_video(name)
+  }
+  return [name for name in names if not _is_video(name) and name not in texts | {CAPTIONS}]
+
+
+def _list_files(source: pathlib.Path) -> list[str]:
+  return sorted(path.relative_to(source).as_posix() for path in source.rglob('*') if path.is_file())
+
+
+def _is_video(name: str) -> bool:
+  path = pathlib.PurePath(name)
+  # macOS puts a hidden ._NAME.mp4 beside each file of a foreign disk, which is no video.
+  return path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
+
+
 def find_segments(config: BuildConfig) -> list[Segment]:
   """Every episode, in the order of file names and times."""
   source = _find_source(config)
-  files = sorted(path.relative_to(source).as_posix() for path in source.rglob('*.mp4'))
+  files = [name for name in _list_files(source) if _is_video(name)]
   if not files:
-    raise ValueError(f'{source} holds no .mp4 file.')
+    raise ValueError(
+      f'{source} holds no video; looked at any depth for files that end in {", ".join(SUFFIXES)}.'
+    )
   captions = _read_captions(source, files)
   segments = []
   for file in progress.track(files, 'reading video headers', len(files), 'files'):
@@ -168,12 +195,8 @@ def _read_captions(
   """
   captions = {file: [] for file in files}
   path = source / CAPTIONS
-  lines = path.read_text().splitlines() if path.exists() else []
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
+  for number, row in lerobot_files.number_lines(path) if path.exists() else ():
     try:
-      row = json.loads(line)
       start_s, stop_s = float(row.get('start', 0)), float(row.get('end', np.inf))
       captions[row['file']].append((start_s, stop_s, row['caption'].strip()))
     except KeyError as error:
@@ -187,7 +210,7 @@ def _read_captions(
   for file in files:
     text = (source / file).with_suffix('.txt')
     if not captions[file] and text.exists():
-      captions[file].append((0.0, np.inf, text.read_text().strip()))
+      captions[file].append((0.0, np.inf, text.read_text(lerobot_files.ENCODING).strip()))
   _check_captions(source, captions)
   return captions
 

@@ -9,14 +9,17 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from data import rlds
 from data import video
+from data.lerobot import choice
+from data.lerobot import pictures
 from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
+from data.lerobot import rows as rows_lib
 from data.lerobot import source as source_lib
+from data.lerobot import unused as unused_lib
 from wam_jax import storage
 from wam_jax.data import embodiments
 from wam_jax.data import record as robot_record
@@ -31,20 +34,19 @@ class Converted(NamedTuple):
     record: of its robot, which lies beside it.
     made: whether this call made it.
     guesses: what of the record was guessed, a line each.
+    notes: what of the source was left out, is not as its metadata say, or is stored otherwise.
+    unused: what of the source the record does not use, a line each.
   """
 
   record: robot_record.Embodiment
   made: bool
   guesses: list[str]
+  notes: list[str]
+  unused: list[str]
 
 
 def convert(
-  source: str,
-  output: str,
-  embodiment: str = '',
-  size: str = '',
-  exclude: list[str] = (),
-  workers: int = 1,
+  source: str, output: str, options: plan_lib.Options = plan_lib.Options(), workers: int = 1
 ) -> Converted:
   """Writes the dataset.
 
@@ -54,15 +56,17 @@ def convert(
   """
   cure = 'Copy it to a directory, or mount the bucket (gcsfuse).'
   found = source_lib.load(storage.make_local_path(source, '--source', cure))
-  plan = plan_lib.make_plan(found, video.parse_size(size), exclude)
+  plan = plan_lib.make_plan(found, options)
   guesses: list[str] = []
-  if embodiment:
-    record = embodiments.resolve(embodiment)
+  if options.embodiment:
+    record = embodiments.resolve(options.embodiment)
   else:
     record, guesses = record_lib.suggest(plan)
   record_lib.check(plan, record)
+  notes = [*plan.notes, *(f'{key}: {camera.told}' for key, camera in plan.cameras.items())]
+  unused = unused_lib.list_unused(plan, record)
   made = rlds.write(output, _make_dataset(plan, record), workers)
-  return Converted(record, made, guesses)
+  return Converted(record, made, guesses, notes, unused)
 
 
 def _make_dataset(plan: plan_lib.Plan, record: robot_record.Embodiment) -> rlds.Dataset:
@@ -104,7 +108,10 @@ def make_episode(plan: plan_lib.Plan, number: int) -> dict[str, Any]:
   keys = [field.key for field in plan.fields if source.features[field.key]['dtype'] != 'video']
   if 'next.done' in source.features:
     keys.append('next.done')
-  rows = source_lib.read_rows(source, episode, keys)
+  try:
+    rows = rows_lib.read(source, episode, keys)
+  except ValueError as error:
+    raise ValueError(f'{error} Or leave the episode out: --episodes=-{number}') from error
 
   # The first annotation of modality.json is what the robot was told; without one, the task is.
   told = plan.annotations[0].key if plan.annotations else 'task_index'
@@ -149,16 +156,22 @@ def _make_column(
 def _make_images(
   plan: plan_lib.Plan, field: plan_lib.Field, episode: source_lib.Episode, rows: dict[str, Any]
 ) -> list[io.BytesIO]:
-  described = plan.source.features[field.key]
+  camera = plan.cameras[field.key]
+  kind = plan.source.features[field.key]['dtype']
   try:
-    if described['dtype'] == 'video':
-      images = _read_video(plan.source, field.key, episode, rows['timestamp'])
+    if kind == 'image':
+      as_jpeg = plan.options.as_jpeg
+      return [pictures.store(one, camera, plan.size, as_jpeg) for one in rows[field.key]]
+    if kind == 'video':
+      images = _read_video(plan, field.key, episode, rows['timestamp'])
     else:
-      images = map(_decode, rows[field.key])
-    expected = plan_lib.image_size(described)
-    return [_encode(image, expected, plan.size) for image in images]
+      images = map(pictures.from_array, rows[field.key])
+    return [_encode(image, camera, plan.size) for image in images]
   except ValueError as error:
-    raise ValueError(f'Episode {episode.number}, {field.key}: {error}') from error
+    raise ValueError(
+      f'Episode {episode.number}, {field.key}: {error} Restore it, or leave the episode out: '
+      f'--episodes=-{episode.number}'
+    ) from error
 
 
 def _texts(source: source_lib.Source, values: Any) -> list[str]:
@@ -169,28 +182,27 @@ def _texts(source: source_lib.Source, values: Any) -> list[str]:
 
 
 def _read_video(
-  source: source_lib.Source, key: str, episode: source_lib.Episode, timestamps: np.ndarray
+  plan: plan_lib.Plan, key: str, episode: source_lib.Episode, timestamps: np.ndarray
 ) -> Iterator[np.ndarray]:
-  clip = episode.clips[key]
-  times_s = clip.start_s + timestamps.astype(np.float64)
-  half_a_frame_s = 0.5 / source.fps
-  return video.read_at(clip.path, times_s, half_a_frame_s, clip.whole)
+  """The frames of an episode, which are found by their number, and held against the rate of its
+  rows, or their times where a clock wrote both.
+  """
+  path = episode.clips[key].path
+  place = plan.places[episode.number, key]
+  since_s = timestamps.astype(np.float64) - timestamps[0]
+  frames = video.read_frames(path, place.first, episode.length, place.total)
+  for number, (at, image) in enumerate(frames):
+    expected_s = number / plan.source.fps
+    if min(abs(at - expected_s), abs(at - since_s[number])) > 0.5 / plan.source.fps:
+      raise ValueError(
+        f'{path} has frame {number} at {at:.4f} s, but its row says {since_s[number]:.4f} s; '
+        'frames and rows do not belong to each other.'
+      )
+    yield image
 
 
-def _decode(encoded: bytes) -> np.ndarray:
-  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
-  if image is None:
-    raise ValueError(f'an image of {len(encoded)} bytes is not a readable JPEG or PNG.')
-  return image
-
-
-def _encode(
-  image: np.ndarray, expected: tuple[int, int], size: tuple[int, int] | None
-) -> io.BytesIO:
-  if image.shape[:2] != expected:
-    raise ValueError(
-      f'images are {image.shape[:2]} pixels (rows, columns); info.json says {expected}.'
-    )
+def _encode(image: np.ndarray, camera: pictures.Camera, size: tuple[int, int] | None) -> io.BytesIO:
+  pictures.check_size(image, camera)
   return video.to_jpeg(image, size)
 
 
@@ -200,10 +212,14 @@ def _parameters(plan: plan_lib.Plan, record: robot_record.Embodiment) -> dict[st
     'source': str(source.path.resolve()),
     'version': source.version,
     # Tells most changes of the source apart, without reading it all.
-    'frames': sum(e.length for e in source.episodes),
+    'frames': sum(e.length for e in source.episodes.values()),
     'fields': [dataclasses.astuple(field) for field in plan.fields],
-    'episodes': {split: len(numbers) for split, numbers in plan.episodes.items()},
+    'episodes': {
+      split: choice.write(numbers, most=10**9) for split, numbers in plan.episodes.items()
+    },
     'size': plan.size,
+    'cameras': {key: camera[:3] for key, camera in plan.cameras.items()},
+    'as_jpeg': plan.options.as_jpeg,
     'jpeg_quality': video.JPEG_QUALITY,
     'embodiment': dataclasses.asdict(record),
   }

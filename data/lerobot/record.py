@@ -11,73 +11,121 @@ from typing import Any
 import numpy as np
 
 from data import propose
+from data.lerobot import gear as gear_lib
 from data.lerobot import plan as plan_lib
+from data.lerobot import rows as rows_lib
 from data.lerobot import source as source_lib
 from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
 
-SAMPLED = 20  # Episodes whose numbers are looked at.
 LINE = ',\n    '  # Between the arguments of a printed record.
-# What a state is called where info.json has several vectors beside the images.
-_STATES = ('observation.state', 'observation.states', 'state', 'states')
-_ACTIONS = ('action', 'actions')
+# What is called state or action by itself; parts of it are called so with more behind.
+_STATE = re.compile(r'(?:observations?[./])?(?:robot_|agent_)?states?')
+_ACTION = re.compile(r'actions?')
+# Sensed, but not of the robot alone, or of its motors.
+_ELSE = re.compile(r'environment|env_|effort|torque|current|force|temperature|timestamp')
 
 
 def suggest(plan: plan_lib.Plan) -> tuple[record_lib.Embodiment, list[str]]:
-  """A record that fits the data, and what in it was guessed: `propose.propose`."""
+  """A record that fits the data, and what in it was guessed: `propose.propose`.
+
+  Raises:
+    ValueError: there is no camera, or no feature is known as the action.
+  """
   source, gear = plan.source, plan.source.gear
   if not plan.images:
     raise ValueError(f'{source.path} has no camera; a world model needs one.')
-  state = _choose_fields(plan, 'observation/', bool(gear.state), _STATES)
-  action = _choose_fields(plan, 'action/', bool(gear.action), _ACTIONS)
+  state = _choose_fields(plan, 'state')
+  action = _choose_fields(plan, 'action')
+  vectors = [field.key for field in _list_vectors(plan)]
+  if not action:
+    raise ValueError(
+      f'No feature of {source.path} is called action; name those that are: --action=KEY,... Its '
+      f'vectors are {vectors}.'
+    )
   fields = {'prompt': prompts.TEMPLATES.get(gear.tag, '{}')}
   if gear.removed:
     fields['episode_key'] = ('episode_metadata/name',)
   found = propose.Found(
     name=plain_name(gear.tag or source.robot or source.path.name),
     hz=source.fps,
-    cameras=tuple(_describe_camera(plan, field) for field in plan.images),
-    state=tuple(_describe_vector(plan, field) for field in state),
-    action=tuple(_describe_vector(plan, field) for field in action),
+    cameras=tuple(_describe_camera(plan, field) for field in _choose_cameras(plan)),
+    state=tuple(_describe_vector(plan, field, _shorten(field)) for field in state),
+    action=tuple(_describe_vector(plan, field, field.name) for field in action),
     episodes=_read_numbers(plan, state, action),
     fields=fields,
   )
-  return propose.propose(found)
+  record, guesses = propose.propose(found)
+  if not state:
+    guesses.append(f'no state: no feature is called so; --state=KEY,... takes one of {vectors}')
+  return record, guesses
 
 
-def _choose_fields(
-  plan: plan_lib.Plan, prefix: str, has_parts: bool, keys: tuple[str, ...]
-) -> list[plan_lib.Field]:
-  """The sub-keys of modality.json, or else the numeric vectors whose feature is called like one of
-  `keys`.
+def _choose_cameras(plan: plan_lib.Plan) -> list[plan_lib.Field]:
+  by_key = {field.key: field for field in plan.images}
+  return [by_key[key] for key in plan.options.cameras] or plan.images
+
+
+def _choose_fields(plan: plan_lib.Plan, part: str) -> list[plan_lib.Field]:
+  """The vectors of 'state' or 'action': those that were chosen, or else the sub-keys of
+  modality.json, or else the one that is called so, or else those whose names begin so, or else, for
+  the state, all that are sensed.
   """
-  features = plan.source.features
+  chosen = plan.options.state if part == 'state' else plan.options.action
+  if chosen:
+    order = list(chosen)
+    fields = [field for field in plan.fields if field.key in order]
+    return sorted(fields, key=lambda field: order.index(field.key))
+  has_parts = bool(plan.source.gear.state if part == 'state' else plan.source.gear.action)
+  prefix = 'action/' if part == 'action' else 'observation/'
+  if has_parts:
+    return [f for f in plan.fields if f.name.startswith(prefix) and f.start is not None]
 
-  def is_named(field: plan_lib.Field) -> bool:
-    if has_parts:
-      return field.name.startswith(prefix) and field.start is not None
-    return field.key in keys or field.key.startswith(tuple(f'{key}.' for key in keys))
-
+  vectors = _list_vectors(plan)
+  pattern = _STATE if part == 'state' else _ACTION
+  if named := [field for field in vectors if pattern.fullmatch(field.key)]:
+    return named[:1]
+  parts = [field for field in vectors if re.match(pattern.pattern + r'[./_-]', field.key)]
+  if parts or part == 'action':
+    return parts
   return [
     field
-    for field in plan.fields
-    if features[field.key]['dtype'].startswith(plan_lib.NUMBERS) and is_named(field)
+    for field in vectors
+    if field.name.startswith('observation/') and not _ELSE.search(field.key.lower())
   ]
 
 
+def _list_vectors(plan: plan_lib.Plan) -> list[plan_lib.Field]:
+  """The vectors among the features, without what LeRobot and RLDS count steps by."""
+  features = plan.source.features
+
+  def is_vector(field: plan_lib.Field) -> bool:
+    described = features[field.key]
+    return (
+      described['dtype'].startswith(plan_lib.NUMBERS)
+      and not plan_lib.is_image(described)
+      and plan.width(field) <= propose.WIDEST
+      and field.key not in source_lib.INDICES
+      and field not in plan.annotations
+      and not field.key.startswith('next.')
+    )
+
+  return [field for field in plan.fields if is_vector(field)]
+
+
 def _describe_camera(plan: plan_lib.Plan, field: plan_lib.Field) -> propose.Camera:
-  rows, columns = plan.size or plan_lib.image_size(plan.source.features[field.key])
+  rows, columns = plan.size or plan.cameras[field.key][:2]
   return propose.Camera(_shorten(field), rows, columns)
 
 
-def _describe_vector(plan: plan_lib.Plan, field: plan_lib.Field) -> propose.Vector:
+def _describe_vector(plan: plan_lib.Plan, field: plan_lib.Field, key: str) -> propose.Vector:
   feature = plan.source.features[field.key]
-  names = propose.flatten_names(feature.get('names'), source_lib.width(feature))
+  names = propose.flatten_names(feature.get('names'), gear_lib.width(feature))
   if field.start is not None:
     names = names[field.start : field.stop]
   return propose.Vector(
-    key=_shorten(field),
+    key=key,
     width=plan.width(field),
     names=names,
     is_relative=field.name.removeprefix('action/') in plan.source.gear.relative,
@@ -85,7 +133,7 @@ def _describe_vector(plan: plan_lib.Plan, field: plan_lib.Field) -> propose.Vect
 
 
 def _shorten(field: plan_lib.Field) -> str:
-  """The key by which a record names a field."""
+  """The key by which a record names a camera or a part of the state; actions have whole names."""
   return field.name.removeprefix('observation/')
 
 
@@ -99,13 +147,14 @@ def _read_numbers(
   if not keys:
     return []
   episodes = []
-  for n in numbers[:: -(-len(numbers) // SAMPLED)]:
+  for n in propose.sample(numbers):
     try:
-      rows = source_lib.read_rows(source, source.episodes[n], keys)
+      rows = rows_lib.read(source, source.episodes[n], keys)
     except ValueError:
       continue  # The conversion says which episode this is, when those before it are done.
-    parts = [{_shorten(f): _take(rows, f) for f in fields} for fields in (state, action)]
-    episodes.append(tuple(parts))
+    states = {_shorten(field): _take(rows, field) for field in state}
+    actions = {field.name: _take(rows, field) for field in action}
+    episodes.append((states, actions))
   return episodes
 
 
@@ -173,16 +222,14 @@ def gear_statistics(plan: plan_lib.Plan, record: record_lib.Embodiment) -> dict[
     lists = [_slice_statistics(gear, part, s) for s in slices]
     if not gear.state or not all(lists):
       return None
-    arrays = {
-      name: np.concatenate([each[name] for each in lists]) for name in source_lib.STATISTICS
-    }
+    arrays = {name: np.concatenate([each[name] for each in lists]) for name in gear_lib.STATISTICS}
     norms = tuple(s.norm for s in slices for _ in range(s.width))
     parts[part] = normalize.Quantiles(**arrays, norms=norms)
 
   found = normalize.Statistics(
     state=parts['state'],
     action=parts['action'],
-    steps=sum(episode.length for episode in plan.source.episodes),
+    steps=sum(episode.length for episode in plan.source.episodes.values()),
   )
   described = dataclasses.asdict(record)
   return {
@@ -196,9 +243,7 @@ def gear_statistics(plan: plan_lib.Plan, record: record_lib.Embodiment) -> dict[
   }
 
 
-def _slice_statistics(
-  gear: source_lib.Gear, part: str, s: record_lib.Slice
-) -> dict[str, np.ndarray]:
+def _slice_statistics(gear: gear_lib.Gear, part: str, s: record_lib.Slice) -> dict[str, np.ndarray]:
   """The six arrays of a slice; empty where meta/ has none of it as it is."""
   key = s.key.removeprefix('action/')
   is_relative = part == 'action' and key in gear.relative
@@ -210,5 +255,5 @@ def _slice_statistics(
 
 
 def plain_name(text: str) -> str:
-  """Lower-case letters, digits and underscores, as TFDS wants names."""
-  return re.sub(r'\W+', '_', text).strip('_').lower() or 'lerobot'
+  """`propose.plain_name`, and of nothing 'lerobot'."""
+  return propose.plain_name(text) or 'lerobot'

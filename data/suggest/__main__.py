@@ -4,7 +4,7 @@ python -m data.suggest --dataset=~/data/my_robot/1.0.0 --control_hz=15 [--output
 
 The record goes to embodiment.json beside the data, where every command takes it from, unless there
 is one; what in it was guessed is printed, for you to correct. `--state` and `--action` choose other
-arrays than those that are found by their names. Touches no image but the first.
+arrays than those that are found by their names. Of images it looks at a few, for blank cameras.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ cli.define_json()
 
 def main(unused_argv: list[str]) -> None:
   dataset = sources.Dataset(_DATASET.value, keeps=False)
+  file = _choose_file(dataset.path)
   kinds = work.list_features(dataset.specs)
   print(f'{dataset.path} has the splits {", ".join(dataset.splits)}; its steps hold')
   for key, kind in kinds.items():
@@ -53,22 +54,24 @@ def main(unused_argv: list[str]) -> None:
   record, guesses = propose.propose(found)
   dataset.open(_SPLIT.value, record)  # Its own check: every key is there, and as wide.
   content = json.dumps(dataclasses.asdict(record), indent=1)
+  if unused := work.list_unused(kinds, record):
+    print(f'not in the record: {", ".join(unused)}')
   print(f'\n{content}\nProposed from names and numbers; look through it:')
   print('\n'.join(f'  {guess}' for guess in guesses))
-  file = _choose_file(dataset.path)
-  storage.write_whole(file, f'{content}\n'.encode())
+  storage.write_report(file, f'{content}\n'.encode())
   print(f'written: {file}\nnext: python -m data.validate --dataset={dataset.path}')
   cli.write_json({'features': kinds, 'record': dataclasses.asdict(record), 'guesses': guesses})
 
 
 def _choose_file(dataset: epath.Path) -> epath.Path:
-  if _OUTPUT.value:
-    return storage.make_path(_OUTPUT.value, '--output')
   file = dataset / embodiments.FILE
-  if file.exists():
+  if _OUTPUT.value:
+    file = storage.make_path(_OUTPUT.value, '--output')
+  if file.is_file():
     raise ValueError(
       f'{file} is there already, and may have been edited; name another --output, or delete it.'
     )
+  storage.check_file(file, '--output')
   return file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +11,16 @@ import cv2
 import numpy as np
 
 from data import propose
+from wam_jax.data import promises
 from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
-SAMPLED = 20  # Episodes whose numbers are looked at.
-WIDEST = 64  # Longer vectors are embeddings or point clouds.
+LOOKED_AT = 10  # Of `propose.sample`, those whose images are looked at, too.
+# Grey levels over an image: a lens cap and a black fill stay below, any scene is above 10.
+BLANK_STD = 2.0
+# Between a robot that creeps and one that is driven joint by joint.
+_SLOWEST_HZ = 0.1
+_FASTEST_HZ = 1000.0
 _TIMES = ('observation/timestamp', 'timestamp', 'observation/time', 'time')
 _NO_NUMBERS = ('is_first', 'is_last', 'is_terminal', 'discount', 'reward', *_TIMES)
 
@@ -26,21 +32,29 @@ def list_features(specs: Mapping[str, Any]) -> dict[str, str]:
     shape = tuple(spec.shape)
     if is_image(spec):
       kinds[key] = f'image {shape}'
-    elif is_text(spec):
+    elif promises.is_text(spec):
       kinds[key] = 'text'
+    elif _is_coded_instruction(key, spec):
+      kinds[key] = f'text as the numbers of its characters {shape}'
     else:
       kinds[key] = f'{np.dtype(spec.np_dtype).name} {shape}'
   return kinds
 
 
+def list_unused(kinds: Mapping[str, str], record: record_lib.Embodiment) -> list[str]:
+  """The features that a record takes nothing of, without the marks of RLDS."""
+  taken = {
+    *(f'observation/{part.key}' for part in (*record.views, *record.state)),
+    *(part.key for part in record.action),
+    *record.language,
+    *('is_first', 'is_last', 'is_terminal'),
+  }
+  return [key for key in kinds if key not in taken]
+
+
 def is_image(spec: Any) -> bool:
   """Whether a feature is a colour image."""
   return len(spec.shape) == 3 and spec.shape[-1] == 3 and spec.np_dtype == np.uint8
-
-
-def is_text(spec: Any) -> bool:
-  """Whether a feature is a text."""
-  return not spec.shape and np.dtype(spec.np_dtype).kind in 'OSU'
 
 
 def find(
@@ -60,6 +74,11 @@ def find(
   Raises:
     ValueError: there is no camera, the rate is not known, or a chosen array is no vector.
   """
+  if hz and not _SLOWEST_HZ <= hz <= _FASTEST_HZ:
+    raise ValueError(
+      f'--control_hz={hz:g} must be {_SLOWEST_HZ:g} ... {_FASTEST_HZ:g} steps a second; of seconds '
+      'a step give the inverse.'
+    )
   vectors = _list_vectors(dataset.specs)
   state = tuple(state) or _choose_state(vectors)
   action = tuple(action) or _choose_action(vectors)
@@ -78,16 +97,21 @@ def find(
   times = next((key for key in _TIMES if key in dataset.specs), '') if not hz else ''
   reader = _make_reader(images, vectors, state, (*action, times) if times else action)
   episodes = dataset.open(split, reader)
-  numbers = range(0, len(episodes), -(-len(episodes) // SAMPLED))
+  numbers = propose.sample(range(len(episodes)))
   sample = [_read(episodes, number, reader) for number in numbers]
+  blank = _find_blank(episodes, numbers[:LOOKED_AT])
+  images = [key for key in images if key not in blank]
+  if not images:
+    raise ValueError(f'All cameras of {dataset.path} are blank: {", ".join(sorted(blank))}.')
   return propose.Found(
-    name=name or re.sub(r'\W+', '_', dataset.name).strip('_').lower(),
+    name=name or propose.plain_name(dataset.name),
     hz=hz or _measure_rate(sample, times, str(dataset.path)),
     cameras=tuple(_measure_camera(dataset, episodes, key) for key in images),
     state=tuple(propose.Vector(key, vectors[f'observation/{key}']) for key in state),
     action=tuple(propose.Vector(key, vectors[key]) for key in action),
     episodes=sample,
     fields=_find_language(dataset.specs),
+    notes=tuple(f'view {key} is left out: {why}' for key, why in sorted(blank.items())),
   )
 
 
@@ -97,9 +121,10 @@ def _list_vectors(specs: Mapping[str, Any]) -> dict[str, int]:
   for key, spec in sorted(specs.items()):
     shape = tuple(spec.shape)
     is_number = np.dtype(spec.np_dtype).kind in 'fiub' and not is_image(spec)
+    is_number &= not _is_coded_instruction(key, spec)
     if is_number and len(shape) <= 1 and None not in shape and key not in _NO_NUMBERS:
       found[key] = int(np.prod(shape, dtype=int))
-  return {key: width for key, width in found.items() if 0 < width <= WIDEST}
+  return {key: width for key, width in found.items() if 0 < width <= propose.WIDEST}
 
 
 def _choose_state(vectors: Mapping[str, int]) -> tuple[str, ...]:
@@ -172,6 +197,29 @@ def _measure_rate(
   return round(1 / usual, 1)
 
 
+def _find_blank(episodes: sources.Episodes, numbers: Sequence[int]) -> dict[str, str]:
+  """By key of a camera that never shows anything, what it shows."""
+  grey: dict[str, list[np.ndarray]] = {view.key: [] for view in episodes.record.views}
+  for number in numbers:
+    episode = episodes[number]
+    steps = sorted({0, episode.length // 2, episode.length - 1} - {-1}) if episode.length else ()
+    for key, step in itertools.product(grey, steps):
+      grey[key].append(episode.decode(key, step).mean(-1))
+  return {
+    f'observation/{key}': (
+      f'it is blank, of grey level {np.mean(images[0]):.0f}, in all {len(images)} images of '
+      f'{len(numbers)} episodes that were looked at'
+    )
+    for key, images in grey.items()
+    if images and all(_is_like(image, images[0]) for image in images)
+  }
+
+
+def _is_like(image_IJ: np.ndarray, first_IJ: np.ndarray) -> bool:
+  """Whether an image is flat, and as bright as the first one."""
+  return bool(image_IJ.std() < BLANK_STD and abs(image_IJ.mean() - first_IJ.mean()) < 1)
+
+
 def _measure_camera(
   dataset: sources.Dataset, episodes: sources.Episodes, key: str
 ) -> propose.Camera:
@@ -186,6 +234,18 @@ def _measure_camera(
 
 def _find_language(specs: Mapping[str, Any]) -> dict[str, object]:
   """The texts that are instructions, by their names."""
-  texts = [key for key, spec in sorted(specs.items()) if is_text(spec)]
-  named = [key for key in texts if 'instruction' in key.rsplit('/', 1)[-1]]
+  named = [
+    key
+    for key, spec in sorted(specs.items())
+    if _is_coded_instruction(key, spec) or (promises.is_text(spec) and _is_instruction(key))
+  ]
   return {'language': tuple(named)}
+
+
+def _is_coded_instruction(key: str, spec: Any) -> bool:
+  """Whether numbers are those of characters: nothing but the name tells them from a vector."""
+  return _is_instruction(key) and promises.is_coded_text(spec)
+
+
+def _is_instruction(key: str) -> bool:
+  return 'instruction' in key.rsplit('/', 1)[-1]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from absl import flags
 
-from data.tabletop import builder
 from wam_jax import cli
-from wam_jax.envs import tabletop
+
+with cli.needs('sim'):
+  from data.tabletop import builder
+  from wam_jax.envs import tabletop
 
 _DEFAULT = builder.BuildConfig()
 _OUTPUT = flags.DEFINE_string(
@@ -50,6 +52,11 @@ _DISTRACTORS = flags.DEFINE_integer(
 _NOISE = flags.DEFINE_float(
   'noise', _DEFAULT.noise, "Standard deviation of the expert's action noise; actions span [-1, 1]."
 )
+_LIGHT = flags.DEFINE_float(
+  'light',
+  _DEFAULT.light,
+  'By which share a pressed switch turns everything in view brighter or darker (press, press_any).',
+)
 _WORKERS = flags.DEFINE_integer(
   'workers', 1, 'Processes; the dataset does not depend on it.', lower_bound=1
 )
@@ -66,6 +73,7 @@ def main(unused_argv: list[str]) -> None:
     view_size=_VIEW_SIZE.value,
     max_distractors=_DISTRACTORS.value,
     noise=_NOISE.value,
+    light=_LIGHT.value,
   )
   path, made = builder.build(_OUTPUT.value, config, _WORKERS.value)
   print(path if made else f'already there: {path}')

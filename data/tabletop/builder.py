@@ -31,6 +31,11 @@ SPLITS = {
 }
 EPISODES_PER_SHARD = 250
 MIN_EPISODE_S = 1.6  # Two chunks of every tabletop robot.
+# To follow what moves is shown for longer than it counts.
+_MIN_MOVING_S = 4.0
+# Of what moves. With a delay of 0.4 s an action is up to 0.8 s old: what is decided for as long,
+# and what mends it, must be in the data.
+_SIGHT = tabletop.Sight(blind_s=1.2, error=0.04)
 _DESCRIPTION = 'Scripted expert episodes of the wam_jax tabletop world (data/tabletop/README.md).'
 
 
@@ -48,6 +53,7 @@ class BuildConfig:
     view_size: the pixels of the square views.
     max_distractors: see `TabletopEnv`.
     noise: the standard deviation of the expert's action noise.
+    light: see `TabletopEnv`; of the tasks with a lamp.
   """
 
   embodiment: str = 'disc'
@@ -59,6 +65,7 @@ class BuildConfig:
   view_size: int = 32
   max_distractors: int = 2
   noise: float = 0.05
+  light: float = tabletop.LIGHT
 
   def __post_init__(self):
     problems = []  # All of them are told at once.
@@ -71,6 +78,8 @@ class BuildConfig:
       problems.append(f'seed={self.seed} must be 0 ... {(1 << 20) - 1}')
     if not 0 <= self.noise <= 1:
       problems.append(f'noise={self.noise} must be 0 ... 1')
+    if self.light != tabletop.LIGHT and not self.has_lamp:
+      problems.append(f'light={self.light} is for {tabletop.PANEL_TASKS}, not tasks={self.tasks}')
     unknown = [name for name in self.split_names if name not in SPLITS]
     if unknown or not self.split_names:
       problems.append(f'split_names={self.split_names} must be some of {tuple(SPLITS)}')
@@ -82,9 +91,29 @@ class BuildConfig:
     make_env(self, 'train')
 
   @property
+  def has_lamp(self) -> bool:
+    """Whether any of the tasks is about switches."""
+    return not set(self.tasks).isdisjoint(tabletop.PANEL_TASKS)
+
+  @property
   def name(self) -> str:
-    """TFDS config name, for instance `disc_reach`."""
-    return '_'.join((self.embodiment, *self.tasks))
+    """TFDS config name, for instance `disc_reach`; another light than usual is part of it."""
+    light = () if self.light == tabletop.LIGHT else (f'light{self.light:g}',)
+    return '_'.join((self.embodiment, *self.tasks, *light))
+
+  @property
+  def parameters(self) -> dict[str, Any]:
+    """What `build.json` keeps: all that decides the bytes, of these tasks. A dataset made by other
+    rules of what drifts is another dataset, and is refused; one without lamp is as it was before
+    there were lamps.
+    """
+    parameters = dataclasses.asdict(self)
+    if not self.has_lamp:
+      del parameters['light']
+    if 'reach_moving' in self.tasks:
+      parameters['drift'] = {'speed': tabletop.DRIFT_SPEED, 'shortest_s': _MIN_MOVING_S}
+      parameters['sight'] = dataclasses.asdict(_SIGHT)
+    return parameters
 
   def count(self, split: str) -> int:
     """The number of episodes of a split."""
@@ -101,6 +130,7 @@ def make_env(config: BuildConfig, split: str) -> tabletop.TabletopEnv:
     split=SPLITS[split],
     view_size=config.view_size,
     max_distractors=config.max_distractors,
+    light=config.light,
   )
 
 
@@ -118,16 +148,16 @@ def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
 
 
 def record_episode(env: tabletop.TabletopEnv, seed: int, noise: float) -> dict[str, Any]:
-  """One expert episode of at least 1.6 s, two chunks of every embodiment; see
-  `expert.record_episode`.
+  """One expert episode of at least 1.6 s, two chunks of every embodiment, of `reach_moving`
+  of its whole time; see `expert.record_episode`.
   """
   observation = env.reset(seed)
   return expert.record_episode(
     env,
     observation,
-    act=tabletop.make_expert(env, seed, noise),
+    act=tabletop.make_expert(env, seed, noise, _SIGHT),
     seed=seed,
-    shortest_s=MIN_EPISODE_S,
+    shortest_s=MIN_EPISODE_S if env.drift is None else _MIN_MOVING_S,
     encode=_to_png,
   )
 
@@ -171,7 +201,7 @@ def build(
     unit='episodes',
     shard_size=EPISODES_PER_SHARD,
     min_shards=1,
-    parameters=dataclasses.asdict(config),
+    parameters=config.parameters,
   )
   return path, rlds.write(path, dataset, workers)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data.validate import motion
 from data.validate import signals
 from data.validate import survey
 from data.validate import video
@@ -23,12 +25,14 @@ def make(
   anchors: int | None,
   clips: Sequence[video.Clip],
   lags: Mapping[str, signals.Lag | None],
+  followed: motion.Followed,
 ) -> dict[str, Any]:
   """The card, JSON-ready; there must be a readable episode.
 
   Args:
     anchors: see `numeric.count_anchors`.
     lags: per view, see `video.check`.
+    followed: see `motion.check`.
   """
   record = kept.record
   lengths = np.asarray(kept.lengths)
@@ -59,6 +63,7 @@ def make(
     },
     'images': {'read': int(images), 'mean_bytes': float(image_bytes / max(images, 1))},
     'views': {key: _view(key, clips, lag) for key, lag in lags.items()},
+    'commands': [_command(record, s, pairings) for s, pairings in followed],
     'dimensions': [
       row
       for part, slices, columns, counts_N in kept.parts()
@@ -87,6 +92,26 @@ def _view(key: str, clips: Sequence[video.Clip], lag: signals.Lag | None) -> dic
     'repeated_share': repeated / max(active, 1),
     'late_steps': lag.best if lag else None,
     'motion_correlation': lag.strength if lag else None,
+  }
+
+
+def _command(
+  record: record_lib.Embodiment, s: record_lib.Slice, pairings: Sequence[motion.Pairing]
+) -> dict[str, Any]:
+  """What the state does after the commands of an action slice."""
+  states, actions = record_lib.names(record.state), record_lib.names(record.action)
+  return {
+    'slice': f'{s.key}[{s.start}:{s.stop}]',
+    'dimensions': [
+      {
+        'action': actions[p.action],
+        'state': states[p.state],
+        'is_target': p.is_target,
+        'lag': p.best,
+        'correlation': p.strength,
+      }
+      for p in pairings
+    ],
   }
 
 
@@ -145,9 +170,29 @@ def lines(card: Mapping[str, Any]) -> Iterator[str]:
   for text, count in words['most_frequent']:
     yield _line('', f'{count:6,} x  {text}')
 
+  for head, command in zip(_heads('commands'), card['commands']):
+    yield _line(head, f'{command["slice"]}: {_command_text(command["dimensions"])}')
+
   if card['dimensions']:
     yield ''
     yield from _table(card['dimensions'])
+
+
+def _heads(head: str) -> Iterator[str]:
+  """The head for the first of several lines."""
+  yield head
+  yield from itertools.repeat('')
+
+
+def _command_text(dimensions: Sequence[Mapping[str, Any]]) -> str:
+  if not dimensions:
+    return 'not seen in the motion'
+  lags = sorted({d['lag'] for d in dimensions})
+  at = f'lags {lags[0]} to {lags[-1]}' if len(lags) > 1 else f'lag {lags[0]}'
+  lowest = min(d['correlation'] for d in dimensions)
+  pairs = [f'{d["action"]} with {d["state"]}' for d in dimensions]
+  shown = ', '.join(pairs[:TOP]) + ', ...' * (len(pairs) > TOP)
+  return f'{at}, correlation {lowest:.2f} or more ({shown})'
 
 
 def _line(head: str, text: str) -> str:

@@ -13,18 +13,32 @@ LEVELS = ('fail', 'warn', 'note')
 KINDS = {
   'record': 'records that cannot be read, or whose arrays and images differ in number',
   'image': 'images that are damaged or do not decode',
-  'language': 'steps without an instruction',
-  'slice': 'slices that overlap, or that fit another part of the state better',
+  'language': 'steps without an instruction, or with one that is no words',
+  'prompt': 'prompts that the text encoder of the config cuts',
+  'slice': 'slices that overlap, take numbers twice, or fit another part of the state better',
   'unit': 'values that do not fit the unit of their slice',
   'constant': 'dimensions that hardly vary',
   'exploding': 'values far outside the others',
   'copy': 'actions that equal the state',
+  'angle': 'angles that jump by a whole turn, and quaternions that change their sign',
+  'wrap': 'relative angles that go around, and do not say so',
+  'lag': 'actions that go with the motion of another row than their own',
+  'sense': 'switches and targets that go the other way than their state',
+  'rest': 'chunks in which nothing moves',
   'rate': 'timestamps, frames or rows that contradict control_hz',
-  'view': 'cameras that are blank, frozen, twice the same or swapped',
+  'view': 'cameras that are blank, frozen, twice the same or swapped, and stray pictures',
   'alignment': 'frames that show another step than the rows beside them',
   'anchors': 'episodes too short for one chunk, or none that training takes',
-  'statistics': 'a statistics file that is not of this dataset and embodiment',
+  'split': 'episodes that another split has, too',
+  'file': 'a statistics file that is damaged or of another robot',
+  'access': 'episodes that are too long to be read without an index of their images',
+  'statistics': 'a statistics file whose numbers are not those of the data',
 }
+
+
+# Kinds that stop training, whatever anybody accepts.
+FIRM = ('record', 'image', 'wrap', 'anchors', 'file', 'access')
+ACCEPTABLE = tuple(kind for kind in KINDS if kind not in FIRM)
 
 
 @dataclasses.dataclass
@@ -33,9 +47,11 @@ class Findings:
 
   Attributes:
     accepted: the kinds whose failures count as warnings.
+    damaged: by number of an episode that cannot be read whole, the first thing that is wrong.
   """
 
   accepted: frozenset[str] = frozenset()
+  damaged: dict[int, str] = dataclasses.field(default_factory=dict)
   _kept: dict[tuple[str, str], list[str]] = dataclasses.field(
     default_factory=lambda: collections.defaultdict(list)
   )
@@ -45,13 +61,24 @@ class Findings:
     unknown = set(self.accepted) - set(KINDS)
     if unknown:
       raise ValueError(
-        f'There are no kinds of failure {sorted(unknown)} to accept; choose from {list(KINDS)}.'
+        f'There are no kinds of failure {sorted(unknown)} to accept; choose from '
+        f'{list(ACCEPTABLE)}.'
+      )
+    if firm := [kind for kind in FIRM if kind in self.accepted]:
+      raise ValueError(
+        f'{firm} cannot be accepted: training stops at such failures. Mend them, or leave the '
+        'episodes out with --write_exclusions.'
       )
 
-  def fail(self, kind: str, message: str) -> None:
+  def fail(self, kind: str, message: str, damaged: int | None = None) -> None:
     """The dataset must not be used like this: says what, where, what was expected and how to fix
     it.
+
+    Args:
+      damaged: the episode that must not be read because of it.
     """
+    if damaged is not None:
+      self.damaged.setdefault(damaged, message)
     self._add('warn' if kind in self.accepted else 'fail', kind, message)
 
   def warn(self, kind: str, message: str) -> None:
@@ -88,11 +115,17 @@ class Findings:
       count = self.count(level)
       parts.append(f'{count} {word}' if count == 1 else f'{count} {word}s')
     summary = ', '.join(parts)
-    kinds = ','.join(dict.fromkeys(kind for kind, _ in self.messages('fail')))
-    if kinds:
-      yield f'FAILED: {summary}; if that is meant: --accept={kinds}'
-    else:
+    kinds = list(dict.fromkeys(kind for kind, _ in self.messages('fail')))
+    firm = [kind for kind in kinds if kind in FIRM]
+    meant = ','.join(kind for kind in kinds if kind not in FIRM)
+    if not kinds:
       yield f'passed: {summary}'
+      return
+    stops = f'; training would stop at {", ".join(firm)}' if firm else ''
+    if 'record' in firm or 'image' in firm:
+      stops += ' (--write_exclusions leaves such episodes out)'
+    accept = f'; if that is meant: --accept={meant}' if meant else ''
+    yield f'FAILED: {summary}{stops}{accept}'
 
   def to_dict(self) -> dict[str, list[dict[str, str]]]:
     """The findings by level, JSON-ready."""

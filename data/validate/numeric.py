@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from data.validate import angles
 from data.validate import findings as findings_lib
+from data.validate import parts
 from data.validate import signals
 from data.validate import survey
 from wam_jax.data import normalize
@@ -43,7 +44,12 @@ STALE = 0.05
 def check(kept: survey.Survey, episodes: sources.Episodes, findings: findings_lib.Findings) -> None:
   """Makes all checks of this file; there must be a readable episode."""
   _check_slices(kept.record, findings)
+  parts.check(kept, findings)
   _check_columns(kept, episodes, findings)
+  for part in ('state', 'action'):
+    angles.check(part, kept.seams[part], episodes.where, findings)
+  for problem in kept.computed.list_unsafe(episodes.where):
+    findings.fail('wrap', f'{problem}.')
   _check_copies(kept, episodes, findings)
   _check_references(kept, findings)
   _check_rows(kept, findings)
@@ -258,10 +264,10 @@ def count_anchors(
 ) -> int | None:
   """The number of steps at which a training sample can begin; None where records cannot be read.
 
-  Catches a chunk that is longer than the episodes, and ranges that leave nothing. Reads the dataset
-  once more, unless training or a validation did so before.
+  Catches a chunk that is longer than the episodes, and ranges that leave nothing. `survey.read` has
+  kept what it takes.
   """
-  if len(kept.lengths) < len(episodes):
+  if kept.unread:
     return None
   try:
     return len(windows.make_anchors(episodes))
@@ -273,41 +279,33 @@ def count_anchors(
 def _check_statistics(
   kept: survey.Survey, episodes: sources.Episodes, findings: findings_lib.Findings
 ) -> None:
-  """Catches a statistics file that came along with other data, or was made before the data changed:
-  training reads it and asks no more.
+  """Catches a statistics file that came along with other data: training reads it, and says what is
+  wrong with it by the same code.
   """
-  path, record = statistics.find(episodes), kept.record
+  path = statistics.find(episodes)
   if not path.exists():
     findings.note(
       'statistics', f'{path} is not there yet: training makes it, or python -m data.statistics.'
     )
     return
+  finding = statistics.Finding(episodes)
   try:
-    stored = statistics.load(path, record)
+    is_true = finding.load()
   except ValueError as e:
-    findings.fail('statistics', str(e))
+    findings.fail('file', str(e))
     return
-
-  made_of = json.loads(path.read_text())['of']
-  whole_split = episodes.split.split('[')[0]  # train[:100] is a part of train.
-  whole = sources.Episodes(episodes.path, whole_split, record)
-  again = (
-    'delete it and make it again: python -m data.statistics '
-    f'--dataset={episodes.path} --embodiment={record.name}'
-  )
-  if made_of.get('split') != whole.split:
-    findings.note(
+  if not is_true:
+    findings.warn(
       'statistics',
-      f'{path} is of split {made_of.get("split")!r} and was not compared with {whole.split!r}.',
+      f'{path} is of another {", ".join(finding.stale) or "version"}: training computes it again.',
     )
-  elif made_of.get('dataset') != whole.fingerprint:
-    findings.fail(
-      'statistics',
-      f'{path} was made of other shards (fingerprint {made_of.get("dataset")}, now '
-      f'{whole.fingerprint}); {again}',
+  elif not kept.unread:
+    again = (
+      'delete it and make it again: python -m data.statistics '
+      f'--dataset={episodes.path} --embodiment={kept.record.name} --split={episodes.split}'
+      f'{episodes.write_flags()}'
     )
-  elif episodes.split == whole.split and len(kept.lengths) == len(episodes):
-    _check_stored(stored, kept.statistics, f'{path} says', again, findings)
+    _check_stored(finding.statistics, kept.statistics, f'{path} says', again, findings)
 
 
 def _check_stored(

@@ -9,43 +9,47 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Container, Iterator
 
 import numpy as np
-import tensorflow_datasets as tfds
-from etils import epath
 
+from data.validate import clock as clock_lib
+from data.validate import duplicates
+from data.validate import encoded
 from data.validate import findings as findings_lib
 from data.validate import signals
 from wam_jax import progress
+from wam_jax.data import angles
+from wam_jax.data import choice as choice_lib
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
+from wam_jax.data import scan
+from wam_jax.data import sketch as sketch_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
+from wam_jax.data import windows
 
 # Relative to 1 + |state|: the rounding of a copy stays below, a controller's error above.
 EQUAL = 1e-5
-# Share of the period: clocks are right to 1 %, usual rates are 20 % apart.
-CLOCK_TOLERANCE = 0.05
-CLOCK_GAP = 1.5  # Periods from one row to the next above which one is missing.
-JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
-JPEG_END, PNG_END = b'\xff\xd9', b'IEND\xaeB`\x82'
-END_BYTES = 64  # In which the end mark must be: some encoders pad after it.
+SERIES, SERIES_STEPS = 200, 2000  # Episodes, and rows of each, that are kept whole.
 
 
 class Columns:
-  """`statistics.QuantileSketch`, and the extremes with their places: at most one of each kind an
-  episode.
+  """The extremes of a vector's columns with their places, at most one of each kind an episode.
+
+  Attributes:
+    sketch: of the same rows, which whoever owns it adds to it.
   """
 
-  def __init__(self, width: int):
-    self.sketch = statistics.QuantileSketch()
+  def __init__(self, width: int, sketch: sketch_lib.QuantileSketch):
+    self.sketch = sketch
     self._low, self._high = np.zeros((2, 0, width, 3))
 
   def add(self, rows_TN: np.ndarray, step_T: np.ndarray, episode: int) -> None:
     """Adds rows of these steps of one episode."""
     if len(rows_TN):
-      self.sketch.add(rows_TN)
       self._low = _extend(self._low, rows_TN, step_T, episode, -1)
       self._high = _extend(self._high, rows_TN, step_T, episode, 1)
 
@@ -94,8 +98,10 @@ class Agreement:
     self._squares_X = np.zeros(states)
     self._product_UX = np.zeros((actions, states))
 
-  def add(self, action_TU: np.ndarray, state_TX: np.ndarray, episode: int) -> None:
-    """Adds one episode; a single step cannot move."""
+  def add(
+    self, action_TU: np.ndarray, state_TX: np.ndarray, step_T: np.ndarray, episode: int
+  ) -> None:
+    """Adds these steps of one episode; a single one cannot move."""
     if len(state_TX) < 2:
       return
     action_TU = action_TU.astype(np.float64)
@@ -115,7 +121,7 @@ class Agreement:
     self.next_UX += equal(next_TX).sum(0)
 
     is_new_UX = now_TUX.any(0) & (self.first_UX2[..., 0] < 0)
-    step_K = now_TUX.argmax(0)[is_new_UX]
+    step_K = step_T[now_TUX.argmax(0)[is_new_UX]]
     self.first_UX2[is_new_UX] = np.stack([np.full(step_K.shape, episode), step_K], -1)
 
     # The moments that give the distances of all pairs without keeping a row.
@@ -136,6 +142,36 @@ class Agreement:
     return np.sqrt(square_UX / variance_U[:, None])
 
 
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """The numbers of one episode, from its beginning.
+
+  Attributes:
+    where: the shard file and the record.
+    state_TX, action_TU: the record's vectors, of at most `SERIES_STEPS` rows.
+    step_T: the step of each row; those that are left out have none.
+  """
+
+  where: str
+  state_TX: np.ndarray
+  action_TU: np.ndarray
+  step_T: np.ndarray
+
+
+@dataclasses.dataclass
+class Seen:
+  """How often an instruction is given, and where first.
+
+  Attributes:
+    step: of the first span with it, in the episode at `where`.
+    count: spans.
+  """
+
+  where: str
+  step: int
+  count: int = 0
+
+
 @dataclasses.dataclass
 class Survey:
   """What one pass over all records keeps.
@@ -146,8 +182,16 @@ class Survey:
     relative: the actions counted from the state at their chunk's start, of all chunks; empty
       without such slices.
     agreement: how actions compare with states.
+    grid, sketches: what episodes are told by in `duplicates`, and of each that.
+    series: the numbers of some episodes, spread over the dataset.
+    computed: what `data.statistics` computes.
     lengths: the steps of every readable episode.
+    unread: the number of episodes that cannot be read.
+    left_out: by reason, how many episodes training does not take and which are not looked at.
+    whole: the episodes that can be decoded from the first step to the last.
     words: the number of language spans by their first instruction that is not blank.
+    texts: the instructions that are not blank, by language key and text.
+    spans: the number of language spans.
     blank: the number of steps without text, by language key.
     repeats: (repeated, active) rows of the state.
     periods: the median seconds from row to row of every episode that stores timestamps.
@@ -159,12 +203,74 @@ class Survey:
   action: Columns
   relative: Columns
   agreement: Agreement
+  computed: statistics.Computation
+  grid: duplicates.Grid | None = None
+  sketches: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+  series: list[Series] = dataclasses.field(default_factory=list)
   lengths: list[int] = dataclasses.field(default_factory=list)
+  unread: int = 0
+  whole: set[int] = dataclasses.field(default_factory=set)
+  left_out: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   words: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  texts: dict[tuple[str, str], Seen] = dataclasses.field(default_factory=dict)
+  spans: int = 0
   blank: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   repeats: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, int))
   periods: list[float] = dataclasses.field(default_factory=list)
   images: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, int))
+
+  @classmethod
+  def of(cls, record: record_lib.Embodiment) -> Survey:
+    """What is kept of no episode yet."""
+    computed = statistics.Computation(record)
+    return cls(
+      record=record,
+      # Of all rows, while statistics are of the chunks alone.
+      state=Columns(record.proprio_dim, sketch_lib.QuantileSketch()),
+      action=Columns(record.action_dim, computed.action),
+      relative=Columns(record.action_dim, computed.relative),
+      agreement=Agreement(record.action_dim, record.proprio_dim),
+      computed=computed,
+    )
+
+  def add(
+    self,
+    state_TX: np.ndarray,
+    action_TU: np.ndarray,
+    starts_Q: np.ndarray,
+    here_K: np.ndarray,
+    i: int,
+  ) -> None:
+    """Adds the numbers of an episode.
+
+    Args:
+      starts_Q: steps at which chunks start.
+      here_K: steps that are not left out.
+    """
+    record = self.record
+    self.computed.add_converted(state_TX, action_TU, starts_Q, i)
+    # The last action of an RLDS episode was never executed, and may be anything.
+    acted = np.flatnonzero(
+      statistics.find_covered(starts_Q, len(action_TU), record.steps_per_chunk)
+    )
+    self.action.add(action_TU[acted], acted, i)
+    state_KX = state_TX[here_K]
+    self.state.sketch.add(state_KX)
+    self.state.add(state_KX, here_K, i)
+    self.agreement.add(action_TU[here_K], state_KX, here_K, i)
+    self.repeats += signals.repeats(np.linalg.norm(np.diff(state_KX, axis=0), axis=1))
+
+    # Relative actions as training sees them: a step once for each chunk that it is in.
+    has_relative = max(record.reference_columns, default=-1) >= 0
+    if has_relative and starts_Q.size:
+      steps_QS = starts_Q[:, None] + np.arange(record.steps_per_chunk)
+      action_QSU = normalize.subtract_reference(record, action_TU[steps_QS], state_TX[starts_Q])
+      self.relative.add(action_QSU.reshape(-1, record.action_dim), steps_QS.reshape(-1), i)
+
+  @property
+  def seams(self) -> dict[str, angles.Seams]:
+    """Of the state and the action, jumps of a whole turn."""
+    return self.computed.seams
 
   @property
   def steps(self) -> int:
@@ -188,26 +294,7 @@ class Survey:
     """What `data.statistics` computes; to be asked for when all episodes are there, and at least
     one.
     """
-    record = self.record
-    action = self.action.summary
-    if self.relative.sketch.count:
-      relative = self.relative.summary
-      is_relative_U = np.asarray(record.reference_columns) >= 0
-      arrays = {
-        key: np.where(is_relative_U, getattr(relative, key), getattr(action, key))
-        for key in normalize.ARRAYS
-      }
-      action = normalize.Quantiles(**arrays)
-    return normalize.Statistics(
-      state=dataclasses.replace(self.state.summary, norms=_norms(record.state)),
-      action=dataclasses.replace(action, norms=_norms(record.action)),
-      steps=self.steps,
-    )
-
-
-def _norms(slices: tuple[record_lib.Slice, ...]) -> tuple[str, ...]:
-  """How each dimension is normalized."""
-  return tuple(s.norm for s in slices for _ in range(s.width))
+    return self.computed.finish('the dataset')
 
 
 def read(
@@ -215,155 +302,116 @@ def read(
 ) -> Survey:
   """Reads every record once; what cannot be read is a finding, and left out.
 
+  Keeps what training needs to know of the episodes to find its windows, as training itself would.
+
   Args:
     with_images: episodes whose images are read, too, to see that they are whole.
   """
   record = episodes.record
-  clock = _find_clock(episodes.path)
-  timed = episodes
-  if clock is not None:
-    timed_record = dataclasses.replace(record, action=(*record.action, clock))
-    timed = sources.Episodes(episodes.path, episodes.split, timed_record)
-
-  kept = Survey(
-    record=record,
-    state=Columns(record.proprio_dim),
-    action=Columns(record.action_dim),
-    relative=Columns(record.action_dim),
-    agreement=Agreement(record.action_dim, record.proprio_dim),
+  clock = clock_lib.find(episodes.path)
+  kept = Survey.of(record)
+  kept.grid = duplicates.Grid.of(episodes)
+  selection = choice_lib.Selection(record, episodes.choice, str(episodes.path))
+  missing = [finding for finding in windows.list_findings(episodes) if not finding.load()]
+  kept_whole = set(
+    np.linspace(0, len(episodes) - 1, min(SERIES, len(episodes))).astype(int).tolist()
   )
-  for i in progress.track(range(len(timed)), 'reading episodes', len(timed), 'episodes'):
+  for i in progress.track(range(len(episodes)), 'reading episodes', len(episodes), 'episodes'):
     try:
-      episode = timed[i]
+      outline = episodes.outline(i)
+      for finding in missing:
+        finding.add(i, outline)
+      starts_Q, reason = scan.find_starts(selection, i, outline)
+      if reason in choice_lib.UNWANTED:
+        kept.left_out[reason] += 1
+        continue
+      episode = outline.parse()
     except ValueError as e:
-      findings.fail('record', str(e))
+      kept.unread += 1
+      findings.fail('record', str(e), damaged=i)
       continue
-    _add_numbers(kept, episode, i)
-    _add_words(kept, episode, timed, i, findings)
+    if not episode.spans:
+      kept.left_out['empty'] += 1
+      continue
+    if sum(span.stop - span.start for span in episode.spans) == episode.length:
+      kept.whole.add(i)
+    _add_numbers(kept, episode, starts_Q, i, i in kept_whole)
+    _add_words(kept, episode, episodes, i, findings)
     if i in with_images:
-      _add_images(kept, episode, findings)
-    if clock is not None:
-      _add_clock(kept, episode, findings)
+      _add_images(kept, episode, i, findings)
+    _add_sketch(kept, episode, i, i in with_images)
+    period = clock_lib.check(clock, outline, episode, record, findings)
+    if period is not None:
+      kept.periods.append(period)
+  if not kept.unread:
+    for finding in missing:
+      finding.save()
   return kept
 
 
-def _find_clock(path: epath.Path) -> record_lib.Slice | None:
-  """The timestamps of a dataset, where its steps have some, as one more slice of the action."""
-  steps = tfds.builder_from_directory(path).info.features.get_tensor_info()['steps']
-  for prefix, group in (('', steps), ('observation/', steps.get('observation', {}))):
-    if 'timestamp' in group and np.issubdtype(group['timestamp'].np_dtype, np.number):
-      return record_lib.Slice(f'{prefix}timestamp', 0, 1, 's')
-  return None
-
-
-def _add_numbers(kept: Survey, episode: sources.Episode, i: int) -> None:
+def _add_numbers(
+  kept: Survey, episode: episode_lib.Episode, starts_Q: np.ndarray, i: int, is_whole: bool
+) -> None:
   record = kept.record
-  steps = record.steps_per_chunk
-  state_TX = record_lib.convert(record.state, episode.state_TX)
-  # Without the timestamps, which stand behind the action.
-  action_TU = record_lib.convert(record.action, episode.action_TU[:, : record.action_dim])
   kept.lengths.append(episode.length)
-  kept.state.add(state_TX, np.arange(episode.length), i)
-  kept.action.add(action_TU, np.arange(episode.length), i)
-  kept.agreement.add(action_TU, state_TX, i)
-  speed_T = np.linalg.norm(np.diff(state_TX, axis=0), axis=1)
-  kept.repeats += signals.repeats(speed_T)
+  state_TX = record_lib.convert(record.state, episode.state_TX)
+  action_TU = record_lib.convert(record.action, episode.action_TU)
+  # What is left out of it is not looked at.
+  here_K = np.concatenate([np.arange(span.start, span.stop) for span in episode.spans])
+  kept.add(state_TX, action_TU, starts_Q, here_K, i)
+  if is_whole:
+    steps = here_K[:SERIES_STEPS]
+    kept.series.append(Series(episode.where, state_TX[steps], action_TU[steps], steps))
 
-  # Relative actions as training sees them: a step once for each chunk that it is in.
-  starts_Q = np.arange(episode.length - steps + 1)
-  has_relative = max(record.reference_columns, default=-1) >= 0
-  if has_relative and starts_Q.size:
-    steps_QS = starts_Q[:, None] + np.arange(steps)
-    action_QSU = normalize.subtract_reference(record, action_TU[steps_QS], state_TX[starts_Q])
-    kept.relative.add(action_QSU.reshape(-1, record.action_dim), steps_QS.reshape(-1), i)
+
+def _add_sketch(kept: Survey, episode: episode_lib.Episode, i: int, has_images: bool) -> None:
+  """Keeps what the episode is told by, where it can be read at no further cost."""
+  record = kept.record
+  if record.proprio_dim + record.action_dim:
+    kept.sketches[i] = kept.grid.sketch(episode.state_TX, episode.action_TU)
+  elif has_images:
+    try:
+      kept.sketches[i] = duplicates.sketch_pictures(episode.encoded[record.views[0].key])
+    except ValueError:
+      return  # `_add_images` has reported the image.
 
 
 def _add_words(
   kept: Survey,
-  episode: sources.Episode,
+  episode: episode_lib.Episode,
   episodes: sources.Episodes,
   i: int,
   findings: findings_lib.Findings,
 ) -> None:
   record = kept.record
   for span in episode.spans:
+    kept.spans += 1
     for key, text in zip(record.language, span.texts):
       if not text.strip():
         kept.blank[key] += span.stop - span.start
+        continue
+      seen = kept.texts.setdefault((key, text), Seen(episode.where, span.start))
+      seen.count += 1
     texts = [text.strip() for text in span.texts if text.strip()]
     if texts:
       kept.words[texts[0]] += 1
-    elif not record.success or record.success in episodes.name(i):
-      # Training leaves the other episodes out, as failed ones.
+    elif not episodes.choice.labeled:  # Which leaves these steps out.
       findings.fail(
         'language',
         f'steps {span.start} to {span.stop - 1} of {episode.where} have no text under '
-        f'{" or ".join(record.language)}; expected an instruction: write one or drop the episode.',
+        f'{" or ".join(record.language)}; expected an instruction: write one, or leave such steps '
+        f'out with --skip_unlabeled. {episode.remedy}',
       )
 
 
-def _add_images(kept: Survey, episode: sources.Episode, findings: findings_lib.Findings) -> None:
+def _add_images(
+  kept: Survey, episode: episode_lib.Episode, i: int, findings: findings_lib.Findings
+) -> None:
   for key in episode.encoded:
-    for step in range(episode.length):
-      try:
-        image = episode.encoded[key][step]
-      except ValueError as e:
-        findings.fail('image', f'image {key!r} of step {step} of {episode.where}: {e}')
-        continue
-      kept.images += [1, len(image)]
-      if problem := damage(image):
-        findings.fail(
-          'image',
-          f'image {key!r} of step {step} of {episode.where} {problem} ({len(image)} bytes); '
-          'expected a whole JPEG or PNG: encode it again or drop the episode.',
-        )
-
-
-def damage(image: bytes) -> str:
-  """What is wrong with an encoded image, as far as its two ends tell; ''."""
-  if image[:2] == JPEG:
-    return '' if JPEG_END in image[-END_BYTES:] else 'is a truncated JPEG'
-  if image[:8] == PNG:
-    return '' if PNG_END in image[-END_BYTES:] else 'is a truncated PNG'
-  return f'is no JPEG or PNG: it begins with {image[:4].hex(" ")}' if image else 'is empty'
-
-
-def _add_clock(kept: Survey, episode: sources.Episode, findings: findings_lib.Findings) -> None:
-  """Catches a control_hz that is not the rate at which rows were written, rows out of order, and
-  rows that a recorder lost.
-  """
-  record, where = kept.record, episode.where
-  expected = 1 / record.control_hz
-  seconds_T = episode.action_TU[:, -1].astype(np.float64)
-  if len(seconds_T) < 2:
-    return
-  # Times since 1970 are coarser in float32 than the steps.
-  resolution = np.spacing(np.float32(np.abs(seconds_T).max()))
-  if resolution > CLOCK_TOLERANCE * expected:
-    return
-
-  period_T = np.diff(seconds_T)
-  period = float(np.median(period_T))
-  kept.periods.append(period)
-  is_gap_T = period_T > CLOCK_GAP * expected
-  if (period_T <= 0).any():
-    step = int(np.argmax(period_T <= 0))
-    findings.fail(
-      'rate',
-      f'timestamps of {where} do not grow: {seconds_T[step]:.6g} s at step {step}, '
-      f'{seconds_T[step + 1]:.6g} s at the next; sort the rows or drop the episode.',
-    )
-  elif abs(period - expected) > CLOCK_TOLERANCE * expected:
-    findings.fail(
-      'rate',
-      f'timestamps of {where} are {period:.4g} s apart ({1 / period:.4g} Hz); expected '
-      f'{expected:.4g} s: correct control_hz={record.control_hz:g} of {record.name!r}, or '
-      'resample the rows.',
-    )
-  elif is_gap_T.any():
-    step = int(np.argmax(period_T))
-    findings.warn(
-      'rate',
-      f'timestamps of {where} have {int(is_gap_T.sum())} gaps, of {period_T[step]:.4g} s after '
-      f'step {step}; expected {expected:.4g} s: rows are missing.',
-    )
+    # Without the steps that are left out.
+    for step in itertools.chain.from_iterable(range(s.start, s.stop) for s in episode.spans):
+      size, problem = encoded.inspect(episode, key, step)
+      if problem:
+        findings.fail('image', problem, damaged=i)
+      else:
+        kept.images += [1, size]

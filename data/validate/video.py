@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from data.validate import encoded
 from data.validate import findings as findings_lib
 from data.validate import numeric
 from data.validate import signals
-from data.validate import survey
 from wam_jax import progress
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
@@ -101,7 +102,7 @@ def decode(
 def _decode(
   record: record_lib.Embodiment,
   i: int,
-  episode: sources.Episode,
+  episode: episode_lib.Episode,
   wanted: Sequence[int],
   findings: findings_lib.Findings,
 ) -> Clip | None:
@@ -118,8 +119,8 @@ def _decode(
         views[key] = episode.decode(key, step)
       except ValueError as e:
         is_whole = False
-        if not _is_known(episode, key, step):
-          findings.fail('image', str(e))
+        if not encoded.find_problem(episode, key, step):  # Else `survey.read` has reported it.
+          findings.fail('image', str(e), damaged=i)
         continue
       shape[key] = views[key].shape[:2]
       thumbs[key].append(_thumb(views[key]))
@@ -137,14 +138,6 @@ def _decode(
     shape=shape,
     pictures=composites,
   )
-
-
-def _is_known(episode: sources.Episode, key: str, step: int) -> bool:
-  """Whether `survey.read` has reported this image."""
-  try:
-    return bool(survey.damage(episode.encoded[key][step]))
-  except ValueError:
-    return True
 
 
 def _thumb(image_IJ3: np.ndarray) -> np.ndarray:
@@ -169,10 +162,12 @@ def check(
     _check_repeats(record, key, clips, findings)
   _check_wrist(views, clips, findings)
 
-  speeds = [_compute_speed(record, clip, statistics) for clip in clips]
+  speeds = [compute_speed(record, clip, statistics) for clip in clips]
   if not any(s.shape[1] for s in speeds):  # Video alone: there is nothing to be late against.
     return dict.fromkeys(views)
-  lags = {key: _estimate_lag(record, key, clips, speeds) for key in views}
+  lags = {
+    key: estimate_lag(record, [clip.motion(key)[0] for clip in clips], speeds) for key in views
+  }
   for key, lag in lags.items():
     _check_lag(record, key, lag, findings)
   return lags
@@ -269,7 +264,7 @@ def _check_wrist(
       )
 
 
-def _compute_speed(
+def compute_speed(
   record: record_lib.Embodiment, clip: Clip, statistics: normalize.Statistics
 ) -> np.ndarray:
   """[T - 1, ...] how fast each dimension moves, in its ranges; of a robot without state, what it is
@@ -289,12 +284,12 @@ def _scale(series_TN: np.ndarray, quantiles: normalize.Quantiles) -> np.ndarray:
   return series_TN[:, varies_N] / (2 * quantiles.half_range[varies_N])
 
 
-def _estimate_lag(
-  record: record_lib.Embodiment, key: str, clips: Sequence[Clip], speeds: Sequence[np.ndarray]
+def estimate_lag(
+  record: record_lib.Embodiment, motions: Sequence[np.ndarray], speeds: Sequence[np.ndarray]
 ) -> signals.Lag | None:
+  """How late images are that move like this, of a robot that moves like that."""
   tolerance = max(LAG_STEPS, int(np.ceil(LAG_S * record.control_hz)))
   reach = max(2 * tolerance, round(LAG_REACH_S * record.control_hz))
-  motions = [clip.motion(key)[0] for clip in clips]
   return signals.estimate_lag(motions, speeds, record.control_hz, tolerance, reach)
 
 

@@ -93,7 +93,9 @@ def _make_steps(rng: np.random.Generator, text: str) -> list[dict[str, Any]]:
   pose_TU = rng.uniform((0.2, -0.1, 0.0, -0.2, -0.2, -0.2), (0.4, 0.1, 0.2, 0.2, 0.2, 0.2))
   pose_TU = pose_TU + np.cumsum(delta_TU, axis=0) - delta_TU
   gripper_T = (np.arange(STEPS) < STEPS // 2).astype(np.float64)
-  state_TX = np.column_stack([pose_TU, 0.1 + 0.8 * gripper_T]).astype(np.float32)
+  # It is seen to close a row after it was told to.
+  seen_T = np.append(gripper_T[:1], gripper_T[:-1])
+  state_TX = np.column_stack([pose_TU, 0.1 + 0.8 * seen_T]).astype(np.float32)
   action_TU = np.column_stack([delta_TU, gripper_T]).astype(np.float32)
 
   table_IJ3 = cv2.GaussianBlur(rng.uniform(0, 255, (_PIXELS, _PIXELS, 3)), (0, 0), 3)

@@ -4,6 +4,8 @@ conversions.
 
 from __future__ import annotations
 
+import gzip
+import json
 import pathlib
 import shutil
 import subprocess
@@ -56,6 +58,19 @@ def test_converted_episodes_equal_the_original(clock_path, tfrecord_path, tmp_pa
   assert len(list((output / 'wam_frames').iterdir())) == 3
 
 
+def test_shards_with_names_of_their_own_are_not_copied(clock_path, tfrecord_path, tmp_path):
+  file = tfrecord_path / 'dataset_info.json'
+  described = json.loads(file.read_text())
+  for split in described['splits']:
+    split['filepathTemplate'] = '{SPLIT}_part_{SHARD_X_OF_Y}.{FILEFORMAT}'
+    (shard,) = tfrecord_path.glob(f'*-{split["name"]}.*')
+    shard.rename(tfrecord_path / f'{split["name"]}_part_00000-of-00001.tfrecord')
+  file.write_text(json.dumps(described))
+  output = convert.convert(tfrecord_path, tmp_path / 'out')
+  assert_same_records(clock_path, output, 'train')
+  assert not list(output.glob('*part*'))
+
+
 def assert_same_records(one, other, split):
   want, got = (sources.Episodes(path, split, synthetic.CLOCK) for path in (one, other))
   assert [got._records[i] for i in range(len(got))] == [want._records[i] for i in range(len(want))]
@@ -71,6 +86,7 @@ def test_array_record_is_packed_anew(clock_path, tmp_path):
 @pytest.mark.parametrize(
   'damage, message',
   [
+    (gzip.compress, 'tfrecord-00000-of-00001 is compressed as a whole .GZIP.'),
     (lambda b: b[:-5], 'record 7 of .*tfrecord-00000-of-00001 is truncated'),
     (lambda b: b + b'12345', 'record 8 of .* is truncated: 5 of 12 bytes'),
     # A byte of a record's content, then one of its length.
@@ -265,3 +281,63 @@ def test_real_bridge_episodes_become_batches(tmp_path):
   episodes = sources.Episodes(output, 'train', embodiments.get('bridge_widowx'))
   assert len(episodes) == 25
   assert episodes[0].texts(0) != ('',)
+
+
+def publish(tmp_path) -> tuple[str, pathlib.Path]:
+  """Four shards of two episodes, as ArrayRecord and as TFRecord."""
+  path = synthetic.make_sharded(tmp_path / 'made', 4)
+  return path, synthetic.copy_as_tfrecord(path, tmp_path / 'tfrecord', synthetic.CLOCK)
+
+
+def list_numbers(path) -> list[float]:
+  """Which episodes a split holds."""
+  episodes = sources.Episodes(path, 'train', synthetic.CLOCK)
+  return [episodes[i].state_TX[0, 1] / 100 for i in range(len(episodes))]
+
+
+def test_the_part_of_a_download_that_is_there(tmp_path):
+  _, source = publish(tmp_path)
+  for number in (1, 3):
+    next(source.glob(f'*train*-{number:05}-of-*')).unlink()
+  done = run('data.convert', f'--source={source}', f'--output={tmp_path / "out"}', '--split=train')
+  assert done.returncode == 2
+  assert '2 shards of' in done.stderr
+  assert 'Download them; or convert the 2 that are there: --shards=present' in done.stderr
+  done = run(
+    'data.convert', f'--source={source}', f'--output={tmp_path / "out"}', '--shards=present'
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'left out: train, 2 of 4 shards (1, 3), 4 episodes' in done.stdout
+  assert 'train 4 episodes' in done.stdout
+  assert list_numbers(tmp_path / 'out') == [0, 1, 4, 5]
+  assert sources.Dataset(tmp_path / 'out').splits == ['train', 'val']
+
+
+def test_some_shards_of_a_split_and_what_was_excluded(tmp_path):
+  path, _ = publish(tmp_path)
+  file = pathlib.Path(path) / 'exclusions.json'
+  said = [{'episode': 1}, {'episode': 5, 'why': 'a'}, {'episode': 6, 'steps': [[2, 4]]}]
+  file.write_text(json.dumps({'train': said, 'val': [{'episode': 0}]}))
+  output = convert.convert(path, tmp_path / 'out', splits='train', shards='2:')
+  assert sources.Dataset(output).splits == ['train']
+  assert list_numbers(output) == [4, 6, 7]
+  kept = json.loads((output / 'exclusions.json').read_text())
+  assert kept == {'train': [{'episode': 1, 'why': 'a'}, {'episode': 2, 'steps': [[2, 4]]}]}
+  # All of it has all that was said.
+  whole = convert.convert(path, tmp_path / 'whole')
+  assert json.loads((whole / 'exclusions.json').read_text()) == json.loads(file.read_text())
+
+
+def test_parts_that_there_are_not(tmp_path):
+  path, source = publish(tmp_path)
+  for options, message in (
+    ({'splits': 'test'}, r"has no split \['test'\]; it has \['train', 'val'\]"),
+    ({'shards': '0'}, '--shards=0 needs --split'),
+    ({'splits': 'train', 'shards': '4'}, r'--shards=4 means \[4\]; there are 0 to 3'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      convert.convert(path, tmp_path / 'out', **options)
+  for shard in source.glob('*.tfrecord*'):
+    shard.unlink()
+  with pytest.raises(ValueError, match='None of the shards of .* is there'):
+    convert.convert(source, tmp_path / 'out', shards='present')

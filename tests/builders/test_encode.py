@@ -23,14 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tokenizers
 
 from data.encode import work
+from tests import films as films_lib
 from tests import object_store
 from tests import programs
 from tests import weights
 from tests.data import synthetic
-from tests.models import test_encoders
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import sharding
@@ -47,15 +46,11 @@ from wam_jax.data import windows
 from wam_jax.data.features import lookup
 from wam_jax.data.features import record_files
 from wam_jax.models import encoders
-from wam_jax.models import image
-from wam_jax.models import text
 from wam_jax.models import tokenizer
-from wam_jax.models import vae
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLOCK = synthetic.CLOCK
-# Four frames a chunk, as a Wan VAE takes them.
-FILM = dataclasses.replace(CLOCK, name='clock_film', video_fps=5.0)
+FILM = films_lib.ROBOT
 PATCHES = cfg.ModelConfig(
   dim=16,
   mlp_dim=16,
@@ -83,47 +78,17 @@ def robots():
 
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory) -> str:
-  """Letters and digits, with the ids of T5 for padding and end."""
-  pieces = ['<pad>', '</s>', '<unk>', *'▁abcdefghijklmnopqrstuvwxyz0123456789']
-  made = tokenizers.Tokenizer(
-    tokenizers.models.Unigram([(piece, -3.0) for piece in pieces], unk_id=2)
-  )
-  made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-  path = tmp_path_factory.mktemp('vocabulary') / 'tokenizer.json'
-  made.save(str(path))
-  return str(path)
+  return films_lib.write_vocabulary(tmp_path_factory.mktemp('vocabulary') / 'tokenizer.json')
 
 
 @pytest.fixture(scope='module')
 def model(vocabulary) -> cfg.ModelConfig:
-  """The shape of the released model, tiny, for windows of the synthetic robot."""
-  m = test_encoders.MODEL
-  return dataclasses.replace(
-    m,
-    patch=1,
-    actions_per_chunk=8,
-    num_layers=1,
-    tokenizer=dataclasses.replace(m.tokenizer, resize=()),
-    text=dataclasses.replace(m.text, vocab=48, length=12, tokenizer=vocabulary),
-  )
+  return films_lib.make_model(vocabulary)
 
 
 @pytest.fixture(scope='module')
 def frozen(model) -> encoders.Encoders:
-  """Random Wan VAE, UMT5 and CLIP."""
-
-  def draw(module, config, seed):
-    params = jax.eval_shape(lambda key: module.init(config, key).params, jax.random.key(0))
-    return weights.draw_like(params, seed)
-
-  # Mean and deviation of the latents.
-  scales_2C = np.float32([[0.1] * 4, [1.5] * 4])
-  return encoders.Encoders(
-    vae.WanVAE(draw(vae, model.tokenizer, 0), model.tokenizer, scales_2C),
-    text.UMT5(draw(text, model.text, 1), model.text),
-    image.ClipVision(draw(image, model.image, 2), model.image),
-    model,
-  )
+  return weights.draw_encoders(model)
 
 
 @pytest.fixture(scope='module')
@@ -263,10 +228,7 @@ def test_half_precision_is_nearer(films, frozen, tmp_path):
 def test_a_training_step_from_features_is_one_from_pixels(films, frozen):
   job, stored = films
   config = cfg.TrainConfig(model=job.model)
-  one_device = sharding.make_mesh({'data': 1, 'fsdp': 1, 'tensor': 1, 'seq': 1}, jax.devices()[:1])
-  no_encoders = encoders.Encoders(None, None, None, job.model)
-  shapes = train_step.abstract_state(config, one_device, no_encoders)
-  params = weights.draw_like(shapes.params, 9)
+  params = weights.draw_params(job.model, seed=9)
 
   pixels = pixel_batch(job)
   m, f = config.model, config.flow
@@ -587,6 +549,8 @@ def test_killed_and_continued_is_straight(tmp_path, patches):
   place = next(dataset.glob('wam_features_*'))
   assert not (place / 'manifest.json').exists()
   kept = {p: p.stat().st_mtime_ns for p in place.glob('windows-*')}
+  # What a kill in the middle of a file leaves.
+  (place / '.0a1b2c3d.windows-00003-of-00320.array_record').touch()
   process = start()
   output, _ = process.communicate(timeout=240)
   assert process.returncode == 0, output

@@ -20,9 +20,11 @@ import tensorflow_datasets as tfds
 from pyarrow import parquet
 
 from data.lerobot import convert
+from data.lerobot import gear as gear_lib
+from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
-from data.lerobot import source as source_lib
 from tests.builders import lerobot_dirs as dirs
+from wam_jax.data import choice
 from wam_jax.data import record as robot_record
 from wam_jax.data import sources
 from wam_jax.data import statistics
@@ -50,9 +52,9 @@ def v2(tmp_path_factory):
 @pytest.fixture(scope='module')
 def converted(v2, tmp_path_factory):
   output = tmp_path_factory.mktemp('converted') / 'my_robot/1.0.0'
-  record, made, _ = convert.convert(v2, output)
-  assert made
-  return output, record
+  made = convert.convert(v2, output)
+  assert made.made
+  return output, made.record
 
 
 @pytest.fixture
@@ -172,7 +174,7 @@ def gear(damaged):
   info = json.loads((damaged / 'meta/info.json').read_text())
   dirs.write_info(damaged, {**info, 'discarded_episode_indices': [1]})
   six = lambda q99: (
-    {name: [0.0] * len(q99) for name in source_lib.STATISTICS} | {'q99': q99, 'max': q99}
+    {name: [0.0] * len(q99) for name in gear_lib.STATISTICS} | {'q99': q99, 'max': q99}
   )
   for name, content in {
     'modality': GEAR,
@@ -223,7 +225,12 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
   }
   short = dataclasses.replace(record, chunk_s=0.2)
   anchors = windows.make_anchors(
-    sources.Episodes(str(tmp_path / 'out'), 'train', short), str(tmp_path / 'out/step_ranges.json')
+    sources.Episodes(
+      str(tmp_path / 'out'),
+      'train',
+      short,
+      choice=choice.Choice(ranges=str(tmp_path / 'out/step_ranges.json')),
+    )
   )
   assert [anchors[i][1] for i in range(len(anchors)) if anchors[i][0] == 1] == [
     2,
@@ -304,7 +311,7 @@ def test_images_in_the_rows(damaged, tmp_path):
       images.append({'bytes': encoded if t % 2 else None, 'path': name})
     table = parquet.read_table(path).append_column('observation.images.front', pa.array(images))
     parquet.write_table(table, path)
-  convert.convert(damaged, tmp_path / 'out', size='24x32')
+  convert.convert(damaged, tmp_path / 'out', plan_lib.Options(size='24x32'))
   for e, episode in enumerate(_read(tmp_path / 'out')):
     for t, step in enumerate(episode['steps']):
       assert step['observation']['front'].shape == step['observation']['wrist'].shape == (24, 32, 3)
@@ -317,7 +324,7 @@ def test_given_record_is_checked_and_written(v2, converted, tmp_path):
   )
   file = tmp_path / 'mine.json'
   file.write_text(json.dumps(dataclasses.asdict(record)))
-  assert convert.convert(v2, tmp_path / 'out', str(file))[0] == record
+  assert convert.convert(v2, tmp_path / 'out', plan_lib.Options(str(file))).record == record
   file.write_text(
     json.dumps(
       dataclasses.asdict(
@@ -330,10 +337,10 @@ def test_given_record_is_checked_and_written(v2, converted, tmp_path):
   with pytest.raises(
     ValueError, match="'mine' asks for 'words', 'observation/state' with 5 columns"
   ):
-    convert.convert(v2, tmp_path / 'other', str(file))
+    convert.convert(v2, tmp_path / 'other', plan_lib.Options(str(file)))
   file.write_text('{}')
   with pytest.raises(ValueError, match='does not describe an embodiment'):
-    convert.convert(v2, tmp_path / 'other', str(file))
+    convert.convert(v2, tmp_path / 'other', plan_lib.Options(str(file)))
 
 
 EPISODE_1 = 'chunk-000/episode_000001'
@@ -384,16 +391,22 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
       "codebase_version='v1.6'; supported are v2.0, v2.1, v3.0",
     ),
     (lambda d: (d / 'meta/info.json').unlink(), 'has no meta/info.json'),
+    (lambda d: dirs.edit_info(d, fps=float('nan')), 'info.json says fps=nan; expected rows a sec'),
+    (lambda d: dirs.edit_info(d, fps='30'), "info.json says fps='30'; expected rows a second"),
     (lambda d: _cut(d / 'meta/info.json', 0.5), 'info.json is missing or not JSON'),
     (lambda d: _cut(d / 'meta/episodes.jsonl', 0.9), 'Line 3 of .*episodes.jsonl cannot be used'),
     (lambda d: (d / 'meta/tasks.jsonl').unlink(), 'There is no file .*tasks.jsonl'),
     (
-      lambda d: dirs.edit_info(d, splits={'train': '0:9'}),
-      "split 'train' is '0:9'; expected START:STOP within its 3",
+      lambda d: dirs.edit_info(d, splits={'train': '80%'}),
+      "split 'train' is '80%'; expected START:STOP",
     ),
     (
       lambda d: (d / VIDEO).unlink(),
-      f'Episode 1, observation.images.wrist: There is no video file .*{VIDEO}',
+      f'Episode 1, there is no file .*{VIDEO}. .* take the 2 others: --episodes=present',
+    ),
+    (
+      lambda d: (d / VIDEO).write_text('version https://git-lfs.github.com/spec/v1\nsize 9\n'),
+      f'Episode 1, .*{VIDEO} is a Git LFS pointer',
     ),
     (
       lambda d: _cut(d / VIDEO, 0.5),
@@ -405,11 +418,11 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
     ),
     (
       lambda d: dirs.write_video(d / VIDEO, SHADES[:-1]),
-      f'Episode 1, .*{VIDEO} ends after 8 frames of 9 rows',
+      f'Episode 1, observation.images.wrist: .*{VIDEO} holds 8 frames for 9 rows.*--episodes=-1$',
     ),
     (
       lambda d: dirs.write_video(d / VIDEO, SHADES + SHADES[:2]),
-      f'Episode 1, .*{VIDEO} holds 11 frames, .* 9 rows',
+      f'Episode 1, .*{VIDEO} holds 11 frames for 9 rows.*the 2 others: --episodes=-1$',
     ),
     (
       lambda d: dirs.write_video(d / VIDEO, SHADES, fps=13),
@@ -417,11 +430,11 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
     ),
     (
       lambda d: dirs.write_video(d / VIDEO, SHADES, size=(32, 32)),
-      r'Episode 1, .*\(32, 32\).*info.json says \(48, 64\)',
+      r'Episode 1, .*\(32, 32\).*first one of its camera has \(48, 64\).*--episodes=-1$',
     ),
     (
       lambda d: (d / f'data/{EPISODE_1}.parquet').unlink(),
-      f'There is no file .*{EPISODE_1}.parquet',
+      f'Episode 1, there is no file .*{EPISODE_1}.parquet',
     ),
     (
       lambda d: _cut(d / f'data/{EPISODE_1}.parquet', 0.8),
@@ -442,7 +455,7 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
     ),
     (
       lambda d: _edit_rows(d, 'timestamp', lambda x: [1.15 * s for s in x]),
-      'Episode 1 .*: row 4 has .* 0.4600 s',
+      'Episode 1 .*: timestamp grows by 0.115 s a row, 8.696 rows .* fps=10.*: --episodes=-1$',
     ),
     (
       lambda d: _edit_rows(d, 'task_index', lambda x: [7] * len(x)),
@@ -451,6 +464,18 @@ SHADES = [dirs.shade('wrist', 1, t) for t in range(9)]
     (
       lambda d: _edit_rows(d, 'action', lambda x: [[0.0], *x[1:]]),
       "Episode 1 .*: 'action' does not hold float64 of",
+    ),
+    (  # Together as many as there should be.
+      lambda d: _edit_rows(d, 'action', lambda x: [[0.0] * 5, [0.0] * 3, *x[2:]]),
+      "Episode 1 .*: 'action' does not hold float64 of .*: 5 values in row 0, 3 in row 1.",
+    ),
+    (  # phospho-app/phosphobot#190.
+      lambda d: _edit_rows(d, 'action', lambda x: [*x[:3], [None] * 4, *x[4:]]),
+      "Episode 1 .*: 'action' has an empty number in row 3.* leave the episode out: --episodes=-1$",
+    ),
+    (  # Of several recordings, as in unitree_lerobot#41.
+      lambda d: _edit_rows(d, 'timestamp', lambda x: [*x[:5], *x[:4]]),
+      'Episode 1 .*: timestamp does not grow: 0.4000 s in row 4, 0.0000 s in the next',
     ),
     (
       lambda d: _edit_rows(d, 'note', lambda x: [None, *x[1:]]),
@@ -477,62 +502,109 @@ def test_unfit_features_and_options_are_errors(damaged, tmp_path):
   with pytest.raises(ValueError, match=r"would be called \['observation/front'\]"):
     convert.convert(damaged, tmp_path / 'out')
   with pytest.raises(ValueError, match=r'Leave them out: --exclude=observation.images.depth'):
-    convert.convert(damaged, tmp_path / 'out', exclude=['observation.front'])
+    convert.convert(damaged, tmp_path / 'out', plan_lib.Options(exclude=['observation.front']))
   with pytest.raises(ValueError, match=r"--exclude names \['nothing'\]"):
-    convert.convert(damaged, tmp_path / 'out', exclude=['nothing'])
+    convert.convert(damaged, tmp_path / 'out', plan_lib.Options(exclude=['nothing']))
   with pytest.raises(ValueError, match="size='180' must be ROWSxCOLUMNS"):
-    convert.convert(damaged, tmp_path / 'out', size='180')
+    convert.convert(damaged, tmp_path / 'out', plan_lib.Options(size='180'))
   convert.convert(
-    damaged, tmp_path / 'out', exclude=['observation.images.depth', 'observation.front']
+    damaged,
+    tmp_path / 'out',
+    plan_lib.Options(exclude=['observation.images.depth', 'observation.front']),
   )
 
 
-def test_mistakes_in_the_offsets_of_v3(v2, tmp_path):
+def _shift(root, episodes=(1, 2), **by_frames):
+  """Moves timestamps of meta/episodes, of these episodes."""
+  path = root / 'meta/episodes/chunk-000/file-000.parquet'
+  table = parquet.read_table(path)
+  for name, frames in by_frames.items():
+    key = f'videos/observation.images.front/{name}'
+    seconds = [
+      s + frames / dirs.FPS * (e in episodes) for e, s in enumerate(table[key].to_pylist())
+    ]
+    table = table.set_column(table.column_names.index(key), key, pa.array(seconds))
+  parquet.write_table(table, path)
+
+
+# A whole frame too early would take the last frame of episode 0 for the first of episode 1.
+@pytest.mark.parametrize('frames', [-1, 0.6, 1, 7])
+def test_frames_of_v3_are_counted_where_times_drift(v2, converted, tmp_path, frames):
+  source = dirs.pack_as_v3(v2, tmp_path / 'my-robot', 3)
+  _shift(source, from_timestamp=frames, to_timestamp=frames)
+  made = convert.convert(source, tmp_path / 'out')
+  assert _shards(tmp_path / 'out') == _shards(converted[0])
+  expected = f'places 2 episodes of observation.images.front up to {abs(frames):.1f} frames from'
+  assert any(expected in note for note in made.notes)
+
+
+def test_a_frame_between_episodes_of_v3_is_found(damaged, tmp_path):
+  """A discarded take's last frame stays in the video, and the next episode begins after it."""
+  video = damaged / 'videos/chunk-000/observation.images.front/episode_000001.mp4'
+  dirs.write_video(video, [dirs.shade('front', 1, t) for t in range(9)] + [250])
+  source = dirs.pack_as_v3(damaged, tmp_path / 'v3', 3)
+  with pytest.raises(
+    ValueError,
+    match='^Episode 1, observation.images.front: .* holds 10 frames of it for 9 rows. '
+    'Restore them, or take the 2 others: --episodes=-1$',
+  ):
+    convert.convert(source, tmp_path / 'out')
+  convert.convert(source, tmp_path / 'out', plan_lib.Options(episodes='-1'))
+  for episode, e in zip(_read(tmp_path / 'out'), (0, 2)):
+    for t, step in enumerate(episode['steps']):
+      np.testing.assert_allclose(step['observation']['front'], dirs.shade('front', e, t), atol=2)
+
+
+def test_a_packed_file_that_nothing_divides_is_refused(v2, tmp_path):
+  source = dirs.pack_as_v3(v2, tmp_path / 'v3', 3)
+  video = source / 'videos/observation.images.front/chunk-000/file-000.mp4'
+  dirs.write_video(video, [dirs.shade('front', 0, t) for t in range(45)])
+  message = 'Episodes 0:3, .* holds 45 frames for 44 rows of 3 episodes, so that the place of none'
+  with pytest.raises(ValueError, match=message):
+    convert.convert(source, tmp_path / 'out')
+  # Rows and times both fill it, and say different things: nobody knows which is right.
+  dirs.write_video(video, [dirs.shade('front', 0, t) for t in range(44)])
+  _shift(source, episodes=[0], to_timestamp=2)
+  _shift(source, episodes=[1], from_timestamp=2)
+  with pytest.raises(ValueError, match='both fill .* with 44 frames, but divide it differently'):
+    convert.convert(source, tmp_path / 'out')
+
+
+def test_a_camera_without_a_place_for_an_episode(v2, converted, tmp_path):
+  """Tools that merge datasets leave NaN, and make numbers of files floats."""
+  source = dirs.pack_as_v3(v2, tmp_path / 'my-robot', 3)
+  path = source / 'meta/episodes/chunk-000/file-000.parquet'
+  table = parquet.read_table(path)
+  key = 'videos/observation.images.front/file_index'
+  place = table.column_names.index(key)
+  parquet.write_table(table.set_column(place, key, pa.array([0.0] * 3)), path)
+  convert.convert(source, tmp_path / 'out')
+  assert _shards(tmp_path / 'out') == _shards(converted[0])
+  parquet.write_table(table.set_column(place, key, pa.array([0.0, float('nan'), 0.0])), path)
+  message = '^Episode 1, meta/episodes has no place of observation.images.front. .* the 2 others'
+  with pytest.raises(ValueError, match=message):
+    convert.convert(source, tmp_path / 'other')
+
+
+def test_a_column_of_meta_episodes_is_missing(v2, tmp_path):
   source = dirs.pack_as_v3(v2, tmp_path / 'v3', 3)
   path = source / 'meta/episodes/chunk-000/file-000.parquet'
-  key = 'videos/observation.images.front/'
-  table = parquet.read_table(path)
-
-  def write_later(**by_frames):
-    """Moves timestamps of all but the first episode."""
-    changed = table
-    for name, frames in by_frames.items():
-      column = pa.array(
-        [s + frames / dirs.FPS * (e > 0) for e, s in enumerate(table[f'{key}{name}'].to_pylist())]
-      )
-      changed = changed.set_column(table.column_names.index(f'{key}{name}'), f'{key}{name}', column)
-    parquet.write_table(changed, path)
-
-  for changes, message in (
-    (
-      dict(from_timestamp=1),
-      'episode 1 has 9 rows, but 0.8000 s of observation.images.front; .* 8.0 frames',
-    ),
-    (
-      dict(from_timestamp=1, to_timestamp=1),
-      'Episode 2, observation.images.front: .* ends after 13 frames of 14',
-    ),
-    (dict(from_timestamp=0.6, to_timestamp=0.6), 'Episode 2, .* ends after 13 frames of 14'),
-  ):
-    write_later(**changes)
-    with pytest.raises(ValueError, match=message):
-      convert.convert(source, tmp_path / 'out')
-    shutil.rmtree(tmp_path / '.out.partial', ignore_errors=True)
-  parquet.write_table(table.drop_columns([f'{key}from_timestamp']), path)
-  with pytest.raises(ValueError, match=f'has no column {key}from_timestamp'):
+  key = 'videos/observation.images.front/from_timestamp'
+  parquet.write_table(parquet.read_table(path).drop_columns([key]), path)
+  with pytest.raises(ValueError, match=f'has no column {key}'):
     convert.convert(source, tmp_path / 'out')
 
 
 def test_goes_on_where_it_stopped(v2, damaged, converted, tmp_path, capsys):
-  video = damaged / f'videos/chunk-001/observation.images.wrist/episode_{2:06d}.mp4'
-  whole = video.read_bytes()
-  video.write_bytes(whole[:100])
+  rows = damaged / f'data/chunk-001/episode_{2:06d}.parquet'
+  whole = rows.read_bytes()
+  dirs.write_table(rows, dirs.make_rows(2, 13, 30))
   with pytest.raises(ValueError, match='Episode 2'):
     convert.convert(damaged, tmp_path / 'out')
   assert [p.name for p in tmp_path.glob('.*')] == ['.out.partial']
   with pytest.raises(ValueError, match='made with other parameters: size=None there'):
-    convert.convert(damaged, tmp_path / 'out', size='24x32')
-  video.write_bytes(whole)
+    convert.convert(damaged, tmp_path / 'out', plan_lib.Options(size='24x32'))
+  rows.write_bytes(whole)
   capsys.readouterr()
   convert.convert(damaged, tmp_path / 'out')
   error = capsys.readouterr().err
@@ -570,9 +642,9 @@ def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
   not G1.exists(), reason='the sample of real robot data is not beside this checkout'
 )
 def test_real_episodes_of_both_versions(tmp_path):
-  record = convert.convert(G1, tmp_path / 'g1', size='120x160', workers=2).record
+  record = convert.convert(G1, tmp_path / 'g1', plan_lib.Options(size='120x160'), workers=2).record
   packed = dirs.pack_as_v3(G1, tmp_path / G1.name, 3)
-  convert.convert(packed, tmp_path / 'packed', size='120x160', workers=2)
+  convert.convert(packed, tmp_path / 'packed', plan_lib.Options(size='120x160'), workers=2)
   assert _shards(tmp_path / 'g1') == _shards(tmp_path / 'packed')
   episodes = sources.Episodes(str(tmp_path / 'g1'), 'train', record)
   assert [episodes[i].length for i in range(4)] == [221, 277, 267, 280]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 import shutil
 import subprocess
@@ -133,10 +134,71 @@ def test_a_video_filmed_upright_is_turned(folder, tmp_path):
   assert image[:28].mean() < 20
 
 
+def _write(path, codec, **options):
+  """Three seconds at 15 fps."""
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream(codec, rate=15, options={'g': '8', 'threads': '1', **options})
+    stream.height, stream.width, stream.pix_fmt = 48, 64, 'yuv420p'
+    for i in range(45):
+      image = np.full((48, 64, 3), shade(i), np.uint8)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
+    container.mux(stream.encode())
+
+
+# AVI has no times of frames, and B frames lie in another order; MPEG streams have no index, and
+# what FFmpeg takes for the length of a short .mpg is a second short.
+@pytest.mark.parametrize(
+  'name, codec, options',
+  [
+    ('A.MP4', 'libx264', {'bf': '2'}),
+    ('a.MOV', 'libx264', {'bf': '2'}),
+    ('a.mkv', 'libx264', {'bf': '2'}),
+    ('a.webm', 'libvpx-vp9', {'cpu-used': '8'}),
+    ('a.avi', 'libx264', {'bf': '2'}),
+    ('a.Ts', 'libx264', {'bf': '2'}),
+    ('a.mpg', 'mpeg2video', {'bf': '2'}),
+  ],
+)
+def test_usual_containers_in_any_case(tmp_path, name, codec, options):
+  (tmp_path / 'videos').mkdir()
+  _write(tmp_path / 'videos' / name, codec, **options)
+  dirs.write_lines(
+    tmp_path / 'videos/captions.jsonl',
+    [
+      {'file': name, 'caption': 'opens the lid', 'end': 1},
+      {'file': name, 'caption': 'stirs', 'start': 1},
+    ],
+  )
+  builder.build(tmp_path / 'out', _config(tmp_path / 'videos'))
+  episodes = _episodes(tmp_path / 'out')
+  for i, frames in enumerate([range(0, 15, 3), range(15, 45, 3)]):
+    np.testing.assert_allclose(_shades(episodes[i]), [shade(f) for f in frames], atol=4)
+
+
+def test_captions_as_editors_leave_them(folder):
+  """Marked at the beginning, as on Windows; an object over lines; what Unicode ends lines with."""
+  row = {'file': 'a.mp4', 'caption': 'stirs\u2028the\x85soup', 'end': 1}
+  text = json.dumps(row, indent=1, ensure_ascii=False)
+  (folder / 'captions.jsonl').write_text(f'\ufeff{text}\n{{"file": "a.mp4"}}')
+  (folder / 'more/b.txt').write_text('\ufeffwaves')
+  with pytest.raises(ValueError, match="Line 6 of .*captions.jsonl: there is no 'caption'"):
+    builder.find_segments(_config(folder))
+  (folder / 'captions.jsonl').write_text(f'\ufeff{text}')
+  captions = [segment.caption for segment in builder.find_segments(_config(folder))]
+  assert captions == ['stirs\u2028the\x85soup', 'waves']
+
+
+def test_what_is_not_used_is_named(folder):
+  for name in ('notes.md', '._a.mp4', 'more/c.txt'):
+    (folder / name).write_text('x')
+  assert builder.find_unused(_config(folder)) == ['._a.mp4', 'more/c.txt', 'notes.md']
+  assert len(builder.find_segments(_config(folder))) == 3
+
+
 @pytest.mark.parametrize(
   'damage, message',
   [
-    (lambda d: shutil.rmtree(d), 'holds no .mp4 file'),
+    (lambda d: shutil.rmtree(d), 'holds no video; looked at any depth for files that end in .mp4'),
     (
       lambda d: (d / 'more/b.txt').unlink(),
       '1 videos in .* have no caption, or an empty one: more/b.mp4',

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -14,10 +15,14 @@ from tests import programs
 
 pytest.importorskip('metaworld')
 
+from configs import metaworld as experiment
 from data.metaworld import builder
+from wam_jax import config as cfg
+from wam_jax import train
 from wam_jax.data import embodiments
 from wam_jax.data import sources
 from wam_jax.data import windows
+from wam_jax.evaluation import run
 
 CONFIG = builder.BuildConfig(('handle-press', 'reach'), episodes=1, view_size=16)
 
@@ -75,6 +80,47 @@ def test_the_shipped_record_fits(dataset):
   assert len(windows.make_anchors(episodes)) == sum(episodes[i].length - S for i in range(2))
   assert record.control_hz == builder.metaworld.CONTROL_HZ
   assert {view.key for view in record.views} == set(builder.metaworld.VIEWS)
+
+
+@pytest.fixture(scope='module')
+def workdir(dataset, tmp_path_factory):
+  """A run of configs/metaworld.py, of two steps, on that dataset."""
+  c = experiment.get_config('smoke')
+  c.data.mixture.metaworld.path = str(dataset)
+  c.evaluation.tasks = CONFIG.tasks
+  c.steps = 2
+  place = tmp_path_factory.mktemp('run')
+  assert train.train(cfg.from_config_dict(c), place) == 0
+  return place
+
+
+@pytest.mark.parametrize(
+  'policy', ['expert', 'hold', pytest.param('model', marks=pytest.mark.slow)]
+)
+def test_a_checkpoint_acts_in_the_simulator(workdir, tmp_path, monkeypatch, capsys, policy):
+  """In the same scenes the experts succeed, and who does nothing, or has learned nothing, does
+  not.
+  """
+  # Two seconds: most of the limit is waiting for those who fail.
+  monkeypatch.setattr(builder.metaworld.MetaworldEnv, 'max_steps', 80)
+  options = run.Options(str(workdir), policy=policy, output=str(tmp_path), videos=1)
+  rows = run.evaluate(options)['success']
+  assert [row['task'] for row in rows][-1] == 'all'
+  assert {row['robot'] for row in rows} == {'metaworld'}
+  assert rows[-1]['successes'] == (2 if policy == 'expert' else 0)
+  assert 'metaworld' in capsys.readouterr().out
+
+  with imageio.get_reader(tmp_path / 'metaworld_0.mp4') as film:
+    first = film.get_data(0).astype(int)
+  env = builder.make_env(CONFIG, CONFIG.tasks)
+  env.reset(0)
+  scene = env.render(384)
+  # The scene as the simulator draws it, upright, to what MP4 changes.
+  head = run.film.HEAD_ROWS
+  assert np.abs(first[head : head + 384, :384] - scene).mean() < 6
+  assert np.abs(first[head : head + 384, :384] - scene[::-1]).mean() > 12
+  assert (tmp_path / 'metaworld_0_actions.png').exists()
+  assert (tmp_path / 'metaworld_0.png').exists() == (policy == 'model')
 
 
 @pytest.mark.parametrize(

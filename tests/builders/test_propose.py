@@ -12,11 +12,16 @@ import pytest
 from data import propose
 from data.suggest import work
 from tests import programs
+from tests.builders import bridge
 from tests.data import published
 from tests.data import synthetic
+from wam_jax import config as cfg
 from wam_jax.data import embodiments
+from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
 from wam_jax.data import sources
+from wam_jax.interop.dreamzero import composites
+from wam_jax.interop.dreamzero import robots
 
 ARM = ('waist.pos', 'shoulder.pos', 'wrist_roll.pos', 'gripper.pos')
 BOTH = tuple(f'{side}_{name}' for side in ('left', 'right') for name in ARM)
@@ -69,6 +74,34 @@ def test_two_arms_are_separated_as_their_names_separate_them():
   assert record.composite == (240, 320)
 
 
+def tell_cameras(count: int) -> tuple[record_lib.Embodiment, str]:
+  """A proposed record of `count` cameras, and what is told last, with it."""
+  cameras = tuple(propose.Camera(f'cam_{i}', 480, 640) for i in range(count))
+  record, guesses = find(ARM, ahead, cameras=cameras)
+  return record, guesses[-1]
+
+
+def test_what_the_official_server_cannot_show_is_told_before_training():
+  record, told = tell_cameras(2)
+  assert '"composite": [480, 640] (its right half stays black)' in told
+  assert 'cam_0 at row 0, column 0, cam_1 at row 240, column 0' in told
+  # Whoever does what is told can export.
+  first, second = record.views
+  mended = dataclasses.replace(
+    record,
+    views=(first, dataclasses.replace(second, row=240, column=0)),
+    composite=(480, 640),
+    resize='bilinear',
+    prompt=prompts.TEMPLATES['xdof'],
+  )
+  model = cfg.ModelConfig(frames_per_chunk=4, actions_per_chunk=mended.steps_per_chunk)
+  assert robots.describe('xdof', mended, model).size == (240, 320)
+  assert not list(composites.list_changes('xdof', mended))
+  # Three are tiled as there, and a fourth has no place.
+  assert '"composite"' not in tell_cameras(3)[1]
+  assert 'at most 3 of the 4 cameras' in tell_cameras(4)[1]
+
+
 def test_targets_that_move_through_their_whole_range_stay_absolute():
   arrays = [
     ({'state': q[:150]}, {'action': ahead(q, 150)})
@@ -119,6 +152,34 @@ def test_deltas_rest_at_zero_and_an_unnamed_gripper_is_found():
   assert 'a change or velocity of state:0:3' in '\n'.join(guesses)
 
 
+def test_an_arm_that_does_not_move_holds_its_pose():
+  """Its spread is its droop; that zero would stand still is far from true."""
+  rng = np.random.default_rng(0)
+
+  def hold(q, length):
+    q[:, :3] = [1.0, -0.5, 0.8]
+    target = ahead(q, length).copy()
+    target[:, :3] += 0.01 + 0.005 * rng.normal(size=(length, 3))
+    return target
+
+  record, guesses = find(BOTH, hold)
+  assert [s.rest or s.relative_to for s in record.action] == [
+    *('state:0:3', 'state:3:4', 'state:4:7', 'state:7:8')
+  ]
+  assert 'a target that state:0:3 holds' in '\n'.join(guesses)
+  # A delta that is nearly zero is none of that pose.
+  record, _ = find(BOTH, lambda q, length: hold(q, length) - q[:length])
+  assert record.action[0].rest == record.action[0].relative_to == ''
+
+
+def test_names_in_one_another_and_in_camel_case():
+  names = [['kLeftElbow', 'kLeftHandIndex'], {'right': ['kRightElbow', 'RightGripper']}]
+  flat = propose.flatten_names(names, 4)
+  assert flat == ('kLeftElbow', 'kLeftHandIndex', 'kRightElbow', 'RightGripper')
+  record, _ = find(flat, ahead)
+  assert [(s.start, s.stop) for s in record.state] == [(0, 2), (2, 3), (3, 4)]
+
+
 def test_what_nothing_tells_is_said():
   rng = np.random.default_rng(0)
   noise = lambda q, length: rng.uniform(-1, 1, (length, 4))
@@ -158,6 +219,8 @@ def test_the_command_lists_and_proposes_what_passes_its_own_check(tmp_path):
   assert told.returncode, told.stdout
   assert 'says how many steps it has a second; look it up and give --control_hz' in told.stderr
   assert 'observation/proprio' in told.stdout
+  assert 'must be 0.1 ... 1000 steps a second' in run('--control_hz=1e-9').stderr
+  assert 'is a directory; name a file in it' in run(f'--output={tmp_path}').stderr
   told = run('--control_hz=10')
   assert told.returncode == 0, told.stderr
   record = embodiments.resolve('', dataset)
@@ -165,6 +228,20 @@ def test_the_command_lists_and_proposes_what_passes_its_own_check(tmp_path):
   assert [view.key for view in record.views] == ['top', 'wrist']
   assert len(sources.Episodes(dataset, 'train', record)) == 2
   assert 'may have been edited' in run('--control_hz=10').stderr
+
+
+def test_cameras_that_never_show_anything_are_left_out(tmp_path):
+  # As BridgeData V2 is published: of four cameras most episodes have one, and the others are black.
+  bridge.write(tmp_path)
+  dataset = next((tmp_path / 'array_record').glob('*/1.0.0'))
+  record, guesses = propose.propose(work.find(sources.Dataset(dataset), 'train', 5.0, (), (), ''))
+  assert [view.key for view in record.views] == ['image_0']
+  assert record.composite == (64, 64)
+  for i in (1, 2, 3):
+    assert (
+      f'view observation/image_{i} is left out: it is blank, of grey level 0, in all 30 images '
+      'of 10 episodes that were looked at'
+    ) in guesses
 
 
 def test_published_keys_are_found(tmp_path):

@@ -137,6 +137,20 @@ def test_finished_dataset_is_kept_and_other_parameters_are_refused(dataset):
     builder.build(root, other)
 
 
+def test_what_drifts_by_other_rules_is_another_dataset(tmp_path, monkeypatch):
+  """No flag says them, so that a dataset of before a change would otherwise be taken for one of
+  after it.
+  """
+  config = builder.BuildConfig(
+    'disc', ('reach_moving',), episodes=1, other_episodes=1, split_names=('train',), view_size=16
+  )
+  builder.build(tmp_path, config)
+  assert builder.build(tmp_path, config)[1] is False
+  monkeypatch.setattr(builder.tabletop, 'DRIFT_SPEED', 0.2)
+  with pytest.raises(ValueError, match='other parameters.*drift'):
+    builder.build(tmp_path, config)
+
+
 def test_foreign_directory_is_refused_and_untouched(tmp_path):
   path = builder.dataset_path(tmp_path, CONFIG)
   path.mkdir(parents=True)

@@ -178,11 +178,13 @@ def copy_as_tfrecord(
   )
   for split in ('train', 'val'):
     episodes = sources.Episodes(path, split, record)
-    shard = next(target.glob(f'*{split}.*record-*'))
-    shard.with_name(shard.name.replace('array_record', 'tfrecord')).write_bytes(
-      b''.join(frame(record) for record in episodes._records)
-    )
-    shard.unlink()
+    by_shard: dict[str, bytes] = {}
+    for (file, _), content in zip(episodes.places, episodes._records):
+      name = pathlib.Path(file).name
+      by_shard[name] = by_shard.get(name, b'') + frame(content)
+    for name, content in by_shard.items():
+      (target / name.replace('array_record', 'tfrecord')).write_bytes(content)
+      (target / name).unlink()
   return target
 
 

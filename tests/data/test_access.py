@@ -18,6 +18,7 @@ from tests.data import synthetic
 from wam_jax import types
 from wam_jax.data import access
 from wam_jax.data import embodiments
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import payload
 from wam_jax.data import pipeline
 from wam_jax.data import sources
@@ -125,7 +126,9 @@ def test_without_an_index_images_of_a_record_stay_one_block():
     'steps/language_instruction': Field('bytes_list', [b'go'] * 4),
   }
   specs = {key.removeprefix('steps/'): np.empty(3) for key in features} | {'action': np.empty(2)}
-  episode = sources.Outline('here', features, clock, specs, None).parse_numbers()
+  episode = episode_lib.Outline(
+    where='here', remedy='', features=features, record=clock, specs=specs, open_images=None
+  ).parse_numbers()
   assert episode.length == 4
   np.testing.assert_array_equal(episode.action_TU, np.arange(8.0).reshape(4, 2))
 

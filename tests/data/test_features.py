@@ -138,7 +138,7 @@ def test_files_are_whole_or_absent_and_of_the_size_asked_for(episodes):
     r'the command that began it \(python -m data.encode .*config.data.features=off',
   ):
     find(episodes)
-  (place / '.windows-00000-of-00004.array_record.0a1b2c3d').write_bytes(b'of a killed process')
+  (place / '.0a1b2c3d.windows-00000-of-00004.array_record').write_bytes(b'of a killed process')
   store(episodes)
   assert sorted(p.name for p in place.iterdir() if p.suffix != '.array_record') == [
     'index.npz',

@@ -21,6 +21,7 @@ from tests.data import synthetic
 from tests.data import test_frames
 from wam_jax import storage
 from wam_jax.data import cache as cache_lib
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import payload
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import samples
@@ -70,11 +71,11 @@ def put(bucket: object_store.ObjectStore, directory: str) -> str:
   return 'gs://bucket/data'
 
 
-def open_first(path: str) -> sources.Episode:
+def open_first(path: str) -> episode_lib.Episode:
   return sources.Episodes(path, 'train', synthetic.CLOCK)[0]
 
 
-def paint(episode: sources.Episode, steps, cache: cache_lib.Cache | None = None) -> np.ndarray:
+def paint(episode: episode_lib.Episode, steps, cache: cache_lib.Cache | None = None) -> np.ndarray:
   """The frames of an episode at these steps, as evaluation sees them."""
   film = samples.Film(
     robot=robot_lib.Robot(id=0, record=synthetic.CLOCK, statistics=None, center_crop=False),

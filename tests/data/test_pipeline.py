@@ -20,6 +20,7 @@ import pytest
 from tests.data import synthetic
 from wam_jax import types
 from wam_jax.data import embodiments
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
@@ -263,9 +264,9 @@ def test_a_state_can_be_set_again_and_again(clock_path):
 
 def count_decodes(monkeypatch) -> list[tuple[str, str, int]]:
   """(episode, view, step) of every image decoded from now on."""
-  seen, decode = [], sources.Episode.decode_bgr
+  seen, decode = [], episode_lib.Episode.decode_bgr
   monkeypatch.setattr(
-    sources.Episode,
+    episode_lib.Episode,
     'decode_bgr',
     lambda self, key, step: seen.append((self.where, key, step)) or decode(self, key, step),
   )
@@ -387,9 +388,9 @@ def test_several_datasets_of_one_robot_share_the_widest_statistics(tmp_path):
   paths = [synthetic.make_dataset(tmp_path / str(n), [n, n]) for n in (12, 30)]
   config = synthetic.make_config({'a': (paths[0], 'clock', 1.0), 'b': (paths[1], 'clock', 1.0)})
   stats = robot_lib.from_metadata(pipeline.Data.open(config).metadata)['clock'].statistics
-  # 2 x 12 and 2 x 30 steps, of which the longer ones reach the action 29.
+  # 2 x 12 and 2 x 30 steps, of which the longer ones reach the action 28 in a chunk.
   assert stats.steps == 84
-  assert stats.action.q99[0] > 28
+  assert stats.action.q99[0] > 27
 
 
 def test_bad_sample_reaches_the_loop_with_its_name(tmp_path):
@@ -428,11 +429,15 @@ def with_model(config, **model):
     ),
     (
       dict(actions_per_chunk=4),
-      'clock has 8 control steps a chunk; set model.actions_per_chunk to at least',
+      r'clock has 8 control steps a chunk; set model.actions_per_chunk to at .*, or shorten',
     ),
     (
       dict(action_dim=1, proprio_dim=1),
-      r'(?s)2 action dimensions; set model.action_dim.*3 state dimensions; set',
+      r'(?s)2 action dimensions; set model.action_dim.*take fewer.*3 state dimensions; set',
+    ),
+    (
+      dict(actions_per_chunk=12, action_overlap=9),
+      r'clock has 8 control steps a chunk; set model.action_overlap to at most that \(now 9\)',
     ),
     (dict(patch=3), r'shows the model 16 x 24 pixels; both must be multiples of .* = 12'),
   ],
@@ -455,7 +460,9 @@ def test_config_errors(clock_path, tmp_path, monkeypatch):
         {'a': (clock_path, 'clock', float('nan')), 'b': (clock_path, 'clock', float('inf'))}
       )
     )
-  with pytest.raises(ValueError, match='none of its 2 language spans is longer than one chunk'):
+  with pytest.raises(
+    ValueError, match='none of its language spans that count is longer than one chunk'
+  ):
     open_batches(make_clock(synthetic.make_dataset(tmp_path, [5, 5])))
   with pytest.raises(ValueError, match="has no split 'test'"):
     take_held_out(make_clock(clock_path), 1, 'test')

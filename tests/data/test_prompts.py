@@ -5,6 +5,7 @@ of file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import pickle
@@ -55,6 +56,12 @@ def test_templates_byte_for_byte(text, digest):
     ('"Pick A"', 'pick a'),
     ('7', '7'),
     ('[]', ''),
+    # Bytes are told as what they hold; what is no text as it is written.
+    ("b'Pick A'", 'pick a'),
+    ("[b'Pick A', b'B']", 'pick a'),
+    ('0x10', '0x10'),
+    ('1e3', '1e3'),
+    ('None', 'none'),
     # What is no such literal stays as it is.
     ('[unclosed', '[unclosed'),
     ("Don't {}", "don't {}"),
@@ -218,6 +225,21 @@ def test_missing_package_says_what_to_install(files, monkeypatch):
   monkeypatch.setitem(sys.modules, 'ftfy', None)
   with pytest.raises(ValueError, match=r"needs the package ftfy: pip install -e '\.\[umt5\]'"):
     prompts.make_tokenizer(config_of(files, 'spiece.model'))
+
+
+def test_an_instruction_that_would_be_cut_is_refused():
+  """Words of a template count; one that is too long by itself hides only what comes after the
+  first mention.
+  """
+  count = prompts.make_counter(cfg.TextConfig(length=6))
+  check = functools.partial(prompts.check_length, count=count, length=6)
+  check('the robot {}', 'picks up a cup')
+  check('no place for it, and seven words', 'picks up a cup')
+  check('a video of {} and so on and on, in which it {}', 'grün 到达')
+  with pytest.raises(ValueError, match=r"'picks up a red cup'... gives a prompt of 7 tokens"):
+    check('the robot {}', 'picks up a red cup')
+  with pytest.raises(ValueError, match='of 7 tokens, of which config.model.text.length=6 are read'):
+    check('a video of {} and so on and on, in which it {}', 'a cup and mug')
 
 
 def test_hash_words_by_hand():

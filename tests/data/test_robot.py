@@ -40,6 +40,49 @@ def test_observes_the_composite_and_the_state_in_the_records_units():
     robot.observe(views, {'proprio': np.zeros(2)})
 
 
+def test_commitments_count_from_where_the_next_chunk_begins():
+  """The end of one chunk, as the robot takes it, is for the next chunk what training would make of
+  these actions there.
+  """
+  D = 3
+  action = normalize.Quantiles(np.float32([-3, -3]), np.float32([3, 3]))
+  robot = dataclasses.replace(make_robot(RELATIVE, Q, action), action_overlap=D)
+  before, after = np.float32([0.5, 7, 9]), np.float32([1.5, 7, 9])
+  raw_SU = np.random.default_rng(1).uniform(0, 2, (8 + D, 2)).astype(np.float32)
+  relative = normalize.subtract_reference(RELATIVE, raw_SU[None], before[None])
+  # More columns than the robot's 2.
+  acted_SU = robot.act(robot.normalize_action(relative[0], 4), before)
+  np.testing.assert_allclose(acted_SU, raw_SU, atol=1e-5)
+
+  got = robot.normalize_prefix(acted_SU[8:10], after, 4)
+  # From the state of now, in thirds; nothing where there is no commitment or no dimension.
+  want = np.zeros((D, 4), np.float32)
+  want[:2, :2] = (raw_SU[8:10] - (1.5, 0)) / 3
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  np.testing.assert_array_equal(
+    robot.normalize_prefix(np.zeros((0, 2)), after, 4), np.zeros((D, 4))
+  )
+
+  nan = np.full((1, 2), np.nan)
+  for bad, message in (
+    (raw_SU[:4], 'has 4 steps, and this model was trained for at most model.action_overlap=3'),
+    (raw_SU[:2, :1], r"prefix of 'clock_relative' has shape \(2, 1\); expected \(steps, 2\)"),
+    (nan, 'is not finite'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      robot.normalize_prefix(bad, after, 4)
+
+
+def test_the_overlap_is_kept_in_a_checkpoint():
+  state = normalize.Quantiles(np.zeros(3, np.float32), np.ones(3, np.float32))
+  robot = dataclasses.replace(make_robot(CLOCK, state, Q), action_overlap=3)
+  stored = json.loads(json.dumps(robot_lib.to_metadata([robot])))
+  assert robot_lib.from_metadata(stored)['clock'].action_overlap == 3
+  # Of robots without, metadata are word for word what they were.
+  stored = robot_lib.to_metadata([make_robot(CLOCK, Q, Q)])
+  assert 'action_overlap' not in stored['embodiments']['clock']
+
+
 def test_act_adds_the_reference_back():
   raw_QSU = np.random.default_rng(1).uniform(0, 2, (1, 8, 2)).astype(np.float32)
   proprio = np.float32([0.5, 7, 9])

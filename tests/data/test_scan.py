@@ -178,8 +178,8 @@ def test_slices_are_read_with_the_split(tmp_path, reads):
   scan.complete([*spans, statistics.Finding(whole)])
   # Only the split in another order needs a pass of its own.
   assert collections.Counter(split for split, _ in reads) == {'train': 8, odd.split: 3}
-  expected = [[(i, 0, 12) for i in range(len(episodes))] for episodes in (late, whole, odd)]
-  assert [found.spans_S3.tolist() for found in spans] == [list(map(list, e)) for e in expected]
+  expected = [[(i, 0, 12, 0) for i in range(len(episodes))] for episodes in (late, whole, odd)]
+  assert [found.spans_S4.tolist() for found in spans] == [list(map(list, e)) for e in expected]
   assert dataset.open('train', CLOCK) is whole
 
 
@@ -208,7 +208,7 @@ def test_one_of_two_processes_reads(tmp_path, reads):
   path = synthetic.make_sharded(tmp_path, 4)
   first, second = complete_in_two_processes([path, path])
   assert len(reads) == len(set(reads)) == 8
-  np.testing.assert_array_equal(first.spans_S3, second.spans_S3)
+  np.testing.assert_array_equal(first.spans_S4, second.spans_S4)
 
 
 def test_processes_with_disks_of_their_own_read_their_own(tmp_path, reads):
@@ -216,7 +216,7 @@ def test_processes_with_disks_of_their_own_read_their_own(tmp_path, reads):
   other = shutil.copytree(path, tmp_path / 'b')
   first, second = complete_in_two_processes([path, other])
   assert len(set(reads)) == 16
-  np.testing.assert_array_equal(first.spans_S3, second.spans_S3)
+  np.testing.assert_array_equal(first.spans_S4, second.spans_S4)
 
 
 def test_what_can_be_written_nowhere_is_kept_in_memory(tmp_path, monkeypatch, reads, caplog):

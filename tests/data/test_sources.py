@@ -6,6 +6,7 @@ import dataclasses
 import io
 import pathlib
 import pickle
+import re
 import shutil
 import sys
 
@@ -20,6 +21,8 @@ from wam_jax import storage
 from wam_jax.data import beside
 from wam_jax.data import cache as cache_lib
 from wam_jax.data import embodiments
+from wam_jax.data import episode as episode_lib
+from wam_jax.data import promises
 from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
@@ -36,7 +39,7 @@ def test_episode_is_what_was_written(clock_path):
   episode, t = episodes[2], np.arange(18, dtype=np.float32)
   np.testing.assert_array_equal(episode.state_TX, np.stack([t, 0 * t + 200, -t], 1))
   np.testing.assert_array_equal(episode.action_TU, np.stack([t, t + 0.5], 1))
-  assert episode.spans == (sources.Span(0, 18, ('Task 2',)),)
+  assert episode.spans == (episode_lib.Span(0, 18, ('Task 2',)),)
   np.testing.assert_array_equal(episode.decode('wrist', 5), np.full((16, 16, 3), (2, 5, 77)))
 
 
@@ -44,9 +47,44 @@ def test_jpeg_is_decoded_in_rgb_order():
   image = np.zeros((16, 16, 3), np.uint8)
   image[..., 0] = 255
   encoded = cv2.imencode('.jpg', image[..., ::-1])[1].tobytes()
-  episode = sources.Episode('here', 1, None, None, (), {'top': [encoded]}, {'top': (None, None, 3)})
+  episode = episode_lib.Episode(
+    'here', 1, None, None, (), {'top': [encoded]}, {'top': (None, None, 3)}
+  )
   # JPEG is lossy.
   np.testing.assert_allclose(episode.decode('top', 0), image, atol=3)
+
+
+def test_an_instruction_as_the_numbers_of_its_characters(tmp_path):
+  """As Language-Table in Open X-Embodiment: int32 of a fixed width, filled with zeros."""
+  texts = ['push the red star', 'naïve café', '左へ']
+  codes = [[*texts[0].encode()], [*texts[1].encode()], [*map(ord, texts[2])]]
+
+  def edit(episodes):
+    for e, steps in enumerate(episodes):
+      for step in steps:
+        step['instruction'] = np.zeros(40, np.int32)
+        step['instruction'][: len(codes[e])] = codes[e]
+        step['number'] = np.zeros((), np.int64)
+
+  features = tfds.features.FeaturesDict(
+    {
+      'steps': tfds.features.Dataset(
+        {
+          **synthetic.FEATURES['steps'].feature,
+          'instruction': tfds.features.Tensor(shape=(40,), dtype=np.int32),
+          'number': tfds.features.Scalar(np.int64),
+        }
+      )
+    }
+  )
+  episodes = [[synthetic.make_step(e, t) for t in range(12)] for e in range(3)]
+  edit(episodes)
+  path = synthetic.write_dataset(tmp_path, {'train': episodes}, features)
+  record = dataclasses.replace(CLOCK, language=('instruction', 'language_instruction'))
+  opened = sources.Episodes(path, 'train', record)
+  assert [opened[e].texts(3) for e in range(3)] == [(texts[e], f'Task {e}') for e in range(3)]
+  with pytest.raises(ValueError, match=r"'number' is int64 \(\), expected a text, or the codes"):
+    sources.Episodes(path, 'train', dataclasses.replace(CLOCK, language=('number',)))
 
 
 def test_numeric_and_spans_agree_with_the_episode(clock_path):
@@ -106,8 +144,8 @@ def test_language_spans_follow_the_instruction(tmp_path):
 
   path = synthetic.make_dataset(tmp_path, [12, 12], edit)
   assert open_clock(path).spans(0) == (
-    sources.Span(0, 5, ('Task 0',)),
-    sources.Span(5, 12, ('Other',)),
+    episode_lib.Span(0, 5, ('Task 0',)),
+    episode_lib.Span(5, 12, ('Other',)),
   )
   assert open_clock(path)[0].texts(4) == ('Task 0',)
   assert open_clock(path)[0].texts(5) == ('Other',)
@@ -118,6 +156,26 @@ def test_missing_directory_and_description(tmp_path):
     open_clock(tmp_path / 'nowhere')
   with pytest.raises(ValueError, match='has no dataset_info.json; give the version directory'):
     open_clock(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
+@pytest.mark.parametrize('content', ['', '{', '[]', '{}', '{"fileFormat": 3}', '\x00'])
+def test_damaged_descriptions_name_their_place(clock_path, tmp_path, name, content):
+  path = copy(clock_path, tmp_path)
+  (path / name).write_text(content)
+  with pytest.raises(ValueError, match=re.escape(str(path))):
+    open_clock(path)
+
+
+def test_a_network_that_fails_is_no_damage(clock_path, monkeypatch):
+  """Who reads again finds it whole; a mistake would end a run that launchers start again."""
+
+  def fail(path):
+    raise ConnectionResetError('reset by peer')
+
+  monkeypatch.setattr(sources.tfds, 'builder_from_directory', fail)
+  with pytest.raises(ConnectionResetError):
+    open_clock(clock_path)
 
 
 def test_tfrecord_names_the_converter(clock_path, tmp_path):
@@ -152,6 +210,14 @@ def test_missing_keys_list_what_exists(clock_path):
 def test_unknown_split(clock_path):
   with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train', 'val'\]"):
     sources.Episodes(clock_path, 'test', CLOCK)
+
+
+def test_a_share_of_few_episodes_may_be_none(clock_path):
+  with pytest.raises(
+    ValueError,
+    match=r"'train\[99%:\]' of .* holds no episodes: it has \d+ in 'train', \d+ in 'val'. Of ",
+  ):
+    sources.Episodes(clock_path, 'train[99%:]', CLOCK)
 
 
 def test_truncated_shard_names_file_and_record(clock_path, tmp_path):
@@ -228,7 +294,7 @@ def test_text_where_numbers_belong(tmp_path):
   record = dataclasses.replace(CLOCK, action=(record_lib.Slice('language_instruction', 0, 1, 's'),))
   path = synthetic.make_dataset(tmp_path, [12, 12])
   with pytest.raises(
-    ValueError, match="stores 'language_instruction' as bytes_list; expected numbers"
+    ValueError, match="'language_instruction' is text, expected numbers of one shape"
   ):
     sources.Episodes(path, 'train', record)[0]
 
@@ -261,3 +327,44 @@ def test_no_tensorflow_is_imported():
 
 def copy(path, tmp_path) -> pathlib.Path:
   return pathlib.Path(shutil.copytree(path, tmp_path / 'copy'))
+
+
+def test_kinds_of_keys_are_compared_when_a_dataset_is_opened(tmp_path):
+  image = lambda shape, dtype=np.uint8: tfds.features.Image(
+    shape=shape, dtype=dtype, encoding_format='png'
+  )
+  number = lambda shape, dtype=np.float32: tfds.features.Tensor(shape=shape, dtype=dtype)
+  observation = {
+    'depth': image((16, 16, 1), np.uint16),
+    'alpha': image((16, 16, 4)),
+    'plain': image((None, None, 3)),
+    'note': tfds.features.Text(),
+    'proprio': number((3,)),
+  }
+  steps = {'observation': observation, 'action': tfds.features.Text(), 'code': number((), np.int64)}
+  features = tfds.features.FeaturesDict({'steps': tfds.features.Dataset(steps)})
+  specs = features.get_tensor_info()['steps']
+  flat = {f'observation/{key}': spec for key, spec in specs.pop('observation').items()} | specs
+
+  def list_problems(views=('plain',), state='proprio', action=(), language=()):
+    record = dataclasses.replace(
+      synthetic.CLOCK,
+      views=tuple(synthetic.View(key, 0, 0, 16, 24) for key in views),
+      state=(synthetic.Slice(state, 0, 3, 's'),),
+      action=tuple(synthetic.Slice(key, 0, 1, 's') for key in action),
+      language=language,
+    )
+    return list(promises.list_problems(flat, record))
+
+  assert not list_problems()
+  picture = 'expected a picture: uint8 (rows, columns, 3)'
+  assert list_problems(views=('plain', 'depth', 'alpha', 'proprio')) == [
+    f"'observation/depth' is uint16 (16, 16, 1), {picture}",
+    f"'observation/alpha' is uint8 (16, 16, 4), {picture}",
+    f"'observation/proprio' is float32 (3,), {picture}",
+  ]
+  assert list_problems(state='note', action=('action',), language=('code',)) == [
+    "'observation/note' is text, expected numbers of one shape at every step",
+    "'action' is text, expected numbers of one shape at every step",
+    "'code' is int64 (), expected a text, or the codes of its characters",
+  ]

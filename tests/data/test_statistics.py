@@ -16,8 +16,10 @@ from tests import programs
 from tests.data import published
 from tests.data import synthetic
 from wam_jax.data import embodiments
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
+from wam_jax.data import sketch as sketch_lib
 from wam_jax.data import sources
 from wam_jax.data import statistics
 
@@ -29,7 +31,9 @@ def compute(episodes: sources.Episodes) -> normalize.Statistics:
   """Statistics of a split; keeps nothing."""
   computation = statistics.Computation(episodes.record)
   for number in range(len(episodes)):
-    computation.add(*episodes.numeric(number))
+    state_TX, action_TU = episodes.numeric(number)
+    starts = max(0, len(state_TX) - episodes.record.steps_per_chunk)
+    computation.add(state_TX, action_TU, np.arange(starts))
   return computation.finish(f'{episodes.path} split {episodes.split!r}')
 
 
@@ -39,15 +43,40 @@ def test_statistics_by_hand(tmp_path):
   # Of 0 ... 100 the quantiles are 1 and 99.
   np.testing.assert_allclose(got.state.q01, (1, 0, -99), atol=1e-4)
   np.testing.assert_allclose(got.state.q99, (99, 0, -1), atol=1e-4)
-  np.testing.assert_allclose(got.action.q99, (99, 99.5), atol=1e-4)
+  # The last action is in no chunk: the state after it is in no frame.
+  np.testing.assert_allclose(got.action.q99, (98.01, 98.51), atol=1e-4)
   np.testing.assert_allclose(got.action.min, [0, 0.5])
-  np.testing.assert_allclose(got.action.mean, [50, 50.5])
-  np.testing.assert_allclose(got.action.max, [100, 100.5])
-  # A discrete uniform distribution over 101 equal steps.
-  std = np.sqrt((101**2 - 1) / 12)
+  np.testing.assert_allclose(got.action.mean, [49.5, 50])
+  np.testing.assert_allclose(got.action.max, [99, 99.5])
+  # A discrete uniform distribution over 100 equal steps.
+  std = np.sqrt((100**2 - 1) / 12)
   np.testing.assert_allclose(got.action.std, [std, std], rtol=1e-6)
   assert got.steps == 101
   assert got.action.norms == ('q99', 'q99')
+
+
+def test_differences_of_overlapping_chunks_go_further(tmp_path):
+  """As far as the actions of a chunk: by hand of one that ends where its episode does."""
+  path = synthetic.make_dataset(tmp_path, [15])
+  episodes = sources.Episodes(path, 'train', RELATIVE)
+  plain = statistics.load_or_compute(episodes)
+  wide = statistics.load_or_compute(episodes, overlap=4)
+  # Chunks of 8 begin at steps 0 to 6. Actions and states go on by one a step, so that differences
+  # are how far a step is from its chunk's first: at most 7, or 11, and none beyond action 13.
+  differences = [min(8 + 4, 14 - start) - 1 for start in range(7)]
+  assert (plain.action.max[0], wide.action.max[0]) == (7, max(differences))
+  steps = np.concatenate([np.arange(most + 1) for most in differences])
+  np.testing.assert_allclose(wide.action.mean[0], steps.mean(), rtol=1e-6)
+  # Absolute dimensions are what they were, and each overlap has a file of its own.
+  np.testing.assert_array_equal(wide.action.max[1], plain.action.max[1])
+  file = statistics.find(episodes)
+  assert file != statistics.find(episodes, overlap=4)
+  np.testing.assert_array_equal(statistics.load_or_compute(episodes).action.q99, plain.action.q99)
+  with pytest.raises(ValueError, match='over 8 steps and an overlap of 0; with .*=4 they go fur'):
+    statistics.load(file, RELATIVE, overlap=4)
+  # Without relative actions there is nothing to tell apart.
+  absolute = sources.Episodes(path, 'train', CLOCK)
+  assert statistics.find(absolute, overlap=4) == statistics.find(absolute)
 
 
 def write_random(tmp_path) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
@@ -77,10 +106,10 @@ def test_relative_statistics_are_the_references(tmp_path, S):
   got = compute(sources.Episodes(path, 'train', record)).action
   relative = []
   for walk, command in zip(walks, commands):
-    for i in range(len(walk) - (S - 1)):
+    for i in range(len(walk) - S):  # A chunk counts where the frame after it is there.
       relative += [command[i + k, 0] - walk[i, 0] for k in range(S)]
   relative = np.asarray(relative)
-  absolute = np.concatenate(commands)[:, 1]
+  absolute = np.concatenate([command[:-1] for command in commands])[:, 1]
   for dim, x in enumerate((relative, absolute)):
     q01, q99 = np.quantile(x, (0.01, 0.99))
     want = (q01, q99, x.mean(), x.std(), x.min(), x.max())
@@ -91,7 +120,8 @@ def test_relative_statistics_are_the_references(tmp_path, S):
 def test_no_episode_is_as_long_as_a_chunk(tmp_path):
   path = synthetic.make_dataset(tmp_path, [7, 7])
   with pytest.raises(
-    ValueError, match=r"no episode is as long as one chunk \(8 steps\).*'clock_relative' have none"
+    ValueError,
+    match="language spans that count is longer than one chunk of 8 steps.*'clock_relative'",
   ):
     compute(sources.Episodes(path, 'train', RELATIVE))
 
@@ -105,15 +135,15 @@ def test_statistics_are_of_the_slices_units(tmp_path):
   scaled = np.clip((t[:, None] + (0, 1 / 8) - 35) / 85, 0, 1)
   np.testing.assert_allclose(got.state.mean[14:16], scaled.mean(0), rtol=1e-5)
   np.testing.assert_allclose(got.state.max[14:16], scaled.max(0), rtol=1e-5)
-  # The action's are 100 more; of 60 steps a chunk of 48 fits at 13.
+  # The action's are 100 more; of 60 steps a chunk of 48 and its last frame fit at 12.
   commanded = np.clip((100 + t - 35) / 85, 0, 1)
-  relative = [commanded[i + k] - scaled[i, 0] for i in range(13) for k in range(48)]
+  relative = [commanded[i + k] - scaled[i, 0] for i in range(12) for k in range(48)]
   np.testing.assert_allclose(got.action.mean[14], np.mean(relative), rtol=1e-5)
 
 
 def test_sketch_is_exact_while_rows_fit():
   rows = np.random.default_rng(0).normal(5, 2, (5000, 3)).astype(np.float32)
-  sketch = statistics.QuantileSketch()
+  sketch = sketch_lib.QuantileSketch()
   for part in np.array_split(rows, 13):
     sketch.add(part)
   # An episode shorter than a chunk adds no relative action.
@@ -128,7 +158,7 @@ def test_sketch_is_exact_while_rows_fit():
 
 
 def test_sketch_subsamples_uniformly():
-  sketch = statistics.QuantileSketch(rows=4000)
+  sketch = sketch_lib.QuantileSketch(rows=4000)
   rows = np.arange(100_000, dtype=np.float32)[:, None]
   for part in np.array_split(rows, 37):
     sketch.add(part)
@@ -153,7 +183,8 @@ def test_statistics_are_kept_until_something_they_depend_on_changes(tmp_path, mo
   for key in normalize.ARRAYS:
     np.testing.assert_array_equal(getattr(first.action, key), getattr(again.action, key))
   assert len(runs) == 1
-  assert statistics.find(sources.Episodes(path, 'train', CLOCK)).exists()
+  # Those of another split are another file.
+  assert not statistics.find(sources.Episodes(path, 'train', CLOCK)).exists()
   statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
   assert len(runs) == 2
   # A record in other units needs other numbers: half of 11.
@@ -201,7 +232,7 @@ def test_near_constant_dimensions_are_named(tmp_path, caplog):
 
 def test_statistics_decode_no_image(tmp_path, monkeypatch):
   path = synthetic.make_dataset(tmp_path, [12, 12])
-  monkeypatch.setattr(sources.cv2, 'imdecode', lambda *args: pytest.fail('decoded an image'))
+  monkeypatch.setattr(episode_lib.cv2, 'imdecode', lambda *args: pytest.fail('decoded an image'))
   compute(sources.Episodes(path, 'train', CLOCK))
 
 
@@ -212,7 +243,7 @@ def rewrite(path, change):
   file.write_text(json.dumps(stored))
 
 
-def test_files_of_older_versions_are_still_true(tmp_path, monkeypatch):
+def test_files_of_older_versions_can_be_named(tmp_path, caplog):
   """As the first version wrote them: quantiles only, slices without the fields that came later."""
   path = synthetic.make_dataset(tmp_path, [12, 12])
   want = statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
@@ -225,13 +256,19 @@ def test_files_of_older_versions_are_still_true(tmp_path, monkeypatch):
         {key: s[key] for key in ('key', 'start', 'stop', 'unit', 'relative_to', 'rest')}
         for s in stored['of'][part]
       ]
+    del stored['rows'], stored['of']['rows'], stored['of']['choice'], stored['of']['language']
 
   rewrite(path, age)
-  monkeypatch.setattr(statistics.Finding, 'save', lambda finding: pytest.fail('computed again'))
-  got = statistics.load_or_compute(sources.Episodes(path, 'train', CLOCK))
+  episodes = sources.Episodes(path, 'train', CLOCK)
+  got = statistics.load(statistics.find(episodes), CLOCK)
   np.testing.assert_array_equal(got.action.q99, want.action.q99)
   assert got.steps == 24
   assert got.action.mean is None
+  # They counted other steps, and are not taken for what is trained on.
+  with caplog.at_level(logging.WARNING):
+    again = statistics.load_or_compute(episodes)
+  assert 'is of another choice of steps' in caplog.text
+  assert again.rows == normalize.OF_CHUNKS
 
 
 def test_statistics_of_another_embodiment_are_refused(tmp_path):
@@ -249,7 +286,7 @@ def test_statistics_of_another_embodiment_are_refused(tmp_path):
     statistics.load(file, other)
   with pytest.raises(ValueError, match=message):
     statistics.load_or_compute(sources.Episodes(path, 'train', other), str(file))
-  file.rename(file.parent / statistics.file_name(other))
+  file.rename(statistics.find(sources.Episodes(path, 'train', other)))
   with pytest.raises(ValueError, match=message):
     statistics.load_or_compute(sources.Episodes(path, 'train', other))
 
@@ -270,7 +307,7 @@ def test_damaged_files(tmp_path, content):
   episodes = sources.Episodes(path, 'train', CLOCK)
   statistics.find(episodes).write_text(content)
   with pytest.raises(
-    ValueError, match=r'wam_statistics_clock.json is no statistics file .*; delete it'
+    ValueError, match=r'wam_statistics_clock_train.json is no statistics file .*; delete it'
   ):
     statistics.load_or_compute(episodes)
   with pytest.raises(ValueError, match='There is no statistics file .*nowhere.json'):
@@ -285,7 +322,7 @@ def test_command_prints_and_writes_the_table(tmp_path):
   path = published.write(tmp_path, 'droid', [60, 45])
   done = run(f'--dataset={path}', '--embodiment=droid', f'--json={tmp_path / "table.json"}')
   assert done.returncode == 0, done.stderr
-  assert f'2 episodes, 105 steps; written to {path}/wam_statistics_droid.json' in done.stdout
+  assert f'2 episodes, 105 steps; written to {path}/wam_statistics_droid_train.json' in done.stdout
   assert 'action_dict/joint_position[6] rad relative' in done.stdout
   table = json.loads((tmp_path / 'table.json').read_text())
   assert (table['embodiment'], table['episodes'], table['steps']) == ('droid', 2, 105)
@@ -300,7 +337,7 @@ def test_command_prints_and_writes_the_table(tmp_path):
   assert joint['unit'] == 'rad'
   assert rows['state', 'gripper_position[0]']['max'] == 59
   assert not joint['hardly_varies']
-  stored = json.loads((pathlib.Path(path) / 'wam_statistics_droid.json').read_text())
+  stored = json.loads((pathlib.Path(path) / 'wam_statistics_droid_train.json').read_text())
   assert stored['embodiment'] == 'droid'
   assert stored['action']['mean'][2] == 111.5
 
@@ -322,7 +359,8 @@ def test_real_bridge_statistics(tmp_path):
   path = str(convert.convert(BRIDGE, tmp_path / 'bridge/1.0.0'))
   episodes = sources.Episodes(path, 'train', embodiments.get('bridge_widowx'))
   got = statistics.load_or_compute(episodes)
-  rows = np.concatenate([episodes.numeric(i)[1] for i in range(len(episodes))])
+  # The last action of an episode is in no chunk.
+  rows = np.concatenate([episodes.numeric(i)[1][:-1] for i in range(len(episodes))])
   q01, q99 = np.quantile(rows, (0.01, 0.99), axis=0)
   np.testing.assert_allclose(got.action.q01, q01, atol=1e-6)
   np.testing.assert_allclose(got.action.q99, q99, atol=1e-6)
@@ -331,3 +369,67 @@ def test_real_bridge_statistics(tmp_path):
   assert got.steps == 250
   # The gripper closes and opens.
   assert (got.action.min[6], got.action.max[6]) == (0, 1)
+
+
+def spread(values_TN, episodes: int):
+  """What a sketch says of these rows in each of some episodes, noise of a sensor added."""
+  rng = np.random.default_rng(0)
+  kept = sketch_lib.QuantileSketch()
+  for e in range(episodes):
+    rows_TN = values_TN(e)
+    kept.add((rows_TN + rng.normal(0, 0.002, rows_TN.shape)).astype(np.float32))
+  return kept, kept.quantiles()
+
+
+def close_for(steps: int, share=1.0, depth=1.0):
+  """A gripper that closes for some steps of 300, in this share of the episodes."""
+
+  def values(e):
+    closed_T1 = np.zeros((300, 1))
+    if e % round(1 / share) == 0:
+      closed_T1[150 : 150 + steps] = depth
+    return closed_T1
+
+  return values
+
+
+@pytest.mark.parametrize(
+  'values, episodes',
+  [
+    (close_for(2), 4),
+    (close_for(1), 40),
+    (close_for(2), 1),
+    (close_for(2, share=1 / 50, depth=-1.0), 200),
+    (close_for(2, share=1 / 400), 1200),
+  ],
+  ids=['noisy', 'one_row', 'one_episode', 'few_episodes', 'three_of_1200'],
+)
+def test_what_seldom_but_fully_moves_can_move(values, episodes):
+  kept, q = spread(values, episodes)
+  assert kept.seldom_N.tolist() == [True]
+  depth = np.float32([[values(0).sum() / np.count_nonzero(values(0))]])
+  np.testing.assert_allclose(q.unnormalize(q.normalize(depth)), depth, atol=0.02)
+  assert not q.is_flat[0]
+
+
+def test_a_lost_packet_is_no_motion():
+  """One wild value does not set the range, nor do a few that go anywhere."""
+  wild = {3: 1e6, 500: -4e5, 900: 20.0}
+
+  def values(e):
+    rows_T1 = 0.05 * np.sin(np.arange(300) / 9)[:, None]
+    rows_T1[17] += wild.get(e, 0)
+    return rows_T1
+
+  for episodes in (30, 1000):
+    kept, q = spread(values, episodes)
+    assert kept.seldom_N.tolist() == [False]
+    assert 0.05 < q.q99[0] < 0.06
+
+
+def test_the_reference_knows_no_seldom_motion():
+  kept = sketch_lib.QuantileSketch()
+  for e in range(4):
+    kept.add(close_for(2)(e).astype(np.float32))
+  assert kept.quantiles(np.asarray([True])).q99[0] == 0
+  assert kept.quantiles().q99[0] == 1

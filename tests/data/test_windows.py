@@ -16,6 +16,7 @@ from etils import epath
 from tests.data import published
 from tests.data import synthetic
 from wam_jax import config as cfg
+from wam_jax.data import choice
 from wam_jax.data import embodiments
 from wam_jax.data import pipeline
 from wam_jax.data import robot as robot_lib
@@ -39,6 +40,18 @@ def test_window_past_the_span_repeats_its_last_step_and_is_masked():
   np.testing.assert_array_equal(window.frame_steps_R, (4, 8, 12, 16, 19))
   np.testing.assert_array_equal(window.mask_Q, (True, False))
   np.testing.assert_array_equal(windows.make_window(CLOCK, 2, 11, 20).state_steps_Q, (11, 19))
+
+
+def test_actions_of_overlapping_chunks_go_on_to_the_end_of_the_span():
+  """The last step shows what came of the actions before it, and has none itself."""
+  window = windows.make_window(CLOCK, 2, anchor=3, stop=22, overlap=4)
+  np.testing.assert_array_equal(window.frame_steps_R, (3, 7, 11, 15, 19))
+  np.testing.assert_array_equal(window.mask_Q, (True, True))
+  np.testing.assert_array_equal(window.action_steps_QS, [range(3, 15), [*range(11, 21), 21, 21]])
+  np.testing.assert_array_equal(window.action_mask_QS, [[True] * 12, [True] * 10 + [False] * 2])
+  # A chunk that does not count has no action, whatever there is.
+  window = windows.make_window(CLOCK, 2, anchor=3, stop=18, overlap=4)
+  np.testing.assert_array_equal(window.action_mask_QS, [[True] * 12, [False] * 12])
 
 
 def test_anchors_are_all_steps_where_a_chunk_fits(tmp_path):
@@ -85,10 +98,12 @@ def test_index_is_kept_and_forgotten_when_the_dataset_changes(tmp_path, monkeypa
 
 def test_millions_of_anchors_take_little_time_and_memory(monkeypatch):
   """No more than as many stretches of a single anchor each."""
-  episodes = type('E', (), {'record': CLOCK, 'path': '', 'split': ''})()
+  spoken = {'choice': choice.Choice(), 'list_left_out': lambda _: {}, '__len__': lambda _: 80_000}
+  episodes = type('E', (), {'record': CLOCK, 'path': '', 'split': '', **spoken})()
 
   def make(steps):
-    spans = np.stack([np.arange(80_000), np.zeros(80_000, int), np.full(80_000, steps)], 1)
+    zero = np.zeros(80_000, int)
+    spans = np.stack([np.arange(80_000), zero, np.full(80_000, steps), zero], 1)
     monkeypatch.setattr(windows.scan, 'load_spans', lambda episodes: spans)
     start = time.process_time()
     anchors = windows.make_anchors(episodes)
@@ -217,6 +232,11 @@ def open_droid(tmp_path, lengths):
   )
 
 
+def make_anchors(episodes, **wanted):
+  """The anchors of a choice."""
+  return windows.make_anchors(episodes.with_choice(choice.Choice(**wanted)))
+
+
 def list_anchors(anchors):
   """{episode: [first, last step]} and the stops."""
   found = [anchors[i] for i in range(len(anchors))]
@@ -228,7 +248,7 @@ def list_anchors(anchors):
 def test_failed_episodes_are_left_out_unless_wanted(tmp_path):
   episodes = open_droid(tmp_path, [30, 30, 40, 30])  # Number 2 lies in a directory called failure.
   assert list_anchors(windows.make_anchors(episodes)) == {0: (0, 5), 1: (0, 5), 3: (0, 5)}
-  assert list_anchors(windows.make_anchors(episodes, failures=True)) == {
+  assert list_anchors(make_anchors(episodes, failures=True)) == {
     0: (0, 5),
     1: (0, 5),
     2: (0, 15),
@@ -258,7 +278,7 @@ def test_chunks_start_inside_the_kept_ranges(tmp_path):
       'an episode of another split': [[0, 9]],
     },
   )
-  anchors = windows.make_anchors(episodes, ranges)  # Episode 1 is not named, hence not kept.
+  anchors = make_anchors(episodes, ranges=ranges)  # Episode 1 is not named, hence not kept.
   got = {anchors[i][1]: anchors[i][2] for i in range(len(anchors))}
   assert {anchors[i][0] for i in range(len(anchors))} == {0}
   # Of 40 ... 94, those with a whole chunk of 24 before the end at 110.
@@ -273,7 +293,7 @@ def test_chunks_start_inside_the_kept_ranges(tmp_path):
   assert mask(3) == mask(71) == [True, False, False, False]
   # The chunk from 88, or 109, is cut off by the end.
   assert mask(40) == mask(61) == [True, True, False, False]
-  failed = windows.make_anchors(episodes, ranges, failures=True)
+  failed = make_anchors(episodes, ranges=ranges, failures=True)
   assert {failed[i][0] for i in range(len(failed))} == {0, 2}
 
 
@@ -298,20 +318,20 @@ def test_wrong_ranges(tmp_path, content, message):
   episodes = open_droid(tmp_path, [30])
   (tmp_path / 'ranges.json').write_text(content)
   with pytest.raises(ValueError, match=message):
-    windows.make_anchors(episodes, str(tmp_path / 'ranges.json'))
+    make_anchors(episodes, ranges=str(tmp_path / 'ranges.json'))
 
 
 def test_ranges_need_names_and_leave_something(tmp_path):
   episodes = open_droid(tmp_path, [30])
   with pytest.raises(ValueError, match='There is no file of step ranges .*nowhere.json'):
-    windows.make_anchors(episodes, str(tmp_path / 'nowhere.json'))
+    make_anchors(episodes, ranges=str(tmp_path / 'nowhere.json'))
   with pytest.raises(
     ValueError, match='none of its 1 language spans and kept ranges is longer than one chunk'
   ):
-    windows.make_anchors(episodes, write_ranges(tmp_path, {published.episode_name(0): [[20, 30]]}))
+    make_anchors(episodes, ranges=write_ranges(tmp_path, {published.episode_name(0): [[20, 30]]}))
   path = synthetic.make_dataset(tmp_path / 'clock', [12, 12])
   with pytest.raises(ValueError, match="'clock' has no episode_key"):
-    windows.make_anchors(sources.Episodes(path, 'train', CLOCK), write_ranges(tmp_path, {}))
+    make_anchors(sources.Episodes(path, 'train', CLOCK), ranges=write_ranges(tmp_path, {}))
 
 
 def test_episodes_without_a_name(tmp_path):

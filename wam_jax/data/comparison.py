@@ -83,7 +83,23 @@ def check_same_numbers(base: record_lib.Embodiment, own: record_lib.Embodiment, 
   if problems:
     raise ValueError(
       f'The statistics of {own.name!r} in {where} are of other numbers: '
-      f"{'; '.join(problems[:10])}. Use the same record, or config.data.statistics_of='data'."
+      f'{"; ".join(problems[:10])}. Use the same record, as by '
+      f'config.data.embodiments=() and config.data.mixture.NAME.embodiment={where}, or '
+      "config.data.statistics_of='data'."
+    )
+
+
+def check_reach(record: record_lib.Embodiment, overlap: int, of_base: int, where: str) -> None:
+  """Raises ValueError if relative actions go on further from their chunk's start than in the base.
+
+  Args:
+    overlap, of_base: `ModelConfig.action_overlap` of this training and of the base's.
+  """
+  if overlap > of_base and any(s.relative_to for s in record.action):
+    raise ValueError(
+      f'The statistics of {record.name!r} in {where} are of chunks with model.action_overlap='
+      f'{of_base}; with {overlap} its relative actions go further, and would be cut. Set '
+      "config.data.statistics_of='data'."
     )
 
 
@@ -94,5 +110,7 @@ def _list_meanings(slices: tuple[record_lib.Slice, ...]) -> list[str]:
     words = ['relative' if s.relative_to else 'absolute', s.norm]
     if (s.offset, s.scale, s.clip) != (0, 1, ()):
       words.append(f'(x - {s.offset:g}) / {s.scale:g} within {s.clip}')
+    if s.wrap and s.relative_to:
+      words.append(f'the short way around {s.wrap}')
     meanings += [' '.join(words)] * s.width
   return meanings

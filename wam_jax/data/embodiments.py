@@ -14,6 +14,7 @@ import os
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import pointers
 from wam_jax import storage
 from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
@@ -368,6 +369,7 @@ def read(file: epath.Path) -> Embodiment:
   Raises:
     ValueError: there is no such file, or it does not describe a robot; says what is wrong.
   """
+  pointers.check(file)
   try:
     content = json.loads(file.read_text())
   except FileNotFoundError as e:

@@ -28,6 +28,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from wam_jax import pointers
 from wam_jax.data import payload
 from wam_jax.data import shards
 
@@ -157,6 +158,7 @@ def load(views: Mapping[str, Images], steps: Sequence[int]) -> dict[str, Loaded]
 
 def load_entries(path: epath.Path) -> dict[str, Any] | None:
   """What the frame index of a dataset says of each shard; None where it has none."""
+  pointers.check(path / FOLDER / INDEX)
   try:
     return json.loads((path / FOLDER / INDEX).read_text())
   except FileNotFoundError:

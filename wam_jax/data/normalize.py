@@ -17,6 +17,7 @@ from wam_jax.data import record as record_lib
 
 RANGE_FLOOR = 1e-3  # In raw units: a dimension that hardly moves must not be blown up to [-1, 1].
 ARRAYS = ('q01', 'q99', 'mean', 'std', 'min', 'max')
+OF_CHUNKS = 'of chunks'  # What `Statistics.rows` says of those that this version computes.
 REQUIRED = ('q01', 'q99')  # The first version kept no others.
 
 
@@ -125,20 +126,25 @@ class Statistics:
     action: quantiles of its action vector; relative dimensions as differences to the state at the
       chunk's start.
     steps: control steps that were seen.
+    rows: which steps these are: OF_CHUNKS for those that are trained on, '' for all of a split, as
+      earlier versions counted.
   """
 
   state: Quantiles
   action: Quantiles
   steps: int
+  rows: str = ''
 
 
 def to_dict(statistics: Statistics) -> dict[str, Any]:
   """JSON-ready; `from_dict` is the inverse."""
-  return {
+  content = {
     'state': _quantiles_to_dict(statistics.state),
     'action': _quantiles_to_dict(statistics.action),
     'steps': statistics.steps,
   }
+  # Those of earlier versions stay what they were, word for word.
+  return {**content, 'rows': statistics.rows} if statistics.rows else content
 
 
 def _quantiles_to_dict(quantiles: Quantiles) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def from_dict(content: Mapping[str, Any]) -> Statistics:
     state=_quantiles_from_dict(content['state']),
     action=_quantiles_from_dict(content['action']),
     steps=int(content['steps']),
+    rows=content.get('rows', ''),
   )
 
 
@@ -187,6 +194,7 @@ def combine(statistics: Sequence[Statistics]) -> Statistics:
     state=_pool([s.state for s in statistics], steps),
     action=_pool([s.action for s in statistics], steps),
     steps=sum(steps),
+    rows=min(s.rows for s in statistics),
   )
 
 
@@ -211,16 +219,67 @@ def _pool(parts: Sequence[Quantiles], steps: Sequence[int]) -> Quantiles:
 def subtract_reference(
   record: record_lib.Embodiment, action_QSU: np.ndarray, proprio_QX: np.ndarray
 ) -> np.ndarray:
-  """Actions minus the state at their chunk's first step, on the relative dimensions.
+  """Actions minus the state at their chunk's first step, on the relative dimensions; the short way
+  around, of angles that say where they go around.
 
   Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID` (spec 5.4 (5)).
   """
-  return action_QSU - reference(record, proprio_QX)[:, None, :]
+  return shorten(record, action_QSU - reference(record, proprio_QX)[:, None, :])
+
+
+def add_reference(
+  record: record_lib.Embodiment, relative_QSU: np.ndarray, proprio_QX: np.ndarray
+) -> np.ndarray:
+  """Inverse of `subtract_reference`: angles come back within the numbers that they go around in."""
+  action_QSU = relative_QSU + reference(record, proprio_QX)[:, None, :]
+  if not _goes_around(record):
+    return action_QSU
+  low_U, turn_U, wraps_U = _read_wraps(record)
+  around_QSU = low_U + np.mod(action_QSU - low_U, np.where(wraps_U, turn_U, 1))
+  return np.where(wraps_U, around_QSU, action_QSU).astype(np.float32)
+
+
+def shorten(record: record_lib.Embodiment, difference: np.ndarray) -> np.ndarray:
+  """[..., U] differences of actions, by at most half a turn on relative dimensions that go
+  around.
+  """
+  if not _goes_around(record):
+    return difference
+  _, turn_U, wraps_U = _read_wraps(record)
+  wraps_U = wraps_U & (np.asarray(record.reference_columns, np.int64) >= 0)
+  turn_U = np.where(wraps_U, turn_U, 1)
+  short = difference - turn_U * np.round(difference / turn_U)
+  return np.where(wraps_U, short, difference).astype(np.float32)
+
+
+def _goes_around(record: record_lib.Embodiment) -> bool:
+  """Whether any action does: of most robots none, which is asked of every window."""
+  return any(s.wrap for s in record.action)
+
+
+def _read_wraps(record: record_lib.Embodiment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """[U] lowest number and turn of each action dimension, and whether it goes around."""
+  low_U, turn_U = np.asarray(record.wraps, np.float64).reshape(-1, 2).T
+  return low_U, turn_U, turn_U > 0
 
 
 def reference(record: record_lib.Embodiment, proprio_QX: np.ndarray) -> np.ndarray:
   """[Q, U] what relative actions count from; zero on absolute dimensions."""
-  columns_U = np.asarray(record.reference_columns, np.int64)
+  return _take(record.reference_columns, proprio_QX)
+
+
+def still(record: record_lib.Embodiment, proprio_QX: np.ndarray) -> np.ndarray:
+  """[Q, U] the actions that change nothing, as the model sees them: the position where it is of a
+  position, and zero of differences and velocities.
+  """
+  rests_U = np.asarray(record.rest_columns, np.int64) >= 0
+  counted_from_QU = np.where(rests_U, reference(record, proprio_QX), np.float32(0))
+  return shorten(record, _take(record.rest_columns, proprio_QX) - counted_from_QU)
+
+
+def _take(columns: Sequence[int], proprio_QX: np.ndarray) -> np.ndarray:
+  """[Q, U] these columns of the state; zero for -1."""
+  columns_U = np.asarray(columns, np.int64)
   # A state without columns could not be indexed, not even by -1.
   if not columns_U.size or columns_U.max() < 0:
     return np.zeros((proprio_QX.shape[0], columns_U.size), np.float32)

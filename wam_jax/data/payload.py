@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from wam_jax import pointers
 from wam_jax import storage
 
 _BLOCK = 1 << 16
@@ -211,6 +212,8 @@ class _RemoteFile:
 @functools.lru_cache(maxsize=256)
 def _open(shard: Shard) -> _LocalFile | _RemoteFile:
   try:
+    if not storage.is_remote(shard.path):
+      pointers.check(shard.path)
     return (_RemoteFile if storage.is_remote(shard.path) else _LocalFile)(shard.path)
   except OSError as e:
     raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.data import access
 from wam_jax.data import cache as cache_lib
+from wam_jax.data import choice as choice_lib
 from wam_jax.data import comparison
 from wam_jax.data import images
 from wam_jax.data import normalize
@@ -36,6 +38,7 @@ from wam_jax.data import scan
 from wam_jax.data import shapes
 from wam_jax.data import sources
 from wam_jax.data import statistics
+from wam_jax.data import texts
 from wam_jax.data import windows
 from wam_jax.data.features import describe
 from wam_jax.data.features import lookup
@@ -114,7 +117,8 @@ class OpenDatasets:
     self._config = config
     self.records = records
     self._keeps = keeps
-    self._datasets: dict[str, sources.Dataset] = {}
+    # By directory and file of exclusions.
+    self._datasets: dict[tuple[str, str], sources.Dataset] = {}
     # Every worker process has a cache of its own.
     self.cache = cache_lib.Cache(config.cache_gib / max(1, config.workers))
 
@@ -124,10 +128,15 @@ class OpenDatasets:
     Raises:
       ValueError: there is no such split, or the dataset cannot be read.
     """
-    dataset = self._config.mixture[name]
-    if dataset.path not in self._datasets:
-      self._datasets[dataset.path] = sources.Dataset(dataset.path, self.cache, self._keeps)
-    return self._datasets[dataset.path].open(split, self.records[name])
+    path, exclude = self._config.mixture[name].path, self._config.exclude.get(name, '')
+    if (path, exclude) not in self._datasets:
+      self._datasets[path, exclude] = sources.Dataset(path, self.cache, self._keeps, exclude)
+    choice = choice_lib.Choice(
+      ranges=self._config.ranges.get(name, ''),
+      failures=name in self._config.failures,
+      labeled=name in self._config.skip_unlabeled,
+    )
+    return self._datasets[path, exclude].open(split, self.records[name], choice)
 
   def forget_ends(self) -> None:
     """Frees what is needed to open splits only; others can still be opened."""
@@ -200,7 +209,8 @@ class Data:
         access.check(name, data.get_episodes(name, TRAINING), opened.cache.limit)
     of_datasets = _read_statistics(config, opened, splits)
     found = _combine(roster, of_datasets)
-    chosen, notes = _choose_statistics(config.data, roster, found, known)
+    chosen, notes = _choose_statistics(config, roster, found, known)
+    notes += _keep_own_statistics(data, chosen, known)
     if known and not known.is_own:
       notes.insert(0, roster_lib.describe_rows(rows, known))
     robots = {
@@ -209,12 +219,15 @@ class Data:
         record=record,
         statistics=chosen[name],
         center_crop=config.data.augment,
+        action_overlap=config.model.action_overlap,
       )
       for name, record in roster.robots.items()
     }
-    data = dataclasses.replace(data, robots=robots, notes=notes)
+    if TRAINING in splits:
+      notes += data.list_cut_prompts()
+    data = dataclasses.replace(data, robots=robots, notes=[*notes, *_tell_files(config.data)])
     data.open_mixtures(splits)
-    return data
+    return dataclasses.replace(data, notes=[*data.notes, *data.list_left_out()])
 
   @classmethod
   def open_known(
@@ -246,7 +259,27 @@ class Data:
       tokenize=prompts.make_tokenizer(config.model.text),
     )
     data.open_mixtures(splits)
-    return data
+    return dataclasses.replace(data, notes=data.list_left_out())
+
+  def list_left_out(self) -> list[str]:
+    """A line for each split that is open and of which something is left out."""
+    lines = [
+      windows.describe_left_out(sampler.episodes, sampler.anchors)
+      for mixture in self.mixtures.values()
+      for sampler in mixture
+    ]
+    return [line for line in dict.fromkeys(lines) if line]
+
+  def list_cut_prompts(self) -> list[str]:
+    """A sentence for each dataset some prompts of which are longer than the text encoder reads."""
+    sentences = []
+    for name in self.config.data.mixture:
+      episodes = self.get_episodes(name, TRAINING)
+      found = texts.load(episodes)
+      cut = texts.find_cut(found, episodes.record, self.config.model.text)
+      if cut:
+        sentences.append(cut.describe(f'split {episodes.split!r} of {name}'))
+    return sentences
 
   def open_mixtures(self, splits: Sequence[str]) -> None:
     """Opens these splits, and forgets what only that needs."""
@@ -262,8 +295,8 @@ class Data:
   @property
   def metadata(self) -> dict[str, Any]:
     """JSON-ready: per embodiment its id, record and statistics, all that serving needs of the data;
-    of each dataset that is trained on a fingerprint of its windows; and the names of the features
-    that are trained on, by dataset, where there are any.
+    of each dataset that is trained on a fingerprint of its windows, and what its episodes are; and
+    the names of the features that are trained on, by dataset, where there are any.
 
     `robot.from_metadata` turns it back into objects.
     """
@@ -271,6 +304,7 @@ class Data:
     mixture = self.mixtures.get(TRAINING, ())
     if mixture:
       metadata['windows'] = {s.name: s.anchors.fingerprint for s in mixture}
+      metadata['episodes'] = {s.name: _describe_episodes(s.episodes) for s in mixture}
     if stored := {s.name: s.stored.directory.name for s in mixture if s.stored}:
       metadata['features'] = stored
     return metadata
@@ -370,7 +404,7 @@ class Data:
       name=name,
       weight=config.mixture[name].weight,
       episodes=episodes,
-      anchors=windows.make_anchors(episodes, config.ranges.get(name, ''), name in config.failures),
+      anchors=windows.make_anchors(episodes),
       robot=self.robots[self.records[name].name],
       model=self.config.model,
       tokenize=self.tokenize,
@@ -409,6 +443,25 @@ def list_unread(config: cfg.TrainConfig, splits: Sequence[str] = (TRAINING,)) ->
   return [name for name in config.data.mixture if name in unread]
 
 
+def list_statistics_commands(config: cfg.TrainConfig, splits: Sequence[str]) -> list[str]:
+  """The commands that make what these splits need to know of their episodes."""
+  records = roster_lib.read(config.data).datasets
+  opened = OpenDatasets(config.data, records)
+  overlap = config.model.action_overlap
+  reach = f' --action_overlap={overlap}' if overlap else ''
+  commands = []
+  for name, dataset in config.data.mixture.items():
+    for split in splits:
+      episodes = opened.get(name, choose_split(config, name, split))
+      robot = f' --embodiment={dataset.embodiment}' if dataset.embodiment else ''
+      which = '' if episodes.split == 'train' else f' --split={shlex.quote(episodes.split)}'
+      commands.append(
+        f'python -m data.statistics --dataset={dataset.path}{robot}{which}{reach}'
+        f'{episodes.write_flags()}'
+      )
+  return list(dict.fromkeys(commands))
+
+
 def _list_findings(
   config: cfg.TrainConfig, opened: OpenDatasets, splits: Sequence[str]
 ) -> tuple[dict[str, statistics.Finding], list[tuple[str, scan.Finding]]]:
@@ -420,12 +473,13 @@ def _list_findings(
   data = config.data
   for name, dataset in data.mixture.items():
     if data.statistics.get(opened.records[name].name, '') in ('', roster_lib.BASE):
-      # Of the whole split also where training takes a slice of it: numbers then mean the same.
-      computed[name] = statistics.Finding(opened.get(name, dataset.split.split('[')[0]))
+      episodes = opened.get(name, dataset.split)
+      computed[name] = statistics.Finding(episodes, config.model.action_overlap)
+    if TRAINING in splits:
+      others.append((name, texts.Texts(opened.get(name, dataset.split))))
     for split in splits:
       episodes = opened.get(name, choose_split(config, name, split))
-      ranges, failures = data.ranges.get(name, ''), name in data.failures
-      others += [(name, each) for each in windows.list_findings(episodes, ranges, failures)]
+      others += [(name, each) for each in windows.list_findings(episodes)]
   return computed, others
 
 
@@ -452,7 +506,8 @@ def _read_statistics(
       found[name] = computed[name].statistics
     else:
       record = opened.records[name]
-      found[name] = statistics.load(config.data.statistics[record.name], record)
+      file = config.data.statistics[record.name]
+      found[name] = statistics.load(file, record, config.model.action_overlap)
   return found
 
 
@@ -467,18 +522,27 @@ def _combine(
 
 
 def _choose_statistics(
-  config: cfg.DataConfig,
+  config: cfg.TrainConfig,
   roster: roster_lib.Roster,
   found: Mapping[str, normalize.Statistics | None],
   known: roster_lib.Known | None,
 ) -> tuple[dict[str, normalize.Statistics | None], list[str]]:
   """By robot, the statistics that training uses, and lines on how those of the base differ."""
+  data = config.data
   chosen = dict(found)
   notes = []
   for name, own in found.items():
     of_base = known.robots.get(name) if known else None
-    wants_base = config.statistics.get(name, '') == roster_lib.BASE or (
-      config.statistics_of == roster_lib.BASE and not config.statistics.get(name)
+    if _is_of_earlier_version(known, of_base, own):
+      # Else no run of before could go on; that its data are the same, its windows say.
+      chosen[name] = of_base.statistics
+      notes.append(
+        f'{name} goes on with the statistics of its checkpoint, of an earlier version, which '
+        'counted the steps that no chunk holds, too'
+      )
+      notes += comparison.describe(roster.robots[name], of_base.statistics, own, known.where)
+    wants_base = data.statistics.get(name, '') == roster_lib.BASE or (
+      data.statistics_of == roster_lib.BASE and not data.statistics.get(name)
     )
     if wants_base and own is not None:
       if of_base is None or of_base.statistics is None:
@@ -488,6 +552,12 @@ def _choose_statistics(
           "config.data.statistics_of='data'."
         )
       comparison.check_same_numbers(of_base.record, roster.robots[name], known.where)
+      comparison.check_reach(
+        record=roster.robots[name],
+        overlap=config.model.action_overlap,
+        of_base=of_base.action_overlap,
+        where=known.where,
+      )
       chosen[name] = of_base.statistics
     if known is None or known.is_own or own is None or of_base is None or not of_base.statistics:
       continue
@@ -495,6 +565,52 @@ def _choose_statistics(
     notes.append(f'{name} is normalized by {taken}')
     notes += comparison.describe(roster.robots[name], of_base.statistics, own, known.where)
   return chosen, notes
+
+
+def _describe_episodes(episodes: sources.Episodes) -> dict[str, str]:
+  """Which episodes these are: the dataset's, and what is left out of it."""
+  return {'dataset': episodes.base_fingerprint, 'excluded': episodes.excluded}
+
+
+def _keep_own_statistics(
+  data: Data, chosen: dict[str, normalize.Statistics | None], known: roster_lib.Known | None
+) -> list[str]:
+  """A run that goes on without an episode which it had, or with one more, keeps its statistics: a
+  sentence for each dataset of which that is so.
+  """
+  if not known or not known.is_own:
+    return []
+  notes = []
+  for name, record in data.records.items():
+    now = _describe_episodes(data.get_episodes(name, TRAINING))
+    own = known.robots.get(record.name)
+    if own and own.statistics and known.has_other_exclusions(name, now):
+      chosen[record.name] = own.statistics
+      notes.append(
+        f'{name}: what is left out has changed since {known.where} was last saved; the run goes on '
+        'with the statistics of before, and its samples come in another order'
+      )
+  return notes
+
+
+def _is_of_earlier_version(
+  known: roster_lib.Known | None,
+  of_base: robot_lib.Robot | None,
+  own: normalize.Statistics | None,
+) -> bool:
+  """Whether a run that goes on was begun with statistics as no longer computed."""
+  if not (known and known.is_own and of_base and of_base.statistics and own):
+    return False
+  return of_base.statistics.rows != own.rows
+
+
+def _tell_files(config: cfg.DataConfig) -> list[str]:
+  """What the statistics files that a config names are of, a line each."""
+  return [
+    f'{robot} is normalized by {file}: {statistics.describe_file(file)}'
+    for robot, file in config.statistics.items()
+    if file not in ('', roster_lib.BASE)
+  ]
 
 
 def _mix(

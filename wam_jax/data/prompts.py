@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import pointers
 
 DROID = (
   'A multi-view video shows that a robot {} The video is split into three views: The top view '
@@ -61,6 +62,7 @@ TEMPLATES = {
   'mecka_hands': HUMAN,
 }
 TAGS = ('<LAPA>', '<DREAM>', '<COTRAIN>')
+_LITERAL = re.compile(r"""\s*(?:[\[(]|[bB]?['"])""")
 PAD, END = 0, 1  # Ids of <pad> and </s>.
 
 
@@ -70,20 +72,56 @@ def fill(template: str, text: str) -> str:
 
 
 def parse_instruction(text: str) -> str:
-  """The lower-cased instruction: without tags, and of a Python literal its value or the first of a
-  list or tuple.
+  """The lower-cased instruction: without tags, and of a list, tuple or string as Python prints it
+  its value or its first one.
 
-  An empty list is an empty instruction (the reference stops there).
+  An empty list is an empty instruction (the reference stops there), bytes are the text that they
+  hold (there, their print), and what begins with none of these marks is not evaluated: a number is
+  told as it is written.
   """
   for tag in TAGS:
     text = text.replace(tag, '')
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-    return text.lower()
+  value = read_literal(text)
   if isinstance(value, (list, tuple)):
     value = value[0] if value else ''
+  if isinstance(value, bytes):
+    value = value.decode('utf-8', 'replace')
   return str(value).lower()
+
+
+def read_literal(text: str) -> Any:
+  """What Python has printed a list, tuple, string or bytes as; any other text as it is."""
+  if not _LITERAL.match(text):
+    return text
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return text
+
+
+def decode_codes(codes_TN: np.ndarray) -> list[bytes]:
+  """Texts that are stored as numbers, a row each, encoded: bytes of UTF-8 where all are below 256,
+  otherwise characters; they end before the first 0, or what is below it.
+
+  Raises:
+    ValueError: a number is no character.
+  """
+  decoded: dict[bytes, bytes] = {}  # An episode repeats its rows.
+  for row in codes_TN:
+    if row.tobytes() not in decoded:
+      decoded[row.tobytes()] = _decode_row(row)
+  return [decoded[row.tobytes()] for row in codes_TN]
+
+
+def _decode_row(codes_N: np.ndarray) -> bytes:
+  ends = np.flatnonzero(codes_N <= 0)
+  text_N = codes_N[: ends[0]] if ends.size else codes_N
+  if not text_N.size or text_N.max() < 256:
+    return bytes(text_N.tolist())
+  try:
+    return ''.join(map(chr, text_N.tolist())).encode()
+  except (ValueError, OverflowError) as e:
+    raise ValueError(f'{text_N.max()} is no character, so that these numbers are no text.') from e
 
 
 def clean(text: str) -> str:
@@ -113,6 +151,49 @@ def make_tokenizer(config: cfg.TextConfig) -> Callable[[str], np.ndarray]:
     )
   _import('ftfy')
   return functools.partial(_tokenize, path=config.tokenizer, length=config.length)
+
+
+def make_counter(config: cfg.TextConfig) -> Callable[[str], int]:
+  """Text to the number of its tokens, however many are read.
+
+  Raises:
+    ValueError: as `make_tokenizer`.
+  """
+  make_tokenizer(config)  # Its checks.
+  if config.kind == 'word':
+    return lambda text: len(_find_words(text))
+  encode = _load(config.tokenizer).encode
+  return lambda text: len(encode(clean(text))) + 1  # The mark of its end.
+
+
+def check_length(template: str, instruction: str, count: Callable[[str], int], length: int) -> None:
+  """Raises ValueError where a text encoder would not read all of an instruction.
+
+  A template that is itself longer than what is read never was read to its end; then the first
+  mention of the instruction counts.
+
+  Args:
+    count: of `make_counter`.
+    length: tokens that are read.
+  """
+  prompt = fill(template, instruction)
+  # No token is shorter than a byte.
+  if '{}' not in template or len(prompt.encode()) < length:
+    return
+  if count(fill(template, '')) > length:
+    prompt = fill(template.partition('{}')[0] + '{}', instruction)
+  tokens = count(prompt)
+  if tokens > length:
+    raise ValueError(
+      f'The instruction {instruction[:60]!r}... gives a prompt of {tokens} tokens, of which '
+      f'config.model.text.length={length} are read: say it in fewer words, or train with a larger '
+      'length.'
+    )
+
+
+def _find_words(text: str) -> list[str]:
+  """Runs of letters and digits."""
+  return re.findall(r'[^\W_]+', text.lower())
 
 
 # Common and rare words, digits and signs: two vocabularies differ in some of them.
@@ -152,7 +233,7 @@ def hash_words(text: str, length: int, vocab: int) -> np.ndarray:
 
   Words are runs of letters and digits. The hash is the same on every machine and in every Python.
   """
-  words = re.findall(r'[^\W_]+', text.lower())[:length]
+  words = _find_words(text)[:length]
   ids_P = np.zeros(length, np.int32)
   ids_P[: len(words)] = [1 + zlib.crc32(word.encode()) % (vocab - 1) for word in words]
   ids_P.flags.writeable = False  # Every caller with the same text holds this array.
@@ -194,6 +275,7 @@ def _load(path: str) -> _Vocabulary:
     raise ValueError(
       f'model.text.tokenizer={path!r} must end in .json or .model; expected {expected}.'
     )
+  pointers.check(file)
   package, read = readers[file.suffix]
   library = _import(package)
   try:

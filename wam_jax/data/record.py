@@ -8,6 +8,7 @@ and no robot: those that the project knows, and where others are found, are in e
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,9 @@ class Slice:
     offset, scale: a constant change of units; offset=1, scale=-1 inverts a gripper.
     clip: lowest and highest result; () for no bounds.
     norm: how the result is brought to the model's range, see `normalize.Quantiles`.
+    wrap: lowest result and the one a whole turn above it, which is the same pose, of an angle that
+      goes around, as (-pi, pi) or (0, 360); () for any other number. Differences then go the short
+      way, and commands come back within these two.
   """
 
   key: str
@@ -74,6 +78,7 @@ class Slice:
   scale: float = 1.0
   clip: tuple[float, ...] = ()
   norm: str = 'q99'
+  wrap: tuple[float, ...] = ()
 
   @property
   def width(self) -> int:
@@ -178,6 +183,8 @@ class Embodiment:
         yield f'scale of slice {s.key!r} must not be 0'
       if s.clip and (len(s.clip) != 2 or s.clip[0] >= s.clip[1]):
         yield f'clip={s.clip} of slice {s.key!r} must be (lowest, highest) or ()'
+      if s.wrap and (len(s.wrap) != 2 or s.wrap[0] >= s.wrap[1]):
+        yield f'wrap={s.wrap} of slice {s.key!r} must be (lowest, lowest and a turn) or ()'
       if s.norm not in NORMS:
         yield f'norm={s.norm!r} of slice {s.key!r} must be one of {NORMS}'
     for s in self.action:
@@ -197,19 +204,28 @@ class Embodiment:
       offset += s.width
     return None
 
-  @property
+  @functools.cached_property
   def reference_columns(self) -> tuple[int, ...]:
     """Per action dimension, the state dimension subtracted at the chunk's first step; -1 where
     absolute.
     """
     return self._columns([s.relative_to for s in self.action])
 
-  @property
+  @functools.cached_property
   def rest_columns(self) -> tuple[int, ...]:
     """Per action dimension, the state dimension that, sent as the action, changes nothing; -1 where
     zero does.
     """
     return self._columns([s.rest for s in self.action])
+
+  @functools.cached_property
+  def wraps(self) -> tuple[tuple[float, float], ...]:
+    """Per action dimension, its lowest number and its turn; (0, 0) where it does not go around."""
+    found: list[tuple[float, float]] = []
+    for s in self.action:
+      low, high = s.wrap or (0.0, 0.0)
+      found += [(low, high - low)] * s.width
+    return tuple(found)
 
   def instruct(self, text: str) -> str:
     """The prompt: the template with the lower-cased instruction at every `{}`."""
@@ -272,8 +288,12 @@ def read(slices: Sequence[Slice], arrays: Mapping[str, np.ndarray]) -> np.ndarra
       problems.append(f'{s.key!r} has {np.shape(arrays[s.key])[-1]} columns')
   if problems:
     # Read by whoever connects a robot, so it names all that is expected.
-    expected = ', '.join(f'{s.key!r} with at least {s.stop} columns' for s in slices)
-    raise ValueError(f'{"; ".join(problems[:10])}; got {sorted(arrays)}, expected {expected}.')
+    widest: dict[str, int] = {}  # Several slices may be of one array.
+    for s in slices:
+      widest[s.key] = max(s.stop, widest.get(s.key, 0))
+    expected = ', '.join(f'{key!r} with at least {stop} columns' for key, stop in widest.items())
+    told = '; '.join(list(dict.fromkeys(problems))[:10])
+    raise ValueError(f'{told}; got {sorted(arrays)}, expected {expected}.')
   parts = []
   for s in slices:
     array = np.asarray(arrays[s.key], np.float32)
@@ -311,6 +331,14 @@ def _each(
 def names(slices: Sequence[Slice]) -> list[str]:
   """One name per dimension, for messages, tables and plots."""
   return [f'{s.key}[{i}]' for s in slices for i in range(s.start, s.stop)]
+
+
+def widths(slices: Sequence[Slice]) -> dict[str, int]:
+  """The least columns of each stored array, by its key."""
+  found: dict[str, int] = {}
+  for s in slices:
+    found[s.key] = max(found.get(s.key, 0), s.stop)
+  return found
 
 
 def timing(control_hz: float) -> dict[str, float]:
@@ -430,4 +458,5 @@ def _shorten(value: Any) -> str:
 
 def slice_from_dict(content: Mapping[str, Any]) -> Slice:
   """Inverse of `dataclasses.asdict` for one slice."""
-  return Slice(**{**content, 'clip': tuple(content.get('clip', ()))})
+  pairs = {key: tuple(content.get(key, ())) for key in ('clip', 'wrap')}
+  return Slice(**{**content, **pairs})

@@ -26,12 +26,19 @@ class Robot:
     record: its cameras, slices and rates.
     statistics: None if no dataset of the training mixture had it.
     center_crop: training saw random crops, so that everything else sees the centre crop.
+    action_overlap: control steps that the actions of a chunk go on beyond its end; in training.
   """
 
   id: int
   record: record_lib.Embodiment
   statistics: normalize.Statistics | None
   center_crop: bool = False
+  action_overlap: int = 0
+
+  @property
+  def can_act(self) -> bool:
+    """Whether the robot has actions, and training saw some."""
+    return bool(self.record.action and self.statistics)
 
   def compose(self, views: Mapping[str, np.ndarray]) -> np.ndarray:
     """[I, J, 3] uint8, the composite image that evaluation and control show the model.
@@ -74,7 +81,7 @@ class Robot:
     return _pad(self.statistics.action.normalize(action), width)
 
   def act(self, normalized_AU: np.ndarray, proprio_X: np.ndarray) -> np.ndarray:
-    """The model's actions of one chunk as the robot takes them: [steps_per_chunk,
+    """The model's actions of one chunk as the robot takes them: [steps_per_chunk + action_overlap,
     record.action_dim], absolute.
 
     In the units of the stored arrays: what the record's slices changed is changed back.
@@ -86,7 +93,7 @@ class Robot:
     Raises:
       ValueError: `normalized_AU` or `proprio_X` is too small for the record.
     """
-    S, U = self.record.steps_per_chunk, self.record.action_dim
+    S, U = self.record.steps_per_chunk + self.action_overlap, self.record.action_dim
     # NumPy would cut both without a word, and a robot do something else than the model meant.
     if normalized_AU.shape[0] < S or normalized_AU.shape[1] < U:
       raise ValueError(
@@ -100,8 +107,41 @@ class Robot:
       )
     # Training in the opposite order: units, then differences, then the model's range.
     relative_SU = self.statistics.action.unnormalize(normalized_AU[:S, :U])
-    action_SU = relative_SU + normalize.reference(self.record, proprio_X[None])
-    return record_lib.restore(self.record.action, action_SU)
+    action_QSU = normalize.add_reference(self.record, relative_SU[None], proprio_X[None])
+    return record_lib.restore(self.record.action, action_QSU[0])
+
+  def normalize_prefix(
+    self, prefix_DU: np.ndarray, proprio_X: np.ndarray, width: int
+  ) -> np.ndarray:
+    """Actions that the robot is committed to as the first of its next chunk: the model's
+    [action_overlap, width] float32, zero beyond them; relative ones count from `proprio_X`.
+
+    Args:
+      prefix_DU: [d, record.action_dim] as the robot takes them, d at most `action_overlap`.
+      proprio_X: the state vector now, where that chunk begins.
+    Raises:
+      ValueError: there are more than training had, or they are no actions of this robot.
+    """
+    D, U = self.action_overlap, self.record.action_dim
+    prefix_DU = np.asarray(prefix_DU, np.float32)
+    if prefix_DU.ndim != 2 or prefix_DU.shape[1] != U:
+      raise ValueError(
+        f'A prefix of {self.record.name!r} has shape {prefix_DU.shape}; expected (steps, {U}), '
+        'actions as the robot takes them.'
+      )
+    if len(prefix_DU) > D:
+      raise ValueError(
+        f'A prefix of {self.record.name!r} has {len(prefix_DU)} steps, and this model was trained '
+        f'for at most model.action_overlap={D}; commit to fewer, or train with more.'
+      )
+    if not np.isfinite(prefix_DU).all():
+      raise ValueError(f'A prefix of {self.record.name!r} is not finite.')
+    # As training makes the actions of a chunk.
+    absolute_DU = record_lib.convert(self.record.action, prefix_DU)
+    relative_QDU = normalize.subtract_reference(self.record, absolute_DU[None], proprio_X[None])
+    normalized_DU = np.zeros((D, width), np.float32)
+    normalized_DU[: len(prefix_DU)] = self.normalize_action(relative_QDU[0], width)
+    return normalized_DU
 
 
 def _pad(x: np.ndarray, width: int) -> np.ndarray:
@@ -120,6 +160,8 @@ def to_metadata(robots: Sequence[Robot]) -> dict[str, Any]:
         'record': dataclasses.asdict(robot.record),
         'center_crop': robot.center_crop,
         'statistics': robot.statistics and normalize.to_dict(robot.statistics),
+        # Of models without, the description stays what it was.
+        **({'action_overlap': robot.action_overlap} if robot.action_overlap else {}),
       }
       for robot in robots
     }
@@ -152,4 +194,5 @@ def _parse(stored: Mapping[str, Any]) -> Robot:
     record=record_lib.from_dict(stored['record']),
     statistics=stored['statistics'] and normalize.from_dict(stored['statistics']),
     center_crop=bool(stored.get('center_crop', False)),  # The first version wrote none.
+    action_overlap=int(stored.get('action_overlap', 0)),
   )

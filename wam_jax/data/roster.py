@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from wam_jax import config as cfg
 from wam_jax.data import embodiments
@@ -39,11 +40,24 @@ class Known:
     robots: by name.
     where: the run or import that has them, for messages.
     is_own: whether that is the very run, which goes on as it was.
+    episodes: by dataset, what its episodes were, as `pipeline.Data.metadata` says it; {} where that
+      is not known.
   """
 
   robots: Mapping[str, robot_lib.Robot]
   where: str
   is_own: bool = False
+  episodes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def has_other_exclusions(self, dataset: str, now: Mapping[str, str]) -> bool:
+    """Whether the run goes on with a dataset of which only what is left out has changed."""
+    then = self.episodes.get(dataset)
+    return bool(
+      self.is_own
+      and then
+      and then['dataset'] == now['dataset']
+      and then['excluded'] != now['excluded']
+    )
 
 
 def read(config: cfg.DataConfig) -> Roster:

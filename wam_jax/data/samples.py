@@ -15,6 +15,7 @@ import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax.data import cache as cache_lib
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import images
 from wam_jax.data import robot as robot_lib
 from wam_jax.data import sources
@@ -38,7 +39,7 @@ class Film:
   """
 
   robot: robot_lib.Robot
-  episode: sources.Episode
+  episode: episode_lib.Episode
   key: tuple[int | str, ...]
   steps_R: np.ndarray
   augmentation: images.Augmentation | None
@@ -64,7 +65,7 @@ class Film:
     for row in np.flatnonzero(source_R != np.arange(len(source_R))):
       frames_RIJ3[row] = frames_RIJ3[source_R[row]]
 
-  def _make_painter(self, episode: sources.Episode) -> Callable[[int, np.ndarray], None]:
+  def _make_painter(self, episode: episode_lib.Episode) -> Callable[[int, np.ndarray], None]:
     painter = tiles.Painter(self.robot.record, self.augmentation)
 
     def paint_step(step: int, out_IJ3: np.ndarray) -> None:
@@ -72,7 +73,7 @@ class Film:
 
     return paint_step
 
-  def _make_composer(self, episode: sources.Episode) -> Callable[[int, np.ndarray], None]:
+  def _make_composer(self, episode: episode_lib.Episode) -> Callable[[int, np.ndarray], None]:
     keys = [view.key for view in self.robot.record.views]
 
     def paint_step(step: int, out_IJ3: np.ndarray) -> None:
@@ -127,9 +128,15 @@ class Sampler:
     # Features stand for the images, which are then not even parsed.
     read = self.episodes.__getitem__ if self.stored is None else self.episodes.numbers
     episode = read(anchor.episode)
-    window = windows.make_window(self.robot.record, self.model.max_chunks, anchor.step, anchor.stop)
+    window = windows.make_window(
+      self.robot.record,
+      self.model.max_chunks,
+      anchor.step,
+      anchor.stop,
+      self.model.action_overlap,
+    )
     proprio_QX, action_QSU = windows.gather(episode, self.robot.record, window)
-    action_AU, action_mask_AU = self._pad_actions(action_QSU, window.mask_Q)
+    action_AU, action_mask_AU = self._pad_actions(action_QSU, window.action_mask_QS)
 
     # The instruction is drawn first and then how frames look: what a seed gives must not change.
     ids_P = self._draw_prompt(episode.texts(anchor.step), rng)
@@ -155,23 +162,23 @@ class Sampler:
     return self.anchors[sample if self.stored is None else self.stored.find_anchor(sample)]
 
   def _pad_actions(
-    self, action_QSU: np.ndarray, mask_Q: np.ndarray
+    self, action_QSU: np.ndarray, mask_QS: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """Normalized actions in the first S of each chunk's rows, and which of the numbers are real."""
     Q, S, U = action_QSU.shape
-    padded = (Q, self.model.actions_per_chunk, self.model.action_dim)
-    # A chunk past the span repeats the last step; none of it is an action.
-    real_Q11 = mask_Q[:, None, None]
+    padded = (Q, self.model.action_horizon, self.model.action_dim)
+    # What lies past the span repeats the last step; none of it is an action.
+    real_QS1 = mask_QS[:, :, None]
     mask_QAU = np.zeros(padded, bool)
-    mask_QAU[:, :S, :U] = real_Q11
+    mask_QAU[:, :S, :U] = real_QS1
     action_QAU = np.zeros(padded, np.float32)  # The normalized middle, where nothing is real.
     normalized_QSU = self.robot.normalize_action(action_QSU, self.model.action_dim)
-    action_QAU[:, :S] = normalized_QSU * real_Q11
-    rows = Q * self.model.actions_per_chunk
+    action_QAU[:, :S] = normalized_QSU * real_QS1
+    rows = Q * self.model.action_horizon
     return action_QAU.reshape(rows, -1), mask_QAU.reshape(rows, -1)
 
   def _draw_film(
-    self, number: int, episode: sources.Episode, steps_R: np.ndarray, rng: np.random.Generator
+    self, number: int, episode: episode_lib.Episode, steps_R: np.ndarray, rng: np.random.Generator
   ) -> Film:
     augmented = self.train and self.robot.center_crop
     return Film(

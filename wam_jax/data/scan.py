@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -23,6 +24,8 @@ import numpy as np
 
 from wam_jax import progress
 from wam_jax.data import beside
+from wam_jax.data import choice as choice_lib
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import sources
 
 # Records read at once: without their images, which a frame index allows, and with them.
@@ -42,7 +45,7 @@ class Finding(Protocol):
   def load(self) -> bool:
     """Takes what is kept; whether there was something, and of this data."""
 
-  def add(self, number: int, outline: sources.Outline) -> None:
+  def add(self, number: int, outline: episode_lib.Outline) -> None:
     """Takes note of an episode; of all episodes, in order."""
 
   def save(self) -> None:
@@ -72,10 +75,10 @@ def complete(
 
 
 def load_spans(episodes: sources.Episodes) -> np.ndarray:
-  """[spans, 3] int64 episode, start, stop; of all language spans in order."""
+  """[spans, 4] int64, as `Spans` has them."""
   spans = Spans(episodes)
   complete([spans])
-  return spans.spans_S3
+  return spans.spans_S4
 
 
 def load_names(episodes: sources.Episodes) -> list[str]:
@@ -93,18 +96,19 @@ class Spans:
   """The language spans of a split.
 
   Attributes:
-    spans_S3: [spans, 3] int64 episode, start, stop, in order; None before it is loaded or saved.
+    spans_S4: [spans, 4] int64 episode, start, stop, and 1 where it has no instruction, in order;
+      None before it is loaded or saved. An episode without steps has none.
   """
 
   def __init__(self, episodes: sources.Episodes):
     self.episodes = episodes
-    self.spans_S3: np.ndarray | None = None
-    self._rows: list[tuple[int, int, int]] = []
-    self._file = _make_file_name('wam_spans', episodes) + '.npz'
+    self.spans_S4: np.ndarray | None = None
+    self._rows: list[tuple[int, int, int, int]] = []
+    self._file = name_file('wam_spans', episodes) + '.npz'
     record = episodes.record
     # The first view, because its images are what the steps are counted by.
     counted = record.views[0].key
-    self._key = f'{episodes.fingerprint} {episodes.split} {counted} {record.language}'
+    self._key = f'{episodes.fingerprint} {episodes.split} {counted} {record.language} with blanks'
 
   def load(self) -> bool:
     content = beside.read(self.episodes.path, self._file)
@@ -113,17 +117,32 @@ class Spans:
     with np.load(io.BytesIO(content)) as kept:
       if str(kept['key']) != self._key:
         return False
-      self.spans_S3 = kept['spans']
+      self.spans_S4 = kept['spans']
     return True
 
-  def add(self, number: int, outline: sources.Outline) -> None:
-    self._rows += [(number, span.start, span.stop) for span in outline.spans()]
+  def add(self, number: int, outline: episode_lib.Outline) -> None:
+    self._rows += list_spans(number, outline)
 
   def save(self) -> None:
-    self.spans_S3 = np.asarray(self._rows, np.int64)
+    self.spans_S4 = np.asarray(self._rows, np.int64).reshape(-1, 4)
     buffer = io.BytesIO()
-    np.savez(buffer, key=self._key, spans=self.spans_S3)
+    np.savez(buffer, key=self._key, spans=self.spans_S4)
     self.episodes.keep(self._file, buffer.getvalue())
+
+
+def list_spans(number: int, outline: episode_lib.Outline) -> list[tuple[int, int, int, int]]:
+  """The rows of `Spans` of one episode."""
+  return [(number, span.start, span.stop, int(span.is_blank)) for span in outline.spans()]
+
+
+def find_starts(
+  selection: choice_lib.Selection, number: int, outline: episode_lib.Outline
+) -> tuple[np.ndarray, str]:
+  """([C] the steps of an episode where a chunk that counts starts, why there is none or '')."""
+  spans_S4 = np.asarray(list_spans(number, outline), np.int64).reshape(-1, 4)
+  stretches = selection.cut(spans_S4, lambda _: outline.name())
+  starts_C = choice_lib.list_starts(outline.record, stretches)
+  return starts_C, '' if len(starts_C) else next(iter(stretches.left_out), 'empty')
 
 
 class Names:
@@ -136,7 +155,7 @@ class Names:
   def __init__(self, episodes: sources.Episodes):
     self.episodes = episodes
     self.names: list[str] = []
-    self._file = _make_file_name('wam_names', episodes) + '.json'
+    self._file = name_file('wam_names', episodes) + '.json'
     self._key = f'{episodes.fingerprint} {episodes.split} {episodes.record.episode_key}'
 
   def load(self) -> bool:
@@ -147,7 +166,7 @@ class Names:
     self.names = kept['names']
     return True
 
-  def add(self, number: int, outline: sources.Outline) -> None:
+  def add(self, number: int, outline: episode_lib.Outline) -> None:
     del number  # Episodes come in order.
     self.names.append(outline.name())
 
@@ -168,7 +187,8 @@ class _Pass:
   def take(self, finding: Finding) -> bool:
     """Makes this finding too, if its episodes are among those of the pass and in their order."""
     episodes = finding.episodes
-    if episodes.path != self._episodes.path or episodes.record != self._episodes.record:
+    one, other = ((each.path, each.exclude, each.record) for each in (episodes, self._episodes))
+    if one != other:
       return False
     numbers = [self._numbers.get(place, -1) for place in episodes.places]
     # Each finding is told of its episodes in their order, which the pass must therefore keep.
@@ -202,7 +222,7 @@ def _make(findings: Sequence[Finding]) -> None:
     one.run()
 
 
-def read_ahead(episodes: sources.Episodes, numbers: Sequence[int]) -> Iterator[sources.Outline]:
+def read_ahead(episodes: sources.Episodes, numbers: Sequence[int]) -> Iterator[episode_lib.Outline]:
   """The outlines of these episodes in order, several read at once."""
   ahead = _OUTLINES_AHEAD if episodes.has_index else _WHOLE_EPISODES_AHEAD
   with concurrent.futures.ThreadPoolExecutor(ahead) as pool:
@@ -216,5 +236,15 @@ def read_ahead(episodes: sources.Episodes, numbers: Sequence[int]) -> Iterator[s
       yield reading.popleft().result()
 
 
-def _make_file_name(kind: str, episodes: sources.Episodes) -> str:
-  return re.sub(r'[^A-Za-z0-9]+', '_', f'{kind}_{episodes.record.name}_{episodes.split}')
+def name_file(kind: str, episodes: sources.Episodes, choice: str = '') -> str:
+  """What a derived file of this robot and split is called, without its suffix; another split has
+  another name.
+
+  Args:
+    choice: what else it depends on, in any words; '' for nothing.
+  """
+  words = re.sub(r'[^A-Za-z0-9]+', '_', f'{kind}_{episodes.record.name}_{episodes.split}')
+  # Slices differ in signs only, as train[:90%] and train[90%:].
+  if choice or not episodes.split.isidentifier():
+    words += '_' + hashlib.sha256(f'{episodes.split} {choice}'.encode()).hexdigest()[:8]
+  return words

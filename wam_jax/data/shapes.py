@@ -76,7 +76,7 @@ def batch(config: cfg.TrainConfig) -> types.Batch:
   """The batch of all hosts as ShapeDtypeStructs; of pixels or of features, as `takes_features`."""
   c = config.model
   B, Q, P = config.batch_size, c.max_chunks, c.text.length
-  A = Q * c.actions_per_chunk
+  A = Q * c.action_horizon
   array = jax.ShapeDtypeStruct
 
   # One of the two: features were made of the pixels and take their place.
@@ -141,16 +141,28 @@ def _list_misfits(model: cfg.ModelConfig, record: record_lib.Embodiment) -> Iter
       'either, or video_fps'
     )
   # These are padded, and so may be less than the model has.
-  for what, needed, key in (
-    ('control steps a chunk', record.steps_per_chunk, 'actions_per_chunk'),
-    ('action dimensions', record.action_dim, 'action_dim'),
-    ('state dimensions', record.proprio_dim, 'proprio_dim'),
+  fixed = "or, as weights of a base keep their size, take fewer columns into the robot's record"
+  for what, needed, key, otherwise in (
+    (
+      'control steps a chunk',
+      record.steps_per_chunk,
+      'actions_per_chunk',
+      "or shorten chunk_s of the robot's record, and raise video_fps as much",
+    ),
+    ('action dimensions', record.action_dim, 'action_dim', fixed),
+    ('state dimensions', record.proprio_dim, 'proprio_dim', fixed),
   ):
     if needed > getattr(model, key):
       yield (
         f'{record.name} has {needed} {what}; set model.{key} to at least that '
-        f'(now {getattr(model, key)})'
+        f'(now {getattr(model, key)}), {otherwise}'
       )
+  # Of a robot whose chunks are shorter, steps that its next chunk has not either.
+  if record.action and model.action_overlap > record.steps_per_chunk:
+    yield (
+      f'{record.name} has {record.steps_per_chunk} control steps a chunk; set model.action_overlap '
+      f'to at most that (now {model.action_overlap})'
+    )
   seen = model.tokenizer.resize or record.composite
   cell = model.tokenizer.spatial * model.patch
   if any(n % cell for n in seen):

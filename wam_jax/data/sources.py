@@ -1,127 +1,52 @@
 """Random access to the episodes of a TFDS/RLDS directory in ArrayRecord format, without TensorFlow.
 
-Owns shards and decoding. A dataset with a frame index (frames.py) gives up single images; of others
-whole episodes are read. What the arrays of a step mean is the embodiment record's business; which
-steps make a sample is `windows.py`'s.
+Owns shards and their records. A dataset with a frame index (frames.py) gives up single images; of
+others whole episodes are read. What a record holds is `episode.py`'s business, what the arrays of a
+step mean the embodiment record's, and which steps make a sample `windows.py`'s.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import copy
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from etils import epath
+from google.protobuf import json_format
 from tensorflow_datasets.proto import tf_example_pb2
 
+from wam_jax import pointers
 from wam_jax import storage
 from wam_jax.data import beside
 from wam_jax.data import cache as cache_lib
+from wam_jax.data import choice as choice_lib
+from wam_jax.data import episode as episode_lib
+from wam_jax.data import exclusions as exclusions_lib
 from wam_jax.data import frames
+from wam_jax.data import promises
 from wam_jax.data import record as record_lib
 from wam_jax.data import shards
 
+# What TFDS says of JSON that is none, and of features that it does not know; none names the file.
+# Errors of disks and networks are others, and may pass.
+_UNREADABLE = (
+  ValueError,
+  LookupError,
+  TypeError,
+  AttributeError,
+  ImportError,
+  json_format.ParseError,
+)
 
-@dataclasses.dataclass(frozen=True)
-class Span:
-  """Consecutive steps `start` ... `stop - 1` under the same instructions, one text per language
-  key.
-  """
-
-  start: int
-  stop: int
-  texts: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Episode:
-  """One parsed episode; images stay encoded until `decode`.
-
-  Attributes:
-    where: shard file and record, for messages.
-    length: steps.
-    state_TX: [length, X] float32, raw units, the record's state slices side by side.
-    action_TU: [length, U] float32, raw units, absolute as stored.
-    spans: language spans in order.
-    encoded: per view key, the JPEG or PNG bytes of every step; read when asked for if there is a
-      frame index.
-    image_shape: per view key, what features.json promises; None where it is free.
-  """
-
-  where: str
-  length: int
-  state_TX: np.ndarray
-  action_TU: np.ndarray
-  spans: tuple[Span, ...]
-  encoded: dict[str, Sequence[bytes]]
-  image_shape: dict[str, tuple[int | None, ...]]
-
-  @property
-  def nbytes(self) -> int:
-    """Memory held, about."""
-    images = sum(_count_bytes(images) for images in self.encoded.values())
-    objects = 1000  # Python's own, and the texts.
-    return self.state_TX.nbytes + self.action_TU.nbytes + images + objects
-
-  def decode(self, key: str, step: int) -> np.ndarray:
-    """The image of view `key` at `step`: [rows, columns, 3] uint8, RGB. Errors as `decode_bgr`."""
-    image = self.decode_bgr(key, step)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-
-  def decode_bgr(self, key: str, step: int) -> np.ndarray:
-    """The same with blue first, as OpenCV decodes.
-
-    Raises:
-      ValueError: not a readable 8-bit RGB image, or of another size than features.json says.
-    """
-    encoded = np.frombuffer(self.encoded[key][step], np.uint8)
-    image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
-    # The usual case takes one comparison of shapes; sizes that are free are compared one by one.
-    if (
-      image is None
-      or image.dtype != np.uint8
-      or image.shape != self.image_shape[key]
-      or image.shape[-1] != 3
-    ):
-      self._explain(image, encoded.size, key, step)
-    return image
-
-  def _explain(self, image: np.ndarray | None, size: int, key: str, step: int) -> None:
-    """Raises what is wrong with an image of `size` bytes."""
-    where = f'Image {key!r} of step {step} of {self.where}'
-    want = self.image_shape[key]
-    if image is None:
-      raise ValueError(
-        f'{where} is not a readable JPEG or PNG ({size} bytes); rebuild the dataset.'
-      )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-      raise ValueError(
-        f'{where} decodes to {image.dtype} {image.shape}; expected uint8 (rows, columns, 3).'
-      )
-    if any(w not in (None, got) for w, got in zip(want, image.shape)):
-      raise ValueError(f'{where} has shape {image.shape}; features.json says {want}.')
-
-  def load(self, steps: Sequence[int]) -> Episode:
-    """The episode with the images of these steps in memory, for as few reads as may be; itself
-    where all are.
-
-    Raises:
-      ValueError: an image cannot be read.
-    """
-    if not all(isinstance(images, frames.Images) for images in self.encoded.values()):
-      return self
-    return dataclasses.replace(self, encoded=frames.load(self.encoded, steps))
-
-  def texts(self, step: int) -> tuple[str, ...]:
-    """The instructions at `step`, one per language key."""
-    return next(span.texts for span in self.spans if step < span.stop)
+NOTHING = 'nothing'  # In place of a file of exclusions: all episodes are wanted.
 
 
 class Dataset:
@@ -133,8 +58,13 @@ class Dataset:
     path: TFDS directory with dataset_info.json; `~` is expanded.
     cache: keeps parsed episodes, shared by the datasets of a mixture; None keeps nothing.
     keeps: whether what is found out about it may be written beside it.
+    exclude: the file that says what is left out of it, in place of the one beside it
+      (`exclusions.py`).
   Raises:
     ValueError: the directory is not there, or in another format.
+
+  Attributes:
+    exclusions: what is left out, whoever reads it.
   """
 
   def __init__(
@@ -142,26 +72,56 @@ class Dataset:
     path: str | os.PathLike[str],
     cache: cache_lib.Cache | None = None,
     keeps: bool = True,
+    exclude: str = '',
   ):
     self.keeps = keeps
+    self.exclude = exclude
     self.path = storage.make_path(path, 'The dataset')
     self.cache = cache or cache_lib.Cache(0)  # Of no size: it keeps nothing.
     self._builder = _open_builder(self.path)
     self.specs = _find_step_specs(self._builder)
     self.index_entries = frames.load_entries(self.path)
     self._ends = shards.Ends()
-    self._opened: dict[tuple[str, record_lib.Embodiment], Episodes] = {}
+    self.exclusions = (
+      exclusions_lib.Exclusions(self.path / exclusions_lib.FILE, {})
+      if exclude == NOTHING
+      else exclusions_lib.read(self.path, exclude)
+    )
+    self.exclusions.check(*self.list_contents())
+    self._opened: dict[tuple[Any, ...], Episodes] = {}
 
-  def open(self, split: str, record: record_lib.Embodiment) -> Episodes:
+  def open(
+    self,
+    split: str,
+    record: record_lib.Embodiment,
+    choice: choice_lib.Choice = choice_lib.Choice(),
+  ) -> Episodes:
     """The episodes of a split as a robot sees them, the same object at every call.
 
     Raises:
       ValueError: as `Episodes`.
     """
-    key = (split, record)
+    key = (split, record, choice)
     if key not in self._opened:
-      self._opened[key] = Episodes(self, split, record)
+      self._opened[key] = Episodes(self, split, record, choice=choice)
     return self._opened[key]
+
+  def list_contents(self) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """By split, how many episodes it has, and the names of its shards."""
+    splits = self._builder.info.splits
+    counts = {name: split.num_examples for name, split in splits.items()}
+    files = {name: [path.name for path in split.filepaths] for name, split in splits.items()}
+    return counts, files
+
+  @functools.cached_property
+  def first_episodes(self) -> dict[str, tuple[str, int]]:
+    """By name of a shard, its split and the number there of its first episode."""
+    found = {}
+    for name, split in self._builder.info.splits.items():
+      firsts = np.cumsum([0, *split.shard_lengths]).tolist()
+      for path, first in zip(split.filepaths, firsts):
+        found[path.name] = (name, first)
+    return found
 
   @property
   def name(self) -> str:
@@ -185,22 +145,42 @@ class Dataset:
       instructions = splits[split].file_instructions
     except Exception as e:  # TFDS raises KeyError, ValueError or AssertionError here.
       raise ValueError(f'{self.path} has no split {split!r}; it has {sorted(splits)}.') from e
-    if not instructions:
-      raise ValueError(f'Split {split!r} of {self.path} holds no episodes.')
-    return list(instructions)
+    here = [i for i in instructions if not self._is_left_out(os.path.basename(i.filename))]
+    if not here:
+      if instructions:
+        raise ValueError(
+          f'Split {split!r} of {self.path} holds no episodes, but for shards that '
+          f'{self.exclusions.place} leaves out.'
+        )
+      counts = ', '.join(f'{splits[name].num_examples} in {name!r}' for name in self.splits)
+      raise ValueError(
+        f'Split {split!r} of {self.path} holds no episodes: it has {counts}. Of so few take a '
+        "larger share, as 'train[75%:]' of 4, and the rest for training, 'train[:75%]': --split, "
+        'or config.data.mixture.NAME.held_out and .split.'
+      )
+    return here
+
+  def _is_left_out(self, shard: str) -> bool:
+    split, _ = self.first_episodes[shard]
+    return shard in self.exclusions.of(split).shards
 
   def read_ends(self, files: Sequence[str]) -> list[shards.End]:
     """The ends of shards.
 
     Raises:
-      ValueError: some are not there.
+      ValueError: some are not there, or are Git LFS pointers.
     """
     ends = self._ends.read(files)
     missing = [file for file, end in zip(files, ends) if end is None]
     if missing:
+      some = exclusions_lib.describe_missing(list(map(str, missing)))
+      split, _ = self.first_episodes[os.path.basename(missing[0])]
+      command = exclusions_lib.make_command(self.path, split, '--shards=missing', self.exclude)
       raise ValueError(
-        f'Shards of {self.path} are missing: {", ".join(map(str, missing[:10]))}. Restore them.'
+        f'Shards of {self.path} are missing: {some}. Restore them; or go on without: {command}'
       )
+    for file, end in zip(files, ends):
+      pointers.check(file, end.tail)
     return ends
 
   def forget_ends(self) -> None:
@@ -216,7 +196,7 @@ class Dataset:
 
 
 class Episodes:
-  """The episodes of one split, as an `record_lib.Embodiment` sees them.
+  """The episodes of one split that are not excluded, as an `record_lib.Embodiment` sees them.
 
   `episodes[i]` parses episode i, or takes it from the cache. Pickles to a few paths, so that grain
   workers can have it.
@@ -226,15 +206,19 @@ class Episodes:
     split: TFDS split, slices allowed.
     record: which arrays are needed.
     cache: as `Dataset` takes it; of no use for one that is open.
+    choice: which steps of them count.
   Raises:
     ValueError: the directory, its format, the split or a key the record needs is not there.
 
   Attributes:
-    fingerprint: changes when the dataset does: its description, or the size or last 128 KiB of a
-      shard of this split.
+    fingerprint: changes when the dataset does: its description, the size or last 128 KiB of a
+      shard of this split, or what is left out of it.
+    base_fingerprint: the same, whatever is left out.
+    excluded: stands for what is left out; '' where nothing is.
     parts: of each shard of the split its fingerprint, and the first and the number of the records
-      that are taken.
+      that are taken; several where there are gaps.
     record_bytes: bytes of an episode's record, on average.
+    exclude: the file that says what is left out, as `Dataset` takes it.
   """
 
   def __init__(
@@ -243,28 +227,34 @@ class Episodes:
     split: str,
     record: record_lib.Embodiment,
     cache: cache_lib.Cache | None = None,
+    choice: choice_lib.Choice = choice_lib.Choice(),
   ):
     if not isinstance(dataset, Dataset):
       dataset = Dataset(dataset, cache)
     self.path = dataset.path
     self.split = split
     self.record = record
+    self.choice = choice
     self._keeps = dataset.keeps
     self._cache = dataset.cache
-    # A cache is shared by datasets, and two robots take different parts of one episode.
-    self._key = (str(self.path), record.name, split)
+    self.exclude = dataset.exclude
     self._specs = dataset.specs
     _check_keys(self.path, self._specs, record)
 
     # Of the dataset only what reading takes, so that workers get paths and not the ends of shards.
     self._instructions = dataset.find_instructions(split)
-    self._first_record = np.cumsum([0] + [i.take for i in self._instructions])
     files = [os.fspath(i.filename) for i in self._instructions]
+    self._list_records(dataset, files)
     ends = dataset.read_ends(files)
-    self.fingerprint = _make_fingerprint(dataset.description, files, ends)
-    self.parts = tuple(
-      (end.fingerprint, i.skip, i.take) for end, i in zip(ends, self._instructions)
-    )
+    self.base_fingerprint = _make_fingerprint(dataset.description, files, ends)
+    left_out = [dataset.exclusions.of(name).fingerprint for name in dict.fromkeys(self._splits)]
+    self.excluded = ' '.join(left_out).strip()
+    self.fingerprint = self.base_fingerprint
+    if self.excluded:
+      said = f'{self.base_fingerprint} without {left_out}'.encode()
+      self.fingerprint = hashlib.sha256(said).hexdigest()[:16]
+    fingerprints = [end.fingerprint for end in ends]
+    self.parts = self._list_parts(fingerprints)
 
     counts = [i.examples_in_shard for i in self._instructions]
     self.record_bytes = sum(end.size for end in ends) / sum(counts)
@@ -272,16 +262,86 @@ class Episodes:
     self._records = array_record_data_source.ArrayRecordDataSource(self._instructions)
     self._index = None
     if dataset.index_entries is not None:
-      fingerprints = [fingerprint for fingerprint, _, _ in self.parts]
       self._index = frames.Index(self.path, dataset.index_entries, self._instructions, fingerprints)
 
-  def __len__(self) -> int:
-    return int(self._first_record[-1])
+  def _list_records(self, dataset: Dataset, files: Sequence[str]) -> None:
+    """Which of the records that the split names are there for anybody, and where they lie."""
+    self._splits: list[str] = []
+    self._left_out: collections.Counter[str] = collections.Counter()
+    rows = []  # Number among those of the split, shard, record there, number in the whole split.
+    self._cuts: dict[int, tuple[tuple[int, int], ...]] = {}
+    total = 0
+    for shard, (file, instruction) in enumerate(zip(files, self._instructions)):
+      split, first = dataset.first_episodes[os.path.basename(file)]
+      self._splits.append(split)
+      left_out = dataset.exclusions.of(split)
+      for record in range(instruction.skip, instruction.skip + instruction.take):
+        episode = first + record
+        if episode in left_out.episodes:
+          self._left_out['excluded'] += 1
+        else:
+          if episode in left_out.steps:
+            self._cuts[len(rows)] = left_out.steps[episode]
+          rows.append((total, shard, record, episode))
+        total += 1
+    if not rows:
+      raise ValueError(
+        f'{dataset.exclusions.place} leaves out all episodes of split {self.split!r} of '
+        f'{self.path}; correct it.'
+      )
+    self._rows_N4 = np.asarray(rows, np.int64)
+    absent = {shard for split in set(self._splits) for shard in dataset.exclusions.of(split).shards}
+    if absent:
+      self._left_out['shards'] = len(absent)
 
-  def __getitem__(self, index: int) -> Episode:
+  def _list_parts(self, fingerprints: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    shard_N, record_N = self._rows_N4[:, 1], self._rows_N4[:, 2]
+    is_first_N = (np.diff(shard_N, prepend=-1) != 0) | (np.diff(record_N, prepend=-2) != 1)
+    first_P = np.flatnonzero(is_first_N)
+    take_P = np.diff(first_P, append=len(shard_N))
+    return tuple(
+      (fingerprints[shard_N[first]], int(record_N[first]), int(take))
+      for first, take in zip(first_P, take_P)
+    )
+
+  @property
+  def _key(self) -> tuple[Any, ...]:
+    # A cache is shared by datasets, and two robots take different parts of one episode.
+    return (str(self.path), self.record.name, hash(self.record), self.split, self.fingerprint)
+
+  def write_flags(self) -> str:
+    """What names the choice and another file of exclusions in a command, after a space."""
+    file = f' --exclude={shlex.quote(self.exclude)}' if self.exclude else ''
+    return f'{self.choice.write_flags()}{file}'
+
+  def list_left_out(self) -> dict[str, int]:
+    """By reason, how many episodes of the split are excluded, and how many shards."""
+    return dict(self._left_out)
+
+  def with_choice(self, choice: choice_lib.Choice) -> Episodes:
+    """The same episodes, of which other steps count."""
+    other = copy.copy(self)
+    other.choice = choice
+    return other
+
+  def with_record(self, record: record_lib.Embodiment) -> Episodes:
+    """The same episodes as another robot sees them.
+
+    Raises:
+      ValueError: a key that the record needs is not there.
+    """
+    _check_keys(self.path, self._specs, record)
+    other = copy.copy(self)
+    other.record = record
+    return other
+
+  def __len__(self) -> int:
+    return len(self._rows_N4)
+
+  def __getitem__(self, index: int) -> episode_lib.Episode:
     return self._cache.get((*self._key, index), lambda: self.outline(index).parse())
 
-  def numbers(self, index: int) -> Episode:
+  def numbers(self, index: int) -> episode_lib.Episode:
     """Episode `index` without its images, parsed or from the cache."""
     key = (*self._key, 'numbers', index)
     return self._cache.get(key, lambda: self.outline(index).parse_numbers())
@@ -294,11 +354,8 @@ class Episodes:
   @property
   def places(self) -> list[tuple[str, int]]:
     """Shard and number of the record there of each episode."""
-    return [
-      (os.fspath(i.filename), record)
-      for i in self._instructions
-      for record in range(i.skip, i.skip + i.take)
-    ]
+    files = [os.fspath(i.filename) for i in self._instructions]
+    return [(files[shard], record) for _, shard, record, _ in self._rows_N4.tolist()]
 
   def keep(self, name: str, content: bytes) -> None:
     """Keeps a small file that was made of these episodes: beside the dataset, or, where nothing may
@@ -308,12 +365,22 @@ class Episodes:
 
   def where(self, index: int) -> str:
     """Shard file and record of an episode, for messages."""
-    shard = int(np.searchsorted(self._first_record, index, 'right')) - 1
-    instruction = self._instructions[shard]
-    record = index - int(self._first_record[shard]) + instruction.skip
-    return f'record {record} of {instruction.filename}'
+    _, shard, record, _ = self._rows_N4[index].tolist()
+    return f'record {record} of {self._instructions[shard].filename}'
 
-  def outline(self, index: int) -> Outline:
+  def find_place(self, index: int) -> tuple[str, int]:
+    """Split and number there of an episode, as `exclusions.py` names it."""
+    _, shard, _, episode = self._rows_N4[index].tolist()
+    return self._splits[shard], episode
+
+  def remedy(self, index: int) -> str:
+    """How to leave an episode out, a sentence for messages."""
+    split, episode = self.find_place(index)
+    flags = f'--episodes={episode}'
+    command = exclusions_lib.make_command(self.path, split, flags, self.exclude)
+    return f'To leave the episode out: {command}'
+
+  def outline(self, index: int) -> episode_lib.Outline:
     """The record of an episode, read once for all that is asked of it.
 
     Raises:
@@ -321,14 +388,24 @@ class Episodes:
     """
     where = self.where(index)
     features = self._read(index, where)
-    open_images = None if self._index is None else functools.partial(self._index.images, index)
-    return Outline(where, features, self.record, self._specs, open_images)
+    open_images = None
+    if self._index is not None:
+      open_images = functools.partial(self._index.images, int(self._rows_N4[index, 0]))
+    return episode_lib.Outline(
+      where=where,
+      remedy=self.remedy(index),
+      features=features,
+      record=self.record,
+      specs=self._specs,
+      open_images=open_images,
+      cuts=self._cuts.get(index, ()),
+    )
 
   def name(self, index: int) -> str:
     """`Outline.name` of an episode."""
     return self.outline(index).name()
 
-  def spans(self, index: int) -> tuple[Span, ...]:
+  def spans(self, index: int) -> tuple[episode_lib.Span, ...]:
     """`Outline.spans` of an episode."""
     return self.outline(index).spans()
 
@@ -337,176 +414,22 @@ class Episodes:
     return self.outline(index).numeric()
 
   def _read(self, index: int, where: str) -> Mapping[str, Any]:
+    number = int(self._rows_N4[index, 0])
     try:
-      content = self._records[index] if self._index is None else self._index.episode(index)
+      content = self._records[number] if self._index is None else self._index.episode(number)
     except Exception as e:  # array_record raises several types, with messages that name no file.
       raise ValueError(
         f'Cannot read {where}: the shard is missing, truncated or corrupt '
-        f'({type(e).__name__}: {e}). Restore the file or rebuild the dataset.'
+        f'({type(e).__name__}: {e}). Restore the file or rebuild the dataset. '
+        f'{self.remedy(index)}'
       ) from e
     try:
       return tf_example_pb2.Example.FromString(content).features.feature
     except Exception as e:  # DecodeError of whichever protobuf implementation is installed.
       raise ValueError(
-        f'{where} is not a tf.train.Example ({len(content)} bytes): {e}. Rebuild the dataset.'
+        f'{where} is not a tf.train.Example ({len(content)} bytes): {e}. Rebuild the dataset. '
+        f'{self.remedy(index)}'
       ) from e
-
-
-class Outline:
-  """One record of a dataset with its parts, each parsed when it is asked for; touches no image.
-
-  Args:
-    where: shard file and record, for messages.
-    features: of the tf.Example.
-    record: which of them are needed.
-    specs: feature path under `steps/` to its per-step shape and dtype.
-    open_images: from the table of where a view's images lie, which a frame index stores in their
-      place, to the images; None where they are stored themselves.
-  """
-
-  def __init__(
-    self,
-    where: str,
-    features: Mapping[str, Any],
-    record: record_lib.Embodiment,
-    specs: Mapping[str, Any],
-    open_images: Callable[[bytes], Sequence[bytes]] | None,
-  ):
-    self._where = where
-    self._features = features
-    self._record = record
-    self._specs = specs
-    self._open_images = open_images
-
-  def parse(self) -> Episode:
-    """The whole episode.
-
-    Raises:
-      ValueError: the record does not hold what the description promises; so do the other methods.
-    """
-    views = [view.key for view in self._record.views]
-    encoded = {key: self._count(self._images(key), f'observation/{key}') for key in views}
-    if self._open_images is None:
-      encoded = {key: list(images) for key, images in encoded.items()}
-    shapes = {key: tuple(self._specs[f'observation/{key}'].shape) for key in views}
-    return dataclasses.replace(self.parse_numbers(), encoded=encoded, image_shape=shapes)
-
-  def parse_numbers(self) -> Episode:
-    """The episode without its images."""
-    state_TX, action_TU = self.numeric()
-    return Episode(
-      where=self._where,
-      length=self.length,
-      state_TX=state_TX,
-      action_TU=action_TU,
-      spans=self.spans(),
-      encoded={},
-      image_shape={},
-    )
-
-  @functools.cached_property
-  def length(self) -> int:
-    """Steps."""
-    # Every record has a view, while videos without actions may have no other array.
-    key = self._record.views[0].key
-    length = len(self._images(key))
-    if not length:
-      raise ValueError(
-        f"{self._where} has no image under 'observation/{key}'; it holds {sorted(self._features)}."
-      )
-    return length
-
-  def name(self) -> str:
-    """The texts under the record's `episode_key`, joined by '--'."""
-    keys = self._record.episode_key
-    missing = [key for key in keys if key not in self._features]
-    if missing:
-      raise ValueError(
-        f'{self._where} has no {missing}, which name it according to {self._record.name!r}; it '
-        f'holds {sorted(self._features)}.'
-      )
-    return '--'.join(_decode(self._features[key].bytes_list.value[0]) for key in keys)
-
-  def spans(self) -> tuple[Span, ...]:
-    """The language spans in order."""
-    texts = [self._count(self._bytes(key), key) for key in self._record.language]
-    steps = list(zip(*texts)) or [()] * self.length
-    # Texts are compared as stored; only one a span is decoded.
-    changes = [t for t in range(1, self.length) if steps[t] != steps[t - 1]]
-    starts = [0, *changes]
-    stops = [*starts[1:], self.length]
-    return tuple(
-      Span(start, stop, tuple(map(_decode, steps[start]))) for start, stop in zip(starts, stops)
-    )
-
-  def numeric(self) -> tuple[np.ndarray, np.ndarray]:
-    """(state_TX, action_TU), as `Episode` has them."""
-    state = [(f'observation/{s.key}', s) for s in self._record.state]
-    action = [(s.key, s) for s in self._record.action]
-    # Slices may share an array, which is then converted once.
-    columns = {key: self._column(key) for key in dict(state + action)}
-    return _join(columns, state, self.length), _join(columns, action, self.length)
-
-  def _bytes(self, key: str) -> Sequence[bytes]:
-    """What is stored under `key`; each becomes an object of its own when it is asked for."""
-    feature = self._features.get(f'steps/{key}')
-    return [] if feature is None else feature.bytes_list.value
-
-  def _images(self, view: str) -> Sequence[bytes]:
-    """The images of a view, however many."""
-    stored = self._bytes(f'observation/{view}')
-    return self._open_images(stored[0]) if stored and self._open_images else stored
-
-  def _count(self, values: Sequence[bytes], key: str) -> Sequence[bytes]:
-    """`values`, of which there must be one a step."""
-    if len(values) != self.length:
-      raise ValueError(
-        f'{self._where} has {len(values)} values of {key!r} for its {self.length} steps.'
-      )
-    return values
-
-  def _column(self, key: str) -> np.ndarray:
-    """[length, width] float32, the numbers under `key`."""
-    feature = self._features.get(f'steps/{key}')
-    kind = feature.WhichOneof('kind') if feature is not None else 'nothing'
-    if kind not in ('float_list', 'int64_list'):
-      raise ValueError(f'{self._where} stores {key!r} as {kind}; expected numbers.')
-    values = np.asarray(getattr(feature, kind).value, np.float32)
-    width = int(np.prod(self._specs[key].shape, dtype=int))
-    if values.size != self.length * width:
-      raise ValueError(
-        f'{self._where} has {values.size} numbers of {key!r}; expected {self.length} steps '
-        f'x {width}.'
-      )
-    if not np.isfinite(values).all():
-      step = int(np.flatnonzero(~np.isfinite(values))[0]) // width
-      raise ValueError(
-        f'{self._where} has NaN or infinity in {key!r} at step {step}; repair or drop the episode.'
-      )
-    return values.reshape(self.length, width)
-
-
-def _join(
-  columns: Mapping[str, np.ndarray],
-  slices: Sequence[tuple[str, record_lib.Slice]],
-  length: int,
-) -> np.ndarray:
-  """[length, width] float32, the slices side by side; of no width if there are none."""
-  parts = [np.zeros((length, 0), np.float32)]  # So that no slices give an array, too.
-  parts += [columns[key][:, s.start : s.stop] for key, s in slices]
-  return np.concatenate(parts, axis=1)
-
-
-def _decode(text: bytes) -> str:
-  # One bad byte in an instruction is no reason to stop a run.
-  return text.decode('utf-8', 'replace')
-
-
-def _count_bytes(images: Sequence[bytes]) -> int:
-  """Memory that the images of a view hold, about."""
-  if isinstance(images, frames.Images):
-    return images.table_T3.nbytes
-  return sum(len(image) + 48 for image in images)  # 48: of a Python object.
 
 
 def _open_builder(path: epath.Path):
@@ -517,7 +440,16 @@ def _open_builder(path: epath.Path):
       f'{path} has no dataset_info.json; give the version directory of a TFDS dataset, such as '
       'NAME/1.0.0.'
     )
-  builder = tfds.builder_from_directory(path)
+  for name in ('dataset_info.json', 'features.json'):
+    pointers.check(path / name)
+  try:
+    builder = tfds.builder_from_directory(path)
+  except _UNREADABLE as e:
+    reason = ' '.join(str(e).split())[:200]
+    raise ValueError(
+      f'{path}: its dataset_info.json or features.json cannot be read ({type(e).__name__}: '
+      f'{reason}). Copy them again, or make the dataset again.'
+    ) from e
   if builder.info.file_format.value != 'array_record':
     raise ValueError(
       f'{path} is in {builder.info.file_format.value} format, which has no random access. Convert '
@@ -549,8 +481,11 @@ def _check_keys(path: epath.Path, specs: Mapping[str, Any], record: record_lib.E
 
   needed = [*views, *(key for key, _ in slices), *record.language]
   problems = [f'no {key!r}' for key in needed if key not in specs]
+  problems += promises.list_problems(specs, record)
   for key, stop in slices:
-    columns = int(np.prod(specs[key].shape, dtype=int)) if key in specs else stop
+    # Of a shape that differs from step to step nobody can say.
+    has_shape = key in specs and None not in specs[key].shape
+    columns = int(np.prod(specs[key].shape, dtype=int)) if has_shape else stop
     if columns < stop:
       problems.append(f'{key!r} has {columns} columns, the record takes up to {stop}')
   if problems:

@@ -3,8 +3,9 @@ steps.
 
 A window is one conditioning frame at step a and Q chunks. With S control steps a chunk and a camera
 frame every `stride` steps, chunk q covers the actions of steps a + q*S ... a + (q+1)*S - 1, starts
-at the state of step a + q*S, and shows the frames a + q*S + stride ... a + (q+1)*S. A window stays
-inside one language span.
+at the state of step a + q*S, and shows the frames a + q*S + stride ... a + (q+1)*S. With an overlap
+of D steps its actions go on for as many, which are the next chunk's first; those past the span are
+masked, and count for no chunk. A window stays inside one language span.
 
 A chunk counts where its last frame, step a + (q+1)*S, still exists: at the end of an episode just
 as in the reference (spec 5.4, cases 3 and 4). Otherwise it differs. The reference takes up to four
@@ -19,12 +20,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
-from etils import epath
 
+from wam_jax.data import choice
+from wam_jax.data import episode as episode_lib
 from wam_jax.data import normalize
 from wam_jax.data import record as record_lib
 from wam_jax.data import scan
@@ -38,39 +40,46 @@ class Window:
   Attributes:
     frame_steps_R: [1 + Q*r] steps of the camera frames.
     state_steps_Q: [Q] first step of each chunk.
-    action_steps_QS: [Q, S] steps of the actions.
+    action_steps_QS: [Q, S + D] steps of the actions.
     mask_Q: [Q] bool, True where the chunk, its last frame included, lies inside the span.
+    action_mask_QS: [Q, S + D] bool, the actions of such chunks that lie inside the span.
   """
 
   frame_steps_R: np.ndarray
   state_steps_Q: np.ndarray
   action_steps_QS: np.ndarray
   mask_Q: np.ndarray
+  action_mask_QS: np.ndarray
 
 
-def make_window(record: record_lib.Embodiment, chunks: int, anchor: int, stop: int) -> Window:
+def make_window(
+  record: record_lib.Embodiment, chunks: int, anchor: int, stop: int, overlap: int = 0
+) -> Window:
   """The window of `chunks` chunks that begins at step `anchor` of a language span ending before
-  `stop`.
+  `stop`; the actions of each go on for `overlap` steps.
   """
   S = record.steps_per_chunk
   last = stop - 1
   starts_Q = anchor + S * np.arange(chunks)
-  actions_QS = starts_Q[:, None] + np.arange(S)
+  actions_QS = starts_Q[:, None] + np.arange(S + overlap)
+  mask_Q = starts_Q + S <= last  # The step after a chunk's actions is its last frame.
   # The conditioning frame, and those of each chunk after it.
   frames_R = anchor + record.stride * np.arange(1 + chunks * record.camera_frames_per_chunk)
   return Window(
     frame_steps_R=np.minimum(frames_R, last),
     state_steps_Q=np.minimum(starts_Q, last),
     action_steps_QS=np.minimum(actions_QS, last),
-    mask_Q=starts_Q + S <= last,  # The step after a chunk's actions is its last frame.
+    mask_Q=mask_Q,
+    # The last step of an episode shows what came of its actions, and has none itself.
+    action_mask_QS=mask_Q[:, None] & (actions_QS < last),
   )
 
 
 def gather(
-  episode: sources.Episode, record: record_lib.Embodiment, window: Window
+  episode: episode_lib.Episode, record: record_lib.Embodiment, window: Window
 ) -> tuple[np.ndarray, np.ndarray]:
   """(proprio_QX, action_QSU) of a window, in the units of the record's slices, relative where it
-  says so.
+  says so: to the state at their chunk's start.
   """
   proprio_QX = record_lib.convert(record.state, episode.state_TX[window.state_steps_Q])
   action_QSU = record_lib.convert(record.action, episode.action_TU[window.action_steps_QS])
@@ -105,6 +114,7 @@ class Anchors:
     stop_K: [K] end of the language span.
     before_K: [K] anchors of the stretches before; `total` of all.
     steps_per_chunk: S.
+    left_out: by reason, how many episodes (or shards) have no anchor.
   """
 
   episode_K: np.ndarray
@@ -114,6 +124,7 @@ class Anchors:
   before_K: np.ndarray
   total: int
   steps_per_chunk: int
+  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return self.total
@@ -142,135 +153,69 @@ class Anchors:
     )
 
 
-def make_anchors(episodes: sources.Episodes, ranges: str = '', failures: bool = False) -> Anchors:
-  """The anchors of a dataset; its language spans are read once and kept beside it.
+def make_anchors(episodes: sources.Episodes) -> Anchors:
+  """The anchors of a dataset, as its choice wants them; its language spans are read once and kept
+  beside it.
 
-  Args:
-    ranges: JSON file {name of an episode: [[first step, step after the last], ...]} of the steps
-      where chunks may start, named as by the record's `episode_key`; episodes that it does not name
-      are left out. '' for all steps. Such a file without DROID's idle steps is published with
-      openpi (droid_sample_ranges_v1_0_1.json).
-    failures: also take episodes whose name lacks the record's `success`.
   Raises:
     ValueError: the ranges cannot be read or name none of the episodes; no episode is left; or no
       span is long enough for one chunk.
   """
-  S = episodes.record.steps_per_chunk
+  record = episodes.record
+  S = record.steps_per_chunk
   where = f'{episodes.path} split {episodes.split!r}'
-  # Columns: episode, first step, end of the starts of chunks, end of the span.
-  spans_S3 = scan.load_spans(episodes)
-  stretches_K4 = np.insert(spans_S3, 2, spans_S3[:, 2], axis=1)
-  if episodes.record.success and not failures:
-    stretches_K4 = _leave_out_failures(stretches_K4, episodes, where)
-  if ranges:
-    stretches_K4 = _cut(stretches_K4, episodes, ranges, where)
-  episode_K, start_K, end_K, stop_K = stretches_K4.T
-
-  # The last frame of a window's first chunk, S steps after its anchor, is inside the span.
-  counts_K = np.maximum(np.minimum(end_K, stop_K - S) - start_K, 0)
-  if not counts_K.any():
-    kept = ' and kept ranges' if ranges else ''
+  selection = choice.Selection(record, episodes.choice, where)
+  spans_S4 = scan.load_spans(episodes)
+  names: list[str] = []
+  if selection.needs_names and len(spans_S4):
+    names = scan.load_names(episodes)
+    selection.check_names([names[n] for n in np.unique(spans_S4[:, 0])])
+  stretches = selection.cut(spans_S4, names.__getitem__)
+  if not len(stretches.rows_K4):
+    kept = ' and kept ranges' if episodes.choice.ranges else ''
+    longest = (spans_S4[:, 2] - spans_S4[:, 1]).max(initial=0)
     raise ValueError(
-      f'{where}: none of its {len(stretches_K4)} language spans{kept} is longer than one '
-      f'chunk of {S} steps (longest: {(stop_K - start_K).max(initial=0)}); shorten chunk_s of '
-      f'{episodes.record.name!r} or use longer episodes.'
+      f'{where}: none of its {len(spans_S4)} language spans{kept} is longer than one '
+      f'chunk of {S} steps (longest: {longest}); shorten chunk_s of {record.name!r} or use longer '
+      f'episodes{_show_reasons(stretches.left_out)}.'
     )
 
-  # Searching for a sample needs every stretch to have one.
-  used_K = counts_K > 0
-  counts_K = counts_K[used_K]
+  episode_K, start_K, end_K, stop_K = stretches.rows_K4.T
+  counts_K = np.minimum(end_K, stop_K - S) - start_K
   return Anchors(
-    episode_K=episode_K[used_K],
-    start_K=start_K[used_K],
-    end_K=end_K[used_K],
-    stop_K=stop_K[used_K],
+    episode_K=episode_K,
+    start_K=start_K,
+    end_K=end_K,
+    stop_K=stop_K,
     before_K=np.cumsum(counts_K) - counts_K,
     total=int(counts_K.sum()),
     steps_per_chunk=S,
+    left_out=episodes.list_left_out() | _count_empty(episodes, spans_S4) | stretches.left_out,
   )
 
 
-def list_findings(
-  episodes: sources.Episodes, ranges: str = '', failures: bool = False
-) -> list[scan.Finding]:
-  """What `make_anchors` with these arguments needs to know of the episodes."""
-  needs_names = ranges or (episodes.record.success and not failures)
+def _count_empty(episodes: sources.Episodes, spans_S4: np.ndarray) -> dict[str, int]:
+  empty = len(episodes) - len(np.unique(spans_S4[:, 0]))
+  return {'empty': empty} if empty else {}
+
+
+def _show_reasons(left_out: Mapping[str, int]) -> str:
+  shown = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
+  return f' (left out: {shown})' if shown else ''
+
+
+def describe_left_out(episodes: sources.Episodes, anchors: Anchors) -> str:
+  """What of a split has no window and why, in a line; '' where every episode has some."""
+  if not anchors.left_out:
+    return ''
+  taken = len(np.unique(anchors.episode_K))
+  reasons = ', '.join(f'{count} {reason}' for reason, count in anchors.left_out.items())
+  return f'{episodes.path} split {episodes.split!r}: {taken} episodes taken; left out: {reasons}'
+
+
+def list_findings(episodes: sources.Episodes) -> list[scan.Finding]:
+  """What `make_anchors` needs to know of the episodes."""
   findings: list[scan.Finding] = [scan.Spans(episodes)]
-  if needs_names and episodes.record.episode_key:
+  if choice.needs_names(episodes.record, episodes.choice, str(episodes.path)):
     findings.append(scan.Names(episodes))
   return findings
-
-
-def _leave_out_failures(
-  stretches_K4: np.ndarray, episodes: sources.Episodes, where: str
-) -> np.ndarray:
-  names = scan.load_names(episodes)
-  mark = episodes.record.success
-  succeeded_N = np.asarray([mark in name for name in names])
-  if not succeeded_N.any():
-    raise ValueError(
-      f'{where}: none of its {len(names)} episodes has {mark!r} in its name, which marks success '
-      f'(as in {names[0]!r}); take failures too, or correct {episodes.record.name!r}.'
-    )
-  return stretches_K4[succeeded_N[stretches_K4[:, 0]]]
-
-
-def _cut(
-  stretches_K4: np.ndarray, episodes: sources.Episodes, ranges: str, where: str
-) -> np.ndarray:
-  """The stretches, each divided into the parts where chunks may start."""
-  if not episodes.record.episode_key:
-    raise ValueError(
-      f'{where}: {ranges} keeps ranges of named episodes, but {episodes.record.name!r} has no '
-      'episode_key that says how its episodes are named; add it, or leave the ranges out.'
-    )
-  kept = _read_ranges(ranges)
-  names = scan.load_names(episodes)
-  # A file of another version of the dataset may name its episodes otherwise.
-  if not any(names[episode] in kept for episode in stretches_K4[:, 0]):
-    raise ValueError(
-      f'{ranges} names none of the episodes of {where}: it has, for example, '
-      f'{next(iter(kept), "nothing")!r}, the dataset {names[0]!r}. Use the file of this version.'
-    )
-  parts = []
-  for episode, start, end, stop in stretches_K4.tolist():
-    for first, last in kept.get(names[episode], ()):
-      # Chunks start inside the range; their steps may go on to the end of the span.
-      part_start = max(start, first)
-      part_end = min(end, last)
-      if part_start < part_end:
-        parts.append((episode, part_start, part_end, stop))
-  return np.asarray(parts, np.int64).reshape(-1, 4)
-
-
-def _read_ranges(file: str) -> dict[str, list[list[int]]]:
-  path = epath.Path(file).expanduser()
-  if not path.exists():
-    raise ValueError(f'There is no file of step ranges {path}; correct the path, or leave it out.')
-  try:
-    kept = json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f'{path} is not JSON ({e}); download it again.') from e
-  if isinstance(kept, dict):
-    wrong = [
-      f'{name!r}: {str(pairs)[:80]}' for name, pairs in kept.items() if not _are_ranges(pairs)
-    ]
-  else:
-    wrong = [f'{type(kept).__name__} at the top']
-  if wrong:
-    raise ValueError(
-      f'{path} must map names of episodes to lists of [first step, step after the last]; it has '
-      f'{"; ".join(wrong[:10])}.'
-    )
-  return kept
-
-
-def _are_ranges(pairs: Any) -> bool:
-  return isinstance(pairs, list) and all(map(_is_range, pairs))
-
-
-def _is_range(pair: Any) -> bool:
-  if not isinstance(pair, list) or len(pair) != 2:
-    return False
-  # Not isinstance: True is an int, too.
-  return all(type(step) is int and step >= 0 for step in pair)

@@ -111,15 +111,20 @@ def jpeg(image_IJ3: np.ndarray) -> bytes:
   return cv2.imencode('.jpg', cv2.cvtColor(image_IJ3, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def make_dataset(root, edit=lambda episodes: None) -> str:
+def make_dataset(root, edit=lambda episodes: None, hold_out=lambda episodes: []) -> str:
   """Episodes of ROBOT, after `edit` has spoilt their arrays; `edit` may replace an image by its
-  bytes.
+  bytes. `hold_out` makes the episodes of a split `val` from them.
   """
   rng = np.random.default_rng(0)
   episodes = [make_episode(rng) for _ in range(EPISODES)]
   edit(episodes)
-  steps = [[_make_step(episode, t) for t in range(len(episode['text']))] for episode in episodes]
-  return synthetic.write_dataset(root, {'train': steps}, FEATURES)
+  splits = {'train': episodes, 'val': hold_out(episodes)}
+  steps = {
+    name: [[_make_step(episode, t) for t in range(len(episode['text']))] for episode in made]
+    for name, made in splits.items()
+    if made
+  }
+  return synthetic.write_dataset(root, steps, FEATURES)
 
 
 def _make_step(episode: dict[str, Any], t: int) -> dict[str, Any]:

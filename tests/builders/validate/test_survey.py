@@ -7,8 +7,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import pathlib
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -17,6 +19,9 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data.validate import card
+from data.validate import encoded
+from data.validate import findings as findings_lib
+from data.validate import numeric
 from data.validate import survey
 from tests.builders.validate import spoilt
 from tests.data import synthetic
@@ -93,8 +98,9 @@ def test_truncated_and_foreign_images_are_named_though_not_decoded(tmp_path):
   spoilt.expect(
     found,
     'image',
-    "image 'wrist' of step 3 of record 2 of",
-    'is no JPEG or PNG: it begins with 42 4d 20 6e (10 bytes)',
+    "Image 'wrist' of step 3 of record 2 of",
+    'is not a readable JPEG or PNG (10 bytes); rebuild the dataset. To leave the episode out: ',
+    'It begins with 42 4d 20 6e.',
   )
   assert len(found) == 2
 
@@ -102,7 +108,7 @@ def test_truncated_and_foreign_images_are_named_though_not_decoded(tmp_path):
 def test_images_that_do_not_decode_are_named(tmp_path):
   def edit(episodes):
     # Both begin and end as a JPEG does: one holds nothing, one is of another size.
-    episodes[0]['top'][5] = survey.JPEG + bytes(100) + survey.JPEG_END
+    episodes[0]['top'][5] = encoded.JPEG + bytes(100) + encoded.JPEG_END
     episodes[3]['wrist'][9] = spoilt.jpeg(np.zeros((16, 32, 3), np.uint8))
 
   found = spoilt.failures(spoilt.make_dataset(tmp_path, edit))
@@ -239,3 +245,64 @@ def test_more_than_ten_of_a_kind_are_counted(tmp_path):
   findings, _ = spoilt.validate(spoilt.make_dataset(tmp_path, edit))
   assert findings.count('fail') == 18
   assert [m for _, m in findings.messages('fail')][10:] == ['... and 8 more like these']
+
+
+def encode(image: np.ndarray, suffix='.png') -> bytes:
+  return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def test_every_image_has_the_promised_size_and_colours(tmp_path):
+  noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+  wrong = {
+    3: (encode(noise[..., 0]), 'decodes to uint8 (32, 32)'),
+    4: (encode(noise[..., 0], '.jpg'), 'decodes to uint8 (32, 32)'),
+    5: (encode(np.dstack([noise, noise[..., :1]])), 'decodes to uint8 (32, 32, 4)'),
+    6: (encode(noise.astype(np.uint16) << 8), 'decodes to uint16 (32, 32, 3)'),
+    7: (encode(noise[:16], '.jpg'), 'has shape (16, 32, 3); features.json says (32, 32, 3)'),
+    8: (encode(noise, '.webp')[:-9], 'is a truncated WebP'),
+    9: (b'', 'is not a readable JPEG or PNG (0 bytes)'),
+  }
+
+  def edit(episodes):
+    # What training reads: another format, and a JPEG with a thumbnail's place before its frame.
+    episodes[0]['top'][1] = encode(noise, '.webp')
+    jpeg = encode(noise, '.jpg')
+    episodes[0]['top'][2] = jpeg[:2] + b'\xff\xe1\x00\x08Exif\x00\x00' + jpeg[2:]
+    for step, (image, _) in wrong.items():
+      episodes[1]['wrist'][step] = image
+
+  # None of these is decoded for a look: the header is enough to be sent to the decoder.
+  found = spoilt.failures(spoilt.make_dataset(tmp_path, edit), decoded=1)
+  for step, (_, says) in wrong.items():
+    mine = [message for _, message in found if f"'wrist' of step {step} of record 1 of" in message]
+    assert len(mine) == 1
+    assert says in mine[0]
+  assert {kind for kind, _ in found} == {'image'}
+  assert len(found) == len(wrong)
+
+
+def test_steps_are_those_of_the_episode_where_some_are_left_out(tmp_path):
+  def edit(episodes):
+    episodes[3]['proprio'][20, 1] = 1e6
+
+  path = spoilt.make_dataset(tmp_path, edit)
+  left_out = {'train': [{'episode': 3, 'steps': [[4, 10]]}]}
+  (pathlib.Path(path) / 'exclusions.json').write_text(json.dumps(left_out))
+  found = spoilt.failures(path)
+  assert any(kind == 'exploding' and 'is 1e+06 at step 20 of record 3' in m for kind, m in found)
+
+
+def test_records_are_read_once(tmp_path, monkeypatch):
+  path = spoilt.make_dataset(tmp_path)
+  episodes = sources.Episodes(path, 'train', spoilt.ROBOT)
+  findings = findings_lib.Findings()
+  seen, outline = [], sources.Episodes.outline
+  monkeypatch.setattr(
+    sources.Episodes, 'outline', lambda self, i: seen.append(i) or outline(self, i)
+  )
+  kept = survey.read(episodes, [], findings)
+  # The grid of `duplicates` is made of some of them before.
+  once = list(range(len(episodes)))
+  assert seen == [*once, *once]
+  assert numeric.count_anchors(kept, episodes, findings)
+  assert seen == [*once, *once]

@@ -75,6 +75,23 @@ def test_frames_shifted_against_the_rows(tmp_path, late):
   assert [view['late_steps'] for view in result.card['views'].values()] == [late, late]
 
 
+def test_images_of_the_next_episode(tmp_path):
+  def edit(episodes):
+    # As numbers of video files that are one too high.
+    for key in ('top', 'wrist'):
+      shown = [e[key] for e in episodes]
+      for e, images in zip(episodes, shown[1:] + shown[:1]):
+        e[key] = images
+
+  found = spoilt.failures(spoilt.make_dataset(tmp_path, edit))
+  spoilt.expect(
+    found,
+    'alignment',
+    "images of 'top' show the motion of the record 1 after their own",
+    "images of 'wrist' show the motion of the record 1 after their own",
+  )
+
+
 def test_a_camera_may_be_two_steps_late(tmp_path):
   def edit(episodes):
     for e in episodes:

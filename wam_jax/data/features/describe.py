@@ -130,7 +130,7 @@ def make_command(episodes: sources.Episodes, transform: str) -> str:
   return (
     f'python -m data.encode --workdir=WORKDIR --dataset={shlex.quote(str(episodes.path))}'
     f'{embodiments.write_flag(episodes.record, episodes.path)} '
-    f'--split={shlex.quote(episodes.split)}{flag}'
+    f'--split={shlex.quote(episodes.split)}{episodes.write_flags()}{flag}'
   )
 
 

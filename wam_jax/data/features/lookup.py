@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import pointers
 from wam_jax import storage
 from wam_jax.data import sources
 from wam_jax.data import windows
@@ -113,6 +114,9 @@ def _check_sizes(directory: epath.Path, sizes: Mapping[str, int]) -> None:
   """Raises unless every file is there and of its size."""
   found = storage.list_sizes(directory)  # Thousands of files, each of which would be a request.
   wrong = [name for name, size in sizes.items() if found.get(name) != size]
+  for name in wrong:
+    if found.get(name, pointers.LARGEST + 1) <= pointers.LARGEST:
+      pointers.check(directory / name)
   if wrong:
     raise ValueError(
       f'{len(wrong)} files of {directory} are missing or cut: {", ".join(wrong[:10])}. Delete them '

@@ -16,6 +16,7 @@ from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 from etils import epath
 
+from wam_jax import pointers
 from wam_jax import storage
 from wam_jax.data.features import describe
 
@@ -248,7 +249,7 @@ def finish(directory: epath.Path) -> list[str]:
   storage.write_whole(directory / MANIFEST, json.dumps({**plan, 'bytes': sizes}, indent=1))
   if not storage.is_remote(directory):
     # What processes that were killed left behind.
-    for partial in directory.glob('.*.array_record.*'):
+    for partial in directory.glob('.*.array_record'):
       partial.unlink(missing_ok=True)
   return []
 
@@ -268,6 +269,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   Raises:
     ValueError: it is damaged.
   """
+  pointers.check(path)
   try:
     return json.loads(path.read_text())
   except ValueError as e:

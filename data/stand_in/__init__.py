@@ -1,0 +1,1 @@
+"""Stand-ins for what is too large to have at hand: README.md."""
