@@ -4,24 +4,34 @@ decoded again.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
+import cv2
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from PIL import Image
+from PIL import ImageSequence
 
 from wam_jax import config as cfg
+from wam_jax import drawing
 from wam_jax import types
 from wam_jax.data import embodiments
 from wam_jax.data import normalize
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.envs import tabletop
 from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
+from wam_jax.evaluation import delay
+from wam_jax.evaluation import film
 from wam_jax.evaluation import intervals
 from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
+from wam_jax.evaluation import recorded
+from wam_jax.evaluation import run
 
 DISC = embodiments.get('tabletop_disc')
 KNOWN = robot_lib.Robot(0, DISC, None)
@@ -78,12 +88,16 @@ def held():
   """Three episodes in which nothing moves, the first recorded."""
   agent = baselines.HoldAgent(DISC)
   recording = closed_loop.Recording(episodes=1, scene_size=64)
-  return closed_loop.run_episodes(agent, KNOWN, make_env, range(3), batch=3, recording=recording)
+  return closed_loop.run_episodes(
+    closed_loop.in_turn(agent), KNOWN, make_env, range(3), batch=3, recording=recording
+  )
 
 
 def run_expert(seeds, **kwargs):
   agent = ExpertAgent(seeds, batch=2)
-  return agent, closed_loop.run_episodes(agent, KNOWN, make_env, seeds, batch=2, **kwargs)
+  return agent, closed_loop.run_episodes(
+    closed_loop.in_turn(agent), KNOWN, make_env, seeds, batch=2, **kwargs
+  )
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +110,14 @@ def solved():
   return episodes
 
 
+@pytest.fixture(scope='module')
+def shown():
+  """An episode of the expert, large enough for its film."""
+  recording = closed_loop.Recording(episodes=1, scene_size=96)
+  _, episodes = run_expert(range(9, 10), recording=recording)
+  return episodes[0]
+
+
 def test_doing_nothing_fails(held):
   assert [e.success for e in held] == [False] * 3
   # A failure takes all the time there is.
@@ -105,6 +127,62 @@ def test_doing_nothing_fails(held):
 def test_the_expert_succeeds(solved):
   assert [e.success for e in solved] == [True] * 3
   assert all(0 < e.seconds < tabletop.TIME_LIMIT_S['reach'] for e in solved)
+
+
+def test_the_expert_of_a_world_succeeds_in_the_scenes_of_the_policy():
+  """With pictures of what it sees, and none of what it imagines; a world serves several batches."""
+  worlds_made = []
+  recording = closed_loop.Recording(episodes=1, scene_size=16)
+  episodes = closed_loop.run_episodes(
+    baselines.play_expert,
+    KNOWN,
+    lambda: worlds_made.append(make_env()) or worlds_made[-1],
+    range(3),
+    batch=2,
+    recording=recording,
+  )
+  assert [(e.seed, e.success) for e in episodes] == [(0, True), (1, True), (2, True)]
+  assert len(worlds_made) == 2
+  steps = round(episodes[0].seconds * DISC.control_hz)
+  first = episodes[0]
+  assert (len(first.scene), len(first.done), len(first.imagined)) == (steps + 1, steps, 0)
+  assert len(first.seen) == 1 + steps // DISC.stride
+  assert not episodes[1].scene
+
+
+@pytest.mark.parametrize(
+  'given, said',
+  [
+    (
+      dict(env='metaworld', recorded=recorded.Choice(dataset='d')),
+      '--dataset would change nothing',
+    ),
+    (dict(recorded=recorded.Choice(split='val', embodiment='e')), '--embodiment, --split would'),
+    (dict(env='dataset', tasks=('reach',)), '--tasks would .* with --env=dataset: leave'),
+    (dict(env='metaworld', world='unseen_look'), '--world would'),
+    (
+      dict(recorded=recorded.Choice(dataset='d'), timing=delay.Choice(delay=3)),
+      '--delay, --when, --execute would',
+    ),
+    (dict(policy='expert', timing=delay.Choice(delay=3)), '--policy=expert never waits'),
+  ],
+)
+def test_what_would_not_be_heeded_is_refused(given, said):
+  with pytest.raises(ValueError, match=said):
+    run._override(cfg.TrainConfig(), run.Options('workdir', **given))
+
+
+def test_an_output_that_cannot_be_is_told_before_the_checkpoint_is_read(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='--output cannot be written in .*file: Not a directory'):
+    run.evaluate(run.Options('/nowhere', output=str(tmp_path / 'file')))
+
+
+def test_long_names_keep_the_columns_of_the_table():
+  episodes = [closed_loop.Episode(0, 'button-press-topdown-wall', 'press', True, 1.5)]
+  head, row = closed_loop.show_table(closed_loop.summarize('metaworld', episodes)).splitlines()
+  assert row.index('100%') + 4 == head.index('rate') + 4
+  assert row.index('1.5') == head.index('seconds to success')
 
 
 def test_every_seed_is_run_once_and_in_order():
@@ -156,14 +234,43 @@ def test_records_of_a_success_stop_with_its_chunk(solved):
   assert np.any(e.seen[-1] != e.seen[0])
 
 
+def test_holding_sends_the_pose_of_now_and_no_motion():
+  """In the units that the robot takes: of a target its own state, of deltas zero."""
+  slice_ = record_lib.Slice
+  record = dataclasses.replace(
+    DISC,
+    state=(slice_('joints', 0, 2, 'rad'), slice_('grip', 0, 1, 'normalized', offset=1, scale=-1)),
+    action=(
+      slice_('target', 0, 2, 'rad', relative_to='joints:0:2'),
+      slice_('grip', 0, 1, 'normalized', rest='grip:0:1', offset=1, scale=-1),
+      slice_('other', 0, 1, 'normalized', relative_to='grip:0:1', rest='grip:0:1'),
+      slice_('delta', 0, 1, 'm'),
+    ),
+  )
+  agent = baselines.HoldAgent(record)
+  agent.reset(['go'] * 2, np.zeros((2, 8, 8, 3), np.uint8), 0)
+  proprio_BX = np.float32([[0.5, -0.25, 0.75], [1, 2, 0]])
+  actions, imagined = agent.act(np.zeros((2, 1, 8, 8, 3), np.uint8), proprio_BX)
+  assert imagined is None
+  # The gripper is 0.75 closed to the model, and stored as 0.25 open.
+  want_BU = np.float32([[0.5, -0.25, 0.25, 0.75, 0], [1, 2, 1, 0, 0]])
+  np.testing.assert_allclose(actions, np.repeat(want_BU[:, None], DISC.steps_per_chunk, axis=1))
+  # What the model would have to say for that, which the open loop compares with.
+  np.testing.assert_allclose(
+    normalize.still(record, proprio_BX), np.float32([[0, 0, 0.75, 0, 0], [0, 0, 0, 0, 0]])
+  )
+
+
 def test_actions_beyond_the_limits_are_recorded_as_asked_and_as_clipped():
   # Actions of the tabletop are between -1 and 1.
   class Wild(baselines.HoldAgent):
     def act(self, frames_BRIJ3, proprio_BX):
-      return np.full((self._batch, *self._shape), 3.0), None
+      return np.full((self._batch, DISC.steps_per_chunk, DISC.action_dim), 3.0), None
 
   recording = closed_loop.Recording(episodes=1, scene_size=16)
-  (e,) = closed_loop.run_episodes(Wild(DISC), KNOWN, make_env, [0], batch=1, recording=recording)
+  (e,) = closed_loop.run_episodes(
+    closed_loop.in_turn(Wild(DISC)), KNOWN, make_env, [0], batch=1, recording=recording
+  )
   np.testing.assert_array_equal(e.asked, np.full((40, 3), 3.0))
   np.testing.assert_array_equal(e.done, np.ones((40, 3)))
 
@@ -184,19 +291,106 @@ def test_film_strip(tmp_path, solved):
   np.testing.assert_array_equal(column[:, 144:], 255)
 
 
+def check_film(frames, e, close):
+  """The scene on the left; on the right what the model saw, and what it had imagined below."""
+  last = frames[-1].astype(float)
+  body = last[film.HEAD_ROWS : -film.ACTION_ROWS]
+  half = (96 - film.GAP) // 2  # Too small for labels.
+  assert np.abs(body[:, :96] - e.scene[-1]).mean() < close
+  seen, imagined = body[:half, 96 + film.GAP :], body[-half:, 96 + film.GAP :]
+  assert seen.shape == (45, 68, 3)  # 32 x 48 by 1.41
+  for shown, frame in ((seen, e.seen[-1]), (imagined, e.imagined[-1])):
+    want = cv2.resize(drawing.enlarge(frame, half), (68, 45), interpolation=cv2.INTER_AREA)
+    assert np.abs(shown - want).mean() < close
+
+
+def test_film_shows_the_scene_beside_what_was_seen_above_what_was_imagined(shown):
+  frames = list(film.draw(shown, DISC))
+  assert len(frames) == len(shown.scene)
+  assert {frame.shape for frame in frames} == {(50 + 96 + 84, 96 + 6 + 68, 3)}
+  check_film(frames, shown, close=1e-6)
+
+
+def test_film_says_how_it_ended_and_not_before(shown):
+  """Green words from the step of success on, red ones at the end of a failure."""
+
+  def count(picture, color):
+    head = picture[: film.HEAD_ROWS].astype(int)
+    return int((np.abs(head - color).max(-1) < 30).sum())
+
+  green, red = (24, 128, 72), (190, 48, 44)
+  done = round(shown.seconds * DISC.control_hz)
+  frames = list(film.draw(shown, DISC))
+  assert [count(frame, green) > 10 for frame in frames] == [
+    step >= done for step in range(len(frames))
+  ]
+  frames = list(film.draw(dataclasses.replace(shown, success=False), DISC))
+  assert [count(frame, red) > 10 for frame in frames] == [False] * (len(frames) - 1) + [True]
+
+
+def test_film_draws_the_actions(shown):
+  """The first dimension's line stands where its value is; the cursor moves with time."""
+  frames = list(film.draw(shown, DISC))
+  steps = len(shown.done)
+  plot = frames[-1][-film.ACTION_ROWS + film.GAP : -22].astype(int)
+  rows, columns, _ = plot.shape
+  for step in (2, steps // 2):
+    column = round((step + 0.5) * (columns - 1) / steps)
+    row = (rows - 1) * (0.5 - 0.46 * shown.done[step][-1])  # Drawn last, over the others.
+    difference = np.abs(plot[:, column] - (24, 148, 108)).max(-1)
+    assert abs(int(difference.argmin()) - row) <= 1.5
+  for step in (0, 5):
+    strip = frames[step][-film.ACTION_ROWS + film.GAP : -22]
+    assert (strip[:, round(step * (columns - 1) / steps)] == (28, 32, 40)).all()
+
+
 @pytest.mark.filterwarnings('ignore:os.fork')  # The child runs the decoder, not JAX.
-def test_video(tmp_path, solved):
-  e = solved[0]
-  pictures.save_video(tmp_path / 'episode.mp4', e, DISC, 'title')
+def test_film_as_mp4_and_as_webp(tmp_path, shown):
+  film.save_mp4(tmp_path / 'episode.mp4', shown, DISC)
   with imageio.get_reader(tmp_path / 'episode.mp4') as reader:
     frames = np.stack([np.asarray(frame) for frame in reader])
     assert reader.get_meta_data()['fps'] == DISC.control_hz
-  assert frames.shape == (len(e.scene), 22 + 64, 64 + 2 * 96 + 18, 3)
-  # Panels: scene, seen, imagined; compressed, so close on average only.
-  last = frames[-1, 22:].astype(float)
-  assert np.abs(last[:, :64] - e.scene[-1]).mean() < 12
-  assert np.abs(last[:, 70:166] - pictures.enlarge(e.seen[-1], 64)).mean() < 12
-  assert np.abs(last[:, 172:268] - pictures.enlarge(e.imagined[-1], 64)).mean() < 12
+  # The last picture stays for a second.
+  assert len(frames) == len(shown.scene) + 10
+  check_film(frames, shown, close=12)
+  film.save_webp(tmp_path / 'episode.webp', shown, DISC)
+  with Image.open(tmp_path / 'episode.webp') as webp:
+    times, frames = [], []
+    for frame in ImageSequence.Iterator(webp):
+      frames.append(np.asarray(frame.convert('RGB')))
+      times.append(frame.info['duration'])
+  assert sum(times) == 100 * (len(shown.scene) - 1) + 1500
+  check_film(frames, shown, close=12)
+
+
+@pytest.mark.filterwarnings('ignore:os.fork')  # The child runs the decoder, not JAX.
+def test_of_a_disk_that_is_full_no_half_picture_is_left(tmp_path, shown, monkeypatch):
+  """An encoder that dies writes nothing more, and says nothing."""
+
+  class Dying:
+    def __init__(self, path, fps):
+      path.write_bytes(b'ftyp and some frames')
+
+    def append_data(self, picture):
+      pass
+
+    def close(self):
+      pass
+
+  with monkeypatch.context() as patch:
+    patch.setattr(drawing, 'open_mp4', Dying)
+    with pytest.raises(OSError, match='film could not be written whole') as told:
+      film.save_mp4(tmp_path / 'episode.mp4', shown, DISC)
+  assert told.value.filename == str(tmp_path / 'episode.mp4')
+
+  def fail(path, picture):
+    path.write_bytes(b'half')
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(pictures.imageio, 'imwrite', fail)
+  with pytest.raises(OSError, match='No space left'):
+    pictures.save_film_strip(tmp_path / 'strip.png', shown.seen[1:], shown.imagined, 'title')
+  assert not list(tmp_path.iterdir())
 
 
 def test_action_plot(tmp_path, solved):
@@ -256,6 +450,8 @@ class RecordingPolicy:
   """In place of the compiled policy: keeps what it is given and answers with the number of the
   call.
   """
+
+  frames_per_call = DISC.camera_frames_per_chunk
 
   def reset(self, task, frame_BIJ3, seed):
     self.task = task

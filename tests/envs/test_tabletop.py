@@ -14,6 +14,7 @@ import pytest
 
 from wam_jax.data import embodiments
 from wam_jax.envs import tabletop
+from wam_jax.envs.tabletop import drift
 from wam_jax.envs.tabletop import render
 from wam_jax.envs.tabletop import robots
 from wam_jax.envs.tabletop import tasks
@@ -110,9 +111,11 @@ def test_holding_still_never_succeeds_and_random_rarely(task):
         action = np.zeros(3) if policy == 'hold' else rng.uniform(-1, 1, 3)
         env.step(action)
       successes[policy] += env.success
-  # A success rate is worth something only where doing nothing gives none of it.
-  assert successes['hold'] == 0
-  assert successes['random'] <= 2
+  # A success rate is worth something only where doing nothing gives none of it. What drifts comes
+  # by: in 7 and 3 of 150 scenes for long enough.
+  drifts = task == 'reach_moving'
+  assert successes['hold'] <= (5 if drifts else 0)
+  assert successes['random'] <= (5 if drifts else 2)
 
 
 def test_success_needs_four_steps_in_a_row():
@@ -309,6 +312,86 @@ def test_scenes_are_unambiguous_and_spaced(task):
     assert words == words.lower()
     assert all(target.color in words for target in targets)
     assert len(words.split()) <= 16
+
+
+def test_a_drifting_target_moves_evenly_reflects_and_turns():
+  one = drift.Drift((0.5, 0.5), seed=0)
+  other = drift.Drift((0.5, 0.5), seed=0)
+  places = [one.advance(0.1) for _ in range(1000)]
+  # The way does not depend on the steps that it is taken in.
+  for _ in range(400):
+    other.advance(0.25)
+  np.testing.assert_allclose(other.place, places[-1], atol=1e-9)
+  places = np.asarray(places)
+  assert places.min() >= 0.12
+  assert places.max() <= 0.88
+  steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+  # 0.15 m/s: shorter where it turned or came back within a step.
+  np.testing.assert_allclose(np.median(steps), 0.015, atol=1e-9)
+  assert steps.max() <= 0.015 + 1e-9
+  turned = np.linalg.norm(np.diff(places, n=2, axis=0), axis=1) > 1e-9
+  assert 40 < turned.sum() < 200
+
+
+def test_what_drifts_must_be_followed_for_as_long_as_a_chunk():
+  env = tabletop.TabletopEnv('disc', ('reach_moving',), view_size=8, max_distractors=0)
+  env.reset(0)
+  in_reach = 0
+  while not env.success:
+    # The tip is carried along; of the disc an action of 1 is 0.05 m.
+    (x, y), (tip_x, tip_y) = env.drift.place, env.world.tip
+    env.step(np.array([(x - tip_x) / 0.05, (y - tip_y) / 0.05, -1.0]))
+    in_reach += tasks.satisfied(env.scenario, env.world)
+  assert in_reach == 8
+
+
+@pytest.mark.parametrize('blind_s', [0.6, 1.2])
+def test_the_expert_follows_what_it_saw_last_and_mends_it_after_the_next_look(blind_s):
+  """So that training sees stretches that were decided before something came between, and after."""
+  places = []
+  for turns in (False, True):
+    env = tabletop.TabletopEnv('disc', ('reach_moving',), view_size=8, max_distractors=0)
+    env.reset(1)
+    act = tabletop.make_expert(env, 1, noise=0.0, sight=tabletop.Sight(blind_s, error=0.02))
+    actions = [act()]
+    (speed_x, speed_y) = env.drift.velocity
+    if turns:
+      env.drift.velocity = (-speed_x, -speed_y)
+    for _ in range(13):
+      env.step(actions[-1])
+      actions.append(act())
+    places.append(np.array(actions))
+  same = (places[0] == places[1]).all(1)
+  # The first look is followed for some steps, whatever the item does; in time another comes.
+  assert same[0]
+  assert not same[round(10 * blind_s) :].any()
+  first_difference = int(np.argmin(same))
+  assert same[:first_difference].all()
+
+
+@pytest.mark.parametrize('name', tabletop.ROBOTS)
+def test_a_state_is_foretold_as_it_comes(name):
+  env = tabletop.TabletopEnv(name, ('reach_moving',), view_size=8)
+  env.reset(3)
+  actions = np.random.default_rng(0).uniform(-1.5, 1.5, (6, env.action_dim))
+  told = env.foretell(actions)['proprio']
+  for action in actions:
+    seen = env.step(action)
+  np.testing.assert_allclose(told, seen['proprio'], atol=1e-6)
+  np.testing.assert_array_equal(env.foretell(actions[:0])['proprio'], seen['proprio'])
+
+
+def test_nothing_touches_or_lifts_what_drifts():
+  env = tabletop.TabletopEnv('disc', ('reach_moving',), view_size=8, max_distractors=0)
+  env.reset(0)
+  act = tabletop.make_expert(env, 0)
+  for _ in range(30):
+    action = act()
+    action[2] = 1.0
+    env.step(action)
+    assert env.world.holding is None
+    np.testing.assert_allclose(env.world.position(0), env.drift.place, atol=1e-12)
+  assert env.success
 
 
 def test_reach_any_offers_two_equal_choices_and_the_expert_takes_either():

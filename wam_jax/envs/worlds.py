@@ -6,13 +6,15 @@ record in `data.embodiments` does, so an observation serves `Robot.observe` as b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 TABLETOP = 'tabletop_'  # Begins the names of the robots of the tabletop.
 METAWORLD = 'metaworld'
+# What begins the names of the robots of each world, by what `config.evaluation.env` calls it.
+WORLDS = {'tabletop': TABLETOP, 'metaworld': METAWORLD}
 
 
 @runtime_checkable
@@ -66,6 +68,14 @@ class Env(Protocol):
     """uint8 [size, size, 3] RGB of the whole scene, for people; draws at that resolution."""
 
 
+@runtime_checkable
+class Foretelling(Protocol):
+  """A world whose robot's commands say where it will be."""
+
+  def foretell(self, action_DU: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of an observation's state after actions [D, U], as commanded."""
+
+
 def make(name: str, tasks: Sequence[str], **options) -> Env:
   """The world of the robot whose record has this name.
 
@@ -90,3 +100,20 @@ def make(name: str, tasks: Sequence[str], **options) -> Env:
 
     return metaworld.MetaworldEnv(tasks, **options)
   raise ValueError(f'name={name!r} must be {METAWORLD!r} or begin with {TABLETOP!r}.')
+
+
+def make_expert(env: Env, seed: int, noise: float) -> Callable[[], np.ndarray]:
+  """The scripted expert of a world in the episode that was just started: gives the next action [U].
+
+  Args:
+    env: made by `make`.
+    seed: that of the noise, and of choices between equally good ways.
+    noise: standard deviation of what is added to each action.
+  """
+  from wam_jax.envs import metaworld
+
+  if isinstance(env, metaworld.MetaworldEnv):
+    return metaworld.make_expert(env, seed, noise)
+  from wam_jax.envs import tabletop
+
+  return tabletop.make_expert(env, seed, noise)

@@ -6,12 +6,14 @@ Works with any `envs.worlds.Env`; owns neither worlds nor agents, and draws noth
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from wam_jax.control import agent as agent_lib
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.envs import worlds
 from wam_jax.evaluation import intervals
@@ -27,8 +29,8 @@ class Episode:
     scene: [size, size, 3] uint8 of each control step, the first before any action.
     seen: composite frames as the model gets them, one per `stride` control steps, the first at
       reset.
-    imagined: composite frames the model predicted, aligned with `seen[1:]`; empty for agents that
-      imagine nothing.
+    imagined: composite frames the model predicted, aligned with `seen[1:]`, those before where it
+      predicted none; empty for agents that imagine nothing.
     asked, done: [U] per control step: the action the policy gave, and as the simulator took it,
       clipped.
   """
@@ -45,6 +47,11 @@ class Episode:
   done: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
+def without_pictures(episode: Episode) -> Episode:
+  """What the tables need of an episode; its pictures take a hundred megabytes."""
+  return dataclasses.replace(episode, scene=[], seen=[], imagined=[])
+
+
 @dataclasses.dataclass(frozen=True)
 class Recording:
   """Which episodes keep their pictures and actions.
@@ -55,43 +62,46 @@ class Recording:
   """
 
   episodes: int = 0
-  scene_size: int = 192
+  scene_size: int = 384
 
 
-class _Rollout:
+class Rollout:
   """An episode under way.
 
   Attributes:
+    env: its world, for who sees more of it than a policy does.
     episode: what has come of it so far.
-    frames: the composites that the model sees next, [I, J, 3] each.
-    proprio_X: the robot's state now.
+    frame: the newest composite, [I, J, 3].
+    frames: the composites that the model sees next.
+    proprio_X: the robot's state at the newest.
   """
 
   def __init__(self, env: worlds.Env, robot: robot_lib.Robot, seed: int, scene_size: int | None):
     """Resets `env`; the pictures of an episode without `scene_size` are not kept."""
-    self._env = env
+    self.env = env
     self._robot = robot
     self._scene_size = scene_size
     observation = env.reset(seed)
-    frame, self.proprio_X = robot.observe(observation, observation)
+    self.frame, self.proprio_X = robot.observe(observation, observation)
     # Before anything has moved, every frame is the current one.
-    self.frames = [frame] * robot.record.camera_frames_per_chunk
+    self.frames = [self.frame] * robot.record.camera_frames_per_chunk
     self.episode = Episode(seed=seed, task=env.task, instruction=env.instruction)
-    if self._is_recorded:
+    if self.is_recorded:
       self.episode.scene.append(env.render(scene_size))
-      self.episode.seen.append(frame)
+      self.episode.seen.append(self.frame)
 
   @property
   def is_over(self) -> bool:
-    return self.episode.success or self._steps >= self._env.max_steps
+    return self.episode.success or self._steps >= self.env.max_steps
 
   @property
-  def _is_recorded(self) -> bool:
+  def is_recorded(self) -> bool:
+    """Whether its pictures and actions are kept."""
     return self._scene_size is not None
 
   @property
   def _steps(self) -> int:
-    return round(self._env.time_s * self._env.control_hz)
+    return round(self.env.time_s * self.env.control_hz)
 
   def play(self, action_SU: np.ndarray, imagined_RIJ3: np.ndarray | None) -> None:
     """Executes one chunk to its end; nothing moves once the episode is over."""
@@ -99,32 +109,64 @@ class _Rollout:
       return
     self.frames = []
     for step, action_U in enumerate(action_SU, 1):
-      observation = self._env.step(action_U)
       # A chunk is a whole number of strides, so its last step is always seen.
-      if step % self._robot.record.stride == 0:
-        frame, self.proprio_X = self._robot.observe(observation, observation)
-        self.frames.append(frame)
-      self._note_success()
-      if self._is_recorded:
-        self._record_step(action_U)
-    if self._is_recorded:
-      self.episode.seen.extend(self.frames)
+      looks = step % self._robot.record.stride == 0
+      self.step(action_U, looks)
+      if looks:
+        self.frames.append(self.frame)
+    if self.is_recorded:
       self.episode.imagined.extend(() if imagined_RIJ3 is None else imagined_RIJ3)
+
+  def step(self, action_U: np.ndarray, looks: bool) -> None:
+    """Executes one action; without `looks`, frame and state stay those of before."""
+    observation = self.env.step(action_U)
+    if looks:
+      self.frame, self.proprio_X = self._robot.observe(observation, observation)
+    self._note_success()
+    if self.is_recorded:
+      self._record_step(action_U)
+
+  def keep_imagined(self, frames: Mapping[int, np.ndarray]) -> None:
+    """Keeps what was imagined of the episode, by the number of the camera frame."""
+    if not frames:
+      return
+    newest = self.episode.seen[0]
+    for number in range(1, len(self.episode.seen)):
+      newest = frames.get(number, newest)
+      self.episode.imagined.append(newest)
+
+  def foretell(self, action_DU: np.ndarray) -> np.ndarray:
+    """[X] the state after these actions, as commanded.
+
+    Raises:
+      ValueError: the world cannot say it.
+    """
+    if not isinstance(self.env, worlds.Foretelling):
+      raise ValueError(
+        f'The world of {self._robot.record.name!r} does not say where its robot will be.'
+      )
+    return record_lib.read(self._robot.record.state, self.env.foretell(action_DU))
 
   def _note_success(self) -> None:
     # The chunk may go on beyond the limit; a success there comes too late.
-    if not self.episode.success and self._steps <= self._env.max_steps:
-      self.episode.success = self._env.success
-      self.episode.seconds = self._env.time_s
+    if not self.episode.success and self._steps <= self.env.max_steps:
+      self.episode.success = self.env.success
+      self.episode.seconds = self.env.time_s
 
   def _record_step(self, action_U: np.ndarray) -> None:
-    self.episode.scene.append(self._env.render(self._scene_size))
+    self.episode.scene.append(self.env.render(self._scene_size))
+    if self._steps % self._robot.record.stride == 0:
+      self.episode.seen.append(self.frame)
     self.episode.asked.append(np.asarray(action_U))
     self.episode.done.append(np.clip(action_U, -1, 1))
 
 
+# Plays a batch of episodes that was just started to their ends.
+Play = Callable[[Sequence[Rollout]], None]
+
+
 def run_episodes(
-  agent: agent_lib.Agent,
+  play: Play,
   robot: robot_lib.Robot,
   make_env: Callable[[], worlds.Env],
   seeds: Sequence[int],
@@ -136,27 +178,35 @@ def run_episodes(
   """An episode for each seed, `batch` at a time.
 
   Args:
+    play: `in_turn(agent)`, `baselines.play_expert`, or `delay.play` with more arguments.
+    make_env: makes one of the worlds that stand side by side; each has an episode of every batch.
     on_progress: called after each batch with all episodes that are finished.
   """
   episodes: list[Episode] = []
+  # Once for all batches: what draws a world is dear to make.
+  envs = [make_env() for _ in range(batch)]
   for start in range(0, len(seeds), batch):
     chosen = list(seeds[start : start + batch])
     # The policy is compiled for one batch size: repeats fill up the last batch and are dropped.
     padded = chosen + [chosen[-1]] * (batch - len(chosen))
-    rollouts = []
-    for number, seed in enumerate(padded, start):
+    rollouts: list[Rollout] = []
+    for number, (env, seed) in enumerate(zip(envs, padded, strict=True), start):
       is_recorded = number < min(recording.episodes, len(seeds))
       scene_size = recording.scene_size if is_recorded else None
-      rollouts.append(_Rollout(make_env(), robot, seed, scene_size))
-    _run_batch(agent, rollouts)
+      rollouts.append(Rollout(env, robot, seed, scene_size))
+    play(rollouts)
     episodes += [rollout.episode for rollout in rollouts[: len(chosen)]]
     if on_progress:
       on_progress(episodes)
   return episodes
 
 
-def _run_batch(agent: agent_lib.Agent, rollouts: Sequence[_Rollout]) -> None:
-  """Plays all of `rollouts`, which were just started, to their ends."""
+def in_turn(agent: agent_lib.Agent) -> Play:
+  """The world stands still while the agent thinks, and the agent while a chunk is executed."""
+  return functools.partial(_play_in_turn, agent)
+
+
+def _play_in_turn(agent: agent_lib.Agent, rollouts: Sequence[Rollout]) -> None:
   agent.reset(
     [rollout.episode.instruction for rollout in rollouts],
     np.stack([rollout.frames[-1] for rollout in rollouts]),
@@ -203,13 +253,14 @@ def _summarize_task(robot: str, task: str, episodes: Sequence[Episode]) -> dict[
 def show_table(rows: Sequence[Mapping[str, Any]]) -> str:
   """The rows of `summarize`, under a head."""
   # Widths of the columns here are those of the rows below.
-  lines = [
-    f'{"robot":<8}{"task":<14}{"success":>10}{"rate":>8}   95 % interval   seconds to success'
-  ]
+  robots = max(8, 2 + max(len(row['robot']) for row in rows))
+  tasks = max(14, 2 + max(len(row['task']) for row in rows))
+  head = f'{"robot":<{robots}}{"task":<{tasks}}{"success":>10}{"rate":>8}'
+  lines = [f'{head}   95 % interval   seconds to success']
   for row in rows:
     seconds = '-' if row['mean_seconds'] is None else f'{row["mean_seconds"]:.1f}'
     counts = f'{row["successes"]:>5}/{row["episodes"]:<4}{row["rate"]:>8.0%}'
     interval = f'[{row["low"]:.0%}, {row["high"]:.0%}]'
-    what = f'{row["robot"]:<8}{row["task"]:<14}'
-    lines.append(f'{what}{counts}   {interval}'.ljust(62) + seconds)
+    what = f'{row["robot"]:<{robots}}{row["task"]:<{tasks}}'
+    lines.append(f'{what}{counts}   {interval}'.ljust(len(head) + 19) + seconds)
   return '\n'.join(lines)

@@ -12,6 +12,7 @@ import numpy as np
 from wam_jax import config as cfg
 from wam_jax import types
 from wam_jax.control import agent as agent_lib
+from wam_jax.data import normalize
 from wam_jax.data import robot as robot_lib
 
 
@@ -21,13 +22,13 @@ class Forecast:
 
   Attributes:
     action_BAU, hold_BAU: normalized [B, Q*A, U]: predicted, and what would hold the robot still.
-    frames_BRIJ3: [B, Q*r, I, J, 3] uint8 imagined.
+    frames_BRIJ3: [B, Q*r, I, J, 3] uint8 imagined; None where nothing is.
     batch: what really happened.
   """
 
   action_BAU: np.ndarray
   hold_BAU: np.ndarray
-  frames_BRIJ3: np.ndarray
+  frames_BRIJ3: np.ndarray | None
   batch: types.Batch
 
 
@@ -71,23 +72,25 @@ class Forecaster:
       )
       action_BAU, imagined_BRIJ3 = self._policy.step(observation)
       actions.append(action_BAU)
-      imagined.append(imagined_BRIJ3)
+      if imagined_BRIJ3 is not None:
+        imagined.append(imagined_BRIJ3)
     held_BQU = self._hold(batch, robots)
     return Forecast(
       action_BAU=np.concatenate(actions, axis=1),
-      hold_BAU=np.repeat(held_BQU, self._model.actions_per_chunk, axis=1),
-      frames_BRIJ3=np.concatenate(imagined, axis=1),
+      hold_BAU=np.repeat(held_BQU, self._model.action_horizon, axis=1),
+      frames_BRIJ3=np.concatenate(imagined, axis=1) if imagined else None,
       batch=batch,
     )
 
   def _find_past(self, frames_BRIJ3: np.ndarray, chunk: int) -> np.ndarray:
-    """[B, r, I, J, 3], what was really seen of the chunk before; at first the conditioning frame
-    alone, again and again.
+    """What was really seen of the chunk before, as many frames as a call takes; at first the
+    conditioning frame alone, again and again.
     """
-    r = self._model.camera_frames_per_chunk
+    count = self._policy.frames_per_call
     if chunk == 0:
-      return np.repeat(frames_BRIJ3[:, :1], r, axis=1)
-    return frames_BRIJ3[:, 1 + (chunk - 1) * r : 1 + chunk * r]
+      return np.repeat(frames_BRIJ3[:, :1], count, axis=1)
+    stop = 1 + chunk * self._model.camera_frames_per_chunk
+    return frames_BRIJ3[:, stop - count : stop]
 
   def _hold(self, batch: types.Batch, robots: Sequence[robot_lib.Robot]) -> np.ndarray:
     """[B, Q, U] normalized actions that change nothing."""
@@ -96,11 +99,9 @@ class Forecaster:
     for i, robot in enumerate(robots):
       record = robot.record
       statistics = robot.statistics
-      # An action that is a position rests at the position where it is; others rest at zero.
-      columns_U = np.asarray(record.rest_columns, int)
       state_QX = statistics.state.unnormalize(batch.proprio_BQX[i, :, : record.proprio_dim])
-      still_QU = np.where(columns_U >= 0, state_QX[:, columns_U], 0)
-      held_BQU[i, :, : len(columns_U)] = statistics.action.normalize(still_QU)
+      still_QU = normalize.still(record, state_QX)
+      held_BQU[i, :, : record.action_dim] = statistics.action.normalize(still_QU)
     return held_BQU
 
 
@@ -109,12 +110,17 @@ def summarize(forecasts: Sequence[Forecast]) -> dict[str, float]:
   against baselines.
 
   `action_error` against `action_error_hold`; `video_psnr_db` of imagined frames against
-  `video_psnr_db_still`, which repeats the last frame that the model saw before the chunk.
+  `video_psnr_db_still`, which repeats the last frame that the model saw before the chunk; no video
+  errors where nothing is imagined.
   """
-  return {
+  summary = {
     'windows': sum(len(f.action_BAU) for f in forecasts),
     'action_error': _compute_error(forecasts, lambda f: f.action_BAU),
     'action_error_hold': _compute_error(forecasts, lambda f: f.hold_BAU),
+  }
+  if any(f.frames_BRIJ3 is None for f in forecasts):
+    return summary
+  return summary | {
     'video_psnr_db': _compute_psnr(forecasts, lambda f: f.frames_BRIJ3),
     'video_psnr_db_still': _compute_psnr(forecasts, _repeat_last_frames),
   }
@@ -138,7 +144,7 @@ def _compute_psnr(forecasts: Sequence[Forecast], pick: Pick) -> float:
   """Peak signal-to-noise ratio, dB, of the frames that `pick` takes, over all whole chunks."""
   squares = frames = 0.0
   for f in forecasts:
-    mask_BR = np.repeat(f.batch.chunk_mask_BQ, _count_frames_per_chunk(f), axis=1)
+    mask_BR = np.repeat(f.batch.chunk_mask_BQ, count_frames_per_chunk(f), axis=1)
     difference = pick(f).astype(np.float32) - f.batch.frames_BRIJ3[:, 1:]
     square_BR = np.square(difference).mean((2, 3, 4))
     squares += float((square_BR * mask_BR).sum())
@@ -151,9 +157,10 @@ def _compute_psnr(forecasts: Sequence[Forecast], pick: Pick) -> float:
 
 def _repeat_last_frames(f: Forecast) -> np.ndarray:
   """Frames that repeat the one before each chunk."""
-  r = _count_frames_per_chunk(f)
+  r = count_frames_per_chunk(f)
   return np.repeat(f.batch.frames_BRIJ3[:, :-1:r], r, axis=1)
 
 
-def _count_frames_per_chunk(f: Forecast) -> int:
+def count_frames_per_chunk(f: Forecast) -> int:
+  """Camera frames that are imagined for each chunk."""
   return f.frames_BRIJ3.shape[1] // f.batch.chunk_mask_BQ.shape[1]

@@ -237,14 +237,14 @@ def _find_own(
   robot = sampler.robot.record.name
   # A robot of several datasets has statistics over all of them, which no single one has.
   if [each['robot'] for each in trained.values()].count(robot) == 1 and name in trained:
-    base = data.config.data.mixture[name].split.split('[')[0]
     try:
-      finding = statistics.Finding(data.opened.get(name, base))
+      episodes = data.get_episodes(name, pipeline.TRAINING)
+      finding = statistics.Finding(episodes, sampler.robot.action_overlap)
       if finding.load():
         return finding.statistics, comparison.TOLERANCE
     except ValueError:
       pass  # No such split, or a file of something else: the episodes themselves are looked at.
-  glance = statistics.Glance(sampler.episodes)
+  glance = statistics.Glance(sampler.episodes, sampler.robot.action_overlap)
   scan.complete([glance])
   return glance.statistics, comparison.TOLERANCE_OF_A_PART
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
@@ -19,19 +18,39 @@ from wam_jax import config as cfg
 from wam_jax import progress
 from wam_jax import sharding
 from wam_jax import storage
+from wam_jax import strict_json
 from wam_jax import train_step
+from wam_jax import types
 from wam_jax import workdir as workdir_lib
 from wam_jax.control import agent as agent_lib
+from wam_jax.control import startup
 from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.envs import worlds
+from wam_jax.evaluation import approximation
 from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
+from wam_jax.evaluation import delay as delay_lib
+from wam_jax.evaluation import film
 from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
 from wam_jax.evaluation import recorded as recorded_lib
 
+# Options that are keys of `config.SampleConfig`.
+_SAMPLING = (
+  'mode',
+  'solver',
+  'steps',
+  'action_steps',
+  'approximate_kept_video',
+  'evaluate_steps',
+  'guidance_scale',
+  'history',
+  'precision',
+  'mesh',
+)
 _BASELINES = {'hold': baselines.HoldAgent, 'random': baselines.RandomAgent}
+_EXPERT = 'expert'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +64,12 @@ class Options:
     env, episodes, batch, tasks: as in `config.EvalConfig`.
     world: the split of the tabletop: 'train' (other seeds than training), 'unseen_task' or
       'unseen_look'.
-    policy: 'model', 'untrained', 'hold' or 'random'.
-    mode, solver, steps, evaluate_steps, guidance_scale: as in `config.SampleConfig`; other `steps`
-      than the config's are all evaluated, unless `evaluate_steps` says otherwise.
+    policy: 'model', 'untrained', 'hold', 'random' or 'expert'.
+    mode, solver, steps, action_steps, approximate_kept_video, evaluate_steps, guidance_scale,
+      history, precision, mesh: as in `config.SampleConfig`; other `steps` than the config's are all
+      evaluated, unless `evaluate_steps` says otherwise.
+    timing: what the robot does while a chunk is computed; without one the world stands still
+      meanwhile.
     recorded: which recorded episodes, where these are evaluated on.
     seed: the first of the seeds of scenes and noise; training never uses these.
     videos: the number of episodes or windows that are shown in pictures.
@@ -65,8 +87,14 @@ class Options:
   mode: str | None = None
   solver: str | None = None
   steps: int | None = None
+  action_steps: int | None = None
+  approximate_kept_video: bool | None = None
   evaluate_steps: tuple[int, ...] | None = None
   guidance_scale: float | None = None
+  history: str | None = None
+  precision: str | None = None
+  mesh: tuple[str, ...] | None = None
+  timing: delay_lib.Choice = delay_lib.NONE
   recorded: recorded_lib.Choice = recorded_lib.CONFIGURED
   seed: int = 0
   videos: int = 4
@@ -82,6 +110,7 @@ class _Subject:
     robots: those that it knows, by name.
     step: the checkpoint's.
     datasets: which episodes it was trained on; None where that is not known.
+    programs: counts those that were made for it.
   """
 
   config: cfg.TrainConfig
@@ -89,10 +118,13 @@ class _Subject:
   robots: dict[str, robot_lib.Robot]
   step: int
   datasets: dict[str, Any] | None
+  programs: startup.Watch
 
 
 def evaluate(options: Options) -> dict[str, Any]:
   """The report, which is also printed and written to the output directory with pictures."""
+  if options.output:
+    storage.check_directory(workdir_lib.make_path(options.output), '--output')
   subject = _restore(options)
   if options.output:
     output = workdir_lib.make_path(options.output)
@@ -106,6 +138,7 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 
 def _restore(options: Options) -> _Subject:
+  programs = startup.Watch()
   trained = checkpoint.load_for_inference(options.workdir, options.checkpoint_step)
   config = _override(trained.config, options)
   params = trained.params
@@ -115,12 +148,15 @@ def _restore(options: Options) -> _Subject:
     one_device = sharding.make_mesh(dict.fromkeys(config.mesh, 1), jax.devices()[:1])
     state, _ = train_step.init_state(config, one_device, frozen)
     params = state.params
+  is_approximate = approximation.is_approximate(config)
+  make_policy = approximation.ComparedPolicy if is_approximate else agent_lib.TimedPolicy
   return _Subject(
     config=config,
-    policy=agent_lib.TimedPolicy(config, params, frozen),
+    policy=make_policy(config, params, frozen),
     robots=robot_lib.from_metadata(trained.metadata),
     step=trained.step,
     datasets=trained.datasets,
+    programs=programs,
   )
 
 
@@ -129,31 +165,66 @@ def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
   # The options have the names of the config's own keys.
   given = {key: value for key, value in vars(options).items() if value is not None}
   if options.recorded.dataset:
-    if options.env == 'tabletop':
-      raise ValueError('--dataset names recorded episodes, and --env=tabletop a simulator.')
-    given['env'] = 'dataset'
-  # Those of the config are steps of so many as the config has.
-  if given.get('steps', config.sample.steps) != config.sample.steps:
-    if config.sample.evaluate_steps and 'evaluate_steps' not in given:
-      print(
-        f'the network runs at all {given["steps"]} steps: evaluate_steps of the config are for '
-        f'{config.sample.steps}; name others with --evaluate_steps'
-      )
-    given.setdefault('evaluate_steps', ())
-
-  def replace(section, *keys):
-    return dataclasses.replace(section, **{key: given[key] for key in keys if key in given})
-
-  return dataclasses.replace(
-    config,
-    evaluation=replace(config.evaluation, 'env', 'episodes', 'batch', 'tasks'),
-    sample=replace(config.sample, 'mode', 'solver', 'steps', 'evaluate_steps', 'guidance_scale'),
+    given.setdefault('env', 'dataset')
+  was = config.sample
+  calls_any_time = options.timing.is_given and options.timing.when != 'lookahead'
+  if calls_any_time:
+    given.setdefault('history', 'window')
+  sample = cfg.override_sampling(was, {key: given.get(key) for key in _SAMPLING})
+  if calls_any_time and sample.history != 'window':
+    raise ValueError(
+      f'--history={sample.history} counts on a call at the end of each chunk; with --delay chunks '
+      "are asked for at any control step: leave it out, for 'window', or take --when=lookahead."
+    )
+  if sample.steps != was.steps and was.evaluate_steps and 'evaluate_steps' not in given:
+    print(
+      f'the network runs at all {sample.steps} steps: evaluate_steps of the config are for '
+      f'{was.steps}; name others with --evaluate_steps'
+    )
+  keys = ('env', 'episodes', 'batch', 'tasks')
+  evaluation = dataclasses.replace(
+    config.evaluation, **{key: given[key] for key in keys if key in given}
   )
+  _refuse_idle(options, evaluation.env)
+  return dataclasses.replace(config, evaluation=evaluation, sample=sample)
+
+
+def _refuse_idle(options: Options, env: str) -> None:
+  """Raises ValueError where something is chosen that this evaluation would not heed."""
+  is_simulated = env in worlds.WORLDS
+  timing = 'delay, when, execute'
+  idle = {
+    'dataset': options.recorded.dataset and is_simulated,
+    'embodiment': options.recorded.embodiment and is_simulated,
+    'split': options.recorded.split and is_simulated,
+    'tasks': options.tasks and not is_simulated,
+    'world': options.world != 'train' and env != 'tabletop',
+    timing: options.timing.is_given and not is_simulated,
+  }
+  flags = [f'--{name.replace(", ", ", --")}' for name, is_idle in idle.items() if is_idle]
+  if flags:
+    raise ValueError(
+      f'{", ".join(flags)} would change nothing with --env={env}: leave them out, or name another '
+      f'--env; it is one of {[*worlds.WORLDS, "dataset"]}, by default that of the config.'
+    )
+  if options.policy == _EXPERT and options.timing.is_given:
+    raise ValueError('--policy=expert never waits: leave out --delay, --when and --execute.')
 
 
 def _make_name(options: Options, subject: _Subject) -> str:
   sample = subject.config.sample
-  name = f'{options.policy}_{sample.mode}{sample.steps}_{options.world}_step{subject.step}'
+  steps = str(sample.steps_of_actions_alone if sample.mode == 'act_only' else sample.steps)
+  if sample.mode == 'flash' and sample.action_steps:
+    steps += f'_{sample.action_steps}'
+  if sample.history != 'reset':
+    steps += f'_{sample.history}'
+  if sample.precision != 'model':
+    steps += f'_{sample.precision}'
+  if sample.mesh:
+    steps += '_' + '_'.join(entry.replace('=', '') for entry in sample.mesh)
+  if options.timing.is_given:
+    steps += f'_{options.timing.when or "wait"}{options.timing.delay or 0}'
+  name = f'{options.policy}_{sample.mode}{steps}_{options.world}_step{subject.step}'
   # What is chosen has a place of its own: the ends of paths, as letters and digits.
   chosen = ['/'.join(text.split('/')[-2:]) for text in vars(options.recorded).values() if text]
   return '_'.join([name, *(re.sub(r'[^A-Za-z0-9]+', '_', text).strip('_') for text in chosen)])
@@ -162,7 +233,7 @@ def _make_name(options: Options, subject: _Subject) -> str:
 def _report(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
   """Runs the evaluation; writes its report and pictures to `output`."""
   e = subject.config.evaluation
-  run = _evaluate_tabletop if e.env == 'tabletop' else _evaluate_dataset
+  run = _evaluate_world if e.env in worlds.WORLDS else _evaluate_dataset
   results = run(options, subject, output)
   report = {
     'workdir': options.workdir,
@@ -176,51 +247,110 @@ def _report(options: Options, subject: _Subject, output: pathlib.Path) -> dict[s
   # Baselines never take the control step.
   if subject.policy.traces:
     latency = agent_lib.latency_summary(subject.policy.latencies_s)
-    report |= {'latency': latency, 'traces': subject.policy.traces}
+    report |= {
+      'latency': latency,
+      'traces': subject.policy.traces,
+      'weight_bytes': subject.policy.weight_bytes,
+    }
     print(
       f'control step, {report["batch"]} at once: p50 {latency["p50_ms"]} ms, '
       f'p95 {latency["p95_ms"]} ms over {latency["calls"]} calls; '
-      f'traced {report["traces"]} time(s)'
+      f'traced {report["traces"]} time(s); {subject.programs.made_late} programs made late; '
+      f'{report["weight_bytes"] / 1e6:.2f} MB of weights'
     )
-  (output / 'evaluation.json').write_text(json.dumps(report, indent=2) + '\n')
+    if isinstance(subject.policy, approximation.ComparedPolicy):
+      report['approximation'] = subject.policy.summarize()
+      print(approximation.show(report['approximation']))
+  storage.write_whole(output / 'evaluation.json', strict_json.dumps(report, indent=2) + '\n')
   return report
 
 
-def _evaluate_tabletop(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
-  """Closed-loop success of every acting tabletop robot of the checkpoint; prints the table, writes
-  pictures.
+def _evaluate_world(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
+  """Closed-loop success of every robot of the checkpoint that acts in this world; prints the table,
+  writes pictures.
   """
   known = subject.robots
-  names = [name for name in known if name.startswith(worlds.TABLETOP) and _can_act(known[name])]
-  if not names:
-    raise ValueError(
-      f'The checkpoint knows {sorted(known)}, none of which acts on the tabletop; '
-      'use --env=dataset.'
-    )
+  names = _find_robots(subject)
+  # Whatever cannot be played is said before anything is compiled.
+  plays = {name: _choose_play(options, subject, name) for name in names}
+  env = _make_env(options, subject, names[0])
+  env.reset(options.seed)
+  _check_outlook(options, subject, env)
+  _warm(options, subject, known[names[0]])
   rows: list[dict[str, Any]] = []
   everything: list[closed_loop.Episode] = []
   for name in names:
-    episodes = _run_episodes(options, subject, name)
-    robot = name.removeprefix(worlds.TABLETOP)
+    episodes = _run_episodes(options, subject, name, plays[name])
+    robot = name.removeprefix(worlds.TABLETOP)  # As its tables and pictures call it.
     rows += closed_loop.summarize(robot, episodes)
-    everything += episodes
     _draw_episodes(output, robot, known[name].record, episodes[: options.videos])
+    everything += [closed_loop.without_pictures(episode) for episode in episodes]
   if len(names) > 1:
     rows += closed_loop.summarize('all', everything)
   print(f'\n{closed_loop.show_table(rows)}\n')
   return {'world': options.world, 'success': rows}
 
 
-def _can_act(robot: robot_lib.Robot) -> bool:
-  """Whether the robot has actions, and training saw some."""
-  return bool(robot.record.action and robot.statistics)
+def _find_robots(subject: _Subject) -> list[str]:
+  """Names of the robots that act in the chosen world.
+
+  Raises:
+    ValueError: there is none.
+  """
+  env = subject.config.evaluation.env
+  acting = [name for name, robot in subject.robots.items() if robot.can_act]
+  found = {
+    world: [name for name in acting if name.startswith(beginning)]
+    for world, beginning in worlds.WORLDS.items()
+  }
+  if not found[env]:
+    others = [world for world, names in found.items() if names] or ['dataset']
+    raise ValueError(
+      f'The checkpoint knows {sorted(subject.robots)}, none of which acts in {env!r}; '
+      f'use --env={others[0]}.'
+    )
+  return found[env]
 
 
-def _run_episodes(options: Options, subject: _Subject, name: str) -> list[closed_loop.Episode]:
+def _make_env(options: Options, subject: _Subject, name: str) -> worlds.Env:
   e = subject.config.evaluation
-  make_env = functools.partial(
-    worlds.make, name, e.tasks, split=options.world, max_distractors=e.max_distractors
+  if e.env == 'tabletop':
+    choices = {
+      'split': options.world,
+      'max_distractors': e.max_distractors,
+      'light': e.light,
+    }
+  else:
+    choices = {}
+  return worlds.make(name, e.tasks, **choices)
+
+
+def _warm(options: Options, subject: _Subject, robot: robot_lib.Robot) -> None:
+  """Compiles the policy, if it acts, ahead of the first episode, and says when it is ready. Robots
+  of one checkpoint share their shapes.
+  """
+  if options.policy in (*_BASELINES, _EXPERT):
+    return
+  model = subject.config.model
+  e = subject.config.evaluation
+  batch = min(e.batch, e.episodes)
+  ids_P = subject.policy.tokenize(robot.instruct(''))
+  task = agent_lib.make_task(model, [robot] * batch, np.stack([ids_P] * batch))
+  frames = (batch, subject.policy.frames_per_call, *robot.record.composite, 3)
+  observation = types.Observation(
+    frames_BRIJ3=np.zeros(frames, np.uint8),
+    proprio_BX=np.zeros((batch, model.proprio_dim), np.float32),
   )
+  subject.policy.warm(task, observation)
+  if options.timing.when == 'lookahead':
+    subject.policy.warm_ahead(observation)
+  print(subject.programs.note_ready())
+
+
+def _run_episodes(
+  options: Options, subject: _Subject, name: str, play: closed_loop.Play
+) -> list[closed_loop.Episode]:
+  e = subject.config.evaluation
   with progress.Progress(name, e.episodes, 'episodes') as shown:
 
     def report(episodes: Sequence[closed_loop.Episode]) -> None:
@@ -228,13 +358,40 @@ def _run_episodes(options: Options, subject: _Subject, name: str) -> list[closed
       shown.update(len(episodes), notes=f'{succeeded} succeeded')
 
     return closed_loop.run_episodes(
-      _make_agent(options, subject, name),
+      play,
       subject.robots[name],
-      make_env,
+      functools.partial(_make_env, options, subject, name),
       seeds=range(options.seed, options.seed + e.episodes),
       batch=min(e.batch, e.episodes),
       recording=closed_loop.Recording(options.videos),
       on_progress=report,
+    )
+
+
+def _choose_play(options: Options, subject: _Subject, name: str) -> closed_loop.Play:
+  if options.policy == _EXPERT:
+    return baselines.play_expert
+  agent = _make_agent(options, subject, name)
+  if not options.timing.is_given and subject.config.sample.history != 'window':
+    return closed_loop.in_turn(agent)
+  record = subject.robots[name].record
+  timing = options.timing.complete(record, agent.overlap)
+  return functools.partial(delay_lib.play, agent, record=record, timing=timing)
+
+
+def _check_outlook(options: Options, subject: _Subject, env: worlds.Env) -> None:
+  """Raises ValueError where nothing tells what a chunk that is asked for early would begin with."""
+  if options.timing.when != 'lookahead':
+    return
+  if not isinstance(env, worlds.Foretelling):
+    raise ValueError(
+      f'--when=lookahead needs a world that says where its robot will be, and '
+      f'{subject.config.evaluation.env!r} does not; take --when=naive or wait.'
+    )
+  if subject.config.sample.mode == 'act_only' and options.policy not in _BASELINES:
+    raise ValueError(
+      '--when=lookahead stands what is imagined in for what is not seen yet, and '
+      '--mode=act_only imagines nothing; take --when=naive, or another mode.'
     )
 
 
@@ -247,9 +404,10 @@ def _make_agent(options: Options, subject: _Subject, name: str) -> agent_lib.Age
 
 def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
   """Open-loop action and video errors on recorded windows; prints them, writes pictures."""
-  if options.policy in _BASELINES:
+  if options.policy in (*_BASELINES, _EXPERT):
     raise ValueError(
-      f'--policy={options.policy} needs --env=tabletop; recorded episodes show the hold baseline.'
+      f'--policy={options.policy} needs a simulator, as --env=tabletop; recorded episodes show the '
+      'hold baseline.'
     )
   config = subject.config
   e = config.evaluation
@@ -264,6 +422,7 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
   for note in recorded.notes:
     print(note)
   robots = list(subject.robots.values())
+  _warm(options, subject, robots[0])
   forecaster = open_loop.Forecaster(subject.policy, config.model, robots, options.seed)
   batches = recorded.data.eval_batches(recorded.split, -(-e.episodes // batch))
   forecasts = [forecaster(b) for b in batches]
@@ -274,10 +433,13 @@ def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path)
   print(
     f'open loop on {evaluated}\n'
     f'  action error (normalized, mean absolute)  model {summary["action_error"]:.4f}   '
-    f'hold {summary["action_error_hold"]:.4f}\n'
-    f'  imagined video (PSNR)                     model {summary["video_psnr_db"]:.2f} dB   '
-    f'last frame {summary["video_psnr_db_still"]:.2f} dB'
+    f'hold {summary["action_error_hold"]:.4f}'
   )
+  if 'video_psnr_db' in summary:
+    print(
+      f'  imagined video (PSNR)                     model {summary["video_psnr_db"]:.2f} dB   '
+      f'last frame {summary["video_psnr_db_still"]:.2f} dB'
+    )
   _draw_forecasts(output, robots, forecasts, options.videos)
   notes = [*recorded.notes, *recorded.overlap]
   return {'open_loop': summary, 'datasets': datasets, 'notes': notes}
@@ -295,7 +457,7 @@ def _draw_episodes(
   for number, episode in enumerate(episodes):
     stem = f'{robot}_{number}'
     title = f'{episode.instruction} ({"success" if episode.success else "failure"})'
-    pictures.save_video(output / f'{stem}.mp4', episode, record, title)
+    film.save_mp4(output / f'{stem}.mp4', episode, record)
     if episode.imagined:
       pictures.save_film_strip(output / f'{stem}.png', episode.seen[1:], episode.imagined, title)
     actions = pictures.ActionPair(np.stack(episode.asked), np.stack(episode.done), names)
@@ -308,25 +470,29 @@ def _draw_forecasts(
   forecasts: Sequence[open_loop.Forecast],
   most: int,
 ) -> None:
-  """The first windows that lie inside their episode from end to end."""
+  """The first windows that lie inside their episode from end to end; where these are too few, also
+  the chunks that others have before their episode ends.
+  """
   records = {robot.id: robot.record for robot in robots}
-  whole = [
-    (forecast, i)
+  windows = [
+    (forecast, i, int(chunk_mask_Q.sum()))
     for forecast in forecasts
     for i, chunk_mask_Q in enumerate(forecast.batch.chunk_mask_BQ)
-    if chunk_mask_Q.all()
   ]
-  for number, (forecast, i) in enumerate(whole[:most]):
+  longest_first = sorted(windows, key=lambda window: window[2], reverse=True)
+  for number, (forecast, i, chunks) in enumerate(longest_first[:most]):
     batch = forecast.batch
     record = records[int(batch.embodiment_B[i])]
     title = f'{record.name}, sample {batch.sample_B2[i].tolist()}'
-    pictures.save_film_strip(
-      output / f'window_{number}.png',
-      batch.frames_BRIJ3[i, 1:],
-      forecast.frames_BRIJ3[i],
-      title,
-      rows=192,
-    )
+    if forecast.frames_BRIJ3 is not None:
+      frames = chunks * open_loop.count_frames_per_chunk(forecast)
+      pictures.save_film_strip(
+        output / f'window_{number}.png',
+        batch.frames_BRIJ3[i, 1 : 1 + frames],
+        forecast.frames_BRIJ3[i, :frames],
+        title,
+        rows=192,
+      )
     if record.action:
       # Steps that a chunk of this robot does not have; its first dimension is always real.
       is_real_A = batch.action_mask_BAU[i, :, 0]

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from wam_jax.envs.tabletop import drift as drift_lib
+from wam_jax.envs.tabletop import panel as panel_lib
 from wam_jax.envs.tabletop import render as render_lib
 from wam_jax.envs.tabletop import robots as robots_lib
+from wam_jax.envs.tabletop import scene as scene_lib
 from wam_jax.envs.tabletop import tasks as tasks_lib
 from wam_jax.envs.tabletop import world as world_lib
 
@@ -17,10 +20,14 @@ TIME_LIMIT_S = {
   'reach': 4.0,
   'reach_shape': 4.0,
   'reach_any': 2.4,
+  'reach_moving': 4.0,
   'push': 9.0,
   'place': 8.0,
   'gather': 9.0,
   'sort': 14.0,
+  # Pressed within 1.2 s, and so for 0.4 s: two chunks, of which the first decides.
+  'press': 1.6,
+  'press_any': 1.6,
 }
 
 
@@ -32,8 +39,10 @@ class TabletopEnv:
     task, instruction: those of this episode.
     scenario: what the seed decided: start, goal and words.
     robot, world, joints: the true state, for experts and tests.
+    drift: how the target moves by itself; None where it stays.
+    lamp: what became of the switches; None where there are none.
     control_hz: control steps per second.
-    success: whether the goal held for 0.4 s at some time of this episode.
+    success: whether the goal held for `tasks.dwell_s` at some time of this episode.
   """
 
   def __init__(
@@ -43,6 +52,7 @@ class TabletopEnv:
     split: str = 'train',
     view_size: int = 32,
     max_distractors: int = 2,
+    light: float = panel_lib.LIGHT,
   ):
     """Checks the choices; call `reset` before anything else.
 
@@ -53,6 +63,7 @@ class TabletopEnv:
       view_size: pixels of the square views in observations.
       max_distractors: one up to this many objects beside the task's own (none if 0; `push` has one
         at most).
+      light: by which share a switch turns everything in view brighter or darker, 0 ... 1.
     Raises:
       ValueError: an unknown name or a number out of range; all of them.
     """
@@ -72,6 +83,8 @@ class TabletopEnv:
       problems.append(f'view_size={view_size} must be 8 ... 2048 pixels')
     if not 0 <= max_distractors <= 3:
       problems.append(f'max_distractors={max_distractors} must be 0 ... 3')
+    if not 0 <= light <= 1:
+      problems.append(f'light={light} must be 0 ... 1')
     if problems:
       raise ValueError('; '.join(problems) + '.')
     self.embodiment = embodiment
@@ -81,6 +94,7 @@ class TabletopEnv:
     self.control_hz = self.robot.control_hz
     self._view_size = view_size
     self._max_distractors = max_distractors
+    self._light = light
     self._looks = render_lib.looks(split)
     self.scenario: tasks_lib.Scenario | None = None
 
@@ -99,7 +113,15 @@ class TabletopEnv:
     self.joints = self.robot.limit(self.robot.inverse(*self.scenario.tip))
     tip = self.robot.forward(self.joints)
     self.world = world_lib.World(self.scenario.items, tip, self.robot.tip_radius)
+    self.drift: drift_lib.Drift | None = None
+    if self.scenario.drift_seed is not None:
+      self.drift = drift_lib.Drift(self.world.position(0), self.scenario.drift_seed)
+      self.world.carry(0, self.drift.place)
+    self.lamp: panel_lib.Lamp | None = None
+    if self.scenario.panel is not None:
+      self.lamp = panel_lib.Lamp(self.scenario.panel, self._light)
     self._renderer = render_lib.Renderer(self.scenario, self.robot, look)
+    self._scene = scene_lib.Scene(self.scenario, self.robot, look)
     self._steps = 0
     self._satisfied_steps = 0
     self.success = False
@@ -126,13 +148,19 @@ class TabletopEnv:
       raise ValueError(f'action={values} has entries that are not finite.')
     *deltas, grip = (min(max(value, -1.0), 1.0) for value in values)
     self.joints = self.robot.move(self.joints, tuple(deltas))
+    was_closed, place = self.world.closed, self.world.tip
     self.world.step(self.robot.forward(self.joints), grip > 0, 1 / self.control_hz)
+    if self.lamp is not None and self.world.closed and not was_closed:
+      self.lamp.press(place)
+    if self.drift is not None:
+      self.world.carry(0, self.drift.advance(1 / self.control_hz))
     self._steps += 1
 
     # Passing by is not success: the goal must hold for a while.
-    is_satisfied = tasks_lib.satisfied(self.scenario, self.world)
+    is_satisfied = tasks_lib.satisfied(self.scenario, self.world, self.lamp)
     self._satisfied_steps = self._satisfied_steps + 1 if is_satisfied else 0
-    self.success |= self._satisfied_steps >= math.ceil(tasks_lib.DWELL_S * self.control_hz)
+    needed_steps = math.ceil(tasks_lib.dwell_s(self.task) * self.control_hz)
+    self.success |= self._satisfied_steps >= needed_steps
     return self._observe()
 
   @property
@@ -166,19 +194,38 @@ class TabletopEnv:
     """float32 [X]: joints (metres, radians), for the arm also the tip, then grip in [0, 1] and
     holding, 0 or 1.
     """
-    tip = self.world.tip if self.robot.proprio_tip else ()
-    is_holding = self.world.holding is not None
-    return np.array((*self.joints, *tip, self.world.grip, is_holding), np.float32)
+    return self._describe(self.joints, self.world.tip, self.world.grip)
 
-  def render(self, size: int, view: str = 'top') -> np.ndarray:
+  def foretell(self, action_DU: np.ndarray) -> dict[str, np.ndarray]:
+    """The state after these actions, by the keys of an observation: as commanded, whatever is in
+    the way; what is held stays so.
+    """
+    joints, grip = self.joints, self.world.grip
+    travel = world_lib.GRIP_SPEED / self.control_hz
+    for *deltas, close in np.clip(np.asarray(action_DU, np.float64), -1, 1).tolist():
+      joints = self.robot.move(joints, tuple(deltas))
+      grip = min(1.0, grip + travel) if close > 0 else max(0.0, grip - travel)
+    return {'proprio': self._describe(joints, self.robot.forward(joints), grip)}
+
+  def _describe(self, joints: robots_lib.Vector, tip: tuple[float, float], grip: float):
+    shown = tip if self.robot.proprio_tip else ()
+    return np.array((*joints, *shown, grip, self.world.holding is not None), np.float32)
+
+  def render(self, size: int, view: str = 'scene') -> np.ndarray:
     """uint8 [size, size, 3] RGB, drawn at that resolution.
 
+    Args:
+      view: 'scene' for people, with depth and light; 'top' or 'wrist' as the model sees them.
     Raises:
       ValueError: unknown view.
     """
-    if view not in render_lib.VIEWS:
-      raise ValueError(f'view={view!r} must be one of {render_lib.VIEWS}.')
-    return self._renderer.image(view, size, self.world, self.joints)
+    if view != 'scene' and view not in render_lib.VIEWS:
+      raise ValueError(f"view={view!r} must be 'scene' or one of {render_lib.VIEWS}.")
+    if view == 'scene':
+      image = self._scene.image(size, self.world, self.joints, self.lamp)
+    else:
+      image = self._renderer.image(view, size, self.world, self.joints)
+    return image if self.lamp is None else self.lamp.shine(image)
 
   def _observe(self) -> dict[str, np.ndarray]:
     views = {view: self.render(self._view_size, view) for view in render_lib.VIEWS}

@@ -13,11 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from wam_jax.envs.tabletop import drift as drift_lib
 from wam_jax.envs.tabletop import env as env_lib
 from wam_jax.envs.tabletop import tasks as tasks_lib
 
 TOP_SPEED = 0.5  # Of the tip, m/s.
 PUSH_SPEED = 0.25  # While an item is in front of it.
+_LEAD_S = 0.2  # Ahead of what moves by itself.
 _ARRIVED = 0.02  # Metres from a place that count as there.
 _BEHIND = 0.10  # From the edge of the tip to the centre of an item that is to be pushed.
 
@@ -33,8 +35,21 @@ class _Move:
   speed: float = TOP_SPEED
 
 
+@dataclasses.dataclass(frozen=True)
+class Sight:
+  """How what moves by itself is seen.
+
+  Attributes:
+    blind_s: the longest time between two looks.
+    error: standard deviation of the place that is seen, metres.
+  """
+
+  blind_s: float = 0.6
+  error: float = 0.02
+
+
 def make_expert(
-  env: env_lib.TabletopEnv, seed: int, noise: float = 0.05
+  env: env_lib.TabletopEnv, seed: int, noise: float = 0.05, sight: Sight = Sight()
 ) -> Callable[[], np.ndarray]:
   """A function that returns the expert's next action, float32 [U], for the episode that `env` was
   just reset to.
@@ -43,6 +58,7 @@ def make_expert(
     env: stepped by the caller with the returned actions, or with others.
     seed: of the noise and of choices between equally good targets.
     noise: standard deviation of Gaussian noise on the actions (which span [-1, 1]).
+    sight: of an item that drifts.
   Raises:
     RuntimeError: `env` was not reset.
   """
@@ -50,9 +66,10 @@ def make_expert(
     raise RuntimeError('Call env.reset(seed) before make_expert(env, seed).')
   rng = np.random.default_rng((seed, 1))
   choice = int(rng.integers(env.scenario.targets))
+  watch = None if env.drift is None else _Watch(env, rng, sight)
 
   def act() -> np.ndarray:
-    move = _plan(env, choice)
+    move = _plan(env, choice) if watch is None else _Move(watch.meet(), False)
     action = np.array((*_deltas(env, move), 1.0 if move.close else -1.0))
     return np.clip(action + noise * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
 
@@ -79,7 +96,9 @@ def _plan(env, choice: int) -> _Move:
   scenario = env.scenario
   world = env.world
   task = scenario.task
-  if task in ('reach', 'reach_shape', 'reach_any'):
+  if env.lamp is not None:
+    return _press(env, scenario.panel.switch(scenario.wanted[choice]))
+  if task.startswith('reach'):
     return _Move(world.position(choice), False)
   if task == 'push':
     return _push(env, scenario.zones[0])
@@ -93,6 +112,39 @@ def _plan(env, choice: int) -> _Move:
     if is_held or (world.holding is None and is_outside):
       return _carry(world, index, place)
   return _Move(world.tip, False)
+
+
+class _Watch:
+  """Where a drifting item will be: seen from time to time, and followed by that till the next look.
+
+  A robot whose policy takes a while is committed meanwhile. Who saw every turn at once would never
+  show what to do after such a time, in which the item went elsewhere.
+  """
+
+  def __init__(self, env, rng: np.random.Generator, sight: Sight):
+    self._env = env
+    self._rng = rng
+    self._sight = sight
+    self._blind_steps = 0
+
+  def meet(self) -> Point:
+    """The place to go to now; once a control step."""
+    if self._blind_steps:
+      step_s = 1 / self._env.control_hz
+      self._seen = drift_lib.go_on(*self._seen, step_s)
+      self._blind_steps -= 1
+    else:
+      drift = self._env.drift
+      x, y = drift.place + self._sight.error * self._rng.standard_normal(2)
+      self._seen = (x, y), drift.velocity
+      self._blind_steps = int(self._rng.integers(round(self._sight.blind_s * self._env.control_hz)))
+    (x, y), (speed_x, speed_y) = self._seen
+    return x + _LEAD_S * speed_x, y + _LEAD_S * speed_y
+
+
+def _press(env, switch: Point) -> _Move:
+  """Straight to the switch; down there, and stay."""
+  return _Move(switch, bool(env.lamp.state) or math.dist(env.world.tip, switch) < _ARRIVED)
 
 
 def _carry(world, index: int, place: Point) -> _Move:

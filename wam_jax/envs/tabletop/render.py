@@ -13,6 +13,7 @@ import math
 import cv2
 import numpy as np
 
+from wam_jax.envs.tabletop import panel as panel_lib
 from wam_jax.envs.tabletop import robots as robots_lib
 from wam_jax.envs.tabletop import tasks as tasks_lib
 from wam_jax.envs.tabletop import world as world_lib
@@ -30,7 +31,10 @@ WRIST_SPAN = 0.4  # Metres that the wrist camera sees.
 _MARGIN = 0.25  # Metres of floor around the table that it can see at its edges.
 _FLOOR = (58, 60, 66)
 _DARK = (25, 25, 28)
-_LIGHT = (250, 250, 250)
+LIGHT = (250, 250, 250)
+# Of the bar with switches, by the finish of a look; and of these.
+BARS = {'flat': (88, 86, 98), 'rim': (112, 92, 74), 'dot': (64, 104, 98), 'band': (128, 76, 84)}
+SWITCHES = {'on': LIGHT, 'off': (14, 14, 16)}
 _STEEL = (112, 118, 128)
 _BROWN = (105, 62, 35)
 _SKIN = (240, 190, 155)
@@ -91,7 +95,7 @@ def _surface(table: tuple[int, int, int], texture: str, scale: float, margin: fl
   n = round((1 + 2 * margin) * scale)
   axis = (np.arange(n) + 0.5) / scale - margin
   x, y = np.meshgrid(axis, axis)
-  brightness = _TEXTURE_PATTERNS[texture](x, y)
+  brightness = TEXTURE_PATTERNS[texture](x, y)
   image = np.clip(np.array(table) + brightness[..., None], 0, 255)
   outside = (x < 0) | (x > 1) | (y < 0) | (y > 1)
   image[outside] = _FLOOR
@@ -124,7 +128,7 @@ def _speckle(x, y):
   return grains[row, column]
 
 
-_TEXTURE_PATTERNS = {
+TEXTURE_PATTERNS = {
   'plain': lambda x, y: 0 * x,
   'grain': _grain,
   'planks': _planks,
@@ -190,6 +194,9 @@ class Renderer:
     self._robot = robot
     self._look = look
     self._still: dict[tuple[str, int], np.ndarray] = {}
+    self._order = list(range(len(scenario.items)))
+    if scenario.drift_seed is not None:
+      self._order.append(self._order.pop(0))
     self._colors = [_scale(COLORS[item.color], look.shade) for item in scenario.items]
 
   def image(
@@ -208,8 +215,8 @@ class Renderer:
       crop = np.ascontiguousarray(still[row : row + size, column : column + size])
       canvas = _Canvas(crop, scale, (column / scale - _MARGIN, row / scale - _MARGIN))
 
-    # From below to above: items, the lifted one, the robot.
-    for index in range(len(self._scenario.items)):
+    # From below to above: items, the one that drifts, the lifted one, the robot.
+    for index in self._order:
       if index != world.holding:
         self._draw_item(canvas, index, world)
     if world.holding is not None:
@@ -229,7 +236,14 @@ class Renderer:
       tint = tuple(int(0.65 * t + 0.35 * c) for t, c in zip(self._look.table, color))
       canvas.disc(zone.x, zone.y, tasks_lib.ZONE_RADIUS, color)
       canvas.disc(zone.x, zone.y, tasks_lib.ZONE_RADIUS - 0.032, tint)
+    if self._scenario.panel is not None:
+      self._draw_panel(canvas, self._scenario.panel)
     return image
+
+  def _draw_panel(self, canvas, panel):
+    canvas.polygon(panel.corners, BARS[self._look.finish])
+    for name, color in SWITCHES.items():
+      canvas.disc(*panel.switch(name), panel_lib.RADIUS, color)
 
   def _draw_item(self, canvas, index, world):
     item = self._scenario.items[index]
@@ -244,7 +258,7 @@ class Renderer:
     else:
       _draw_shape(canvas, item.shape, pose, grow, color)
     if finish == 'dot':
-      canvas.disc(x, y, 0.018, _LIGHT)
+      canvas.disc(x, y, 0.018, LIGHT)
     elif finish == 'band':
       dx = 0.045 * math.cos(angle)
       dy = 0.045 * math.sin(angle)
@@ -270,7 +284,7 @@ def _draw_shape(canvas, shape, pose, grow, color):
 def _draw_disc(canvas, world, joints):
   x, y = world.tip
   canvas.disc(x, y, 0.045, _DARK)
-  canvas.disc(x, y, 0.018 * (1 - world.grip) + 0.01, _LIGHT)
+  canvas.disc(x, y, 0.018 * (1 - world.grip) + 0.01, LIGHT)
 
 
 def _draw_arm(canvas, world, joints):
@@ -302,7 +316,7 @@ def _draw_cart(canvas, world, joints):
   right = (x + 0.08, robots_lib.RAIL_Y)
   canvas.rod(left, right, 0.075, _BROWN)
   canvas.disc(*world.tip, 0.042, _BROWN)
-  canvas.disc(*world.tip, 0.02 * (1 - world.grip) + 0.004, _LIGHT)
+  canvas.disc(*world.tip, 0.02 * (1 - world.grip) + 0.004, LIGHT)
 
 
 def _draw_human(canvas, world, joints):

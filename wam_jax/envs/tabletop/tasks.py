@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wam_jax.envs.tabletop import panel as panel_lib
 from wam_jax.envs.tabletop import world as world_lib
 
 COLORS = ('red', 'green', 'blue', 'yellow', 'purple', 'cyan')
@@ -24,6 +25,7 @@ ZONE_RADIUS = 0.13
 IN_ZONE = 0.10
 TOGETHER = 0.20
 DWELL_S = 0.4
+FOLLOW_S = 0.8  # The same for what moves by itself, which also comes by.
 # Starts: least distances between centres, metres.
 START_DISTANCE = 0.25  # From the effector to every target.
 ITEM_SPACING = 0.17
@@ -39,6 +41,7 @@ PHRASES = {
     'reach any of the {c} objects',
     'go to any {c} object',
   ),
+  'reach_moving': ('touch the {a}', 'reach the {a}', 'move to the {a}', 'go to the {a}'),
   'push': (
     'push the {a} into the {z} zone',
     'push the {a} to the {z} zone',
@@ -62,8 +65,23 @@ PHRASES = {
     'put the {c} and {d} objects in the zones of their color',
     'bring the {c} and {d} objects to the matching zones',
   ),
+  'press': (
+    'press the {a} switch',
+    'push the {a} switch',
+    'turn the light {c}',
+    'switch the light {c}',
+  ),
+  'press_any': (
+    'press a switch',
+    'press any switch',
+    'press one of the switches',
+    'push either switch',
+  ),
 }
 TASKS = tuple(PHRASES)
+PANEL_TASKS = ('press', 'press_any')
+# How a switch is called by its colour.
+SWITCH_COLORS = {'on': 'white', 'off': 'black'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +105,9 @@ class Scenario:
     zones: the goal's first, then distractors.
     targets: the number of items that the task is about.
     tip: where the effector starts.
+    drift_seed: seed of the way that the first item takes by itself; None where it stays.
+    panel: the bar with switches, or None.
+    wanted: the switches that may be pressed, equally good ones.
   """
 
   task: str
@@ -96,6 +117,9 @@ class Scenario:
   zones: tuple[Zone, ...]
   targets: int
   tip: tuple[float, float]
+  drift_seed: int | None = None
+  panel: panel_lib.Panel | None = None
+  wanted: tuple[str, ...] = ()
 
 
 def held_out(combination: tuple[str, ...]) -> bool:
@@ -104,8 +128,13 @@ def held_out(combination: tuple[str, ...]) -> bool:
   Every colour, shape, zone and verb also occurs in combinations that are not held out.
   """
   task, *words = combination
+  if task in PANEL_TASKS:
+    named, front, white_end = words
+    turn = list(panel_lib.FRONTS).index(front)
+    is_far = white_end in ('right', 'below')
+    return (turn + 2 * is_far + 3 * (named == 'black')) % 5 == 0
   index = [COLORS.index(w) if w in COLORS else SHAPES.index(w) for w in words]
-  if task in ('reach', 'reach_shape'):
+  if task in ('reach', 'reach_shape', 'reach_moving'):
     color, shape = index
     return (color + 2 * shape) % 6 == 0
   if task in ('push', 'place'):
@@ -119,6 +148,8 @@ def held_out(combination: tuple[str, ...]) -> bool:
 
 def sample(task: str, rng: np.random.Generator, split: str, max_distractors: int) -> Scenario:
   """A random scenario of `task` whose combination belongs to `split`."""
+  if task in PANEL_TASKS:
+    return _sample_panel(task, rng, split)
   while True:
     goal = _GOALS[task](rng)
     if held_out(goal.combination) == (split == 'unseen_task'):
@@ -136,7 +167,50 @@ def sample(task: str, rng: np.random.Generator, split: str, max_distractors: int
     zones=layout.zones,
     targets=len(goal.things),
     tip=layout.tip,
+    # Drawn for this task alone: scenes of the others are what they were.
+    drift_seed=int(rng.integers(1 << 62)) if task == 'reach_moving' else None,
   )
+
+
+def _sample_panel(task: str, rng: np.random.Generator, split: str) -> Scenario:
+  """A bar with switches alone on the table, and the tip in front of its middle: as far from the
+  one as from the other.
+  """
+  while True:
+    front = _pick(rng, tuple(panel_lib.FRONTS))[0]
+    is_on_ahead = bool(rng.integers(2))
+    wanted = panel_lib.SWITCHES if task == 'press_any' else _pick(rng, panel_lib.SWITCHES)
+    named = 'any' if task == 'press_any' else SWITCH_COLORS[wanted[0]]
+    combination = (task, named, front, _white_end(front, is_on_ahead))
+    if held_out(combination) == (split == 'unseen_task'):
+      break
+  distance = float(rng.uniform(0.26, 0.31))
+  x, y = panel_lib.FRONTS[front]
+  # The tip and the ends of the bar stay on the table.
+  along = float(rng.uniform(0.25, 0.75))
+  across = float(rng.uniform(0.14, 0.86 - distance))
+  across = across if x + y > 0 else 1 - across
+  middle = (across, along) if x else (along, across)
+  phrases = PHRASES[task]
+  phrase = phrases[rng.integers(len(phrases))]
+  return Scenario(
+    task=task,
+    combination=combination,
+    instruction=phrase.format(a=named, c=wanted[0]),
+    items=(),
+    zones=(),
+    targets=len(wanted),
+    tip=(middle[0] + distance * x, middle[1] + distance * y),
+    panel=panel_lib.Panel(*middle, front, is_on_ahead),
+    wanted=wanted,
+  )
+
+
+def _white_end(front: str, is_on_ahead: bool) -> str:
+  """The end of the bar where the white switch lies on the table, a key of `FRONTS`."""
+  x, y = panel_lib.Panel(0.0, 0.0, front, is_on_ahead).switch('on')
+  unit = (round(x / panel_lib.OFFSET), round(y / panel_lib.OFFSET))
+  return next(name for name, vector in panel_lib.FRONTS.items() if vector == unit)
 
 
 class _Layout(NamedTuple):
@@ -198,6 +272,7 @@ _GOALS: dict[str, Callable[[np.random.Generator], _Goal]] = {
   'reach': _one_thing('reach'),
   'reach_shape': _one_thing('reach_shape'),
   'reach_any': _two_alike('reach_any'),
+  'reach_moving': _one_thing('reach_moving'),
   'push': _thing_to_zone('push'),
   'place': _thing_to_zone('place'),
   'gather': _two_alike('gather'),
@@ -321,10 +396,19 @@ def _tip_place(rng, targets):
   return None
 
 
-def satisfied(scenario: Scenario, world: world_lib.World) -> bool:
-  """Whether the goal's condition holds at this instant; success asks for it during `DWELL_S`."""
+def dwell_s(task: str) -> float:
+  """How long the condition of a task must hold."""
+  return FOLLOW_S if task == 'reach_moving' else DWELL_S
+
+
+def satisfied(
+  scenario: Scenario, world: world_lib.World, lamp: panel_lib.Lamp | None = None
+) -> bool:
+  """Whether the goal's condition holds at this instant; success asks for it during `dwell_s`."""
   task = scenario.task
-  if task in ('reach', 'reach_shape', 'reach_any'):
+  if lamp is not None:
+    return lamp.state in scenario.wanted
+  if task.startswith('reach'):
     return any(
       math.dist(world.tip, world.position(i)) < REACH_RADIUS for i in range(scenario.targets)
     )

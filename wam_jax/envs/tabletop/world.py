@@ -85,6 +85,7 @@ class World:
     self._effector_shape.filter = _GHOST
     self._space.add(self._effector, self._effector_shape)
     self._offset = (0.0, 0.0)  # From the tip to the lifted item.
+    self._carried: set[int] = set()  # Items that move by themselves.
 
   def _add(self, item: Item) -> None:
     outline = SHAPES[item.shape]
@@ -104,6 +105,12 @@ class World:
     self._space.add(body, shape)
     self._bodies.append(body)
     self._shapes.append(shape)
+
+  def carry(self, index: int, place: tuple[float, float]) -> None:
+    """Puts an item somewhere; from now on nothing touches it or lifts it."""
+    self._shapes[index].filter = _GHOST
+    self._carried.add(index)
+    self._bodies[index].position = place
 
   def pose(self, index: int) -> tuple[float, float, float]:
     """(x, y, angle) of an item."""
@@ -150,7 +157,8 @@ class World:
 
   def _close(self) -> None:
     distances = [math.dist(self.tip, body.position) for body in self._bodies]
-    nearest = min(range(len(distances)), key=distances.__getitem__, default=None)
+    loose = [index for index in range(len(distances)) if index not in self._carried]
+    nearest = min(loose, key=distances.__getitem__, default=None)
     if nearest is None or distances[nearest] > GRAB_RADIUS:
       self._effector_shape.filter = _SOLID
       return
