@@ -66,6 +66,16 @@ def test_command_line(tmp_path):
     ),
     (['export', '--source=/', '--output=y'], 'error: --source=/ is no workdir'),
     (['import', '--source=x', '--output=gs://y'], 'error: --output=gs://y is an object store'),
+    (
+      ['import', '--source=x', '--output=y', '--tag=yam', '--max_shard_gb=2'],
+      'error: import has no use for --max_shard_gb, --tag; see --help',
+    ),
+    (['slim', '--source=/', '--output=y'], 'error: --source=/ is no workdir'),
+    (['slim', '--source=x', '--output=y', '--tag=z'], 'error: slim has no use for --tag; see'),
+    (
+      ['export', '--source=x', '--output=y', '--layout=diffusers', '--keys=a:0:1=b'],
+      'error: export --layout=diffusers has no use for --keys',
+    ),
   ],
 )
 def test_wrong_commands_stop_at_once(arguments, message):

@@ -3,10 +3,12 @@
 python -m wam_jax.convert import  --source=DIR --output=WORKDIR [--layout=NAME] [--base=DIR]
 python -m wam_jax.convert export  --source=WORKDIR --output=DIR [--layout=NAME] [--dtype=bfloat16]
 python -m wam_jax.convert inspect --source=DIR [--json=FILE]
+python -m wam_jax.convert slim    --source=WORKDIR --output=WORKDIR [--dtype=bfloat16]
 
 `import` makes a workdir that `serve` and `evaluate` take as it is and `train` through
 --config.init_from. `export` writes what the official DreamZero server opens, or a Diffusers
-directory beside which the action modules lie. Weights keep the dtype they have, so that import and
+directory beside which the action modules lie. `slim` makes a small workdir of the weights of a run
+alone. Weights keep the dtype they have, so that import and
 export give back the same bits; --dtype rounds them. They pass through memory one at a time, and the
 output appears only when it is complete. Sources may lie in a bucket (gs://...). Layouts are
 dreamzero, wan (import alone) and diffusers.
@@ -32,12 +34,15 @@ from wam_jax.interop import inspection
 from wam_jax.interop import layouts
 from wam_jax.interop import lazy
 from wam_jax.interop import own
+from wam_jax.interop import slimming
+from wam_jax.interop.dreamzero import keys
+from wam_jax.interop.dreamzero import serving
 
 _SOURCE = flags.DEFINE_string(
-  'source', None, 'Checkpoint directory to read; for export, a workdir.', required=True
+  'source', None, 'Checkpoint directory to read; for export and slim, a workdir.', required=True
 )
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'Directory to make: a workdir for import, a checkpoint for export.'
+  'output', None, 'Directory to make: a workdir for import and slim, a checkpoint for export.'
 )
 _LAYOUT = flags.DEFINE_enum(
   'layout',
@@ -49,19 +54,25 @@ _BASE = flags.DEFINE_string(
   'base', None, 'Import, LoRA: the directory that the adapters were trained on.'
 )
 _TEXT = flags.DEFINE_string(
-  'text_encoder', None, 'Import, wan: file or directory of the T5, where not in the source.'
+  'text_encoder',
+  None,
+  'Import, wan: file or directory of the T5, where not in the source. Export to dreamzero: where '
+  'its .pth lies on the serving machine, which loads it by itself, from the hub without this.',
 )
 _IMAGE = flags.DEFINE_string(
   'image_encoder',
   None,
   'Import, wan: the same of CLIP. Wan2.2-TI2V has none; with one given it gets the (new) '
-  'image attention that DreamZero trains.',
+  'image attention that DreamZero trains. Export to dreamzero: as --text_encoder.',
 )
-_VAE = flags.DEFINE_string('vae', None, 'Import, wan: the same of the video VAE.')
+_VAE = flags.DEFINE_string(
+  'vae', None, 'Import, wan: the same of the video VAE. Export to dreamzero: as --text_encoder.'
+)
 _VOCABULARY = flags.DEFINE_string(
   'tokenizer',
   None,
-  'Import: tokenizer.json or sentencepiece model of UMT5, where not in the source.',
+  'Import: tokenizer.json or sentencepiece model of UMT5, where not in the source. Export to '
+  'dreamzero: directory of the tokenizer on the serving machine.',
 )
 _IMAGE_HEADS = flags.DEFINE_integer(
   'image_heads', 0, 'Import: attention heads of a CLIP other than the released; 0 for 16.', 0
@@ -79,10 +90,11 @@ _DTYPE = flags.DEFINE_enum(
 )
 _SHARD_GB = flags.DEFINE_float('max_shard_gb', 5.0, 'Export: largest file.', 0.001)
 _STEP = flags.DEFINE_integer(
-  'checkpoint_step', None, 'Export, inspect: of a workdir; the newest by default.'
+  'checkpoint_step', None, 'Export, inspect, slim: of a workdir; the newest by default.'
 )
 _EMBODIMENT = cli.define_embodiment(
-  'Export: one of the robots; needed where each has its own category of action modules.'
+  'Export: one of the robots; needed where each has its own category of action modules. Import: '
+  'whose the action modules are, where the source names no robot.'
 )
 _TAG = flags.DEFINE_string(
   'tag', '', "Export: DreamZero's tag for that robot, where it is not the known one."
@@ -92,11 +104,26 @@ _CAMERA = flags.DEFINE_string(
   None,
   "Export to dreamzero: COLUMNSxROWS of the robot's camera images; DROID's are known.",
 )
+_KEYS = flags.DEFINE_string(
+  'keys',
+  '',
+  'Export to dreamzero: names of parts of state and action, where not those that are printed: '
+  'ARRAY:START:STOP=NAME,..., as state:0:6=joint_position,state:6:7=gripper_position.',
+)
 cli.define_json()
+# What a flag is no use for would be ignored in silence.
+_SERVED = 'text_encoder image_encoder vae tokenizer tag camera_resolution keys'
+_OPENED = 'layout base text_encoder image_encoder vae image_heads num_embodiments'
+_USES = {
+  'import': f'{_OPENED} tokenizer statistics dtype embodiment'.split(),
+  'export': f'{_SERVED} layout statistics dtype max_shard_gb checkpoint_step embodiment'.split(),
+  'inspect': f'{_OPENED} checkpoint_step'.split(),
+  'slim': ['dtype', 'checkpoint_step'],
+}
 
 
 def main(argv: Sequence[str]) -> None:
-  commands = {'import': _import, 'export': _export, 'inspect': _inspect}
+  commands = {'import': _import, 'export': _export, 'inspect': _inspect, 'slim': _slim}
   if len(argv) != 2 or argv[1] not in commands:
     given = ' '.join(argv[1:]) or 'nothing'
     raise ValueError(
@@ -106,8 +133,25 @@ def main(argv: Sequence[str]) -> None:
   name = argv[1]
   if name != 'inspect' and not _OUTPUT.value:
     raise ValueError(f'{name} needs --output=DIRECTORY.')
+  _check_flags(name)
   report = commands[name]()
   cli.write_json(report)
+
+
+def _check_flags(name: str) -> None:
+  """Raises ValueError for flags that are given and of no use to the command."""
+  known = {flag for uses in _USES.values() for flag in uses}
+  idle = [flag for flag in sorted(known - set(_USES[name])) if flags.FLAGS[flag].present]
+  what = name
+  if name == 'export' and _LAYOUT.value == 'diffusers':
+    what += ' --layout=diffusers'
+    # The rest says how the official server is to find things.
+    idle += [flag for flag in _SERVED.split() if flags.FLAGS[flag].present]
+  if idle:
+    raise ValueError(
+      f'{what} has no use for {", ".join(f"--{flag}" for flag in idle)}; see --help for what each '
+      'flag is of, and leave these out.'
+    )
 
 
 def _import() -> dict[str, Any]:
@@ -119,6 +163,7 @@ def _import() -> dict[str, Any]:
     dtype=_DTYPE.value,
     statistics=_STATISTICS.value,
     vocabulary=_find_vocabulary(),
+    record=embodiments.resolve(_EMBODIMENT.value) if _EMBODIMENT.value else None,
   )
   print(importing.show(report))
   return report
@@ -137,7 +182,7 @@ def _export() -> dict[str, Any]:
     shard_bytes=int(_SHARD_GB.value * 1e9),
     embodiment=_name_robot(source),
     tag=_TAG.value,
-    camera=_parse_camera(),
+    where=_describe_server(),
     statistics=_STATISTICS.value,
   )
   target = _make_local_path('output', _OUTPUT.value)
@@ -149,6 +194,14 @@ def _export() -> dict[str, Any]:
 def _inspect() -> dict[str, Any]:
   report = inspection.inspect(_make_path(_SOURCE.value), _make_options(), _STEP.value)
   print(inspection.show(report))
+  return report
+
+
+def _slim() -> dict[str, Any]:
+  source = own.open_workdir(_make_local_path('source', _SOURCE.value), _STEP.value)
+  target = _make_local_path('output', _OUTPUT.value)
+  report = slimming.slim(source, target, _DTYPE.value)
+  print(slimming.show(report))
   return report
 
 
@@ -181,6 +234,16 @@ def _find_vocabulary() -> epath.Path | None:
       f'--tokenizer={_VOCABULARY.value} holds none of {", ".join(workdir_lib.VOCABULARIES)}.'
     )
   return found
+
+
+def _describe_server() -> serving.Serving:
+  """What is said of where an export will be served."""
+  flag_of = {'text': _TEXT, 'image': _IMAGE, 'tokenizer': _VAE, serving.TOKENIZER: _VOCABULARY}
+  return serving.Serving(
+    camera=_parse_camera(),
+    names=keys.parse(_KEYS.value),
+    paths={part: flag.value for part, flag in flag_of.items() if flag.value},
+  )
 
 
 def _parse_camera() -> tuple[int, int] | None:

@@ -115,15 +115,15 @@ def make_droid(category: int = 0, **changes: Any) -> robot_lib.Robot:
     id=category,
     record=record,
     statistics=normalize.Statistics(
-      state=_make_quantiles(record.proprio_dim),
-      action=_make_quantiles(record.action_dim),
+      state=make_quantiles(record.proprio_dim),
+      action=make_quantiles(record.action_dim),
       steps=5,
     ),
     center_crop=True,
   )
 
 
-def _make_quantiles(width: int) -> normalize.Quantiles:
+def make_quantiles(width: int) -> normalize.Quantiles:
   """Each array a step above the one before: min from 0 to 1, q01 from 1 to 2, ..."""
   arrays = {}
   for i, key in enumerate(('min', 'q01', 'mean', 'std', 'q99', 'max')):

@@ -17,6 +17,7 @@ def get_config(imported: str):
   c.model.remat = 'none'
   c.model.max_chunks = 2
   c.flow = ml_collections.ConfigDict(source['flow'])
+  c.flow.action_mean = 'real'
   c.sample.steps = 2
   c.init_from = imported
   c.steps = 2

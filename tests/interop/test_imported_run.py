@@ -58,7 +58,9 @@ def test_there_and_back(tmp_path):
     f'--config.data.mixture.droid.path={dataset}',
     f'--config.model.text.tokenizer={tmp_path / "spiece.model"}',
   ]
-  assert 'weights from step 0' in run('wam_jax.train', *flags)
+  said = run('wam_jax.train', *flags)
+  assert 'weights from step 0' in said
+  assert "other rules than they were trained by: config.flow.action_mean='real' ('pad" in said
   lines = [json.loads(line) for line in (tuned / 'metrics.jsonl').read_text().splitlines()]
   assert [line['step'] for line in lines] == [1, 2]
   assert all(line['loss'] for line in lines)

@@ -34,6 +34,12 @@ def test_inspect_lists_what_is_missing(tmp_path):
   assert 'missing or wrong: 2' in inspection.show(report)
 
 
+def test_inspect_tells_what_an_import_would(tmp_path):
+  tiny.write_dreamzero(tmp_path / 'source')
+  report = inspect(tmp_path / 'source')
+  assert 'note: config.json does not say `tiled`' in inspection.show(report)
+
+
 def test_inspect_describes_a_run_of_any_model(tmp_path):
   config = cfg.from_config_dict(cfg.base())
   c = config.model.tokenizer

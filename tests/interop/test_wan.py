@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,11 @@ from etils import epath
 from tests.interop import conversions
 from tests.interop import tiny
 from wam_jax import checkpoint
+from wam_jax.data import embodiments
+from wam_jax.data import robot as robot_lib
+from wam_jax.interop import foreign
+from wam_jax.interop import importing
+from wam_jax.interop import layouts
 from wam_jax.interop import own
 from wam_jax.interop.table import dit
 from wam_jax.interop.table import rows as rows_lib
@@ -43,6 +50,32 @@ def test_wan_originals_get_new_action_modules(tmp_path, model, with_image):
   conversions.import_from(tmp_path / 'source', tmp_path / 'again', num_embodiments=2)
   again = checkpoint.load_for_inference(tmp_path / 'again').params
   jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_the_robot_of_weights_that_know_none_may_be_named(tmp_path):
+  tiny.write_wan(tmp_path / 'source', tiny.I2V)
+  opened = layouts.open_source(epath.Path(tmp_path / 'source'), foreign.Options())
+  droid = embodiments.get('droid')
+  importing.import_checkpoint(
+    opened, tmp_path / 'run', 'keep', statistics=True, vocabulary=None, record=droid
+  )
+  source = own.open_workdir(tmp_path / 'run', None)
+  # Training goes on from its row; statistics are those of the data then.
+  assert source.robots() == {'droid': robot_lib.Robot(id=0, record=droid, statistics=None)}
+  assert source.config.data.embodiments == ('droid',)
+
+  hand = embodiments.Slice(key='hand', start=0, stop=40, unit='rad')
+  wide = dataclasses.replace(droid, action=(hand,))
+  with pytest.raises(ValueError, match="'droid' has 40 action .* has room for 32 and 64"):
+    importing.import_checkpoint(
+      opened, tmp_path / 'wide', 'keep', statistics=True, vocabulary=None, record=wide
+    )
+  tiny.write_dreamzero(tmp_path / 'official')
+  opened = layouts.open_source(epath.Path(tmp_path / 'official'), foreign.Options())
+  with pytest.raises(ValueError, match='names its own robots, droid: leave out --embodiment'):
+    importing.import_checkpoint(
+      opened, tmp_path / 'two', 'keep', statistics=True, vocabulary=None, record=droid
+    )
 
 
 def assert_initialised(params, has_new_image_attention):

@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax import progress as progress_lib
 from wam_jax import storage
 from wam_jax.data import robot as robot_lib
@@ -21,6 +23,8 @@ from wam_jax.interop import shards
 from wam_jax.interop.diffusers import layout as diffusers_layout
 from wam_jax.interop.dreamzero import layout as dreamzero_layout
 from wam_jax.interop.dreamzero import robots as dreamzero_robots
+from wam_jax.interop.dreamzero import serving
+from wam_jax.interop.table import dit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Options:
     embodiment: the robot to export, by name; '' for all. Needed where the model has a category for
       each.
     tag: the reference's name for it; '' for the known one.
-    camera: columns and rows of its camera images; None for the published ones.
+    where: what is known of where a DreamZero export will be served.
     statistics: whether the robots must be described; without, the result serves no robot.
   """
 
@@ -43,7 +47,7 @@ class Options:
   shard_bytes: int = 5 * 10**9
   embodiment: str = ''
   tag: str = ''
-  camera: tuple[int, int] | None = None
+  where: serving.Serving = dataclasses.field(default_factory=serving.Serving)
   statistics: bool = True
 
 
@@ -60,6 +64,9 @@ def export_checkpoint(source: own.Own, target: pathlib.Path, options: Options) -
   _check_kinds(source, options.layout)
   robots = _choose_robots(source, options)
   category = _choose_category(source, robots, options)
+  zeroed = {}
+  if options.layout == 'dreamzero':
+    zeroed = _find_zeroed(source, robots, category)
   _check_arrays(source)
 
   # The config of what is exported: one category of action modules.
@@ -71,20 +78,21 @@ def export_checkpoint(source: own.Own, target: pathlib.Path, options: Options) -
   )
   layout = dreamzero_layout if options.layout == 'dreamzero' else diffusers_layout
   files = layout.list_shards(config.model)
-  selection = shards.Selection(source, category, lazy.DTYPES[options.dtype])
+  selection = shards.Selection(source, category, lazy.DTYPES[options.dtype], zeroed)
   shapes = [selection.announce(of_file) for of_file in files]
   size = sum(lazy.nbytes(shape) for of_file in shapes for shape in of_file.values())
 
+  torch_dtype = str(next(iter(shapes[0].values())).dtype)
+  notes = [_say_zeroed(first, config.model.action_dim) for first in zeroed.values()]
   with storage.whole_directory(target, size) as partial:
     if options.layout == 'dreamzero':
       # First, because a robot that cannot be described stops the export.
-      dreamzero_layout.write_configs(partial, config, robots, options.camera)
+      notes += dreamzero_layout.write_configs(partial, config, robots, options.where, torch_dtype)
     with progress_lib.Progress('export', size, 'B') as progress:
       for of_file in files:
         selection.write(of_file, partial, options.shard_bytes, progress)
     if options.layout == 'diffusers':
       # Last, because the folders are made with the weights.
-      torch_dtype = str(next(iter(shapes[0].values())).dtype)
       diffusers_layout.write_configs(partial, config, source, robots, torch_dtype)
 
   return {
@@ -98,6 +106,7 @@ def export_checkpoint(source: own.Own, target: pathlib.Path, options: Options) -
     'bytes': size,
     'weights': sum(map(len, shapes)),
     'embodiments': sorted(robots),
+    'notes': notes,
   }
 
 
@@ -111,13 +120,70 @@ def _check_kinds(source: own.Own, layout: str) -> None:
     wanted.append(f'model.text.kind={c.text.kind!r}')
   if c.prompt_in_modulation:
     wanted.append('model.prompt_in_modulation=True')
-  if layout == 'dreamzero' and own.MEAN_STD in source.frozen:
-    # The official code has them as constants; Diffusers keeps them in a config.
-    wanted.append('other mean and deviation of latents than the released')
+  if c.action_overlap:
+    wanted.append(f'model.action_overlap={c.action_overlap}: chunks end there where the next begin')
+  if layout == 'dreamzero':
+    wanted += _list_constants(source)
   errors.fail(
     'This model has parts that exist only here, so there is nothing to export them to:',
     wanted,
     "Models with a Wan VAE ('wan2_1', 'wan2_2') and the text encoder 'umt5' can be exported.",
+  )
+
+
+def _list_constants(source: own.Own) -> list[str]:
+  """What the official code has as constants, and this model otherwise."""
+  c = source.config.model
+  wanted = []
+  if own.MEAN_STD in source.frozen:
+    # Diffusers keeps them in a config.
+    wanted.append('other mean and deviation of latents than the released')
+  if c.state_rule == 'self':
+    wanted.append("model.state_rule='self': in control, states see there what actions see")
+  if c.video_sees == 'video':
+    wanted.append("model.video_sees='video': noisy video sees there the actions of its chunk")
+  if c.text.max_distance != cfg.TextConfig.max_distance:
+    wanted.append(f'model.text.max_distance={c.text.max_distance}')
+  of_kind = {'wan2_1': presets.WAN2_1_I2V_14B, 'wan2_2': presets.WAN2_2_TI2V_5B}
+  if c.tokenizer.kind in of_kind:
+    released = of_kind[c.tokenizer.kind].tokenizer.vae
+    pairs = [(key, getattr(c.tokenizer.vae, key)) for key in ('multipliers', 'blocks')]
+    others = [f'{key}={x}' for key, x in pairs if x != getattr(released, key)]
+    wanted += [f'model.tokenizer.vae.{text}' for text in others]
+  return wanted
+
+
+def _find_zeroed(
+  source: own.Own, robots: Mapping[str, robot_lib.Robot], category: int
+) -> dict[str, int]:
+  """By path of an array, the row from which on it is written as zeros.
+
+  With `flow.mask_padded_noise` the model saw zeros in padded action dimensions, where the official
+  server feeds noise. Without the rows that it would enter by, both are the same.
+
+  Raises:
+    ValueError: robots of several widths share these rows.
+  """
+  if not source.config.flow.mask_padded_noise:
+    return {}
+  sharing = robots.values() or [r for r in source.robots().values() if r.id == category]
+  widths = {r.record.name: r.record.action_dim for r in sharing if r.record.action}
+  if len(set(widths.values())) > 1:
+    raise ValueError(
+      'Robots of different numbers of action dimensions, '
+      f'{", ".join(f"{name} ({width})" for name, width in widths.items())}: training fed zeros in '
+      'those that a robot lacks, the official server feeds noise, and only for one robot can the '
+      'rows that it would enter by be zeros; pass --embodiment=NAME.'
+    )
+  width = next(iter(widths.values()), source.config.model.action_dim)
+  return {dit.ACTION_INPUT: width} if width < source.config.model.action_dim else {}
+
+
+def _say_zeroed(first: int, dimensions: int) -> str:
+  return (
+    f'training saw zeros in the padded action dimensions {first} to {dimensions - 1}, where the '
+    'official server feeds noise: their rows of action_encoder.W1 are written as zeros, so that it '
+    'acts the same'
   )
 
 
@@ -203,9 +269,10 @@ def show(report: Mapping[str, Any]) -> str:
   if report['adapters_merged']:
     how += f', {report["adapters_merged"]} LoRA adapters merged'
   robots = ', '.join(report['embodiments']) or 'none'
-  return (
+  text = (
     f'exported step {report["step"]} of {report["workdir"]}{how}: '
     f'{report["weights"]} weights, {report["bytes"] / 1e9:.2f} GB\n'
     f'embodiments: {robots}\n'
     f'{report["layout"]}: {report["output"]}'
   )
+  return '\n'.join([text, *(f'note: {note}' for note in report['notes'])])

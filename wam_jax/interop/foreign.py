@@ -42,6 +42,7 @@ SAMPLE = cfg.SampleConfig(
   integer_timesteps=True,
   same_noise=True,
   observed='fresh',
+  anchor='reference',
 )
 
 Parts = Mapping[str, Mapping[str, lazy.Weight]]
@@ -88,6 +89,7 @@ class Foreign:
     fresh: the names that no published file holds, made new.
     merged: the number of adapters in `weights`.
     base: the directory that a LoRA checkpoint was completed from.
+    notes: what its files leave open, and how it is understood here, for people.
     read_robots: the robots with statistics, none in layouts that know of no robots; raises
       ValueError where files are missing or cannot be understood.
   """
@@ -103,6 +105,7 @@ class Foreign:
   fresh: tuple[str, ...] = ()
   merged: int = 0
   base: epath.Path | None = None
+  notes: tuple[str, ...] = ()
   read_robots: Callable[[], list[robot_lib.Robot]] = list
 
   def list_problems(self) -> list[str]:

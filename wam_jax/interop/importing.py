@@ -22,6 +22,7 @@ from wam_jax import identity
 from wam_jax import progress as progress_lib
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
+from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
 from wam_jax.interop import foreign
@@ -37,6 +38,7 @@ def import_checkpoint(
   dtype: str,
   statistics: bool,
   vocabulary: epath.Path | None,
+  record: record_lib.Embodiment | None = None,
 ) -> dict[str, Any]:
   """Writes `target`; it appears when all of it is on disk.
 
@@ -46,6 +48,7 @@ def import_checkpoint(
     dtype: what every weight is rounded to, a key of `lazy.DTYPES`.
     statistics: whether a DreamZero checkpoint must have them.
     vocabulary: that of the text encoder; None for the one in the source, if there is one.
+    record: the robot that the action modules are of, where the source names none.
   Returns:
     what was imported, for people and for the record.
   Raises:
@@ -58,6 +61,8 @@ def import_checkpoint(
     'is its own.',
   )
   robots = source.read_robots() if statistics else []
+  if record is not None:
+    robots = _name_robot(source, robots, record)
   vocabulary = vocabulary or source.find_vocabulary()
   config = _make_config(source, robots, target, vocabulary)
   items = {
@@ -81,6 +86,30 @@ def import_checkpoint(
     if vocabulary:
       workdir_lib.copy_vocabulary(partial, vocabulary)
   return report
+
+
+def _name_robot(
+  source: foreign.Foreign, robots: list[robot_lib.Robot], record: record_lib.Embodiment
+) -> list[robot_lib.Robot]:
+  """The robot of the first row of action modules. Its statistics are not known: those of the data
+  that it is trained on will be used.
+
+  Raises:
+    ValueError: the source names its own, or the model has no room for its vectors.
+  """
+  if robots:
+    names = ', '.join(robot.record.name for robot in robots)
+    raise ValueError(
+      f'{source.path} names its own robots, {names}: leave out --embodiment, or pass '
+      '--nostatistics to import the weights without them.'
+    )
+  model = source.model
+  if record.action_dim > model.action_dim or record.proprio_dim > model.proprio_dim:
+    raise ValueError(
+      f'{record.name!r} has {record.action_dim} action and {record.proprio_dim} state dimensions; '
+      f'the model has room for {model.action_dim} and {model.proprio_dim}.'
+    )
+  return [robot_lib.Robot(id=0, record=record, statistics=None)]
 
 
 def _make_config(
@@ -211,6 +240,7 @@ def _make_report(
     'fresh': list(source.fresh),
     'embodiments': [robot.record.name for robot in robots],
     'vocabulary': str(vocabulary) if vocabulary else None,
+    'notes': list(source.notes),
   }
 
 
@@ -234,6 +264,7 @@ def show(report: Mapping[str, Any]) -> str:
       'no tokenizer.json or sentencepiece model was found: put one into the workdir before using '
       'prompts'
     )
+  lines += [f'note: {note}' for note in report['notes']]
   lines.append(f'workdir: {report["workdir"]}')
   return '\n'.join(lines)
 

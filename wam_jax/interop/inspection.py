@@ -73,6 +73,7 @@ def _inspect_foreign(path: epath.Path, options: foreign.Options) -> dict[str, An
     'fresh': list(source.fresh),
     'vocabulary': str(source.find_vocabulary() or ''),
     **_describe(path, source.weights, source.model, robots),
+    'notes': list(source.notes),
     'missing': missing,
   }
 
@@ -135,6 +136,7 @@ def show(report: Mapping[str, Any]) -> str:
   if not report['embodiments']:
     lines.append('embodiments: none')
   lines += _show_origin(report)
+  lines += [f'note: {note}' for note in report.get('notes', ())]
 
   missing = report['missing']
   if missing:

@@ -45,6 +45,7 @@ class Own:
     data: what it knows of robots, as `robot.to_metadata` gives it.
     source: what `write_metadata` was told, {} for a run.
     base: what the run started from, as `source.identify` records it; {} for scratch.
+    datasets: which episodes it was trained on, where that is known.
     lora: the adapters that reading merges into the weights.
     averaged: whether the weights are averages over training steps.
     params: the arrays of the model, by '/'-separated path.
@@ -57,6 +58,7 @@ class Own:
   data: Mapping[str, Any]
   source: Mapping[str, Any]
   base: Mapping[str, Any]
+  datasets: Mapping[str, Any] | None
   lora: cfg.LoraConfig
   averaged: bool
   params: Mapping[str, orbax.Array | Adapted]
@@ -148,6 +150,7 @@ def open_workdir(workdir: pathlib.Path, step: int | None) -> Own:
     data=metadata['data'],
     source=metadata.get('source', {}),
     base=metadata.get('base') or {},
+    datasets=metadata.get('datasets'),
     lora=config.model.lora,
     averaged=averaged,
     params=_merge(params, config.model.lora),
@@ -193,6 +196,7 @@ def write_metadata(
   data: Mapping[str, Any],
   source: Mapping[str, Any],
   hashes: Hashes,
+  datasets: Mapping[str, Any] | None = None,
 ) -> None:
   """config.json of the workdir and the item `metadata` of its checkpoint.
 
@@ -202,6 +206,7 @@ def write_metadata(
     data: what is known of robots, as `robot.to_metadata` gives it.
     source: where the weights came from and how; kept for the record.
     hashes: of what was written.
+    datasets: which episodes the weights were trained on, where that is known.
   """
   # Through text, so that both files hold the same: lists for tuples.
   plain = json.loads(json.dumps(cfg.to_dict(config)))
@@ -214,6 +219,8 @@ def write_metadata(
     'source': source,
     **hashes._asdict(),
   }
+  if datasets:
+    metadata['datasets'] = datasets
   place = checkpoint_place(workdir) / 'metadata'
   place.mkdir()
   (place / 'metadata').write_text(json.dumps(metadata))

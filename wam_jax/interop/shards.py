@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -60,11 +60,13 @@ class Selection:
     source: the checkpoint.
     category: the embodiment whose action modules are exported; other layouts have room for one.
     dtype: what every weight is rounded to; None keeps it.
+    zeroed: by our path, the row, along axis 1, from which on an array is written as zeros.
   """
 
   source: own.Own
   category: int
   dtype: np.dtype | None
+  zeroed: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def announce(self, files: Shards) -> dict[str, lazy.Shape]:
     """Every tensor of the files, in their order: part by part, layer by layer."""
@@ -118,7 +120,11 @@ class Selection:
       # A slice, because the axis stays: one category.
       if _has_categories(row):
         part = slice(self.category, self.category + 1)
-      yield row.torch, row.to_torch(array.read(part))
+      numbers = array.read(part)
+      if row.path in self.zeroed:
+        numbers = np.array(numbers)
+        numbers[:, self.zeroed[row.path] :] = 0
+      yield row.torch, row.to_torch(numbers)
       return
     # As many layers as share a chunk on disk: it would be read again for each of them.
     for start in range(0, row.layers, array.layers):

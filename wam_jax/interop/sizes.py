@@ -180,7 +180,9 @@ def infer_model(
 
   frames = said.get('num_frame_per_block', released.frames_per_chunk)
   chunks = said.get('max_chunk_size', released.max_chunks)
-  if chunks <= 0:
+  # -1 is no limit to what is seen, which the official class does by another rule.
+  has_limit = chunks > 0
+  if not has_limit:
     # As many as fit into a window, whose first frame stands alone.
     chunks = max(1, (num_frames - 1) // (tokenizer.temporal * frames))
   layers = said.get('num_layers') or evidence.count_layers('blocks.')
@@ -205,6 +207,7 @@ def infer_model(
     max_chunks=chunks,
     predict_first_frame=True,
     state_rule='reference',
+    history_rule='chunk' if has_limit else 'reference_global',
     eps=said.get('eps', released.eps),
     dtype=tokenizer.dtype,
     remat='block',
@@ -232,8 +235,6 @@ def _check_build(
     )
   if said.get('out_dim', latents) != latents:
     problems.append(f'out_dim={said["out_dim"]} must be the {latents} latent channels of the VAE')
-  if said.get('num_state_per_block', 1) != 1:
-    problems.append(f'num_state_per_block={said["num_state_per_block"]} must be 1')
   if patch[0] != 1 or patch[1] != patch[2]:
     problems.append(f'patch_size={patch} must be (1, n, n)')
   denied = [key for key in ('qk_norm', 'cross_attn_norm') if not said.get(key, True)]

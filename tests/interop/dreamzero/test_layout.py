@@ -220,7 +220,12 @@ def empty_the_config(source: pathlib.Path) -> None:
 
 
 def say_other_blocks(source: pathlib.Path) -> None:
-  edit_transformer(source, num_state_per_block=2, qk_norm=False, out_dim=17, in_dim=35)
+  edit_transformer(source, qk_norm=False, out_dim=17, in_dim=35)
+
+
+def say_what_nothing_here_does(source: pathlib.Path) -> None:
+  edit_transformer(source, num_state_per_block=2, max_chunk_size=5)
+  edit_head(source, tiled=True, decouple_video_action_noise=True, video_noise_beta_beta=2.0)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +256,13 @@ def say_other_blocks(source: pathlib.Path) -> None:
     (empty_the_config, 'has no action_head_cfg.config.diffusion_model_cfg'),
     (
       say_other_blocks,
-      r'not supported:\n  in_dim=35 .*\n  out_dim=17 .*\n  num_state_per_block=2 must be 1\n'
-      r'  qk_norm=False',
+      r'not supported:\n  in_dim=35 .*\n  out_dim=17 .*\n  qk_norm=False',
+    ),
+    (
+      say_what_nothing_here_does,
+      r'settings that nothing here does:\n  num_state_per_block=2: .*\n  tiled=true: .*\n'
+      r'  video_noise_beta_beta=2.0: .*\n  num_frames=33: the image condition of 5 chunks .* has '
+      r'41 frames; .* had 4 chunks, max_chunk_size is 4\nconfig.json says',
     ),
   ],
 )

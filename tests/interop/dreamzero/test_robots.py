@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,12 @@ from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
 from wam_jax.interop import foreign
 from wam_jax.interop import layouts
+from wam_jax.interop.dreamzero import composites
 from wam_jax.interop.dreamzero import experiment
+from wam_jax.interop.dreamzero import keys
+from wam_jax.interop.dreamzero import quantiles
 from wam_jax.interop.dreamzero import robots as robots_lib
+from wam_jax.interop.dreamzero import serving
 
 
 def test_statistics_and_record_come_from_the_checkpoint(tmp_path):
@@ -76,7 +81,7 @@ def test_flat_dimensions_are_exported_as_we_floor_them(tmp_path):
   robot = conversions.make_droid()
   # The reference does otherwise where a range is 0 (spec 5.3): it gets our floor of 0.001.
   robot.statistics.state.q99[3] = robot.statistics.state.q01[3]
-  experiment.write(tmp_path, {'oxe_droid': robot}, tiny.I2V, None)
+  experiment.write(tmp_path, {'oxe_droid': robot}, tiny.I2V, serving.Serving())
   content = json.loads((tmp_path / experiment.METADATA).read_text())
   stored = content['oxe_droid']['statistics']['state']['joint_position']
   width = np.float32(stored['q99']) - np.float32(stored['q01'])
@@ -91,28 +96,213 @@ def test_what_the_reference_cannot_express_is_refused(tmp_path):
   with pytest.raises(
     ValueError, match="cannot express embodiment 'droid' under the tag 'oxe_droid':\n  views"
   ):
-    experiment.write(tmp_path, {'oxe_droid': flipped}, tiny.I2V, None)
+    experiment.write(tmp_path, {'oxe_droid': flipped}, tiny.I2V, serving.Serving())
 
-  # The shape of the camera's picture is not in a record; only DROID's is known.
+  # The shape of the camera's picture is not in a record; only that of DROID's own is known.
   whole = record_lib.View(key='image', row=0, column=0, height=352, width=640)
-  unknown_camera = conversions.make_droid(views=(whole,), composite=(352, 640))
-  with pytest.raises(ValueError, match='pass --camera_resolution=COLUMNSxROWS'):
-    experiment.write(tmp_path, {'xdof': unknown_camera}, tiny.I2V, None)
+  for tag in ('xdof', 'oxe_droid'):
+    unknown_camera = conversions.make_droid(
+      views=(whole,), composite=(352, 640), prompt=prompts.TEMPLATES[tag]
+    )
+    with pytest.raises(ValueError, match='pass --camera_resolution=COLUMNSxROWS'):
+      experiment.write(tmp_path, {tag: unknown_camera}, tiny.I2V, serving.Serving())
+
+
+def shift_the_gripper() -> dict[str, Any]:
+  *joints, gripper = embodiments.get('droid').action
+  return {'action': (*joints, dataclasses.replace(gripper, offset=1.0, scale=-1.0))}
+
+
+def put_two_side_by_side() -> dict[str, Any]:
+  place = {'row': 0, 'height': 176, 'width': 320}
+  left = record_lib.View(key='left', column=0, **place)
+  right = record_lib.View(key='right', column=320, **place)
+  return {'views': (left, right), 'composite': (176, 640)}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'messages'),
+  [
+    # The server would execute 8 actions that were never trained.
+    (dict(chunk_s=16 / 15, video_fps=7.5), [r'chunk_s \(1.06.* against 1.6\).* all 24 actions']),
+    # Half as many frames as the model's chunk has.
+    (dict(video_fps=2.5), [r'video_fps \(2.5 against 5.0\)']),
+    (dict(resize='area'), [r"resize \('area' against 'bilinear'\): it resizes bilinear"]),
+    (dict(prompt='{}'), [r"prompt \('{}' against \"A multi-view video .* fills the template"]),
+    (shift_the_gripper(), [r'action action/gripper_position.offset \(1.0 against 0.0\)', 'scale']),
+    (
+      put_two_side_by_side(),
+      [r'two cameras: .* the first above the second in the left half of a picture of \(176, 640\)'],
+    ),
+  ],
+)
+def test_whatever_a_record_says_otherwise_is_named(changes, messages):
+  record = conversions.make_droid(**changes).record
+  with pytest.raises(ValueError, match="cannot express embodiment 'droid'") as refusal:
+    robots_lib.describe('oxe_droid', record, tiny.I2V)
+  for message in messages:
+    assert re.search(message, str(refusal.value)), refusal.value
+
+
+def make_one_arm(**changes) -> record_lib.Embodiment:
+  """Joints and gripper in one array, as LeRobot has them; the joints count from where they are."""
+
+  def take(key, start, stop, relative_to=''):
+    return record_lib.Slice(
+      key=key, start=start, stop=stop, unit='rad', norm='q99_reference', relative_to=relative_to
+    )
+
+  fields = dict(
+    name='one_arm',
+    views=(record_lib.View(key='images/top', row=0, column=0, height=176, width=320),),
+    composite=(176, 320),
+    resize='bilinear',
+    prompt=prompts.TEMPLATES['mecka_hands'],
+    state=(take('state', 0, 6), take('state', 6, 7)),
+    action=(take('action', 0, 6, 'state:0:6'), take('action', 6, 7)),
+    **record_lib.timing(15.0),
+  )
+  return record_lib.Embodiment(**(fields | changes))
+
+
+def test_one_array_becomes_joints_and_gripper(tmp_path):
+  record = make_one_arm()
+  robot = dataclasses.replace(conversions.make_droid(), record=record)
+  statistics = normalize.Statistics(
+    state=conversions.make_quantiles(7), action=conversions.make_quantiles(7), steps=5
+  )
+  robot = dataclasses.replace(robot, statistics=statistics)
+  names = keys.parse('state:0:6=joint_position,state:6:7=gripper,action:6:7=gripper')
+  where = serving.Serving(camera=(640, 480), names=names)
+  (note,) = experiment.write(tmp_path, {'mecka_hands': robot}, tiny.I2V, where)
+  assert note == (
+    'keys of mecka_hands: video.top = images/top, state.joint_position = state:0:6, '
+    'state.gripper = state:6:7, action.joint_position = action:0:6, action.gripper = action:6:7'
+  )
+  (back,) = experiment.read_robots(epath.Path(tmp_path), tiny.I2V)
+  assert [s.key for s in back.record.action] == ['action/joint_position', 'action/gripper']
+  assert back.record.reference_columns == record.reference_columns == (0, 1, 2, 3, 4, 5, -1)
+  for kind in ('state', 'action'):
+    for name in normalize.ARRAYS:
+      got, want = (getattr(getattr(s, kind), name) for s in (back.statistics, statistics))
+      np.testing.assert_array_equal(got, want)
+
+
+def test_parts_have_names_by_themselves():
+  description = robots_lib.describe('mecka_hands', make_one_arm(), tiny.I2V)
+  assert [key.name for key in description.state] == ['state_0_6', 'state_6_7']
+  # A relative action is called as what it counts from.
+  assert [key.name for key in description.action] == ['state_0_6', 'action_6_7']
+  assert description.relative == {'state_0_6'}
+
+  # The state is one slice: it is cut where an action counts from a part of it.
+  whole = make_one_arm(
+    state=(dataclasses.replace(make_one_arm().state[0], start=0, stop=7),),
+  )
+  description = robots_lib.describe('mecka_hands', whole, tiny.I2V)
+  assert [(key.name, key.width) for key in description.state] == [
+    ('state_0_6', 6),
+    ('state_6_7', 1),
+  ]
+  # One slice that counts from one slice.
+  both = make_one_arm(
+    state=whole.state,
+    action=(dataclasses.replace(whole.action[0], stop=7, relative_to='state:0:7'),),
+  )
+  description = robots_lib.describe('mecka_hands', both, tiny.I2V)
+  assert [key.name for key in description.action] == ['state']
+
+  # Dots, as LeRobot has them in names, end the kind of a key there.
+  dotted = make_one_arm(
+    state=(dataclasses.replace(whole.state[0], key='observation.state'),),
+    action=(),
+    views=(dataclasses.replace(whole.views[0], key='observation.images.top'),),
+  )
+  description = robots_lib.describe('mecka_hands', dotted, tiny.I2V)
+  assert [key.name for key in description.state] == ['observation_state']
+  assert description.views == ('observation_images_top',)
+
+  # Arrays of one name in two places.
+  left, right = (dataclasses.replace(whole.state[0], key=f'{side}/joints') for side in 'lr')
+  two = make_one_arm(state=(left, right), action=())
+  description = robots_lib.describe('mecka_hands', two, tiny.I2V)
+  assert [key.name for key in description.state] == ['l_joints', 'r_joints']
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('joints', "must be ARRAY:START:STOP=NAME, .* got 'joints'"),
+    ('state:0:6=my joints', "got 'state:0:6=my joints'"),
+    (
+      'state:0:5=joints',
+      'names parts that .* does not have:\n  state:0:5=joints\nIt has state:0:6',
+    ),
+    ('state:0:6=a,state:6:7=a', "state 'a' is the name of several parts"),
+    ('state:0:6=a,action:0:6=b', "action:0:6=b counts from state:0:6, which is 'a'"),
+  ],
+)
+def test_names_that_do_not_fit_are_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    robots_lib.describe('mecka_hands', make_one_arm(), tiny.I2V, keys.parse(text))
+
+
+def test_floored_ranges_are_exported_for_every_norm():
+  flat = np.float32([2.0])
+  arrays = dict(q01=flat, q99=flat, mean=flat, std=0 * flat, min=flat, max=flat)
+  for norm, ends in (('q99', ('q01', 'q99')), ('min_max', ('min', 'max'))):
+    stored = quantiles.write(
+      normalize.Quantiles(**arrays, norms=(norm,)), (robots_lib.Key('x', 1, norm),)
+    )['x']
+    low, high = stored[ends[0]][0], stored[ends[1]][0]
+    np.testing.assert_allclose((low + high, high - low), (4, 1e-3), rtol=1e-4)
+  stored = quantiles.write(
+    normalize.Quantiles(**arrays, norms=('mean_std',)), (robots_lib.Key('x', 1, 'mean_std'),)
+  )['x']
+  # (x - mean) / std here and there.
+  np.testing.assert_allclose((stored['mean'][0], stored['std'][0]), (2, 5e-4))
+
+
+def test_statistics_of_an_early_run_are_completed_and_said(tmp_path):
+  robot = conversions.make_droid()
+  early = {
+    kind: normalize.Quantiles(
+      q01=getattr(robot.statistics, kind).q01, q99=getattr(robot.statistics, kind).q99
+    )
+    for kind in ('state', 'action')
+  }
+  robot = dataclasses.replace(robot, statistics=normalize.Statistics(**early, steps=5))
+  notes = experiment.write(tmp_path, {'oxe_droid': robot}, tiny.I2V, serving.Serving())
+  assert 'of state and action of oxe_droid were never computed' in notes[-1]
+
+  def refuse(word):
+    raise ValueError(word)
+
+  text = (tmp_path / experiment.METADATA).read_text()
+  content = json.loads(text, parse_constant=refuse)['oxe_droid']
+  joints = content['statistics']['state']['joint_position']
+  assert joints['min'] == joints['q01']
+  # Earlier exports wrote NaN instead, which is read as unknown.
+  joints['mean'] = [float('nan')] * 7
+  (tmp_path / experiment.METADATA).write_text(json.dumps({'oxe_droid': content}))
+  (back,) = experiment.read_robots(epath.Path(tmp_path), tiny.I2V)
+  assert back.statistics.state.mean is None
+  assert back.statistics.action.mean is not None
 
 
 def test_a_key_relative_for_one_robot_only_is_refused(tmp_path):
   # The reference has one list of relative keys for all robots.
   slices = embodiments.get('droid').action
   absolute = tuple(dataclasses.replace(s, relative_to='') for s in slices)
-  views, _ = robots_lib._make_composite('xdof', ('a', 'b', 'c'), (176, 320))
+  views, _ = composites.make('xdof', ('a', 'b', 'c'), (176, 320))
   robots = {
     'oxe_droid': conversions.make_droid(),
-    'xdof': conversions.make_droid(action=absolute, views=views),
+    'xdof': conversions.make_droid(action=absolute, views=views, prompt=prompts.TEMPLATES['xdof']),
   }
   with pytest.raises(
     ValueError, match='relative for all robots or for none:\n  joint_position of xdof'
   ):
-    experiment.write(tmp_path, robots, tiny.I2V, None)
+    experiment.write(tmp_path, robots, tiny.I2V, serving.Serving())
 
 
 def edit_conf(source: pathlib.Path, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -142,6 +332,20 @@ def remove_statistics(source: pathlib.Path) -> None:
 
 def remove_a_statistic(source: pathlib.Path) -> None:
   edit_metadata(source, lambda m: m['statistics']['action']['joint_position'].pop('q99'))
+
+
+def lose_a_quantile(source: pathlib.Path) -> None:
+  edit_metadata(
+    source, lambda m: m['statistics']['state']['gripper_position'].update(q01=[float('nan')])
+  )
+
+
+def divide_by_no_deviation(source: pathlib.Path) -> None:
+  content, numbers = tiny.conf(), tiny.metadata()
+  steps = content['transforms']['oxe_droid']['transforms']
+  steps[3]['normalization_modes'] = {'state.gripper_position': 'mean_std'}
+  numbers['oxe_droid']['statistics']['state']['gripper_position']['std'] = [0.0]
+  tiny.write_experiment(source, content, numbers)
 
 
 def widen_a_statistic(source: pathlib.Path) -> None:
@@ -181,6 +385,18 @@ def ask_for_another_crop(source: pathlib.Path) -> None:
   edit_transform(source, 1, scale=0.9)
 
 
+def ask_for_another_resize(source: pathlib.Path) -> None:
+  edit_transform(source, 2, interpolation='nearest', antialias=False)
+
+
+def ask_for_one_prompt(source: pathlib.Path) -> None:
+  content = tiny.conf()
+  transform = 'model.dreamzero.transform.dreamzero_cotrain.DreamTransform'
+  step = {'_target_': f'groot.vla.{transform}', 'always_use_default_instruction': True}
+  content['transforms']['oxe_droid']['transforms'].append(step | {'max_length': 512})
+  tiny.write_experiment(source, content, tiny.metadata())
+
+
 def remove_the_state(source: pathlib.Path) -> None:
   edit_transform(source, 5, state_concat_order=[])
 
@@ -197,6 +413,8 @@ def remove_the_state(source: pathlib.Path) -> None:
       'oxe_droid: statistics.action.joint_position.q99 must be there, with one number per '
       'dimension',
     ),
+    (lose_a_quantile, r'statistics.state.gripper_position.q01 \(not finite\)'),
+    (divide_by_no_deviation, r'statistics.state.gripper_position.std \(0, by which'),
     (widen_a_statistic, 'statistics.state.gripper_position.q01 must be there'),
     (remove_cameras, 'video is missing'),
     (
@@ -215,6 +433,15 @@ def remove_the_state(source: pathlib.Path) -> None:
       'normalization_modes state.joint_position=binary are not supported',
     ),
     (ask_for_another_crop, 'VideoCrop.scale=0.9 is not supported'),
+    (
+      ask_for_another_resize,
+      'VideoResize.interpolation=nearest is not supported, only linear; VideoResize.antialias=Fal',
+    ),
+    (
+      ask_for_one_prompt,
+      'always_use_default_instruction=True is not supported, only False; DreamTransform.max_length='
+      '512 is not supported, only 6',
+    ),
     (
       remove_the_state,
       r"relative_action_keys \['joint_position'\] have no state of the same name",

@@ -142,6 +142,37 @@ def test_damaged_shards_are_all_named(tmp_path, damage, message):
     safetensors.open_weights(epath.Path(tmp_path), 'model')
 
 
+def write_header(path, entries):
+  """Twelve bytes behind a header of (name, first byte, last byte); of bytes."""
+  header = {}
+  for name, first, last in entries:
+    header[name] = {'dtype': 'U8', 'shape': [last - first], 'data_offsets': [first, last]}
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(12))
+
+
+@pytest.mark.parametrize(
+  ('entries', 'message'),
+  [
+    ([('a', 0, 4), ('b', 8, 12)], 'b begins at byte .* and leaves a hole after a, which ends'),
+    ([('a', 0, 8), ('b', 4, 12)], 'b begins at byte .* and overlaps with a, which ends'),
+    ([('b', 4, 12)], 'b begins at byte .* and leaves a hole after the header'),
+    ([('a', 0, 12), ('b', 0, 12)], 'b begins at byte .* and overlaps with a'),
+  ],
+)
+def test_holes_and_overlaps_are_refused_as_the_library_does(tmp_path, entries, message):
+  path = tmp_path / 'model.safetensors'
+  write_header(path, entries)
+  with pytest.raises(Exception, match='(?i)invalid|InvalidOffset|incomplete|overlap'):
+    library.load_file(path)
+  with pytest.raises(ValueError, match=message):
+    safetensors.open_file(epath.Path(path))
+  # In any order, and with an array of no byte between.
+  write_header(path, [('b', 4, 12), ('none', 4, 4), ('a', 0, 4)])
+  found = set(safetensors.open_file(epath.Path(path)))
+  assert found == set(library.load_file(path)) == {'a', 'b', 'none'}
+
+
 def test_weight_in_two_shards_is_refused(tmp_path):
   # The first shard also holds what the index places in the second.
   files = write_shards(tmp_path)

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax.interop import errors
 from wam_jax.interop import foreign
 from wam_jax.interop import sizes
 from wam_jax.interop.files import jsonfile
@@ -41,6 +42,9 @@ _BASES = {
 _DOWNLOADED_2_1 = 'Wan2.1-I2V-14B-480P'
 _DOWNLOADED_2_2 = 'Wan2.2-TI2V-5B'
 _LATENTS_2_2 = 48  # Channels of the latents of Wan2.2's VAE.
+# Frames of so many tokens are those of the 5B model, and come to this size unless another is said.
+_RESIZED_TOKENS = (50, 55)
+_RESIZED = (176, 320)
 
 
 def read_head(directory: epath.Path) -> dict[str, Any]:
@@ -74,36 +78,103 @@ def infer_model(
     head: the settings of the policy head.
     shapes: the shapes of the weights, by part.
     bfloat16: whether it computes in bfloat16, else in float32.
+  Raises:
+    ValueError: the head has settings that nothing here does.
   """
   said = {part: head.get(key) or {} for part, key in _PARTS.items()}
   dtype = 'bfloat16' if bfloat16 else 'float32'
-  resize = (head.get('target_video_height'), head.get('target_video_width'))
 
   has_image_weights = any(name.startswith('img_emb.') for name in shapes['dit'])
   image = cfg.ImageConfig()
   if has_image_weights or said['dit'].get('model_type') != 't2v':
     image = sizes.infer_image(said['image'], shapes['image'], dtype)
-  return sizes.infer_model(
+  model = sizes.infer_model(
     said['dit'],
     shapes['dit'],
     num_frames=head.get('num_frames', 33),
     tokenizer=sizes.infer_tokenizer(
       said['tokenizer'],
       shapes['tokenizer'],
-      resize=resize if all(resize) else (),
+      resize=_find_resize(head),
       dtype=dtype,
     ),
     text=sizes.infer_text(said['text'], shapes['text'], said['dit'].get('text_len'), dtype),
     image=image,
   )
+  _check_head(head, model)
+  return model
+
+
+def _find_resize(head: Mapping[str, Any]) -> tuple[int, ...]:
+  """Rows and columns that frames are resized to before they are encoded; () for as they are."""
+  said = (head.get('target_video_height'), head.get('target_video_width'))
+  if all(said):
+    return said
+  # Where nothing is said, the official code decides by the number of tokens of a frame.
+  tokens = (head.get(_PARTS['dit']) or {}).get('frame_seqlen')
+  return _RESIZED if tokens in _RESIZED_TOKENS else ()
+
+
+def _check_head(head: Mapping[str, Any], model: cfg.ModelConfig) -> None:
+  """Raises ValueError for settings that change numbers and have no counterpart here."""
+  transformer = head.get(_PARTS['dit']) or {}
+  problems = []
+  states = transformer.get('num_state_per_block', 1)
+  if states != 1:
+    problems.append(
+      f'num_state_per_block={states}: neither data nor policy have more than 1 state a chunk here'
+    )
+  if head.get('tiled'):
+    problems.append('tiled=true: frames are encoded whole here, as with false')
+  beta = head.get('video_noise_beta_beta', 1.0)
+  if head.get('decouple_video_action_noise') and beta != 1:
+    problems.append(f'video_noise_beta_beta={beta}: the law of video noise is Beta(alpha, 1) here')
+
+  frames = head.get('num_frames', model.camera_frames(model.max_chunks))
+  needed = model.camera_frames(model.max_chunks)
+  if model.image_condition and frames < needed:
+    covered = (frames - 1) // model.camera_frames_per_chunk
+    problems.append(
+      f'num_frames={frames}: the image condition of {model.max_chunks} chunks '
+      f'(max_chunk_size) has {needed} frames; with fewer the official code uses the last again. '
+      f'Where training windows had {covered} chunks, max_chunk_size is {covered}'
+    )
+  errors.fail(
+    'The policy head has settings that nothing here does:',
+    problems,
+    'config.json says them. Its weights would not act here as they do there.',
+  )
+
+
+def list_notes(head: Mapping[str, Any]) -> tuple[str, ...]:
+  """What the settings leave open, and how they are understood here."""
+  notes = []
+  if 'tiled' not in head:
+    notes.append(
+      'config.json does not say `tiled`, which the official class takes for true: it would encode '
+      'frames of more than 34 x 34 latents in tiles; here they are encoded whole, as the released '
+      'configs say'
+    )
+  said = (head.get('target_video_height'), head.get('target_video_width'))
+  if _find_resize(head) and not all(said):
+    rows, columns = _find_resize(head)
+    notes.append(
+      f'config.json says no size for frames; as of all models with such a frame_seqlen, the '
+      f'official code resizes them to {rows} x {columns}, and so it is here'
+    )
+  return tuple(notes)
 
 
 def make_flow_and_sample(head: Mapping[str, Any]) -> dict[str, Any]:
   """Fields `flow` and `sample` of a TrainConfig that train and act as the head does."""
   flow = foreign.FLOW
+  # In the order in which the official code asks.
   if head.get('decouple_video_action_noise'):
     beta = float(head.get('video_noise_beta_alpha', 3.0))
     flow = dataclasses.replace(flow, schedule='decoupled', video_beta=beta)
+  elif head.get('use_high_noise_emphasis'):
+    beta = float(head.get('high_noise_beta_alpha', 3.0))
+    flow = dataclasses.replace(flow, schedule='coupled_beta', video_beta=beta)
   sample = foreign.SAMPLE
   if head.get('decouple_inference_noise'):
     final = float(head.get('video_inference_final_noise', 0.8))
@@ -126,9 +197,20 @@ def name_base(head: Mapping[str, Any], conf: Mapping[str, Any]) -> str:
   return _DOWNLOADED_2_2 if vae.get('z_dim') == _LATENTS_2_2 else _DOWNLOADED_2_1
 
 
-def make_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any]:
-  """The content of config.json of an export of the whole model, nothing left to be loaded
-  elsewhere.
+def make_config(
+  config: cfg.TrainConfig,
+  tokens_per_frame: int,
+  paths: Mapping[str, str],
+  torch_dtype: str = 'bfloat16',
+) -> dict[str, Any]:
+  """The content of config.json of an export of the whole model.
+
+  Args:
+    config: of the run.
+    tokens_per_frame: tokens of a latent frame.
+    paths: by part, the file that the server loads before it puts the weights of the export in its
+      place; without one it asks the hub.
+    torch_dtype: of the weights.
   """
   c = config.model
   head = {
@@ -166,7 +248,9 @@ def make_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any
     'noise_beta_beta': 1.0,
     'noise_s': 0.999,
     'num_timestep_buckets': 1000,
-    'decouple_video_action_noise': config.flow.schedule != 'coupled',
+    'use_high_noise_emphasis': config.flow.schedule == 'coupled_beta',
+    'high_noise_beta_alpha': config.flow.video_beta,
+    'decouple_video_action_noise': config.flow.schedule in ('flash', 'decoupled'),
     'video_noise_beta_alpha': config.flow.video_beta,
     'video_noise_beta_beta': 1.0,
     'decouple_inference_noise': config.sample.mode == 'flash',
@@ -178,12 +262,15 @@ def make_config(config: cfg.TrainConfig, tokens_per_frame: int) -> dict[str, Any
     _PARTS['image']: _make_image(c.image),
     _PARTS['tokenizer']: _make_vae(c.tokenizer),
   }
+  for part, path in paths.items():
+    if part in _BASES:
+      head[_PARTS[part]][_BASES[part]] = path
   if c.tokenizer.resize:
     head['target_video_height'], head['target_video_width'] = c.tokenizer.resize
   return {
     'architectures': ['VLA'],
     'model_type': 'vla',
-    'torch_dtype': 'bfloat16',
+    'torch_dtype': torch_dtype,
     'model_dtype': 'float32',
     'compute_dtype': 'float32',
     'hidden_size': 0,
@@ -219,7 +306,7 @@ def _make_transformer(c: cfg.ModelConfig, tokens_per_frame: int) -> dict[str, An
     'out_dim': c.tokenizer.channels,
     'num_heads': c.num_heads,
     'num_layers': c.num_layers,
-    'max_chunk_size': c.max_chunks,
+    'max_chunk_size': c.max_chunks if c.history_rule == 'chunk' else -1,
     'eps': c.eps,
     'num_frame_per_block': c.frames_per_chunk,
     'action_dim': c.action_dim,

@@ -13,17 +13,19 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import yaml
 from etils import epath
 
 from wam_jax import config as cfg
+from wam_jax import pointers
 from wam_jax.data import images
 from wam_jax.data import normalize
 from wam_jax.data import prompts
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
+from wam_jax.interop.dreamzero import quantiles as quantiles_lib
 from wam_jax.interop.dreamzero import robots as robots_lib
+from wam_jax.interop.dreamzero import serving
 from wam_jax.interop.files import jsonfile
 
 CONF = 'experiment_cfg/conf.yaml'
@@ -43,8 +45,9 @@ _MODES = {ours: theirs for theirs, ours in _NORMS.items()} | {'q99': 'q99'}
 _IDS = {'oxe_droid': 17, 'xdof': 22, 'gr1_unified': 24, 'agibot': 26, 'mecka_hands': 27, 'yam': 32}
 # Frames, counted from now, that the server gives the policy; others give the newest.
 _EVAL_FRAMES = {'agibot': [-3, -2, -1, 0]}
-# Columns and rows of the published cameras.
+# Columns and rows of the published cameras, and these.
 _CAMERAS = {'oxe_droid': (320, 180)}
+_VIEWS = {'oxe_droid': ('exterior_image_1_left', 'exterior_image_2_left', 'wrist_image_left')}
 _REMEDY = (
   'Copy experiment_cfg/ from where the checkpoint was trained, or pass --nostatistics: the weights '
   'can then be trained further, but no robot can be controlled with them.'
@@ -56,6 +59,7 @@ def read_conf(directory: epath.Path) -> dict[str, Any]:
   path = directory / CONF
   if not path.exists():
     return {}
+  pointers.check(path)
   try:
     root = yaml.safe_load(path.read_text())
   except yaml.YAMLError as e:
@@ -155,14 +159,37 @@ def _read_robot(
   )
   record = robots_lib.find_shipped(description.make_record(model.camera_frames_per_chunk))
   statistics = normalize.Statistics(
-    state=_read_quantiles(content['statistics'], 'state', state),
-    action=_read_quantiles(content['statistics'], 'action', action),
+    state=quantiles_lib.read(content['statistics'], 'state', state),
+    action=quantiles_lib.read(content['statistics'], 'action', action),
     steps=0,  # The files do not say how many they were computed from.
   )
-  crop = by_name.get('VideoCrop', {}).get('scale')
-  if crop not in (None, images.CROP):
-    raise ValueError(f'VideoCrop.scale={crop} is not supported, only {images.CROP}')
-  return robot_lib.Robot(id=0, record=record, statistics=statistics, center_crop=crop is not None)
+  _check_transforms(by_name, model)
+  is_cropped = 'VideoCrop' in by_name
+  return robot_lib.Robot(id=0, record=record, statistics=statistics, center_crop=is_cropped)
+
+
+def _check_transforms(by_name: Mapping[str, Mapping[str, Any]], model: cfg.ModelConfig) -> None:
+  """Raises ValueError for settings of images and prompts with no counterpart here."""
+  crop = by_name.get('VideoCrop', {}).get('scale', images.CROP)
+  # The last one is not among the transforms of images and numbers.
+  prompt = by_name.get(_MODEL_TRANSFORM, {})
+  length = model.text.length
+  found = {
+    'VideoCrop.scale': (crop, images.CROP),
+    'VideoResize.interpolation': (by_name['VideoResize'].get('interpolation', 'linear'), 'linear'),
+    'VideoResize.antialias': (by_name['VideoResize'].get('antialias', True), True),
+    'DreamTransform.always_use_default_instruction': (
+      prompt.get('always_use_default_instruction', False),
+      False,
+    ),
+    'DreamTransform.max_length': (prompt.get('max_length', length), length),
+  }
+  wrong = []
+  for key, (said, only) in found.items():
+    if said != only:
+      wrong.append(f'{key}={said} is not supported, only {only}')
+  if wrong:
+    raise ValueError('; '.join(wrong))
 
 
 def _check_norms(modes: Mapping[str, str], conf: Mapping[str, Any]) -> None:
@@ -194,49 +221,31 @@ def _read_language(tag: str, conf: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(modality.get('modality_keys', [])) or ('language_instruction',)
 
 
-def _read_quantiles(
-  statistics: Mapping[str, Any], kind: str, keys: tuple[robots_lib.Key, ...]
-) -> normalize.Quantiles:
-  """The statistics of all keys, one after the other as in the vector."""
-  held = statistics.get(kind, {})
-  problems = []
-  for key in keys:
-    numbers = held.get(key.name, {})
-    wrong = [name for name in normalize.ARRAYS if np.shape(numbers.get(name)) != (key.width,)]
-    problems += [f'statistics.{kind}.{key.name}.{name}' for name in wrong]
-  if problems:
-    raise ValueError(f'{", ".join(problems[:10])} must be there, with one number per dimension')
-
-  arrays = {}
-  for name in normalize.ARRAYS:
-    pieces = [np.float32(held[key.name][name]) for key in keys]
-    arrays[name] = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-  norms: list[str] = []
-  for key in keys:
-    norms += [key.norm] * key.width
-  return normalize.Quantiles(**arrays, norms=tuple(norms))
-
-
 def write(
   directory: pathlib.Path,
   robots: Mapping[str, robot_lib.Robot],
   model: cfg.ModelConfig,
-  camera: tuple[int, int] | None,
-) -> None:
+  where: serving.Serving,
+) -> list[str]:
   """conf.yaml and metadata.json for `robots`, by tag, with everything resolved.
 
   Args:
     directory: the checkpoint.
     robots: the robots by the reference's tag, with statistics.
     model: the model that controls them.
-    camera: columns and rows of the robots' cameras; None for the published ones.
+    where: it will be served.
+  Returns:
+    what to know of the files, a line each.
   Raises:
     ValueError: a robot cannot be described to the reference.
   """
-  described = {tag: robots_lib.describe(tag, robot.record, model) for tag, robot in robots.items()}
+  described = {}
+  for tag, robot in robots.items():
+    described[tag] = robots_lib.describe(tag, robot.record, model, where.names)
   relative = _join_relative(described)
+  cameras = {tag: where.camera or _find_camera(each) for tag, each in described.items()}
   # Source: DreamZero `VideoToTensor`, which asserts it.
-  lost = [tag for tag in robots if camera is None and tag not in _CAMERAS]
+  lost = [tag for tag, camera in cameras.items() if camera is None]
   if lost:
     raise ValueError(
       'The official server checks the size of camera images, which is not known for '
@@ -259,14 +268,28 @@ def write(
     robot = robots[tag]
     conf['fps'][tag] = description.hz
     conf['modality_configs'][tag] = _make_modalities(description, model)
-    conf['transforms'][tag] = _make_transforms(description, model, robot.center_crop)
-    metadata[tag] = _make_metadata(description, robot.statistics, camera or _CAMERAS[tag])
+    conf['transforms'][tag] = _make_transforms(
+      description, model, robot.center_crop, where.vocabulary
+    )
+    metadata[tag] = _make_metadata(description, robot.statistics, cameras[tag])
 
   (directory / 'experiment_cfg').mkdir()
   (directory / CONF).write_text(
     yaml.dump(conf, Dumper=_Plain, sort_keys=False, default_flow_style=None, width=120)
   )
   jsonfile.write(directory / METADATA, metadata)
+
+  notes = []
+  for tag, description in described.items():
+    notes.append(f'keys of {tag}: {", ".join(description.list_keys(robots[tag].record))}')
+    notes += quantiles_lib.list_unknown(tag, robots[tag].statistics)
+  return notes
+
+
+def _find_camera(description: robots_lib.Description) -> tuple[int, int] | None:
+  """Columns and rows of the cameras that the published dataset of a tag has; None for others."""
+  is_published = description.views == _VIEWS.get(description.tag)
+  return _CAMERAS[description.tag] if is_published else None
 
 
 class _Plain(yaml.SafeDumper):
@@ -344,7 +367,7 @@ def _make_step(name: str, keys: list[str], **settings: Any) -> dict[str, Any]:
 
 
 def _make_transforms(
-  description: robots_lib.Description, model: cfg.ModelConfig, center_crop: bool
+  description: robots_lib.Description, model: cfg.ModelConfig, center_crop: bool, vocabulary: str
 ) -> dict[str, Any]:
   """What happens to a sample before the model sees it: images, numbers, their order, the prompt.
 
@@ -390,7 +413,7 @@ def _make_transforms(
       'action_horizon': model.actions_per_chunk,
       'num_views': len(description.views),
       'embodiment_tag_mapping': _IDS,
-      'tokenizer_path': 'google/umt5-xxl',
+      'tokenizer_path': vocabulary,
     },
   ]
   return {'_target_': f'{_TRANSFORM}ComposedModalityTransform', 'transforms': steps}
@@ -422,44 +445,9 @@ def _make_metadata(
         'continuous': True,
       }
     quantiles = {'state': statistics.state, 'action': statistics.action}[kind]
-    numbers[kind] = _split_quantiles(quantiles, description.get_keys(kind))
+    numbers[kind] = quantiles_lib.write(quantiles, description.get_keys(kind))
   return {
     'statistics': numbers,
     'modalities': modalities,
     'embodiment_tag': description.tag,
   }
-
-
-def _split_quantiles(
-  quantiles: normalize.Quantiles, keys: tuple[robots_lib.Key, ...]
-) -> dict[str, dict[str, list[float]]]:
-  """The statistics by key; inverse of `_read_quantiles`."""
-  arrays = _fill_arrays(quantiles)
-  numbers = {}
-  start = 0
-  for key in keys:
-    stop = start + key.width
-    numbers[key.name] = {name: x[start:stop].tolist() for name, x in arrays.items()}
-    start = stop
-  return numbers
-
-
-def _fill_arrays(quantiles: normalize.Quantiles) -> dict[str, np.ndarray]:
-  """All six arrays; NaN where nobody computed them. Quantiles are widened where we floor a range
-  and they do not.
-  """
-  unknown = np.full(quantiles.q01.shape, np.nan, np.float32)
-  arrays = {}
-  for name in normalize.ARRAYS:
-    array = getattr(quantiles, name)
-    arrays[name] = unknown if array is None else array
-
-  # They divide by the range as it is.
-  norms = quantiles.norms or ('q99',) * unknown.size
-  is_ours = np.asarray([norm == 'q99' for norm in norms], bool)
-  is_floored = is_ours & quantiles.is_flat
-  low = quantiles.middle - quantiles.half_range
-  high = quantiles.middle + quantiles.half_range
-  arrays['q01'] = np.where(is_floored, low, arrays['q01'])
-  arrays['q99'] = np.where(is_floored, high, arrays['q99'])
-  return arrays

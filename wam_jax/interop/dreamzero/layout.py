@@ -24,6 +24,7 @@ from wam_jax.interop import shards
 from wam_jax.interop.dreamzero import config as config_lib
 from wam_jax.interop.dreamzero import experiment
 from wam_jax.interop.dreamzero import lora
+from wam_jax.interop.dreamzero import serving
 from wam_jax.interop.files import jsonfile
 from wam_jax.interop.files import safetensors
 
@@ -167,6 +168,7 @@ def make_source(
     lacks=lacks,
     merged=len(directory.adapters),
     base=base.path if base else None,
+    notes=config_lib.list_notes(head),
     read_robots=functools.partial(experiment.read_robots, directory.path, model),
   )
 
@@ -223,19 +225,23 @@ def write_configs(
   directory: pathlib.Path,
   config: cfg.TrainConfig,
   robots: Mapping[str, robot_lib.Robot],
-  camera: tuple[int, int] | None,
-) -> None:
-  """Every file of an export but the weights.
+  where: serving.Serving,
+  torch_dtype: str,
+) -> list[str]:
+  """Every file of an export but the weights; what to know of them, a line each.
 
   Args:
     robots: by the reference's tag.
-    camera: columns and rows of the robots' cameras; None for the published ones.
+    where: it will be served.
+    torch_dtype: of the weights.
   Raises:
     ValueError: a robot cannot be described to the reference.
   """
-  experiment.write(directory, robots, config.model, camera)
+  notes = experiment.write(directory, robots, config.model, where)
   tokens = _count_tokens(config.model, robots)
-  jsonfile.write(directory / config_lib.CONFIG, config_lib.make_config(config, tokens))
+  content = config_lib.make_config(config, tokens, where.paths, torch_dtype)
+  jsonfile.write(directory / config_lib.CONFIG, content)
+  return [*notes, *serving.list_notes(config, where)]
 
 
 def _count_tokens(c: cfg.ModelConfig, robots: Mapping[str, robot_lib.Robot]) -> int:

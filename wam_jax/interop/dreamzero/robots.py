@@ -6,8 +6,8 @@ the modality configs of its data.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from wam_jax.data import prompts
 from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
 from wam_jax.interop import errors
+from wam_jax.interop.dreamzero import composites
+from wam_jax.interop.dreamzero import keys
 
 TAGS = tuple(prompts.TEMPLATES)  # Robots that the reference has a prompt for.
 # Our record to their tag, where the names differ.
@@ -30,6 +32,16 @@ _LANGUAGE = {
   ),
   'agibot': ('annotation.language.action_text',),
   'yam': ('annotation.task',),
+}
+_UNIT = 'raw'  # The reference has no units: arrays go to the robot as they are stored.
+# What a record says beside that, and no server asks.
+_NOT_SERVED = ('name', 'language', 'episode_key', 'success')
+# By field of a record, why the server does otherwise.
+_REASONS = {
+  'resize': ': it resizes bilinear, with antialiasing',
+  'prompt': ': it fills the template of the tag, whatever was trained',
+  'chunk_s': ': it executes all {steps} actions of the chunk of the model',
+  'video_fps': ': a chunk of its frames lasts as long as one of its {steps} actions',
 }
 # Control steps between two camera frames, of every robot.
 # Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID`.
@@ -80,6 +92,16 @@ class Description:
     """The arrays of 'state' or 'action'."""
     return {'state': self.state, 'action': self.action}[kind]
 
+  def list_keys(self, record: record_lib.Embodiment) -> list[str]:
+    """Every key that the server is asked with or answers, and what of the record it is."""
+    parts = keys.cut(record)
+    pairs = [
+      *(zip([f'video.{name}' for name in self.views], [view.key for view in record.views])),
+      *(zip([f'state.{key.name}' for key in self.state], map(keys.write_columns, parts.state))),
+      *(zip([f'action.{key.name}' for key in self.action], map(keys.write_columns, parts.action))),
+    ]
+    return [f'{theirs} = {ours}' for theirs, ours in pairs]
+
   def make_record(self, camera_frames: int) -> record_lib.Embodiment:
     """A record that says the same.
 
@@ -95,17 +117,16 @@ class Description:
       raise ValueError(
         f'relative_action_keys {lost} have no state of the same name and width to count from'
       )
-    # The reference has no units: arrays go to the robot as they are stored.
-    views, composite = _make_composite(self.tag, self.views, self.size)
+    views, composite = composites.make(self.tag, self.views, self.size)
     stride = _choose_stride(self.steps, camera_frames)
     return record_lib.Embodiment(
       name=self.tag,
       views=views,
       composite=composite,
-      resize='bilinear',
+      resize=composites.RESIZE,
       prompt=prompts.TEMPLATES[self.tag],
       state=tuple(
-        record_lib.Slice(key=key.name, start=0, stop=key.width, unit='raw', norm=key.norm)
+        record_lib.Slice(key=key.name, start=0, stop=key.width, unit=_UNIT, norm=key.norm)
         for key in self.state
       ),
       action=tuple(self._make_action(key) for key in self.action),
@@ -121,7 +142,7 @@ class Description:
       key=f'action/{key.name}',
       start=0,
       stop=key.width,
-      unit='raw',
+      unit=_UNIT,
       norm=key.norm,
       relative_to=relative_to,
     )
@@ -145,57 +166,102 @@ def check_tags(robots: Mapping[str, robot_lib.Robot]) -> None:
   )
 
 
-def describe(tag: str, record: record_lib.Embodiment, model: cfg.ModelConfig) -> Description:
+def describe(
+  tag: str,
+  record: record_lib.Embodiment,
+  model: cfg.ModelConfig,
+  names: Mapping[str, str] | None = None,
+) -> Description:
   """Inverse of `Description.make_record`, checked.
 
+  Args:
+    tag: the reference's name of the robot.
+    record: the robot.
+    model: the model that controls it.
+    names: of parts of arrays, as `keys.name_parts` takes them.
   Raises:
     ValueError: the reference cannot express the record.
   """
-  # The composite is two by two views, or one.
-  rows, columns = record.composite
-  if len(record.views) > 1:
-    rows, columns = rows // 2, columns // 2
-  own_language = tuple(f'annotation.{_shorten(key)}' for key in record.language)
+  parts = keys.cut(record)
+  state, action = keys.name_parts(parts, names or {})
+  relative = [name for name, s in zip(action, parts.action, strict=True) if s.relative_to]
+  own_language = tuple(f'annotation.{keys.shorten(key)}' for key in record.language)
   description = Description(
     tag=tag,
-    views=tuple(_shorten(view.key) for view in record.views),
-    size=(rows, columns),
-    state=tuple(Key(_shorten(s.key), s.width, s.norm) for s in record.state),
-    action=tuple(Key(_shorten(s.key), s.width, s.norm) for s in record.action),
-    relative=frozenset(_shorten(s.key) for s in record.action if s.relative_to),
+    views=_name_views(record.views),
+    size=composites.find_size(record),
+    state=_make_keys(state, parts.state),
+    action=_make_keys(action, parts.action),
+    relative=frozenset(relative),
     hz=record.control_hz,
-    steps=record.steps_per_chunk,
+    steps=model.actions_per_chunk,
     language=_LANGUAGE.get(tag, own_language),
   )
-  _check_names(description, record)
-
-  # The way back must lead to the same robot.
-  want = _get_essence(description.make_record(model.camera_frames_per_chunk))
-  have = _get_essence(record)
-  differing = []
-  for part in ('slices', 'views', 'composite'):
-    here = getattr(have, part)
-    there = getattr(want, part)
-    if here != there:
-      differing.append(f'{part}: {str(here)[:200]} here, {str(there)[:200]} there')
-  errors.fail(
-    f'The reference cannot express embodiment {record.name!r} under the tag {tag!r}:',
-    differing,
-    'It knows a fixed composite and plain arrays; only such robots can be exported to it.',
-  )
+  _check(description, parts, model)
   return description
 
 
-def _check_names(description: Description, record: record_lib.Embodiment) -> None:
-  """Raises ValueError where two slices of one kind have the same name."""
-  double = []
-  for kind in ('state', 'action'):
-    counts = collections.Counter(key.name for key in description.get_keys(kind))
-    double += [f'{kind} {name!r}' for name, count in counts.items() if count > 1]
-  if double:
-    raise ValueError(
-      f'{record.name!r} has several slices of {", ".join(double)}; the reference names each once.'
+def _name_views(views: Sequence[record_lib.View]) -> tuple[str, ...]:
+  """The short names of cameras, or where two have the same, their whole ones."""
+  short = tuple(keys.flatten(keys.shorten(view.key)) for view in views)
+  if len(set(short)) == len(short):
+    return short
+  return tuple(keys.flatten(view.key) for view in views)
+
+
+def _make_keys(names: Sequence[str], slices: Sequence[record_lib.Slice]) -> tuple[Key, ...]:
+  return tuple(Key(name, s.width, s.norm) for name, s in zip(names, slices, strict=True))
+
+
+def _check(description: Description, parts: record_lib.Embodiment, model: cfg.ModelConfig) -> None:
+  """Raises ValueError unless the way back leads to the same robot, whose slices are `parts`."""
+  there = description.make_record(model.camera_frames_per_chunk)
+  views = zip(parts.views, description.views, strict=True)
+  here = dataclasses.replace(
+    parts,
+    views=tuple(dataclasses.replace(view, key=name) for view, name in views),
+    state=_rename(parts.state, description.state, ''),
+    action=_rename(parts.action, description.action, 'action/'),
+    **{field: getattr(there, field) for field in _NOT_SERVED},
+  )
+  lines = []
+  # Whatever a record says is compared, with what may be said of it one day.
+  for line in record_lib.list_differences(here, there):
+    field = line.split(maxsplit=1)[0]
+    why = _REASONS.get(field, '').format(steps=description.steps)
+    lines.append(textwrap.shorten(line, 300, placeholder=' ...') + why)
+  if len(parts.views) == 2 and (here.views, here.composite) != (there.views, there.composite):
+    lines.append(
+      'two cameras: the server draws the first above the second in the left half of a picture of '
+      f'{there.composite} and leaves the right half black; side by side, or alone, it cannot'
     )
+  errors.fail(
+    f'The reference cannot express embodiment {parts.name!r} under the tag {description.tag!r}:',
+    lines,
+    'First what the record says, then what the official server does: it would show and do what was '
+    'never trained. Train with a record that is as there (--tag chooses the prompt), or export '
+    'with --layout=diffusers, which keeps the record.',
+  )
+
+
+def _rename(
+  slices: Sequence[record_lib.Slice], their_keys: Sequence[Key], prefix: str
+) -> tuple[record_lib.Slice, ...]:
+  """The slices as if each were an array of its own, called as the reference calls it."""
+  renamed = []
+  for s, key in zip(slices, their_keys, strict=True):
+    whole = f'{key.name}:0:{key.width}'
+    renamed.append(
+      dataclasses.replace(
+        s,
+        key=prefix + key.name,
+        start=0,
+        stop=key.width,
+        unit=_UNIT,
+        relative_to=whole if s.relative_to else '',
+      )
+    )
+  return tuple(renamed)
 
 
 def find_shipped(record: record_lib.Embodiment) -> record_lib.Embodiment:
@@ -236,7 +302,7 @@ class _Essence(NamedTuple):
 def _get_essence(record: record_lib.Embodiment) -> _Essence:
   return _Essence(
     slices=[_strip_slices(record.state), _strip_slices(record.action)],
-    views=[dataclasses.replace(view, key=_shorten(view.key)) for view in record.views],
+    views=[dataclasses.replace(view, key=keys.shorten(view.key)) for view in record.views],
     composite=record.composite,
     control_hz=record.control_hz,
     video_fps=record.video_fps,
@@ -247,13 +313,9 @@ def _get_essence(record: record_lib.Embodiment) -> _Essence:
 
 def _strip_slices(slices: Sequence[record_lib.Slice]) -> list[tuple[Any, ...]]:
   return [
-    (_shorten(s.key), s.width, bool(s.relative_to), s.offset, s.scale, s.clip) for s in slices
+    (keys.shorten(s.key), s.width, bool(s.relative_to), s.offset, s.scale, s.clip, s.wrap)
+    for s in slices
   ]
-
-
-def _shorten(key: str) -> str:
-  """The name of an array without where it is in a dataset."""
-  return key.rsplit('/', 1)[-1]
 
 
 def _choose_stride(steps: int, camera_frames: int) -> int:
@@ -263,30 +325,3 @@ def _choose_stride(steps: int, camera_frames: int) -> int:
   if steps >= camera_frames and steps % camera_frames == 0:
     return steps // camera_frames
   return _STRIDE if steps % _STRIDE == 0 else 1
-
-
-def _make_composite(
-  tag: str, names: Sequence[str], size: tuple[int, int]
-) -> tuple[tuple[record_lib.View, ...], tuple[int, int]]:
-  """The views of the reference's composite and its size.
-
-  DROID has the wrist camera above, every column twice, and the exterior cameras below; others fill
-  a square by columns. Source: DreamZero `DreamTransform._prepare_video`.
-  """
-  rows, columns = size
-  if len(names) == 1:
-    whole = record_lib.View(key=names[0], row=0, column=0, height=rows, width=columns)
-    return (whole,), size
-
-  top_left = {'row': 0, 'column': 0, 'width': columns}
-  top_right = {'row': 0, 'column': columns, 'width': columns}
-  bottom_left = {'row': rows, 'column': 0, 'width': columns}
-  bottom_right = {'row': rows, 'column': columns, 'width': columns}
-  top = {'row': 0, 'column': 0, 'width': 2 * columns, 'repeat': 2}
-  if tag == 'oxe_droid' and len(names) >= 3:
-    places = (bottom_left, bottom_right, top)
-  else:
-    places = (top_left, bottom_left, top_right)
-  # A fourth view has no place: the reference leaves that quarter black.
-  views = [record_lib.View(key=name, height=rows, **place) for name, place in zip(names, places)]
-  return tuple(views), (2 * rows, 2 * columns)

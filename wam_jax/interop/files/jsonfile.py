@@ -9,6 +9,8 @@ from typing import Any
 
 from etils import epath
 
+from wam_jax import pointers
+
 
 def read(path: epath.Path) -> dict[str, Any]:
   """The object in the file.
@@ -18,6 +20,7 @@ def read(path: epath.Path) -> dict[str, Any]:
   """
   if not path.exists():
     raise ValueError(f'{path} does not exist.')
+  pointers.check(path)
   try:
     content = json.loads(path.read_text())
   except ValueError as e:
@@ -28,5 +31,9 @@ def read(path: epath.Path) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  """`content`, indented."""
-  path.write_text(json.dumps(content, indent=2) + '\n')
+  """`content`, indented.
+
+  Raises:
+    ValueError: a number in it is NaN or infinite, which is no JSON.
+  """
+  path.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n')

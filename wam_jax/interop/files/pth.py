@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from wam_jax import pointers
 from wam_jax.interop import lazy
 
 _DTYPES = {
@@ -82,6 +83,7 @@ def open_file(path: epath.Path) -> dict[str, lazy.Weight]:
   """
   if not path.exists():
     raise ValueError(f'{path} does not exist')
+  pointers.check(path)
   try:
     with path.open('rb') as f, zipfile.ZipFile(f) as archive:
       # The archive is one folder, named as the file was when it was saved.

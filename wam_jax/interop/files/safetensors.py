@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from wam_jax import pointers
 from wam_jax.interop import errors
 from wam_jax.interop import lazy
 from wam_jax.interop.files import jsonfile
@@ -88,6 +89,7 @@ def open_file(path: epath.Path) -> dict[str, lazy.Stored]:
   """
   if not path.exists():
     raise ValueError(f'{path} does not exist')
+  pointers.check(path)
   size = path.stat().length
   with path.open('rb') as f:
     length = int.from_bytes(f.read(_LENGTH), 'little')
@@ -110,7 +112,26 @@ def open_file(path: epath.Path) -> dict[str, lazy.Stored]:
     raise ValueError(
       f'{path} is {"cut" if end > size else "too long"}: {size} bytes, its header describes {end}'
     )
+  _check_layout(path, start, arrays)
   return arrays
+
+
+def _check_layout(path: epath.Path, start: int, arrays: Mapping[str, lazy.Stored]) -> None:
+  """Raises ValueError unless each array begins where another ends, as the format demands: no byte
+  is part of two, or of none.
+  """
+  ordered = sorted(arrays.items(), key=lambda item: (item[1].start, lazy.nbytes(item[1])))
+  end = start
+  before = 'the header'
+  for name, array in ordered:
+    if array.start != end:
+      fault = 'overlaps with' if array.start < end else 'leaves a hole after'
+      raise ValueError(
+        f'{path} is damaged: {name} begins at byte {array.start} and {fault} {before}, which ends '
+        f'at byte {end}; download it again'
+      )
+    end += lazy.nbytes(array)
+    before = name
 
 
 def _parse_entry(path: epath.Path, start: int, name: str, entry: Mapping[str, Any]) -> lazy.Stored:

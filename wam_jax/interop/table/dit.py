@@ -49,6 +49,8 @@ DIFFUSERS |= {
   for part, name in _DIFFUSERS_ATTENTION.items()
 }
 
+# Our path of the matrix that noisy actions enter by, a row for each of their dimensions.
+ACTION_INPUT = 'action_encoder/action/w'
 # Theirs, ours, and the axes of the matrix in and out.
 _ACTION_MODULES = (
   ('action_encoder.W1', 'action_encoder/action', 'U', 'D'),
