@@ -11,7 +11,8 @@ DATA is a directory or gs://BUCKET/DIR, what `config.data.root` names; docs/pods
 Expected, from the program compiled to machine code and published shares of the chips' peaks
 (`python -m benchmarks.pods`): on v5p-128 (v5p:4x4x4) 10.0 s a step, 11.6 days for all, 53 % MFU, 81
 of 96 GiB; on v6e-256 (:v6e) 2.3 s, 2.7 days, 28 % MFU, 14 of 31 GiB. At the least 6.9 s and 1.3 s.
-Input, logging, evaluation and checkpoints come on top.
+From the plan alone, on v4-128 (:v4) 21.7 s, 25 days, 41 % MFU, 27 of 31 GiB. Input, logging,
+evaluation and checkpoints come on top.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ LAYOUTS = {
     remat='dots_and_attention', accumulate=2, mesh=dict(data=-1, fsdp=32, tensor=1, seq=1)
   ),
   'v6e': dict(remat='save_attention', accumulate=1, mesh=dict(data=-1, fsdp=64, tensor=1, seq=2)),
+  'v4': dict(remat='save_attention', accumulate=2, mesh=dict(data=-1, fsdp=32, tensor=1, seq=1)),
+  # Here the compiler sums gradients over the whole slice all the same (benchmarks/RESULTS.md).
+  'tpu7x': dict(
+    remat='dots_and_attention', accumulate=1, mesh=dict(data=-1, fsdp=32, tensor=1, seq=1)
+  ),
 }
 
 

@@ -26,17 +26,6 @@ def get_config(arg: str = ''):
   c.data.embodiments = tuple(f'tabletop_{robot}' for robot in ROBOTS)
   c.data.mixture = {'disc': presets.tabletop_dataset(c, 'disc', 'reach', 8000)}
 
-  c.flow.shift = 3.0
-  c.flow.weighting = 'uniform'
-  c.flow.action_weight = 4.0
-  c.sample.shift = 3.0
-  c.sample.steps = 4
-
+  presets.train_small(c)
   c.optimizer.learning_rate = 2e-3
-  c.optimizer.warmup_steps = 150
-  c.optimizer.hold_fraction = 0.5
-  c.optimizer.b1 = 0.9
-  c.optimizer.b2 = 0.98
-  c.optimizer.weight_decay = 0.01
-  c.optimizer.ema_decay = 0.995
   return presets.smoke(c) if arg == 'smoke' else c

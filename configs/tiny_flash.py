@@ -7,7 +7,9 @@ python -m wam_jax.train --config=configs/tiny_flash.py:coupled --workdir=COUPLED
     --config.init_from=WORKDIR_OF_TINY
 
 Both continue from the coupled weights of configs/tiny.py with the same data, seed and budget; only
-the noise differs.
+the noise differs, and that the video of Flash does not see the actions: one pass of it, held at
+noise, serves four steps of the actions. A share of the chunks is trained without future video, for
+--mode=act_only.
 """
 
 from configs import tiny
@@ -24,7 +26,5 @@ def get_config(arg: str = ''):
   c.evaluation.tasks = ('reach_any',)
   # The twin keeps the noise and the steps of configs/tiny.py: all that is compared.
   if arg != 'coupled':
-    c.flow.schedule = 'flash'
-    c.sample.mode = 'flash'
-    c.sample.steps = 1
+    presets.keep_video(c, action_steps=4)
   return presets.smoke(c) if arg == 'smoke' else c

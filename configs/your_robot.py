@@ -53,6 +53,9 @@ def get_config(arg: str = ''):
   c.data.mixture.your_robot.path = dataset
   if base:
     _start_from(c, base)
+  else:
+    # Cameras may be large, and all windows that patches are fitted to lie in memory.
+    c.model.tokenizer.fit_windows = 64
   presets.fit_robot(c, embodiments.resolve('', dataset))
   return c
 

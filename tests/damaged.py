@@ -16,6 +16,7 @@ from unittest import mock
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 
 from wam_jax import checkpoint
 from wam_jax import cli
@@ -24,6 +25,7 @@ from wam_jax import hosts
 from wam_jax import integrity
 from wam_jax import storage
 from wam_jax import train_step
+from wam_jax.checkpoint import reading
 from wam_jax.models import encoders
 from wam_jax.models import tokenizer
 
@@ -117,7 +119,7 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
   'a short file of an older version': cut_without_list,
 }
 
-READER = checkpoint.ocp.PyTreeCheckpointHandler
+READER = ocp.PyTreeCheckpointHandler
 REFUSED = PermissionError(13, 'Permission denied')
 BUSY = OSError('503 Service Unavailable')
 ALWAYS = float('inf')
@@ -128,7 +130,7 @@ ERRORS = {
   'time-out': (READER, 'restore', TimeoutError('Deadline exceeded'), ALWAYS),
   'out of memory': (READER, 'restore', RuntimeError('RESOURCE_EXHAUSTED: Out of memory'), ALWAYS),
   'not found here': (READER, 'restore', FileNotFoundError('NOT_FOUND: params'), ALWAYS),
-  'no permission': (checkpoint, 'load_metadata', REFUSED, ALWAYS),
+  'no permission': (reading, 'load_metadata', REFUSED, ALWAYS),
   'listing refused': (integrity, 'list_steps', REFUSED, ALWAYS),
   'listing refused for a moment': (integrity, 'list_steps', REFUSED, 1),
 }

@@ -33,6 +33,7 @@ class ObjectStore:
     reads: (name, bytes sent) of each object, or part of one, that was asked for.
     requests: how many there were.
     stalls: so many of the next requests for content are never answered.
+    is_read_only: whether what would change it is refused.
   """
 
   def __init__(self):
@@ -41,6 +42,7 @@ class ObjectStore:
     self.reads: list[tuple[str, int]] = []
     self.requests = 0
     self.stalls = 0
+    self.is_read_only = False
     self.lock = threading.Lock()
     self.generations = itertools.count(1_700_000_000_000_000)  # As large as theirs: microseconds.
     handler = type('Handler', (_Handler,), {'store': self})
@@ -110,6 +112,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.connection.recv(1)  # Until the client has had enough.
       self.close_connection = True
       return None
+    if self.store.is_read_only and self.command != 'GET':
+      return self._refuse(403, 'No permission storage.objects.create (or it may not exist).')
     with self.store.lock:
       if 'upload_id' in query:
         return self._continue_upload(query['upload_id'], body)

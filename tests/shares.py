@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -33,13 +32,11 @@ from wam_jax import source
 from wam_jax import start
 from wam_jax import storage
 from wam_jax import train_step
+from wam_jax.checkpoint import reading
 from wam_jax.interop import lazy
 from wam_jax.interop import own
 from wam_jax.interop.files import orbax
 from wam_jax.models import encoders
-from wam_jax.models import image
-from wam_jax.models import text
-from wam_jax.models import vae
 
 # Weights of 50 MB and encoders of 30 MB: more than what else a process allocates meanwhile.
 MODEL = dataclasses.replace(
@@ -79,24 +76,12 @@ def make_config(base: str | pathlib.Path, model: cfg.ModelConfig = MODEL) -> cfg
 
 @functools.cache
 def draw_encoders() -> encoders.Encoders:
-  modules = {vae: MODEL.tokenizer, text: MODEL.text, image: MODEL.image}
-  parts = []
-  for seed, (module, config) in enumerate(modules.items()):
-    shapes = jax.eval_shape(functools.partial(module.init, config), jax.random.key(0))
-    parts.append(weights.draw_like(shapes.params, seed))
-  return encoders.Encoders(
-    tokenizer=vae.WanVAE(parts[0], MODEL.tokenizer, np.float32([[0.1] * 4, [1.5] * 4])),
-    text=text.UMT5(parts[1], MODEL.text),
-    image=image.ClipVision(parts[2], MODEL.image),
-    config=MODEL,
-  )
+  return weights.draw_encoders(MODEL)
 
 
 @functools.cache
 def draw_params(model: cfg.ModelConfig) -> Any:
-  config = make_config('base', model)
-  shapes = nn.unbox(jax.eval_shape(lambda: train_step._init(config, None))).params
-  return weights.draw_like(shapes, seed=3)
+  return weights.draw_params(model, seed=3)
 
 
 def write_import(workdir: pathlib.Path) -> None:
@@ -231,7 +216,7 @@ def main(argv: list[str]) -> None:
   for absent in (0, 1):
     # The disk of one host has nothing there.
     seen = [] if int(number) == absent else [0]
-    with mock.patch.object(checkpoint, 'list_steps', return_value=seen):
+    with mock.patch.object(reading, 'list_steps', return_value=seen):
       tell(find_error(lambda: begin(make_config(place / 'import'))))
   tell(find_error(lambda: begin(make_config(place / 'cut'))))
 

@@ -8,14 +8,20 @@ import contextlib
 from collections.abc import Callable
 from unittest import mock
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from google.cloud import storage as gcs
 
 from tests import damaged
 from wam_jax import checkpoint
 from wam_jax import cli
+from wam_jax import frozen
 from wam_jax import integrity
+from wam_jax import items
 from wam_jax import storage
+from wam_jax.models import encoders
 
 
 def expect_taken(call) -> None:
@@ -124,6 +130,34 @@ def skip_a_damaged_one(workdir) -> None:
   assert damaged.restore(workdir) == 'step 3'
 
 
+def store_encoders_twice(workdir) -> None:
+  """A new owner stores the encoders while an earlier one is about to finish the same."""
+  state = damaged.make_state(1)
+  hashes = damaged.METADATA['encoders']
+  finalize = ocp.PyTreeCheckpointHandler.finalize
+  names = []
+
+  def store() -> None:
+    names.append(frozen.store(workdir, state.frozen, hashes, storage.Owner(workdir).check))
+
+  def finalize_and_lose(self, *args):
+    with mock.patch.object(ocp.PyTreeCheckpointHandler, 'finalize', finalize):
+      store()
+    return finalize(self, *args)
+
+  with mock.patch.object(ocp.PyTreeCheckpointHandler, 'finalize', finalize_and_lose):
+    store()
+  store()
+  # Of two that wrote at the same time, both are whole; the third found one of them.
+  assert len(names) == 3
+  assert len(set(names)) == 2
+  for name in names:
+    place = workdir / 'frozen' / name
+    assert not integrity.find_damage_of_item(place)
+    found = items.load_whole(place)
+    jax.tree.map(np.testing.assert_array_equal, found, encoders.to_tree(state.frozen))
+
+
 def main(unused_argv: list[str]) -> None:
   storage.WAITS_S = (0.01,)
   root = storage.make_path('gs://bucket')
@@ -132,6 +166,7 @@ def main(unused_argv: list[str]) -> None:
   lose_before_the_old_one_goes(root / 'late')
   lose_with_an_error(root / 'failed')
   skip_a_damaged_one(root / 'damaged')
+  store_encoders_twice(root / 'twice')
   print('all held')
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -13,14 +14,20 @@ import time
 import cv2
 import numpy as np
 import pytest
+from etils import epath
 
 from benchmarks import contest
 from benchmarks import tabletop
+from benchmarks.data import contestants
 from benchmarks.data import episodes
+from benchmarks.data import work
 from benchmarks.pods import work as pods
+from benchmarks.precision import work as precision
+from tests.control import test_policy
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax.aot import search
+from wam_jax.checkpoint import inference
 from wam_jax.data import shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,7 +51,13 @@ def test_the_world_runs_as_fast_as_images_are_filtered():
   rates = tabletop.measure('disc', 0.2)
   picture = np.zeros((256, 256, 3), np.uint8)
   baseline = tabletop.rate(lambda: cv2.GaussianBlur(picture, (5, 5), 0), 0.2)
-  assert set(rates) == {'physics', 'render 32 px', 'render 256 px', 'step, both views'}
+  assert set(rates) == {
+    'physics',
+    'render 32 px',
+    'render 256 px',
+    'step, both views',
+    'scene 384 px',
+  }
   assert (
     rates['step, both views'] > 0.1 * baseline
   )  # Measured 1.0; the margin is for busy machines.
@@ -147,6 +160,7 @@ def test_runs_of_pods_are_all_configs_that_are_meant_for_them():
     pods.measure_runs(lambda text: None, only=['droid_15b'], machine_code=False)
 
 
+@pytest.mark.slow
 def test_data_benchmark_prints_its_tables(tmp_path):
   written = tmp_path / 'out.json'
   done = run(
@@ -156,7 +170,7 @@ def test_data_benchmark_prints_its_tables(tmp_path):
       '--steps=140',
       '--tensorflow_python=',
       '--rounds=1',
-      '--seconds=0.2',
+      '--seconds=1',
       f'--core={min(os.sched_getaffinity(0))}',
       f'--json={written}',
     ]
@@ -175,8 +189,38 @@ def test_data_benchmark_prints_its_tables(tmp_path):
   assert 0.2 < ours['of_limit'] < 1
   indexed, whole = tables['access']
   assert indexed['warm_ms'] < whole['warm_ms']
+  assert tables['headline'] == {}
+  assert tables['made_by']['command'].startswith('python -m benchmarks.data --data=')
+  assert re.fullmatch(r'[0-9a-f]{7,}\+?|unknown', tables['made_by']['commit'])
+  assert f'commit: {tables["made_by"]["commit"]}' in done.stdout
   assert 'decoding alone' in done.stdout
   assert 'one window, whole episode' in done.stdout
+
+
+def test_the_headline_is_of_the_same_work():
+  def row(name, of_limit):
+    return {
+      'name': name,
+      'samples_per_s': 1.0,
+      'of_limit': of_limit,
+      'start_s': 1.0,
+      'rss_mib': 1.0,
+    }
+
+  rows = [
+    row('wam_jax', 0.56),
+    row(contestants.MATCHED, 0.25),
+    row(contestants.OPERATIONS, 0.16),
+  ]
+  assert work.headline(rows)['ratio'] == 0.56 / 0.25
+  first, *_, matched, operations = work.show_throughput(rows).splitlines()
+  assert first == 'wam_jax: 2.24 times the windows a CPU second of tf.data, the same work'
+  assert 'a choice of about 1.5 GB' in matched
+  assert 'four tf.image operations' in operations
+  # Each baseline says what it does, and the matched one has our colours.
+  baselines = contestants.list_baselines(epath.Path('data'))
+  assert set(baselines) < set(contestants.DOES_MORE)
+  assert [settings['jitter'] for settings in baselines.values()] == ['matrix', 'ops', 'ops']
 
 
 def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
@@ -201,3 +245,39 @@ def test_pytorch_baseline_is_the_same_model():
   given.flow.weighting = 'bump'
   with pytest.raises(ValueError, match=r"flow.weighting='bump'.*use 'uniform'"):
     work.compare(cfg.from_config_dict(given))
+
+
+@pytest.mark.slow
+def test_the_server_is_measured_in_small():
+  """Each part runs, and what is exact holds at any size."""
+  pytest.importorskip('websockets', reason="pip install -e '.[serve]'")
+  from benchmarks.serving import work as serving
+
+  wire = serving.measure_wire(rounds=3)
+  assert [row.split()[0] for row in wire] == ['1', '4']
+  assert all(row['ours / echo'] > 0 for row in wire.values())
+  hostile = serving.measure_hostile(messages=100, frames=10)
+  assert hostile['equal to those without']
+  assert hostile['tracebacks'] == 0
+  overload = serving.measure_overload(seconds=1.0, robots=4)
+  assert set(overload['refused']) <= {'overloaded', 'superseded'}
+  assert overload['asked'] > 50
+
+
+@pytest.mark.slow
+def test_precisions_are_compared_on_what_the_baseline_sees():
+  config = cfg.TrainConfig(model=test_policy.MODEL, sample=test_policy.JOINT)
+  trained = inference.Trained(
+    config, test_policy.random_params(), test_policy.fitted(), metadata={}, step=0
+  )
+  beside = precision.Beside(trained, ['bfloat16', 'w8a8'])
+  beside.reset(test_policy.TASK, test_policy.FRAMES[:, 0], seed=0)
+  acted, _ = beside.step(test_policy.observe(0))
+  rows = beside.compare()
+  assert rows['bfloat16']['mean_error'] == 0
+  real = np.asarray(acted, np.float32)[test_policy.MASK_BAU]
+  error = np.abs(np.concatenate(beside.actions['w8a8']) - real)
+  assert rows['w8a8']['relative_error'] == pytest.approx(error.mean() / np.abs(real).mean())
+  assert rows['w8a8']['p95_error'] > 0
+  wide, narrow = (beside.count_bytes(name)['layers'] for name in ('bfloat16', 'w8a8'))
+  assert 0.5 < narrow / wide < 0.75

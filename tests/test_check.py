@@ -53,14 +53,17 @@ def test_a_run_on_mounts_is_checked_where_they_really_lie(store, dataset):
   assert found['mesh'] == 'slice 1 x data 8 x fsdp 1 x seq 1 x tensor 1'
   assert found['workdir'] == 'gs://bucket/new is new'
   command = 'python -m data.statistics --dataset=gs://bucket/set --embodiment=tabletop_disc'
-  assert error.count(command) == 1
+  # The split that is trained on, and the one that is held out.
+  assert error.count(command) == 2
+  assert f'{command} --split=val' in error
   # It made nothing, and left nothing.
   assert not [name for name in store.list('') if 'new' in name or 'wam_statistics' in name]
 
   _, _, module, *flags = command.split()
-  done = programs.run(module, *flags, variables=store.environment)
-  assert done.returncode == 0, done.stderr
-  status, found, error = check(store, *given, '--config.eval_every=0')
+  for split in ([], ['--split=val']):
+    done = programs.run(module, *flags, *split, variables=store.environment)
+    assert done.returncode == 0, done.stderr
+  status, found, error = check(store, *given)
   assert status == 0, error
   assert found['dataset disc'].startswith('8 episodes, ')
 
@@ -83,11 +86,13 @@ def test_every_mistake_is_listed(store, dataset, tmp_path):
     '--config.model.text.kind=umt5',
     '--config.model.text.tokenizer=/nowhere/tokenizer.json',
     '--config.init_from=gs://bucket/no_run',
+    "--config.compiler_options=('xla_tpu_enable_async_collective_fusion_fuse_all_gather=true',)",
     '--wandb_project=droid',
   )
   assert status == 2
   assert [what for what, said in found.items() if said == 'FAILED'] == [
     'mesh',
+    'compiler options',
     'vocabulary',
     *([] if importlib.util.find_spec('wandb') else ['wandb']),
     'dataset disc',
@@ -95,6 +100,7 @@ def test_every_mistake_is_listed(store, dataset, tmp_path):
   ]
   for message in (
     'config.batch_size=8 must be divisible by 16',
+    'continuation fusion is for v5e alone',
     "model.text.tokenizer='/nowhere/tokenizer.json' is not a file",
     'config.data.mixture.disc.path=/nowhere is not there, and making it is no work for a slice',
     'gs://bucket/no_run does not exist',
@@ -113,6 +119,43 @@ def test_wrong_flags(store, flags, message):
   status, _, error = check(store, '--workdir=/tmp/run', *flags)
   assert status == 2
   assert error.startswith(f'error: {message}')
+
+
+def test_an_option_that_the_compiler_does_not_know(store, tmp_path):
+  given = (f'--workdir={tmp_path}', "--config.compiler_options=('xla_nope=1',)")
+  status, found, error = check(store, *given)
+  assert status == 2
+  assert found['compiler options'] == 'FAILED'
+  assert "does not take these options: No such compile option: 'xla_nope'. Correct" in error
+  # The start of the run says the same, before it reads any data.
+  done = programs.run('wam_jax.train', '--config=tests/train_config.py', *given)
+  assert done.returncode == 2
+  assert done.stderr.count('error: ') == 1
+  assert "No such compile option: 'xla_nope'. Correct" in done.stderr
+
+  status, found, error = check(store, *given, '--topology=v5p-8')
+  if importlib.util.find_spec('libtpu'):
+    assert "The compiler for 'TPU v5' does not take these options: No such" in error
+  else:
+    assert found['compiler options'].startswith('xla_nope=1; whether the compiler knows them is')
+
+
+def test_a_workdir_that_cannot_be_written(store, dataset):
+  # Tests may run as root, to whom only such a place says no.
+  status, found, error = check(store, '--workdir=/proc/run')
+  assert status == 2
+  assert found['workdir'] == 'FAILED'
+  assert 'workdir: --workdir=/proc/run cannot be written: No such file or directory in' in error
+
+  store.is_read_only = True
+  try:
+    for place in ('new', 'set'):
+      status, found, error = check(store, f'--workdir=gs://bucket/{place}')
+      assert status == 2
+      assert f'gs://bucket/{place}/.check cannot be written: ' in error
+      assert error.count('No permission storage.objects.create') == 1
+  finally:
+    store.is_read_only = False
 
 
 @pytest.mark.slow

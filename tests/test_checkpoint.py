@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from tests import damaged
@@ -157,14 +158,14 @@ def test_a_checkpoint_of_a_version_without_lists_of_files(tmp_path):
 def test_an_error_that_may_pass_is_no_damage(tmp_path, capsys):
   save_steps(tmp_path, [1, 2])
   busy = OSError('503 Service Unavailable')
-  with damaged.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
+  with damaged.raising(ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
     assert restore(tmp_path, make_state(9)).step == 2
-  with damaged.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
+  with damaged.raising(ocp.PyTreeCheckpointHandler, 'restore', busy, times=2):
     assert checkpoint.load_for_inference(tmp_path).step == 2
   assert capsys.readouterr().out.count('503 Service Unavailable; again in 0.01 s') == 2
   for read in (checkpoint.load_for_inference, lambda path: restore(path, make_state(9))):
     with (
-      damaged.raising(checkpoint.ocp.PyTreeCheckpointHandler, 'restore', busy, times=3),
+      damaged.raising(ocp.PyTreeCheckpointHandler, 'restore', busy, times=3),
       pytest.raises(checkpoint.PassingError, match='2 cannot be read: 503 .*\n.* was changed'),
     ):
       read(tmp_path)

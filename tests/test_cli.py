@@ -71,6 +71,39 @@ def test_wrong_flags(parse, capsys, arg, message):
   assert 'Traceback' not in error
 
 
+def test_no_flag_takes_what_is_no_number(parse, capsys):
+  """Bounds let NaN through; keys of a config are checked where they are used."""
+  flags.DEFINE_float('rate', 1.0, 'Help.', 0.0, flag_values=cli.flags.FLAGS)
+  assert parse('--rate=2', '--config.optimizer.learning_rate=nan')[1].rate == 2.0
+  for value in ('nan', 'inf', '-inf'):
+    with pytest.raises(SystemExit) as stop:
+      parse(f'--rate={value}')
+    assert stop.value.code == 2
+  said = capsys.readouterr().err
+  assert said.count('error: ') == 3
+  assert 'error: --rate=nan: expected a finite number\n' in said
+
+
+def test_a_config_that_is_no_python_is_one_message(parse, tmp_path, capsys):
+  file = tmp_path / 'config.py'
+  file.write_text('{')
+  with pytest.raises(SystemExit) as stop:
+    parse(f'--config={file}')
+  assert stop.value.code == 2
+  assert capsys.readouterr().err.startswith(f'error: --config cannot be loaded: {file}, line 1: ')
+
+
+def test_what_a_missing_flag_is_for(parse, capsys):
+  values = cli.flags.FLAGS
+  flags.DEFINE_string('place', None, 'Where it lies.', flag_values=values)
+  flags.mark_flag_as_required('place', flag_values=values)
+  with pytest.raises(SystemExit) as stop:
+    parse()
+  assert stop.value.code == 2
+  said = capsys.readouterr().err
+  assert said == 'error: --place is needed: Where it lies.\n--help lists the flags.\n'
+
+
 def call(main, capsys):
   """The exit status and what went to stderr."""
   with pytest.raises(SystemExit) as stop:
@@ -107,6 +140,13 @@ def test_the_status_says_whether_trying_again_may_help(capsys, error, status):
   code, said = call(lambda argv: ours(error), capsys)
   assert code == status
   assert said == f'error: {error}\n'
+
+
+def test_ctrl_c_is_one_message(capsys):
+  def stop(argv):
+    raise KeyboardInterrupt
+
+  assert call(stop, capsys) == (130, 'error: stopped by Ctrl-C.\n')
 
 
 def test_errors_of_libraries_keep_their_traceback():
@@ -197,6 +237,32 @@ def test_the_report_goes_to_the_file_of_json(monkeypatch, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['report.json']
 
 
+def test_a_report_that_could_not_be_written_is_told_before_anything_is_measured(
+  monkeypatch, tmp_path, capsys
+):
+  values = flags.FlagValues()
+  monkeypatch.setattr(cli.flags, 'FLAGS', values)
+  flags.DEFINE_string('json', None, 'File.', flag_values=values)
+  flags.DEFINE_integer('verbosity', 0, 'Of absl.', flag_values=values)
+  (tmp_path / 'file').write_text('')
+  for place, said in (
+    (tmp_path, 'is a directory; name a file in it'),
+    (tmp_path / 'file' / 'report.json', 'file: Not a directory. Name a place where you may write'),
+    ('/proc/report.json', '--json cannot be written in /proc: /proc: No such file or directory'),
+    ('s3://bucket/report.json', 'object store other than gs://'),
+  ):
+    values.unparse_flags()
+    values(['program', f'--json={place}'])
+    status, error = call(lambda argv: pytest.fail('must not start'), capsys)
+    assert status == 2
+    assert said in error
+  values.unparse_flags()
+  values(['program', f'--json={tmp_path}/new/report.json'])
+  assert cli._call(lambda argv: cli.write_json([1]), ['program']) is None
+  assert (tmp_path / 'new/report.json').read_text() == '[\n  1\n]\n'
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'new']
+
+
 # Each command with the flags it cannot do without, and a mistake that its own checks find.
 COMMANDS = {
   'wam_jax.train': (
@@ -208,13 +274,17 @@ COMMANDS = {
     ['--topology=v9:1'],
   ),
   'wam_jax.evaluate': (['--workdir=/nowhere'], []),
+  'wam_jax.serve': (['--workdir=/nowhere'], ['--api_key_file=/nowhere']),
   'wam_jax.convert': (['--source=/nowhere', 'inspect'], []),
   'wam_jax.compile': (['--config=tests/train_config.py', '--topology=v9:1'], []),
   'data.tabletop': (['--output=/proc/data'], ['--tasks=fly']),
+  'data.stand_in': (['--output=/proc/data'], ['--episodes=0']),
   'data.metaworld': (['--output=/proc/data'], ['--tasks=fly']),
   'data.human_video': (['--source=/nowhere', '--output=/proc/data'], []),
   'data.from_lerobot': (['--source=/nowhere', '--output=/proc/data'], []),
+  'data.from_sessions': (['--source=/nowhere', '--output=/proc/data'], []),
   'data.convert': (['--source=/nowhere', '--output=/proc/data'], []),
+  'data.exclude': (['--dataset=/nowhere'], []),
   'data.suggest': (['--dataset=/nowhere'], []),
   'data.statistics': (['--dataset=/nowhere', '--embodiment=droid'], []),
   'data.validate': (['--dataset=/nowhere', '--embodiment=droid'], []),
@@ -222,9 +292,14 @@ COMMANDS = {
   'benchmarks.tabletop': ([], None),
   'benchmarks.attention': ([], None),
   'benchmarks.pods': ([], None),
+  'benchmarks.control_step': ([], ['--rungs=nowhere']),
   'benchmarks.convert': ([], ['--directory=/nowhere']),
   'benchmarks.kills': ([], ['--workdir=ROOT']),
   'benchmarks.data': ([], ['--tensorflow_python=/nowhere']),
+  'benchmarks.latency': (['--workdir=/nowhere'], []),
+  'benchmarks.precision': (['--workdir=/nowhere'], []),
+  'benchmarks.sampling': (['--workdir=/nowhere'], []),
+  'benchmarks.serving': ([], ['--part=dance']),
   'benchmarks.step': ([], ['--threads=4096']),
 }
 STRAY, UNKNOWN = 'stray', '--no_such_flag=1'

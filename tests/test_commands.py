@@ -77,7 +77,7 @@ def texts(path: pathlib.Path) -> Iterator[tuple[str, str]]:
 def all_commands() -> tuple[Command, ...]:
   files = [path for folder in OURS for path in sorted((ROOT / folder).rglob('*.py'))]
   files += [path for folder in OURS for path in sorted((ROOT / folder).rglob('*.sh'))]
-  files += [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
+  files += [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]
   files += [path for folder in OURS for path in sorted((ROOT / folder).rglob('*.md'))]
   return tuple(
     command
@@ -107,7 +107,7 @@ def read_flags(module: str) -> tuple[frozenset[str], frozenset[str]]:
     name = node.func.attr
     if name.startswith('DEFINE_'):
       defined.add(node.args[0].value)
-    elif name in ('define_json', 'define_embodiment'):
+    elif name in ('define_json', 'define_embodiment', 'define_mesh'):
       defined.add(name.removeprefix('define_'))
     elif name in ('mark_flag_as_required', 'mark_flags_as_required'):
       named = ast.literal_eval(node.args[0])

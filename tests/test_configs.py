@@ -3,6 +3,7 @@ commands as a user types them.
 """
 
 import importlib
+import importlib.util
 import json
 import pathlib
 import re
@@ -73,7 +74,13 @@ def check_evaluation(output: pathlib.Path, printed: str) -> None:
     assert report['open_loop']['action_error_hold'] > 0
     assert 'PSNR' in printed
   else:
-    assert {row['robot'] for row in report['success']} <= {'disc', 'arm', 'cart', 'all'}
+    assert {row['robot'] for row in report['success']} <= {
+      'disc',
+      'arm',
+      'cart',
+      'metaworld',
+      'all',
+    }
     assert list(output.glob('*_0.mp4'))
     assert list(output.glob('*_0_actions.png'))
   assert report['traces'] == 1
@@ -84,10 +91,12 @@ def check_evaluation(output: pathlib.Path, printed: str) -> None:
 def list_configs() -> list:
   """Those that differ in more than numbers; the main job and the real dataset always run."""
   always = {'tiny', 'bridge'}
-  return [
-    pytest.param(name, marks=() if name in always else pytest.mark.slow)
-    for name in sorted(set(NAMES) - VARIANTS)
-  ]
+  needs = pytest.mark.skipif(
+    importlib.util.find_spec('metaworld') is None, reason="pip install -e '.[metaworld]'"
+  )
+  marks = {name: [] if name in always else [pytest.mark.slow] for name in sorted(NAMES)}
+  marks['metaworld'].append(needs)
+  return [pytest.param(name, marks=marks[name]) for name in marks if name not in VARIANTS]
 
 
 @pytest.mark.parametrize('name', list_configs())
@@ -150,15 +159,14 @@ def test_full_config_is_valid(name):
   assert cfg.from_config_dict(importlib.import_module(f'configs.{name}').get_config()).steps >= 1000
 
 
-def test_days_that_configs_and_the_readme_promise_are_those_of_the_results():
+def test_days_that_configs_and_the_page_promise_are_those_of_the_results():
   """benchmarks/RESULTS.md is the truth: the last column of its table of runs on pods."""
   results = (ROOT / 'benchmarks' / 'RESULTS.md').read_text()
   rows = re.findall(r'^\| `(\w+?)(?::(\w+))?` \| `v\d.*\| ([\d.]+) \|$', results, re.M)
   assert {name for name, _, _ in rows} >= {'droid_5b', 'droid_14b', 'agibot_14b'}
-  # Of the rows of a config, its line in README or the one above that says "the same".
-  readme = (ROOT / 'README.md').read_text()
+  page = (ROOT / 'docs/fits.md').read_text()
   for name, layout, days in rows:
     doc = importlib.import_module(f'configs.{name}').__doc__
     assert f'{days} days' in ' '.join(doc.split()), (name, layout, days)
-    lines = [line for line in readme.splitlines() if re.match(rf'\| .*`{name}`', line)]
+    lines = [line for line in page.splitlines() if re.match(rf'\| .*`{name}`', line)]
     assert f'{days} days' in lines[0], (name, layout, days)

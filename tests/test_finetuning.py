@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests import train_config
+from tests import weights
 from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
@@ -31,15 +32,10 @@ from wam_jax.models import layers
 from wam_jax.models import tokenizer
 
 B, Q, A = 8, 2, 2
-MODEL = cfg.ModelConfig(
-  dim=16,
-  mlp_dim=32,
-  num_heads=2,
-  num_layers=2,
-  freq_dim=16,
+MODEL = dataclasses.replace(
+  weights.SMALL,
   action_dim=3,
   proprio_dim=4,
-  action_hidden=8,
   actions_per_chunk=A,
   max_chunks=Q,
   text=cfg.TextConfig(vocab=16, dim=16, length=4, layers=0),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -13,12 +15,16 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ('wam_jax', 'data', 'benchmarks', 'configs', 'launch', 'docs')
-OURS = {'wam_jax', 'data', 'benchmarks', 'configs', 'launch', 'tests'}
+OURS = {'wam_jax', 'data', 'benchmarks', 'configs', 'launch', 'docs', 'tests'}
 
 # Modules that import an extra at their top, since they are of no use without it.
 OF_AN_EXTRA = {
+  'wam_jax/drawing.py': 'sim',
   'wam_jax/envs/tabletop': 'sim',
+  'wam_jax/evaluation/film.py': 'sim',
   'wam_jax/evaluation/pictures.py': 'sim',
+  'wam_jax/serving': 'serve',
+  'wam_jax/client': 'serve',
   'data/tabletop': 'sim',
   'data/validate/pictures.py': 'sim',
   'benchmarks': 'benchmark',
@@ -43,7 +49,8 @@ def normalize(distribution: str) -> str:
   return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', distribution)[0]).lower()
 
 
-def list_imports(path: pathlib.Path) -> set[str]:
+@functools.cache
+def list_imports(path: pathlib.Path) -> frozenset[str]:
   """Packages that a module imports when it is imported itself; those of a function come later."""
   found = set()
   statements = list(ast.parse(path.read_text()).body)
@@ -55,7 +62,7 @@ def list_imports(path: pathlib.Path) -> set[str]:
       found.add(node.module.split('.')[0])
     elif isinstance(node, (ast.If, ast.Try)):
       statements += node.body + node.orelse
-  return found - sys.stdlib_module_names - OURS - {'__future__'}
+  return frozenset(found - sys.stdlib_module_names - OURS - {'__future__'})
 
 
 def test_what_is_imported_is_declared(declared):
@@ -73,6 +80,66 @@ def test_what_is_imported_is_declared(declared):
       if not allowed & {normalize(name) for name in distributions.get(package, [package])}
     ]
   assert missing == []
+
+
+def find_module(name: str) -> pathlib.Path | None:
+  """The file of a module of ours."""
+  place = ROOT / name.replace('.', '/')
+  found = [path for path in (place.with_suffix('.py'), place / '__init__.py') if path.exists()]
+  return found[0] if found else None
+
+
+@functools.cache
+def list_ours(path: pathlib.Path) -> frozenset[pathlib.Path]:
+  """Modules of ours that one imports at its top, but for those within `with cli.needs(...)`."""
+  found = set()
+  for node in ast.parse(path.read_text()).body:
+    if isinstance(node, ast.ImportFrom):
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+      found |= {find_module(name) or find_module(node.module) for name in names}
+  return frozenset(found - {None})
+
+
+def test_commands_say_which_extra_they_need(declared):
+  """Where an extra is not installed, a command that is made of it ends with one message: nothing
+  at its top may reach what fails before.
+  """
+  core = {normalize(name) for name in declared['install_requires']}
+  distributions = importlib.metadata.packages_distributions()
+  commands = [
+    path
+    for room in ('wam_jax', 'data', 'benchmarks', 'docs')
+    for path in (ROOT / room).rglob('*.py')
+    if '\n  cli.run(' in path.read_text()
+  ]
+  assert len(commands) > 20
+  problems = []
+  for command in commands:
+    reached = {command}
+    waiting = [command]
+    while waiting:
+      for path in list_ours(waiting.pop()) - reached:
+        reached.add(path)
+        waiting.append(path)
+    problems += [
+      f'{command.relative_to(ROOT)}: {package} of {path.relative_to(ROOT)}'
+      for path in sorted(reached)
+      for package in sorted(list_imports(path))
+      if not core & {normalize(name) for name in distributions.get(package, [package])}
+    ]
+  assert problems == []
+
+
+def test_a_missing_extra_is_one_message():
+  program = (
+    "import runpy, sys; sys.modules['websockets'] = None; sys.argv = ['serve', '--help']; "
+    "runpy.run_module('wam_jax.serve', run_name='__main__')"
+  )
+  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == (
+    "error: this command needs the package websockets: pip install -e '.[serve]'.\n"
+  )
 
 
 def test_everything_declared_is_used(declared):
@@ -120,6 +187,6 @@ def test_messages_give_the_command_of_the_readme():
   assert [place for place, name, _ in list_hints() if name == 'wam_jax'] == []
 
 
-def test_every_extra_is_in_the_readme(declared):
-  readme = (ROOT / 'README.md').read_text()
-  assert [extra for extra in declared['extras_require'] if f'`{extra}`' not in readme] == []
+def test_every_extra_is_on_the_page_of_commands(declared):
+  page = (ROOT / 'docs/commands.md').read_text()
+  assert [extra for extra in declared['extras_require'] if f'`{extra}`' not in page] == []

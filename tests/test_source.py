@@ -4,6 +4,7 @@ message on all.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from tests import shares
 from tests import test_checkpoint
 from tests.test_checkpoint import METADATA
 from wam_jax import checkpoint
+from wam_jax import config as cfg
 from wam_jax import identity
 from wam_jax import source
 from wam_jax import start
@@ -40,6 +42,21 @@ def root(tmp_path_factory):
   for path in (place / 'cut' / 'checkpoints' / '0' / 'params').rglob('d/*'):
     path.write_bytes(path.read_bytes()[:16])
   return place
+
+
+def test_rules_that_no_array_shows_are_compared():
+  one = cfg.TrainConfig()
+  model = dataclasses.replace(
+    one.model, video_sees='video', history_rule='reference_global', action_overlap=2
+  )
+  other = dataclasses.replace(one, model=model, flow=cfg.FlowConfig(video_hidden=0.2))
+  assert source.describe_rules(one, one) == []
+  assert source.describe_rules(other, one) == [
+    'config.flow.video_hidden=0.2 (0.0 there)',
+    "config.model.history_rule='reference_global' ('chunk' there)",
+    "config.model.video_sees='video' ('all' there)",
+    'config.model.action_overlap=2 (0 there)',
+  ]
 
 
 def count_bytes(tree) -> int:

@@ -204,3 +204,48 @@ def test_directory_without_room(tmp_path):
     storage.whole_directory(tmp_path / 'file' / 'result', 1),
   ):
     pytest.fail('must not start')
+
+
+class Answer(Exception):
+  """An error that has the code of an HTTP answer, as those of fsspec and Google's libraries."""
+
+  def __init__(self, code):
+    super().__init__(f'{code} from the store')
+    self.code = code
+
+
+@pytest.mark.parametrize(
+  ('error', 'tries'),
+  [
+    (OSError('503 Service Unavailable'), 3),
+    (TimeoutError('timed out'), 3),
+    (RuntimeError('connection reset'), 3),
+    (Answer(429), 3),
+    (Answer(500), 3),
+    # Grants spread, and tokens are renewed, with a delay.
+    (PermissionError('a'), 3),
+    (Answer(403), 3),
+    (RuntimeError('PERMISSION_DENIED: no access to the bucket'), 3),
+    # Mounts may show a file late.
+    (FileNotFoundError('a'), 3),
+    (ValueError('NOT_FOUND: Error opening "zarr" driver'), 3),
+    (ValueError('UNAVAILABLE: CURL error'), 3),
+    # No wait mends these.
+    (Answer(401), 1),
+    (KeyError('items'), 1),
+    (ValueError('The checkpoint has another tree.'), 1),
+    (storage.TakenError('it belongs to another'), 1),
+  ],
+)
+def test_only_what_may_pass_is_tried_again(monkeypatch, capsys, error, tries):
+  monkeypatch.setattr(storage, 'WAITS_S', (0.001, 0.001))
+  calls = []
+
+  def fail():
+    calls.append(1)
+    raise error
+
+  with pytest.raises(type(error)):
+    storage.retry(fail, 'reading it')
+  assert len(calls) == tries
+  assert capsys.readouterr().err.count('again in') == tries - 1

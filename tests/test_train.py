@@ -19,6 +19,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks.kills import work as kills
@@ -342,14 +343,14 @@ def test_batches_continue_where_the_checkpoint_left_them(config, tmp_path, fake_
 
 def test_failed_save_stops_the_run_and_resume_continues(config, tmp_path, fake_step, monkeypatch):
   config = dataclasses.replace(config, eval_every=0)
-  real = checkpoint.ocp.AsyncCheckpointer.save
+  real = ocp.AsyncCheckpointer.save
 
   def save(self, place, *args, **kwargs):
     if place.name == '20':
       raise OSError(28, 'No space left on device')
     return real(self, place, *args, **kwargs)
 
-  monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, 'save', save)
+  monkeypatch.setattr(ocp.AsyncCheckpointer, 'save', save)
   with pytest.raises(
     checkpoint.CheckpointError, match=r'step 20 .*No space left .*\n.*checkpoints/10; make room'
   ):
@@ -400,6 +401,7 @@ def test_two_processes_start_from_a_base_as_one_does(straight, tmp_path):
   assert one['encoders'] == two['encoders']
 
 
+@pytest.mark.slow
 def test_a_spike_is_reported_with_its_samples_or_stops_the_run(config, tmp_path, fake_step, capsys):
   # Every other step has the loss 1.
   fake_step[30] = {'loss': 7.0}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -152,3 +153,19 @@ def test_a_batch_that_one_host_cannot_read_ends_both(dataset, tmp_path):
   """The other one waits for devices, where it hears nothing."""
   pair = start_two(tmp_path, *on(dataset), '--config.eval_every=0', module='tests.faulty')
   assert "Input/output error: '/data/shard-00002'" in end_alike(pair, status=1)
+
+
+@pytest.mark.slow
+def test_a_host_that_hangs_ends_all_by_the_clock_of_each(dataset, tmp_path, monkeypatch):
+  """Nobody waits for the heartbeat of JAX, which takes 100 s: the others are stuck in the next sum,
+  and have the same clock.
+  """
+  monkeypatch.setenv('WAM_JAX_STUCK', '1')
+  hang = ['--config.hang_timeout_s=5', '--config.eval_every=0']
+  pair = start_two(tmp_path, *on(dataset), *hang, module='tests.faulty')
+  ended_s = []
+  for program in reversed(pair):  # The one that hangs first.
+    program.communicate(timeout=100)
+    ended_s.append(time.monotonic())
+    assert program.returncode == 1
+  assert ended_s[1] - ended_s[0] < 20

@@ -145,6 +145,97 @@ def test_masked_entries_and_chunks_change_no_loss(start, schedule):
   assert loss(batch.replace(proprio_BQX=proprio))['loss'] == want['loss']
 
 
+def test_rows_of_zeros_are_the_same_as_zeros_in_padded_dimensions(start):
+  """What an export does for a server that always feeds noise there."""
+  _, state, _ = start
+  batch = make_batch()
+  batch.action_mask_BAU[..., 1] = False
+  noise = train_step.sample_noise(MODEL, CONFIG.flow, jax.random.key(3), state.frozen, batch)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def predict(is_masked, params):
+    config = dataclasses.replace(CONFIG.flow, mask_padded_noise=is_masked)
+    window = train_step.encode_batch(MODEL, params, state.frozen, batch)
+    return train_step.predict(MODEL, config, params, window, noise)
+
+  params = jax.tree.map(lambda x: x + 0.1, state.params)
+  encoder = params['action_encoder']['action']
+  zeroed = encoder | {'w': encoder['w'].at[:, 1:].set(0)}
+  exported = params | {'action_encoder': params['action_encoder'] | {'action': zeroed}}
+  want = predict(True, params)
+  for got, wanted, noisy in zip(predict(False, exported), want, predict(False, params)):
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+    assert np.abs(noisy - wanted).max() > 1e-3
+
+
+def test_hidden_video_is_neither_seen_nor_counted(start):
+  """Frames of the last chunk, which nobody has as clean history either."""
+  _, state, _ = start
+  flow_config = dataclasses.replace(CONFIG.flow, video_hidden=0.5)
+
+  @jax.jit
+  def loss(batch, seen_BF):
+    noise = train_step.sample_noise(MODEL, flow_config, jax.random.key(3), state.frozen, batch)
+    noise = noise.replace(seen_BF=seen_BF)
+    return train_step.loss_fn(CONFIG, state.params, state.frozen, batch, noise)[1]
+
+  batch = make_batch()
+  seen_BF = np.ones((4, 3), bool)
+  seen_BF[0, 2] = False
+  frames = batch.frames_BRIJ3.copy()
+  frames[0, -MODEL.camera_frames_per_chunk :] = 0
+  other = batch.replace(frames_BRIJ3=frames)
+  for name in ('video_loss', 'action_loss'):
+    np.testing.assert_array_equal(loss(other, seen_BF)[name], loss(batch, seen_BF)[name])
+    assert loss(other, np.ones_like(seen_BF))[name] != loss(batch, np.ones_like(seen_BF))[name]
+
+
+def test_actions_that_are_given_are_seen_and_do_not_count(start):
+  """Of chunks of two actions and one that overlaps, the first one of each."""
+  _, state, _ = start
+  model = dataclasses.replace(MODEL, action_overlap=1)
+  config = dataclasses.replace(CONFIG, model=model)
+  rng = np.random.default_rng(1)
+  batch = make_batch().replace(
+    action_BAU=rng.normal(size=(4, 6, 2)).astype(np.float32),
+    action_mask_BAU=np.ones((4, 6, 2), bool),
+  )
+  given_BA = np.tile([True, False, False], (4, 2))
+  noise = train_step.sample_noise(model, config.flow, jax.random.key(3), state.frozen, batch)
+  # As drawn: nothing but the first of a chunk, and that clean.
+  drawn_BA = np.asarray(noise.given_BA)
+  assert drawn_BA.any()
+  assert not drawn_BA[~given_BA].any()
+  assert not np.asarray(noise.sigma_BA)[drawn_BA].any()
+  noise = noise.replace(
+    given_BA=jnp.asarray(given_BA), sigma_BA=jnp.where(given_BA, 0.0, noise.sigma_BA)
+  )
+  assert train_step.count(model, batch, noise).actions == 4 * 4 * 2
+
+  @jax.jit
+  def run(batch, noise):
+    window = train_step.encode_batch(model, state.params, state.frozen, batch)
+    velocities = train_step.predict(model, config.flow, state.params, window, noise)
+    return window, velocities
+
+  window, (video, action) = run(batch, noise)
+  loss = lambda action: train_step.velocity_loss(
+    model, config.flow, window, noise, (video, action)
+  )[1]['action_loss']
+  wrong = np.where(given_BA[..., None], np.float32(9), action)
+  np.testing.assert_array_equal(loss(wrong), loss(action))
+  # By hand: the mean over the others.
+  error = np.square(action - (noise.action_BAU - window.action_BAU))[~given_BA]
+  np.testing.assert_allclose(loss(action), error.mean(), rtol=1e-5)
+
+  # Their noise is not seen; they themselves are.
+  other = noise.action_BAU + np.where(given_BA[..., None], 3.0, 0.0)
+  np.testing.assert_array_equal(run(batch, noise.replace(action_BAU=other))[1][1], action)
+  moved = batch.replace(action_BAU=batch.action_BAU + np.where(given_BA[..., None], 0.5, 0.0))
+  after = np.asarray(run(moved, noise)[1][1])
+  assert (np.abs(after - action)[~given_BA] > 0).any()
+
+
 def test_steps_differ_in_noise_and_repeat_exactly(start):
   mesh, state, shardings = start
   step = train_step.make_train_step(CONFIG, mesh, shardings)
@@ -175,7 +266,7 @@ def test_accumulation_changes_no_number(start):
   batch.action_mask_BAU[1] = False
 
   def trace(mean, parts):
-    flow_config = dataclasses.replace(CONFIG.flow, action_mean=mean)
+    flow_config = dataclasses.replace(CONFIG.flow, action_mean=mean, video_hidden=0.5)
     config = dataclasses.replace(CONFIG, accumulate=parts, flow=flow_config)
     key = jax.random.key(0)
     noise = train_step.sample_noise(MODEL, config.flow, key, state.frozen, batch)
@@ -195,6 +286,49 @@ def test_accumulation_changes_no_number(start):
   # Nor is the work of a part in the program more than once.
   once, several = (str(trace('real', parts)[0].jaxpr).count('dot_general') for parts in (1, 4))
   assert once == several > 10
+
+
+@pytest.mark.parametrize('mean', ['real', 'padded'])
+def test_a_window_that_misses_chunks_has_the_loss_of_the_shorter_window(mean):
+  """The reference's windows end where ours are padded: 2 of 4 chunks are a window of 2."""
+  model = dataclasses.replace(MODEL, max_chunks=4, frames_per_chunk=2, predict_first_frame=True)
+  config = cfg.FlowConfig(action_mean=mean)
+  rng = np.random.default_rng(0)
+  frames, actions = 9, 8
+
+  def draw(*shape):
+    return rng.normal(size=(1, *shape)).astype(np.float32)
+
+  # One of two dimensions is this robot's.
+  mask_BAU = np.ones((1, actions, 2), bool)
+  mask_BAU[..., 1] = False
+  video, action = draw(frames, 2, 2, 3), draw(actions, 2)
+  noise = train_step.Noise(
+    sigma_BF=rng.uniform(size=(1, frames)).astype(np.float32),
+    sigma_BA=rng.uniform(size=(1, actions)).astype(np.float32),
+    video_BFHWC=draw(frames, 2, 2, 3),
+    action_BAU=draw(actions, 2),
+  )
+  clean_BFHWC, action_BAU = draw(frames, 2, 2, 3), draw(actions, 2)
+
+  def loss(real, held):
+    """Of a window of `held` chunks, of which the first `real` are there."""
+    f, a = 1 + 2 * held, 2 * held
+    window = train_step.Window(
+      clean_BFHWC=clean_BFHWC[:, :f],
+      frame_mask_BF=np.arange(f)[None] < 1 + 2 * real,
+      action_BAU=action_BAU[:, :a],
+      action_mask_BAU=mask_BAU[:, :a] & (np.arange(a)[:, None] < 2 * real),
+      body=None,
+      text_BPC=None,
+      condition=types.Condition(latents_BFHWC=None, image_BIC=None),
+    )
+    cut = jax.tree.map(lambda x: x[:, : f if x.shape[1] == frames else a], noise)
+    return train_step.velocity_loss(model, config, window, cut, (video[:, :f], action[:, :a]))[1]
+
+  parts = loss(real=2, held=4), loss(real=2, held=2)
+  for name in ('video_loss', 'action_loss'):
+    np.testing.assert_allclose(parts[0][name], parts[1][name], rtol=1e-6)
 
 
 @pytest.fixture(scope='module')

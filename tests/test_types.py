@@ -10,7 +10,7 @@ import pytest
 
 from wam_jax import train_step
 from wam_jax import types
-from wam_jax.control import policy
+from wam_jax.control import memory
 from wam_jax.models import dit
 
 JOINTS = (
@@ -25,7 +25,9 @@ JOINTS = (
   train_step.Window,
   train_step.Noise,
   train_step.Counts,
-  policy.PolicyState,
+  memory.Eyes,
+  memory.Memory,
+  memory.PolicyState,
   dit.Tokens,
 )
 

@@ -17,6 +17,8 @@ from tests import programs
 from tests.builders import lerobot_dirs as dirs
 from tests.interop import test_imported_run
 from tests.interop import tiny
+from wam_jax import config as cfg
+from wam_jax import presets
 from wam_jax.data import embodiments
 
 PAGE = pathlib.Path(__file__).parent.parent / 'docs/your_robot.md'
@@ -75,58 +77,23 @@ def make_picture(camera: int, episode: int, t: int) -> dict:
 def write_lerobot(root: pathlib.Path) -> pathlib.Path:
   """Two arms and two cameras, version 3, pictures in parquet, all episodes in one file."""
   steps = [(e, t) for e, length in enumerate(LENGTHS) for t in range(length)]
-  floats = pa.list_(pa.float32())
-  picture = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+  # No robot is where it is told to be to the last digit.
+  errors = 0.003 * np.random.default_rng(0).normal(size=(len(steps), 10))
+  states = [make_pose(e, t) + error for (e, t), error in zip(steps, errors)]
+  vector = {'dtype': 'float32', 'shape': [10], 'names': {'motors': NAMES}}
+  camera = {'dtype': 'image', 'shape': [48, 64, 3], 'names': ['height', 'width', 'channels']}
+  features = {'observation.state': vector, 'action': vector}
   columns = {
-    'observation.state': pa.array([make_pose(e, t) for e, t in steps], floats),
+    'observation.state': pa.array(states, pa.list_(pa.float32())),
     # The leaders are 0.13 s ahead.
-    'action': pa.array([make_pose(e, t + 2) for e, t in steps], floats),
-    'timestamp': pa.array([t / FPS for _, t in steps], pa.float32()),
-    'frame_index': pa.array([t for _, t in steps]),
-    'episode_index': pa.array([e for e, _ in steps]),
-    'index': pa.array(range(len(steps))),
-    'task_index': pa.array([0] * len(steps)),
+    'action': pa.array([make_pose(e, t + 2) for e, t in steps], pa.list_(pa.float32())),
   }
-  features = {
-    key: {'dtype': 'float32', 'shape': [10], 'names': {'motors': NAMES}}
-    for key in ('observation.state', 'action')
-  }
-  features |= {
-    key: {'dtype': kind, 'shape': [1], 'names': None} for key, kind in dirs.SCALARS.items()
-  }
+  picture = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
   for number, name in enumerate(CAMERAS):
     key = f'observation.images.{name}'
+    features[key] = camera
     columns[key] = pa.array([make_picture(number, e, t) for e, t in steps], picture)
-    features[key] = {
-      'dtype': 'image',
-      'shape': [48, 64, 3],
-      'names': ['height', 'width', 'channels'],
-    }
-  dirs.write_table(root / 'data/chunk-000/file-000.parquet', columns)
-
-  count = len(LENGTHS)
-  episodes = {
-    'episode_index': list(range(count)),
-    'length': LENGTHS,
-    'data/chunk_index': [0] * count,
-    'data/file_index': [0] * count,
-  }
-  dirs.write_table(root / 'meta/episodes/chunk-000/file-000.parquet', episodes)
-  tasks = {'task_index': [0], '__index_level_0__': ['fold the towel']}
-  dirs.write_table(root / 'meta/tasks.parquet', tasks)
-  dirs.write_info(
-    root,
-    {
-      'codebase_version': 'v3.0',
-      'robot_type': 'my_arms',
-      'fps': FPS,
-      'features': features,
-      'splits': {'train': f'0:{count}'},
-      'data_path': 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet',
-      'video_path': None,
-    },
-  )
-  return root
+  return dirs.write_packed(root, features, columns, LENGTHS, fps=FPS)
 
 
 @pytest.fixture
@@ -171,6 +138,16 @@ def test_the_page_as_it_is_typed(places):
   exported = pathlib.Path(places['RUN']) / 'diffusers'
   (described,) = exported.glob('action_modules/*.json')
   assert list(json.loads(described.read_text())['data']['embodiments']) == ['my_arms']
+
+
+# What the camera images of two arms come to: attention over all pixels of the large ones would take
+# more memory than a machine has.
+@pytest.mark.parametrize(
+  'composite, spatial', [((48, 128), 4), ((128, 320), 8), ((240, 320), 20), ((240, 640), 20)]
+)
+def test_patches_that_a_model_from_scratch_can_attend_to(composite, spatial):
+  model = cfg.base().model
+  assert presets._find_spatial(model, composite) == spatial
 
 
 def test_the_page_has_the_six_commands():

@@ -1,4 +1,4 @@
-"""Random weights for tests."""
+"""A small model for tests, and random weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+
+from wam_jax import config as cfg
+from wam_jax import train_step
+from wam_jax.models import encoders
+from wam_jax.models import image
+from wam_jax.models import text
+from wam_jax.models import vae
+
+# What tests of the whole model share; each names the robots, chunks and encoders that it is about.
+SMALL = cfg.ModelConfig(dim=16, mlp_dim=32, num_heads=2, num_layers=2, freq_dim=16, action_hidden=8)
 
 
 def draw_like(shapes: Any, seed: int) -> Any:
@@ -21,3 +31,33 @@ def draw_like(shapes: Any, seed: int) -> Any:
     return centre + 0.2 * rng.normal(size=x.shape).astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(draw, nn.unbox(shapes))
+
+
+def draw_params(model: cfg.ModelConfig, seed: int) -> Any:
+  """Parameters of a world action model."""
+  # A run that may train adapters, where there are any. No shape depends on the frozen encoders.
+  trainable = 'lora' if model.lora.rank else 'all'
+  config = cfg.TrainConfig(model=model, init_from='base', trainable=(trainable,))
+  shapes = jax.eval_shape(lambda: train_step._init(config, None).params)
+  return draw_like(shapes, seed)
+
+
+def draw_encoders(model: cfg.ModelConfig) -> encoders.Encoders:
+  """Wan VAE, UMT5 and CLIP."""
+
+  def draw(module, config, seed):
+    return draw_like(
+      jax.eval_shape(lambda key: module.init(config, key).params, jax.random.key(0)), seed
+    )
+
+  return encoders.Encoders(
+    tokenizer=vae.WanVAE(
+      draw(vae, model.tokenizer, 0),
+      model.tokenizer,
+      # Mean and deviation of the latents.
+      np.float32([[0.1] * 4, [1.5] * 4]),
+    ),
+    text=text.UMT5(draw(text, model.text, 1), model.text),
+    image=image.ClipVision(draw(image, model.image, 2), model.image),
+    config=model,
+  )

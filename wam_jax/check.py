@@ -5,18 +5,20 @@ known from the config and its files, found out here.
       --distributed --config.data.root=gs://BUCKET/data --topology=v5p:4x4x4
 
 Takes the flags of wam_jax.train and runs the checks that its start runs, without a step: the mesh
-on so many devices, the vocabulary, the datasets with their statistics and stored features, the
-weights it starts from, whose run the workdir is and whether it can be written. --mounts are the
-buckets that those machines have as directories. Prints what it found; status 2 and all mistakes if
-there are any. Nothing is made or computed. Whether the step fits the memory of a chip,
-`wam_jax.compile` says.
+on so many devices, options of the compiler, the vocabulary, the datasets with their statistics and
+stored features, the weights it starts from, whose run the workdir is and whether it can be written.
+--mounts are the buckets that those machines have as directories. Prints what it found; status 2 and
+all mistakes if there are any. Nothing is made or computed. Whether the step fits the memory of a
+chip, `wam_jax.compile` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ from etils import epath
 from wam_jax import checkpoint
 from wam_jax import chips
 from wam_jax import cli
+from wam_jax import compiler_options
 from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax import source as source_lib
@@ -34,6 +37,7 @@ from wam_jax import start
 from wam_jax import storage
 from wam_jax import train
 from wam_jax import workdir as workdir_lib
+from wam_jax.aot import options as aot_options
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
 from wam_jax.data.features import lookup
@@ -51,6 +55,7 @@ _WHERE = re.compile(r'([a-z0-9][a-z0-9._-]+):(/[^/].*)')
 def main(unused_argv: Sequence[str]) -> None:
   mounts = _read_mounts(_MOUNTS.value)
   config = cfg.from_config_dict(_unmount(cli.read_config(flags.FLAGS['config']), mounts))
+  cfg.check_weights(config.flow, config.sample)
   workdir = workdir_lib.make_path(_unmount(flags.FLAGS.workdir, mounts))
   if _TOPOLOGY.value:
     # They stand for the slice: a mesh is made of any devices.
@@ -74,6 +79,7 @@ def list_checks(
 ) -> Iterator[tuple[str, Callable[[], str]]]:
   """(what is looked at, a function that says what it is or raises ValueError or OSError)."""
   yield 'mesh', lambda: _check_mesh(config)
+  yield 'compiler options', lambda: _check_options(config)
   yield 'workdir', lambda: _check_workdir(config, workdir)
   yield 'vocabulary', lambda: _check_vocabulary(config.model.text)
   if flags.FLAGS.wandb_project:
@@ -117,14 +123,43 @@ def _check_mesh(config: cfg.TrainConfig) -> str:
   return ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
 
 
+def _check_options(config: cfg.TrainConfig) -> str:
+  """What they say is understood; whether the compiler takes them is tried where it is here."""
+  where = chips.find(_TOPOLOGY.value, _SLICES.value) if _TOPOLOGY.value else None
+  kind = where.chip.kinds[0] if where else jax.devices()[0].device_kind
+  options = compiler_options.make(kind, config.compiler_options, config.sdc_checks)
+  of_run = ', '.join(config.compiler_options)
+  if not of_run:
+    return f'those of {kind}'
+  if where is None:
+    compiler_options.try_out(options, jax.devices()[0])
+  elif not aot_options.try_out(options, where):
+    return f"{of_run}; whether the compiler knows them is found out with pip install -e '.[aot]'"
+  return f'{of_run} taken by the compiler'
+
+
 def _check_workdir(config: cfg.TrainConfig, workdir: epath.Path) -> str:
   workdir_lib.check_config(workdir, config)
   if storage.is_remote(workdir):
     probe = workdir / '.check'
     storage.write_whole(probe, b'')
     probe.unlink()
+  else:
+    _check_writable(workdir)
   steps = checkpoint.list_steps(workdir)
   return f'{workdir} continues after step {steps[-1]}' if steps else f'{workdir} is new'
+
+
+def _check_writable(workdir: pathlib.Path) -> None:
+  """Whether a directory can be made where the workdir is, or will be."""
+  there = next(place for place in (workdir, *workdir.parents) if place.exists())
+  try:
+    pathlib.Path(tempfile.mkdtemp(prefix='.check', dir=there)).rmdir()
+  except OSError as e:
+    raise ValueError(
+      f'--workdir={workdir} cannot be written: {e.strerror} in {there}. Pass a directory you may '
+      'write to.'
+    ) from e
 
 
 def _check_wandb() -> str:
@@ -149,12 +184,13 @@ def _check_dataset(config: cfg.TrainConfig, workdir: epath.Path, name: str) -> s
       f'config.data.mixture.{name}.path={dataset.path} is not there, and making it is no work for '
       'a slice; make it beforehand (data/README.md), or correct --config.data.root.'
     )
-  only = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture={name: dataset}))
+  only = dataclasses.replace(config, data=config.data.keep_only(name))
   if pipeline.list_unread(only, train.list_splits(config)):
+    commands = pipeline.list_statistics_commands(only, train.list_splits(config))
     raise ValueError(
       f'beside config.data.mixture.{name}.path={dataset.path} is not all that the run needs to '
-      'know of its episodes; it would begin by reading every one. Do that beforehand: python -m '
-      f'data.statistics --dataset={dataset.path} --embodiment={dataset.embodiment}'
+      f'know of its episodes; it would begin by reading every one. Do that beforehand: '
+      f'{" && ".join(commands)}'
     )
   data = pipeline.Data.open(only, train.list_splits(config), start.find_known(config, workdir))
   (sampler,) = data.open_mixture()
@@ -185,7 +221,11 @@ def _check_source(config: cfg.TrainConfig, workdir: epath.Path, key: str) -> str
     start.fit_source(config, one_device, source, workdir)
   else:
     start.adopt(config, one_device, source, key, workdir)
-  return f'step {source.step} of {getattr(config, key)}'
+  found = f'step {source.step} of {getattr(config, key)}'
+  differing = source_lib.describe_rules(config, source.config) if key == 'init_from' else []
+  if differing:
+    found += f', trained further by other rules: {", ".join(differing)}'
+  return found
 
 
 if __name__ == '__main__':

@@ -4,12 +4,14 @@ mistake ends as one message, a bug as a traceback. Also the flag --json of all t
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 import os
 import pathlib
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app
@@ -17,6 +19,7 @@ from absl import flags
 from absl import logging
 
 from wam_jax import storage
+from wam_jax import strict_json
 
 _ALLOCATOR = {
   'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
@@ -24,6 +27,7 @@ _ALLOCATOR = {
   'MALLOC_TRIM_THRESHOLD_': str(2**33),
 }
 MISTAKE = 2  # The exit status that no launcher starts again after.
+INTERRUPTED = 130  # As a shell says it of SIGINT.
 # What the system says of a wrong path. Its other errors, of networks and disks, may pass.
 _WRONG_PATH = (
   FileExistsError,
@@ -32,7 +36,8 @@ _WRONG_PATH = (
   NotADirectoryError,
   PermissionError,
 )
-_OURS = frozenset({'wam_jax', 'data', 'benchmarks', 'configs'})  # Top-level packages.
+_MISSING = re.compile(r'flag --(\w+)=None: Flag --\1 must have a value other than None\.?')
+_OURS = frozenset({'wam_jax', 'data', 'benchmarks', 'configs', 'docs'})  # Top-level packages.
 
 flags.disclaim_key_flags()  # --help shows flags with the command that defines them.
 
@@ -44,13 +49,25 @@ def run(main: Callable[[Sequence[str]], int | None], takes_arguments: bool = Fal
   That is each ValueError, FloatingPointError or OSError that our own packages raise. The same types
   raised inside a library are bugs and keep their traceback. `--verbosity=1` shows the traceback
   always. The status is MISTAKE where the same command would fail again; 1, as after a traceback,
-  where trying again may help.
+  where trying again may help; INTERRUPTED after Ctrl-C, where the command does not end in its own
+  way.
 
   Args:
     takes_arguments: whether `main` reads arguments that are no flags; they are mistakes otherwise.
   """
   _find_checkout()
   app.run(lambda argv: _call(main, argv, takes_arguments), flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+  """In it a command imports what an extra is for; without that it ends with one message."""
+  try:
+    yield
+  except ModuleNotFoundError as e:
+    if e.name is None or e.name.split('.')[0] in _OURS:
+      raise
+    _stop(f"this command needs the package {e.name}: pip install -e '.[{extra}]'.")
 
 
 def define_json(note: str = '') -> None:
@@ -68,11 +85,37 @@ def define_embodiment(note: str) -> flags.FlagHolder[str]:
   )
 
 
+def define_mesh(default: str) -> flags.FlagHolder[Any]:
+  """Defines --mesh, which `read_mesh` reads; `default` says what is taken without it."""
+  return flags.DEFINE_list(
+    'mesh',
+    None,
+    'Devices that a policy is split over: tensor=4, its heads, or data=2, the two branches of '
+    f'guidance, or both, as tensor=4,data=2; {default}',
+  )
+
+
+def read_mesh(flag: flags.FlagHolder[Any]) -> tuple[str, ...] | None:
+  """What `config.sample.mesh` is to be; None where nothing is said."""
+  return None if flag.value is None else tuple(flag.value)
+
+
 def write_json(report: Any) -> None:
   """Writes what a command has printed to the file of --json, if that is given."""
   if flags.FLAGS.json:
-    content = json.dumps(report, indent=2) + '\n'
-    storage.write_whole(storage.make_path(flags.FLAGS.json, '--json'), content)
+    content = strict_json.dumps(report, indent=2) + '\n'
+    storage.write_report(storage.make_path(flags.FLAGS.json, '--json'), content)
+
+
+def _check_json() -> None:
+  """Says where the file of --json cannot be written, before anything is measured.
+
+  Raises:
+    ValueError: there is a directory in its place, or none for it.
+  """
+  given = flags.FLAGS['json'].value if 'json' in flags.FLAGS else None
+  if given:
+    storage.check_file(storage.make_path(given, '--json'), '--json')
 
 
 def read_config(flag: flags.FlagHolder[Any]) -> dict[str, Any]:
@@ -117,6 +160,7 @@ def _call(
   if len(argv) > 1 and not takes_arguments:
     _stop(f'Unexpected arguments {argv[1:]}; every option starts with --.')
   try:
+    _check_json()
     return main(argv)
   except (ValueError, FloatingPointError, OSError) as e:
     if not _raised_here(e):
@@ -124,6 +168,8 @@ def _call(
     if logging.get_verbosity() >= logging.DEBUG:
       traceback.print_exc()
     _stop(str(e), status=status_of(e))
+  except KeyboardInterrupt:
+    _stop('stopped by Ctrl-C.', status=INTERRUPTED)
 
 
 def status_of(error: BaseException) -> int:
@@ -145,12 +191,18 @@ def _raised_here(error: BaseException) -> bool:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    _check_numbers()
+    return rest
+  except SyntaxError as e:
+    _stop(f'--config cannot be loaded: {e.filename}, line {e.lineno}: {e.msg}.')
   except (AttributeError, KeyError) as e:  # A locked ConfigDict, at --config.wrong.key=...
+    if "no attribute 'get_config'" in str(e):
+      _stop('--config cannot be loaded: the file defines no function get_config.')
     given = [arg for arg in argv[1:] if arg.lstrip('-').startswith('config.')]
     _stop(
       f'a key of {" ".join(given)} does not exist: {_summarize(e)}. '
-      'Every key is declared in wam_jax/config.py; datasets are named in the config file.'
+      'Every key is declared in wam_jax/config/; datasets are named in the config file.'
     )
   except ModuleNotFoundError as e:
     if (e.name or '').split('.')[0] not in _OURS:
@@ -164,7 +216,27 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   except flags.Error as e:
     # A ValueError inside the config file arrives with its whole traceback; its last line says what
     # is wrong.
-    _stop(_summarize(e) + '\n--help lists the flags.')
+    _stop(_name_missing(_summarize(e)) + '\n--help lists the flags.')
+
+
+def _check_numbers() -> None:
+  """Raises where a flag is no finite number: bounds let NaN through, and nothing is above it.
+
+  Keys of a config have checks of their own.
+  """
+  values = flags.FLAGS.flag_values_dict()
+  wrong = [
+    f'--{name}={value}'
+    for name, value in values.items()
+    if isinstance(value, float) and not math.isfinite(value) and not name.startswith('config.')
+  ]
+  if wrong:
+    raise flags.IllegalFlagValueError(f'{", ".join(wrong)}: expected a finite number')
+
+
+def _name_missing(text: str) -> str:
+  """`text`, or where it says that a flag must not be None, what that flag is for."""
+  return _MISSING.sub(lambda found: f'--{found[1]} is needed: {flags.FLAGS[found[1]].help}', text)
 
 
 def _summarize(error: BaseException) -> str:

@@ -40,11 +40,11 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[dict[str, Any], dic
     ValueError: a pattern matches nothing.
   """
   patterns = [pattern for name in trainable for pattern in SETS.get(name, (name,))]
-  paths = list(_paths(params))
+  paths = list(list_paths(params))
   trained: set[str] = set()
   unmatched = []
   for pattern in patterns:
-    matched = [path for path in paths if _matches(path, pattern)]
+    matched = [path for path in paths if matches(path, pattern)]
     if not matched:
       unmatched.append(pattern)
     trained.update(matched)
@@ -69,7 +69,7 @@ def overlay(below: Params, above: Params) -> dict[str, Any]:
 
 def without(params: Params, given: Params) -> dict[str, Any]:
   """The leaves of `params` that `given` has not."""
-  present = set(_paths(given))
+  present = set(list_paths(given))
   return _select(params, lambda path: path not in present)
 
 
@@ -123,16 +123,16 @@ def merged_config(config: cfg.TrainConfig) -> cfg.TrainConfig:
   return dataclasses.replace(config, model=model, trainable=('all',))
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
   """Whether `pattern` says the path, or a module that it lies in."""
   return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f'{pattern}/*')
 
 
-def _paths(params: Params, prefix: str = '') -> Iterator[str]:
+def list_paths(params: Params, prefix: str = '') -> Iterator[str]:
   """The path of every leaf."""
   for key, value in params.items():
     if isinstance(value, Mapping):
-      yield from _paths(value, f'{prefix}{key}/')
+      yield from list_paths(value, f'{prefix}{key}/')
     else:
       yield prefix + key
 

@@ -1,5 +1,8 @@
 """The frozen encoders of a run on disk: WORKDIR/frozen/NAME, written once and whole, where NAME is
-made of the hashes of their weights. Checkpoints hold those hashes, in their metadata.
+made of the hashes of their weights. Checkpoints hold those hashes, and NAME, in their metadata.
+
+In a bucket, which nothing locks, two starts may write them at the same time: there NAME ends with
+letters of each writer's own, and checkpoints name the one that is whole.
 
 Checkpoints of before hold the encoders themselves, in the item `frozen`, and no hashes.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +23,7 @@ from wam_jax import config as cfg
 from wam_jax import hosts
 from wam_jax import integrity
 from wam_jax import items
+from wam_jax import storage
 from wam_jax.interop.files import orbax
 from wam_jax.models import encoders
 
@@ -26,7 +31,7 @@ ITEM = 'frozen'
 
 
 def find_place(workdir: pathlib.Path, hashes: Mapping[str, str]) -> pathlib.Path:
-  """Where encoders with these hashes are, or should be."""
+  """Where encoders with these hashes are, where nothing else is said."""
   described = json.dumps(dict(hashes), sort_keys=True)
   return workdir / ITEM / hashlib.sha256(described.encode()).hexdigest()[:16]
 
@@ -35,7 +40,8 @@ def find(checkpoint: pathlib.Path, metadata: Mapping[str, Any]) -> pathlib.Path:
   """Where the encoders of the checkpoint in the directory `checkpoint` are."""
   if metadata.get('encoders') is None:
     return checkpoint / ITEM
-  return find_place(checkpoint.parent.parent, metadata['encoders'])
+  plain = find_place(checkpoint.parent.parent, metadata['encoders'])
+  return plain.with_name(metadata.get('encoders_in', plain.name))
 
 
 def store(
@@ -43,24 +49,49 @@ def store(
   frozen: encoders.Encoders,
   hashes: Mapping[str, str],
   check_owner: Callable[[], None],
-) -> None:
+) -> str:
   """Writes the encoders into `workdir` unless they are there; every process must call it.
 
   Args:
     check_owner: raises where `workdir` belongs to another run by now; called on the first process.
+  Returns:
+    The name of their directory, for the metadata of checkpoints.
   """
-  place = find_place(workdir, hashes)
 
-  def is_there() -> bool:
+  def choose() -> tuple[str, bool]:
     check_owner()
-    return place.is_dir() and ocp.utils.is_checkpoint_finalized(place)
+    plain = find_place(workdir, hashes)
+    for place in _list_places(workdir):
+      if place.name.split('-')[0] == plain.name and _is_whole(place):
+        return place.name, True
+    own = f'-{uuid.uuid4().hex[:8]}' if storage.is_remote(workdir) else ''
+    return plain.name + own, False
 
-  if not hosts.decide('looking for the stored encoders', is_there):
+  name, is_there = hosts.decide('looking for the stored encoders', choose)
+  place = workdir / ITEM / name
+  if not is_there:
     tree = encoders.to_tree(frozen)
     args = ocp.args.PyTreeSave(tree, save_args=items.make_save_args(tree))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
       writer.save(place, args=args, force=True)  # Over what a killed run has left.
   hosts.decide('listing the stored encoders', lambda: integrity.write_list_of_item(place))
+  return name
+
+
+def find_unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """What starts that were killed have left of encoders in a bucket."""
+  if not storage.is_remote(workdir):
+    return []  # There the next start writes over it.
+  return [place for place in _list_places(workdir) if not _is_whole(place)]
+
+
+def _list_places(workdir: pathlib.Path) -> list[pathlib.Path]:
+  directory = workdir / ITEM
+  return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _is_whole(place: pathlib.Path) -> bool:
+  return place.is_dir() and ocp.utils.is_checkpoint_finalized(place)
 
 
 def load(place: pathlib.Path, c: cfg.ModelConfig) -> encoders.Encoders:

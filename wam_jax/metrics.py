@@ -23,6 +23,7 @@ import tensorboardX
 from wam_jax import config as cfg
 from wam_jax import progress
 from wam_jax import storage
+from wam_jax import strict_json
 
 
 class MetricsWriter:
@@ -158,10 +159,10 @@ def _read_step(line: str) -> float:
 
 
 def _append(f: TextIO, step: int, scalars: Mapping[str, float]) -> None:
-  line: dict[str, float | None] = {'step': step}
+  line: dict[str, float] = {'step': step}
   for name, value in sorted(scalars.items()):
-    line[name] = float(value) if math.isfinite(value) else None  # JSON has no NaN.
-  f.write(json.dumps(line) + '\n')
+    line[name] = float(value)
+  f.write(strict_json.dumps(line) + '\n')
   f.flush()  # A kill loses no line, and `tail -f` shows each at once.
 
 
@@ -198,6 +199,11 @@ class Speed:
     self._first = self._first or self._last
     if not self._marks or self._last[0] - self._marks[-1][0] >= progress.EVERY_S:
       self._marks.append(self._last)
+
+  @property
+  def has_begun(self) -> bool:
+    """Whether a step is complete."""
+    return self._first is not None
 
   @property
   def samples_per_s(self) -> float:

@@ -1,5 +1,5 @@
 """Parts of configs that have a name: the released models, datasets as they are published, the smoke
-version of an experiment. Owns no setting; all of those are declared in config.py.
+version of an experiment. Owns no setting; all of those are declared in config/.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ WAN2_2_TI2V_5B = dataclasses.replace(
 )
 
 
+# A frame of a tiny model from scratch: attention over all tokens of a window is quadratic in them.
+_MOST_TOKENS = 160
+
+
 def below_root(config: Any, path: str) -> ml_collections.FieldReference:
   """`path` below `data.root` of a ConfigDict; follows when a flag or a later line sets that."""
   return config.data.get_ref('root') + f'/{path}'
@@ -75,6 +79,38 @@ def start_from(config: Any, workdir: str) -> None:
   """
   config.init_from = below_root(config, workdir)
   config.model.text.tokenizer = config.get_ref('init_from') + '/tokenizer.json'
+
+
+def train_small(config: Any) -> None:
+  """Noise, losses, sampling and optimizer of a small model that is trained from scratch in minutes;
+  changes a ConfigDict. The learning rate is the experiment's.
+  """
+  config.flow.shift = 3.0
+  config.flow.weighting = 'uniform'
+  config.flow.action_weight = 4.0
+  config.sample.shift = 3.0
+  config.sample.steps = 4
+
+  config.optimizer.warmup_steps = 150
+  config.optimizer.hold_fraction = 0.5
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.98
+  config.optimizer.weight_decay = 0.01
+  config.optimizer.ema_decay = 0.995
+
+
+def keep_video(config: Any, action_steps: int) -> None:
+  """Flash whose video does not see the actions: one pass of it, held at noise, is kept for all
+  steps of the actions; changes a ConfigDict. A share of the chunks is trained without future video,
+  for --mode=act_only.
+  """
+  config.model.video_sees = 'video'
+  config.flow.schedule = 'flash'
+  config.flow.video_at_noise = 0.3
+  config.flow.video_hidden = 0.2
+  config.sample.mode = 'flash'
+  config.sample.steps = 1
+  config.sample.action_steps = action_steps
 
 
 def tabletop_dataset(
@@ -120,7 +156,8 @@ def rlds_dataset(config: Any, path: str, embodiment: str, prepare: str) -> dict[
 
 
 def fit_robot(config: Any, record: record_lib.Embodiment) -> None:
-  """Sets the sizes of a ConfigDict's model that a robot needs, where they are too small for it.
+  """Sets the sizes of a ConfigDict's model that a robot needs, where they are too small for it;
+  without a base, patches that large composites can be learned with on any machine.
 
   Raises:
     ValueError: a chunk of the record shows no whole number of latent frames.
@@ -137,6 +174,22 @@ def fit_robot(config: Any, record: record_lib.Embodiment) -> None:
     model.actions_per_chunk = record.steps_per_chunk
     model.action_dim = record.action_dim
     model.proprio_dim = record.proprio_dim
+    model.tokenizer.spatial = _find_spatial(model, record.composite)
+
+
+def _find_spatial(model: Any, composite: tuple[int, int]) -> int:
+  """The finest patches of a composite that a model from scratch can attend to on any machine: from
+  those of the config on, the first that leave few tokens a frame, or the coarsest that fit.
+  """
+  rows, columns = composite
+  least = model.tokenizer.spatial
+  fitting = [
+    spatial
+    for spatial in range(least, min(composite) + 1)
+    if not (rows % (spatial * model.patch) or columns % (spatial * model.patch))
+  ]
+  few = [s for s in fitting if rows * columns // (s * model.patch) ** 2 <= _MOST_TOKENS]
+  return few[0] if few else (fitting or [least])[-1]
 
 
 def smoke(config: Any, stand_ins: Mapping[str, str] | None = None) -> Any:
@@ -179,8 +232,9 @@ def _strip_root(config: Any, path: str) -> str:
 
 def _stand_in(config: Any, robots: Mapping[str, str]) -> None:
   """Tabletop data and a tiny model from scratch in place of large ones."""
-  kept = ('predict_first_frame', 'state_rule', 'history_rule', 'remat', 'num_embodiments')
-  config.model = cfg.to_dict(cfg.ModelConfig(**{key: config.model[key] for key in kept}))
+  rules = ('predict_first_frame', 'state_rule', 'history_rule', 'video_sees')
+  kept = {key: config.model[key] for key in (*rules, 'remat', 'num_embodiments')}
+  config.model = cfg.to_dict(cfg.ModelConfig(**kept))
   config.data.mixture = {
     name: tabletop_dataset(config, robot, 'reach', 20, config.data.mixture[name].weight)
     for name, robot in robots.items()

@@ -6,6 +6,7 @@ Which checkpoint it is, and whether it can be read, is one answer for all proces
 from __future__ import annotations
 
 import dataclasses
+import operator
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,15 @@ from wam_jax import items
 from wam_jax.models import encoders
 
 Say = Callable[[str], None]
+# Of the model, what no array shows.
+_RULES = (
+  'predict_first_frame',
+  'state_rule',
+  'history_rule',
+  'video_sees',
+  'action_overlap',
+  'prompt_in_modulation',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,6 +187,25 @@ def _place(
     else:
       placed[key] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings.get(key, default))
   return placed
+
+
+def describe_rules(config: cfg.TrainConfig, source: cfg.TrainConfig) -> list[str]:
+  """The keys by which a run trains by other rules than the run whose weights it starts from did:
+  noise, loss, and who sees whom; with both values.
+  """
+  lines = []
+  for field in dataclasses.fields(cfg.FlowConfig):
+    lines += _compare(f'flow.{field.name}', config, source)
+  for key in _RULES:
+    lines += _compare(f'model.{key}', config, source)
+  return lines
+
+
+def _compare(key: str, config: cfg.TrainConfig, source: cfg.TrainConfig) -> list[str]:
+  get = operator.attrgetter(key)
+  if get(config) == get(source):
+    return []
+  return [f'config.{key}={get(config)!r} ({get(source)!r} there)']
 
 
 def identify(source: Source, weights: str) -> dict[str, Any]:

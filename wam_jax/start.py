@@ -1,6 +1,6 @@
 """How a run begins: from its own newest checkpoint, from another run, or from scratch.
 
-Owns no loop and no files; checkpoint.py reads and writes those.
+Owns no loop and no files; checkpoint/ reads and writes those.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from wam_jax import hosts
 from wam_jax import progress
 from wam_jax import source as source_lib
 from wam_jax import train_step
+from wam_jax import types
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
@@ -59,7 +60,9 @@ def find_known(config: cfg.TrainConfig, workdir: pathlib.Path) -> roster.Known |
   starts from; None of a fresh run.
   """
   found = hosts.decide('the robots that are known', lambda: _find_known(config, workdir))
-  return found and roster.Known(robot_lib.from_metadata(found['data']), *found['where'])
+  return found and roster.Known(
+    robot_lib.from_metadata(found['data']), *found['where'], found['data'].get('episodes', {})
+  )
 
 
 def _find_known(config: cfg.TrainConfig, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -160,12 +163,24 @@ def make_state(
   else:
     # Every process fits on the same windows.
     with contextlib.closing(data.train_batches()) as batches:
-      encoded_by = train_step.fit_frozen(config.model, batches)
+      encoded_by = train_step.fit_frozen(config.model, _show_fitting(config, batches))
     hashes = encoders.fingerprint(encoded_by)
     advice = 'Start on hosts of one kind, with the same packages.'
     hosts.agree('fitting the tokenizer', {f'hash of the {k}': x for k, x in hashes.items()}, advice)
+  progress.say('compiling what makes the first weights')
   state, shardings = train_step.init_state(config, mesh, encoded_by)
   return Fresh(state, shardings, hashes, base=None)
+
+
+def _show_fitting(config: cfg.TrainConfig, batches: Iterable[types.Batch]) -> Iterator[types.Batch]:
+  """`batches`, and how many of the windows that the tokenizer is fitted on are read."""
+  windows = config.model.tokenizer.fit_windows
+  return progress.track(
+    batches,
+    'windows for the tokenizer',
+    windows,
+    amount=lambda batch: len(batch.frames_BRIJ3),
+  )
 
 
 def _start_from(config: cfg.TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> Fresh:
@@ -178,6 +193,9 @@ def _start_from(config: cfg.TrainConfig, mesh: Mesh, workdir: pathlib.Path) -> F
   params, weights = source.read_params(jax.tree.map(lambda x: x.sharding, wanted), progress.say)
   state, shardings = train_step.init_state(config, mesh, encoded_by, params)
   progress.say(f'weights from step {source.step} of {config.init_from}')
+  differing = source_lib.describe_rules(config, source.config)
+  if differing:
+    progress.say(f'trains by other rules than they were trained by: {", ".join(differing)}')
   return Fresh(state, shardings, hashes, source_lib.identify(source, weights))
 
 
@@ -272,18 +290,34 @@ def _fix(encoder: Any) -> Any:
   return dataclasses.replace(encoder, **free)
 
 
+def _make_comparable(data: Mapping[str, Any]) -> dict[str, Any]:
+  """What a checkpoint says of its data as this version would have said it: records of earlier ones
+  lack the fields that came later.
+  """
+  robots = robot_lib.from_metadata(data)
+  embodiments = robot_lib.to_metadata(list(robots.values()))['embodiments']
+  return {**json.loads(json.dumps(data)), 'embodiments': json.loads(json.dumps(embodiments))}
+
+
 def _check_same_data(
   stored: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path
 ) -> None:
+  stored, now = _make_comparable(stored), _make_comparable(now)
   keys = stored.keys() | now.keys()
   if 'windows' not in stored:  # Of an earlier version.
     keys = keys - {'windows'}
+  then = roster.Known({}, '', True, stored.get('episodes', {}))
+  for name, episodes in now.get('episodes', {}).items():
+    # What is left out may change: the data go on, in another order, which `pipeline` says.
+    if then.has_other_exclusions(name, episodes):
+      stored['windows'][name] = now['windows'][name]
+  keys = keys - {'episodes'}
   differing = sorted(key for key in keys if stored.get(key) != now.get(key))
   if not differing:
     return
   again = 'Put the old dataset back'
   if differing == ['windows']:
-    again = 'Put the old episodes, and the old config.data.ranges, back'
+    again = 'Put the old episodes, exclusions and config.data.ranges back'
   if differing == ['features']:
     again = 'Put the old features back'
     if 'features' not in stored:

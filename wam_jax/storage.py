@@ -25,6 +25,8 @@ from typing import TypeVar
 import fsspec
 from etils import epath
 
+from wam_jax import passing
+
 T = TypeVar('T')
 
 WAITS_S = (1.0, 4.0, 16.0)  # Before what failed is tried again.
@@ -119,6 +121,39 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
   return '://' in os.fspath(path)
 
 
+def check_file(path: epath.Path, what: str) -> None:
+  """Says that no file can be written at `path`, before its content has cost anything. Of gs://
+  nothing is asked.
+
+  Args:
+    what: what messages call the path, as '--output'.
+  Raises:
+    ValueError: a directory is there, or the place cannot be written.
+  """
+  if is_remote(path):
+    return
+  if path.is_dir():
+    raise ValueError(f'{what}={path} is a directory; name a file in it.')
+  check_directory(path.parent, what)
+
+
+def check_directory(path: epath.Path, what: str) -> None:
+  """The same for a directory, which may be there already."""
+  if is_remote(path):
+    return
+  path = pathlib.Path(path).absolute()
+  place = next(one for one in (path, *path.parents) if one.exists())
+  try:
+    # Permissions do not tell all: of a read-only disk only a file does.
+    with tempfile.TemporaryFile(dir=place):
+      pass
+  except OSError as e:
+    raise ValueError(
+      f'{what} cannot be written in {path}: {place}: {e.strerror}. Name a place where you may '
+      'write.'
+    ) from e
+
+
 def write_whole(path: pathlib.Path | epath.Path, content: bytes | str) -> None:
   """Puts `content` in the place of `path`, local or gs://.
 
@@ -132,6 +167,13 @@ def write_whole(path: pathlib.Path | epath.Path, content: bytes | str) -> None:
     return
   with whole_file(path) as partial:
     partial.write_bytes(content)
+
+
+def write_report(path: epath.Path, content: bytes | str) -> None:
+  """The same, with the directories above it."""
+  if not is_remote(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  write_whole(path, content)
 
 
 @contextlib.contextmanager
@@ -149,7 +191,8 @@ def whole_file(path: pathlib.Path | epath.Path) -> Iterator[pathlib.Path]:
       _put(path, partial.read_bytes())
     return
   unique = uuid.uuid4().hex[:8]  # Another process may write the same file at the same time.
-  partial = path.with_name(f'.{path.name}.{unique}')
+  # Its end says what kind of file it is.
+  partial = path.with_name(f'.{unique}.{path.name}')
   try:
     yield partial
     _sync(partial)
@@ -182,7 +225,7 @@ def whole_directory(output: pathlib.Path, size: int = 0) -> Iterator[pathlib.Pat
     free = shutil.disk_usage(output.parent).free
     if size > free:
       raise ValueError(
-        f'{output.parent} has {free / 1e9:.1f} GB free; up to {size / 1e9:.1f} GB are needed. Make '
+        f'{output.parent} has {_show_bytes(free)} free; up to {_show_bytes(size)} are needed. Make '
         'room, or pass --output on another disk.'
       )
     # Beside its place: a directory can be renamed within one disk alone.
@@ -198,11 +241,15 @@ def whole_directory(output: pathlib.Path, size: int = 0) -> Iterator[pathlib.Pat
   except OSError as e:
     free = shutil.disk_usage(output.parent).free
     raise ValueError(
-      f'--output={output} could not be written ({free / 1e9:.1f} GB free): {e}. What was written '
+      f'--output={output} could not be written ({_show_bytes(free)} free): {e}. What was written '
       'is removed again; make room and repeat.'
     ) from e
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _show_bytes(count: int) -> str:
+  return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 
 @contextlib.contextmanager
@@ -330,7 +377,7 @@ def list_files(place: pathlib.Path | epath.Path) -> dict[str, int]:
 
 
 def retry(call: Callable[[], T], what: str) -> T:
-  """The result of `call`, which reads or writes; its errors may pass by themselves.
+  """The result of `call`, which reads or writes; errors that may pass by themselves are waited for.
 
   Args:
     what: what it does, for messages, as 'listing the checkpoints'.
@@ -341,6 +388,8 @@ def retry(call: Callable[[], T], what: str) -> T:
     try:
       return call()
     except Exception as e:  # Each library has its own types for a time-out or a refusal.
+      if not passing.may_pass(e):
+        raise
       reason = ' '.join(str(e).split())[:300] or type(e).__name__
       print(f'{what}: {reason}; again in {wait_s:g} s', file=sys.stderr, flush=True)
       time.sleep(wait_s)

@@ -10,7 +10,7 @@ finished one.
 
 WORKDIR gets config.json, metrics.jsonl (a line per config.log_every steps), timing.jsonl,
 tensorboard/, checkpoints/. Any key of the config can be set from here, as in
---config.optimizer.learning_rate=3e-4; wam_jax/config.py declares all.
+--config.optimizer.learning_rate=3e-4; wam_jax/config/ declares all.
 
 This module owns the wiring and the loop; the step itself is in train_step.py.
 """
@@ -18,11 +18,12 @@ This module owns the wiring and the loop; the step itself is in train_step.py.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ from wam_jax import checkpoint
 from wam_jax import chips
 from wam_jax import cli
 from wam_jax import compilation_cache
+from wam_jax import compiler_options
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax import guards
@@ -81,6 +83,7 @@ _WANDB = flags.DEFINE_string(
 
 def main(unused_argv: list[str]) -> int:
   config = cfg.from_config_dict(cli.read_config(_CONFIG))
+  cfg.check_weights(config.flow, config.sample)
   workdir = workdir_lib.make_path(_WORKDIR.value)
   _start_processes()
   compilation_cache.keep(_CACHE.value, workdir)
@@ -99,96 +102,176 @@ def train(config: cfg.TrainConfig, workdir: pathlib.Path, wandb_project: str = '
   """
   # What fails on one host from here on ends all of them.
   with contextlib.ExitStack() as stack, hosts.together():
-    agreement.check_programs(config)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_sizes(config, mesh)
-    train_step.make_options(config, mesh)  # What is wrong with them is said before data is read.
-    part = sharding.host_batch(config, mesh)
-
-    # Before anything is read: nothing is made for a directory that belongs to another run.
-    record = stack.enter_context(_open_record(config, workdir, wandb_project))
-    agreement.check_workdir(workdir)
-    data = _open_data(config, workdir)
-    for note in (*data.notes, *_list_overlaps(config, data)):
-      progress.say(note)
-    clock = stack.enter_context(guards.HangTimeout(config.hang_timeout_s, config.pause_timeout_s))
-    stack.enter_context(sharding.activate(mesh, config.rules))
-    checkpoints = stack.enter_context(
-      checkpoint.Checkpoints(workdir, config.keep, config.keep_every, record.check_owner)
-    )
-    speed = metrics.Speed(config.batch_size, **_count_work(config, mesh))
-
-    start = start_lib.begin(config, mesh, data, checkpoints, workdir)
-    batches = stack.enter_context(contextlib.closing(start.data.train_batches(part.rows)))
-    if start.iterator_state is not None:
-      batches.set_state(start.iterator_state)
-    held_out = []
-    if config.eval_every:
-      # Kept in memory: every evaluation is of the same batches.
-      with hosts.all_or_none('reading held-out batches'):
-        held_out = list(start.data.eval_batches(pipeline.HELD_OUT, config.eval_batches, part.rows))
-    record.begin(start.step)
-
-    run_step = train_step.make_train_step(config, mesh, start.shardings)
-    run_eval = train_step.make_eval_step(config, mesh, start.shardings)
-    watch = guards.LossWatch(config, start.usual_losses)
-    stop = stack.enter_context(guards.StopSignal())
-    profile = stack.enter_context(guards.Profile(config.profile, workdir / 'profile'))
-    report = stack.enter_context(_show_progress(config, speed))
-    stack.enter_context(clock.steps())
-
-    step = start.step
-    state = start.state
-    while step < config.steps and not stop.requested(step):
-      batch = next(batches)
-      step += 1
-      clock.begin_step()
-      profile.at(step, finish=lambda: watch.check(lag=0))
-      on_devices = part.place(batch)
-      with jax.transfer_guard('disallow'):  # A step that still had to copy would wait for the host.
-        state, step_metrics = run_step(state, on_devices)
-      watch.add(step, batch.sample_B2, step_metrics)
-      if complete := watch.check(lag=2):
-        speed.update(complete.step)
-        report.update(complete.step, f'loss {complete.loss:.4f}')
-
-      last = step == config.steps
-      line = {}
-      if step % config.log_every == 0 or last:
-        watch.check(lag=0)
-        checkpoints.check()
-        line |= {name: float(value) for name, value in jax.device_get(step_metrics).items()}
-      if held_out and (step % config.eval_every == 0 or last):
-        with clock.pause():
-          line |= _evaluate(run_eval, state, held_out, part)
-      if line:
-        record.write(step, line, speed.timing)
-      if step % config.save_every == 0 or last:
-        watch.check(lag=0)
-        with clock.pause():
-          record.send()  # Before the checkpoint: a restart from it must find its lines.
-          checkpoints.save(step, state, batches.get_state(), start.metadata | watch.get_state())
-
-    # A signal may have come between two checkpoints.
-    watch.check(lag=0)
-    with clock.pause():
-      if step > start.step and checkpoints.newest() != step:
-        record.send()
-        checkpoints.save(step, state, batches.get_state(), start.metadata | watch.get_state())
-      checkpoints.wait()
-
+    run = _open(config, workdir, wandb_project, stack)
+    step = _run_steps(run)
   if step < config.steps:
     progress.say(
       f'stopped at step {step} of {config.steps}; run the same command again to continue.'
     )
-    return stop.signal
+    return run.stop.signal
   progress.say(
-    f'done: step {step}, {(step - start.step) * config.batch_size} samples, '
-    f'{speed.samples_per_s:.1f} samples/s, {100 * speed.goodput:.0f}% of the time in steps\n'
-    f'checkpoint: {workdir / "checkpoints" / str(step)}\n'
+    f'done: step {step}, {(step - run.start.step) * config.batch_size} samples, '
+    f'{run.speed.samples_per_s:.1f} samples/s, {100 * run.speed.goodput:.0f}% of the time in steps'
+    f'\ncheckpoint: {workdir / "checkpoints" / str(step)}\n'
     f'next: python -m wam_jax.evaluate --workdir={shlex.quote(str(workdir))}'
   )
   return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What the loop works with.
+
+  Attributes:
+    part: rows of a batch that this host reads, and how they become global arrays.
+    start: the state that it begins with, and where the data stands there.
+    batches, held_out: of training, and those of every evaluation.
+    run_step, run_eval: the compiled programs.
+    others: what watches and records, each as its class says.
+  """
+
+  config: cfg.TrainConfig
+  part: sharding.HostBatch
+  start: start_lib.Start
+  batches: pipeline.Batches
+  held_out: Sequence[types.Batch]
+  run_step: Callable[..., tuple[train_step.TrainState, dict[str, jax.Array]]]
+  run_eval: Callable[..., dict[str, jax.Array]]
+  record: metrics.Record
+  checkpoints: checkpoint.Checkpoints
+  speed: metrics.Speed
+  clock: guards.HangTimeout
+  watch: guards.LossWatch
+  stop: guards.StopSignal
+  profile: guards.Profile
+  report: progress.Progress
+
+
+def _open(
+  config: cfg.TrainConfig,
+  workdir: pathlib.Path,
+  wandb_project: str,
+  stack: contextlib.ExitStack,
+) -> _Run:
+  """All of a run up to its first step; `stack` closes it again."""
+  agreement.check_programs(config)
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_sizes(config, mesh)
+  # What is wrong with them is said before data is read.
+  compiler_options.try_out(train_step.make_options(config, mesh), mesh.local_devices[0])
+  part = sharding.host_batch(config, mesh)
+
+  # Before anything is read: nothing is made for a directory that belongs to another run.
+  record = stack.enter_context(_open_record(config, workdir, wandb_project))
+  agreement.check_workdir(workdir)
+  data = _open_data(config, workdir)
+  for note in (*data.notes, *_list_overlaps(config, data)):
+    progress.say(note)
+  clock = stack.enter_context(guards.HangTimeout(config.hang_timeout_s, config.pause_timeout_s))
+  stack.enter_context(sharding.activate(mesh, config.rules))
+  checkpoints = stack.enter_context(
+    checkpoint.Checkpoints(workdir, config.keep, config.keep_every, record.check_owner)
+  )
+  speed = metrics.Speed(config.batch_size, **_count_work(config, mesh))
+
+  start = start_lib.begin(config, mesh, data, checkpoints, workdir)
+  batches = stack.enter_context(contextlib.closing(start.data.train_batches(part.rows)))
+  if start.iterator_state is not None:
+    batches.set_state(start.iterator_state)
+  held_out = _read_held_out(config, start.data, part)
+  record.begin(start.step)
+
+  run = _Run(
+    config=config,
+    part=part,
+    start=start,
+    batches=batches,
+    held_out=held_out,
+    run_step=train_step.make_train_step(config, mesh, start.shardings),
+    run_eval=train_step.make_eval_step(config, mesh, start.shardings),
+    record=record,
+    checkpoints=checkpoints,
+    speed=speed,
+    clock=clock,
+    watch=guards.LossWatch(config, start.usual_losses),
+    stop=stack.enter_context(guards.StopSignal()),
+    profile=stack.enter_context(guards.Profile(config.profile, workdir / 'profile')),
+    report=stack.enter_context(_show_progress(config, speed)),
+  )
+  stack.enter_context(clock.steps())
+  return run
+
+
+def _run_steps(run: _Run) -> int:
+  """The loop; returns the step that it ended after, which is saved."""
+  config = run.config
+  step = run.start.step
+  state = run.start.state
+  if step < config.steps:
+    progress.say('compiling the training step')
+  while step < config.steps and not run.stop.requested(step):
+    step += 1
+    state, step_metrics = _begin_step(run, step, state)
+    last = step == config.steps
+    line = {}
+    if step % config.log_every == 0 or last:
+      run.watch.check(lag=0)
+      run.checkpoints.check()
+      line |= {name: float(value) for name, value in jax.device_get(step_metrics).items()}
+    if run.held_out and (step % config.eval_every == 0 or last):
+      with run.clock.pause():
+        line |= _evaluate(run, state)
+    if line:
+      run.record.write(step, line, run.speed.timing)
+    if step % config.save_every == 0 or last:
+      _save(run, step, state)
+
+  # A signal may have come between two checkpoints.
+  run.watch.check(lag=0)
+  if step > run.start.step and run.checkpoints.newest() != step:
+    _save(run, step, state)
+  with run.clock.pause():
+    run.checkpoints.wait()
+  return step
+
+
+def _begin_step(
+  run: _Run, step: int, state: train_step.TrainState
+) -> tuple[train_step.TrainState, dict[str, jax.Array]]:
+  """Begins a step, which takes `state` over; (the next state, metrics), still being computed."""
+  batch = next(run.batches)
+  run.clock.begin_step()
+  run.profile.at(step, finish=lambda: run.watch.check(lag=0))
+  on_devices = run.part.place(batch)
+  with jax.transfer_guard('disallow'):  # A step that still had to copy would wait for the host.
+    state, step_metrics = run.run_step(state, on_devices)
+  run.watch.add(step, batch.sample_B2, step_metrics)
+  if complete := run.watch.check(lag=2):
+    if not run.speed.has_begun:
+      progress.say(f'compiled; loss of step {complete.step}: {complete.loss:.4f}')
+    run.speed.update(complete.step)
+    run.report.update(complete.step, f'loss {complete.loss:.4f}')
+  return state, step_metrics
+
+
+def _evaluate(run: _Run, state: train_step.TrainState) -> dict[str, float]:
+  """Held-out metrics, averaged over the evaluation batches."""
+  results = [
+    run.run_eval(state, run.part.place(batch), np.uint32(number))
+    for number, batch in enumerate(run.held_out)
+  ]
+  results = jax.device_get(results)  # Once, so that the devices need not wait between batches.
+  means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+  return {f'eval_{name}': mean for name, mean in means.items()}
+
+
+def _save(run: _Run, step: int, state: train_step.TrainState) -> None:
+  """Begins to save what all steps up to this one have made, once all of them are finite."""
+  run.watch.check(lag=0)
+  metadata = run.start.metadata | run.watch.get_state()
+  with run.clock.pause():
+    run.record.send()  # Before the checkpoint: a restart from it must find its lines.
+    run.checkpoints.save(step, state, run.batches.get_state(), metadata)
 
 
 def list_splits(config: cfg.TrainConfig) -> list[str]:
@@ -201,6 +284,17 @@ def _list_overlaps(config: cfg.TrainConfig, data: pipeline.Data) -> list[str]:
   if not config.eval_every:
     return []
   return data.list_overlaps(pipeline.HELD_OUT, data.describe_datasets())
+
+
+def _read_held_out(
+  config: cfg.TrainConfig, data: pipeline.Data, part: sharding.HostBatch
+) -> list[types.Batch]:
+  """Kept in memory: every evaluation is of the same batches."""
+  if not config.eval_every:
+    return []
+  with hosts.all_or_none('reading held-out batches'):
+    batches = data.eval_batches(pipeline.HELD_OUT, config.eval_batches, part.rows)
+    return list(progress.track(batches, 'held-out batches', config.eval_batches))
 
 
 @contextlib.contextmanager
@@ -274,21 +368,6 @@ def _count_work(config: cfg.TrainConfig, mesh: Mesh) -> dict[str, float]:
     return {}
   components = flops.training(config.model, shapes.sizes(config).tokens_per_frame)
   return {'sample_flops': flops.total(components).train, 'peak_flops': peak * mesh.size}
-
-
-def _evaluate(
-  run_eval,
-  state: train_step.TrainState,
-  held_out: Sequence[types.Batch],
-  part: sharding.HostBatch,
-) -> dict[str, float]:
-  """Held-out metrics, averaged over the evaluation batches."""
-  results = [
-    run_eval(state, part.place(batch), np.uint32(number)) for number, batch in enumerate(held_out)
-  ]
-  results = jax.device_get(results)  # Once, so that the devices need not wait between batches.
-  means = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
-  return {f'eval_{name}': mean for name, mean in means.items()}
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from wam_jax import flow
 from wam_jax import sharding
 from wam_jax import types
 from wam_jax.models import encoders
+from wam_jax.models import initial
 from wam_jax.models import tokenizer
 from wam_jax.models import wam
 
@@ -83,12 +84,26 @@ class Noise:
   Attributes:
     sigma_BF: the level of every frame; sigma_BA: that of every action step.
     video_BFHWC, action_BAU: the noise itself.
+    seen_BF: bool, frames whose noisy video is seen, and counts; None where all are.
+    given_BA: bool, action steps that are given clean, and do not count; None where none is.
   """
 
   sigma_BF: jax.Array
   sigma_BA: jax.Array
   video_BFHWC: jax.Array
   action_BAU: jax.Array
+  seen_BF: jax.Array | None = None
+  given_BA: jax.Array | None = None
+
+  def counts_of(self, frame_mask_BF: jax.Array) -> jax.Array:
+    """[B, F] bool: real frames whose video counts."""
+    return frame_mask_BF if self.seen_BF is None else frame_mask_BF & self.seen_BF
+
+  def actions_that_count(self, action_mask_BAU: jax.Array) -> jax.Array:
+    """[B, A, U] bool: real actions that are denoised."""
+    if self.given_BA is None:
+      return action_mask_BAU
+    return action_mask_BAU & ~self.given_BA[..., None]
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -98,12 +113,12 @@ class Counts:
   Attributes:
     frames: the number of real frames.
     actions: the number of real action entries.
-    padded_actions: the number of action entries with padding.
+    padded_actions: the number of action entries of real chunks, padded dimensions included.
   """
 
   frames: jax.Array | None = None
   actions: jax.Array | None = None
-  padded_actions: int | None = None
+  padded_actions: jax.Array | None = None
 
 
 def fit_frozen(c: cfg.ModelConfig, batches: Iterable[types.Batch]) -> encoders.Encoders:
@@ -307,7 +322,7 @@ def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, n
     return jnp.swapaxes(x, 0, 1)
 
   parts = jax.tree.map(interleave, (batch, noise))
-  counts = count(config.model, batch)
+  counts = count(config.model, batch, noise)
 
   def add_part(total, part):
     return jax.tree.map(jnp.add, total, gradient(trained, *part, counts)), None
@@ -319,13 +334,22 @@ def _gradients(config: cfg.TrainConfig, state: TrainState, batch: types.Batch, n
   return jax.lax.scan(add_part, nothing, parts)[0]
 
 
-def count(c: cfg.ModelConfig, batch: types.Batch) -> Counts:
+def count(c: cfg.ModelConfig, batch: types.Batch, noise: Noise) -> Counts:
   """What the losses of a batch are means over."""
+  frame_mask_BF = _frame_mask(c, batch)
   return Counts(
-    frames=jnp.sum(_frame_mask(c, batch)[:, _first_denoised(c) :]),
-    actions=jnp.sum(batch.action_mask_BAU),
-    padded_actions=batch.action_mask_BAU.size,
+    frames=jnp.sum(noise.counts_of(frame_mask_BF)[:, _first_denoised(c) :]),
+    actions=jnp.sum(noise.actions_that_count(batch.action_mask_BAU)),
+    padded_actions=_count_padded_actions(c, frame_mask_BF),
   )
+
+
+def _count_padded_actions(c: cfg.ModelConfig, frame_mask_BF: jax.Array) -> jax.Array:
+  """The action entries that the reference divides by: all dimensions of all steps of the chunks
+  that a window has. A missing chunk has none: the reference's windows end before it.
+  """
+  chunks = jnp.sum(frame_mask_BF[:, 1:]) / c.frames_per_chunk
+  return chunks * c.action_horizon * c.action_dim
 
 
 def encode_batch(
@@ -333,7 +357,7 @@ def encode_batch(
 ) -> Window:
   """Pixels and words to latents and embeddings; no gradient reaches the frozen encoders."""
   B, Q = batch.chunk_mask_BQ.shape
-  chex.assert_shape(batch.action_BAU, (B, Q * c.actions_per_chunk, c.action_dim))
+  chex.assert_shape(batch.action_BAU, (B, Q * c.action_horizon, c.action_dim))
 
   if batch.features is None:
     chex.assert_shape(batch.frames_BRIJ3, (B, c.camera_frames(Q), None, None, 3))
@@ -389,8 +413,13 @@ def sample_noise(
   # Each kind of noise has a key of its own: what one of them draws does not depend on the others.
   key_levels, key_video, key_action = jax.random.split(key, 3)
   B, Q = batch.chunk_mask_BQ.shape
-  levels = flow.sample_levels(key_levels, B, Q, f, c.actions_per_chunk)
+  levels = flow.sample_levels(key_levels, B, Q, f, c.action_horizon, c.action_overlap)
   chunks_BF = jnp.repeat(levels.video_BQ, c.frames_per_chunk, 1)
+  seen_BF = None
+  if levels.video_seen_BQ is not None:
+    # Frame 0, which only sees itself, is of no chunk.
+    seen_BF = jnp.repeat(levels.video_seen_BQ, c.frames_per_chunk, 1)
+    seen_BF = jnp.pad(seen_BF, ((0, 0), (1, 0)), constant_values=True)
 
   if batch.features is None:
     clean = jax.eval_shape(frozen.encode, batch.frames_BRIJ3)
@@ -408,6 +437,8 @@ def sample_noise(
     sigma_BA=levels.action_BA,
     video_BFHWC=video_BFHWC,
     action_BAU=flow.sample_noise(key_action, batch.action_BAU.shape),
+    seen_BF=seen_BF,
+    given_BA=levels.given_BA,
   )
 
 
@@ -426,6 +457,7 @@ def predict(
   noisy = types.Noisy(
     video_BFHWC=video_BFHWC[:, first:],
     sigma_video_BF=noise.sigma_BF[:, first:],
+    video_seen_BF=None if noise.seen_BF is None else noise.seen_BF[:, first:],
     action_BAU=action_BAU,
     sigma_action_BA=noise.sigma_BA,
   )
@@ -456,20 +488,25 @@ def velocity_loss(
   """
   first = _first_denoised(c)
   video_BFHWC, action_BAU = velocities
+  action_count = counts.actions
+  if f.action_mean == 'padded':
+    action_count = counts.padded_actions
+    if action_count is None:
+      action_count = _count_padded_actions(c, window.frame_mask_BF)
+
   video_loss = flow.video_loss(
     video_BFHWC,
     flow.velocity(window.clean_BFHWC, noise.video_BFHWC)[:, first:],
     weight_BF=flow.loss_weight(noise.sigma_BF[:, first:], f),
-    mask_BF=window.frame_mask_BF[:, first:],
+    mask_BF=noise.counts_of(window.frame_mask_BF)[:, first:],
     count=counts.frames,
   )
   action_loss = flow.action_loss(
     action_BAU,
     flow.velocity(window.action_BAU, noise.action_BAU),
     weight_BA=flow.loss_weight(noise.sigma_BA, f),
-    mask_BAU=window.action_mask_BAU,
-    mean=f.action_mean,
-    count=counts.padded_actions if f.action_mean == 'padded' else counts.actions,
+    mask_BAU=noise.actions_that_count(window.action_mask_BAU),
+    count=action_count,
   )
   loss = f.video_weight * video_loss + f.action_weight * action_loss
   return loss, dict(loss=loss, video_loss=video_loss, action_loss=action_loss)
@@ -525,19 +562,7 @@ def _init(
   config: cfg.TrainConfig, frozen: encoders.Encoders | None, given: Mapping[str, Any] | None = None
 ) -> TrainState:
   """The state with logical boxes around its parameters, but around none where some are given."""
-  c = config.model
-  ids_BP = jnp.zeros((1, c.text.length), jnp.int32)
-
-  def run(model):
-    # A frozen text encoder is not part of the model.
-    if c.text.kind == 'word':
-      text_BPC = model.encode_text(ids_BP)
-    else:
-      text_BPC = jnp.zeros((*ids_BP.shape, c.text.dim))
-    return model(**_example(c), text_BPC=text_BPC)
-
-  init = nn.init(run, wam.WorldActionModel(c))
-  params = init(jax.random.key(config.seed))['params']
+  params = initial.init(config.model, jax.random.key(config.seed))
   if given:
     params = nn.unbox(params)
     params = finetuning.overlay(params, _fill(params, given))
@@ -551,33 +576,6 @@ def _init(
     opt_state=make_optimizer(config.optimizer, config.steps).init(trained),
     frozen=frozen,
   )
-
-
-def _example(c: cfg.ModelConfig) -> dict[str, Any]:
-  """What the model is given beside a prompt: one window, of frames of one patch; all zero."""
-  B = 1
-  Q, C = c.max_chunks, c.tokenizer.channels
-  F = 1 + Q * c.frames_per_chunk
-  A = Q * c.actions_per_chunk
-  denoised = F - _first_denoised(c)
-  video = lambda frames, channels: jnp.zeros((B, frames, c.patch, c.patch, channels))
-  noisy = types.Noisy(
-    video_BFHWC=video(denoised, C),
-    sigma_video_BF=jnp.zeros((B, denoised)),
-    action_BAU=jnp.zeros((B, A, c.action_dim)),
-    sigma_action_BA=jnp.zeros((B, A)),
-  )
-  body = types.Body(
-    proprio_BSX=jnp.zeros((B, Q, c.proprio_dim)),
-    embodiment_B=jnp.zeros(B, jnp.int32),
-    valid_BA=jnp.ones((B, A), bool),
-  )
-  condition = types.Condition(
-    latents_BFHWC=video(F, 4 + C) if c.image_condition else None,
-    image_BIC=jnp.zeros((B, c.image_tokens, c.image_dim)) if c.image_dim else None,
-  )
-  clean_BFHWC = video(F - c.frames_per_chunk, C)
-  return dict(clean_BFHWC=clean_BFHWC, noisy=noisy, body=body, condition=condition)
 
 
 def _noise_key(seed: int, step) -> jax.Array:

@@ -5,7 +5,8 @@ field has one home, whoever makes it and whoever reads it.
 
 B batch · T query tokens · S key/value slots, or state tokens · L layers · D model width
 M MLP width · N heads · K head dim · F latent frames · H, W latent rows, columns · C channels
-P prompt tokens · V views · A action steps per chunk · U action dim · X proprio dim
+P prompt tokens · V views · A action steps per chunk, an overlap with the next one included
+U action dim · X proprio dim · D steps of that overlap, and of a prefix
 E embodiments · R camera frames · Q chunks of a window · I, J pixel rows, columns
 G groups of tokens with one noise level; in control, rows of a batch with guidance
 """
@@ -43,7 +44,8 @@ class Batch:
   With `r` camera frames and `A` actions a chunk, chunk q covers the control steps of `action_BAU[:,
   q*A:(q+1)*A]`, starts at the pose `proprio_BQX[:, q]`, and shows the frames `1 + q*r ... (q+1)*r`;
   frame 0 is the observation at its start. Anything past the end of the episode repeats the last
-  frame and is masked.
+  frame and is masked. With an overlap (`ModelConfig.action_overlap`) the last steps of a chunk's
+  actions are the first of the next chunk's, and stand in both.
 
   Attributes:
     frames_BRIJ3: [B, 1 + Q*r, I, J, 3] uint8, RGB, the tiled views; None where `features` stand for
@@ -77,7 +79,8 @@ class Observation:
 
   Attributes:
     frames_BRIJ3: [B, r, I, J, 3] uint8, the tiled views seen since the last call, at the spacing of
-      training; on the first call after a reset all of them are the current frame.
+      training; on the first call after a reset all of them are the current frame. With
+      `sample.history` 'window' [B, 1 + r, ...]: the frame of a chunk ago comes before them.
     proprio_BX: [B, X] float32, normalized, now.
   """
 
@@ -103,18 +106,34 @@ class Task:
 
 
 @flax.struct.dataclass(kw_only=True)
+class Prefix:
+  """Actions that robots are committed to when the next chunk is asked for: its first ones.
+
+  Attributes:
+    action_BDU: [B, D, U] float32, normalized for the state of now; D is `action_overlap`.
+    length_B: [B] int32 in [0, D], how many of them each robot is committed to; what lies beyond is
+      not used.
+  """
+
+  action_BDU: Array
+  length_B: Array
+
+
+@flax.struct.dataclass(kw_only=True)
 class Noisy:
   """What the model denoises, and how noisy it is: sigma is 0 for clean and 1 for noise.
 
   Attributes:
-    video_BFHWC: [B, F, H, W, C] float32, noisy latents.
-    sigma_video_BF: [B, F] float32 in [0, 1], the noise level of each latent frame.
+    video_BFHWC: [B, F, H, W, C] float32, noisy latents; None for actions alone.
+    sigma_video_BF: [B, F] float32 in [0, 1], the noise level of each latent frame, or None.
+    video_seen_BF: [B, F] bool, frames whose noisy tokens are seen; None where all are.
     action_BAU: [B, A, U] float32, noisy normalized actions; None for video alone.
     sigma_action_BA: [B, A] float32 in [0, 1], the noise level of each action step, or None.
   """
 
-  video_BFHWC: Array
-  sigma_video_BF: Array
+  video_BFHWC: Array | None = None
+  sigma_video_BF: Array | None = None
+  video_seen_BF: Array | None = None
   action_BAU: Array | None = None
   sigma_action_BA: Array | None = None
 

@@ -21,8 +21,9 @@ import tokenizers
 from tests import test_layers
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What a machine has to be asked for: by a flag of training, or because it computes on TPUs.
-BY_FLAG = {'wandb', 'libtpu'}
+# What a machine has to be asked for: by a flag of training or of control, or because it computes on
+# TPUs.
+BY_FLAG = {'wandb', 'qwix', 'libtpu'}
 CONFIGS = sorted(
   path.stem
   for path in (ROOT / 'configs').glob('*.py')
