@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks import provenance
 from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax import flops
@@ -129,7 +130,7 @@ def main(unused_argv: list[str]) -> None:
     f'{jax.default_backend()}: dense {timed["dense"]:.3f} s, chunks {timed["chunks"]:.3f} s, '
     f'chunks {timed["dense"] / timed["chunks"]:.2f} times as fast as dense'
   )
-  cli.write_json({'pairs': counts, 'timed': timed})
+  provenance.write({'pairs': counts, 'timed': timed})
 
 
 if __name__ == '__main__':

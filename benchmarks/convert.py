@@ -29,6 +29,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
+from benchmarks import provenance
 from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax import presets
@@ -41,6 +42,7 @@ from wam_jax.interop import lazy
 from wam_jax.interop.dreamzero import config as dreamzero_config
 from wam_jax.interop.dreamzero import experiment
 from wam_jax.interop.dreamzero import layout as dreamzero_layout
+from wam_jax.interop.dreamzero import serving
 from wam_jax.interop.files import jsonfile
 from wam_jax.interop.files import safetensors
 
@@ -102,8 +104,8 @@ def _list_shapes(model: cfg.ModelConfig) -> dict[str, lazy.Shape]:
 def generate(directory: pathlib.Path, model: cfg.ModelConfig, shard_bytes: int) -> dict[str, int]:
   """Writes the checkpoint; returns the checksum of every weight."""
   sums = _write_weights(directory, model, shard_bytes)
-  experiment.write(directory, {'oxe_droid': _make_robot()}, model, None)
-  config = dreamzero_config.make_config(cfg.TrainConfig(model=model), _TOKENS)
+  experiment.write(directory, {'oxe_droid': _make_robot()}, model, serving.Serving())
+  config = dreamzero_config.make_config(cfg.TrainConfig(model=model), _TOKENS, {})
   jsonfile.write(directory / dreamzero_config.CONFIG, config)
   return sums
 
@@ -245,7 +247,7 @@ def main(unused_argv: list[str]) -> None:
   finally:
     shutil.rmtree(place)
   print(show(report))
-  cli.write_json(report)
+  provenance.write(report)
 
 
 if __name__ == '__main__':

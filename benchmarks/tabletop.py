@@ -12,8 +12,11 @@ import cv2
 import numpy as np
 from absl import flags
 
+from benchmarks import provenance
 from wam_jax import cli
-from wam_jax.envs import tabletop
+
+with cli.needs('sim'):
+  from wam_jax.envs import tabletop
 
 cli.define_json()
 _SECONDS = flags.DEFINE_float('seconds', 1.0, 'Time given to each measurement.', lower_bound=0.1)
@@ -49,8 +52,9 @@ def measure(robot: str, seconds: float) -> dict[str, float]:
 
   return {
     'physics': rate(step_physics, seconds),
-    'render 32 px': rate(lambda: env.render(32), seconds),
-    'render 256 px': rate(lambda: env.render(256), seconds),
+    'render 32 px': rate(lambda: env.render(32, 'top'), seconds),
+    'render 256 px': rate(lambda: env.render(256, 'top'), seconds),
+    'scene 384 px': rate(lambda: env.render(384), seconds),
     'step, both views': rate(step, seconds),
   }
 
@@ -63,7 +67,7 @@ def main(unused_argv: list[str]) -> None:
   print(f'{"per second":<12}' + ''.join(f'{name:>18}' for name in names))
   for robot, rates in table.items():
     print(f'{robot:<12}' + ''.join(f'{rates[name]:>18,.0f}' for name in names))
-  cli.write_json(table)
+  provenance.write(table)
 
 
 if __name__ == '__main__':

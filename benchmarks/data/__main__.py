@@ -16,10 +16,13 @@ import sys
 from absl import flags
 from etils import epath
 
-from benchmarks.data import contestants
-from benchmarks.data import work
+from benchmarks import provenance
 from wam_jax import cli
 from wam_jax import config as cfg
+
+with cli.needs('benchmark'):
+  from benchmarks.data import contestants
+  from benchmarks.data import work
 
 _DATA = flags.DEFINE_string(
   'data',
@@ -64,15 +67,15 @@ def main(unused_argv: list[str]) -> None:
   work.make_dataset(root, _EPISODES.value, _STEPS.value)
   if _MEMORY.value:
     tables = {'memory': work.measure_memory(root, _MEMORY.value)}
+    print(work.show_table(tables['memory']))
   else:
     match = work.Match(core=_CORE.value, rounds=_ROUNDS.value, seconds=_SECONDS.value)
-    tables = {
-      'throughput': work.compete(root, _TENSORFLOW.value, match),
-      'access': work.measure_access(root),
-    }
-  for rows in tables.values():
-    print(work.show_table(rows))
-  cli.write_json(tables)
+    rows = work.compete(root, _TENSORFLOW.value, match)
+    tables = {'throughput': rows, 'access': work.measure_access(root)}
+    print(work.show_throughput(rows))
+    print(work.show_table(tables['access']))
+    tables['headline'] = work.headline(rows)
+  provenance.write(tables)
 
 
 if __name__ == '__main__':

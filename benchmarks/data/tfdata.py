@@ -1,11 +1,13 @@
-"""The baseline of `benchmarks.data`: the same windows from a tf.data pipeline as octo and openpi
-build theirs.
+"""The baseline of `benchmarks.data`: the same windows from a tf.data pipeline.
 
 Whole trajectories are read and cut into windows, windows are shuffled in a buffer (encoded, as octo
 does, or decoded, as openpi does), frames are decoded, cropped, resized and jittered with
-TensorFlow's own operations, then tiled and batched. Runs in a Python that has TensorFlow and needs
-nothing else of this project: `python benchmarks/data/tfdata.py SETTINGS`, where SETTINGS is JSON
-with the fields of `Settings`. Speaks the protocol of `benchmarks.contest`.
+TensorFlow's own operations, then tiled and batched. One thread, and pictures one by one
+(tf.map_fn) are choices: the core is one, and so each picture stays in its cache.
+
+Runs in a Python that has TensorFlow and needs nothing else of this project: `python
+benchmarks/data/tfdata.py SETTINGS`, where SETTINGS is JSON with the fields of `Settings`. Speaks
+the protocol of `benchmarks.contest`.
 """
 
 from __future__ import annotations

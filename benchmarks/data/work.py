@@ -29,6 +29,7 @@ from wam_jax.data import pipeline
 from wam_jax.data import sources
 
 _LIMIT = 'decoding alone'
+_OURS = 'wam_jax'
 _BLOCK = 2**24  # Bytes that are read at once.
 
 
@@ -112,13 +113,37 @@ def compete(root: epath.Path, tensorflow: str, match: Match) -> list[dict[str, A
   return rows
 
 
+def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """The one comparison to quote: of the same work on every picture; {} without a baseline."""
+  by_name = {row['name']: row for row in rows}
+  if contestants.MATCHED not in by_name:
+    return {}
+  # Shares of the limit, with which each took turns: what slowed the core slowed both.
+  shares = [by_name[name]['of_limit'] for name in (_OURS, contestants.MATCHED)]
+  return {'ours': _OURS, 'baseline': contestants.MATCHED, 'ratio': shares[0] / shares[1]}
+
+
+def show_throughput(rows: Sequence[dict[str, Any]]) -> str:
+  """The headline, the table, and what whoever is in it does more."""
+  lines = []
+  found = headline(rows)
+  if found:
+    lines.append(
+      f'{found["ours"]}: {found["ratio"]:.2f} times the windows a CPU second of {found["baseline"]}'
+    )
+  lines.append(show_table(rows))
+  named = [row['name'] for row in rows if row['name'] in contestants.DOES_MORE]
+  lines += [f'{name}: {contestants.DOES_MORE[name]}' for name in named]
+  return '\n'.join(lines)
+
+
 def _list_commands(root: epath.Path, tensorflow: str) -> dict[str, list[str]]:
   ours = [sys.executable, '-m', 'benchmarks.data', f'--data={root}']
   decode, read_and_decode, quadrants, droid = contestants.PARTS
   commands = {
     _LIMIT: [*ours, f'--part={decode}'],
     'reading and decoding': [*ours, f'--part={read_and_decode}'],
-    'wam_jax': [*ours, f'--part={quadrants}'],
+    _OURS: [*ours, f'--part={quadrants}'],
     'wam_jax, tiled as DROID': [*ours, f'--part={droid}'],
   }
   if tensorflow:

@@ -17,6 +17,7 @@ import tempfile
 
 from absl import flags
 
+from benchmarks import provenance
 from benchmarks.kills import work
 from wam_jax import cli
 
@@ -40,7 +41,7 @@ def main(unused_argv: list[str]) -> int:
       raise ValueError(f'--workdir={root} has runs already; pass an empty directory.')
     found = work.measure(_make_command(settings, root / 'programs'), root, settings, _say)
   print(work.show(found))
-  cli.write_json(found)
+  provenance.write(found)
   return 1 if found['differences'] else 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import provenance
 from benchmarks.pods import work
 from wam_jax import chips
 from wam_jax import cli
@@ -43,7 +44,7 @@ def main(unused_argv: list[str]) -> None:
     texts.append(show_fit(found['fit']))
   say.close()
   print('\n\n'.join(texts))
-  cli.write_json(found)
+  provenance.write(found)
 
 
 def show_fit(rows: list[dict[str, Any]]) -> str:

@@ -20,10 +20,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import contest
-from benchmarks.step import work
+from benchmarks import provenance
 from wam_jax import cli
 from wam_jax import config as cfg
+
+with cli.needs('torch'):
+  from benchmarks import contest
+  from benchmarks.step import work
 
 BASELINE = 'pytorch'
 CONTESTANTS = (BASELINE, 'wam_jax', 'pytorch_compiled')
@@ -67,7 +70,7 @@ def main(unused_argv: list[str]) -> None:
   for row in table:
     steps_per_s = row['samples_per_s'] / config.batch_size
     print(f'{row["name"]:<20}{steps_per_s:>9.2f}{row["samples_per_s"]:>11.1f}{row["ratio"]:>8.2f}')
-  cli.write_json({'same': same, 'table': table})
+  provenance.write({'same': same, 'table': table})
 
 
 def _compete(cores: list[int]) -> list[dict[str, Any]]:

@@ -1,0 +1,143 @@
+"""Success against delay: what a policy loses when the world goes on while it thinks.
+
+python -m benchmarks.latency --workdir=DIR [--rtc_workdir=DIR] [--delays=0,1,2,4,6] [--json=FILE]
+
+Simulated time, so the machine does not matter: a chunk that is asked for is there `delay` control
+steps later. Every way acts in the same scenes; `evaluation.delay` says what each does meanwhile.
+All of them call the policy with `sample.history='window'`, at whatever control step. Weights with
+`model.action_overlap` act in all ways; others in all but rtc.
+
+A jump is how far an action is from the one before it, in the units of actions: at the steps where
+another chunk takes over, as a multiple of those inside of chunks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from benchmarks import acting
+from benchmarks import provenance
+from wam_jax import checkpoint
+from wam_jax import cli
+from wam_jax.control import agent as agent_lib
+from wam_jax.data import robot as robot_lib
+from wam_jax.envs import worlds
+from wam_jax.evaluation import closed_loop
+from wam_jax.evaluation import delay as delay_lib
+
+WAYS = typing.get_args(delay_lib.When)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Training run.', required=True)
+_RTC_WORKDIR = flags.DEFINE_string(
+  'rtc_workdir', None, 'Training run of the weights for rtc; those of --workdir by default.'
+)
+_WAYS = flags.DEFINE_list('ways', list(WAYS), f'Comma-separated, some of: {", ".join(WAYS)}.')
+_DELAYS = flags.DEFINE_list('delays', ['0', '1', '2', '4', '6'], 'Control steps, comma-separated.')
+_EPISODES = flags.DEFINE_integer('episodes', 200, 'Scenes of each way and delay.', 1)
+_BATCH = flags.DEFINE_integer('batch', 50, 'Episodes side by side.', 1)
+_TASKS = flags.DEFINE_list('tasks', ['reach_moving'], 'Tasks of the tabletop.')
+_SEED = flags.DEFINE_integer('seed', 0, 'The first seed of scenes and noise.', 0)
+cli.define_json()
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A checkpoint that acts for one robot of the tabletop."""
+
+  agent: agent_lib.ModelAgent
+  robot: robot_lib.Robot
+  max_distractors: int
+
+
+def load(workdir: str) -> Subject:
+  """The newest checkpoint, called with a window of its own each time."""
+  trained = checkpoint.load_for_inference(workdir)
+  sample = dataclasses.replace(trained.config.sample, history='window')
+  config = dataclasses.replace(trained.config, sample=sample)
+  robot = acting.find_robot(trained.metadata, workdir)
+  policy = agent_lib.TimedPolicy(config, trained.params, trained.frozen)
+  agent = agent_lib.ModelAgent(policy, config.model, robot)
+  return Subject(agent, robot, config.evaluation.max_distractors)
+
+
+def measure(subject: Subject, timing: delay_lib.Timing, seeds: Sequence[int]) -> dict[str, Any]:
+  """Success, seconds and jumps of one way with one delay."""
+  record = subject.robot.record
+  courses: list[delay_lib.Course] = []
+
+  def play(rollouts: Sequence[closed_loop.Rollout]) -> None:
+    courses.append(delay_lib.Course(subject.agent, rollouts, record, timing))
+    courses[-1].run()
+
+  make_env = functools.partial(
+    worlds.make, record.name, _TASKS.value, max_distractors=subject.max_distractors
+  )
+  batch = min(_BATCH.value, len(seeds))
+  episodes = closed_loop.run_episodes(play, subject.robot, make_env, seeds, batch)
+  row = closed_loop.summarize(record.name, episodes)[-1]
+  at_joints, inside = delay_lib.collect_jumps(courses)
+  held = sum(course.held for course in courses) / sum(len(course.acted) for course in courses)
+  return {
+    **row,
+    'joint_jump': divide(np.mean(at_joints or [np.nan]), np.mean(inside)),
+    'largest_joint_jump': divide(max(at_joints, default=np.nan), max(inside)),
+    'held': held,
+    'outcomes': [[e.seed, e.success, round(e.seconds, 2)] for e in episodes],
+  }
+
+
+def divide(a: float, b: float) -> float:
+  return round(float(a / b), 3)
+
+
+def read_delays() -> list[int]:
+  if not _DELAYS.value or not all(delay.isdigit() for delay in _DELAYS.value):
+    raise ValueError(f'--delays={",".join(_DELAYS.value)} must be control steps, as 0,1,2.')
+  return [int(delay) for delay in _DELAYS.value]
+
+
+def main(unused_argv: list[str]) -> None:
+  unknown = [way for way in _WAYS.value if way not in WAYS]
+  if unknown or not _WAYS.value:
+    raise ValueError(f'--ways={",".join(unknown)} must be of {", ".join(WAYS)}.')
+  delays = read_delays()
+  subject = load(_WORKDIR.value)
+  with_prefix = load(_RTC_WORKDIR.value) if _RTC_WORKDIR.value else subject
+  seeds = range(_SEED.value, _SEED.value + _EPISODES.value)
+  rows: dict[str, dict[int, Any]] = {}
+  refused = {}
+  for way in _WAYS.value:
+    chosen = with_prefix if way == 'rtc' else subject
+    rows[way] = {}
+    for delay in delays:
+      try:
+        choice = delay_lib.Choice(way, delay)
+        timing = choice.complete(chosen.robot.record, chosen.agent.overlap)
+      except ValueError as e:
+        refused[f'{way} {delay}'] = str(e)
+        continue
+      rows[way][delay] = measure(chosen, timing, seeds)
+      print(_show(way, delay, rows[way][delay]), flush=True)
+  for what, why in refused.items():
+    print(f'{what}: left out: {why}')
+  provenance.write({'workdir': _WORKDIR.value, 'ways': rows, 'left_out': refused})
+
+
+def _show(way: str, delay: int, row: dict[str, Any]) -> str:
+  interval = f'[{row["low"]:.0%}, {row["high"]:.0%}]'
+  seconds = row['mean_seconds'] or float('nan')
+  return (
+    f'{way:<10} delay {delay}: {row["successes"]:>4}/{row["episodes"]} {interval:<13}'
+    f'{seconds:5.2f} s  jump at joints x{row["joint_jump"]:.2f}, largest '
+    f'x{row["largest_joint_jump"]:.2f}  held {row["held"]:.0%}'
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main)
