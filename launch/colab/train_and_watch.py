@@ -1,11 +1,15 @@
 # ruff: noqa: E402
 # %% [markdown]
-# # Train a tiny World Action Model and watch it act and imagine
+# # Train a tiny world action model, watch it act and imagine
+#
+# Shows: demonstrations made in a simulated world, training with a live loss, then the robot in new
+# scenes: the world, what the model sees above what it had imagined, its actions.
+#
+# Takes: 15 minutes of two CPU cores; `SIZE = 'smoke'` one, and learns nothing.
 #
 # One network denoises future video and robot actions together. Here it learns, from demonstrations
 # that a scripted expert gives in a simulated world, to reach the object that the words name.
-# Nothing is downloaded but the code. Two CPU cores take about fifteen minutes; the same from a
-# terminal is
+# Nothing is downloaded but the code. The same from a terminal is
 # ```
 # python -m wam_jax.train --config=configs/tiny.py --workdir=~/wam/tiny
 # python -m wam_jax.evaluate --workdir=~/wam/tiny
@@ -14,56 +18,33 @@
 # %%
 SIZE = ''  # 'smoke' for a run of a minute that learns nothing.
 WORKDIR = '~/wam/tiny'  # Run the notebook again to continue there.
-REPOSITORY = ''  # On Colab: what `git clone` takes. Elsewhere the notebook lies in its checkout.
-# On Colab the project is installed with these; elsewhere nothing is. 'sim,cuda13' with a GPU
-# (cuda12 for a driver below 580), 'sim,tpu' with a TPU.
+
+# %% [setup]
+# On Colab this installs about 1.5 GB in two or three minutes; elsewhere nothing. With a GPU
+# 'sim,cuda13' (cuda12 for a driver below 580), with a TPU 'sim,tpu': some gigabytes more.
 EXTRAS = 'sim'
 
 # %%
-import os
 import pathlib
-import subprocess
-import sys
-
-if 'google.colab' in sys.modules and not pathlib.Path('wam_jax').exists():
-  if not REPOSITORY:
-    raise ValueError(
-      'REPOSITORY is empty: write in the cell above what `git clone` takes to fetch the project, '
-      'as https://HOST/NAME/wam_jax.git, and run both cells again.'
-    )
-  subprocess.run(['git', 'clone', '--quiet', REPOSITORY, 'wam_jax'], check=True)
-  subprocess.run(
-    [sys.executable, '-m', 'pip', 'install', '--quiet', '-e', f'wam_jax[{EXTRAS}]'], check=True
-  )
-here = pathlib.Path.cwd()
-root = next(path for path in (here, here / 'wam_jax', *here.parents) if (path / 'configs').is_dir())
-os.chdir(root)
-sys.path.insert(0, str(root))
-
-# %%
-import json
 
 from IPython.display import display
 from IPython.display import Image
 from IPython.display import Video
-from matplotlib.figure import Figure
 
 from configs import tiny
-from wam_jax import config as cfg
-from wam_jax import train
-from wam_jax import workdir as workdir_lib
-from wam_jax.data import prepare
+from launch.colab import commands
 from wam_jax.evaluation import run
+
+workdir = pathlib.Path(WORKDIR).expanduser()
 
 # %% [markdown]
 # ## What is trained
-# Any of `settings` can be changed here; `wam_jax/config.py` says what each means.
+# `wam_jax/config/` and `docs/config.md` say what each of these means; any of them is changed by a
+# flag of the command below, as `--config.steps=500`.
 
 # %%
 settings = tiny.get_config(SIZE)
 print(settings.model, settings.flow, settings.optimizer, sep='\n')
-config = cfg.from_config_dict(settings)
-workdir = workdir_lib.make_path(WORKDIR)
 
 # %% [markdown]
 # ## Demonstrations, then training
@@ -71,27 +52,34 @@ workdir = workdir_lib.make_path(WORKDIR)
 # continue: the result is the same as that of a run that was never stopped.
 
 # %%
-prepare.make_missing(config.data)
-train.train(config, workdir)
+config = 'configs/tiny.py:smoke' if SIZE == 'smoke' else 'configs/tiny.py'
+commands.train(f'python -m wam_jax.train --config={config} --workdir={workdir}', workdir)
 
 # %%
-lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-figure = Figure(figsize=(8, 3), layout='constrained')
-axis = figure.subplots()
-axis.plot([line['step'] for line in lines], [line['loss'] for line in lines])
-axis.set(xlabel='step', ylabel='loss', yscale='log')
-figure.savefig(workdir / 'loss.png')
+commands.draw_loss(workdir).savefig(workdir / 'loss.png', dpi=110)
 display(Image(workdir / 'loss.png'))
 
 # %% [markdown]
 # ## Let it act
 # New scenes, in closed loop: after every chunk of actions the model sees what really happened.
-# Beside each episode is what it had imagined.
 
 # %%
 pictures = workdir / 'watch'
-report = run.evaluate(run.Options(workdir=str(workdir), output=str(pictures), videos=2))
-for number in range(2):
-  display(Image(pictures / f'disc_{number}.png'))
-  display(Video(pictures / f'disc_{number}.mp4', embed=True))
-  display(Image(pictures / f'disc_{number}_actions.png'))
+videos = 1 if SIZE == 'smoke' else 3
+report = run.evaluate(run.Options(workdir=str(workdir), output=str(pictures), videos=videos))
+
+# %% [markdown]
+# The film shows the world; beside it what the model sees, above what it had imagined for that
+# moment; below, the actions. Then frames that happened above those imagined, and the actions as
+# asked for and as the robot took them.
+
+# %%
+for number in range(videos):
+  display(Video(pictures / f'disc_{number}.mp4', embed=True, width=900))
+  display(Image(pictures / f'disc_{number}.png', width=1100))
+  display(Image(pictures / f'disc_{number}_actions.png', width=900))
+
+# %% [markdown]
+# ## Next
+# Weights that are trained already: `weights/README.md`; what one or four passes of denoising are
+# worth: `launch/colab/flash.ipynb`; a server and a robot: `launch/colab/serve_and_connect.ipynb`.
