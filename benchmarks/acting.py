@@ -25,6 +25,15 @@ def find_robot(metadata: Mapping[str, Any], workdir: str) -> robot_lib.Robot:
   return acting[0]
 
 
+def check_tasks(robot: robot_lib.Robot, evaluation: cfg.EvalConfig) -> None:
+  """Says which tasks there are, where there are none of these, before anything is compiled.
+
+  Raises:
+    ValueError: the world of the robot has no such task.
+  """
+  worlds.make(robot.record.name, evaluation.tasks, light=evaluation.light)
+
+
 def play(
   agent: agent_lib.Agent, robot: robot_lib.Robot, evaluation: cfg.EvalConfig, seeds: range
 ) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def measure(subject: Subject, timing: delay_lib.Timing, seeds: Sequence[int]) ->
   row = closed_loop.summarize(record.name, episodes)[-1]
   at_joints, inside = delay_lib.collect_jumps(courses)
   held = sum(course.held for course in courses) / sum(len(course.acted) for course in courses)
+  # Robots that wait longer than an episode lasts never act.
+  inside = inside or [np.nan]
   return {
     **row,
     'joint_jump': divide(np.mean(at_joints or [np.nan]), np.mean(inside)),
@@ -103,16 +105,14 @@ def read_delays() -> list[int]:
 
 
 def main(unused_argv: list[str]) -> None:
-  unknown = [way for way in _WAYS.value if way not in WAYS]
-  if unknown or not _WAYS.value:
-    raise ValueError(f'--ways={",".join(unknown)} must be of {", ".join(WAYS)}.')
+  ways = cli.read_names(_WAYS, WAYS)
   delays = read_delays()
   subject = load(_WORKDIR.value)
   with_prefix = load(_RTC_WORKDIR.value) if _RTC_WORKDIR.value else subject
   seeds = range(_SEED.value, _SEED.value + _EPISODES.value)
   rows: dict[str, dict[int, Any]] = {}
   refused = {}
-  for way in _WAYS.value:
+  for way in ways:
     chosen = with_prefix if way == 'rtc' else subject
     rows[way] = {}
     for delay in delays:

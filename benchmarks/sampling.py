@@ -56,9 +56,6 @@ cli.define_json()
 
 def select(config: cfg.TrainConfig, names: list[str]) -> tuple[dict[str, cfg.TrainConfig], dict]:
   """(a config for each way that the checkpoint can be sampled by, why not of the others)."""
-  unknown = [name for name in names if name not in WAYS]
-  if unknown or not names:
-    raise ValueError(f'--ways={",".join(unknown)} must be of {", ".join(WAYS)}.')
   configs, refused = {}, {}
   for name in names:
     sample = dataclasses.replace(config.sample, evaluate_steps=(), **WAYS[name])
@@ -106,6 +103,7 @@ def time_in_turns(
 
 
 def main(unused_argv: list[str]) -> None:
+  names = cli.read_names(_WAYS, WAYS)
   trained = checkpoint.load_for_inference(_WORKDIR.value)
   # Once on the device for all ways.
   params, frozen = weights.place(trained.params, trained.frozen, trained.config.model)
@@ -114,12 +112,13 @@ def main(unused_argv: list[str]) -> None:
   given = {key: tuple(x) if key == 'tasks' else x for key, x in given.items() if x is not None}
   evaluation = dataclasses.replace(trained.config.evaluation, **given)
   config = dataclasses.replace(trained.config, evaluation=evaluation)
-  configs, refused = select(config, _WAYS.value)
+  configs, refused = select(config, names)
   if not configs:
     raise ValueError(
       'The checkpoint can be sampled by none of these:\n' + '\n'.join(refused.values())
     )
   robot = acting.find_robot(trained.metadata, _WORKDIR.value)
+  acting.check_tasks(robot, config.evaluation)
 
   policies = make_policies(configs, trained)
   rounds = _ROUNDS.value

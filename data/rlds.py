@@ -107,12 +107,13 @@ def write(path: str | os.PathLike[str], dataset: Dataset, workers: int = 1) -> b
     Whether this call made it.
   Raises:
     ValueError: a dataset with other parameters is at `path`, finished or not; `workers` is below 1;
-      or an episode is larger than a record can be.
+      nobody may write there; or an episode is larger than a record can be.
   """
   if workers < 1:
     raise ValueError(f'workers={workers} must be at least 1.')
   path = make_output_path(path)
   if not path.exists():
+    storage.check_directory(path.parent, '--output')
     with storage.resumable_directory(path, _has_shards) as partial:
       if partial is not None:
         _write(partial, dataset, workers)

@@ -292,15 +292,17 @@ COMMANDS = {
   'benchmarks.tabletop': ([], None),
   'benchmarks.attention': ([], None),
   'benchmarks.pods': ([], None),
-  'benchmarks.control_step': ([], ['--rungs=nowhere']),
+  'benchmarks.control_step': ([], ['--rungs=naive,cache,naive']),
   'benchmarks.convert': ([], ['--directory=/nowhere']),
   'benchmarks.kills': ([], ['--workdir=ROOT']),
   'benchmarks.data': ([], ['--tensorflow_python=/nowhere']),
   'benchmarks.latency': (['--workdir=/nowhere'], []),
   'benchmarks.precision': (['--workdir=/nowhere'], []),
-  'benchmarks.sampling': (['--workdir=/nowhere'], []),
+  'benchmarks.sampling': (['--workdir=weights/tiny'], ['--tasks=fly']),
   'benchmarks.serving': ([], ['--part=dance']),
   'benchmarks.step': ([], ['--threads=4096']),
+  'docs.make': ([], None),
+  'docs.make.gallery': ([], ['--workdirs=/nowhere']),
 }
 STRAY, UNKNOWN = 'stray', '--no_such_flag=1'
 
@@ -332,7 +334,7 @@ def test_every_command_answers_a_mistake_with_one_message(tmp_path, case, messag
 def test_every_command_is_in_the_test_above():
   found = {
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__main__')
-    for package in ('wam_jax', 'data', 'benchmarks')
+    for package in ('wam_jax', 'data', 'benchmarks', 'docs')
     for path in (ROOT / package).rglob('*.py')
     if re.search(r'^  cli\.run\(main', path.read_text(), re.MULTILINE)
   }

@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import app
@@ -98,6 +98,21 @@ def define_mesh(default: str) -> flags.FlagHolder[Any]:
 def read_mesh(flag: flags.FlagHolder[Any]) -> tuple[str, ...] | None:
   """What `config.sample.mesh` is to be; None where nothing is said."""
   return None if flag.value is None else tuple(flag.value)
+
+
+def read_names(flag: flags.FlagHolder[Any], choices: Iterable[str]) -> list[str]:
+  """What a flag of `DEFINE_list` names, in its order.
+
+  Raises:
+    ValueError: nothing, something else than `choices`, or one of them twice.
+  """
+  given = flag.value
+  choices = list(choices)
+  if not given or not set(given) <= set(choices) or len(set(given)) < len(given):
+    raise ValueError(
+      f'--{flag.name}={",".join(given)} must name some of {", ".join(choices)}, each once.'
+    )
+  return given
 
 
 def write_json(report: Any) -> None:

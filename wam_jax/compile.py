@@ -26,6 +26,7 @@ of bytes.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import tempfile
 from collections.abc import Sequence
 
@@ -95,10 +96,7 @@ def main(unused_argv: Sequence[str]) -> int:
     return _compile_control(config)
   where = chips.find(_TOPOLOGY.value, max(1, config.mesh.get('slice', 1)))
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
-    # Without --dump the compiler's files are gone with the process.
-    directory = storage.make_local_path(_DUMP.value or scratch, '--dump', 'Pass a directory.')
-    if _DUMP.value:
-      directory.mkdir(parents=True)  # New, or the files of two compilations would mix.
+    directory = _make_dump(scratch)
     if _SEARCH.value:
       found = search.run(
         config,
@@ -121,14 +119,29 @@ def main(unused_argv: Sequence[str]) -> int:
   return 0 if fits else 1
 
 
+def _make_dump(scratch: str) -> pathlib.Path:
+  """The directory of --dump, or without it `scratch`: the compiler's files go with the process.
+
+  Raises:
+    ValueError: it is there, and the files of two compilations would mix; or it cannot be made.
+  """
+  if not _DUMP.value:
+    return pathlib.Path(scratch)
+  directory = storage.make_local_path(_DUMP.value, '--dump', 'Pass a directory.')
+  if directory.exists():
+    raise ValueError(f'--dump={directory} exists; name a new directory.')
+  storage.check_directory(directory, '--dump')
+  directory.mkdir(parents=True)
+  return directory
+
+
 def _compile_control(config: cfg.TrainConfig) -> int:
   given = {'precision': _PRECISION.value, 'mesh': cli.read_mesh(_MESH)}
   sample = cfg.override_sampling(config.sample, given)
   config = dataclasses.replace(config, sample=sample)
   where = control.find(_TOPOLOGY.value)
   with tempfile.TemporaryDirectory(prefix='wam_jax_compile_') as scratch:
-    directory = storage.make_local_path(_DUMP.value or scratch, '--dump', 'Pass a directory.')
-    directory.mkdir(parents=True, exist_ok=not _DUMP.value)
+    directory = _make_dump(scratch)
     compiled = control.compile_act(config, where, directory)
   found = control_report.make(config, where, compiled)
   print(control_report.show(found))

@@ -257,12 +257,15 @@ def _parse_camera() -> tuple[int, int] | None:
 
 
 def _make_local_path(flag: str, place: str) -> pathlib.Path:
-  return storage.make_local_path(
+  path = storage.make_local_path(
     place,
     f'--{flag}',
     'A directory that is renamed when it is complete needs a file system: mount the bucket '
     '(gcsfuse, s3fs), or copy the directory.',
   )
+  if flag == 'output':
+    storage.check_directory(path.parent, '--output')
+  return path
 
 
 def _make_path(place: str) -> epath.Path:

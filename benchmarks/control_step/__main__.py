@@ -40,15 +40,18 @@ _PYTORCH = flags.DEFINE_bool(
 _THREADS = flags.DEFINE_integer('threads', 2, 'Of PyTorch.', 1)
 _ROUNDS = flags.DEFINE_integer('rounds', 100, 'Turns of each; of slow rungs fewer.', 2)
 _LONGEST_S = flags.DEFINE_float(
-  'longest_s', 60.0, 'Rungs that need longer for a chunk at the best of this machine are left out.'
+  'longest_s',
+  60.0,
+  'Rungs that need longer for a chunk at the best of this machine are left out.',
+  lower_bound=0.0,
 )
 cli.define_json()
 
 
 def main(unused_argv: list[str]) -> None:
-  unknown = [name for name in _RUNGS.value if name not in rungs.RUNGS]
-  if unknown or not _RUNGS.value:
-    raise ValueError(f'--rungs={",".join(unknown)} must be of {", ".join(rungs.RUNGS)}.')
+  names = cli.read_names(_RUNGS, rungs.RUNGS)
+  if _PYTORCH.value and _SIZE.value != 'tiny':
+    raise ValueError(f'--pytorch compares at --size=tiny alone, not at {_SIZE.value}.')
   config = work.make_config(_SIZE.value, _LAYERS.value, _PRECISION.value)
   c = config.model
   machine = work.Machine.measure(c.dtype)
@@ -61,7 +64,7 @@ def main(unused_argv: list[str]) -> None:
   found = work.climb(
     config,
     machine,
-    names=_RUNGS.value,
+    names=names,
     robots=_ROBOTS.value,
     rounds=_ROUNDS.value,
     longest_s=_LONGEST_S.value,

@@ -35,16 +35,14 @@ cli.define_json()
 
 
 def main(unused_argv: Sequence[str]) -> None:
-  unknown = set(_CHOSEN.value) - set(_PRECISIONS)
-  if unknown or not _CHOSEN.value:
-    raise ValueError(f'--precisions={",".join(_CHOSEN.value)} must be of {", ".join(_PRECISIONS)}.')
+  chosen = cli.read_names(_CHOSEN, _PRECISIONS)
   trained = checkpoint.load_for_inference(_WORKDIR.value)
   robot = acting.find_robot(trained.metadata, _WORKDIR.value)
   config = trained.config
   evaluation = dataclasses.replace(config.evaluation, batch=_BATCH.value)
   scenes = lambda count: range(_SEED.value, _SEED.value + count)
 
-  beside = work.Beside(trained, _CHOSEN.value)
+  beside = work.Beside(trained, chosen)
   agent = agent_lib.ModelAgent(beside, config.model, robot)
   acting.play(agent, robot, evaluation, scenes(_COMPARED.value))
   rows = {}
@@ -54,7 +52,7 @@ def main(unused_argv: Sequence[str]) -> None:
       policy = beside.others.get(name) or agent_lib.TimedPolicy(*work.place(trained, name))
       agent = agent_lib.ModelAgent(policy, config.model, robot)
       rows[name] |= acting.play(agent, robot, evaluation, scenes(_EPISODES.value))
-    print(_show(name, rows[name], rows[_CHOSEN.value[0]]), flush=True)
+    print(_show(name, rows[name], rows[chosen[0]]), flush=True)
   report = {'workdir': _WORKDIR.value, 'step': trained.step, 'seed': _SEED.value}
   provenance.write({**report, 'sample': vars(config.sample), 'precisions': rows})
 

@@ -46,13 +46,11 @@ cli.define_json()
 
 
 def main(unused_argv: Sequence[str]) -> None:
-  unknown = set(_PART.value) - set(_PARTS)
-  if unknown or not _PART.value:
-    raise ValueError(f'--part={",".join(sorted(unknown))} must be of {list(_PARTS)}.')
-  if {'clients', 'passes', 'soak', 'watched'} & set(_PART.value) and not _WORKDIR.value:
+  parts = cli.read_names(_PART, _PARTS)
+  if {'clients', 'passes', 'soak', 'watched'} & set(parts) and not _WORKDIR.value:
     raise ValueError('--part=clients, passes, soak and watched need --workdir=DIR of a checkpoint.')
   report = {}
-  for part in _PART.value:
+  for part in parts:
     report[part] = _PARTS[part]()
     print(f'{part}: {json.dumps(report[part], indent=2)}', flush=True)
   cli.write_json(report)

@@ -11,6 +11,7 @@ import pathlib
 
 from docs.make import config_reference
 from docs.make import pictures
+from wam_jax import cli
 
 PAGES = pathlib.Path(__file__).parents[1]
 
@@ -23,7 +24,7 @@ def make_all() -> dict[pathlib.Path, str]:
   return made
 
 
-def main() -> None:
+def main(unused_argv: list[str]) -> None:
   for path, content in make_all().items():
     path.parent.mkdir(exist_ok=True)
     if not path.exists() or path.read_text() != content:
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  cli.run(main)
