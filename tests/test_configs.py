@@ -89,12 +89,11 @@ def check_evaluation(output: pathlib.Path, printed: str) -> None:
 
 
 def list_configs() -> list:
-  """Those that differ in more than numbers; the main job and the real dataset always run."""
-  always = {'tiny', 'bridge'}
+  """Those that differ in more than numbers; the main job always runs."""
   needs = pytest.mark.skipif(
     importlib.util.find_spec('metaworld') is None, reason="pip install -e '.[metaworld]'"
   )
-  marks = {name: [] if name in always else [pytest.mark.slow] for name in sorted(NAMES)}
+  marks = {name: [] if name == 'tiny' else [pytest.mark.slow] for name in sorted(NAMES)}
   marks['metaworld'].append(needs)
   return [pytest.param(name, marks=marks[name]) for name in marks if name not in VARIANTS]
 
@@ -116,7 +115,16 @@ def test_trains_continues_and_evaluates(name, data_root, tmp_path):
   check_evaluation(output, printed)
 
 
-@pytest.mark.parametrize('name', sorted(VARIANTS))
+def list_variants() -> list:
+  """Of those that differ in numbers alone, one of each tokenizer and noise always runs."""
+  always = {'droid_14b', 'droid_14b_flash', 'droid_5b'}
+  return [
+    pytest.param(name, marks=[] if name in always else [pytest.mark.slow])
+    for name in sorted(VARIANTS)
+  ]
+
+
+@pytest.mark.parametrize('name', list_variants())
 def test_variants_train(name, data_root, tmp_path):
   c = load_config(name, data_root)
   c.steps = 2

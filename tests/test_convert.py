@@ -85,6 +85,7 @@ def test_wrong_commands_stop_at_once(arguments, message):
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_benchmark_finds_every_bit(tmp_path):
   flags = (
     '--layers=2',

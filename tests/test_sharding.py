@@ -127,11 +127,12 @@ def two_steps(sizes, attention='dense'):
 
 def list_pairs():
   """Each mesh with each kind of attention; slow where the mesh splits nothing that attention sees,
-  and the kinds differ no more than on one device.
+  and the kinds differ no more than on one device, and where the kernels are simulated twice over.
   """
   for mesh in ('data8', 'fsdp8', 'fsdp2_tensor2_seq2', 'seq8'):
     for attention in ('dense', 'chunks', 'splash'):
       is_slow = mesh in ('data8', 'fsdp8') and attention != 'dense'
+      is_slow |= (mesh, attention) == ('fsdp2_tensor2_seq2', 'splash')
       yield pytest.param(mesh, attention, marks=[pytest.mark.slow] if is_slow else [])
 
 

@@ -517,6 +517,7 @@ def kill_midway(process: subprocess.Popen, dataset: pathlib.Path) -> None:
   process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_and_continued_is_straight(tmp_path, patches):
   """From the command line, with an imported checkpoint of a shipped robot."""
   # 320 windows in files so small that the kill finds some of them finished and some not.

@@ -137,6 +137,7 @@ def assert_opened_once(counts: Counts) -> None:
   assert shards == dict.fromkeys(list_shards('train') | list_shards('val'), 1)
 
 
+@pytest.mark.slow
 def test_a_training_start_opens_everything_once(config, tmp_path, counts, monkeypatch):
   kept = []
   write = beside.write

@@ -312,6 +312,7 @@ def test_robot_and_human_video_one_to_one(clock_path):
     assert (batch.frames_BRIJ3[:, :, :, :16].reshape(8, -1).max(1) > 0).all()
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(clock_path):
   """Ten thousand batches with a cache that is full after a few."""
   config = dataclasses.replace(make_clock(clock_path, cache_gib=1e-4, prefetch=2), batch_size=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import pytest
 import sentencepiece
 
 from tests import programs
@@ -37,6 +38,7 @@ def write_vocabulary(path: pathlib.Path) -> None:
   )
 
 
+@pytest.mark.slow
 def test_there_and_back(tmp_path):
   weights = tiny.write_dreamzero(tmp_path / 'official')
   write_vocabulary(tmp_path / 'spiece.model')

@@ -200,6 +200,21 @@ def test_attention_to_a_prompt_in_blocks(keys):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)  # Float32, sums in another order.
 
 
+@pytest.mark.parametrize('limit', [0, 2**30])
+def test_a_past_gives_the_same_copied_or_not(limit, monkeypatch):
+  """Beside one softmax over all keys; the past in halves, as control keeps it."""
+  monkeypatch.setattr(attention, '_SMALL_PAST', limit)
+  rng = np.random.default_rng(0)
+  draw = lambda length: jnp.asarray(rng.normal(size=(2, 3, length, 8)), jnp.float32)
+  q, k, v = draw(5), draw(5), draw(5)
+  past_k, past_v = draw(7).astype(jnp.bfloat16), draw(7).astype(jnp.bfloat16)
+  mask = jnp.asarray(rng.random((5, 12)) < 0.6).at[:, -1].set(True)
+  got = attention.attend_after(q, past_k, past_v, k, v, mask)
+  join = lambda past, own: jnp.concatenate([past.astype(jnp.float32), own], 2)
+  want = attention.attend(q, join(past_k, k), join(past_v, v), mask)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 def test_rotations_agree():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 3, 5, 8)).astype(np.float32)

@@ -169,6 +169,19 @@ def test_cached_chunks_equal_teacher_forcing(config):
     assert np.std(want) > 0.1
 
 
+def test_a_past_too_large_to_be_copied(monkeypatch):
+  """As those of released sizes are, which is attended to apart from the chunk's own keys."""
+  want = forward(CONFIG)
+  forget_programs()
+  monkeypatch.setattr(attention, '_SMALL_PAST', 0)
+  try:
+    got = cached(CONFIG)
+  finally:
+    forget_programs()
+  for one, other in zip(got, want):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 @flax.struct.dataclass(kw_only=True)
 class NoisyAfterPrefix(types.Noisy):
   """A field that the project does not have: action steps that are already decided."""
@@ -184,12 +197,16 @@ class ModelWithPrefix(wam.WorldActionModel):
     return super()._register(noisy.replace(sigma_action_BA=level_BA), body, chunk)
 
 
+def forget_programs():
+  compiled.cache_clear()
+  compiled_method.cache_clear()
+
+
 @pytest.fixture
 def forgotten_programs():
   """Compiled programs of a changed model are nobody else's."""
   yield
-  compiled.cache_clear()
-  compiled_method.cache_clear()
+  forget_programs()
 
 
 def test_a_new_field_needs_its_class_and_its_reader_alone(monkeypatch, forgotten_programs):
@@ -505,10 +522,10 @@ def gradients(config):
   'attention, remat, video_sees',
   [
     ('chunks', 'none', 'all'),
-    ('splash', 'none', 'all'),
+    pytest.param('splash', 'none', 'all', marks=pytest.mark.slow),
     ('dense', 'block', 'all'),
-    ('chunks', 'block', 'all'),
-    ('chunks', 'dots', 'all'),
+    pytest.param('chunks', 'block', 'all', marks=pytest.mark.slow),
+    pytest.param('chunks', 'dots', 'all', marks=pytest.mark.slow),
     ('splash', 'dots_and_attention', 'all'),
     ('chunks', 'narrow', 'all'),
     ('dense', 'offload', 'all'),

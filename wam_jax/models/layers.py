@@ -26,6 +26,21 @@ def boxed(init: Init, axes: tuple[str, ...]) -> Init:
   return nn.with_partitioning(init, axes)
 
 
+def multiply(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+  """The einsum of `x` and a kernel, of which each letter is either summed over or one of the output
+  alone.
+
+  The kernel is multiplied as it lies: `jnp.einsum` puts it first and sums its letters in any order,
+  so that a CPU transposes it at each step.
+  """
+  given, kernel, out = equation.replace('->', ',').split(',')
+  summed = [letter for letter in kernel if letter in given]
+  axes = [given.index(letter) for letter in summed], [kernel.index(letter) for letter in summed]
+  y = jax.lax.dot_general(x, w, (axes, ((), ())))
+  natural = [letter for letter in given + kernel if letter not in summed]
+  return jnp.transpose(y, [natural.index(letter) for letter in out])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def multiply_wide(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
   """The einsum of `x` and a float32 kernel in the dtype of `x`, with a gradient of the kernel that
@@ -116,7 +131,7 @@ class Einsum(nn.Module):
       return quantized.multiply(equation, x.astype(self.dtype), w)
     if self.gradient_dtype == 'float32':
       return multiply_wide(equation, x.astype(self.dtype), w)
-    return jnp.einsum(equation, x.astype(self.dtype), w.astype(self.dtype))
+    return multiply(equation, x.astype(self.dtype), w.astype(self.dtype))
 
   def _add(self, y: jax.Array, b: jax.Array) -> jax.Array:
     return add_wide(y, b) if self.gradient_dtype == 'float32' else y + b.astype(self.dtype)
