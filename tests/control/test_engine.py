@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 
 import flax.struct
 import jax
@@ -291,6 +292,17 @@ def test_what_a_session_takes(engine):
   assert grown == pytest.approx(engine.session_bytes, rel=0.05)
   assert engine.count_sessions() > 100
   del state
+
+
+def test_what_waits_to_be_seen_holds_nothing_of_the_device(engine):
+  episode = take_turns(engine, 'tabletop_disc', 'go', seed=0, chunks=1)
+  before = engine.device_bytes()
+  acted = engine.act([next(episode)])[0]
+  dream = engine.keep('tabletop_disc', acted)
+  assert dream.nbytes > 0
+  del acted, episode
+  gc.collect()
+  assert engine.device_bytes() <= before
 
 
 def test_an_instruction_that_would_be_cut_begins_no_episode(engine):

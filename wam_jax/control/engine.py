@@ -301,8 +301,9 @@ class Engine:
     latents, row = acted.latents
     return turns.Dream(
       robot=robot,
-      latents=np.asarray(latents)[row : row + 1],
-      # A copy also where it lies in the host's memory already: the next step takes its place.
+      # Copies also where they lie in the host's memory already: the next step takes the place of
+      # the one, and the other would hold on to the whole pass.
+      latents=np.array(np.asarray(latents)[row : row + 1]),
       clean=np.array(acted.state.memory.clean_BFHWC),
       frames=acted.state.frames,
     )
