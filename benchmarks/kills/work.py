@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from wam_jax import checkpoint
+from wam_jax import integrity
 
 PATIENCE_S = 300.0  # For any one moment to come, compilation included.
 _START_S = 8.0  # Kills 'at the start' come within so many seconds of it.
@@ -119,10 +120,10 @@ class _Run:
     """Step of the newest complete checkpoint, 0 for none."""
     return _find_newest(self._workdir)
 
-  def has_unfinished(self) -> bool:
-    """Whether there is a checkpoint that is being written, or was when the run ended."""
-    # Orbax gives a checkpoint its name when it is complete.
-    return any((self._workdir / 'checkpoints').glob('*tmp*'))
+  def find_unfinished(self) -> int:
+    """Step of the checkpoint that is being written, or was when the run ended; -1 for none."""
+    left = integrity.find_unfinished(self._workdir / 'checkpoints')
+    return max((int(place.name.split('.')[0]) for place in left), default=-1)
 
   def kill(self, aim: Aim, rng: random.Random) -> Kill:
     """Starts it and kills it: at once, at a step not before that of `aim`, or in the save after."""
@@ -140,7 +141,8 @@ class _Run:
       first_step_s = time.monotonic() - begin
       _wait(process, lambda: self.read_reached() >= aim.step)
       if aim.moment == 'save':
-        _wait(process, self.has_unfinished)
+        # Not one before, which may be under way still.
+        _wait(process, lambda: self.find_unfinished() >= aim.step)
       time.sleep(rng.uniform(0, _AFTER_S))
     process.send_signal(signal.SIGKILL)
     output, _ = process.communicate()
@@ -160,7 +162,7 @@ class _Run:
       moment=aim.moment,
       reached=reached,
       saved=self.find_newest(),
-      torn=self.has_unfinished(),
+      torn=self.find_unfinished() >= 0,
       first_step_s=first_step_s,
     )
 
