@@ -133,6 +133,8 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
+  # The tests pass on each.
+  classifiers=[f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)],
   packages=setuptools.find_packages(include=['wam_jax', 'wam_jax.*']),
   package_data={'wam_jax': ['py.typed'], 'wam_jax.serving': ['page/*']},
   install_requires=CORE,

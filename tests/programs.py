@@ -146,6 +146,10 @@ def _run(argv: list[str], streams: list[str], variables: dict[str, str]) -> None
   try:
     runpy.run_module(argv[0], run_name='__main__', alter_sys=True)
   finally:
-    # multiprocessing leaves these out.
+    # multiprocessing leaves these out, and from Python 3.13 on forgets those of modules that the
+    # server has imported: JAX's, at which the processes of a job wait for each other.
     atexit._run_exitfuncs()
+    jax = sys.modules.get('jax')
+    if jax is not None and jax.distributed.is_initialized():
+      jax.distributed.shutdown()
     sys.stdout.flush()

@@ -92,7 +92,7 @@ def remove(path):
   ('damage', 'message'),
   [
     (cut, 'not a zip file'),
-    (pickle_a_path, 'it needs pathlib.PurePosixPath, which is no tensor'),
+    (pickle_a_path, 'it needs pathlib.*PurePosixPath, which is no tensor'),
     (pickle_a_number, 'holds dict of other things than tensors'),
     (say_big_endian, 'big-endian'),
     (leave_out_the_pickle, "cannot be read as a PyTorch file of tensors: 'data.pkl'"),
