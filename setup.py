@@ -73,6 +73,7 @@ TEST = [
   'imageio-ffmpeg>=0.6',
   'ipython>=8.0',
   'kubernetes-validate>=1.31',
+  'nbformat>=5.0',
   'psutil>=6.0',
   'pytest>=8.0',
   'pytest-timeout>=2.3',

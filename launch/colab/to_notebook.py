@@ -32,7 +32,8 @@ _PAGE_HEAD = """\
 Demos that run as they are: on Colab, in Jupyter, or in a terminal from the root of a checkout, by
 `ipython launch/colab/NAME.ipynb`. Each does by commands and imports what the pages here explain;
 `SIZE = 'smoke'` in its second cell makes it a matter of a minute. On Colab the setup cell installs
-the project; elsewhere install what its `EXTRAS` say, and `ipython`. A test runs each of them.
+the project; elsewhere install what its `EXTRAS` say, and for a terminal `ipython nbformat`. A test
+runs each of them so.
 
 | notebook | shows | takes | |
 |---|---|---|---|

@@ -171,14 +171,14 @@ def test_the_loss_is_a_picture_while_its_file_is_written(tmp_path, monkeypatch):
 
 
 def run_smoke(demo: str, home: pathlib.Path) -> str:
-  """What a notebook's cells print, one after the other, at the smallest size."""
-  code = '\n'.join(read_code((COLAB / f'{demo}.ipynb').read_text()))
-  script = home / 'demo.py'
-  script.write_text(code.replace("SIZE = ''", "SIZE = 'smoke'", 1))
+  """What a notebook prints in a terminal, at the smallest size."""
+  content = (COLAB / f'{demo}.ipynb').read_text()
+  notebook = home / 'demo.ipynb'
+  notebook.write_text(content.replace("SIZE = ''", "SIZE = 'smoke'", 1))
   # The line is there: at full size the demo would not end in time.
-  assert script.read_text() != code
+  assert notebook.read_text() != content
   done = subprocess.run(
-    [sys.executable, script],
+    [sys.executable, '-m', 'IPython', notebook],
     cwd=ROOT,
     env=programs.environment() | {'HOME': str(home)},
     text=True,
