@@ -5,7 +5,7 @@
 # Shows: a LeRobot folder or an RLDS directory, the record of its robot, its card and contact sheet,
 # and the windows that a model is shown of it: frames, normalized actions, words.
 #
-# Takes: a minute of two CPU cores for the small dataset that it makes where you have none; all
+# Takes: ten seconds of two CPU cores for the small dataset that it makes where you have none; all
 # episodes are read, so a large dataset takes longer, or a slice of it does.
 #
 # Most of what goes wrong with a robot's policy is in the data: a camera that lags, a gripper that

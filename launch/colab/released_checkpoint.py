@@ -5,7 +5,7 @@
 # Shows: a DreamZero directory inspected and imported, the actions and the video that it predicts on
 # recorded episodes, imagined beside real, and its export, compared bit for bit.
 #
-# Takes: some minutes of two CPU cores with the stand-in, fewer with `SIZE = 'smoke'`. With a
+# Takes: a minute of two CPU cores with the stand-in, half with `SIZE = 'smoke'`. With a
 # released one 45 GB of disk, three times, and an accelerator that holds the model.
 #
 # The released checkpoints are too large for a demo, so that without one **a small stand-in is made:

@@ -5,7 +5,7 @@
 # Shows: a policy server, a client that knows its address alone, a simulated robot that acts by what
 # it is sent, and films of what it did.
 #
-# Takes: three minutes of two CPU cores; `SIZE = 'smoke'` one.
+# Takes: half a minute of two CPU cores, hardly less with `SIZE = 'smoke'`.
 #
 # The policy is in the repository (`weights/tiny`). The server is a process of its own, as it would
 # be on the machine with the chip; the client needs no JAX and would be on the robot.
