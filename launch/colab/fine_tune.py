@@ -5,7 +5,7 @@
 # Shows: a trained base that goes on with a few episodes of a new robot, once by low-rank adapters
 # (LoRA) and once with all its weights, and what each predicts for held-out episodes.
 #
-# Takes: a quarter of an hour of two CPU cores; `SIZE = 'smoke'` two, and learns nothing.
+# Takes: five minutes of two CPU cores; `SIZE = 'smoke'` one, and learns nothing.
 #
 # The base is in the repository (`weights/tiny`): a disc that reaches for what the words name. The
 # new robot is a simulated arm of 60 episodes, whose joints and gripper have nothing in common with
