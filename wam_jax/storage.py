@@ -510,11 +510,16 @@ class Folder:
 @contextlib.contextmanager
 def local_directory(place: pathlib.Path | epath.Path) -> Iterator[pathlib.Path]:
   """A local directory whose files are in `place` at the end; `place` itself, made, if that is
-  local.
+  local. One that is empty still when the block fails is gone again.
   """
   if not is_remote(place):
     place.mkdir(parents=True, exist_ok=True)
-    yield place
+    try:
+      yield place
+    except BaseException:
+      with contextlib.suppress(OSError):  # Something was written.
+        place.rmdir()
+      raise
     return
   with tempfile.TemporaryDirectory() as local:
     yield pathlib.Path(local)

@@ -51,6 +51,7 @@ _SAMPLING = (
 )
 _BASELINES = {'hold': baselines.HoldAgent, 'random': baselines.RandomAgent}
 _EXPERT = 'expert'
+_SCRIPTED = (*_BASELINES, _EXPERT)  # Policies that are no network's.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,22 +213,29 @@ def _refuse_idle(options: Options, env: str) -> None:
 
 
 def _make_name(options: Options, subject: _Subject) -> str:
-  sample = subject.config.sample
-  steps = str(sample.steps_of_actions_alone if sample.mode == 'act_only' else sample.steps)
-  if sample.mode == 'flash' and sample.action_steps:
-    steps += f'_{sample.action_steps}'
-  if sample.history != 'reset':
-    steps += f'_{sample.history}'
-  if sample.precision != 'model':
-    steps += f'_{sample.precision}'
-  if sample.mesh:
-    steps += '_' + '_'.join(entry.replace('=', '') for entry in sample.mesh)
-  if options.timing.is_given:
-    steps += f'_{options.timing.when or "wait"}{options.timing.delay or 0}'
-  name = f'{options.policy}_{sample.mode}{steps}_{options.world}_step{subject.step}'
+  """Of the output directory: another for whatever gives other results."""
+  parts = [options.policy]
+  if options.policy not in _SCRIPTED:
+    parts += _name_sampling(options, subject.config.sample)
+  parts += [options.world, f'step{subject.step}', *(options.tasks or ())]
   # What is chosen has a place of its own: the ends of paths, as letters and digits.
   chosen = ['/'.join(text.split('/')[-2:]) for text in vars(options.recorded).values() if text]
-  return '_'.join([name, *(re.sub(r'[^A-Za-z0-9]+', '_', text).strip('_') for text in chosen)])
+  return '_'.join([*parts, *(re.sub(r'[^A-Za-z0-9]+', '_', text).strip('_') for text in chosen)])
+
+
+def _name_sampling(options: Options, sample: cfg.SampleConfig) -> list[str]:
+  steps = str(sample.steps_of_actions_alone if sample.mode == 'act_only' else sample.steps)
+  parts = [sample.mode + steps]
+  if sample.mode == 'flash' and sample.action_steps:
+    parts.append(str(sample.action_steps))
+  if sample.history != 'reset':
+    parts.append(sample.history)
+  if sample.precision != 'model':
+    parts.append(sample.precision)
+  parts += [entry.replace('=', '') for entry in sample.mesh]
+  if options.timing.is_given:
+    parts.append(f'{options.timing.when or "wait"}{options.timing.delay or 0}')
+  return parts
 
 
 def _report(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
@@ -329,7 +337,7 @@ def _warm(options: Options, subject: _Subject, robot: robot_lib.Robot) -> None:
   """Compiles the policy, if it acts, ahead of the first episode, and says when it is ready. Robots
   of one checkpoint share their shapes.
   """
-  if options.policy in (*_BASELINES, _EXPERT):
+  if options.policy in _SCRIPTED:
     return
   model = subject.config.model
   e = subject.config.evaluation
@@ -404,7 +412,7 @@ def _make_agent(options: Options, subject: _Subject, name: str) -> agent_lib.Age
 
 def _evaluate_dataset(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
   """Open-loop action and video errors on recorded windows; prints them, writes pictures."""
-  if options.policy in (*_BASELINES, _EXPERT):
+  if options.policy in _SCRIPTED:
     raise ValueError(
       f'--policy={options.policy} needs a simulator, as --env=tabletop; recorded episodes show the '
       'hold baseline.'
