@@ -17,6 +17,7 @@ from data.validate import video
 
 USUAL = 0.9  # Quantile of the changes from picture to picture that is usual in an episode.
 RATIO = 3.0  # Times the usual change that is no motion.
+APART = 0.9  # Of its distance to the picture after its neighbour, that to its neighbour.
 LEAST = 4.0  # Grey levels of it, above noise and compression.
 SHORT = 8  # Pictures under which nothing is usual.
 SHARE, EPISODES = 0.5, 3  # From which it is the recorder's way, and no accident.
@@ -64,9 +65,9 @@ def find(thumbs_TIJ: np.ndarray) -> list[int]:
   # A single picture amid others jumps twice, which is not usual in a short episode either.
   usual = min(np.quantile(change_T, USUAL), np.sort(change_T)[-3])
   is_jump_T = change_T > max(RATIO * usual, LEAST)
-  if is_jump_T[0] and not is_jump_T[1]:
+  if is_jump_T[0] and not is_jump_T[1] and _is_apart(thumbs_TP[:3]):
     strays.add(0)
-  if is_jump_T[-1] and not is_jump_T[-2]:
+  if is_jump_T[-1] and not is_jump_T[-2] and _is_apart(thumbs_TP[:-4:-1]):
     strays.add(len(change_T))
   for t in np.flatnonzero(is_jump_T[:-1] & is_jump_T[1:]) + 1:
     # It goes and comes back: else the scene is cut.
@@ -74,6 +75,14 @@ def find(thumbs_TIJ: np.ndarray) -> list[int]:
     if across < min(change_T[t - 1], change_T[t]) / 2:
       strays.add(int(t))
   return sorted(strays)
+
+
+def _is_apart(thumbs_3P: np.ndarray) -> bool:
+  """Whether the first picture is as far from the second as from the third: one on the way to them
+  is nearer to the second.
+  """
+  near, far = np.abs(thumbs_3P[1:] - thumbs_3P[0]).mean(1)
+  return bool(near >= APART * far)
 
 
 def _report_end(

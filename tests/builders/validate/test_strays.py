@@ -47,6 +47,22 @@ def test_motion_and_cuts_are_no_strays():
   assert strays.find(cut_TIJ) == [0, 5, 59]
 
 
+def test_what_leaves_the_picture_at_once_is_no_stray():
+  """As a table's edge does, after which the robot rests: one that comes from elsewhere is as far
+  from the picture after its neighbour as from that.
+  """
+  scene_IJ = np.full((32, 32), 120, np.uint8)
+  scene_IJ[::2] = 90
+  leaving_TIJ = np.repeat(scene_IJ[None], 20, axis=0)
+  for step, rows in enumerate((18, 6, 3)):
+    leaving_TIJ[step, :rows] = 20
+  assert strays.find(leaving_TIJ) == []
+  assert strays.find(leaving_TIJ[::-1]) == []
+  elsewhere_IJ = np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8)
+  leaving_TIJ[0] = elsewhere_IJ
+  assert strays.find(leaving_TIJ) == [0]
+
+
 def test_waiting_is_told(tmp_path):
   def edit(episodes):
     for e in episodes:
