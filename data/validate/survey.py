@@ -43,9 +43,14 @@ class Columns:
     sketch: of the same rows, which whoever owns it adds to it.
   """
 
-  def __init__(self, width: int, sketch: sketch_lib.QuantileSketch):
+  def __init__(self, sketch: sketch_lib.QuantileSketch, plain_N: np.ndarray):
+    """
+    Args:
+      plain_N: as `statistics.list_plain` has it: quantiles are judged that training takes.
+    """
     self.sketch = sketch
-    self._low, self._high = np.zeros((2, 0, width, 3))
+    self._plain_N = plain_N
+    self._low, self._high = np.zeros((2, 0, len(plain_N), 3))
 
   def add(self, rows_TN: np.ndarray, step_T: np.ndarray, episode: int) -> None:
     """Adds rows of these steps of one episode."""
@@ -56,7 +61,7 @@ class Columns:
   @functools.cached_property
   def summary(self) -> normalize.Quantiles:
     """The quantiles of all rows; to be asked for when all are there."""
-    return self.sketch.quantiles()
+    return self.sketch.quantiles(self._plain_N)
 
   @property
   def extremes_KN3(self) -> np.ndarray:
@@ -223,12 +228,13 @@ class Survey:
   def of(cls, record: record_lib.Embodiment) -> Survey:
     """What is kept of no episode yet."""
     computed = statistics.Computation(record)
+    plain_X, plain_U = statistics.list_plain(record)
     return cls(
       record=record,
       # Of all rows, while statistics are of the chunks alone.
-      state=Columns(record.proprio_dim, sketch_lib.QuantileSketch()),
-      action=Columns(record.action_dim, computed.action),
-      relative=Columns(record.action_dim, computed.relative),
+      state=Columns(sketch_lib.QuantileSketch(), plain_X),
+      action=Columns(computed.action, plain_U),
+      relative=Columns(computed.relative, plain_U),
       agreement=Agreement(record.action_dim, record.proprio_dim),
       computed=computed,
     )
@@ -336,7 +342,7 @@ def read(
     if sum(span.stop - span.start for span in episode.spans) == episode.length:
       kept.whole.add(i)
     _add_numbers(kept, episode, starts_Q, i, i in kept_whole)
-    _add_words(kept, episode, episodes, i, findings)
+    _add_words(kept, episode, episodes, findings)
     if i in with_images:
       _add_images(kept, episode, i, findings)
     _add_sketch(kept, episode, i, i in with_images)
@@ -380,7 +386,6 @@ def _add_words(
   kept: Survey,
   episode: episode_lib.Episode,
   episodes: sources.Episodes,
-  i: int,
   findings: findings_lib.Findings,
 ) -> None:
   record = kept.record

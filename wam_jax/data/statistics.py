@@ -131,7 +131,7 @@ class Computation:
         f'{record.steps_per_chunk} steps, so there are no statistics; shorten chunk_s of '
         f'{record.name!r} or use longer episodes.'
       )
-    plain_X, plain_U = (np.asarray(part, bool) for part in _list_plain(record))
+    plain_X, plain_U = list_plain(record)
     state = self._state.quantiles(plain_X)
     action = self.action.quantiles(plain_U)
     seldom_U = self.action.seldom_N
@@ -198,7 +198,7 @@ class Finding:
       'choice': episodes.choice.description,
       'language': list(episodes.record.language),
       'rows': normalize.OF_CHUNKS,
-      'plain': _list_plain(episodes.record),
+      'plain': [plain_N.tolist() for plain_N in list_plain(episodes.record)],
       **_describe(episodes.record, overlap),
     }
 
@@ -305,12 +305,15 @@ def _show_place(episodes: sources.Episodes) -> str:
   return f'{episodes.path} split {episodes.split!r}'
 
 
-def _list_plain(record: record_lib.Embodiment) -> list[list[bool]]:
-  """Of each dimension of the state and the action, whether its quantiles are the reference's, which
-  knows no seldom motion.
+def list_plain(record: record_lib.Embodiment) -> tuple[np.ndarray, np.ndarray]:
+  """Of each dimension of the state [X] and the action [U], whether its quantiles are the
+  reference's, which knows no seldom motion.
   """
-  parts = (record.state, record.action)
-  return [[norm == 'q99_reference' for norm in _list_norms(slices)] for slices in parts]
+  state, action = (
+    np.asarray([norm == 'q99_reference' for norm in _list_norms(slices)], bool)
+    for slices in (record.state, record.action)
+  )
+  return state, action
 
 
 def _list_norms(slices: tuple[record_lib.Slice, ...]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data.validate import findings as findings_lib
+from data.validate import survey
 from tests.builders.validate import spoilt
 from tests.data import synthetic
 from wam_jax.data import pipeline
@@ -168,3 +169,18 @@ def test_what_stops_training_cannot_be_accepted():
     'FAILED: 2 failures, 0 warnings, 0 notes; training would stop at record '
     '(--write_exclusions leaves such episodes out); if that is meant: --accept=rate'
   )
+
+
+@pytest.mark.parametrize('norm', ['q99', 'q99_reference'])
+def test_quantiles_that_are_judged_are_those_that_training_takes(norm):
+  """Of a gripper that closes twice in 300 rows, which the reference's quantiles do not know."""
+  *others, gripper = spoilt.ROBOT.action
+  action = (*others, dataclasses.replace(gripper, norm=norm))
+  kept = survey.Survey.of(dataclasses.replace(spoilt.ROBOT, action=action))
+  state_TX = np.zeros((300, 3), np.float32)
+  action_TU = np.zeros((300, 3), np.float32)
+  action_TU[100:102, 2] = 1
+  kept.add(state_TX, action_TU, starts_Q=np.arange(292), here_K=np.arange(300), i=0)
+  trained = kept.computed.finish('here').action
+  np.testing.assert_array_equal(kept.action.summary.q99[2], trained.q99[2])
+  assert trained.q99[2] == (1 if norm == 'q99' else 0)
