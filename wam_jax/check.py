@@ -40,6 +40,7 @@ from wam_jax import workdir as workdir_lib
 from wam_jax.aot import options as aot_options
 from wam_jax.data import pipeline
 from wam_jax.data import prompts
+from wam_jax.data import roster
 from wam_jax.data.features import lookup
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -185,14 +186,16 @@ def _check_dataset(config: cfg.TrainConfig, workdir: epath.Path, name: str) -> s
       'a slice; make it beforehand (data/README.md), or correct --config.data.root.'
     )
   only = dataclasses.replace(config, data=config.data.keep_only(name))
-  if pipeline.list_unread(only, train.list_splits(config)):
-    commands = pipeline.list_statistics_commands(only, train.list_splits(config))
+  splits = train.list_splits(config)
+  opened = pipeline.OpenDatasets(only.data, roster.read(only.data).datasets)
+  if pipeline.list_unread(only, opened, splits):
+    commands = pipeline.list_statistics_commands(only, opened, splits)
     raise ValueError(
       f'beside config.data.mixture.{name}.path={dataset.path} is not all that the run needs to '
       f'know of its episodes; it would begin by reading every one. Do that beforehand: '
       f'{" && ".join(commands)}'
     )
-  data = pipeline.Data.open(only, train.list_splits(config), start.find_known(config, workdir))
+  data = pipeline.Data.open(only, splits, start.find_known(config, workdir))
   (sampler,) = data.open_mixture()
   found = f'{len(sampler.episodes)} episodes, {len(sampler.anchors)} steps to start from'
   if config.data.features != 'require':

@@ -433,30 +433,31 @@ def _take_features(
   return [dataclasses.replace(sampler, stored=stored.get(sampler.name)) for sampler in mixture]
 
 
-def list_unread(config: cfg.TrainConfig, splits: Sequence[str] = (TRAINING,)) -> list[str]:
+def list_unread(
+  config: cfg.TrainConfig, opened: OpenDatasets, splits: Sequence[str] = (TRAINING,)
+) -> list[str]:
   """The datasets of which not everything is kept that `Data.open` needs to know of each episode,
   and which it would therefore read whole.
   """
-  records = roster_lib.read(config.data).datasets
-  computed, others = _list_findings(config, OpenDatasets(config.data, records), splits)
+  computed, others = _list_findings(config, opened, splits)
   unread = {name for name, finding in (*computed.items(), *others) if not finding.load()}
   return [name for name in config.data.mixture if name in unread]
 
 
-def list_statistics_commands(config: cfg.TrainConfig, splits: Sequence[str]) -> list[str]:
+def list_statistics_commands(
+  config: cfg.TrainConfig, opened: OpenDatasets, splits: Sequence[str]
+) -> list[str]:
   """The commands that make what these splits need to know of their episodes."""
-  records = roster_lib.read(config.data).datasets
-  opened = OpenDatasets(config.data, records)
   overlap = config.model.action_overlap
   reach = f' --action_overlap={overlap}' if overlap else ''
   commands = []
   for name, dataset in config.data.mixture.items():
     for split in splits:
       episodes = opened.get(name, choose_split(config, name, split))
-      robot = f' --embodiment={dataset.embodiment}' if dataset.embodiment else ''
+      robot = f' --embodiment={shlex.quote(dataset.embodiment)}' if dataset.embodiment else ''
       which = '' if episodes.split == 'train' else f' --split={shlex.quote(episodes.split)}'
       commands.append(
-        f'python -m data.statistics --dataset={dataset.path}{robot}{which}{reach}'
+        f'python -m data.statistics --dataset={shlex.quote(dataset.path)}{robot}{which}{reach}'
         f'{episodes.write_flags()}'
       )
   return list(dict.fromkeys(commands))
