@@ -184,7 +184,7 @@ def list_prompts(
   outlines = scan.read_ahead(episodes, list(steps))
   label = f'prompts of {episodes.path}'
   for number, outline in zip(steps, progress.track(outlines, label, len(steps), 'episodes')):
-    for span in outline.spans():
+    for span in outline.spans:
       if not any(span.start <= step < span.stop for step in steps[number]):
         continue
       # Training draws among the instructions that are not blank; with none it says nothing.

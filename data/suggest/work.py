@@ -11,13 +11,12 @@ import cv2
 import numpy as np
 
 from data import propose
+from data.validate import video
 from wam_jax.data import promises
 from wam_jax.data import record as record_lib
 from wam_jax.data import sources
 
 LOOKED_AT = 10  # Of `propose.sample`, those whose images are looked at, too.
-# Grey levels over an image: a lens cap and a black fill stay below, any scene is above 10.
-BLANK_STD = 2.0
 # Between a robot that creeps and one that is driven joint by joint.
 _SLOWEST_HZ = 0.1
 _FASTEST_HZ = 1000.0
@@ -217,7 +216,7 @@ def _find_blank(episodes: sources.Episodes, numbers: Sequence[int]) -> dict[str,
 
 def _is_like(image_IJ: np.ndarray, first_IJ: np.ndarray) -> bool:
   """Whether an image is flat, and as bright as the first one."""
-  return bool(image_IJ.std() < BLANK_STD and abs(image_IJ.mean() - first_IJ.mean()) < 1)
+  return bool(image_IJ.std() < video.BLANK_STD and abs(image_IJ.mean() - first_IJ.mean()) < 1)
 
 
 def _measure_camera(

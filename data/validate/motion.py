@@ -82,9 +82,8 @@ def check(kept: survey.Survey, findings: findings_lib.Findings) -> Followed:
   if not (record.state and record.action and kept.series):
     return []
   by_slice = []
-  start = 0
-  for s in record.action:
-    columns = range(start, start + s.width)
+  for s, of_slice in record_lib.columns(record.action):
+    columns = range(of_slice.start, of_slice.stop)
     pairings = [_pair(kept, u) for u in columns]
     seen = [p for p in pairings if p is not None and p.strength >= SEEN]
     for is_target in (False, True):
@@ -93,7 +92,6 @@ def check(kept: survey.Survey, findings: findings_lib.Findings) -> Followed:
       _check_sense(kept, s, u, findings)
     _tell_opposite(kept, s, seen, findings)
     by_slice.append((s, seen))
-    start += s.width
   return by_slice
 
 

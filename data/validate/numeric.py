@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def _check_units(
   findings: findings_lib.Findings,
 ) -> None:
   """Catches degrees and millimetres: quantiles hide them in training, the robot does not."""
-  for s, columns in _columns(slices):
+  for s, columns in record_lib.columns(slices):
     bulk = np.abs([summary.q01[columns], summary.q99[columns]]).max()
     limit = UNIT_LIMIT.get(s.unit, np.inf)
     if bulk > limit:
@@ -139,14 +139,6 @@ def _check_units(
         f'{part} {_name(s)} holds {s.unit!r} up to {bulk:.5g} (1 % to 99 %); expected at most '
         f'{limit:.4g}: correct the slice, its unit, or its offset and scale.',
       )
-
-
-def _columns(slices: Sequence[record_lib.Slice]) -> Iterator[tuple[record_lib.Slice, slice]]:
-  """Each slice with its columns of the whole vector."""
-  start = 0
-  for s in slices:
-    yield s, slice(start, start + s.width)
-    start += s.width
 
 
 def _check_copies(
@@ -164,7 +156,7 @@ def _check_copies(
   now_UX = agreement.now_UX / counts_X
   next_UX = agreement.next_UX / counts_X
 
-  for s, rows in _columns(record.action):
+  for s, rows in record_lib.columns(record.action):
     pairs = _equal_pairs(record, s, now_UX[rows])
     next_pairs = _equal_pairs(record, s, next_UX[rows])
     if pairs:
@@ -202,7 +194,7 @@ def _check_references(kept: survey.Survey, findings: findings_lib.Findings) -> N
   record = kept.record
   distance_UX = kept.agreement.distance_UX()
   named = (('relative_to', record.reference_columns), ('rest', record.rest_columns))
-  for s, rows in _columns(record.action):
+  for s, rows in record_lib.columns(record.action):
     fit_K = _fit_everywhere(distance_UX[rows])
     for part, columns_U in named:
       own = columns_U[rows][0]

@@ -20,10 +20,8 @@ def check(kept: survey.Survey, findings: findings_lib.Findings) -> None:
   if not kept.series:
     return
   _check_rest(kept, findings)
-  start = 0
-  for s in kept.record.state:
-    _check_units(kept, s, slice(start, start + s.width), findings)
-    start += s.width
+  for s, columns in record_lib.columns(kept.record.state):
+    _check_units(kept, s, columns, findings)
 
 
 def _check_rest(kept: survey.Survey, findings: findings_lib.Findings) -> None:

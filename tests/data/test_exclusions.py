@@ -139,7 +139,8 @@ def test_ranges_leave_an_episode_out_unread(tmp_path, monkeypatch):
   episodes = sources.Episodes(path, 'train', embodiments.get('droid'))
   ranges = tmp_path / 'ranges.json'
   ranges.write_text(json.dumps({published.episode_name(1): [[0, 60]]}))
-  kept = episodes.with_choice(choice.Choice(ranges=str(ranges)))
+  chosen = choice.Choice(ranges=str(ranges))
+  kept = sources.Episodes(path, 'train', embodiments.get('droid'), choice=chosen)
   found = statistics.load_or_compute(kept)
   assert found.steps == 60
   # Of another choice, and therefore in a file of its own.

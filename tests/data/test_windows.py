@@ -234,7 +234,10 @@ def open_droid(tmp_path, lengths):
 
 def make_anchors(episodes, **wanted):
   """The anchors of a choice."""
-  return windows.make_anchors(episodes.with_choice(choice.Choice(**wanted)))
+  chosen = choice.Choice(**wanted)
+  return windows.make_anchors(
+    sources.Episodes(str(episodes.path), episodes.split, episodes.record, choice=chosen)
+  )
 
 
 def list_anchors(anchors):

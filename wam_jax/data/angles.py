@@ -73,10 +73,8 @@ class Seams:
     self._add_rotations(rows_TN, (episode, start))
 
   def _add_rotations(self, rows_TN: np.ndarray, place: Place) -> None:
-    column = 0
-    for i, s in enumerate(self.slices):
-      part_TN = rows_TN[:, column : column + s.width].astype(np.float64)
-      column += s.width
+    for i, (s, columns) in enumerate(record_lib.columns(self.slices)):
+      part_TN = rows_TN[:, columns].astype(np.float64)
       if s.unit == QUATERNION and s.width == 4:
         # Neighbouring poses are alike, so that opposite numbers are the same pose.
         _count(self.flips, i, (part_TN[1:] * part_TN[:-1]).sum(1) < 0, place)
@@ -152,10 +150,8 @@ def list_unsafe(
     where: episode number to its place in the dataset.
   """
   references = record.reference_columns
-  start = 0
-  for i, s in enumerate(record.action):
-    columns = range(start, start + s.width)
-    start += s.width
+  for i, (s, of_slice) in enumerate(record_lib.columns(record.action)):
+    columns = range(of_slice.start, of_slice.stop)
     if not s.relative_to:
       continue
     for n in () if s.wrap else columns:
@@ -213,10 +209,8 @@ def mend(
   """
   changes = []
   slices = []
-  start = 0
-  for i, s in enumerate(record.action):
-    mine = range(start, start + s.width)
-    start += s.width
+  for i, (s, columns) in enumerate(record_lib.columns(record.action)):
+    mine = range(columns.start, columns.stop)
     mended = s
     if s.relative_to and not s.wrap:
       theirs = [record.reference_columns[n] for n in mine]

@@ -186,7 +186,7 @@ class Outline:
       length=self.length,
       state_TX=state_TX,
       action_TU=action_TU,
-      spans=self.spans(),
+      spans=self.spans,
       encoded={},
       image_shape={},
     )
@@ -226,6 +226,7 @@ class Outline:
       )
     return '--'.join(_decode(self._features[key].bytes_list.value[0]) for key in keys)
 
+  @functools.cached_property
   def spans(self) -> tuple[Span, ...]:
     """The language spans in order, without the steps that are left out."""
     if not self.length:

@@ -333,6 +333,14 @@ def names(slices: Sequence[Slice]) -> list[str]:
   return [f'{s.key}[{i}]' for s in slices for i in range(s.start, s.stop)]
 
 
+def columns(slices: Sequence[Slice]) -> Iterator[tuple[Slice, slice]]:
+  """Each slice with its columns of the whole vector."""
+  start = 0
+  for s in slices:
+    yield s, slice(start, start + s.width)
+    start += s.width
+
+
 def widths(slices: Sequence[Slice]) -> dict[str, int]:
   """The least columns of each stored array, by its key."""
   found: dict[str, int] = {}

@@ -132,7 +132,7 @@ class Spans:
 
 def list_spans(number: int, outline: episode_lib.Outline) -> list[tuple[int, int, int, int]]:
   """The rows of `Spans` of one episode."""
-  return [(number, span.start, span.stop, int(span.is_blank)) for span in outline.spans()]
+  return [(number, span.start, span.stop, int(span.is_blank)) for span in outline.spans]
 
 
 def find_starts(

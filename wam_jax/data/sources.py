@@ -8,7 +8,6 @@ step mean the embodiment record's, and which steps make a sample `windows.py`'s.
 from __future__ import annotations
 
 import collections
-import copy
 import functools
 import hashlib
 import os
@@ -318,23 +317,6 @@ class Episodes:
     """By reason, how many episodes of the split are excluded, and how many shards."""
     return dict(self._left_out)
 
-  def with_choice(self, choice: choice_lib.Choice) -> Episodes:
-    """The same episodes, of which other steps count."""
-    other = copy.copy(self)
-    other.choice = choice
-    return other
-
-  def with_record(self, record: record_lib.Embodiment) -> Episodes:
-    """The same episodes as another robot sees them.
-
-    Raises:
-      ValueError: a key that the record needs is not there.
-    """
-    _check_keys(self.path, self._specs, record)
-    other = copy.copy(self)
-    other.record = record
-    return other
-
   def __len__(self) -> int:
     return len(self._rows_N4)
 
@@ -407,7 +389,7 @@ class Episodes:
 
   def spans(self, index: int) -> tuple[episode_lib.Span, ...]:
     """`Outline.spans` of an episode."""
-    return self.outline(index).spans()
+    return self.outline(index).spans
 
   def numeric(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """`Outline.numeric` of an episode."""

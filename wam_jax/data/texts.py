@@ -95,7 +95,7 @@ class Texts:
 
   def add(self, number: int, outline: episode_lib.Outline) -> None:
     del number
-    for span in outline.spans():
+    for span in outline.spans:
       self._found.update(span.texts)
 
   def save(self) -> None:

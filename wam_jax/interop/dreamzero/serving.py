@@ -25,8 +25,8 @@ _FETCHED = {
 }
 # What config.json says of sampling; all else is a constant of the official head.
 _SAID = ('mode', 'video_final_sigma')
-# Of training alone: what config.json says, and what an export makes equal.
-_TOLD = ('schedule', 'video_beta', 'mask_padded_noise')
+# Of training alone: what config.json says.
+_TOLD = ('schedule', 'video_beta')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,6 @@ def _say_training(config: cfg.TrainConfig) -> list[str]:
     differing.append('model.predict_first_frame=False (True there)')
   if config.model.state_rule != 'reference':
     differing.append(f"model.state_rule={config.model.state_rule!r} ('reference' there)")
-  if config.flow.mask_padded_noise:
-    differing.append('flow.mask_padded_noise=True (False there)')
   if not differing:
     return []
   return [f'training it further there would differ from this run: {", ".join(differing)}']
