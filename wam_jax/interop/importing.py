@@ -6,11 +6,10 @@ Arrays keep their dtype. They pass through memory one weight at a time.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from etils import epath
 
 from wam_jax import config as cfg
 from wam_jax import frozen
-from wam_jax import identity
 from wam_jax import progress as progress_lib
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
@@ -28,7 +26,6 @@ from wam_jax.interop import errors
 from wam_jax.interop import foreign
 from wam_jax.interop import lazy
 from wam_jax.interop import own
-from wam_jax.interop.files import orbax
 from wam_jax.interop.table import rows as rows_lib
 
 
@@ -187,36 +184,22 @@ def _write_item(
   progress: progress_lib.Progress,
   width: int = 0,
 ) -> str:
-  """Writes one item of the checkpoint, with `width` as in `orbax.ItemWriter`; the hash of its
-  arrays.
-  """
+  """Writes one item of the checkpoint, as `own.write_item` does."""
   announced = {array.path: array.announced for array in arrays}
   announced |= {path: lazy.Shape(x.shape, x.dtype) for path, x in extra.items()}
   stacked = frozenset(array.path for array in arrays if array.row.layers)
-  writer = orbax.ItemWriter(place, announced, stacked, width)
-  total = 0
-  # What is on its way to the disk is added up meanwhile.
-  with concurrent.futures.ThreadPoolExecutor(1) as thread:
 
-    def write(path: str, numbers: np.ndarray, layer: int | None) -> int:
-      shape = announced[path].shape
-      starts = (0,) * len(shape) if layer is None else (layer, *[0] * numbers.ndim)
-      part = identity.Part(path, shape, starts, numbers if layer is None else numbers[None])
-      adding = thread.submit(identity.add_up, part)
-      writer.write(path, numbers, layer=layer)
-      return adding.result()
-
-    # A stacked array is never whole in memory: each layer goes to disk by itself.
+  def read() -> Iterator[own.Part]:
     for array in arrays:
       for number, name in enumerate(array.row.names):
         weight = array.row.to_ours(array.weights[name].read())
         weight = weight.astype(array.dtype, copy=False)
-        total += write(array.path, weight, number if array.row.layers else None)
+        yield own.Part(array.path, weight, number if array.row.layers else None)
         progress.add(weight.nbytes)
     for path, x in extra.items():
-      total += write(path, x, None)
-  writer.finish()
-  return identity.make_hash(announced, total)
+      yield own.Part(path, x)
+
+  return own.write_item(place, announced, stacked, read(), width)
 
 
 def _make_report(

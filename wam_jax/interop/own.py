@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,11 @@ from wam_jax import checkpoint
 from wam_jax import config as cfg
 from wam_jax import finetuning
 from wam_jax import frozen as frozen_lib
+from wam_jax import identity
 from wam_jax import integrity
 from wam_jax import workdir as workdir_lib
 from wam_jax.data import robot as robot_lib
+from wam_jax.interop import lazy
 from wam_jax.interop.files import orbax
 
 # By part: the item of the checkpoint that holds it, and where in that item.
@@ -188,6 +191,42 @@ def _merge(
 def checkpoint_place(workdir: pathlib.Path) -> pathlib.Path:
   """Where the items of an imported checkpoint go: step 0."""
   return workdir / 'checkpoints' / '0'
+
+
+class Part(NamedTuple):
+  """What is written at once: an array, or a layer of it without that axis."""
+
+  path: str
+  numbers: np.ndarray
+  layer: int | None = None
+
+
+def write_item(
+  place: pathlib.Path,
+  announced: Mapping[str, lazy.Shape],
+  stacked: frozenset[str],
+  parts: Iterable[Part],
+  width: int = 0,
+) -> str:
+  """Writes one item of a checkpoint, part by part, of which none but the last two are in memory;
+  the hash of its arrays.
+
+  Args:
+    announced, stacked, width: as `orbax.ItemWriter` has them.
+  """
+  writer = orbax.ItemWriter(place, announced, stacked, width)
+  total = 0
+  # What is on its way to the disk is added up meanwhile.
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    for path, numbers, layer in parts:
+      shape = announced[path].shape
+      starts = (0,) * len(shape) if layer is None else (layer, *[0] * numbers.ndim)
+      part = identity.Part(path, shape, starts, numbers if layer is None else numbers[None])
+      adding = thread.submit(identity.add_up, part)
+      writer.write(path, numbers, layer=layer)
+      total += adding.result()
+  writer.finish()
+  return identity.make_hash(announced, total)
 
 
 def write_metadata(

@@ -8,14 +8,13 @@ trained on. Optimizer, data position and logs do not.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from wam_jax import frozen
-from wam_jax import identity
 from wam_jax import storage
 from wam_jax import workdir as workdir_lib
 from wam_jax.interop import lazy
@@ -86,18 +85,14 @@ def _write(
 ) -> str:
   """Writes one item, a layer at a time where its arrays are stored so; the hash of its arrays."""
   stacked = frozenset(path for path, x in arrays.items() if x.shape and x.layers < x.shape[0])
-  writer = orbax.ItemWriter(place, announced, stacked)
-  total = 0
-  for path, array in arrays.items():
-    shape, dtype = announced[path]
-    for layer in range(shape[0]) if path in stacked else (None,):
-      numbers = _read(array, layer).astype(dtype, copy=False)
-      starts = (0,) * len(shape) if layer is None else (layer, *[0] * numbers.ndim)
-      whole = numbers if layer is None else numbers[None]
-      total += identity.add_up(identity.Part(path, shape, starts, whole))
-      writer.write(path, numbers, layer=layer)
-  writer.finish()
-  return identity.make_hash(announced, total)
+
+  def read() -> Iterator[own.Part]:
+    for path, array in arrays.items():
+      shape, dtype = announced[path]
+      for layer in range(shape[0]) if path in stacked else (None,):
+        yield own.Part(path, _read(array, layer).astype(dtype, copy=False), layer)
+
+  return own.write_item(place, announced, stacked, read())
 
 
 def _read(array: orbax.Array | own.Adapted, layer: int | None) -> np.ndarray:
