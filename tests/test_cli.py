@@ -93,6 +93,16 @@ def test_a_config_that_is_no_python_is_one_message(parse, tmp_path, capsys):
   assert capsys.readouterr().err.startswith(f'error: --config cannot be loaded: {file}, line 1: ')
 
 
+@pytest.mark.parametrize('key', [[], ['--config.steps=3']])
+def test_a_config_that_is_not_there_is_one_sentence(tmp_path, key):
+  done = programs.run('wam_jax.train', '--config=configs/fly.py', f'--workdir={tmp_path}', *key)
+  assert done.returncode == 2
+  assert done.stderr == (
+    'error: --config cannot be loaded: there is no file configs/fly.py; configs/ has those that come '
+    'with it.\n'
+  )
+
+
 def test_what_a_missing_flag_is_for(parse, capsys):
   values = cli.flags.FLAGS
   flags.DEFINE_string('place', None, 'Where it lies.', flag_values=values)

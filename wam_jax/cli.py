@@ -142,7 +142,7 @@ def read_config(flag: flags.FlagHolder[Any]) -> dict[str, Any]:
   try:
     return flag.value.to_dict()
   except OSError as e:  # Not raised before its value is asked for.
-    raise ValueError(f'--config cannot be loaded: {_summarize(e)}') from e
+    raise ValueError(f'--config cannot be loaded: {_summarize_loading(e)}') from e
 
 
 def keep_memory() -> None:
@@ -227,7 +227,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
       'the command in the directory that holds configs/, or set PYTHONPATH to it.'
     )
   except OSError as e:
-    _stop(f'--config cannot be loaded: {_summarize(e)}')
+    _stop(f'--config cannot be loaded: {_summarize_loading(e)}')
   except flags.Error as e:
     # A ValueError inside the config file arrives with its whole traceback; its last line says what
     # is wrong.
@@ -264,6 +264,15 @@ def _summarize(error: BaseException) -> str:
   if 'Traceback (most recent call last)' in text:
     text = text.strip().splitlines()[-1].strip()
   return ' '.join(text.split()).replace('\'"', '').replace('"\'', '').rstrip('.?')
+
+
+def _summarize_loading(error: OSError) -> str:
+  """Why a config was not loaded: of all that `config_flags` tells, what the system said."""
+  text = _summarize(error)
+  missing = re.search(r"No such file or directory: '([^']+)'", text)
+  return (
+    f'there is no file {missing[1]}; configs/ has those that come with it.' if missing else text
+  )
 
 
 def _stop(message: str, status: int = MISTAKE) -> None:
