@@ -98,8 +98,8 @@ def test_a_config_that_is_not_there_is_one_sentence(tmp_path, key):
   done = programs.run('wam_jax.train', '--config=configs/fly.py', f'--workdir={tmp_path}', *key)
   assert done.returncode == 2
   assert done.stderr == (
-    'error: --config cannot be loaded: there is no file configs/fly.py; configs/ has those that come '
-    'with it.\n'
+    'error: --config cannot be loaded: there is no file configs/fly.py; '
+    'configs/ has those that come with it.\n'
   )
 
 
