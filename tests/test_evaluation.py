@@ -173,6 +173,26 @@ def test_what_would_not_be_heeded_is_refused(given, said):
     run._override(cfg.TrainConfig(), run.Options('workdir', **given))
 
 
+@pytest.mark.parametrize(
+  'sampling, said',
+  [
+    (
+      dict(mode='flash', steps=1, action_steps=4, approximate_kept_video=True),
+      '--when=lookahead cannot be compared with exact actions',
+    ),
+    (dict(mode='act_only'), '--mode=act_only imagines nothing'),
+  ],
+)
+def test_who_cannot_look_ahead_is_refused(sampling, said):
+  config = cfg.TrainConfig(flow=cfg.FlowConfig(video_hidden=0.2))
+  options = run.Options('workdir', timing=delay.Choice('lookahead', 2), **sampling)
+  with pytest.raises(ValueError, match=said):
+    run._override(config, options)
+  # The baselines do not sample, and who waits is compared.
+  run._override(config, dataclasses.replace(options, policy='hold'))
+  run._override(config, dataclasses.replace(options, timing=delay.Choice('wait', 2)))
+
+
 def test_an_output_that_cannot_be_is_told_before_the_checkpoint_is_read(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(ValueError, match='--output cannot be written in .*file: Not a directory'):

@@ -187,7 +187,24 @@ def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
     config.evaluation, **{key: given[key] for key in keys if key in given}
   )
   _refuse_idle(options, evaluation.env)
-  return dataclasses.replace(config, evaluation=evaluation, sample=sample)
+  overridden = dataclasses.replace(config, evaluation=evaluation, sample=sample)
+  if options.timing.when == 'lookahead' and options.policy not in _SCRIPTED:
+    _check_lookahead(overridden)
+  return overridden
+
+
+def _check_lookahead(config: cfg.TrainConfig) -> None:
+  """Raises ValueError where a policy that samples so cannot act ahead of what it sees."""
+  if config.sample.mode == 'act_only':
+    raise ValueError(
+      '--when=lookahead stands what is imagined in for what is not seen yet, and '
+      '--mode=act_only imagines nothing; take --when=naive, or another mode.'
+    )
+  if approximation.is_approximate(config):
+    raise ValueError(
+      '--when=lookahead cannot be compared with exact actions, as approximate_kept_video of these '
+      'weights is; take --when=naive or wait, or --action_steps=0.'
+    )
 
 
 def _refuse_idle(options: Options, env: str) -> None:
@@ -395,11 +412,6 @@ def _check_outlook(options: Options, subject: _Subject, env: worlds.Env) -> None
     raise ValueError(
       f'--when=lookahead needs a world that says where its robot will be, and '
       f'{subject.config.evaluation.env!r} does not; take --when=naive or wait.'
-    )
-  if subject.config.sample.mode == 'act_only' and options.policy not in _BASELINES:
-    raise ValueError(
-      '--when=lookahead stands what is imagined in for what is not seen yet, and '
-      '--mode=act_only imagines nothing; take --when=naive, or another mode.'
     )
 
 
