@@ -26,6 +26,7 @@ class Rollout:
     self.done = []
     self.is_recorded = True
     self.imagined = {}
+    self.begun = []
 
   @property
   def is_over(self):
@@ -36,6 +37,10 @@ class Rollout:
     self.done.append(float(action_U[0]))
     self.frame = self.frame + 1
     self.proprio_X = self.proprio_X + 1
+
+  def begin_chunk(self):
+    if not self.is_over:
+      self.begun.append(len(self.done))
 
   def foretell(self, action_DU):
     return self.proprio_X + len(action_DU)
@@ -88,6 +93,7 @@ def run(when, steps, delay_steps, execute=None):
   course = delay.Course(agent, rollouts, DISC, timing)
   course.run()
   assert rollouts[1].done == rollouts[0].done[:-2]
+  assert rollouts[0].begun == course.begun
   return agent, course, rollouts[0].done
 
 

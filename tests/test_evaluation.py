@@ -365,6 +365,45 @@ def test_film_draws_the_actions(shown):
     assert (strip[:, round(step * (columns - 1) / steps)] == (28, 32, 40)).all()
 
 
+def find_lines(picture):
+  """Columns of the plot of actions in which a line separates chunks."""
+  plot = picture[-film.ACTION_ROWS + film.GAP : -22]
+  return (plot[:3] == (222, 225, 230)).all((0, 2)).nonzero()[0].tolist()
+
+
+def test_film_separates_chunks_where_they_began(shown):
+  """Those of who acts in turn follow each other; with a delay they begin when they are there."""
+  steps = len(shown.done)
+  assert shown.begun == list(range(0, steps, DISC.steps_per_chunk))
+  recording = closed_loop.Recording(episodes=1, scene_size=96)
+  timing = delay.Choice('wait', 3).complete(DISC)
+  play = functools.partial(delay.play, baselines.HoldAgent(DISC), record=DISC, timing=timing)
+  (waited,) = closed_loop.run_episodes(play, KNOWN, make_env, [0], 1, recording=recording)
+  # Eight steps are acted in after every three of standing still.
+  assert waited.begun == [3, 14, 25, 36]
+  *_, last = film.draw(waited, DISC)
+  columns = last.shape[1]
+  # Those of the right edge are the end, and the cursor of this picture.
+  assert find_lines(last) == [round(at * (columns - 1) / 40) for at in (3, 14, 25, 36)]
+
+
+def test_film_shows_the_chunk_under_way_ahead_of_time(shown):
+  """Pale up to where the next one begins; nothing of who has no chunks."""
+
+  def find_end(episode, step):
+    plot = list(film.draw(episode, DISC))[step][-film.ACTION_ROWS + film.GAP : -22].astype(int)
+    pale = np.array((24, 148, 108)) + 0.65 * (np.array((250, 250, 251)) - (24, 148, 108))
+    found = (np.abs(plot - pale).max(-1) < 3).any(0).nonzero()[0]
+    # Smooth edges of the line of what was done may look pale, too.
+    return max([step, *np.rint(found * len(episode.done) / (plot.shape[1] - 1))])
+
+  moved = dataclasses.replace(shown, begun=[3, 9])
+  assert find_end(shown, 2) == 8
+  assert find_end(moved, 5) == 9
+  assert find_end(moved, 2) == 2
+  assert find_end(dataclasses.replace(shown, begun=[]), 5) == 5
+
+
 @pytest.mark.filterwarnings('ignore:os.fork')  # The child runs the decoder, not JAX.
 def test_film_as_mp4_and_as_webp(tmp_path, shown):
   film.save_mp4(tmp_path / 'episode.mp4', shown, DISC)
@@ -407,7 +446,9 @@ def test_of_a_disk_that_is_full_no_half_picture_is_left(tmp_path, shown, monkeyp
 
 def test_action_plot(tmp_path, solved):
   done = np.stack(solved[0].done)
-  actions = pictures.ActionPair(predicted=done + 0.5, executed=done, names=['x', 'y', 'grip'])
+  actions = pictures.ActionPair(
+    predicted=done + 0.5, executed=done, names=['x', 'y', 'grip'], begun=[3]
+  )
   pictures.save_action_plot(tmp_path / 'actions.png', actions, DISC, 'title')
   plot = imageio.imread(tmp_path / 'actions.png')[..., :3].astype(int)
   assert plot.shape == (round(110 * (1.6 * 3 + 0.8)), 880, 3)
@@ -416,6 +457,9 @@ def test_action_plot(tmp_path, solved):
   # Three lines across each.
   for color in (orange, blue):
     assert (np.abs(plot - color).max(-1) < 30).sum() > 1000
+  # One grey line through the three panels, where the one chunk begins.
+  is_grey_IJ = np.abs(plot - 217).max(-1) < 8
+  assert np.ptp((is_grey_IJ.sum(0) > 250).nonzero()[0]) <= 1
 
 
 def tiny_forecast():

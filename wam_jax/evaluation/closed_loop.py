@@ -33,6 +33,7 @@ class Episode:
       predicted none; empty for agents that imagine nothing.
     asked, done: [U] per control step: the action the policy gave, and as the simulator took it,
       clipped.
+    begun: control steps at which a chunk began or took over; none of who acts without chunks.
   """
 
   seed: int
@@ -45,6 +46,7 @@ class Episode:
   imagined: list[np.ndarray] = dataclasses.field(default_factory=list)
   asked: list[np.ndarray] = dataclasses.field(default_factory=list)
   done: list[np.ndarray] = dataclasses.field(default_factory=list)
+  begun: list[int] = dataclasses.field(default_factory=list)
 
 
 def without_pictures(episode: Episode) -> Episode:
@@ -107,6 +109,7 @@ class Rollout:
     """Executes one chunk to its end; nothing moves once the episode is over."""
     if self.is_over:
       return
+    self.begin_chunk()
     self.frames = []
     for step, action_U in enumerate(action_SU, 1):
       # A chunk is a whole number of strides, so its last step is always seen.
@@ -116,6 +119,11 @@ class Rollout:
         self.frames.append(self.frame)
     if self.is_recorded:
       self.episode.imagined.extend(() if imagined_RIJ3 is None else imagined_RIJ3)
+
+  def begin_chunk(self) -> None:
+    """The next action is of another chunk than the last one was."""
+    if self.is_recorded and not self.is_over:
+      self.episode.begun.append(self._steps)
 
   def step(self, action_U: np.ndarray, looks: bool) -> None:
     """Executes one action; without `looks`, frame and state stay those of before."""

@@ -305,6 +305,8 @@ class Course:
     self._plan.adopt(chunk_SBU, start=start, now=self._step, blends=timing.when == 'blend')
     self._asks_at = start + timing.execute - ask_before
     self.begun.append(self._step)
+    for rollout in self._rollouts:
+      rollout.begin_chunk()
     self._note_imagined(start, imagined_BRIJ3)
 
   def _note_imagined(self, start: int, imagined_BRIJ3: np.ndarray | None) -> None:

@@ -7,6 +7,7 @@ Owns the layout; what happened comes from `closed_loop.Episode`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -171,11 +172,14 @@ def _draw_actions(episode, record, step: int, columns: int) -> np.ndarray:
     return strip
   action_SU = np.stack(episode.done)
   limit = max(1.0, float(np.abs(action_SU).max()))
-  for start in range(0, steps + 1, record.steps_per_chunk):
+  joints = [*episode.begun, steps]
+  for start in joints:
     column = round(start * (columns - 1) / steps)
     plot[:, column] = _LINE
   plot[len(plot) // 2] = _LINE
-  chunk_end = min(steps, -(-max(step, 1) // record.steps_per_chunk) * record.steps_per_chunk)
+  under_way = [end for start, end in itertools.pairwise(joints) if start < max(step, 1) <= end]
+  # Nothing is under way before the first chunk, and with who acts without any.
+  chunk_end = max(under_way, default=step)
   for u, value_S in enumerate(action_SU.T):
     color = np.array(_PALETTE[u % len(_PALETTE)])
     pale = color + 0.65 * (np.array(_BACKGROUND) - color)

@@ -27,12 +27,14 @@ class ActionPair:
   Attributes:
     predicted, executed: [steps, U].
     names: the name of each of the U dimensions.
+    begun: steps at which a chunk begins.
     labels: what the legend calls the two.
   """
 
   predicted: np.ndarray
   executed: np.ndarray
   names: Sequence[str]
+  begun: Sequence[int]
   labels: tuple[str, str] = ('predicted', 'executed')
 
 
@@ -64,7 +66,7 @@ def save_action_plot(
   """PNG with one panel per action dimension over time; chunks are separated by grey lines.
 
   Args:
-    record: that of the robot, for its control rate and chunks.
+    record: that of the robot, for its control rate.
   """
   steps, U = actions.predicted.shape
   figure = Figure(figsize=(8, 1.6 * U + 0.8))
@@ -75,7 +77,7 @@ def save_action_plot(
   for u, axis in enumerate(axes):
     axis.plot(seconds, actions.predicted[:, u], **predicted_style)
     axis.plot(seconds, actions.executed[:, u], **executed_style)
-    for start in range(0, steps, record.steps_per_chunk):
+    for start in actions.begun:
       axis.axvline(start / record.control_hz, color='0.85', zorder=0)
     axis.set_ylabel(actions.names[u])
   axes[0].legend(loc='upper right', fontsize=8)

@@ -480,7 +480,12 @@ def _draw_episodes(
     film.save_mp4(output / f'{stem}.mp4', episode, record)
     if episode.imagined:
       pictures.save_film_strip(output / f'{stem}.png', episode.seen[1:], episode.imagined, title)
-    actions = pictures.ActionPair(np.stack(episode.asked), np.stack(episode.done), names)
+    actions = pictures.ActionPair(
+      predicted=np.stack(episode.asked),
+      executed=np.stack(episode.done),
+      names=names,
+      begun=episode.begun,
+    )
     pictures.save_action_plot(output / f'{stem}_actions.png', actions, record, title)
 
 
@@ -520,6 +525,7 @@ def _draw_forecasts(
         predicted=forecast.action_BAU[i, is_real_A, : record.action_dim],
         executed=batch.action_BAU[i, is_real_A, : record.action_dim],
         names=record_lib.names(record.action),
+        begun=range(0, int(is_real_A.sum()), record.steps_per_chunk),
         labels=('predicted', 'recorded'),
       )
       path = output / f'window_{number}_actions.png'
