@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def check_tasks(robot: robot_lib.Robot, evaluation: cfg.EvalConfig) -> None:
   Raises:
     ValueError: the world of the robot has no such task.
   """
-  worlds.make(robot.record.name, evaluation.tasks, light=evaluation.light)
+  closed_loop.make_env(robot.record.name, evaluation)
 
 
 def play(
@@ -42,12 +43,7 @@ def play(
   episodes = closed_loop.run_episodes(
     closed_loop.in_turn(agent),
     robot,
-    lambda: worlds.make(
-      name,
-      evaluation.tasks,
-      max_distractors=evaluation.max_distractors,
-      light=evaluation.light,
-    ),
+    functools.partial(closed_loop.make_env, name, evaluation),
     seeds=seeds,
     batch=min(evaluation.batch, len(seeds)),
   )

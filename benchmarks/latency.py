@@ -26,9 +26,9 @@ from benchmarks import acting
 from benchmarks import provenance
 from wam_jax import checkpoint
 from wam_jax import cli
+from wam_jax import config as cfg
 from wam_jax.control import agent as agent_lib
 from wam_jax.data import robot as robot_lib
-from wam_jax.envs import worlds
 from wam_jax.evaluation import closed_loop
 from wam_jax.evaluation import delay as delay_lib
 
@@ -48,11 +48,11 @@ cli.define_json()
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A checkpoint that acts for one robot of the tabletop."""
+  """A checkpoint that acts for one robot of the tabletop, and where it does."""
 
   agent: agent_lib.ModelAgent
   robot: robot_lib.Robot
-  max_distractors: int
+  evaluation: cfg.EvalConfig
 
 
 def load(workdir: str) -> Subject:
@@ -63,7 +63,8 @@ def load(workdir: str) -> Subject:
   robot = acting.find_robot(trained.metadata, workdir)
   policy = agent_lib.TimedPolicy(config, trained.params, trained.frozen)
   agent = agent_lib.ModelAgent(policy, config.model, robot)
-  return Subject(agent, robot, config.evaluation.max_distractors)
+  evaluation = dataclasses.replace(config.evaluation, tasks=tuple(_TASKS.value))
+  return Subject(agent, robot, evaluation)
 
 
 def measure(subject: Subject, timing: delay_lib.Timing, seeds: Sequence[int]) -> dict[str, Any]:
@@ -75,9 +76,7 @@ def measure(subject: Subject, timing: delay_lib.Timing, seeds: Sequence[int]) ->
     courses.append(delay_lib.Course(subject.agent, rollouts, record, timing))
     courses[-1].run()
 
-  make_env = functools.partial(
-    worlds.make, record.name, _TASKS.value, max_distractors=subject.max_distractors
-  )
+  make_env = functools.partial(closed_loop.make_env, record.name, subject.evaluation)
   batch = min(_BATCH.value, len(seeds))
   episodes = closed_loop.run_episodes(play, subject.robot, make_env, seeds, batch)
   row = closed_loop.summarize(record.name, episodes)[-1]

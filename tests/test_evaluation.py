@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import pathlib
 import resource
 
 import cv2
@@ -34,6 +35,7 @@ from wam_jax.evaluation import pictures
 from wam_jax.evaluation import recorded
 from wam_jax.evaluation import run
 
+ROOT = pathlib.Path(__file__).parents[1]
 DISC = embodiments.get('tabletop_disc')
 KNOWN = robot_lib.Robot(0, DISC, None)
 make_env = functools.partial(tabletop.TabletopEnv, 'disc', ('reach',))
@@ -149,6 +151,25 @@ def test_the_expert_of_a_world_succeeds_in_the_scenes_of_the_policy():
   assert (len(first.scene), len(first.done), len(first.imagined)) == (steps + 1, steps, 0)
   assert len(first.seen) == 1 + steps // DISC.stride
   assert not episodes[1].scene
+
+
+def test_a_world_is_as_the_config_has_it():
+  """For whoever makes one: none of what it says is left out."""
+  chosen = dict(tasks=('press',), max_distractors=0, light=0.75)
+  env = closed_loop.make_env('tabletop_disc', cfg.EvalConfig(**chosen), 'unseen_look')
+  want = tabletop.TabletopEnv('disc', split='unseen_look', **chosen)
+  for world in (env, want):
+    world.reset(0)
+    world.lamp.state = 'on'
+  np.testing.assert_array_equal(env.render(64, 'top'), want.render(64, 'top'))
+  assert (env.tasks, env.split) == (want.tasks, want.split)
+  others = [
+    path.name
+    for folder in ('wam_jax', 'benchmarks', 'docs')
+    for path in (ROOT / folder).rglob('*.py')
+    if 'worlds.make(' in path.read_text()
+  ]
+  assert others == ['closed_loop.py']
 
 
 @pytest.mark.parametrize(

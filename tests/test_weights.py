@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import pytest
@@ -11,7 +12,6 @@ from wam_jax import source
 from wam_jax import storage
 from wam_jax.control import agent as agent_lib
 from wam_jax.data import robot as robot_lib
-from wam_jax.envs import worlds
 from wam_jax.evaluation import closed_loop
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -59,14 +59,13 @@ LEAST = {'tiny': 9, 'tiny_flash': 9, 'tiny_tasks': 20}
 def test_their_robots_act(name):
   trained = checkpoint.load_for_inference(PLACES[name])
   policy = agent_lib.TimedPolicy(trained.config, trained.params, trained.frozen)
-  tasks = trained.config.evaluation.tasks
   successes = 0
   for robot_name, robot in robot_lib.from_metadata(trained.metadata).items():
     if robot.can_act:
       episodes = closed_loop.run_episodes(
         closed_loop.in_turn(agent_lib.ModelAgent(policy, trained.config.model, robot)),
         robot,
-        lambda chosen=robot_name: worlds.make(chosen, tasks),
+        functools.partial(closed_loop.make_env, robot_name, trained.config.evaluation),
         seeds=range(10),
         batch=10,
       )

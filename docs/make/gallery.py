@@ -9,6 +9,7 @@ the page shows all of them, and counts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -69,7 +70,6 @@ def act(
   """The record of each acting robot of a workdir, and its recorded episodes."""
   trained = checkpoint.load_for_inference(workdir)
   policy = agent_lib.TimedPolicy(trained.config, trained.params, trained.frozen)
-  e = trained.config.evaluation
   acted = []
   for name, robot in robot_lib.from_metadata(trained.metadata).items():
     if not (name.startswith(worlds.TABLETOP) and robot.can_act):
@@ -77,7 +77,7 @@ def act(
     episodes = closed_loop.run_episodes(
       closed_loop.in_turn(agent_lib.ModelAgent(policy, trained.config.model, robot)),
       robot,
-      lambda name=name: worlds.make(name, e.tasks, max_distractors=e.max_distractors),
+      functools.partial(closed_loop.make_env, name, trained.config.evaluation),
       scenes,
       batch=len(scenes),
       recording=closed_loop.Recording(len(scenes), _SIZE),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from wam_jax import config as cfg
 from wam_jax.control import agent as agent_lib
 from wam_jax.data import record as record_lib
 from wam_jax.data import robot as robot_lib
@@ -167,6 +168,25 @@ class Rollout:
       self.episode.seen.append(self.frame)
     self.episode.asked.append(np.asarray(action_U))
     self.episode.done.append(np.clip(action_U, -1, 1))
+
+
+def make_env(name: str, evaluation: cfg.EvalConfig, split: str = 'train') -> worlds.Env:
+  """The world of the robot whose record has this name, as a config has it evaluated.
+
+  Args:
+    split: of the tabletop: 'train', 'unseen_task' or 'unseen_look'.
+  Raises:
+    ValueError: as `worlds.make`.
+  """
+  if not name.startswith(worlds.TABLETOP):
+    return worlds.make(name, evaluation.tasks)
+  return worlds.make(
+    name,
+    evaluation.tasks,
+    split=split,
+    max_distractors=evaluation.max_distractors,
+    light=evaluation.light,
+  )
 
 
 # Plays a batch of episodes that was just started to their ends.

@@ -298,7 +298,7 @@ def _evaluate_world(options: Options, subject: _Subject, output: pathlib.Path) -
   names = _find_robots(subject)
   # Whatever cannot be played is said before anything is compiled.
   plays = {name: _choose_play(options, subject, name) for name in names}
-  env = _make_env(options, subject, names[0])
+  env = closed_loop.make_env(names[0], subject.config.evaluation, options.world)
   env.reset(options.seed)
   _check_outlook(options, subject, env)
   _warm(options, subject, known[names[0]])
@@ -337,19 +337,6 @@ def _find_robots(subject: _Subject) -> list[str]:
   return found[env]
 
 
-def _make_env(options: Options, subject: _Subject, name: str) -> worlds.Env:
-  e = subject.config.evaluation
-  if e.env == 'tabletop':
-    choices = {
-      'split': options.world,
-      'max_distractors': e.max_distractors,
-      'light': e.light,
-    }
-  else:
-    choices = {}
-  return worlds.make(name, e.tasks, **choices)
-
-
 def _warm(options: Options, subject: _Subject, robot: robot_lib.Robot) -> None:
   """Compiles the policy, if it acts, ahead of the first episode, and says when it is ready. Robots
   of one checkpoint share their shapes.
@@ -385,7 +372,7 @@ def _run_episodes(
     return closed_loop.run_episodes(
       play,
       subject.robots[name],
-      functools.partial(_make_env, options, subject, name),
+      functools.partial(closed_loop.make_env, name, e, options.world),
       seeds=range(options.seed, options.seed + e.episodes),
       batch=min(e.batch, e.episodes),
       recording=closed_loop.Recording(options.videos),
