@@ -14,7 +14,7 @@ another chunk takes over, as a multiple of those inside of chunks.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +29,7 @@ from wam_jax import cli
 from wam_jax import config as cfg
 from wam_jax.control import agent as agent_lib
 from wam_jax.data import robot as robot_lib
+from wam_jax.envs import worlds
 from wam_jax.evaluation import closed_loop
 from wam_jax.evaluation import delay as delay_lib
 
@@ -54,6 +55,10 @@ class Subject:
   robot: robot_lib.Robot
   evaluation: cfg.EvalConfig
 
+  def make_env(self) -> worlds.Env:
+    """The world that it acts in."""
+    return closed_loop.make_env(self.robot.record.name, self.evaluation)
+
 
 def load(workdir: str) -> Subject:
   """The newest checkpoint, called with a window of its own each time."""
@@ -76,13 +81,12 @@ def measure(subject: Subject, timing: delay_lib.Timing, seeds: Sequence[int]) ->
     courses.append(delay_lib.Course(subject.agent, rollouts, record, timing))
     courses[-1].run()
 
-  make_env = functools.partial(closed_loop.make_env, record.name, subject.evaluation)
   batch = min(_BATCH.value, len(seeds))
-  episodes = closed_loop.run_episodes(play, subject.robot, make_env, seeds, batch)
+  episodes = closed_loop.run_episodes(play, subject.robot, subject.make_env, seeds, batch)
   row = closed_loop.summarize(record.name, episodes)[-1]
   at_joints, inside = delay_lib.collect_jumps(courses)
   held = sum(course.held for course in courses) / sum(len(course.acted) for course in courses)
-  # Robots that wait longer than an episode lasts never act.
+  # Robots that wait for all of an episode but its last step act once.
   inside = inside or [np.nan]
   return {
     **row,
@@ -109,20 +113,24 @@ def main(unused_argv: list[str]) -> None:
   subject = load(_WORKDIR.value)
   with_prefix = load(_RTC_WORKDIR.value) if _RTC_WORKDIR.value else subject
   seeds = range(_SEED.value, _SEED.value + _EPISODES.value)
-  rows: dict[str, dict[int, Any]] = {}
+  for chosen in (subject, with_prefix):
+    delay_lib.check_episodes(max(delays), chosen.make_env(), seeds)
+  timings: dict[tuple[str, int], delay_lib.Timing] = {}
   refused = {}
-  for way in ways:
+  for way, delay in itertools.product(ways, delays):
     chosen = with_prefix if way == 'rtc' else subject
-    rows[way] = {}
-    for delay in delays:
-      try:
-        choice = delay_lib.Choice(way, delay)
-        timing = choice.complete(chosen.robot.record, chosen.agent.overlap)
-      except ValueError as e:
-        refused[f'{way} {delay}'] = str(e)
-        continue
-      rows[way][delay] = measure(chosen, timing, seeds)
-      print(_show(way, delay, rows[way][delay]), flush=True)
+    try:
+      choice = delay_lib.Choice(way, delay)
+      timings[way, delay] = choice.complete(chosen.robot.record, chosen.agent.overlap)
+    except ValueError as e:
+      refused[f'{way} {delay}'] = str(e)
+  if not timings:
+    reasons = '; '.join(f'{what}: {why.rstrip(".")}' for what, why in refused.items())
+    raise ValueError(f'None of --ways can act with any of --delays: {reasons}.')
+  rows: dict[str, dict[int, Any]] = {way: {} for way in ways}
+  for (way, delay), timing in timings.items():
+    rows[way][delay] = measure(with_prefix if way == 'rtc' else subject, timing, seeds)
+    print(_show(way, delay, rows[way][delay]), flush=True)
   for what, why in refused.items():
     print(f'{what}: left out: {why}')
   provenance.write({'workdir': _WORKDIR.value, 'ways': rows, 'left_out': refused})

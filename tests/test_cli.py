@@ -306,7 +306,7 @@ COMMANDS = {
   'benchmarks.convert': ([], ['--directory=/nowhere']),
   'benchmarks.kills': ([], ['--workdir=ROOT']),
   'benchmarks.data': ([], ['--tensorflow_python=/nowhere']),
-  'benchmarks.latency': (['--workdir=/nowhere'], []),
+  'benchmarks.latency': (['--workdir=weights/tiny'], ['--delays=0,99']),
   'benchmarks.precision': (['--workdir=/nowhere'], []),
   'benchmarks.sampling': (['--workdir=weights/tiny'], ['--tasks=fly']),
   'benchmarks.serving': ([], ['--part=dance']),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from wam_jax.data import embodiments
+from wam_jax.envs import tabletop
 from wam_jax.evaluation import delay
 
 # 8 control steps a chunk, a frame every 4.
@@ -130,6 +131,17 @@ def test_what_was_imagined_is_kept_by_its_time(when, delay_steps, steps, imagine
   assert rollout.imagined == imagined
 
 
+def test_a_delay_that_an_episode_is_over_before_is_refused():
+  """Of whatever task lasts shortest."""
+  env = tabletop.TabletopEnv('disc', ('reach', 'place'), view_size=8)
+  longest, shortest = env.max_steps, round(tabletop.TIME_LIMIT_S['reach'] * env.control_hz)
+  assert shortest < longest
+  delay.check_episodes(0, env, range(10))
+  delay.check_episodes(shortest - 1, env, range(10))
+  with pytest.raises(ValueError, match=f'over after {shortest}, .* take {shortest - 1} at most'):
+    delay.check_episodes(shortest, env, range(10))
+
+
 def test_who_waits_stands_still_and_then_does_all():
   _, course, done = run('wait', 22, 3)
   still = [STILL] * 3
@@ -194,6 +206,8 @@ def test_timings_that_cannot_be():
     delay.Choice('naive', 4, 2).complete(DISC)
   with pytest.raises(ValueError, match='at most the 8 of a chunk'):
     delay.Choice('naive', 9).complete(DISC)
+  with pytest.raises(ValueError, match='delay=9 control steps must be at most the 8 of a chunk'):
+    delay.Choice('lookahead', 9).complete(DISC)
   with pytest.raises(ValueError, match='to look ahead execute all 8 steps'):
     delay.Choice('lookahead', 2, 4).complete(DISC)
   with pytest.raises(ValueError, match='delay of 5 .* prefix of as many, .* have 4'):

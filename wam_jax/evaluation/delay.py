@@ -24,6 +24,7 @@ import numpy as np
 
 from wam_jax.client import plan as plan_lib
 from wam_jax.data import record as record_lib
+from wam_jax.envs import worlds
 from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
 
@@ -119,7 +120,7 @@ class Choice:
     delay = self.delay or 0
     is_whole = when in ('wait', 'lookahead')
     execute = self.execute or (S if is_whole else max(1, S // 2, delay))
-    if not execute <= S:
+    if max(execute, 0 if when == 'wait' else delay) > S:
       raise ValueError(
         f'execute={execute} and delay={delay} control steps must be at most the {S} of a chunk of '
         f'{record.name!r}.'
@@ -139,6 +140,21 @@ class Choice:
 
 
 NONE = Choice()
+
+
+def check_episodes(delay: int, env: worlds.Env, seeds: Sequence[int]) -> None:
+  """Raises ValueError where an episode is over before its first chunk is there."""
+  if not delay:
+    return
+  steps = []
+  for seed in seeds:
+    env.reset(seed)
+    steps.append(env.max_steps)
+  if delay >= min(steps):
+    raise ValueError(
+      f'A delay of {delay} control steps is not shorter than an episode, which is over after '
+      f'{min(steps)}, before its first chunk would be there; take {min(steps) - 1} at most.'
+    )
 
 
 def play(

@@ -298,9 +298,8 @@ def _evaluate_world(options: Options, subject: _Subject, output: pathlib.Path) -
   names = _find_robots(subject)
   # Whatever cannot be played is said before anything is compiled.
   plays = {name: _choose_play(options, subject, name) for name in names}
-  env = closed_loop.make_env(names[0], subject.config.evaluation, options.world)
-  env.reset(options.seed)
-  _check_outlook(options, subject, env)
+  for name in names:
+    _check_world(options, subject, name)
   _warm(options, subject, known[names[0]])
   rows: list[dict[str, Any]] = []
   everything: list[closed_loop.Episode] = []
@@ -373,7 +372,7 @@ def _run_episodes(
       play,
       subject.robots[name],
       functools.partial(closed_loop.make_env, name, e, options.world),
-      seeds=range(options.seed, options.seed + e.episodes),
+      seeds=_list_seeds(options, e),
       batch=min(e.batch, e.episodes),
       recording=closed_loop.Recording(options.videos),
       on_progress=report,
@@ -391,15 +390,24 @@ def _choose_play(options: Options, subject: _Subject, name: str) -> closed_loop.
   return functools.partial(delay_lib.play, agent, record=record, timing=timing)
 
 
-def _check_outlook(options: Options, subject: _Subject, env: worlds.Env) -> None:
-  """Raises ValueError where nothing tells what a chunk that is asked for early would begin with."""
-  if options.timing.when != 'lookahead':
-    return
-  if not isinstance(env, worlds.Foretelling):
+def _check_world(options: Options, subject: _Subject, name: str) -> None:
+  """Raises ValueError where the world of a robot cannot be played, leaves no time for a chunk, or
+  does not tell what one that is asked for early would begin with.
+  """
+  e = subject.config.evaluation
+  env = closed_loop.make_env(name, e, options.world)
+  env.reset(options.seed)
+  delay_lib.check_episodes(options.timing.delay or 0, env, _list_seeds(options, e))
+  if options.timing.when == 'lookahead' and not isinstance(env, worlds.Foretelling):
     raise ValueError(
-      f'--when=lookahead needs a world that says where its robot will be, and '
-      f'{subject.config.evaluation.env!r} does not; take --when=naive or wait.'
+      f'--when=lookahead needs a world that says where its robot will be, and {e.env!r} does not; '
+      'take --when=naive or wait.'
     )
+
+
+def _list_seeds(options: Options, evaluation: cfg.EvalConfig) -> range:
+  """Those of the scenes."""
+  return range(options.seed, options.seed + evaluation.episodes)
 
 
 def _make_agent(options: Options, subject: _Subject, name: str) -> agent_lib.Agent:
