@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import re
 import resource
 
 import cv2
@@ -151,6 +152,76 @@ def test_the_expert_of_a_world_succeeds_in_the_scenes_of_the_policy():
   assert (len(first.scene), len(first.done), len(first.imagined)) == (steps + 1, steps, 0)
   assert len(first.seen) == 1 + steps // DISC.stride
   assert not episodes[1].scene
+
+
+def make_name(config=cfg.TrainConfig(), **given):
+  options = run.Options('workdir', **given)
+  chosen = run._override(config, options)
+  subject = run._Subject(config, chosen, None, {}, step=7, datasets=None, programs=None)
+  return run._make_name(options, subject)
+
+
+FLASH = cfg.TrainConfig(
+  model=cfg.ModelConfig(video_sees='video'),
+  flow=cfg.FlowConfig(video_hidden=0.2),
+  sample=cfg.SampleConfig(steps=4, evaluate_steps=(0, 2)),
+)
+
+
+@pytest.mark.parametrize(
+  'given, name',
+  [
+    ({}, 'model_joint4_train_step7'),
+    (dict(policy='hold', episodes=100, batch=20), 'hold_train_step7'),
+    # As the config has it, and other choices that end in the same.
+    (dict(guidance_scale=1.0, solver='euler', steps=4), 'model_joint4_train_step7'),
+    (dict(episodes=5), 'model_joint4_train_step7_episodes5'),
+    (dict(episodes=5, batch=9), 'model_joint4_train_step7_episodes5'),
+    (dict(policy='hold', timing=delay.Choice('naive', 4)), 'hold_naive4_train_step7'),
+  ],
+)
+def test_the_place_of_an_evaluation_is_called_by_what_is_chosen(given, name):
+  assert make_name(**given) == name
+
+
+def test_evaluations_that_differ_have_places_of_their_own():
+  timings = [
+    delay.Choice(*given)
+    for given in ((), ('wait', 4), ('naive', 4), ('naive', 4, 5), ('naive', 3), (None, None, 5))
+  ]
+  splits = ('train[90%:]', 'train[:90%]', 'train[9:]', 'train[-9:]', 'train[:9]', 'train', 'a+b')
+  choices = [
+    *(dict(policy=policy, timing=each) for policy in ('model', 'hold') for each in timings),
+    *(dict(policy=policy, **{key: 5}) for policy in ('model', 'hold') for key in ('seed', 'batch')),
+    dict(solver='unipc'),
+    dict(guidance_scale=1.5),
+    dict(guidance_scale=2.0),
+    dict(evaluate_steps=()),
+    dict(evaluate_steps=(0, 1)),
+    dict(steps=8),
+    dict(mode='act_only'),
+    dict(mode='flash', steps=1, evaluate_steps=(), action_steps=4),
+    dict(mode='flash', steps=1, evaluate_steps=(), action_steps=8),
+    dict(history='sliding'),
+    dict(precision='bfloat16'),
+    dict(mesh=('tensor=2',)),
+    dict(world='unseen_look'),
+    dict(tasks=('push',)),
+    dict(episodes=5),
+    dict(episodes=5, batch=2),
+    dict(env='dataset'),
+    dict(env='metaworld'),
+    *(dict(recorded=recorded.Choice(path)) for path in ('/a/set/1.0.0', '/b/set/1.0.0')),
+    *(dict(env='dataset', recorded=recorded.Choice(split=split)) for split in splits),
+  ]
+  names = [make_name(FLASH, **given) for given in choices]
+  assert len(set(names)) == len(names), sorted(names)
+  assert all(re.fullmatch(r'[A-Za-z0-9._-]+', name) for name in names)
+  assert 'set_1_0_0' in names[-len(splits) - 1]
+  # Tasks of a whole world make no name that a disk refuses.
+  many = [make_name(tasks=(*[f'task{n}' for n in range(50)], end)) for end in 'ab']
+  assert len(set(many)) == 2
+  assert max(map(len, many)) < 255
 
 
 def test_a_world_is_as_the_config_has_it():

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from wam_jax.evaluation import baselines
 from wam_jax.evaluation import closed_loop
 from wam_jax.evaluation import delay as delay_lib
 from wam_jax.evaluation import film
+from wam_jax.evaluation import naming
 from wam_jax.evaluation import open_loop
 from wam_jax.evaluation import pictures
 from wam_jax.evaluation import recorded as recorded_lib
@@ -106,7 +106,8 @@ class _Subject:
   """A restored checkpoint, ready to be evaluated.
 
   Attributes:
-    config: the run's, with what the options say.
+    trained: the run's config.
+    config: the same, with what the options say.
     policy: the model's.
     robots: those that it knows, by name.
     step: the checkpoint's.
@@ -114,6 +115,7 @@ class _Subject:
     programs: counts those that were made for it.
   """
 
+  trained: cfg.TrainConfig
   config: cfg.TrainConfig
   policy: agent_lib.TimedPolicy
   robots: dict[str, robot_lib.Robot]
@@ -152,6 +154,7 @@ def _restore(options: Options) -> _Subject:
   is_approximate = approximation.is_approximate(config)
   make_policy = approximation.ComparedPolicy if is_approximate else agent_lib.TimedPolicy
   return _Subject(
+    trained=trained.config,
     config=config,
     policy=make_policy(config, params, frozen),
     robots=robot_lib.from_metadata(trained.metadata),
@@ -230,29 +233,16 @@ def _refuse_idle(options: Options, env: str) -> None:
 
 
 def _make_name(options: Options, subject: _Subject) -> str:
-  """Of the output directory: another for whatever gives other results."""
+  """Of the output directory."""
+  config, trained = subject.config, subject.trained
   parts = [options.policy]
   if options.policy not in _SCRIPTED:
-    parts += _name_sampling(options, subject.config.sample)
+    parts += naming.name_sampling(config.sample, trained.sample)
+  parts += naming.name_timing(options.timing)
   parts += [options.world, f'step{subject.step}', *(options.tasks or ())]
-  # What is chosen has a place of its own: the ends of paths, as letters and digits.
-  chosen = ['/'.join(text.split('/')[-2:]) for text in vars(options.recorded).values() if text]
-  return '_'.join([*parts, *(re.sub(r'[^A-Za-z0-9]+', '_', text).strip('_') for text in chosen)])
-
-
-def _name_sampling(options: Options, sample: cfg.SampleConfig) -> list[str]:
-  steps = str(sample.steps_of_actions_alone if sample.mode == 'act_only' else sample.steps)
-  parts = [sample.mode + steps]
-  if sample.mode == 'flash' and sample.action_steps:
-    parts.append(str(sample.action_steps))
-  if sample.history != 'reset':
-    parts.append(sample.history)
-  if sample.precision != 'model':
-    parts.append(sample.precision)
-  parts += [entry.replace('=', '') for entry in sample.mesh]
-  if options.timing.is_given:
-    parts.append(f'{options.timing.when or "wait"}{options.timing.delay or 0}')
-  return parts
+  parts += naming.name_scenes(config.evaluation, trained.evaluation, options.seed)
+  parts += naming.name_recorded(options.recorded)
+  return naming.join(parts)
 
 
 def _report(options: Options, subject: _Subject, output: pathlib.Path) -> dict[str, Any]:
