@@ -142,6 +142,12 @@ def main(unused_argv: Sequence[str]) -> None:
   if not all(scene.isdigit() for scene in _SCENES.value) or not _SCENES.value:
     raise ValueError(f'--scenes={",".join(_SCENES.value)} must be numbers of scenes, as 0,1.')
   scenes = [int(scene) for scene in _SCENES.value]
+  names = [pathlib.Path(workdir).name for workdir in _WORKDIRS.value]
+  if len(set(names)) < len(names):
+    raise ValueError(
+      f'--workdirs={",".join(_WORKDIRS.value)} must have names of their own, which '
+      'their films are called by.'
+    )
   output = pathlib.Path(_OUTPUT.value).expanduser()
   place = output / 'pictures' / 'gallery'
   place.mkdir(parents=True, exist_ok=True)

@@ -51,3 +51,9 @@ def test_scenes_are_numbers():
   done = programs.run('docs.make.gallery', '--scenes=best')
   assert done.returncode == 2
   assert done.stderr.startswith('error: --scenes=best must be numbers of scenes')
+
+
+def test_workdirs_whose_films_would_have_the_same_names_are_refused():
+  done = programs.run('docs.make.gallery', '--workdirs=weights/tiny,other/tiny')
+  assert done.returncode == 2
+  assert 'must have names of their own' in done.stderr
