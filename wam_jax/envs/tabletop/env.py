@@ -201,10 +201,9 @@ class TabletopEnv:
     the way; what is held stays so.
     """
     joints, grip = self.joints, self.world.grip
-    travel = world_lib.GRIP_SPEED / self.control_hz
     for *deltas, close in np.clip(np.asarray(action_DU, np.float64), -1, 1).tolist():
       joints = self.robot.move(joints, tuple(deltas))
-      grip = min(1.0, grip + travel) if close > 0 else max(0.0, grip - travel)
+      grip = world_lib.move_grip(grip, close > 0, 1 / self.control_hz)
     return {'proprio': self._describe(joints, self.robot.forward(joints), grip)}
 
   def _describe(self, joints: robots_lib.Vector, tip: tuple[float, float], grip: float):

@@ -54,6 +54,12 @@ class Item:
   angle: float = 0.0
 
 
+def move_grip(grip: float, close: bool, duration_s: float) -> float:
+  """Where a grip is that opened or closed for so long: 0 open ... 1 closed."""
+  travel = GRIP_SPEED * duration_s
+  return min(1.0, grip + travel) if close else max(0.0, grip - travel)
+
+
 class World:
   """Items, walls and one effector.
 
@@ -132,9 +138,8 @@ class World:
     """Moves the effector to `tip` in a straight line over `duration_s`, opening or closing the grip
     meanwhile.
     """
-    travel = GRIP_SPEED * duration_s
     was_closed = self.closed
-    self.grip = min(1.0, self.grip + travel) if close else max(0.0, self.grip - travel)
+    self.grip = move_grip(self.grip, close, duration_s)
     if self.closed and not was_closed:
       self._close()
     elif was_closed and not self.closed:
