@@ -119,6 +119,11 @@ class SampleConfig:
     return self.action_steps or (self.steps if self.mode == 'act_only' else 0)
 
   @property
+  def keeps_video(self) -> bool:
+    """Whether the actions take steps of their own against one pass of the video."""
+    return self.mode == 'flash' and self.action_steps > 0
+
+  @property
   def is_guided(self) -> bool:
     """Whether the video is moved away from the negative prompt; in 'act_only' there is none."""
     return self.guidance_scale != 1 and self.mode != 'act_only'
@@ -188,13 +193,12 @@ def check_sampling(model: ModelConfig, flow: FlowConfig, sample: SampleConfig) -
       f'model.max_chunks of at least 2, not {model.max_chunks}. '
       "Set sample.history='reset'."
     )
-  steps = sample.action_steps if sample.mode == 'flash' else 0
-  if steps and model.video_sees == 'all':
+  if sample.keeps_video and model.video_sees == 'all':
     if not sample.approximate_kept_video:
       raise ValueError(
-        f"sample.action_steps={steps} keeps the keys and values of one pass of a chunk's video; "
-        "with model.video_sees='all' they follow the actions at every step. Train with "
-        "config.model.video_sees='video', or take it for an approximation, whose error is "
+        f'sample.action_steps={sample.action_steps} keeps the keys and values of one pass of a '
+        "chunk's video; with model.video_sees='all' they follow the actions at every step. Train "
+        "with config.model.video_sees='video', or take it for an approximation, whose error is "
         'measured: sample.approximate_kept_video, --approximate_kept_video of wam_jax.evaluate.'
       )
     if sample.steps > 1:

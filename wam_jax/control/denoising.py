@@ -128,7 +128,7 @@ class Denoiser:
     """(latents or None, actions, memory) of the next chunk. Source: DreamZero policy head."""
     if self.sample.mode == 'act_only':
       return None, *self._denoise_alone(params, memory, chunk, noise_action)
-    if self.sample.action_steps:
+    if self.sample.keeps_video:
       return self._denoise_in_turn(params, memory, chunk, noise_video, noise_action)
 
     def velocity(video_BFHWC, sigma_video, action_BAU, sigma_action):

@@ -15,8 +15,7 @@ from wam_jax.control import weights
 
 def is_approximate(config: cfg.TrainConfig) -> bool:
   """Whether kept video differs from video that is run again: it sees the actions."""
-  kept = config.sample.mode == 'flash' and config.sample.action_steps > 0
-  return kept and config.model.video_sees == 'all'
+  return config.sample.keeps_video and config.model.video_sees == 'all'
 
 
 class ComparedPolicy(agent_lib.TimedPolicy):

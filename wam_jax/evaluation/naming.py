@@ -30,7 +30,7 @@ def name_sampling(sample: cfg.SampleConfig, trained: cfg.SampleConfig) -> Iterat
   """How a model is sampled, where the config of its run says `trained`."""
   alone = sample.steps_of_actions_alone
   yield f'{sample.mode}{alone if sample.mode == "act_only" else sample.steps}'
-  if sample.mode == 'flash' and sample.action_steps:
+  if sample.keeps_video:
     yield str(sample.action_steps)
   if sample.evaluate_steps != trained.evaluate_steps and not alone:
     yield f'evaluate{"-".join(map(str, sample.evaluate_steps)) or "all"}'
