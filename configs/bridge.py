@@ -10,6 +10,7 @@ dozen episodes; it is no recipe for the whole set.
 
 from wam_jax import config as cfg
 from wam_jax import presets
+from wam_jax.data import embodiments
 
 
 def get_config(arg: str = ''):
@@ -26,12 +27,8 @@ def get_config(arg: str = ''):
   c.model.num_layers = 4
   # All layers, no loop over them: faster on CPU.
   c.model.scan_unroll = 4
-  # Position, rotation and gripper, in state and action alike.
-  c.model.action_dim = 7
-  c.model.proprio_dim = 7
-  # 0.8 s at 5 Hz.
-  c.model.actions_per_chunk = 4
   c.model.tokenizer.channels = 16
+  presets.fit_robot(c, embodiments.get('bridge_widowx'))
 
   c.data.embodiments = ('bridge_widowx',)
   c.data.mixture = {
@@ -43,19 +40,12 @@ def get_config(arg: str = ''):
     )
   }
 
-  c.flow.shift = 3.0
-  c.flow.weighting = 'uniform'
+  presets.train_small(c)
   c.flow.action_weight = 1.0
-  c.sample.shift = 3.0
   c.sample.steps = 8
-
   c.optimizer.learning_rate = 2e-3
   c.optimizer.warmup_steps = 100
   c.optimizer.hold_fraction = 0.3
-  c.optimizer.b1 = 0.9
-  c.optimizer.b2 = 0.98
-  c.optimizer.weight_decay = 0.01
-  c.optimizer.ema_decay = 0.995
 
   # This size learns a few dozen episodes by heart, so it is evaluated on those.
   c.evaluation.env = 'dataset'

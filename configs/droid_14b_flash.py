@@ -25,15 +25,9 @@ def get_config(arg: str = ''):
   c.steps = 50_000
   # 5 % of the steps, as in droid_14b.
   c.optimizer.warmup_steps = 2500
-  c.model.video_sees = 'video'
-  c.flow.schedule = 'flash'
-  c.flow.video_at_noise = 0.3
-  c.flow.video_hidden = 0.2
+  presets.keep_video(c, action_steps=4)
   # The reference's bell has weight 0 at level 1, where the one step is taken.
   c.flow.weighting = 'uniform'
-  c.sample.mode = 'flash'
-  c.sample.steps = 1
-  c.sample.action_steps = 4
   # One pass of the video a chunk is the point; guidance would run a second branch.
   c.sample.guidance_scale = 1.0
   return presets.smoke(c, {'droid': 'disc'}) if arg == 'smoke' else c

@@ -24,14 +24,12 @@ def get_config(arg: str = ''):
   c.data.embodiments = ('metaworld',)
   prepare = f'data.metaworld --output={{root}} --tasks={",".join(TASKS)} --episodes=400 --workers=2'
   c.data.mixture = {
-    'metaworld': dict(
-      source='',
-      path=presets.below_root(c, f'metaworld/{"_".join(TASKS)}/1.0.0'),
-      split='train',
-      held_out='val',
+    'metaworld': presets.rlds_dataset(
+      c,
+      path=f'metaworld/{"_".join(TASKS)}/1.0.0',
       embodiment='metaworld',
-      weight=1.0,
       prepare=prepare,
+      held_out='val',
     )
   }
   c.evaluation.env = 'metaworld'

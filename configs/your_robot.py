@@ -34,14 +34,8 @@ def get_config(arg: str = ''):
   c.evaluation.batch = 10
   # Of this robot alone, whose record lies beside its data.
   c.data.mixture = {
-    'your_robot': dict(
-      source='',
-      path=presets.below_root(c, 'my_robot/1.0.0'),
-      split='train[:90%]',
-      held_out='train[90%:]',
-      embodiment='',
-      weight=1.0,
-      prepare='',
+    'your_robot': presets.rlds_dataset(
+      c, path='my_robot/1.0.0', embodiment='', split='train[:90%]', held_out='train[90%:]'
     )
   }
   if arg == 'smoke':

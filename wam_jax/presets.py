@@ -113,6 +113,34 @@ def keep_video(config: Any, action_steps: int) -> None:
   config.sample.action_steps = action_steps
 
 
+def rlds_dataset(
+  config: Any,
+  path: str,
+  embodiment: str,
+  prepare: str = '',
+  *,
+  split: str = 'train',
+  held_out: str = '',
+  weight: float = 1.0,
+) -> dict[str, Any]:
+  """A dataset for `data.mixture` of a ConfigDict. One that is made once from one as published is
+  told that by `--config.data.mixture.NAME.source=DIR`.
+
+  Args:
+    path: its directory, below `data.root`.
+    embodiment, prepare, split, held_out, weight: as in `config.DatasetConfig`.
+  """
+  return dict(
+    source='',
+    path=below_root(config, path),
+    split=split,
+    held_out=held_out,
+    embodiment=embodiment,
+    weight=weight,
+    prepare=prepare,
+  )
+
+
 def tabletop_dataset(
   config: Any, robot: str, tasks: str, episodes: int, weight: float = 1.0
 ) -> dict[str, Any]:
@@ -122,36 +150,15 @@ def tabletop_dataset(
   Args:
     robot: 'disc', 'arm', 'cart' or 'human'. tasks: comma-separated.
   """
-  return dict(
-    source='',
-    path=below_root(config, f'tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0'),
-    split='train',
-    held_out='',
+  return rlds_dataset(
+    config,
+    path=f'tabletop/{robot}_{tasks.replace(",", "_")}/1.0.0',
     embodiment=f'tabletop_{robot}',
-    weight=weight,
     prepare=(
       f'data.tabletop --output={{root}} --embodiment={robot} --tasks={tasks} '
       f'--episodes={episodes} --workers=2'
     ),
-  )
-
-
-def rlds_dataset(config: Any, path: str, embodiment: str, prepare: str) -> dict[str, Any]:
-  """A dataset for `data.mixture` of a ConfigDict that is made once from one as published, which
-  `--config.data.mixture.NAME.source=DIR` names.
-
-  Args:
-    path: its directory, below `data.root`.
-    embodiment, prepare: as in `config.DatasetConfig`.
-  """
-  return dict(
-    source='',
-    path=below_root(config, path),
-    split='train',
-    held_out='',
-    embodiment=embodiment,
-    weight=1.0,
-    prepare=prepare,
+    weight=weight,
   )
 
 
