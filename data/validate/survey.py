@@ -253,25 +253,15 @@ class Survey:
       starts_Q: steps at which chunks start.
       here_K: steps that are not left out.
     """
-    record = self.record
-    self.computed.add_converted(state_TX, action_TU, starts_Q, i)
     # The last action of an RLDS episode was never executed, and may be anything.
-    acted = np.flatnonzero(
-      statistics.find_covered(starts_Q, len(action_TU), record.steps_per_chunk)
-    )
-    self.action.add(action_TU[acted], acted, i)
+    counted = self.computed.add_converted(state_TX, action_TU, starts_Q, i)
+    self.action.add(counted.action_KU, counted.step_K, i)
+    self.relative.add(counted.relative_RU, counted.step_R, i)
     state_KX = state_TX[here_K]
     self.state.sketch.add(state_KX)
     self.state.add(state_KX, here_K, i)
     self.agreement.add(action_TU[here_K], state_KX, here_K, i)
     self.repeats += signals.repeats(np.linalg.norm(np.diff(state_KX, axis=0), axis=1))
-
-    # Relative actions as training sees them: a step once for each chunk that it is in.
-    has_relative = max(record.reference_columns, default=-1) >= 0
-    if has_relative and starts_Q.size:
-      steps_QS = starts_Q[:, None] + np.arange(record.steps_per_chunk)
-      action_QSU = normalize.subtract_reference(record, action_TU[steps_QS], state_TX[starts_Q])
-      self.relative.add(action_QSU.reshape(-1, record.action_dim), steps_QS.reshape(-1), i)
 
   @property
   def seams(self) -> dict[str, angles.Seams]:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -42,6 +42,21 @@ _WORDS = {
   'state': 'state',
   'action': 'action',
 }
+
+
+class Counted(NamedTuple):
+  """The actions of one episode that statistics are of.
+
+  Attributes:
+    action_KU, step_K: as they are stored, and their steps.
+    relative_RU, step_R: those counted from the state at their chunk's start, a step once for each
+      chunk that it is in, and their steps; none of a robot without.
+  """
+
+  action_KU: np.ndarray
+  step_K: np.ndarray
+  relative_RU: np.ndarray
+  step_R: np.ndarray
 
 
 class Computation:
@@ -83,10 +98,11 @@ class Computation:
 
   def add_converted(
     self, state_TX: np.ndarray, action_TU: np.ndarray, starts_C: np.ndarray, number: int = 0
-  ) -> None:
-    """As `add`, in the units of the record's slices."""
+  ) -> Counted:
+    """As `add`, in the units of the record's slices; the actions that were added."""
     if not len(starts_C):
-      return
+      nothing = np.zeros(0, np.int64)
+      return Counted(action_TU[:0], nothing, action_TU[:0], nothing)
     S = self._record.steps_per_chunk
     is_acted_T = find_covered(starts_C, len(action_TU), S)
     # The last frame of a chunk shows the state after its actions.
@@ -99,13 +115,26 @@ class Computation:
     ):
       for start, stop in _list_stretches(is_one_T):
         self.seams[part].add(rows[start:stop], number, start)
-    if self._is_relative_U.any():
-      steps_CS = starts_C[:, None] + np.arange(self._horizon)
-      # An overlap may go on beyond the last chunk that counts.
-      is_real_CS = np.append(is_acted_T, False)[np.minimum(steps_CS, len(action_TU))]
-      action_CSU = action_TU[np.minimum(steps_CS, len(action_TU) - 1)]
-      relative_CSU = normalize.subtract_reference(self._record, action_CSU, state_TX[starts_C])
-      self.relative.add(relative_CSU[is_real_CS])
+    relative_RU, step_R = self._subtract(state_TX, action_TU, starts_C, is_acted_T)
+    self.relative.add(relative_RU)
+    return Counted(action_TU[is_acted_T], np.flatnonzero(is_acted_T), relative_RU, step_R)
+
+  def _subtract(
+    self,
+    state_TX: np.ndarray,
+    action_TU: np.ndarray,
+    starts_C: np.ndarray,
+    is_acted_T: np.ndarray,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """`relative_RU` and `step_R` of `Counted`."""
+    if not self._is_relative_U.any():
+      return action_TU[:0], np.zeros(0, np.int64)
+    steps_CS = starts_C[:, None] + np.arange(self._horizon)
+    # An overlap may go on beyond the last chunk that counts.
+    is_real_CS = np.append(is_acted_T, False)[np.minimum(steps_CS, len(action_TU))]
+    action_CSU = action_TU[np.minimum(steps_CS, len(action_TU) - 1)]
+    relative_CSU = normalize.subtract_reference(self._record, action_CSU, state_TX[starts_C])
+    return relative_CSU[is_real_CS], steps_CS[is_real_CS]
 
   def list_unsafe(self, where: Callable[[int], str]) -> list[str]:
     """What no difference may be learnt of, a sentence each, see `angles.list_unsafe`."""
