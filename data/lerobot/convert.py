@@ -21,6 +21,7 @@ from data.lerobot import rows as rows_lib
 from data.lerobot import source as source_lib
 from data.lerobot import unused as unused_lib
 from wam_jax import storage
+from wam_jax.data import choice as choice_lib
 from wam_jax.data import embodiments
 from wam_jax.data import record as robot_record
 
@@ -228,10 +229,10 @@ def _parameters(plan: plan_lib.Plan, record: robot_record.Embodiment) -> dict[st
 def _make_files(plan: plan_lib.Plan, record: robot_record.Embodiment) -> dict[str, bytes]:
   """What lies beside the shards."""
   source = plan.source
-  contents = {'embodiment.json': dataclasses.asdict(record)}
+  contents = {embodiments.FILE: dataclasses.asdict(record)}
   if source.gear.removed:
-    contents['step_ranges.json'] = {
-      episode_name(n): _ranges(source.episodes[n], source.gear.removed.get(n, ()))
+    contents[choice_lib.RANGES] = {
+      episode_name(n): _list_remaining(source.episodes[n], source.gear.removed.get(n, ()))
       for numbers in plan.episodes.values()
       for n in numbers
     }
@@ -243,8 +244,8 @@ def _make_files(plan: plan_lib.Plan, record: robot_record.Embodiment) -> dict[st
   }
 
 
-def _ranges(episode: source_lib.Episode, removed: Any) -> list[list[int]]:
-  """[start, stop) of the runs of steps that remain."""
+def _list_remaining(episode: source_lib.Episode, removed: Any) -> list[tuple[int, int]]:
+  """(first step, step after the last) of the runs of steps that remain."""
   remains = np.ones(episode.length, bool)
   try:
     remains[np.asarray(removed, np.int64)] = False
@@ -252,7 +253,4 @@ def _ranges(episode: source_lib.Episode, removed: Any) -> list[list[int]]:
     raise ValueError(
       f'meta/step_filter.jsonl removes steps that episode {episode.number} does not have: {error}.'
     ) from error
-  # With a 0 on either side every run has a first edge and, one after its last step, a second.
-  padded = np.pad(remains.astype(np.int8), 1)
-  edges = np.flatnonzero(np.diff(padded))
-  return edges.reshape(-1, 2).tolist()
+  return choice_lib.list_runs(remains)

@@ -20,12 +20,12 @@ from data.lerobot import plan as plan_lib
 from data.sessions import timeline
 from wam_jax import storage
 from wam_jax.client import recorder
+from wam_jax.data import choice as choice_lib
 from wam_jax.data import embodiments
 from wam_jax.data import record as record_lib
 
 LEAVE_OUT, HOLD = 'leave_out', 'hold'
 UNSEEN = (LEAVE_OUT, HOLD)
-RANGES = 'step_ranges.json'
 SHARD_FRAMES = 8192
 _SUCCESS, _FAILURE, _UNTOLD = '_success', '_failure', '_untold'
 _SHOWN = 5  # Files that a line names.
@@ -231,7 +231,7 @@ def _make_dataset(
 ) -> rlds.Dataset:
   files = {embodiments.FILE: dataclasses.asdict(record)}
   if options.unseen == HOLD:
-    files[RANGES] = {one.name: [[t, t + 1] for t in one.exact] for one in sources}
+    files[choice_lib.RANGES] = {one.name: [[t, t + 1] for t in one.exact] for one in sources}
   return rlds.Dataset(
     name='sessions',
     config='',

@@ -219,7 +219,7 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
   # Relative statistics for the relative part.
   np.testing.assert_array_equal(numbers.action.max, [9, 10, 8])
   # Steps 0, 1, 5 and 13 of episode 2 are filtered out; a range ends before its second number.
-  assert json.loads((tmp_path / 'out/step_ranges.json').read_text()) == {
+  assert json.loads((tmp_path / 'out' / choice.RANGES).read_text()) == {
     'episode_000000': [[0, 21]],
     'episode_000002': [[2, 5], [6, 13]],
   }
@@ -229,7 +229,7 @@ def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
       str(tmp_path / 'out'),
       'train',
       short,
-      choice=choice.Choice(ranges=str(tmp_path / 'out/step_ranges.json')),
+      choice=choice.Choice(ranges=str(tmp_path / 'out' / choice.RANGES)),
     )
   )
   assert [anchors[i][1] for i in range(len(anchors)) if anchors[i][0] == 1] == [

@@ -123,7 +123,7 @@ def test_what_was_not_seen_is_said_and_no_chunk_begins_there(tmp_path, episodes)
 
   path = str(tmp_path / 'made')
   record = embodiments.resolve('', path)
-  ranges = choice.Choice(ranges=str(tmp_path / 'made' / convert.RANGES))
+  ranges = choice.Choice(ranges=str(tmp_path / 'made' / choice.RANGES))
   anchors = windows.make_anchors(sources.Episodes(path, 'train', record, choice=ranges))
   assert [anchors[k].step for k in range(len(anchors))] == [0, 8, 16, 24]
   for anchor in (anchors[k] for k in range(len(anchors))):

@@ -264,6 +264,12 @@ def test_failed_episodes_are_left_out_unless_wanted(tmp_path):
     windows.make_anchors(only_failed)
 
 
+def test_runs_of_steps():
+  """At both edges, and of one step."""
+  assert choice.list_runs(np.bool_([1, 1, 0, 1, 0, 0, 1])) == [(0, 2), (3, 4), (6, 7)]
+  assert choice.list_runs(np.bool_([0, 0])) == choice.list_runs(np.bool_([])) == []
+
+
 def write_ranges(tmp_path, kept) -> str:
   file = tmp_path / 'ranges.json'
   file.write_text(json.dumps(kept))

@@ -23,6 +23,7 @@ from wam_jax import pointers
 from wam_jax.data import exclusions
 from wam_jax.data import record as record_lib
 
+RANGES = 'step_ranges.json'  # What a file of `Choice.ranges` is called that lies beside a dataset.
 # Reasons for which somebody may not want an episode, whatever it holds.
 UNLABELED, FAILED, OUT_OF_RANGE = 'without an instruction', 'failed', 'not in the ranges'
 UNWANTED = (UNLABELED, FAILED, OUT_OF_RANGE)
@@ -188,6 +189,13 @@ def list_starts(record: record_lib.Embodiment, stretches: Stretches) -> np.ndarr
     np.arange(start, min(end, stop - S)) for _, start, end, stop in stretches.rows_K4.tolist()
   ]
   return np.unique(np.concatenate([np.zeros(0, np.int64), *starts]))
+
+
+def list_runs(is_one_T: np.ndarray) -> list[tuple[int, int]]:
+  """(first step, step after the last) of each run of True."""
+  # With a False on either side every run has a first edge and, one after its last step, a second.
+  edges = np.flatnonzero(np.diff(is_one_T.astype(np.int8), prepend=0, append=0))
+  return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
 def _find_ranges(file: str) -> epath.Path:

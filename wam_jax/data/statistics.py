@@ -113,7 +113,7 @@ class Computation:
       ('state', state_TX, is_seen_T),
       ('action', action_TU, is_acted_T),
     ):
-      for start, stop in _list_stretches(is_one_T):
+      for start, stop in choice_lib.list_runs(is_one_T):
         self.seams[part].add(rows[start:stop], number, start)
     relative_RU, step_R = self._subtract(state_TX, action_TU, starts_C, is_acted_T)
     self.relative.add(relative_RU)
@@ -188,12 +188,6 @@ class Computation:
         for key in normalize.ARRAYS
       )
     )
-
-
-def _list_stretches(is_one_T: np.ndarray) -> list[tuple[int, int]]:
-  """First and stop of each run of True."""
-  edges = np.flatnonzero(np.diff(is_one_T.astype(np.int8), prepend=0, append=0))
-  return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
 def find_covered(starts_C: np.ndarray, length: int, steps: int) -> np.ndarray:
