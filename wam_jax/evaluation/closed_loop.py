@@ -1,6 +1,7 @@
 """Closed-loop episodes in a simulated world, many side by side, and what they show.
 
-Works with any `envs.worlds.Env`; owns neither worlds nor agents, and draws nothing.
+Works with any `envs.worlds.Env`, and makes that of a config; owns neither worlds nor agents, and
+draws nothing.
 """
 
 from __future__ import annotations
