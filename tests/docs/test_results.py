@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMIT = re.compile(r'\b[0-9a-f]{7}\b')
-FIGURE = re.compile(r'\d+ %|\d minutes|\d+ days|episodes succeed|of \d+ episodes')
+FIGURE = re.compile(r'\d+ %|\d minutes|\d+ days|\d times\b|episodes succeed|of \d+ episodes')
 
 
 def read_sections():
@@ -36,13 +36,18 @@ def test_each_section_of_the_results_has_command_machine_and_commit(title):
   assert re.search(r'`(python -m|pytest)', sections[title])
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/index.md', 'docs/fits.md', 'docs/control.md'])
-def test_figures_of_pages_name_a_commit(page):
+@pytest.mark.parametrize(
+  'page', ['README.md', *(f'docs/{name}.md' for name in ('index', 'fits', 'control', 'serving'))]
+)
+def test_figures_of_pages_name_a_commit_of_the_results(page):
+  known = set(COMMIT.findall((ROOT / 'benchmarks/RESULTS.md').read_text()))
   paragraphs = (ROOT / page).read_text().split('\n\n')
   measured = [text for text in paragraphs if FIGURE.search(text)]
   assert measured
   for text in measured:
-    assert COMMIT.search(text), text
+    named = set(COMMIT.findall(text))
+    assert named, text
+    assert named <= known, text
 
 
 def test_the_smallest_slices_are_those_of_the_results():
