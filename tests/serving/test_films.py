@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip('websockets', reason="pip install -e '.[serve]'")
-pytest.importorskip('imageio_ffmpeg', reason="pip install -e '.[sim]'")
+pytest.importorskip('av', reason="pip install -e '.[sim]'")
 
 from tests import programs
 from tests.serving import engines
