@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import re
 
 import pytest
 
 from wam_jax import checkpoint
+from wam_jax import frozen
+from wam_jax import identity
 from wam_jax import source
 from wam_jax import storage
 from wam_jax.control import agent as agent_lib
@@ -32,6 +35,18 @@ def test_they_are_small_whole_and_on_the_card(name):
   for path in kept:
     content = (place / path).read_bytes()
     assert not any(home in content for home in (b'/root/', b'/home/', b'/tmp/'))
+
+
+@pytest.mark.parametrize('name', PLACES)
+def test_their_numbers_are_those_that_were_trained(name):
+  """What an evaluation reads has the hash on the card, and so have the encoders theirs."""
+  place = PLACES[name]
+  (hashed,) = re.findall(rf'^\| `weights/{name}` \|.* `(\w{{32}})` \|$', CARD, re.MULTILINE)
+  assert identity.hash_arrays(checkpoint.load_for_inference(place).params) == hashed
+  metadata = checkpoint.load_metadata(place / 'checkpoints/0')
+  stored = frozen.find(place / 'checkpoints/0', metadata)
+  assert frozen.hash_stored(stored) == metadata['encoders']
+  assert frozen.find_place(place, metadata['encoders']) == stored
 
 
 def is_kept(path: str) -> bool:
