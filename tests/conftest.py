@@ -24,6 +24,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 import pytest
 
 from tests import parity
+from tests import samples
 
 # Files that take longest come first: with two workers a long file at the end would be alone.
 LONGEST_FIRST = (
@@ -46,25 +47,41 @@ def pytest_addoption(parser):
     default=parity.HERE,
     help='folder of golden .npz files that the tests with `golden` in their name read',
   )
+  parser.addoption(
+    '--samples',
+    type=pathlib.Path,
+    default=samples.HERE,
+    help='folder of recordings of real robots, for the tests with `sample` among their arguments',
+  )
   parser.addoption('--slow', action='store_true', help='also run the tests marked slow')
 
 
 def pytest_collection_modifyitems(config, items):
   rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
   items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
-  if config.getoption('--slow'):
-    return
-  # Not skipped but left out: a skip is for what this machine lacks.
-  slow = [item for item in items if item.get_closest_marker('slow')]
-  items[:] = [item for item in items if not item.get_closest_marker('slow')]
-  config.hook.pytest_deselected(items=slow)
+  # Not skipped but left out: a skip is for what can be installed.
+  left_out = [item for item in items if is_left_out(item)]
+  items[:] = [item for item in items if not is_left_out(item)]
+  config.hook.pytest_deselected(items=left_out)
+
+
+def is_left_out(item) -> bool:
+  """Whether it is slow, and none such are asked for, or is given no file of those that it takes."""
+  is_slow = item.get_closest_marker('slow') and not item.config.getoption('--slow')
+  reasons = [mark.kwargs.get('reason', '') for mark in item.iter_markers('skip')]
+  return bool(is_slow) or any(reason.startswith('got empty parameter set') for reason in reasons)
 
 
 def pytest_generate_tests(metafunc):
+  wanted = [key for mark in metafunc.definition.iter_markers('golden_with') for key in mark.args]
   for name in metafunc.fixturenames:
-    if name.startswith('golden_'):
-      paths = parity.files(metafunc.config.getoption('--golden-dir'), name.removeprefix('golden_'))
+    prefix, _, what = name.partition('_')
+    if prefix == 'golden':
+      paths = parity.files(metafunc.config.getoption('--golden-dir'), what, wanted)
       metafunc.parametrize(name, paths, ids=[p.stem for p in paths], indirect=True, scope='module')
+    elif prefix == 'sample' and what in samples.SAMPLES:
+      paths = samples.find(metafunc.config.getoption('--samples'), what)
+      metafunc.parametrize(name, paths, ids=[what for _ in paths])
 
 
 def _fixture(prefix):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,10 @@ def check_scheduler(request, component: str, given: dict[str, np.ndarray], name:
   check(request, f'{component} {name}', got, given[name], relative=SCHEDULERS)
 
 
-def files(directory: pathlib.Path, prefix: str) -> list[pathlib.Path]:
-  """Golden files of one kind."""
-  return sorted(directory.glob(f'{prefix}*.npz'))
+def files(directory: pathlib.Path, prefix: str, wanted: Sequence[str] = ()) -> list[pathlib.Path]:
+  """Golden files of one kind, those that hold all `wanted` arrays."""
+  found = sorted(directory.glob(f'{prefix}*.npz'))
+  return [path for path in found if set(wanted) <= set(np.load(path).files)]
 
 
 def table(rows: list[tuple[str, float, float]]) -> list[str]:

@@ -231,7 +231,7 @@ def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
 
 
 def test_pytorch_baseline_is_the_same_model():
-  pytest.importorskip('torch')
+  pytest.importorskip('torch', reason="pip install -e '.[torch]'")
   from benchmarks.step import work
   from configs import tiny
 

@@ -1,6 +1,5 @@
 """The command: the tiny config compiled with libtpu, what is printed and written, and mistakes."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,14 +8,11 @@ import sys
 
 import pytest
 
+from tests import needs
 from tests import train_config
 from wam_jax import config as cfg
 from wam_jax import flops
 from wam_jax.data import shapes
-
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'"
-)
 
 
 def run(*flags: str, code: int = 0) -> tuple[str, str]:
@@ -34,7 +30,7 @@ def run(*flags: str, code: int = 0) -> tuple[str, str]:
   return done.stdout, done.stderr
 
 
-@needs_libtpu
+@needs.libtpu
 def test_reports_what_a_slice_would_do(tmp_path):
   file = tmp_path / 'report.json'
   printed, progress = run(
@@ -84,7 +80,7 @@ def test_reports_what_a_slice_would_do(tmp_path):
   assert 'Traceback' not in progress
 
 
-@needs_libtpu
+@needs.libtpu
 def test_says_what_does_not_fit_and_exits_with_1(tmp_path):
   file = tmp_path / 'report.json'
   # Tiny samples, but enough of them.
@@ -100,7 +96,7 @@ def test_says_what_does_not_fit_and_exits_with_1(tmp_path):
   assert made['compiler']['reached'] in ('plan', 'no room')
 
 
-@needs_libtpu
+@needs.libtpu
 @pytest.mark.slow
 def test_two_slices_send_gradients_alone_to_each_other(tmp_path):
   file = tmp_path / 'report.json'
@@ -115,7 +111,7 @@ def test_two_slices_send_gradients_alone_to_each_other(tmp_path):
   assert held < between['bytes'] < 4.5 * held
 
 
-@needs_libtpu
+@needs.libtpu
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [

@@ -3,13 +3,13 @@ commands as a user types them.
 """
 
 import importlib
-import importlib.util
 import json
 import pathlib
 import re
 
 import pytest
 
+from tests import needs
 from tests import programs
 from tests.data import synthetic
 from wam_jax import config as cfg
@@ -90,11 +90,8 @@ def check_evaluation(output: pathlib.Path, printed: str) -> None:
 
 def list_configs() -> list:
   """Those that differ in more than numbers; the main job always runs."""
-  needs = pytest.mark.skipif(
-    importlib.util.find_spec('metaworld') is None, reason="pip install -e '.[metaworld]'"
-  )
   marks = {name: [] if name == 'tiny' else [pytest.mark.slow] for name in sorted(NAMES)}
-  marks['metaworld'].append(needs)
+  marks['metaworld'].append(needs.metaworld)
   return [pytest.param(name, marks=marks[name]) for name in marks if name not in VARIANTS]
 
 

@@ -19,7 +19,7 @@ def sum_of(part: np.ndarray, starts) -> int:
   return identity.add_up(identity.Part('w', WHOLE.shape, starts, part))
 
 
-@pytest.mark.parametrize('cuts', itertools.product((1, 2, 6), (1, 5), (1, 2, 4)))
+@pytest.mark.parametrize('cuts', [*itertools.product((1, 2, 6), (1, 5), (1, 2, 4))])
 def test_parts_add_up_to_the_whole(cuts):
   sizes = [n // count for n, count in zip(WHOLE.shape, cuts)]
   total = 0

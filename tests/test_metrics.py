@@ -140,7 +140,7 @@ def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
 
 def test_wandb_without_network(tmp_path, monkeypatch):
   """Each start of a run writes what `wandb sync` sends later, under one name."""
-  pytest.importorskip('wandb')
+  pytest.importorskip('wandb', reason="pip install -e '.[wandb]'")
   monkeypatch.setenv('WANDB_MODE', 'offline')
   # Resumed: step 2 is logged twice.
   for steps in ([1, 2], [2, 3]):

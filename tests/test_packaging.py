@@ -182,6 +182,35 @@ def test_messages_name_extras_that_exist(declared):
   assert unknown == []
 
 
+def list_skips() -> list[tuple[str, str, str]]:
+  """(place, module, reason) of every test or file of tests that is skipped without a module."""
+  found = []
+  for path in sorted((ROOT / 'tests').rglob('*.py')):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call) and ast.unparse(node.func) == 'pytest.importorskip':
+        reasons = [ast.literal_eval(k.value) for k in node.keywords if k.arg == 'reason']
+        place = f'{path.relative_to(ROOT)}:{node.lineno}'
+        found.append((place, ast.literal_eval(node.args[0]), ''.join(reasons)))
+  return found
+
+
+def test_a_skipped_test_says_what_to_install_for_it(declared):
+  extras = {
+    f"pip install -e '.[{extra}]'": {normalize(name) for name in names}
+    for extra, names in declared['extras_require'].items()
+  }
+  distributions = importlib.metadata.packages_distributions()
+  wrong = []
+  for place, module, reason in list_skips():
+    package = module.split('.')[0]
+    names = {normalize(name) for name in distributions.get(package, [package])}
+    # What no extra has is asked for by its own name.
+    others = {f'pip install --no-deps {name}' for name in names}
+    if not names & extras.get(reason, set()) and reason not in others:
+      wrong.append(f'{place}: {module}, {reason!r}')
+  assert wrong == []
+
+
 def test_messages_give_the_command_of_the_readme():
   """The project is on no package index: `pip install wam_jax` would find nothing, or another."""
   assert [place for place, name, _ in list_hints() if name == 'wam_jax'] == []

@@ -111,8 +111,8 @@ def test_each_host_reads_and_holds_its_share_and_hears_of_every_mistake(root):
 
 
 def write_vocabulary(workdir, texts) -> None:
-  sentencepiece = pytest.importorskip('sentencepiece')
-  pytest.importorskip('ftfy')
+  sentencepiece = pytest.importorskip('sentencepiece', reason="pip install -e '.[umt5]'")
+  pytest.importorskip('ftfy', reason="pip install -e '.[umt5]'")
   workdir.mkdir(exist_ok=True)
   with (workdir / 'tokenizer.model').open('wb') as file:
     sentencepiece.SentencePieceTrainer.train(

@@ -5,13 +5,13 @@ slices that are not there.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from typing import NamedTuple
 
 import pytest
 
 from benchmarks.pods import work as pods
 from configs import droid_14b
+from tests import needs
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax.aot import compiler
@@ -21,7 +21,7 @@ from wam_jax.aot import work as work_lib
 
 pytestmark = [
   pytest.mark.slow,
-  pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'"),
+  needs.libtpu,
 ]
 
 LAYERS = 2

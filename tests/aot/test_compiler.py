@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
 
+from tests import needs
 from tests import train_config
 from wam_jax import chips
 from wam_jax import config as cfg
@@ -33,7 +33,7 @@ for chip in chips.CHIPS:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'")
+@needs.libtpu
 def test_the_compiler_knows_every_slice_that_can_be_named_a_single_chip_too():
   subprocess.run(
     [sys.executable, '-c', DESCRIBE_ALL],

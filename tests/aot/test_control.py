@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,16 +9,11 @@ import sys
 
 import pytest
 
+from tests import needs
 from tests import train_config
 from wam_jax import config as cfg
 from wam_jax.aot import control
 from wam_jax.aot import hlo
-
-HAS_GPU_COMPILER = importlib.util.find_spec('jax_cuda13_plugin') is not None
-needs_gpu_compiler = pytest.mark.skipif(not HAS_GPU_COMPILER, reason="pip install -e '.[aot-gpu]'")
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'"
-)
 
 
 def report(tmp_path, *flags):
@@ -34,7 +28,7 @@ def report(tmp_path, *flags):
   return json.loads(file.read_text())
 
 
-@needs_gpu_compiler
+@needs.gpu_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'way',
@@ -53,7 +47,7 @@ def test_14b_on_an_h200_copies_nothing_large(way, tmp_path):
   assert not made['loops_counted_once']
 
 
-@needs_gpu_compiler
+@needs.gpu_compiler
 @pytest.mark.slow
 def test_14b_in_fp8_multiplies_bytes_and_transposes_no_weights(tmp_path):
   flags = ['--config=configs/droid_14b_flash.py', '--topology=h200', '--precision=fp8']
@@ -79,7 +73,7 @@ def test_14b_in_fp8_multiplies_bytes_and_transposes_no_weights(tmp_path):
   assert made['compile_s'] <= 60
 
 
-@needs_libtpu
+@needs.libtpu
 @pytest.mark.slow
 def test_14b_on_eight_v6e_is_real_time(tmp_path):
   one_step = '--config.sample.action_steps=0'

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 
-import pytest
-
+from tests import needs
 from tests import train_config
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax.aot import compiler
 from wam_jax.aot import memory
-
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason="pip install -e '.[aot]'"
-)
 
 
 def test_memory_is_read_off_the_buffers():
@@ -59,7 +53,7 @@ allocation 6: size 60, color 5, preallocated-temp:
   assert memory.list_largest_temporaries(compiled) == ['5.00KiB: f32[1280]']
 
 
-@needs_libtpu
+@needs.libtpu
 def test_memory_is_what_the_finished_program_states(tmp_path):
   config = dataclasses.replace(
     cfg.from_config_dict(train_config.get_config()),

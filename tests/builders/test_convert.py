@@ -27,7 +27,6 @@ from wam_jax.data import pipeline
 from wam_jax.data import sources
 
 ROOT = pathlib.Path(__file__).parents[2]
-BRIDGE = ROOT.parent / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
 
 
 @pytest.fixture
@@ -257,9 +256,8 @@ def test_commands(clock_path, tfrecord_path, tmp_path):
   assert "does not fit embodiment 'bridge_widowx'" in wrong.stderr
 
 
-@pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')
-def test_real_bridge_episodes_become_batches(tmp_path):
-  output = str(convert.convert(BRIDGE, tmp_path / 'bridge/1.0.0'))
+def test_real_bridge_episodes_become_batches(tmp_path, sample_bridge):
+  output = str(convert.convert(sample_bridge, tmp_path / 'bridge/1.0.0'))
   done = run('data.statistics', f'--dataset={output}', '--embodiment=bridge_widowx')
   assert done.returncode == 0
   assert '25 episodes, 250 steps' in done.stdout

@@ -23,6 +23,7 @@ from data.lerobot import convert
 from data.lerobot import gear as gear_lib
 from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
+from tests import videos
 from tests.builders import lerobot_dirs as dirs
 from wam_jax.data import choice
 from wam_jax.data import record as robot_record
@@ -30,7 +31,6 @@ from wam_jax.data import sources
 from wam_jax.data import statistics
 from wam_jax.data import windows
 
-G1 = pathlib.Path(__file__).parents[3] / 'shared/data/lerobot_v21_g1_sample'
 LENGTHS = [21, 9, 14]
 # modality.json of the reference: names for ranges of columns, for cameras and for texts.
 GEAR = {
@@ -638,29 +638,24 @@ def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
   assert 'no meta/info.json' in refused.stderr
 
 
-@pytest.mark.skipif(
-  not G1.exists(), reason='the sample of real robot data is not beside this checkout'
-)
-def test_real_episodes_of_both_versions(tmp_path):
-  record = convert.convert(G1, tmp_path / 'g1', plan_lib.Options(size='120x160'), workers=2).record
-  packed = dirs.pack_as_v3(G1, tmp_path / G1.name, 3)
-  convert.convert(packed, tmp_path / 'packed', plan_lib.Options(size='120x160'), workers=2)
+def test_real_episodes_of_both_versions(tmp_path, sample_g1):
+  options = plan_lib.Options(size='120x160')
+  record = convert.convert(sample_g1, tmp_path / 'g1', options, workers=2).record
+  packed = dirs.pack_as_v3(sample_g1, tmp_path / sample_g1.name, 3)
+  convert.convert(packed, tmp_path / 'packed', options, workers=2)
   assert _shards(tmp_path / 'g1') == _shards(tmp_path / 'packed')
   episodes = sources.Episodes(str(tmp_path / 'g1'), 'train', record)
   assert [episodes[i].length for i in range(4)] == [221, 277, 267, 280]
-  rows = parquet.read_table(G1 / 'data/chunk-000/episode_000003.parquet')
+  rows = parquet.read_table(sample_g1 / 'data/chunk-000/episode_000003.parquet')
   np.testing.assert_array_equal(
     episodes[3].state_TX, np.stack(rows['observation.state'].to_numpy())
   )
   np.testing.assert_array_equal(episodes[3].action_TU, np.stack(rows['action'].to_numpy()))
   assert episodes[0].texts(0) == ('Pick up the yellow bottle on the table.',)
-  with av.open(
-    str(G1 / 'videos/chunk-000/observation.images.cam_high/episode_000003.mp4')
-  ) as container:
-    frames = [
-      cv2.resize(frame.to_ndarray(format='rgb24'), (160, 120), interpolation=cv2.INTER_AREA)
-      for frame in container.decode(video=0)
-    ]
+  shown, _ = videos.read(
+    sample_g1 / 'videos/chunk-000/observation.images.cam_high/episode_000003.mp4'
+  )
+  frames = [cv2.resize(frame, (160, 120), interpolation=cv2.INTER_AREA) for frame in shown]
   errors = [
     np.abs(episodes[3].decode('cam_high', t).astype(int) - frames[t]).mean() for t in (0, 100, 279)
   ]

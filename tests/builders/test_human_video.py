@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import pathlib
 import shutil
 import struct
 
@@ -21,7 +20,6 @@ from wam_jax.data import embodiments
 from wam_jax.data import sources
 from wam_jax.data import windows
 
-DROID = pathlib.Path(__file__).parents[3] / 'shared/data/droid_video_sample'
 HUMAN = embodiments.get('human')
 # Grey of frame i; 6 apart, so that compression cannot take one for another.
 shade = lambda i: 20 + 6 * (i % 36)
@@ -286,23 +284,21 @@ def test_command(folder, tmp_path):
   assert refused.stderr.startswith("error: size='32' must be ROWSxCOLUMNS")
 
 
-@pytest.mark.skipif(
-  not DROID.exists(), reason='the sample of real robot data is not beside this checkout'
-)
-def test_real_videos_give_windows(tmp_path):
-  for path in DROID.glob('*.mp4'):
-    (tmp_path / 'videos').mkdir(exist_ok=True)
+def test_real_videos_give_windows(tmp_path, sample_droid):
+  filmed = sorted(sample_droid.glob('*.mp4'))
+  (tmp_path / 'videos').mkdir()
+  for path in filmed:
     (tmp_path / 'videos' / path.name).symlink_to(path)
   dirs.write_lines(
     tmp_path / 'videos/captions.jsonl',
-    [{'file': path.name, 'caption': 'moves the pan forward'} for path in DROID.glob('*.mp4')],
+    [{'file': path.name, 'caption': 'moves the pan forward'} for path in filmed],
   )
   builder.build(tmp_path / 'out', _config(tmp_path / 'videos'), workers=2)
   episodes = _episodes(tmp_path / 'out')
   # 419 frames at 15 fps, every third.
   assert [episodes[i].length for i in range(3)] == [140] * 3
   assert len(windows.make_anchors(episodes)) == 3 * (140 - 8)
-  frames = videos.read(DROID / 'wrist_image_left.mp4')[0][::3]
+  frames = videos.read(sample_droid / 'wrist_image_left.mp4')[0][::3]
   errors = [
     np.abs(episodes[2].decode('image', t).astype(int) - frames[t]).mean() for t in (0, 70, 139)
   ]

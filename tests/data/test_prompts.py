@@ -83,7 +83,7 @@ def test_fill():
 
 
 def test_clean():
-  pytest.importorskip('ftfy')
+  pytest.importorskip('ftfy', reason="pip install -e '.[umt5]'")
   assert (
     prompts.clean(' the&nbsp;robot\u2019s\n\n&amp;lt;arm&amp;gt;  sch\u00c3\u00b6n ')
     == "the robot's <arm> schön"
@@ -101,9 +101,9 @@ def test_word_tokenizer_is_the_transform():
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
   """A unigram vocabulary of T5's form as spiece.model, and the same one as tokenizer.json."""
-  sentencepiece = pytest.importorskip('sentencepiece')
-  tokenizers = pytest.importorskip('tokenizers')
-  pytest.importorskip('ftfy')
+  sentencepiece = pytest.importorskip('sentencepiece', reason="pip install -e '.[umt5]'")
+  tokenizers = pytest.importorskip('tokenizers', reason="pip install -e '.[umt5]'")
+  pytest.importorskip('ftfy', reason="pip install -e '.[umt5]'")
   directory = tmp_path_factory.mktemp('tokenizer')
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -158,7 +158,7 @@ def test_umt5_tokenizer(files, name):
 
 
 def test_either_file_gives_the_ids_of_transformers(files):
-  transformers = pytest.importorskip('transformers')
+  transformers = pytest.importorskip('transformers', reason="pip install -e '.[torch]'")
   theirs = transformers.T5Tokenizer(vocab=files[1], extra_ids=0)
   ours = [
     prompts.make_tokenizer(config_of(files, name)) for name in ('spiece.model', 'tokenizer.json')
@@ -192,7 +192,7 @@ def test_wrong_files_raise(files, tmp_path):
 
 
 def test_another_vocabulary_raises(tmp_path):
-  tokenizers = pytest.importorskip('tokenizers')
+  tokenizers = pytest.importorskip('tokenizers', reason="pip install -e '.[umt5]'")
   path = tmp_path / 'tokenizer.json'
   tokenizers.Tokenizer(
     tokenizers.models.Unigram([('</s>', 0.0), ('<pad>', 0.0), ('a', -1.0)])
@@ -206,7 +206,7 @@ def test_vocabularies_are_compared_by_what_they_say(files, tmp_path):
   either = [str(files[0] / name) for name in ('spiece.model', 'tokenizer.json')]
   assert prompts.find_difference(config_of(files, ''), *either) is None
 
-  tokenizers = pytest.importorskip('tokenizers')
+  tokenizers = pytest.importorskip('tokenizers', reason="pip install -e '.[umt5]'")
   # Two pieces have changed their places.
   first, *middle, last = files[1][3:]
   pieces = [*files[1][:3], last, *middle, first]

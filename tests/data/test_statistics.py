@@ -24,7 +24,6 @@ from wam_jax.data import sources
 from wam_jax.data import statistics
 
 CLOCK, RELATIVE = synthetic.CLOCK, synthetic.RELATIVE
-BRIDGE = pathlib.Path(__file__).parents[3] / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
 
 
 def compute(episodes: sources.Episodes) -> normalize.Statistics:
@@ -352,11 +351,10 @@ def test_command_reports_mistakes(tmp_path):
   assert 'embodiment.json' in unknown
 
 
-@pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')
-def test_real_bridge_statistics(tmp_path):
+def test_real_bridge_statistics(tmp_path, sample_bridge):
   from data import convert
 
-  path = str(convert.convert(BRIDGE, tmp_path / 'bridge/1.0.0'))
+  path = str(convert.convert(sample_bridge, tmp_path / 'bridge/1.0.0'))
   episodes = sources.Episodes(path, 'train', embodiments.get('bridge_widowx'))
   got = statistics.load_or_compute(episodes)
   # The last action of an episode is in no chunk.

@@ -4,7 +4,6 @@ the code is what the code makes, and the site builds without a warning.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
 import re
@@ -17,6 +16,7 @@ import pytest
 from docs import make
 from docs.make import __main__ as made
 from docs.make import config_reference
+from tests import needs
 from wam_jax import config as cfg
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -115,9 +115,8 @@ def test_a_key_that_is_not_described_is_refused():
     config_reference.describe(Group)
 
 
+@needs.mkdocs
 def test_the_site_builds_without_a_warning(tmp_path):
-  if importlib.util.find_spec('mkdocs') is None:
-    pytest.skip("needs mkdocs: pip install -e '.[docs]'")
   done = subprocess.run(
     [sys.executable, '-m', 'mkdocs', 'build', '--strict', f'--site-dir={tmp_path}/site'],
     cwd=ROOT,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip('metaworld')
+pytest.importorskip('metaworld', reason="pip install -e '.[metaworld]'")
 
 from wam_jax.envs import metaworld
 

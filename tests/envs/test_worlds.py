@@ -42,7 +42,7 @@ def test_metaworld_has_the_members_of_a_world():
 
 
 def test_metaworld_is_made_by_name():
-  pytest.importorskip('metaworld')
+  pytest.importorskip('metaworld', reason="pip install -e '.[metaworld]'")
   env = worlds.make('metaworld', ('reach',), view_size=16)
   observation = env.reset(0)
   assert isinstance(env, worlds.Env)

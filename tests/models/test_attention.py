@@ -334,7 +334,7 @@ def test_kernels_compile_for_tpus(topology, video_sees, monkeypatch):
   """Attention of the 14B training window and to its prompt, with gradients, heads and tokens split;
   needs no TPU.
   """
-  pytest.importorskip('libtpu')
+  pytest.importorskip('libtpu', reason="pip install -e '.[aot]'")
   # The processors' backend reads its flags here; TPUs' would end the process over them.
   jax.devices()
   monkeypatch.setenv('XLA_FLAGS', '')

@@ -208,12 +208,11 @@ def test_golden_forward_without_clean(golden_dit, case, request):
     )
 
 
+@pytest.mark.golden_with('out/train_without_action/video')
 def test_golden_forward_without_actions(golden_dit, case, request):
   """The reference's result is defined only where its window is off, and leaks; ours by default does
   neither.
   """
-  if 'out/train_without_action/video' not in golden_dit:
-    pytest.skip(f'{golden_dit.name} has none: its window is on')
   inputs = case.inputs()
   video_alone = inputs['noisy'].replace(action_BAU=None, sigma_action_BA=None)
   got_video, got_action = case.compiled()(**inputs | dict(noisy=video_alone, body=None))

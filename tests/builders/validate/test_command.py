@@ -7,7 +7,6 @@ import pathlib
 import subprocess
 
 import cv2
-import pytest
 import tensorflow_datasets as tfds
 
 from data.tabletop import builder
@@ -15,22 +14,20 @@ from tests import programs
 from tests.builders import bridge
 from tests.builders.validate import spoilt
 
-BRIDGE = pathlib.Path(__file__).parents[4] / 'shared/data/bridge_rlds_sample/bridge_dataset/1.0.0'
-
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
   return programs.run('data.validate', *args)
 
 
-SAMPLE = pytest.param(
-  'sample',
-  marks=pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}'),
-)
+def test_command_on_episodes_like_those_of_bridge(tmp_path):
+  check_command(bridge.write(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize('origin', ['synthetic', SAMPLE])
-def test_command_on_bridge(tmp_path, origin):
-  source = BRIDGE if origin == 'sample' else bridge.write(tmp_path)
+def test_command_on_the_episodes_of_bridge(tmp_path, sample_bridge):
+  check_command(sample_bridge, tmp_path)
+
+
+def check_command(source, tmp_path):
   path = tmp_path / 'bridge/1.0.0'
   done = programs.run('data.convert', f'--source={source}', f'--output={path}')
   assert not done.returncode, done.stderr
@@ -64,11 +61,10 @@ def test_command_on_bridge(tmp_path, origin):
     assert image.std() > 10
 
 
-@pytest.mark.skipif(not BRIDGE.exists(), reason=f'no BridgeData sample at {BRIDGE}')
-def test_synthetic_bridge_has_the_published_form(tmp_path):
+def test_synthetic_bridge_has_the_published_form(tmp_path, sample_bridge):
   # What a clone without the sample is tested on is like the sample.
   made = tfds.builder_from_directory(bridge.write(tmp_path)).info
-  sample = tfds.builder_from_directory(BRIDGE).info
+  sample = tfds.builder_from_directory(sample_bridge).info
   assert made.features.get_tensor_info() == sample.features.get_tensor_info()
   assert made.file_format == sample.file_format
 

@@ -60,9 +60,9 @@ def test_diffusers_directory_holds_every_bit(tmp_path, model):
 
 @pytest.mark.parametrize('model', [tiny.I2V, tiny.TI2V])
 def test_diffusers_and_transformers_open_the_export(tmp_path, model):
-  torch = pytest.importorskip('torch')
-  diffusers = pytest.importorskip('diffusers')
-  transformers = pytest.importorskip('transformers')
+  torch = pytest.importorskip('torch', reason="pip install -e '.[torch]'")
+  diffusers = pytest.importorskip('diffusers', reason="pip install -e '.[torch]'")
+  transformers = pytest.importorskip('transformers', reason="pip install -e '.[torch]'")
   tiny.write_dreamzero(tmp_path / 'source', model)
   conversions.import_from(tmp_path / 'source', tmp_path / 'run')
   pipeline = tmp_path / 'pipeline'

@@ -19,8 +19,8 @@ from wam_jax.interop.table import rows
 from wam_jax.models import attention
 from wam_jax.models import wam
 
-torch = pytest.importorskip('torch')
-diffusers = pytest.importorskip('diffusers')
+torch = pytest.importorskip('torch', reason="pip install -e '.[torch]'")
+diffusers = pytest.importorskip('diffusers', reason="pip install -e '.[torch]'")
 
 B, F, H, W = 2, 3, 4, 6
 # Diffusers takes what stands before the last 512 tokens for the image's.

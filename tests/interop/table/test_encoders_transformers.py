@@ -19,8 +19,8 @@ from wam_jax.interop.table import text as text_table
 from wam_jax.models import image
 from wam_jax.models import text
 
-torch = pytest.importorskip('torch')
-transformers = pytest.importorskip('transformers')
+torch = pytest.importorskip('torch', reason="pip install -e '.[torch]'")
+transformers = pytest.importorskip('transformers', reason="pip install -e '.[torch]'")
 
 # Widths that differ from each other, and distances beyond the last bucket.
 TEXT = cfg.TextConfig(

@@ -13,8 +13,8 @@ from wam_jax.interop.table import rows
 from wam_jax.interop.table import vae as table
 from wam_jax.models import vae
 
-pytest.importorskip('diffusers')
-torch = pytest.importorskip('torch')
+pytest.importorskip('diffusers', reason="pip install -e '.[torch]'")
+torch = pytest.importorskip('torch', reason="pip install -e '.[torch]'")
 
 import diffusers  # noqa: E402
 
