@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -121,13 +122,44 @@ def run(
   return subprocess.CompletedProcess(program.args, program.returncode, stdout, stderr)
 
 
+def output(module: str, *arguments: object, status: int = 0, **options: Any) -> str:
+  """What a program prints that ends as it is to; `options` as `run` has them."""
+  done = run(module, *arguments, **options)
+  assert done.returncode == status, (done.args, done.stdout, done.stderr)
+  return done.stdout
+
+
+def run_code(
+  code: str,
+  *arguments: object,
+  variables: Mapping[str, str] | None = None,
+  cwd: pathlib.Path = ROOT,
+  timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+  """`python -c CODE ARGUMENTS`, in a Python in which nothing is imported yet."""
+  return subprocess.run(
+    [sys.executable, '-c', code, *map(str, arguments)],
+    cwd=cwd,
+    env=environment() | (variables or {}),
+    check=False,
+    text=True,
+    capture_output=True,
+    timeout=timeout,
+  )
+
+
+def is_open(port: int) -> bool:
+  """Whether something listens on a port of this machine."""
+  with socket.socket() as probe:
+    return probe.connect_ex(('127.0.0.1', port)) == 0
+
+
 def free_port(first: int, last: int) -> int:
   """A port in [first, last) that nothing listens on."""
   # Tests may run side by side: no fixed port.
   for port in random.sample(range(first, last), 100):
-    with socket.socket() as s:
-      if s.connect_ex(('localhost', port)):
-        return port
+    if not is_open(port):
+      return port
   raise OSError('no free port')
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import time
 
@@ -23,6 +22,7 @@ from benchmarks.data import episodes
 from benchmarks.data import work
 from benchmarks.pods import work as pods
 from benchmarks.precision import work as precision
+from tests import programs
 from tests.control import test_policy
 from wam_jax import config as cfg
 from wam_jax import flops
@@ -123,12 +123,6 @@ def _decode(image):
   return cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR).astype(int)
 
 
-def run(args):
-  return subprocess.run(
-    [sys.executable, '-m', 'benchmarks.data', *args], capture_output=True, text=True, cwd=ROOT
-  )
-
-
 def test_bytes_that_a_layout_needs_by_hand():
   """16 devices: weights in 4 parts, 2 replicas of them beside the 2 of a sample's tokens."""
   config = cfg.from_config_dict(cfg.base())
@@ -163,17 +157,16 @@ def test_runs_of_pods_are_all_configs_that_are_meant_for_them():
 @pytest.mark.slow
 def test_data_benchmark_prints_its_tables(tmp_path):
   written = tmp_path / 'out.json'
-  done = run(
-    [
-      f'--data={tmp_path / "data"}',
-      '--episodes=1',
-      '--steps=140',
-      '--tensorflow_python=',
-      '--rounds=1',
-      '--seconds=1',
-      f'--core={min(os.sched_getaffinity(0))}',
-      f'--json={written}',
-    ]
+  done = programs.run(
+    'benchmarks.data',
+    f'--data={tmp_path / "data"}',
+    '--episodes=1',
+    '--steps=140',
+    '--tensorflow_python=',
+    '--rounds=1',
+    '--seconds=1',
+    f'--core={min(os.sched_getaffinity(0))}',
+    f'--json={written}',
   )
   assert done.returncode == 0, done.stderr
   tables = json.loads(written.read_text())
@@ -224,7 +217,9 @@ def test_the_headline_is_of_the_same_work():
 
 
 def test_data_benchmark_needs_tensorflow_for_its_baseline(tmp_path):
-  done = run([f'--data={tmp_path}', '--tensorflow_python=/nowhere/python'])
+  done = programs.run(
+    'benchmarks.data', f'--data={tmp_path}', '--tensorflow_python=/nowhere/python'
+  )
   assert done.returncode == 2
   assert 'error: --tensorflow_python=/nowhere/python cannot import tensorflow' in done.stderr
   assert not list(tmp_path.iterdir())

@@ -195,9 +195,7 @@ def test_configs_import_each_other_from_any_directory(tmp_path, beside, message)
 
 
 def test_help_needs_no_config():
-  done = subprocess.run(
-    [sys.executable, '-m', 'wam_jax.train', '--help'], check=False, text=True, capture_output=True
-  )
+  done = programs.run('wam_jax.train', '--help')
   assert 'python -m wam_jax.train --config=configs/tiny.py' in done.stdout
   assert '--compilation_cache' in done.stdout
 

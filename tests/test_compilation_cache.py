@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import jax
 import pytest
 from jax._src import compilation_cache as packing
@@ -83,14 +80,8 @@ def test_a_bucket_keeps_programs(tmp_path):
     'assert double(2) == 4; jax.clear_caches(); assert double(3) == 6'
   )
   with object_store.ObjectStore() as store:
-    done = subprocess.run(
-      [sys.executable, '-c', code],
-      cwd=tmp_path,
-      env=programs.environment() | store.environment | {'PYTHONPATH': str(programs.ROOT)},
-      capture_output=True,
-      text=True,
-      timeout=120,
-    )
+    variables = store.environment | {'PYTHONPATH': str(programs.ROOT)}
+    done = programs.run_code(code, variables=variables, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     kept = store.list('run/programs/')
     assert [name for name in kept if 'lambda' in name]

@@ -34,13 +34,6 @@ def data_root(tmp_path_factory):
   return tmp_path_factory.mktemp('datasets')
 
 
-def run(module: str, *flags: str) -> str:
-  """`python -m module flags` on one device; what it prints."""
-  done = programs.run(module, *flags)
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
-
-
 def steps_of(workdir: pathlib.Path) -> list[int]:
   """Steps of the lines of metrics.jsonl."""
   return [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').open()]
@@ -105,10 +98,12 @@ def test_trains_continues_and_evaluates(name, data_root, tmp_path):
   ]
   # A part of the schedule of four steps ends as usual.
   part = ('--config.steps=2', '--config.optimizer.decay_steps=4')
-  assert 'stopped' not in run('wam_jax.train', *train_flags, *part)
-  assert 'continuing after step 2 of 4' in run('wam_jax.train', *train_flags)
+  assert 'stopped' not in programs.output('wam_jax.train', *train_flags, *part)
+  assert 'continuing after step 2 of 4' in programs.output('wam_jax.train', *train_flags)
   assert steps_of(workdir) == [1, 2, 3, 4]
-  printed = run('wam_jax.evaluate', f'--workdir={workdir}', f'--output={output}', '--videos=1')
+  printed = programs.output(
+    'wam_jax.evaluate', f'--workdir={workdir}', f'--output={output}', '--videos=1'
+  )
   check_evaluation(output, printed)
 
 

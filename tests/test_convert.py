@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -12,22 +11,8 @@ from tests import programs
 from tests.interop import conversions
 from tests.interop import tiny
 
-
-def run(module, *arguments):
-  return subprocess.run(
-    [sys.executable, '-m', module, *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    env=programs.environment(),
-    check=False,
-  )
-
-
-def convert(*arguments):
-  """What a conversion that ends well prints."""
-  done = run('wam_jax.convert', *arguments)
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+# What a conversion that ends well prints.
+convert = functools.partial(programs.output, 'wam_jax.convert')
 
 
 def test_command_line(tmp_path):
@@ -79,7 +64,7 @@ def test_command_line(tmp_path):
   ],
 )
 def test_wrong_commands_stop_at_once(arguments, message):
-  done = run('wam_jax.convert', *arguments)
+  done = programs.run('wam_jax.convert', *arguments)
   assert done.returncode == 2, done.stderr
   assert message in done.stderr
   assert 'Traceback' not in done.stderr
@@ -94,7 +79,7 @@ def test_benchmark_finds_every_bit(tmp_path):
     f'--directory={tmp_path}',
     f'--json={tmp_path}/report.json',
   )
-  done = run('benchmarks.convert', *flags)
+  done = programs.run('benchmarks.convert', *flags)
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['differing'] == []

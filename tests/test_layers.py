@@ -11,10 +11,10 @@ import functools
 import graphlib
 import importlib.util
 import pathlib
-import subprocess
-import sys
 
 import pytest
+
+from tests import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ('wam_jax', 'data', 'configs', 'benchmarks', 'docs', 'launch', 'tests')
@@ -183,8 +183,7 @@ def test_importing_the_package_needs_neither_torch_nor_tensorflow():
     f'for name in {names}: importlib.import_module(name)',
     f'print([name for name in {HEAVY} if name in sys.modules])',
   ]
-  command = [sys.executable, '-c', '\n'.join(program)]
-  done = subprocess.run(command, text=True, capture_output=True, check=False)
+  done = programs.run_code('\n'.join(program))
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip() == '[]'
 

@@ -7,11 +7,12 @@ import functools
 import importlib.metadata
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
 import setuptools
+
+from tests import programs
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDERS = ('wam_jax', 'data', 'benchmarks', 'configs', 'launch', 'docs')
@@ -135,7 +136,7 @@ def test_a_missing_extra_is_one_message():
     "import runpy, sys; sys.modules['websockets'] = None; sys.argv = ['serve', '--help']; "
     "runpy.run_module('wam_jax.serve', run_name='__main__')"
   )
-  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True)
+  done = programs.run_code(program)
   assert (done.returncode, done.stdout) == (2, '')
   assert done.stderr == (
     "error: this command needs the package websockets: pip install -e '.[serve]'.\n"

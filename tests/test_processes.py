@@ -4,9 +4,6 @@ say at once what its job is.
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import jax
 import pytest
 import requests
@@ -66,14 +63,7 @@ def test_a_host_that_never_comes_ends_as_one_message():
   # As the first process, which the others would look for.
   address = f'localhost:{programs.free_port(20000, 30000)}'
   code = f'from wam_jax import processes; processes.join(1.0, {address!r}, 2, 0)'
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=programs.ROOT,
-    env=programs.environment(),
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+  done = programs.run_code(code)
   assert done.returncode == 1
   assert 'error: Process 0 on ' in done.stderr
   assert 'has waited 1 s for the others at localhost:' in done.stderr

@@ -48,11 +48,6 @@ def get(port, path) -> int | None:
     return None
 
 
-def is_open(port) -> bool:
-  with contextlib.closing(socket.socket()) as probe:
-    return probe.connect_ex(('127.0.0.1', port)) == 0
-
-
 @pytest.mark.slow
 def test_a_checkpoint_is_served(workdir):
   port = programs.free_port(20000, 30000)
@@ -64,7 +59,7 @@ def test_a_checkpoint_is_served(workdir):
     assert program.poll() is None, program.communicate()
     statuses.add(status)
     # Nothing answers robots before it is ready.
-    assert not is_open(port) or get(health, '/readyz') == 200
+    assert not programs.is_open(port) or get(health, '/readyz') == 200
     time.sleep(0.05)
   assert 503 in statuses
   rng = np.random.default_rng(0)

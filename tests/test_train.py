@@ -33,7 +33,6 @@ from wam_jax import train
 from wam_jax import train_step
 from wam_jax.data import pipeline
 
-ROOT = pathlib.Path(__file__).parent.parent
 PREPARE = (
   'data.tabletop --output={} --embodiment=disc --tasks=reach --episodes=24 --other_episodes=4'
 )
@@ -441,14 +440,7 @@ def run_with_clock(*lines: str) -> subprocess.CompletedProcess:
     'with guards.HangTimeout(0.5, 60) as clock, clock.steps():',
     *(f'  {line}' for line in lines),
   ]
-  return subprocess.run(
-    [sys.executable, '-c', '\n'.join(code)],
-    cwd=ROOT,
-    env=programs.environment(),
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
+  return programs.run_code('\n'.join(code))
 
 
 def test_a_hung_step_ends_the_process_with_every_stack():

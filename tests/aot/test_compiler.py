@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests import needs
+from tests import programs
 from tests import train_config
 from wam_jax import chips
 from wam_jax import config as cfg
@@ -35,9 +32,5 @@ for chip in chips.CHIPS:
 
 @needs.libtpu
 def test_the_compiler_knows_every_slice_that_can_be_named_a_single_chip_too():
-  subprocess.run(
-    [sys.executable, '-c', DESCRIBE_ALL],
-    env=os.environ | compiler.ENVIRONMENT,
-    check=True,
-    timeout=120,
-  )
+  done = programs.run_code(DESCRIBE_ALL, variables=compiler.ENVIRONMENT)
+  assert done.returncode == 0, done.stderr

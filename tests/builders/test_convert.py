@@ -8,8 +8,6 @@ import gzip
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import fsspec
 import google_crc32c
@@ -25,8 +23,6 @@ from wam_jax import config as cfg
 from wam_jax.data import embodiments
 from wam_jax.data import pipeline
 from wam_jax.data import sources
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -153,10 +149,7 @@ convert.convert(sys.argv[1], sys.argv[2])
 def test_a_killed_conversion_continues(
   clock_path, tfrecord_path, tmp_path, monkeypatch, delivered, finished
 ):
-  done = subprocess.run(
-    [sys.executable, '-c', KILLED, str(tfrecord_path), str(tmp_path / 'out'), str(delivered)],
-    cwd=ROOT,
-  )
+  done = programs.run_code(KILLED, tfrecord_path, tmp_path / 'out', delivered)
   assert done.returncode == -9
   assert not (tmp_path / 'out').exists()
   converted, original = [], convert._convert_shard
@@ -239,26 +232,24 @@ def test_refusals(clock_path, tfrecord_path, tmp_path):
     convert.convert(tfrecord_path, tmp_path / 'out')
 
 
-def run(module, *args):
-  return programs.run(module, *args)
-
-
 def test_commands(clock_path, tfrecord_path, tmp_path):
-  done = run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
+  done = programs.run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
   assert done.returncode == 0
   assert 'train 8 episodes, val 2 episodes' in done.stdout
-  again = run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
+  again = programs.run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
   assert again.returncode == 2
   assert 'error: ' in again.stderr
   assert 'Traceback' not in again.stderr
-  wrong = run('data.statistics', f'--dataset={tmp_path / "out"}', '--embodiment=bridge_widowx')
+  wrong = programs.run(
+    'data.statistics', f'--dataset={tmp_path / "out"}', '--embodiment=bridge_widowx'
+  )
   assert wrong.returncode == 2
   assert "does not fit embodiment 'bridge_widowx'" in wrong.stderr
 
 
 def test_real_bridge_episodes_become_batches(tmp_path, sample_bridge):
   output = str(convert.convert(sample_bridge, tmp_path / 'bridge/1.0.0'))
-  done = run('data.statistics', f'--dataset={output}', '--embodiment=bridge_widowx')
+  done = programs.run('data.statistics', f'--dataset={output}', '--embodiment=bridge_widowx')
   assert done.returncode == 0
   assert '25 episodes, 250 steps' in done.stdout
   config = cfg.TrainConfig(
@@ -297,11 +288,13 @@ def test_the_part_of_a_download_that_is_there(tmp_path):
   _, source = publish(tmp_path)
   for number in (1, 3):
     next(source.glob(f'*train*-{number:05}-of-*')).unlink()
-  done = run('data.convert', f'--source={source}', f'--output={tmp_path / "out"}', '--split=train')
+  done = programs.run(
+    'data.convert', f'--source={source}', f'--output={tmp_path / "out"}', '--split=train'
+  )
   assert done.returncode == 2
   assert '2 shards of' in done.stderr
   assert 'Download them; or convert the 2 that are there: --shards=present' in done.stderr
-  done = run(
+  done = programs.run(
     'data.convert', f'--source={source}', f'--output={tmp_path / "out"}', '--shards=present'
   )
   assert done.returncode == 0, done.stderr

@@ -5,11 +5,10 @@ other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import av
 import cv2
@@ -23,6 +22,7 @@ from data.lerobot import convert
 from data.lerobot import gear as gear_lib
 from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
+from tests import programs
 from tests import videos
 from tests.builders import lerobot_dirs as dirs
 from wam_jax.data import choice
@@ -621,9 +621,7 @@ def test_command_prints_the_record_and_needs_no_jax(v2, tmp_path):
     'sys.argv = ["data.from_lerobot"] + sys.argv[1:]\n'
     'runpy.run_module("data.from_lerobot", run_name="__main__")'
   )
-  run = lambda *flags: subprocess.run(
-    [sys.executable, '-c', code, *flags], capture_output=True, text=True, check=False
-  )
+  run = functools.partial(programs.run_code, code)
   done = run(f'--source={v2}', f'--output={tmp_path}/out')
   assert done.returncode == 0, done.stderr
   assert "Embodiment(name='test_arm',\n    views=(View(" in done.stdout

@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -202,12 +200,7 @@ def test_command_prints_the_path_and_needs_no_tensorflow(tmp_path):
     '--episodes=2',
     '--view_size=16',
   ]
-  done = [
-    subprocess.run(
-      [sys.executable, '-c', code, *arguments], capture_output=True, text=True, check=False
-    )
-    for _ in range(2)
-  ]
+  done = [programs.run_code(code, *arguments) for _ in range(2)]
   path = tmp_path / 'tabletop' / 'cart_push' / '1.0.0'
   assert [d.returncode for d in done] == [0, 0], done[0].stderr
   assert done[0].stdout.split('\n')[:2] == [str(path), 'False']

@@ -7,8 +7,6 @@ import concurrent.futures
 import contextlib
 import pathlib
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,6 +15,7 @@ import pytest
 
 pytest.importorskip('websockets', reason="pip install -e '.[serve]'")
 
+from tests import programs
 from tests.serving import engines
 from wam_jax.client import broker
 from wam_jax.client import committed
@@ -323,8 +322,7 @@ import wam_jax.client.committed, wam_jax.client.policy, wam_jax.client.recorder
 outside = {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)
 print(sorted(name for name in outside if name[0] != '_'))
 """
-  command = [sys.executable, '-c', program]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  done = programs.run_code(program)
   assert done.returncode == 0, done.stderr
   allowed = {'msgpack', 'numpy', 'websockets', 'wam_jax'}
   # Of NumPy's random numbers, and of some environments.

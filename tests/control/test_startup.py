@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from tests import programs
 from wam_jax.control import startup
 
-ROOT = pathlib.Path(__file__).parents[2]
 STAT = pathlib.Path('/proc/self/stat')
 
 
@@ -39,9 +37,7 @@ def test_time_counts_from_the_start_of_the_process_not_of_its_imports():
     'print(startup.seconds_since_start())'
   )
   begun = time.monotonic()
-  done = subprocess.run(
-    [sys.executable, '-c', code], cwd=ROOT, check=True, text=True, capture_output=True
-  )
+  done = programs.run_code(code)
   # The system counts starts in hundredths of a second.
   assert 1 <= float(done.stdout) < time.monotonic() - begun + 0.02
 

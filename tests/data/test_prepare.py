@@ -6,7 +6,6 @@ import dataclasses
 import pathlib
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -74,15 +73,7 @@ def test_a_source_that_is_not_given_is_asked_for(tmp_path):
 
 def run_elsewhere(cwd: pathlib.Path, site: pathlib.Path, *args: str) -> subprocess.CompletedProcess:
   """SCRIPT in another directory than the checkout, `site` being all that is installed."""
-  return subprocess.run(
-    [sys.executable, '-c', SCRIPT, *args],
-    cwd=cwd,
-    env={**programs.environment(), 'PYTHONPATH': str(site)},
-    check=False,
-    text=True,
-    capture_output=True,
-    timeout=240,
-  )
+  return programs.run_code(SCRIPT, *args, variables={'PYTHONPATH': str(site)}, cwd=cwd)
 
 
 def test_commands_of_the_checkout_run_from_another_directory(tmp_path):

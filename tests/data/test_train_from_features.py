@@ -13,10 +13,6 @@ import pytest
 from tests import programs
 
 
-def run(module: str, *args: str) -> subprocess.CompletedProcess:
-  return programs.run(module, *args, timeout=240)
-
-
 @pytest.mark.slow
 def test_training_from_stored_features_is_training_from_pixels(tmp_path):
   dataset = tmp_path / 'data/tabletop/disc_reach/1.0.0'
@@ -33,12 +29,12 @@ def test_training_from_stored_features_is_training_from_pixels(tmp_path):
   )
 
   def train(name: str, *flags: str) -> subprocess.CompletedProcess:
-    return run('wam_jax.train', *settings, f'--workdir={tmp_path / name}', *flags)
+    return programs.run('wam_jax.train', *settings, f'--workdir={tmp_path / name}', *flags)
 
   done = train('pixels', f'--config.data.mixture.disc.prepare={prepare}')
   assert done.returncode == 0, done.stderr
   # Every anchor, so that both draw the same windows.
-  done = run(
+  done = programs.run(
     'data.encode',
     f'--workdir={tmp_path / "pixels"}',
     f'--dataset={dataset}',

@@ -94,9 +94,7 @@ class Reader:
     words = find(page, *wanted)
     for name, place in self.places.items():
       words = [word.replace(name, place) for word in words]
-    done = programs.run(*words, *more, variables={'HOME': str(self.home)})
-    assert done.returncode == status, (words, done.stdout, done.stderr)
-    return done.stdout
+    return programs.output(*words, *more, status=status, variables={'HOME': str(self.home)})
 
 
 @pytest.mark.slow

@@ -138,9 +138,7 @@ def test_from_the_published_dataset_to_a_checkpoint(tmp_path):
 
     def run(module: str, words: list[str], *more: str) -> str:
       flags = [stand_in(word, source) for word in cut(words, module)]
-      done = programs.run(module, *flags, *more, variables=variables)
-      assert done.returncode == 0, done.stderr
-      return done.stdout
+      return programs.output(module, *flags, *more, variables=variables)
 
     def find(*wanted: str) -> list[str]:
       return next(words for words in COMMANDS if set(wanted) <= set(words))

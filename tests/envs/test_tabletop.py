@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests import programs
 from wam_jax.data import embodiments
 from wam_jax.envs import tabletop
 from wam_jax.envs.tabletop import drift
@@ -514,5 +513,5 @@ def test_importing_the_world_needs_neither_jax_nor_tensorflow():
     'import sys; import wam_jax.envs.tabletop; '
     'print([m for m in ("jax", "flax", "tensorflow") if m in sys.modules])'
   )
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert done.stdout.strip() == '[]'
+  done = programs.run_code(code)
+  assert done.stdout.strip() == '[]', done.stderr

@@ -4,6 +4,7 @@ by commands.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 
@@ -14,11 +15,7 @@ from tests import programs
 from tests.data import published
 from tests.interop import tiny
 
-
-def run(module: str, *flags: str) -> str:
-  done = programs.run(module, *flags, timeout=400)
-  assert done.returncode == 0, done.stdout + done.stderr
-  return done.stdout
+run = functools.partial(programs.output, timeout=400)
 
 
 def write_vocabulary(path: pathlib.Path) -> None:
