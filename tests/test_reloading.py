@@ -7,10 +7,10 @@ import logging
 import pathlib
 import shutil
 import threading
-import time
 
 import pytest
 
+from tests.serving import engines
 from wam_jax import checkpoint
 from wam_jax import reloading
 
@@ -87,10 +87,10 @@ def test_whatever_fails_the_looks_go_on(run, caplog, error):
   add(1)
   with caplog.at_level(logging.INFO):
     reloader.start(0.05)
-    wait_until(lambda: str(error) in caplog.text)
+    engines.wait_until(lambda: str(error) in caplog.text, seconds=20)
     generations.error = None
     add(2)
-    wait_until(lambda: told)
+    engines.wait_until(lambda: told, seconds=20)
     reloader.stop()
   assert (told[-1], reloader.step) == (2, 2)
   # Nobody looks any more, and no thread is left to read while the interpreter ends.
@@ -98,10 +98,3 @@ def test_whatever_fails_the_looks_go_on(run, caplog, error):
   reloader.wake()
   assert not any(thread.name == 'reload' for thread in threading.enumerate())
   assert reloader.step == 2
-
-
-def wait_until(holds):
-  end = time.monotonic() + 20
-  while not holds():
-    assert time.monotonic() < end
-    time.sleep(0.02)

@@ -7,11 +7,10 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import test_finetuning
 from tests import train_config
 from tests.data import synthetic
 from wam_jax import checkpoint
@@ -45,20 +44,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_compilation(monkeypatch):
-  monkeypatch.setattr(train_step, 'make_train_step', make_counting_step)
-
-
-def make_counting_step(*_):
-  def step(state, unused_batch):
-    with jax.transfer_guard('allow'):
-      return state.replace(step=state.step + 1), {'loss': jnp.float32(1)}
-
-  return step
+  monkeypatch.setattr(train_step, 'make_train_step', test_finetuning.make_counting_step)
 
 
 def run(workdir, root, arms, rows, **changes):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train_step, 'make_train_step', make_counting_step)
+    patch.setattr(train_step, 'make_train_step', test_finetuning.make_counting_step)
     train.train(make_config(root, arms, rows, **changes), workdir)
   return checkpoint.load_for_inference(workdir)
 

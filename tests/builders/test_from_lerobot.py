@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-import tensorflow_datasets as tfds
 from pyarrow import parquet
 
 from data.lerobot import convert
 from data.lerobot import gear as gear_lib
 from data.lerobot import plan as plan_lib
 from data.lerobot import record as record_lib
+from tests import episodes as episodes_lib
 from tests import programs
 from tests import videos
 from tests.builders import lerobot_dirs as dirs
@@ -63,13 +63,6 @@ def damaged(v2, tmp_path):
   return pathlib.Path(shutil.copytree(v2, tmp_path / 'damaged'))
 
 
-def _read(path, split='train'):
-  source = tfds.builder_from_directory(path).as_data_source(split)
-  return [
-    {'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))
-  ]
-
-
 def _shards(path):
   return {
     p.name.split('-', 1)[1]: p.read_bytes() for p in path.iterdir() if '.array_record' in p.name
@@ -77,7 +70,7 @@ def _shards(path):
 
 
 def test_every_feature_of_every_step(converted):
-  episodes = _read(converted[0])
+  episodes = episodes_lib.read(converted[0])
   assert [len(e['steps']) for e in episodes] == LENGTHS
   assert [e['name'].decode() for e in episodes] == [
     'episode_000000',
@@ -191,7 +184,7 @@ def gear(damaged):
 
 def test_gear_metadata_name_slices_texts_and_statistics(gear, tmp_path):
   record = convert.convert(gear, tmp_path / 'out').record
-  episodes = _read(tmp_path / 'out')
+  episodes = episodes_lib.read(tmp_path / 'out')
   # Episode 1 is discarded.
   assert [int(e['episode_index']) for e in episodes] == [0, 2]
   for episode in episodes:
@@ -284,7 +277,9 @@ def test_columns_of_the_source_come_before_what_is_made(damaged, tmp_path):
     names = ['language_instruction' if name == 'note' else name for name in table.column_names]
     parquet.write_table(table.rename_columns(names), path)
   convert.convert(damaged, tmp_path / 'out')
-  assert [s['language_instruction'].decode() for s in _read(tmp_path / 'out')[1]['steps'][:2]] == [
+  assert [
+    s['language_instruction'].decode() for s in episodes_lib.read(tmp_path / 'out')[1]['steps'][:2]
+  ] == [
     'step 0',
     'step 1',
   ]
@@ -312,7 +307,7 @@ def test_images_in_the_rows(damaged, tmp_path):
     table = parquet.read_table(path).append_column('observation.images.front', pa.array(images))
     parquet.write_table(table, path)
   convert.convert(damaged, tmp_path / 'out', plan_lib.Options(size='24x32'))
-  for e, episode in enumerate(_read(tmp_path / 'out')):
+  for e, episode in enumerate(episodes_lib.read(tmp_path / 'out')):
     for t, step in enumerate(episode['steps']):
       assert step['observation']['front'].shape == step['observation']['wrist'].shape == (24, 32, 3)
       np.testing.assert_allclose(step['observation']['front'][0, 0], colour(e, t), atol=3)
@@ -550,7 +545,7 @@ def test_a_frame_between_episodes_of_v3_is_found(damaged, tmp_path):
   ):
     convert.convert(source, tmp_path / 'out')
   convert.convert(source, tmp_path / 'out', plan_lib.Options(episodes='-1'))
-  for episode, e in zip(_read(tmp_path / 'out'), (0, 2)):
+  for episode, e in zip(episodes_lib.read(tmp_path / 'out'), (0, 2)):
     for t, step in enumerate(episode['steps']):
       np.testing.assert_allclose(step['observation']['front'], dirs.shade('front', e, t), atol=2)
 

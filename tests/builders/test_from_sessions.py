@@ -10,9 +10,9 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from data.sessions import convert
+from tests import episodes as episodes_lib
 from tests.builders.validate import spoilt
 from wam_jax.client import recorder
 from wam_jax.data import choice
@@ -60,11 +60,6 @@ def record_queries(directory, episode, chunks) -> None:
   file.end({})
 
 
-def read(path) -> list[dict]:
-  source = tfds.builder_from_directory(path).as_data_source('train')
-  return [{**source[i], 'steps': list(source[i]['steps'])} for i in range(len(source))]
-
-
 def run(root, **options):
   return convert.convert(str(root / 'kept'), str(root / 'made'), convert.Options(**options))
 
@@ -77,7 +72,7 @@ def test_every_step_is_as_it_was(tmp_path, episodes):
   assert (converted.episodes, converted.steps) == (spoilt.EPISODES, 6 * spoilt.STEPS)
   assert converted.notes == ['outcomes: 1 failure, 5 success']
 
-  made = read(tmp_path / 'made')
+  made = episodes_lib.read(tmp_path / 'made')
   for number, (got, want) in enumerate(zip(made, episodes, strict=True)):
     for key in ('top', 'wrist', 'proprio'):
       np.testing.assert_array_equal([s['observation'][key] for s in got['steps']], want[key])
@@ -85,7 +80,7 @@ def test_every_step_is_as_it_was(tmp_path, episodes):
     assert [s['is_last'] for s in got['steps']] == [False] * (spoilt.STEPS - 1) + [True]
     assert got['steps'][-1]['is_terminal'] == (number != 2)
     assert got['steps'][0]['language_instruction'] == b'go there'
-    assert got['episode_metadata']['policy'] == b'tiny'
+    assert got['policy'] == b'tiny'
 
   # The record that lies beside it is that of the robot, and no failure is trained on.
   record = embodiments.resolve('', str(tmp_path / 'made'))
@@ -103,7 +98,7 @@ def test_only_those_that_were_successful(tmp_path, episodes):
   converted = run(tmp_path, successes=True)
   assert converted.episodes == 1
   assert '2 left out, not told to be successful: ' in converted.notes[0]
-  assert read(tmp_path / 'made')[0]['episode_metadata']['name'].endswith(b'_success')
+  assert episodes_lib.read(tmp_path / 'made')[0]['name'].endswith(b'_success')
 
 
 def test_what_was_not_seen_is_said_and_no_chunk_begins_there(tmp_path, episodes):
@@ -112,7 +107,7 @@ def test_what_was_not_seen_is_said_and_no_chunk_begins_there(tmp_path, episodes)
     run(tmp_path)
   converted = run(tmp_path, unseen='hold')
   assert converted.steps == 33
-  (made,) = read(tmp_path / 'made')
+  (made,) = episodes_lib.read(tmp_path / 'made')
   tops = [step['observation']['top'] for step in made['steps']]
   states = [step['observation']['proprio'] for step in made['steps']]
   for step in range(33):

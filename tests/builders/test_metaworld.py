@@ -8,8 +8,8 @@ import functools
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
+from tests import episodes as episodes_lib
 from tests import programs
 from tests import videos
 
@@ -34,19 +34,12 @@ def dataset(tmp_path_factory):
   return path
 
 
-def _read(path, split):
-  source = tfds.builder_from_directory(path).as_data_source(split)
-  return [
-    {'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))
-  ]
-
-
 def test_replaying_the_actions_reproduces_every_step(dataset):
   # It was recorded by other processes: nothing depends on the one that draws.
   assert dataset.parts[-3:] == ('metaworld', 'handle-press_reach', '1.0.0')
   seeds = []
   for split in ('train', 'val'):
-    episodes = _read(dataset, split)
+    episodes = episodes_lib.read(dataset, split)
     assert [e['task'].decode() for e in episodes] == ['handle-press', 'reach']
     for episode in episodes:
       env = builder.make_env(CONFIG, (episode['task'].decode(),))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from data import expert
 from data.tabletop import builder
+from tests import episodes as episodes_lib
 from tests import programs
 from wam_jax.envs import tabletop
 
@@ -25,13 +25,6 @@ CONFIG = builder.BuildConfig(
   split_names=('train', 'val', 'unseen_task'),
   view_size=16,
 )
-
-
-def _read(path: pathlib.Path, split: str) -> list[dict]:
-  source = tfds.builder_from_directory(path).as_data_source(split)
-  return [
-    {'steps': list(source[i]['steps']), **source[i]['episode_metadata']} for i in range(len(source))
-  ]
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +50,7 @@ def test_layout_and_counts(dataset):
 def test_replaying_the_actions_reproduces_every_step(dataset):
   for split in ('train', 'unseen_task'):
     env = builder.make_env(CONFIG, split)
-    for episode in _read(dataset, split):
+    for episode in episodes_lib.read(dataset, split):
       seen = env.reset(int(episode['seed']))
       assert env.task == episode['task'].decode()
       assert episode['embodiment'] == b'disc'
@@ -75,7 +68,7 @@ def test_replaying_the_actions_reproduces_every_step(dataset):
 
 
 def test_flags_rewards_and_length(dataset):
-  for episode in _read(dataset, 'train'):
+  for episode in episodes_lib.read(dataset, 'train'):
     steps = episode['steps']
     n = len(steps)
     # Two chunks of 0.8 s at 10 Hz and the frame before them; the task's time limit is 8 s.
@@ -101,7 +94,9 @@ def test_every_embodiment_covers_two_chunks(embodiment, least):
 
 def test_splits_and_seeds_never_share_an_episode(dataset):
   seeds = [
-    int(e['seed']) for split in ('train', 'val', 'unseen_task') for e in _read(dataset, split)
+    int(e['seed'])
+    for split in ('train', 'val', 'unseen_task')
+    for e in episodes_lib.read(dataset, split)
   ]
   assert len(set(seeds)) == 10
   # Below lie the seeds of evaluation.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import trees
 from tests.control import test_policy
 from wam_jax import config as cfg
 from wam_jax import types
@@ -73,11 +74,6 @@ def run(brain, layers, chunks):
   return outputs, state
 
 
-def assert_close(got, want):
-  for g, w in zip(got, want, strict=True):
-    np.testing.assert_allclose(g, w, atol=2e-5)  # Float32, sums in another order.
-
-
 @pytest.mark.parametrize('way', ['joint', pytest.param('flash', marks=pytest.mark.slow)])
 def test_each_chunk_is_the_last_one_of_a_short_episode(way):
   """With one layer, where keys do not depend on what their tokens saw: frame 0, then the newest
@@ -92,7 +88,7 @@ def test_each_chunk_is_the_last_one_of_a_short_episode(way):
     # What is seen of the past: frame 0 and the chunks before this one that are in the window.
     recent = range(max(1, chunk - M + 2), chunk + 1)
     want, _ = run(short, 1, [0, *recent])
-    assert_close(outputs[chunk], want[-1])
+    trees.assert_close(outputs[chunk], want[-1], atol=2e-5)
 
 
 def recompute(model, clean_BFHWC, text_BPC):
@@ -168,8 +164,7 @@ def test_kernels_agree_when_the_slots_have_wrapped(monkeypatch):
   without_kernels = functools.partial(slots.attend_cudnn, implementation='xla')
   monkeypatch.setattr(slots, 'attend_cudnn', without_kernels)
   got, _ = run(make(2, 'flash', 'sliding'), 2, range(3 * M))
-  for g, w in zip(got, want):
-    assert_close(g, w)
+  trees.assert_close(got, want, atol=2e-5)
 
 
 def test_imagined_frames_follow_those_that_are_remembered():

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import trees
 from tests.control import test_policy
 from wam_jax import config as cfg
 from wam_jax import types
@@ -88,11 +89,6 @@ def waited(history):
   return outputs, state
 
 
-def assert_close(got, want):
-  for g, w in zip(got, want, strict=True):
-    np.testing.assert_allclose(g, w, atol=1e-5)  # Float32, sums in another order.
-
-
 def read_slots(state, last):
   """Keys and values of the frames up to the `last` committed one, and their latents."""
   memory = state.memory
@@ -106,13 +102,13 @@ def test_a_perfect_prediction_is_as_good_as_waiting(history):
   """With every number of frames seen, through new anchors and a window that slides."""
   outputs, end = waited(history)
   *output, state = step(history, reset(history), 0)
-  assert_close(output, outputs[0])
+  trees.assert_close(output, outputs[0])
   for call in range(1, CHUNKS):
     *output, state = look_ahead(history, state, call, seen=(call - 1) % (r + 1))
-    assert_close(output, outputs[call])
+    trees.assert_close(output, outputs[call])
     state = amend(history, state, call)
   last = min(state.frames, 1 + 2 * F)
-  assert_close(read_slots(state, last), read_slots(end, last))
+  trees.assert_close(read_slots(state, last), read_slots(end, last))
   policy, _ = make(history)
   assert policy.traces == 1
 
@@ -132,10 +128,10 @@ def test_real_frames_take_the_places_of_what_was_foreseen(history):
       state = amend(history, state, call)
     else:
       *output, state = step(history, state, call)
-      assert_close(output, outputs[call])
+      trees.assert_close(output, outputs[call])
   assert state.frames == end.frames
   last = min(state.frames, 1 + 2 * F)
-  assert_close(read_slots(state, last), read_slots(end, last))
+  trees.assert_close(read_slots(state, last), read_slots(end, last))
 
 
 def test_an_anchor_that_was_foreseen_is_anchored_again():
@@ -148,7 +144,7 @@ def test_an_anchor_that_was_foreseen_is_anchored_again():
   assert np.abs(action - outputs[3][0]).max() > 1e-3
   state = amend('reset', state, 3)
   *output, state = step('reset', state, 4)
-  assert_close(output, outputs[4])
+  trees.assert_close(output, outputs[4])
 
 
 def test_what_is_owed_comes_first():
@@ -168,7 +164,7 @@ def test_what_is_owed_comes_first():
   with pytest.raises(ValueError, match=r'shape \(2, 2, 8, 4, 3\), expected \(2, 4, 8, 4, 3\)'):
     ahead.amend(params(), fitted(), state, FRAMES[:, :2])
   state = amend('reset', state, 1)
-  assert_close(step('reset', state, 2)[:2], waited('reset')[0][2])
+  trees.assert_close(step('reset', state, 2)[:2], waited('reset')[0][2])
   assert policy.traces == 1
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import trees
 from tests import weights
 from wam_jax import config as cfg
 from wam_jax import types
@@ -94,11 +95,6 @@ def act_all(state, observations, sample=JOINT):
   return outputs
 
 
-def assert_same(got, want):
-  for g, w in zip(got, want, strict=True):
-    np.testing.assert_array_equal(g, w)
-
-
 @pytest.fixture(scope='module')
 def episode():
   """Five calls of one episode; the third and the fifth anchor anew."""
@@ -124,7 +120,7 @@ def test_frames_that_arrive_one_by_one_give_what_they_give_at_once(episode):
       # A latent frame is r camera frames, and a chunk is one of them.
       state = brain.observe(fitted(), state, observation.frames_BRIJ3)
     action, latents, state = brain.act(random_params(), state, observation.proprio_BX)
-    assert_same((action, latents), episode[call])
+    trees.assert_same((action, latents), episode[call])
 
 
 def test_the_cache_is_never_copied():
@@ -182,7 +178,7 @@ def test_the_state_keeps_its_shapes_in_bfloat16():
 
 
 def test_same_key_same_actions(episode):
-  assert_same(act_all(reset(), [observe(0), observe(1)])[1], episode[1])
+  trees.assert_same(act_all(reset(), [observe(0), observe(1)])[1], episode[1])
 
 
 def test_another_key_or_prompt_or_pose_changes_the_actions(episode):
@@ -203,7 +199,7 @@ def test_callers_arrays_survive_two_resets():
   for _ in range(2):
     state = policy(JOINT).reset(random_params(), fitted(), *arrays)
     outputs.append(act(state, observe(0))[:2])
-  assert_same(*outputs)
+  trees.assert_same(*outputs)
 
 
 def test_observed_frames_replace_predicted_ones(episode):
@@ -214,14 +210,14 @@ def test_observed_frames_replace_predicted_ones(episode):
   # The frames of the chunk that was executed after the first call.
   others[:, 1 : 1 + r] = 255 - others[:, 1 : 1 + r]
   first, second = act_all(reset(), [observe(0), observe(1, others)])
-  assert_same(first, episode[0])
+  trees.assert_same(first, episode[0])
   assert np.abs(second[0] - episode[1][0]).max() > 1e-3
 
 
 def test_only_the_newest_frame_anchors(episode):
   frames = observe(0).frames_BRIJ3.copy()
   frames[:, :-1] = 0
-  assert_same(act(reset(), observe(0).replace(frames_BRIJ3=frames))[:2], episode[0])
+  trees.assert_same(act(reset(), observe(0).replace(frames_BRIJ3=frames))[:2], episode[0])
 
 
 def test_anchor_of_the_reference():
@@ -265,8 +261,8 @@ def test_new_anchor_equals_a_fresh_episode(episode):
   # The same noise from here on; the history is the only difference.
   fresh = reset(key=jax.random.clone(state.memory.key))
   again = act_all(fresh, [observe(Q), observe(Q + 1)])
-  assert_same(again[0], episode[Q])
-  assert_same(again[1], episode[Q + 1])
+  trees.assert_same(again[0], episode[Q])
+  trees.assert_same(again[1], episode[Q + 1])
 
 
 def test_each_call_of_a_window_starts_over_a_chunk_ago(episode):
@@ -281,7 +277,7 @@ def test_each_call_of_a_window_starts_over_a_chunk_ago(episode):
     observation = types.Observation(frames_BRIJ3=frames, proprio_BX=PROPRIO[:, call])
     *output, state = act(state, observation, window)
     if call != 2:
-      assert_same(output, episode[call])
+      trees.assert_same(output, episode[call])
   assert policy(window).traces == 1
   with pytest.raises(ValueError, match=r'shape \(2, 2, 8, 4, 3\), expected \(2, 3, 8, 4, 3\)'):
     act(state, observe(1), window)
@@ -482,5 +478,5 @@ def test_a_bad_observation_is_refused_and_changes_nothing(episode):
   ):
     with pytest.raises(ValueError, match=message):
       act(state, bad)
-  assert_same(act(state, good)[:2], episode[1])
+  trees.assert_same(act(state, good)[:2], episode[1])
   assert policy(JOINT).traces == 1

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import trees
 from tests import weights as draw
 from wam_jax import config as cfg
 from wam_jax import types
@@ -101,13 +102,6 @@ class Robots:
     return outputs
 
 
-def assert_close(got, want):
-  assert len(got) == len(want)
-  for g, w in zip(got, want):
-    # float32 sums in another order.
-    np.testing.assert_allclose(g, w, atol=1e-5, rtol=1e-5)
-
-
 SLOW = pytest.mark.slow
 
 
@@ -133,7 +127,7 @@ def test_several_devices_give_what_one_gives(sample, mesh, robots):
   got = several.live()
   assert several.policy.traces == 1
   assert watch.made == made
-  assert_close(got, Robots(sample, (), robots).live())
+  trees.assert_close(got, Robots(sample, (), robots).live())
   assert_in_place(several)
 
 
@@ -203,7 +197,7 @@ def test_sessions_in_a_pass_are_split_too():
     assert robots.policy.traces == 1
     return outputs
 
-  assert_close(run(('tensor=2', 'data=2')), run(()))
+  trees.assert_close(run(('tensor=2', 'data=2')), run(()))
 
 
 def config(sample, model=MODEL):

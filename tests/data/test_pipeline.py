@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests import trees
 from tests.data import synthetic
 from wam_jax import types
 from wam_jax.data import embodiments
@@ -190,14 +191,10 @@ def test_mixture_has_its_weights(clock_path):
   np.testing.assert_array_equal(batch.embodiment_B, batch.sample_B2[:, 0])
 
 
-def assert_same(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_same_seed_same_batches_whatever_the_threads(clock_path):
   first = take(make_clock(clock_path, augment=True), 3)
   slow = make_clock(clock_path, augment=True, threads=1, prefetch=1, cache_gib=0.0)
-  assert_same(first, take(slow, 3))
+  trees.assert_same(first, take(slow, 3))
   other = take(make_clock(clock_path, augment=True, seed=1), 3)
   assert (join(first).sample_B2 != join(other).sample_B2).any()
 
@@ -212,7 +209,7 @@ def test_hosts_share_the_batch_of_one_host(clock_path):
   for t in range(3):
     for rows, batches in hosts.items():
       want = jax.tree.map(lambda x: x[list(rows)], whole[t])  # noqa: B023 (called at once)
-      assert_same(want, batches[t])
+      trees.assert_same(want, batches[t])
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -226,7 +223,7 @@ def test_resumed_equals_straight(clock_path, workers):
     state = json.loads(json.dumps(iterator.get_state()))
   with contextlib.closing(open_batches(config)) as iterator:
     iterator.set_state(state)
-    assert_same(straight, before + [next(iterator) for _ in range(3)])
+    trees.assert_same(straight, before + [next(iterator) for _ in range(3)])
 
 
 @pytest.mark.parametrize('before, after', [(1, 2), (2, 4), (4, 1)])
@@ -246,7 +243,7 @@ def test_a_run_goes_on_with_another_number_of_hosts(clock_path, before, after):
       rest.append(list(itertools.islice(iterator, 2)))
   for t in range(2):
     parts = [batches[t] for batches in rest]
-    assert_same(straight[t], join(parts))
+    trees.assert_same(straight[t], join(parts))
 
 
 def test_a_state_can_be_set_again_and_again(clock_path):
@@ -255,7 +252,7 @@ def test_a_state_can_be_set_again_and_again(clock_path):
   with contextlib.closing(open_batches(config)) as iterator:
     for step in (2, 0, 1):
       iterator.set_state({'next_index': step})
-      assert_same(straight[step], next(iterator))
+      trees.assert_same(straight[step], next(iterator))
     with pytest.raises(
       ValueError, match="Not the state of a data iterator: {'step': 1}; expected next_index"
     ):
@@ -329,7 +326,7 @@ def test_memory_stays_flat(clock_path):
 def test_augmentation_changes_pixels_but_not_the_rest(clock_path):
   (plain,) = take(make_clock(clock_path, augment=False), 1)
   (augmented,) = take(make_clock(clock_path, augment=True), 1)
-  assert_same(plain.replace(frames_BRIJ3=0), augmented.replace(frames_BRIJ3=0))
+  trees.assert_same(plain.replace(frames_BRIJ3=0), augmented.replace(frames_BRIJ3=0))
   assert (plain.frames_BRIJ3 != augmented.frames_BRIJ3).any()
 
 
@@ -368,7 +365,7 @@ def test_eval_batches_are_fixed_and_from_their_split(clock_path):
   config = make_clock(clock_path)
   batches = take_held_out(config, 2)
   other = dataclasses.replace(config, data=dataclasses.replace(config.data, seed=9))
-  assert_same(batches, take_held_out(other, 2))
+  trees.assert_same(batches, take_held_out(other, 2))
   # `val` holds two episodes.
   episodes_B = join(batches).frames_BRIJ3[:, 0, 0, 0, 0]
   assert set(episodes_B.tolist()) == {0, 1}
