@@ -239,21 +239,21 @@ def fill_and_check(workdir):
   jax.tree.map(np.testing.assert_array_equal, got.state, make_state(saved, width=400 * saved))
 
 
-def test_full_disk(tmp_path):
+def test_a_save_on_a_full_disk_fails_and_the_last_one_stays(tmp_path):
   mounted = subprocess.run(
     ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(tmp_path)],
     check=False,
     capture_output=True,
   )
   if mounted.returncode:
-    pytest.skip('mounting a small disk needs root; test_unwritable_file covers the same path')
+    pytest.skip('mounting a small disk needs root; a file that cannot be written is tried without')
   try:
     fill_and_check(tmp_path)
   finally:
     subprocess.run(['umount', '--lazy', str(tmp_path)], check=True)
 
 
-def test_unwritable_file(tmp_path):
+def test_a_save_that_cannot_be_written_fails_and_the_last_one_stays(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # Python ignores SIGXFSZ.
   try:

@@ -14,7 +14,7 @@ from wam_jax import train
 from wam_jax.data import shapes
 
 
-def test_slices():
+def test_slices_are_found_by_either_name():
   assert chips.find('v5p:4x4x4').wraps == (True,) * 3
   assert chips.find('v5p:2x2x1').wraps == (False,) * 3
   assert chips.find('v6e:8x16').wraps == (False, True)

@@ -15,7 +15,7 @@ from tests.interop import tiny
 convert = functools.partial(programs.output, 'wam_jax.convert')
 
 
-def test_command_line(tmp_path):
+def test_weights_go_in_and_out_by_commands_with_the_same_bits(tmp_path):
   source = tmp_path / 'source'
   workdir = tmp_path / 'run'
   back = tmp_path / 'back'

@@ -389,7 +389,7 @@ def test_actions_beyond_the_limits_are_recorded_as_asked_and_as_clipped():
   np.testing.assert_array_equal(e.done, np.ones((40, 3)))
 
 
-def test_film_strip(tmp_path, solved):
+def test_the_film_strip_shows_what_was_seen_above_what_was_imagined(tmp_path, solved):
   """Columns of 3 x 3 pixel squares: what was seen above what was imagined, a blank column after
   each.
   """
@@ -535,7 +535,7 @@ def test_of_a_disk_that_is_full_no_half_picture_is_left(tmp_path, shown, monkeyp
   assert not list(tmp_path.iterdir())
 
 
-def test_action_plot(tmp_path, solved):
+def test_the_plot_shows_predicted_and_executed_actions(tmp_path, solved):
   done = np.stack(solved[0].done)
   actions = pictures.ActionPair(
     predicted=done + 0.5, executed=done, names=['x', 'y', 'grip'], begun=[3]

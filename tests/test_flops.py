@@ -109,7 +109,7 @@ def test_xla_counts_the_same_but_for_elementwise_work():
   assert 1.0 < lower(config, loss).cost_analysis()['flops'] / expected < 1.1
 
 
-def test_by_hand():
+def test_the_step_of_training_is_counted_as_by_hand():
   c = make_config().model  # D 16, M 32, 3 layers; 2 chunks of 2 frames, 8 actions and a state.
   assert flops.training_tokens(c, CELLS) == 3 * 6 + 4 * 6 + 16 + 2
   # Clean: frame 0, and the 3 frames of block 1 seen by its 2. Noisy with actions: 12 + 8 own tokens

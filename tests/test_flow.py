@@ -58,8 +58,8 @@ def test_golden_training_schedule(golden_flow_match_scheduler, request):
       check(f'training_weight{where}', flow.nearest_weight(query, sigmas, weights))
 
 
-def test_level_weights_of_the_specification():
-  # Spec 3.3, three decimals.
+def test_level_weights_are_those_of_the_reference():
+  # Three decimals of its bell, at these timesteps.
   ids = [0, 100, 250, 500, 750, 833, 900, 950, 990, 999]
   want = [0, 0.139, 0.398, 1.025, 1.914, 2.076, 1.865, 1.251, 0.307, 0.032]
   weights = flow.level_weights(flow.schedule(1000, 5.0))
@@ -114,7 +114,7 @@ def test_coupled_levels_are_one_uniform_draw_per_chunk(draws):
   table = flow.schedule(1000, 5.0)
   assert np.isin(levels.video_BQ, table).all()
   assert np.isin(levels.first_B, table).all()
-  # Spec 3.2: mean 0.7476, standard deviation of one draw 0.231, so 0.0018 of the mean of 4 * 4096.
+  # Of the table: mean 0.7476, deviation of one draw 0.231, so 0.0018 of the mean of 4 * 4096.
   np.testing.assert_allclose(np.mean(levels.video_BQ), 0.7476, atol=4 * 0.0018)
   np.testing.assert_allclose(np.median(levels.video_BQ), 5 / 6, atol=0.01)
   assert_unrelated(levels.video_BQ[:, 0], levels.video_BQ[:, 1])

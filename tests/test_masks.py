@@ -89,7 +89,7 @@ def test_video_that_sees_video_alone(rule):
   np.testing.assert_array_equal(masks.without_clean(layout, **given), want)
 
 
-def test_layout():
+def test_a_window_is_laid_out_token_by_token():
   layout = layout_of(clean=2, noisy=range(1, 3), cells=1, frames=1, actions=2, states=1, chunks=2)
   C, N, A, S = masks.CLEAN, masks.NOISY, masks.ACTION, masks.STATE
   np.testing.assert_array_equal(layout.kind, [C, C, N, N, A, A, A, A, S, S])

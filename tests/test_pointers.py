@@ -75,7 +75,7 @@ def test_an_rlds_dataset(tmp_path, clock_path, name):
     sources.Episodes(copy, 'train', synthetic.CLOCK)
 
 
-def test_stored_features(tmp_path):
+def test_stored_features_that_are_pointers_are_told(tmp_path):
   (tmp_path / 'windows-00000').write_text(TEXT)
   with pytest.raises(ValueError, match=f'windows-00000 {MESSAGE}'):
     lookup._check_sizes(epath.Path(tmp_path), {'windows-00000': 10_000})
@@ -91,7 +91,7 @@ def test_shards_to_be_converted(tmp_path, clock_path):
 
 
 @pytest.mark.parametrize('name', ['meta/info.json', 'meta/episodes.jsonl', 'meta/tasks.jsonl'])
-def test_metadata_of_lerobot(tmp_path, name):
+def test_metadata_of_lerobot_that_are_pointers_are_told(tmp_path, name):
   source = dirs.write_v2(tmp_path / 'robot', [3])
   (source / name).write_text(TEXT)
   with pytest.raises(ValueError, match=f'{name} {MESSAGE}'):

@@ -157,7 +157,7 @@ def test_integer_timesteps_change_what_the_network_is_told_only():
   unipc = cfg.SampleConfig(solver='unipc', steps=4)
   plain, _ = sampler.make_solvers(unipc)
   told, _ = sampler.make_solvers(dataclasses.replace(unipc, integer_timesteps=True))
-  np.testing.assert_array_equal(told.told, np.array([999, 937, 833, 624]) / 1000)  # Spec 4.6.
+  np.testing.assert_array_equal(told.told, np.array([999, 937, 833, 624]) / 1000)
   np.testing.assert_array_equal(told.weights, plain.weights)
   np.testing.assert_array_equal(plain.told, plain.sigmas[:-1])
 

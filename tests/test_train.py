@@ -102,7 +102,7 @@ def config(straight) -> cfg.TrainConfig:
   return cfg.from_config_dict(c)
 
 
-def test_straight_run(straight):
+def test_a_straight_run_learns_logs_and_saves(straight):
   lines = [json.loads(line) for line in metrics_of(straight.workdir).splitlines()]
   assert [line['step'] for line in lines] == list(range(2, 61, 2))
   assert {'loss', 'video_loss', 'action_loss', 'grad_norm', 'learning_rate'} <= lines[0].keys()
@@ -162,7 +162,7 @@ def test_the_kill_benchmark_sees_a_difference(straight, tmp_path):
   assert all(name.startswith('params') for name in found[1:])
 
 
-def test_plans_of_kills():
+def test_kills_are_planned_by_their_seed():
   planned = kills.plan(20, 300, random.Random(0))
   assert planned == kills.plan(20, 300, random.Random(0)) != kills.plan(20, 300, random.Random(1))
   moments = [moment for moment, _ in planned]
@@ -246,7 +246,7 @@ def test_failing_prepare_is_reported(config, tmp_path):
     ),
   ],
 )
-def test_impossible_schedules(config, tmp_path, change, message):
+def test_impossible_schedules_are_refused_before_the_workdir(config, tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
     train.train(dataclasses.replace(config, **change), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

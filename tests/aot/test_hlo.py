@@ -5,7 +5,7 @@ import pytest
 from wam_jax.aot import hlo
 
 
-def test_an_instruction():
+def test_an_instruction_is_read_with_its_operands_and_what_it_calls():
   program = hlo.parse("""
 ENTRY %main (p: f32[4,8]) -> (f32[4,8], u32[]) {
   %p = f32[4,8]{1,0:T(8,128)} parameter(0)

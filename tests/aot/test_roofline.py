@@ -24,7 +24,7 @@ from wam_jax.aot import work as work_lib
     ('channel_id=1', [0, 1, 2, 3, 4, 5, 6, 7]),
   ],
 )
-def test_groups(text, members):
+def test_the_devices_of_a_group_are_read(text, members):
   assert roofline.group(text, 8) == members
 
 

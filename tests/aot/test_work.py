@@ -34,7 +34,7 @@ def entry(*lines: str) -> str:
   return '\n'.join(['ENTRY %main (a: f32[4,8]) -> f32[4,8] {', *lines, '}'])
 
 
-def test_products():
+def test_the_flops_of_a_product_are_counted():
   work = count(
     entry(
       '%a = f32[4,8]{1,0:T(8,128)} parameter(0)',
@@ -87,7 +87,7 @@ def test_products_of_narrow_types_have_a_rate_of_their_own(dtype, rate):
     ),
   ],
 )
-def test_convolutions(lhs, rhs, out, attributes, multiplied):
+def test_the_flops_of_a_convolution_are_counted(lhs, rhs, out, attributes, multiplied):
   work = count(
     entry(
       f'%a = {lhs}{{0}} parameter(0)',
@@ -209,7 +209,7 @@ GATHERED = GATHERED.replace('PAIRS', 'source_target_pairs={{0,1},{1,0}}')
 GATHERED = GATHERED.replace('GROUPS', 'replica_groups={{0,1},{2,3}}')
 
 
-def test_collectives():
+def test_collectives_are_counted_once_and_what_hides_them_is_seen():
   work = count(GATHERED.replace('%first', '%async_collective_fusion.3'))
   found = {c.kind: (c.bytes, c.times, c.overlapped) for c in work.collectives}
   # The stages of one gathering are one; it and the exchange have products beside them, the sum has

@@ -216,7 +216,7 @@ def test_what_a_store_garbles_is_found(tfrecord_path, monkeypatch):
   assert not epath.Path('gs://bucket/out/dataset_info.json').exists()
 
 
-def test_refusals(clock_path, tfrecord_path, tmp_path):
+def test_what_cannot_be_converted_is_refused(clock_path, tfrecord_path, tmp_path):
   with pytest.raises(ValueError, match='exists already; remove it'):
     convert.convert(tfrecord_path, tmp_path)
   with pytest.raises(ValueError, match='has no dataset_info.json'):
@@ -232,7 +232,7 @@ def test_refusals(clock_path, tfrecord_path, tmp_path):
     convert.convert(tfrecord_path, tmp_path / 'out')
 
 
-def test_commands(clock_path, tfrecord_path, tmp_path):
+def test_commands_end_mistakes_as_messages(clock_path, tfrecord_path, tmp_path):
   done = programs.run('data.convert', f'--source={tfrecord_path}', f'--output={tmp_path / "out"}')
   assert done.returncode == 0
   assert 'train 8 episodes, val 2 episodes' in done.stdout

@@ -70,7 +70,7 @@ def test_what_the_validator_finds_is_left_out(tmp_path):
   assert any('left out: 2 excluded, 1 empty' in note for note in pipeline.Data.open(config).notes)
 
 
-def test_command(tmp_path):
+def test_the_command_leaves_out_episodes_and_steps(tmp_path):
   path = write_moving(tmp_path)
   done = run('data.exclude', path, '--episodes=0,-1', '--why=a bad take')
   assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def test_command(tmp_path):
     (['--names=x', '--embodiment=tabletop_disc'], 'has no episode_key'),
   ],
 )
-def test_mistakes(tmp_path, flags, message):
+def test_mistakes_are_one_message(tmp_path, flags, message):
   done = run('data.exclude', write_moving(tmp_path), *flags)
   assert done.returncode == 2
   assert message in done.stderr

@@ -127,7 +127,7 @@ def test_what_was_not_seen_is_said_and_no_chunk_begins_there(tmp_path, episodes)
     assert window.mask_Q.all()
 
 
-def test_mistakes(tmp_path, episodes):
+def test_recordings_that_cannot_be_read_are_refused(tmp_path, episodes):
   with pytest.raises(ValueError, match=r'holds no recordings \(\*\.episode\)'):
     run(tmp_path)
   record_steps(tmp_path / 'kept', episodes[:1], [{}])

@@ -272,7 +272,7 @@ def test_other_captions_are_another_dataset(folder, tmp_path):
     _config(folder, fps=0)
 
 
-def test_command(folder, tmp_path):
+def test_the_command_makes_frames_of_the_asked_size(folder, tmp_path):
   run = functools.partial(programs.run, 'data.human_video', f'--source={folder}')
   done = run(f'--output={tmp_path}/out', '--size=32x64')
   assert done.returncode == 0, done.stderr

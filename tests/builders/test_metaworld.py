@@ -131,14 +131,14 @@ def test_bad_parameters_are_errors(change, message):
     builder.BuildConfig(**change)
 
 
-def test_names():
+def test_a_dataset_is_named_by_its_tasks_and_stays_short():
   assert builder.BuildConfig().name == 'all'
   assert builder.BuildConfig(('reach', 'push')).name == 'reach_push'
   # A directory's name stays short: more than three tasks are a number and a hash.
   assert builder.BuildConfig(('reach', 'push', 'soccer', 'sweep')).name.startswith('4_tasks_')
 
 
-def test_command(dataset, tmp_path):
+def test_the_command_makes_a_dataset_once_and_refuses_unknown_tasks(dataset, tmp_path):
   run = functools.partial(programs.run, 'data.metaworld')
   again = run(
     f'--output={dataset.parents[2]}', '--tasks=handle-press,reach', '--episodes=1', '--view_size=16'

@@ -118,7 +118,7 @@ def test_a_state_that_is_none_of_the_robot_is_refused_before_the_step(proprio_BX
   assert not hasattr(policy, 'observation')
 
 
-def test_latency_summary():
+def test_latencies_are_summed_up_by_percentiles():
   assert agent_lib.latency_summary([0.010, 0.020, 0.030]) == {
     'p50_ms': 20.0,
     'p95_ms': 29.0,

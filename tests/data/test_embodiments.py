@@ -102,8 +102,8 @@ def test_droid_reads_all_three_instructions(tmp_path):
   ],
 )
 def test_dimensions_and_rates(name, dims, stride, steps, frames, seconds):
-  """Dimensions of spec 5.2; the paper's 5 frames a second and 1.6 s, or the reference's every third
-  and 24.
+  """The reference's dimensions; the paper's 5 frames a second and 1.6 s, or the reference's every
+  third and 24.
   """
   r = embodiments.get(name)
   assert (r.proprio_dim, r.action_dim) == dims
@@ -152,7 +152,7 @@ def test_reference_timing_changes_rates_and_normalization_only():
 
 
 def test_what_counts_from_the_state():
-  """Spec 1.6: joints for DROID, all but the base's velocity for AgiBot, everything for YAM."""
+  """Joints for DROID, all but the base's velocity for AgiBot, everything for YAM."""
   assert embodiments.get('droid').reference_columns == (*range(7), -1)
   assert embodiments.get('droid').rest_columns == (-1,) * 7 + (7,)
   for name in ('agibot', 'agibot_world'):
@@ -275,7 +275,7 @@ def test_inconsistent_records(change, message):
     dataclasses.replace(synthetic.CLOCK, **change)
 
 
-def test_unknown_name():
+def test_an_unknown_robot_is_told():
   with pytest.raises(ValueError, match="There is no embodiment 'hexapod'; .*bridge_widowx"):
     embodiments.get('hexapod')
 

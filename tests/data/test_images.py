@@ -62,7 +62,7 @@ def place(record, painted) -> np.ndarray:
 
 @pytest.mark.parametrize('name, rows', [('droid', 176), ('droid_wan22', 160)])
 def test_droid_layout(name, rows):
-  """Spec 5.7: the wrist fills the top row, exterior 1 lies bottom left, exterior 2 bottom right."""
+  """The reference's: the wrist fills the top row, exterior 1 is bottom left, 2 bottom right."""
   painted = [paint_quadrants(180, 320, COLOURS[i:] + COLOURS[:i]) for i in range(3)]
   got = place(embodiments.get(name), painted)
   # Row, column and width of each view; all are `rows` high.
@@ -89,7 +89,7 @@ def test_droid_layout(name, rows):
 
 @pytest.mark.parametrize('name', ['agibot', 'agibot_reference', 'yam'])
 def test_quadrant_layout(name):
-  """Spec 5.7: view 0 top left, view 1 bottom left, view 2 top right, the rest black."""
+  """The reference's: view 0 top left, view 1 bottom left, view 2 top right, the rest black."""
   painted = [np.full((480, 640, 3), colour, np.uint8) for colour in COLOURS[:3]]
   got = place(embodiments.get(name), painted)
   want = np.zeros((352, 640, 3), np.uint8)
@@ -172,7 +172,7 @@ def test_resize_averages_when_shrinking():
   np.testing.assert_array_equal(images.resize(image, 2, 2), np.full((2, 2, 3), 100))
 
 
-def test_view_errors():
+def test_views_that_are_missing_or_no_pictures_are_refused():
   with pytest.raises(ValueError, match=r"View 'wrist' of 'clock' is missing; got \['top'\]"):
     images.compose(synthetic.CLOCK, {'top': np.zeros((8, 8, 3), np.uint8)})
   with pytest.raises(
@@ -189,7 +189,7 @@ def test_augmentation_without_change_is_the_centre_crop():
 
 
 def test_centre_crop_of_droid_and_who_uses_it():
-  """171 x 304 of 180 x 320 from row 4 and column 8, then 176 x 320 (spec 5.6)."""
+  """171 x 304 of 180 x 320 from row 4 and column 8, then 176 x 320, as in the reference."""
   image = np.random.default_rng(0).integers(0, 256, (180, 320, 3), np.uint8)
   np.testing.assert_array_equal(images.CENTER_CROP.crop(image), image[4:175, 8:312])
   record = embodiments.get('droid')

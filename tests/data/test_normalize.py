@@ -67,8 +67,8 @@ def test_every_norm_inverts():
 
 
 def test_a_dimension_without_range():
-  """q01 == q99, std == 0, min == max: floored; the reference passes it clipped and gives q01 back
-  (spec 5.3).
+  """q01 == q99, std == 0, min == max: floored; the reference passes it clipped and gives q01
+  back.
   """
   three = np.full(5, 3, np.float32)
   q = normalize.Quantiles(

@@ -445,7 +445,7 @@ def test_model_must_fit_the_robots(clock_path, model, message):
     open_batches(with_model(make_clock(clock_path), **model))
 
 
-def test_config_errors(clock_path, tmp_path, monkeypatch):
+def test_mixtures_that_cannot_be_are_refused(clock_path, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='config.data.mixture is empty'):
     open_batches(synthetic.make_config({}))
   with pytest.raises(ValueError, match=r"weights {'a': 0.0}; every weight must be positive"):

@@ -70,11 +70,11 @@ def test_templates_byte_for_byte(text, digest):
     ("<DREAM>['Pick A']", 'pick a'),
   ],
 )
-def test_parse_instruction(text, want):
+def test_an_instruction_is_parsed_as_it_was_stored(text, want):
   assert prompts.parse_instruction(text) == want
 
 
-def test_fill():
+def test_every_brace_of_a_template_is_filled():
   assert prompts.fill('a {} b {}', "['Go {}']") == 'a go {} b go {}'
   assert (
     prompts.fill(prompts.TEMPLATES['mecka_hands'], 'Fold')
@@ -82,7 +82,7 @@ def test_fill():
   )
 
 
-def test_clean():
+def test_text_is_cleaned_as_by_the_reference():
   pytest.importorskip('ftfy', reason="pip install -e '.[umt5]'")
   assert (
     prompts.clean(' the&nbsp;robot\u2019s\n\n&amp;lt;arm&amp;gt;  sch\u00c3\u00b6n ')

@@ -207,7 +207,7 @@ def test_missing_keys_list_what_exists(clock_path):
     sources.Episodes(clock_path, 'train', record)
 
 
-def test_unknown_split(clock_path):
+def test_an_unknown_split_is_told(clock_path):
   with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train', 'val'\]"):
     sources.Episodes(clock_path, 'test', CLOCK)
 
@@ -230,7 +230,7 @@ def test_truncated_shard_names_file_and_record(clock_path, tmp_path):
     open_clock(path)[3]
 
 
-def test_missing_shard(clock_path, tmp_path):
+def test_a_missing_shard_is_told(clock_path, tmp_path):
   path = copy(clock_path, tmp_path)
   shard = next(path.glob('*train.*record-*'))
   shard.unlink()

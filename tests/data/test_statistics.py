@@ -97,8 +97,8 @@ def write_random(tmp_path) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
 
 @pytest.mark.parametrize('S', [8, 4])
 def test_relative_statistics_are_the_references(tmp_path, S):
-  """Spec 5.1: of every step where a chunk fits, each of its actions minus the state of that step,
-  all pooled.
+  """Of every step where a chunk fits, each of its actions minus the state of that step, all
+  pooled.
   """
   path, walks, commands = write_random(tmp_path)
   record = dataclasses.replace(RELATIVE, chunk_s=S / 10)
@@ -301,7 +301,7 @@ def test_statistics_of_another_dataset_may_be_named(tmp_path):
 
 
 @pytest.mark.parametrize('content', ['{"state": ', '[1]', '{"state": {}}'])
-def test_damaged_files(tmp_path, content):
+def test_a_damaged_statistics_file_is_told(tmp_path, content):
   path = synthetic.make_dataset(tmp_path, [12, 12])
   episodes = sources.Episodes(path, 'train', CLOCK)
   statistics.find(episodes).write_text(content)

@@ -126,7 +126,7 @@ def test_millions_of_anchors_take_little_time_and_memory(monkeypatch):
 
 
 def test_a_chunk_counts_at_the_end_of_an_episode_where_the_references_does():
-  """Spec 5.4, cases 3 and 4, for a single chunk: its actions and one more frame must exist."""
+  """Of a single chunk its actions and one more frame must exist."""
   droid = embodiments.get('droid')
   for length in (24, 25, 60):
     for anchor in range(length):
@@ -138,7 +138,7 @@ def test_a_chunk_counts_at_the_end_of_an_episode_where_the_references_does():
         np.testing.assert_array_equal(window.frame_steps_R, frames)
 
 
-# Record, control steps between two frames and in a chunk: spec 5.4 where it is the reference's.
+# Record, control steps between two frames and in a chunk; the reference's where it has the robot.
 RATES = [
   ('droid', 3, 24),
   ('agibot', 6, 48),

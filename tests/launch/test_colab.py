@@ -41,7 +41,7 @@ x = 1  # %% stays
 """
 
 
-def test_cells():
+def test_a_script_becomes_its_cells():
   notebook = json.loads(convert(SCRIPT))
   assert [(cell['cell_type'], ''.join(cell['source'])) for cell in notebook['cells']] == [
     ('markdown', '# Title\n\nText.'),
@@ -137,7 +137,7 @@ def test_colab_gets_the_project_from_the_one_address(demo, colab):
 @pytest.mark.parametrize(
   'text, want', [('# A comment.\n', ''), (f'# x\n{REPOSITORY}.git\n', REPOSITORY)]
 )
-def test_address(tmp_path, text, want):
+def test_the_address_of_the_project_is_read(tmp_path, text, want):
   file = tmp_path / 'REPOSITORY'
   file.write_text(text)
   assert to_notebook['read_repository'](file) == want
@@ -190,7 +190,7 @@ def run_smoke(demo: str, home: pathlib.Path) -> str:
 
 
 @pytest.mark.slow
-def test_train_and_watch(tmp_path):
+def test_the_notebook_train_and_watch(tmp_path):
   said = run_smoke('train_and_watch', tmp_path)
   assert 'done: step 4' in said
   assert 'traced 1 time(s)' in said
@@ -202,7 +202,7 @@ def test_train_and_watch(tmp_path):
 
 
 @pytest.mark.slow
-def test_flash(tmp_path):
+def test_the_notebook_flash(tmp_path):
   said = run_smoke('flash', tmp_path)
   ways = json.loads((tmp_path / 'wam/flash/sampling.json').read_text())['ways']
   assert list(ways) == ['flash1', 'pass1_actions4']
@@ -214,7 +214,7 @@ def test_flash(tmp_path):
 
 
 @pytest.mark.slow
-def test_serve_and_connect(tmp_path):
+def test_the_notebook_serve_and_connect(tmp_path):
   said = run_smoke('serve_and_connect', tmp_path)
   assert 'scene 0: done' in said
   assert 'scene 1: done' in said
@@ -236,7 +236,7 @@ def test_look_at_your_data(tmp_path):
 
 
 @pytest.mark.slow
-def test_fine_tune(tmp_path):
+def test_the_notebook_fine_tune(tmp_path):
   said = run_smoke('fine_tune', tmp_path)
   assert said.count('my_arm gets row 4, new') == 2
   assert said.count('weights from step 0 of weights/tiny') == 2
@@ -249,7 +249,7 @@ def test_fine_tune(tmp_path):
 
 
 @pytest.mark.slow
-def test_released_checkpoint(tmp_path):
+def test_the_notebook_released_checkpoint(tmp_path):
   said = run_smoke('released_checkpoint', tmp_path)
   assert 'CHECKPOINT is empty: from here on random weights' in said
   assert 'layout dreamzero' in said
@@ -264,7 +264,7 @@ def test_released_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_tpu_host(tmp_path):
+def test_the_notebook_tpu_host(tmp_path):
   said = run_smoke('tpu_host', tmp_path)
   assert "SIZE = 'smoke': a narrow model on whatever is here" in said
   assert 'devices: 1 cpu' in said

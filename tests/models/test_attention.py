@@ -232,13 +232,13 @@ def test_rotations_agree():
   [[0, 1, 2, 3], [2, 3, 0, 1], [-1, 0, 1, -1, -1, 3], [3, 2, 1, 0, -1], [-1, -1], [1]],
   ids=str,
 )
-def test_arrange(order):
+def test_tokens_are_arranged_and_gaps_are_zeros(order):
   x = np.arange(1, 9).reshape(2, 4)
   want = np.where(np.array(order) < 0, 0, x[:, order])
   np.testing.assert_array_equal(attention.arrange(jnp.asarray(x), np.array(order)), want)
 
 
-def test_automatic_choice(monkeypatch):
+def test_which_attention_is_chosen_for_a_number_of_tokens(monkeypatch):
   # At both edges of the choice, and at the released window.
   choose = lambda *tokens: [attention.choose(CONFIG, n) for n in tokens]
   assert choose(512, 513, 14180) == ['dense', 'chunks', 'chunks']

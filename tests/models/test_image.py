@@ -107,7 +107,7 @@ def test_last_block_and_projection_are_not_needed(tiny):
   np.testing.assert_array_equal(encode(less, FRAMES), encode(tiny, FRAMES))
 
 
-def test_bfloat16(tiny):
+def test_bfloat16_encodes_as_float32_to_its_bits(tiny):
   """bfloat16 parameters and activations: float32's numbers to bfloat16's 8 bits."""
   half = image.ClipVision(
     jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params),
@@ -135,7 +135,7 @@ def test_rows_and_abstract_parameters_have_the_same_shapes():
   shapes = {row.path: row.shape for row in table.rows(released, 'wan')}
   leaves = jax.tree_util.tree_leaves_with_path(model.params)
   assert shapes == {'/'.join(key.key for key in path): leaf.shape for path, leaf in leaves}
-  assert sum(leaf.size for _, leaf in leaves) == 632_076_801  # 632 M in the spec.
+  assert sum(leaf.size for _, leaf in leaves) == 632_076_801
 
 
 def test_impossible_sizes_raise():

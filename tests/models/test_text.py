@@ -111,7 +111,7 @@ def test_golden_umt5(request, golden_umt5):
   )
 
 
-def test_buckets_by_hand():
+def test_distances_fall_into_buckets_as_by_hand():
   """8 buckets, 4 a side: distances 0 and 1 exactly, then 2 to 5 and from 6 (2 * sqrt(16 / 2) = 5.7)
   on.
   """
@@ -153,7 +153,7 @@ def test_shared_bias_equals_the_same_table_in_every_layer(tiny):
   np.testing.assert_array_equal(encode(shared, IDS_BP), encode(copied, IDS_BP))
 
 
-def test_bfloat16(tiny):
+def test_bfloat16_encodes_as_float32_to_its_bits(tiny):
   """bfloat16 parameters and activations: float32's numbers to bfloat16's 8 bits."""
   half = text.UMT5(
     jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.params),
@@ -182,7 +182,7 @@ def test_rows_and_abstract_parameters_have_the_same_shapes():
   shapes = {row.path: row.shape for row in table.rows(released, 'wan')}
   leaves = jax.tree_util.tree_leaves_with_path(model.params)
   assert shapes == {'/'.join(key.key for key in path): leaf.shape for path, leaf in leaves}
-  assert sum(leaf.size for _, leaf in leaves) == 5_680_910_336  # 5.68 B in the spec.
+  assert sum(leaf.size for _, leaf in leaves) == 5_680_910_336
 
 
 @pytest.mark.parametrize('shared_bias', [False, True])

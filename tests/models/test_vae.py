@@ -240,7 +240,7 @@ def test_bfloat16_parameters_and_computation(model):
   'kind, size, latents',
   [('wan2_1', (352, 640), (44, 80, 16)), ('wan2_2', (160, 320), (10, 20, 48))],
 )
-def test_released_shapes(kind, size, latents):
+def test_the_released_sizes_encode_33_frames_to_9(kind, size, latents):
   """33 frames are 9 latent frames and back; nothing is computed or allocated."""
   model = jax.eval_shape(lambda key: vae.init(FULL[kind], key), jax.random.key(0))
   assert (model.temporal, model.spatial) == (4, {'wan2_1': 8, 'wan2_2': 16}[kind])

@@ -138,7 +138,7 @@ def test_action_equal_to_the_next_state_is_worth_a_note(tmp_path):
   )
 
 
-def test_statistics_file(tmp_path):
+def test_a_statistics_file_is_compared_with_the_data(tmp_path):
   path = spoilt.make_dataset(tmp_path)
   episodes = sources.Episodes(path, 'train', spoilt.ROBOT)
   statistics.load_or_compute(episodes)

@@ -134,7 +134,7 @@ def test_timestamps_too_coarse_to_tell_are_said():
   assert not findings.count('fail')
 
 
-def test_stored_rates():
+def test_rates_stored_with_episodes_are_compared():
   stamps = np.arange(50, dtype=np.float32) / 10
   findings, _ = check_stamps(stamps, **{'episode_metadata/fps': [30]})
   spoilt.expect(

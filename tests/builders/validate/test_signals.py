@@ -23,7 +23,7 @@ from data.validate import signals
     ([0, 0, 0, 0, 1, 0, 0, 0, 0], (0, 0)),
   ],
 )
-def test_repeats(motion, want):
+def test_what_share_of_a_motion_repeats_itself(motion, want):
   assert signals.repeats(np.asarray(motion, float)) == want
 
 

@@ -179,7 +179,7 @@ def test_nan_names_record_and_step(tmp_path):
   )
 
 
-def test_empty_language(tmp_path):
+def test_steps_without_words_are_found(tmp_path):
   def edit(episodes):
     episodes[3]['text'] = ['go there'] * 20 + ['  '] * 40
 

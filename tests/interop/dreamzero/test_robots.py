@@ -79,7 +79,7 @@ def test_a_robot_that_is_not_shipped_gets_a_record_of_its_own(tmp_path):
 
 def test_flat_dimensions_are_exported_as_we_floor_them(tmp_path):
   robot = conversions.make_droid()
-  # The reference does otherwise where a range is 0 (spec 5.3): it gets our floor of 0.001.
+  # The reference does otherwise where a range is 0: it gets our floor of 0.001.
   robot.statistics.state.q99[3] = robot.statistics.state.q01[3]
   experiment.write(tmp_path, {'oxe_droid': robot}, tiny.I2V, serving.Serving())
   content = json.loads((tmp_path / experiment.METADATA).read_text())

@@ -181,7 +181,7 @@ def test_weight_in_two_shards_is_refused(tmp_path):
     safetensors.open_weights(epath.Path(tmp_path), 'model')
 
 
-def test_absent_weights(tmp_path):
+def test_a_directory_without_weights_is_told(tmp_path):
   with pytest.raises(
     ValueError, match='has neither model.safetensors nor model.safetensors.index.json'
   ):

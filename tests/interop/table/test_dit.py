@@ -21,7 +21,7 @@ def test_released_sizes(config, billions, weights):
   assert len({row.path for row in table}) == len(table)
 
 
-def test_released_shapes():
+def test_names_and_shapes_are_those_of_a_published_checkpoint():
   """A few of the names and shapes of a published checkpoint."""
   shapes = {name: row.torch_shape for row in dit.rows(presets.WAN2_1_I2V_14B) for name in row.names}
   # 16 channels of noise, 4 of the mask and 16 of the first frame; patches of 1 x 2 x 2.

@@ -70,7 +70,7 @@ def make_theirs(c):
 
 
 @CONFIGS
-def test_forward(config, request):
+def test_the_transformer_computes_as_that_of_diffusers(config, request):
   theirs = make_theirs(config)
   rng = np.random.default_rng(0)
 
@@ -134,7 +134,7 @@ def test_forward(config, request):
 
 
 @CONFIGS
-def test_names_and_shapes(config):
+def test_every_weight_of_diffusers_has_one_row(config):
   """Every weight of Diffusers' model once, and the action modules beside it under names of their
   own.
   """
@@ -152,6 +152,6 @@ def list_names(listed):
   return [name for row in listed for name in row.names]
 
 
-def test_unknown_layout():
+def test_an_unknown_layout_is_told():
   with pytest.raises(ValueError, match="layout='keras' must be 'wan' or 'diffusers'"):
     table.rows(TI2V, 'keras')

@@ -60,7 +60,7 @@ def assert_same_weights(got, want):
 
 
 @pytest.mark.parametrize('family', ['UMT5', 'T5'])
-def test_text_encoder(request, family, tmp_path):
+def test_the_text_encoder_computes_as_that_of_transformers(request, family, tmp_path):
   """T5 shares one bias table; it is the second source for `shared_bias`."""
   c = TEXT
   make = getattr(transformers, f'{family}EncoderModel')
@@ -103,7 +103,7 @@ def test_text_encoder(request, family, tmp_path):
 
 
 @pytest.mark.parametrize('projection', [True, False])
-def test_image_encoder(request, projection, tmp_path):
+def test_the_image_encoder_computes_as_that_of_transformers(request, projection, tmp_path):
   c = IMAGE if projection else dataclasses.replace(IMAGE, out_dim=0)
   make = transformers.CLIPVisionModelWithProjection if projection else transformers.CLIPVisionModel
   config = transformers.CLIPVisionConfig(
