@@ -4,6 +4,8 @@ the code is what the code makes, and the site builds without a warning.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -25,6 +27,7 @@ PAGES = sorted(
   for path in ROOT.rglob('*.md')
   if not any(part.startswith('.') or part == 'build' for part in path.relative_to(ROOT).parts)
 )
+ROOMS = ('wam_jax', 'data', 'benchmarks', 'docs', 'launch')
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 
 
@@ -51,6 +54,66 @@ def test_links_lead_somewhere():
       if not found:
         broken.append(f'{path.relative_to(ROOT)}: {address}')
   assert not broken
+
+
+def list_code(path: pathlib.Path) -> list[str]:
+  """What stands between backticks in the sentences of a page."""
+  text = re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)
+  return re.findall(r'`([^`\n]+)`', text)
+
+
+def test_files_that_pages_name_are_there():
+  """By their place in the repository, in the package, or beside the page."""
+  rooms = '|'.join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != '.')
+  missing = []
+  for path in PAGES:
+    for name in list_code(path):
+      # What commands write is not there yet.
+      if not re.fullmatch(rf'(?:{rooms})/[\w./-]+', name) or '/evaluation/' in name:
+        continue
+      places = [start / name for start in (ROOT, ROOT / 'wam_jax', path.parent)]
+      found = [place for place in places if place.exists() or place.with_suffix('.py').exists()]
+      if not found and 'NAME' not in name:
+        missing.append(f'{path.relative_to(ROOT)}: {name}')
+  assert not missing
+
+
+def test_flags_that_pages_name_are_those_of_commands():
+  """docs/pods.md names those of gcloud, too, and has a test of its own."""
+  commands = [path for room in ROOMS for path in (ROOT / room).rglob('*.py')]
+  defined = '\n'.join(path.read_text() for path in commands)
+  ours = set(re.findall(r"(?:DEFINE_\w+|add_argument)\(\s*'(?:--)?(\w+)'", defined))
+  ours |= set(re.findall(r'\.define_(json|embodiment|mesh)\(', defined))
+  # Launchers and the options of the tests say theirs in words.
+  others = [*ROOT.glob('launch/*.sh'), ROOT / 'tests/conftest.py']
+  ours |= {name for path in others for name in re.findall(r'--(\w+)', path.read_text())}
+  unknown = [
+    f'{path.relative_to(ROOT)}: --{name}'
+    for path in PAGES
+    if path.name != 'pods.md'
+    for name in re.findall(r'(?<!\S)--(\w+)', '\n'.join(list_code(path)))
+    if not {name, name.removeprefix('no')} & (ours | {'config', 'help'})
+  ]
+  assert not unknown
+
+
+def test_keys_that_pages_name_are_those_of_the_config():
+  """The list of changes also names what is no more."""
+  base = cfg.base()
+  groups = [key for key, value in base.items() if hasattr(value, 'keys') and key != 'data']
+  unknown = []
+  for path in PAGES:
+    for code in list_code(path) if path.name != 'CHANGELOG.md' else ():
+      match = re.fullmatch(rf'(?:--)?(config\.)?(?:({"|".join(groups)})\.)?([a-z_]+)(?:=.*)?', code)
+      if not match or not (match[1] or match[2]) or match[3] in ('json', 'key'):
+        continue
+      # Functions are named in the same way.
+      module = match[2] or 'config'
+      known = importlib.util.find_spec(f'wam_jax.{module}')
+      is_function = known and hasattr(importlib.import_module(f'wam_jax.{module}'), match[3])
+      if match[3] not in (base[match[2]] if match[2] else base) and not is_function:
+        unknown.append(f'{path.relative_to(ROOT)}: {code}')
+  assert not unknown
 
 
 def test_every_page_is_found_from_the_readme_and_from_the_first_page():

@@ -78,6 +78,7 @@ def test_what_a_demo_takes_of_the_project_is_there(demo):
       continue
     for alias in node.names:
       modules[alias.asname or alias.name] = importlib.import_module(f'{node.module}.{alias.name}')
+  assert modules
   attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
   for node in attributes:
     if isinstance(node.value, ast.Name) and node.value.id in modules:
