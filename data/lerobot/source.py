@@ -4,7 +4,7 @@ where their rows and videos lie.
 Version 2 keeps one parquet and one MP4 file per episode. Version 3 packs many episodes into each
 file; meta/episodes says in which one each lies, and when its video begins there, which places.py
 holds against counts. Where metadata contradict each other or have holes, `Source.notes` says so.
-Source: LeRobot's `LeRobotDatasetMetadata`; spec 5.1.
+Source: LeRobot's `LeRobotDatasetMetadata`.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ _DROID = Embodiment(
   success='success',
 )
 
-# AgiBot World as data.from_lerobot stores it, with the keys of its GEAR metadata (spec 5.2).
+# AgiBot World as data.from_lerobot stores it, with the keys of its GEAR metadata.
 # Everything but the base counts from the state.
 _AGIBOT_PAIRS = [
   _pair(*given)

@@ -26,7 +26,7 @@ BAND = 16  # Output rows that are averaged at a time when an image shrinks.
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """A crop and a colour change, one for all views and frames of a sample. Source: spec 5.6.
+  """A crop and a colour change, one for all views and frames of a sample.
 
   The colour change is one matrix, so that it costs a tenth of decoding the image. The reference
   changes brightness, contrast, saturation and hue one after the other in random order, clips after
@@ -37,6 +37,7 @@ class Augmentation:
     crop_row, crop_column: where the crop lies, 0 top or left, 1 bottom or right.
     brightness, contrast, saturation: factors, 1 for no change.
     hue: rotation in turns; a third takes red to green.
+  Source: DreamZero `groot/vla/data/transform/video.py`.
   """
 
   crop_row: float = 0.5
@@ -112,7 +113,7 @@ def compose(
     augmentation: applied to each view alike.
   Raises:
     ValueError: a view is missing, or is not uint8 RGB.
-  Source: spec 5.6, 5.7.
+  Source: DreamZero `DreamTransform._prepare_video`.
   """
   composite_IJ3 = np.zeros((*record.composite, 3), np.uint8)
   for view in record.views:

@@ -35,7 +35,7 @@ class Quantiles:
       and comes back as q01.
   Raises:
     ValueError: a dimension's norm needs what is None.
-  Source: spec 5.3; the reference does not floor.
+  Source: DreamZero `groot/vla/data/transform/state_action.py`, which does not floor.
   """
 
   q01: np.ndarray
@@ -187,7 +187,7 @@ def combine(statistics: Sequence[Statistics]) -> Statistics:
   """Over several datasets of one embodiment: the least q01 and min, the greatest q99 and max,
   pooled moments.
 
-  Source: spec 5.3.
+  Source: DreamZero `groot/vla/data/dataset/lerobot.py`.
   """
   steps = [s.steps for s in statistics]
   return Statistics(
@@ -222,7 +222,7 @@ def subtract_reference(
   """Actions minus the state at their chunk's first step, on the relative dimensions; the short way
   around, of angles that say where they go around.
 
-  Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID` (spec 5.4 (5)).
+  Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID`.
   """
   return shorten(record, action_QSU - reference(record, proprio_QX)[:, None, :])
 

@@ -370,7 +370,7 @@ def reference_timing(record: Embodiment) -> Embodiment:
   The reference takes every third frame and 24 steps a chunk of every robot: at 15 Hz these are the
   paper's rates, at 30 Hz they are 10 frames a second and 0.8 s. Its normalization does not floor
   either: 'q99' becomes 'q99_reference'.
-  Source: spec 5.3, 5.4.
+  Source: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID`.
   """
   rates = dict(video_fps=record.control_hz / 3, chunk_s=24 / record.control_hz)
   # Where both agree, as at DROID's 15 Hz, there is one record and one set of statistics.

@@ -8,12 +8,12 @@ of D steps its actions go on for as many, which are the next chunk's first; thos
 masked, and count for no chunk. A window stays inside one language span.
 
 A chunk counts where its last frame, step a + (q+1)*S, still exists: at the end of an episode just
-as in the reference (spec 5.4, cases 3 and 4). Otherwise it differs. The reference takes up to four
-chunks around a drawn step, backwards too, and compares instructions at the chunks' starts only, so
-that a chunk may run into the next instruction; here the drawn step is the first of its window,
-chunks follow forwards, and those past the span are padded and masked. Idle steps are cut out of the
-reference's episodes, so that a window may jump in time; here every chunk that counts starts inside
-one kept range, and time runs on.
+as in the reference. Otherwise it differs. The reference takes up to four chunks around a drawn
+step, backwards too, and compares instructions at the chunks' starts only, so that a chunk may run
+into the next instruction; here the drawn step is the first of its window, chunks follow forwards,
+and those past the span are padded and masked. Idle steps are cut out of the reference's episodes,
+so that a window may jump in time; here every chunk that counts starts inside one kept range, and
+time runs on. The reference: DreamZero `ShardedLeRobotSubLangSingleActionChunkDatasetDROID`.
 """
 
 from __future__ import annotations
