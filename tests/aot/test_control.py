@@ -90,12 +90,21 @@ def test_14b_on_eight_v6e_is_real_time(tmp_path):
   assert made['bound']['step_with_perfect_overlap_s'] <= 0.040
 
 
-def test_what_is_missing_is_named(monkeypatch, tmp_path):
-  monkeypatch.setattr(control.importlib.util, 'find_spec', lambda name: None)
+@pytest.mark.parametrize(
+  ('hidden', 'machine', 'message'),
+  [
+    (['libtpu'], 'v6e:2x4', r'libtpu is not installed: .*\[aot\]'),
+    (['jax_cuda13_plugin', 'nvidia'], 'h200', r'jax_cuda13_plugin is not .*\[aot-gpu\]'),
+    # Also where the package is missing that it would be a part of.
+    (['nvidia'], 'h200', r'is not installed: .*\[aot-gpu\]'),
+  ],
+)
+def test_what_is_missing_is_named(hidden, machine, message, monkeypatch, tmp_path):
+  for name in hidden:
+    monkeypatch.setitem(sys.modules, name, None)  # As if it were not installed.
   config = cfg.from_config_dict(train_config.get_config())
-  for machine, extra in (('h200', 'aot-gpu'), ('v6e:2x4', 'aot')):
-    with pytest.raises(ValueError, match=rf'\[{extra}\]'):
-      control.compile_act(config, control.find(machine), tmp_path)
+  with pytest.raises(ValueError, match=message):
+    control.compile_act(config, control.find(machine), tmp_path)
 
 
 def test_what_a_machine_cannot_multiply_is_told_before_it_is_compiled(tmp_path):

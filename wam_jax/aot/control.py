@@ -7,7 +7,6 @@ a process of its own, as `compiler` has it for the training step.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ from typing import Any
 
 from wam_jax import chips
 from wam_jax import config as cfg
+from wam_jax import extras
 from wam_jax.aot import compiler
 from wam_jax.aot import gpus
 from wam_jax.aot import hlo
@@ -71,7 +71,7 @@ def compile_act(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib.
     RuntimeError: the compiler failed.
   """
   is_gpu = where.chip.name in gpus.GPUS
-  missing = [name for name in _needed(is_gpu) if importlib.util.find_spec(name) is None]
+  missing = [name for name in _needed(is_gpu) if not extras.is_installed(name)]
   if missing:
     extra = 'aot-gpu' if is_gpu else 'aot'
     raise ValueError(

@@ -7,7 +7,6 @@ data/, which stands beside this package in a checkout and is not installed with 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
 import shlex
@@ -19,6 +18,7 @@ from etils import epath
 
 import wam_jax
 from wam_jax import config as cfg
+from wam_jax import extras
 from wam_jax import hosts
 from wam_jax import progress
 from wam_jax import storage
@@ -64,7 +64,7 @@ def _prepare(name: str, dataset: cfg.DatasetConfig, path: epath.Path, root: str)
   command = dataset.prepare.format(path=path, source=dataset.source, root=root)
   module, *arguments = shlex.split(command)
   checkout = _find_checkout()
-  if checkout is None and not _is_importable(module):
+  if checkout is None and not extras.is_installed(module):
     raise ValueError(
       f'data.mixture.{name}.path={path} is not there, and python -m {module}, which makes it, is '
       f'not installed with wam_jax: run "python -m {command}" in a checkout of the project, or '
@@ -101,13 +101,6 @@ def _find_checkout() -> pathlib.Path | None:
   root = pathlib.Path(wam_jax.__file__).resolve().parents[1]
   is_checkout = (root / 'data' / '__init__.py').exists() and (root / 'pyproject.toml').exists()
   return root if is_checkout else None
-
-
-def _is_importable(module: str) -> bool:
-  try:
-    return importlib.util.find_spec(module) is not None
-  except ModuleNotFoundError:  # Of a parent package.
-    return False
 
 
 def _make_environment(checkout: pathlib.Path | None) -> dict[str, str]:
