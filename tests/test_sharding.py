@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import droid_14b
@@ -208,6 +209,25 @@ def test_every_large_parameter_is_split_and_so_are_its_moments():
   assert len(moments) == 1
   for tree in (moments[0].mu, moments[0].nu, state.ema_params):
     assert jax.tree.map(lambda x: x.sharding.spec, tree) == specs
+
+
+@pytest.mark.parametrize('is_there', [True, False])
+def test_bytes_of_a_device_are_those_of_its_parts_random_keys_too(is_there):
+  split = NamedSharding(make_mesh(MESHES['fsdp4_tensor2']), P('fsdp', 'tensor'))
+  tree = {
+    'eighths': jax.device_put(np.zeros((8, 6), np.float16), split),
+    'whole': jax.device_put(np.float32([1, 2, 3]), NamedSharding(split.mesh, P())),
+    'key': jax.random.key(0),
+  }
+  held = sum(
+    jax.random.key_data(x).nbytes
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    else x.addressable_shards[0].data.nbytes
+    for x in tree.values()
+  )
+  if not is_there:
+    tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+  assert sharding.bytes_per_device(tree) == held == 2 * 2 * 3 + 4 * 3 + 8
 
 
 # Of DROID 14B, what is not split over 'fsdp', and why.

@@ -375,7 +375,8 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that each device holds of a tree of arrays with shardings, be they abstract.
+  """Bytes that each device holds of a tree of arrays with shardings, random keys too, be they
+  abstract.
 
   Arrays as they are; TPUs pad them to tiles.
   """

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.experimental.layout import Format
@@ -17,7 +16,6 @@ from jax.sharding import Mesh
 
 from wam_jax import chips
 from wam_jax import config as cfg
-from wam_jax import sharding
 from wam_jax import types
 from wam_jax.aot import abstract
 from wam_jax.aot import compiler
@@ -161,12 +159,3 @@ def count_stacks(params: Any) -> list[int]:
     if 'w' in names and names[-1] != 'scale':
       found.add(math.prod(x.sharding.shard_shape(x.shape)))
   return sorted(found)
-
-
-def bytes_per_device(tree: Any) -> int:
-  """As `sharding.bytes_per_device`, of a tree with random keys."""
-  keys = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  arrays = [x for x in jax.tree.leaves(tree) if not keys(x)]
-  numbers = [x for x in jax.tree.leaves(tree) if keys(x)]
-  data = [jax.eval_shape(jax.random.key_data, x) for x in numbers]
-  return sharding.bytes_per_device(arrays) + sum(x.size * x.dtype.itemsize for x in data)

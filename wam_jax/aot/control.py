@@ -236,7 +236,7 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   program, mesh = act.lower(config, where)
   held = {
     'weights': sharding.bytes_per_device(program.params),
-    'state': act.bytes_per_device(program.memory),
+    'state': sharding.bytes_per_device(program.memory),
     'cache': sharding.bytes_per_device((program.memory.cache.k, program.memory.cache.v)),
   }
   return program.lowered, {

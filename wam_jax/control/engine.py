@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wam_jax import config as cfg
+from wam_jax import sharding
 from wam_jax import types
 from wam_jax.control import agent as agent_lib
 from wam_jax.control import loaded
@@ -77,8 +77,8 @@ class Engine:
     self.imagine_s = 0.0
     # Counted from one that is there; `warm` goes on with it.
     self._first: Any = self.start(next(iter(self.robots)), '')
-    kept = jax.tree.leaves((self._first.memory, self._first.eyes))
-    self.session_bytes = sum(_size(leaf) for leaf in kept)
+    kept = (self._first.memory, self._first.eyes)
+    self.session_bytes = sharding.bytes_per_device(kept)
 
     most = min(together, 1 + self.count_sessions())
     if config.sample.reuse == 'cosine':
@@ -343,10 +343,3 @@ def free_bytes() -> int:
 
 def _list_records(robots: Mapping[str, robot_lib.Robot]) -> list[Any]:
   return [(robot.id, robot.record, robot.action_overlap) for robot in robots.values()]
-
-
-def _size(leaf: jax.Array) -> int:
-  """Bytes of it that a device has."""
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
-  return leaf.addressable_shards[0].data.nbytes
