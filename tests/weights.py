@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from wam_jax import config as cfg
-from wam_jax import train_step
 from wam_jax.models import encoders
 from wam_jax.models import image
+from wam_jax.models import initial
 from wam_jax.models import text
 from wam_jax.models import vae
 
@@ -35,11 +35,7 @@ def draw_like(shapes: Any, seed: int) -> Any:
 
 def draw_params(model: cfg.ModelConfig, seed: int) -> Any:
   """Parameters of a world action model."""
-  # A run that may train adapters, where there are any. No shape depends on the frozen encoders.
-  trainable = 'lora' if model.lora.rank else 'all'
-  config = cfg.TrainConfig(model=model, init_from='base', trainable=(trainable,))
-  shapes = jax.eval_shape(lambda: train_step._init(config, None).params)
-  return draw_like(shapes, seed)
+  return draw_like(jax.eval_shape(lambda: initial.init(model, jax.random.key(0))), seed)
 
 
 def draw_encoders(model: cfg.ModelConfig) -> encoders.Encoders:

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam_jax import config as cfg
-from wam_jax import train_step
 from wam_jax import types
 from wam_jax.control import memory as memory_lib
 from wam_jax.control import policy as policy_lib
 from wam_jax.control import weights
 from wam_jax.data import shapes
+from wam_jax.models import initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,8 @@ def draw_params(model: cfg.ModelConfig, seed: int) -> Any:
   A million numbers, again and again from other places: no more is needed, and 14B of them are soon
   drawn.
   """
-  state = jax.eval_shape(lambda: train_step._init(cfg.TrainConfig(model=model), None))
-  wanted = weights.narrow(nn.unbox(state.params), model)
+  boxed = jax.eval_shape(lambda: initial.init(model, jax.random.key(0)))
+  wanted = weights.narrow(nn.unbox(boxed), model)
   rng = np.random.default_rng(seed)
   pool = rng.standard_normal(2**20 + 7, np.float32)
 
