@@ -92,8 +92,10 @@ def test_each_chunk_is_the_last_one_of_a_short_episode(way):
 
 
 def recompute(model, clean_BFHWC, text_BPC):
-  """Velocities of the clean frames after frame 0, all at once and without a cache: frame 0 stands
-  in the sequence once for every time at which some chunk sees it.
+  """Velocities of the frames after frame 0, denoised from level 0, all at once and without a cache.
+
+  Frame 0 stands in the sequence once for every time at which some chunk sees it, then each other
+  frame as it is committed, then each as it is denoised.
   """
   grid = model._grid(clean_BFHWC)
   n = grid.tokens
@@ -102,14 +104,21 @@ def recompute(model, clean_BFHWC, text_BPC):
   shifts = [max(0, 1 + (c + 2) * F - MODEL.window_frames) for c in range(CHUNKS)]
   sinks = sorted(set(shifts))
   angles = [attention.video_angles(shift, 1, *grid, K) for shift in sinks]
-  angles.append(attention.video_angles(1, CHUNKS * F, *grid, K))
-  frames = len(sinks) + CHUNKS * F
+  angles += 2 * [attention.video_angles(1, CHUNKS * F, *grid, K)]
+  denoised = len(sinks) + CHUNKS * F
+  frames = denoised + CHUNKS * F
   sees = np.eye(frames, dtype=bool)
   for c, shift in enumerate(shifts):
     own = slice(len(sinks) + c * F, len(sinks) + (c + 1) * F)
     # Frame f stands at len(sinks) + f - 1; those after `shift` are in the window.
     sees[own, len(sinks) + shift : own.stop] = True
     sees[own, sinks.index(shift)] = True
+    # The window slides when the chunk before it is committed.
+    shift = shifts[c - 1] if c else 0
+    again = slice(denoised + c * F, denoised + (c + 1) * F)
+    sees[again, len(sinks) + shift : own.start] = True
+    sees[again, sinks.index(shift)] = True
+    sees[again, again] = True
   mask = np.kron(sees, np.ones((n, n), bool))
 
   prompt = model._embed_prompt(text_BPC, None)
@@ -120,10 +129,10 @@ def recompute(model, clean_BFHWC, text_BPC):
     angles_TR=np.concatenate(angles),
     mask=mask[None, None],
   )
-  sequence = jnp.concatenate([x_BTD[:, :n]] * len(sinks) + [x_BTD[:, n:]], 1)
+  sequence = jnp.concatenate([x_BTD[:, :n]] * len(sinks) + [x_BTD[:, n:]] * 2, 1)
   (x_BTD, _), _ = model.blocks((sequence, None), None, None, prompt, tokens)
   time_BFD = jnp.repeat(time_B1D, CHUNKS * F, 1)
-  return model._video_head(x_BTD[:, len(sinks) * n :], time_BFD, grid)
+  return model._video_head(x_BTD[:, denoised * n :], time_BFD, grid)
 
 
 def test_a_cache_that_slides_equals_a_recompute_without_one():
@@ -144,14 +153,17 @@ def test_a_cache_that_slides_equals_a_recompute_without_one():
     sink=2,
   )
   cache = model.apply(weights, cache, clean[:, :1], 0, prompt, method='commit')
-  commit = jax.jit(
-    lambda cache, frames, start: model.apply(
-      weights, cache, frames, start, prompt, method='commit_and_predict'
-    )
-  )
+
+  @jax.jit
+  def step(cache, frames, start):
+    """(cache with the frames, what denoising gives for them before)."""
+    noisy = types.Noisy(video_BFHWC=frames, sigma_video_BF=jnp.zeros(frames.shape[:2]))
+    video, _ = model.apply(weights, cache, noisy, None, start, prompt, method='denoise')
+    return model.apply(weights, cache, frames, start, prompt, method='commit'), video
+
   for c in range(CHUNKS):
     start = 1 + c * F
-    cache, got = commit(cache, clean[:, start : start + F], np.int32(start))
+    cache, got = step(cache, clean[:, start : start + F], np.int32(start))
     chunk = want[:, c * F : (c + 1) * F]
     np.testing.assert_allclose(got, chunk, atol=2e-5)  # Float32, sums in another order.
   assert np.std(want) > 0.1

@@ -199,21 +199,6 @@ class WorldActionModel(nn.Module):
     sweep = self._sweep(cache, place, prompt, clean_BFHWC, None, None, condition=condition)
     return sweep.cache
 
-  def commit_and_predict(
-    self,
-    cache: attention.KVCache,
-    clean_BFHWC: jax.Array,
-    start_frame: jax.Array | int,
-    prompt: PromptKV,
-    condition: types.Condition = types.UNCONDITIONED,
-  ) -> tuple[attention.KVCache, jax.Array]:
-    """(cache of `commit`, the velocity that the video head gives for the clean frames)."""
-    grid = self._grid(clean_BFHWC)
-    place = Place(start_frame, grid.tokens, clean=clean_BFHWC.shape[1])
-    sweep = self._sweep(cache, place, prompt, clean_BFHWC, None, None, condition=condition)
-    time_BFD = jnp.repeat(sweep.time_BGD, place.clean, 1)
-    return sweep.cache, self._video_head(sweep.x_BTD, time_BFD, grid)
-
   def denoise(
     self,
     cache: attention.KVCache,
