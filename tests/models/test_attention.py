@@ -190,7 +190,7 @@ def test_golden_forward_and_gradients_by_chunks(golden_dit, request):
 def test_attention_to_a_prompt_in_blocks(keys):
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(2, 2, n, 16)).astype(np.float32) for n in (256, keys, keys))
-  in_blocks = functools.partial(attention.attend_all, side=128)
+  in_blocks = functools.partial(attention.attend_first, side=128)
   np.testing.assert_allclose(in_blocks(q, k, v), attention.attend(q, k, v), atol=2e-6)
 
   def gradients(attend):
@@ -358,7 +358,8 @@ def test_kernels_compile_for_tpus(topology, video_sees, monkeypatch):
       )
       y = attention.attend_blocks(q, k, v, seen, blocks=plan.pattern, name=dit.SAVED)
       return jnp.sum(
-        (y + attention.attend_all(q, prompt, prompt, plan.pattern.side)).astype(jnp.float32) ** 2
+        (y + attention.attend_first(q, prompt, prompt, side=plan.pattern.side)).astype(jnp.float32)
+        ** 2
       )
 
     tokens = jax.ShapeDtypeStruct((1, c.num_heads, len(plan.order), c.head_dim), jnp.bfloat16)

@@ -27,6 +27,8 @@ MOST_DENSE = 512
 LEAST_SPLASH = 4096
 # Bytes of the keys of a layer's past that are copied beside new ones.
 _SMALL_PAST = 128 * 1024
+# Queries or keys of a block of the splash kernels where no pattern says how many.
+_MOST_SIDE = 512
 
 # An array, or one of each session of a pass; see `KVCache`.
 Each = jax.Array | tuple[jax.Array, ...]
@@ -530,20 +532,44 @@ def attend_blocks(
   return splash.attend(q_BNTK, k_BNTK, v_BNTK, seen_BT, pairs, key_axis='tokens', name=name)
 
 
-def attend_all(q_BNTK: jax.Array, k_BNSK: jax.Array, v_BNSK: jax.Array, side: int) -> jax.Array:
-  """`attend` without a mask by the same kernels: blocks of `side` queries and at most 512 keys."""
+def attend_first(
+  q_BNTK: jax.Array,
+  k_BNSK: jax.Array,
+  v_BNSK: jax.Array,
+  number_B: jax.Array | None = None,
+  side: int | None = None,
+) -> jax.Array:
+  """`attend` to the first `number_B` keys of each sample, at least one, by the same kernels; to all
+  where it is None.
+
+  Args:
+    side: number of queries of a block, which by default is chosen as that of keys is.
+  """
   B, _, S, _ = k_BNSK.shape
-  width = min(512, S + -S % masks.LANES)
-  missing = -S % width
+  T = q_BNTK.shape[2]
+  width = _choose_side(S)
+  side = side or _choose_side(T)
+  q_BNTK = _pad_tokens(q_BNTK, side)
+  k_BNSK = _pad_tokens(k_BNSK, width)
+  v_BNSK = _pad_tokens(v_BNSK, width)
 
-  def pad(x_BNSK):
-    return jnp.pad(x_BNSK, ((0, 0), (0, 0), (0, missing), (0, 0)))
-
-  seen_BS = jnp.broadcast_to(np.arange(S + missing) < S, (B, S + missing))
-  row = (True,) * ((S + missing) // width)
+  number_B1 = S if number_B is None else number_B[:, None]
+  seen_BS = jnp.broadcast_to(np.arange(k_BNSK.shape[2]) < number_B1, (B, k_BNSK.shape[2]))
+  row = (True,) * (k_BNSK.shape[2] // width)
   splash = _load_splash()
   pairs = splash.Pairs((row,) * (q_BNTK.shape[2] // side))
-  return splash.attend(q_BNTK, pad(k_BNSK), pad(v_BNSK), seen_BS, pairs)
+  return splash.attend(q_BNTK, k_BNSK, v_BNSK, seen_BS, pairs)[:, :, :T]
+
+
+def _choose_side(tokens: int) -> int:
+  return min(_MOST_SIDE, tokens + -tokens % masks.LANES)
+
+
+def _pad_tokens(x_BNTK: jax.Array, multiple: int) -> jax.Array:
+  missing = -x_BNTK.shape[2] % multiple
+  if not missing:
+    return x_BNTK  # Whose tokens may be split: no operation that would have to be.
+  return jnp.pad(x_BNTK, ((0, 0), (0, 0), (0, missing), (0, 0)))
 
 
 def _load_splash():

@@ -205,7 +205,7 @@ class CrossAttention(nn.Module):
     if kernels != 'dense':
       attend = functools.partial(slots_lib.attend_all, kernels=kernels)
     elif isinstance(pattern, masks.Blocks):
-      attend = functools.partial(attention.attend_all, side=pattern.side)
+      attend = functools.partial(attention.attend_first, side=pattern.side)
     elif pattern is not None and attention.is_fused(q_BNTK):
       attend = attention.attend_fused
     elif pattern is not None and self.cfg.remat != 'none':

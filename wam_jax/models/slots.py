@@ -14,13 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam_jax import masks
 from wam_jax import sharding
 from wam_jax.models import attention
 
 Kernels = Literal['cudnn', 'splash', 'dense']
-# Queries of a block of the splash kernels; keys are in blocks of at most as many.
-_SIDE = 512
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -104,15 +101,12 @@ def attend_first(
   q_BNTK: jax.Array, k_BNSK: jax.Array, v_BNSK: jax.Array, number_B, kernels: Kernels
 ) -> jax.Array:
   """`attention.attend` to the first `number_B` keys, at least one; a number for each sample, for
-  each session or for all.
+  each session or for all. Not by 'dense' kernels: there masks say what is seen.
   """
   number_B = _per_row(number_B, len(q_BNTK))
   if kernels == 'cudnn':
     return attend_cudnn(q_BNTK, k_BNSK, v_BNSK, number_B)
-  if kernels == 'splash':
-    return _attend_splash(q_BNTK, k_BNSK, v_BNSK, number_B)
-  seen_BS = np.arange(k_BNSK.shape[2]) < number_B[:, None]
-  return attention.attend(q_BNTK, k_BNSK, v_BNSK, seen_BS[:, None, None])
+  return attention.attend_first(q_BNTK, k_BNSK, v_BNSK, number_B)
 
 
 def attend_all(
@@ -135,23 +129,6 @@ def attend_cudnn(
     q_BTNK, k_BSNK, v_BSNK, key_value_seq_lengths=number_B, implementation=implementation
   )
   return jnp.swapaxes(y_BTNK, 1, 2)
-
-
-def _attend_splash(q_BNTK, k_BNSK, v_BNSK, number_B) -> jax.Array:
-  """`attend_first` by the kernels of `splash`, in whole blocks."""
-  # Here, because Pallas takes half a second to import.
-  from wam_jax.models import splash
-
-  T = q_BNTK.shape[2]
-  rows = min(_SIDE, T + -T % masks.LANES)
-  columns = min(_SIDE, k_BNSK.shape[2] + -k_BNSK.shape[2] % masks.LANES)
-  q_BNTK = _pad_to(q_BNTK, rows)
-  k_BNSK = _pad_to(k_BNSK, columns)
-  v_BNSK = _pad_to(v_BNSK, columns)
-  seen_BS = np.arange(k_BNSK.shape[2]) < number_B[:, None]
-  row = (True,) * (k_BNSK.shape[2] // columns)
-  pairs = splash.Pairs((row,) * (q_BNTK.shape[2] // rows))
-  return splash.attend(q_BNTK, k_BNSK, v_BNSK, seen_BS, pairs)[:, :, :T]
 
 
 def choose(dtype: jnp.dtype, head_dim: int, tokens: int) -> Kernels:
@@ -221,8 +198,3 @@ def _put_valid_first(x_BNRK: jax.Array, valid_BR: jax.Array) -> jax.Array:
   """
   order_BR = jnp.argsort(~valid_BR, axis=1, stable=True)
   return jnp.take_along_axis(x_BNRK, order_BR[:, None, :, None], axis=2)
-
-
-def _pad_to(x_BNTK: jax.Array, multiple: int) -> jax.Array:
-  missing = -x_BNTK.shape[2] % multiple
-  return jnp.pad(x_BNTK, ((0, 0), (0, 0), (0, missing), (0, 0)))
