@@ -252,7 +252,7 @@ def test_actions_against_kept_video_equal_all_of_it_again(rule):
     clean_BFHWC, start = INPUTS['clean_BFHWC'][:, seen], jnp.int32(seen.start)
     noisy, body = chunk_of(INPUTS, c)
     separate = method('commit')(cache, clean_BFHWC, start, prompt)
-    separate = method('denoise_and_keep')(separate, noisy, body, separate.frames, prompt)
+    separate = method('act')(separate, None, noisy, body, separate.frames, prompt)
     cache, *velocities = method('act')(cache, clean_BFHWC, noisy, body, start, prompt)
     jax.tree.map(close, (cache, *velocities), separate)
     wanted = (of_chunk(want_video, c, F), of_chunk(want_action, c, A))

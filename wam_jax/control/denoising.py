@@ -133,7 +133,7 @@ class Denoiser:
 
     def velocity(video_BFHWC, sigma_video, action_BAU, sigma_action):
       noisy = self._noisy(memory, chunk, action_BAU, sigma_action, video_BFHWC, sigma_video)
-      return self._guide(*self._run(params, self._wam.denoise, memory, noisy, chunk))
+      return self._velocities(params, memory, noisy, chunk)
 
     video, action = self.solvers
     kept = (sampler.start(video, noise_video), sampler.start(action, noise_action))
@@ -181,7 +181,7 @@ class Denoiser:
     def velocity(video_BFHWC, sigma_video):
       noisy = self._noisy(memory, chunk, None, None, video_BFHWC, sigma_video)
       alone = chunk._replace(body=None)
-      return self._guide(*self._run(params, self._wam.denoise, memory, noisy, alone))[0]
+      return self._velocities(params, memory, noisy, alone)[0]
 
     ahead = slice(last)
     if last and chunk.seen_BFHWC is not None:
@@ -220,7 +220,7 @@ class Denoiser:
     def velocity(action_BAU, sigma):
       if chunk.again is not None:
         noisy = self._noisy(memory, chunk, action_BAU, sigma, *chunk.again)
-        return self._guide(*self._run(params, self._wam.denoise, memory, noisy, chunk))[1]
+        return self._velocities(params, memory, noisy, chunk)[1]
       action_RAU = self._apply(
         params,
         self._wam.denoise_actions,
@@ -267,36 +267,34 @@ class Denoiser:
     """(memory, velocities) of a pass over a chunk whose noisy video is kept, and which commits the
     frames before it where they are not in the cache: the weights are read once for both.
     """
-    if chunk.seen_BFHWC is None:
-      cache, *velocities = self._run(params, self._wam.denoise_and_keep, memory, noisy, chunk)
-    else:
+    start = chunk.start
+    ahead = 0 if noisy.video_BFHWC is None else noisy.video_BFHWC.shape[1]
+    condition = self._condition(memory, start, ahead)
+    if chunk.seen_BFHWC is not None:
       observed = chunk.seen_BFHWC.shape[1]
-      ahead = 0 if noisy.video_BFHWC is None else noisy.video_BFHWC.shape[1]
-      start = chunk.start - observed
+      start = start - observed
       # Each for itself: a slice that went beyond the end would begin earlier.
-      conditions = (
-        self._condition(memory, start, observed, ahead=self.cfg.frames_per_chunk),
-        self._condition(memory, chunk.start, ahead),
-      )
-      cache, *velocities = self._apply(
-        params,
-        self._wam.act,
-        memory.cache,
-        self._branch(chunk.seen_BFHWC),
-        jax.tree.map(self._branch, noisy),
-        jax.tree.map(self._branch, chunk.body),
-        start,
-        memory.prompt,
-        condition=jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *conditions),
-      )
+      before = self._condition(memory, start, observed, ahead=self.cfg.frames_per_chunk)
+      condition = jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), before, condition)
+    cache, *velocities = self._apply(
+      params,
+      self._wam.act,
+      memory.cache,
+      jax.tree.map(self._branch, chunk.seen_BFHWC),
+      jax.tree.map(self._branch, noisy),
+      jax.tree.map(self._branch, chunk.body),
+      start,
+      memory.prompt,
+      condition=condition,
+    )
     return dataclasses.replace(memory, cache=cache), *self._guide(*velocities)
 
-  def _run(self, params, method, memory: Memory, noisy: types.Noisy, chunk: Chunk) -> Any:
-    """A pass of the model over a chunk with video, of every branch."""
+  def _velocities(self, params, memory: Memory, noisy: types.Noisy, chunk: Chunk) -> Any:
+    """Those of a pass over a chunk with video, which nothing is kept of."""
     assert noisy.video_BFHWC is not None
-    return self._apply(
+    velocities = self._apply(
       params,
-      method,
+      self._wam.denoise,
       memory.cache,
       jax.tree.map(self._branch, noisy),
       jax.tree.map(self._branch, chunk.body),
@@ -304,6 +302,7 @@ class Denoiser:
       memory.prompt,
       condition=self._condition(memory, chunk.start, noisy.video_BFHWC.shape[1]),
     )
+    return self._guide(*velocities)
 
   def _guide(self, video_GFHWC, action_GAU) -> tuple[Any, Any]:
     """Velocities of the robots: guidance moves the video alone; actions are those of the prompt."""

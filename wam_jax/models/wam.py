@@ -109,7 +109,7 @@ class WorldActionModel(nn.Module):
     c = self.cfg
     grid = self._grid(noisy.video_BFHWC)
     frames = noisy.video_BFHWC.shape[1]
-    clean_frames = 0 if clean_BFHWC is None else clean_BFHWC.shape[1]
+    clean_frames = _count_frames(clean_BFHWC)
     # Frame 0 is shown clean and not denoised, unless the model predicts it or sees nothing clean.
     first = 0 if c.predict_first_frame or not clean_frames else 1
 
@@ -214,25 +214,10 @@ class WorldActionModel(nn.Module):
       noisy, body: the chunk, as in `__call__`; video alone without actions and body.
       condition: what the anchor says about these frames; its image tokens are in `prompt`.
     """
-    place = self._place(start_frame, noisy)
+    tokens = self._grid(noisy.video_BFHWC).tokens
+    place = Place(start_frame, tokens, noisy=noisy.video_BFHWC.shape[1])
     sweep = self._sweep(cache, place, prompt, None, noisy, body, condition=condition)
     return self._sweep_velocities(sweep, noisy, body)
-
-  def denoise_and_keep(
-    self,
-    cache: attention.KVCache,
-    noisy: types.Noisy,
-    body: types.Body | None,
-    start_frame: jax.Array | int,
-    prompt: PromptKV,
-    condition: types.Condition = types.UNCONDITIONED,
-  ) -> tuple[attention.KVCache, jax.Array, jax.Array | None]:
-    """(cache with the chunk's noisy video in the slots after the committed frames, velocities of
-    `denoise`). The next commit of these frames takes the place of what was kept.
-    """
-    place = self._place(start_frame, noisy)._replace(keeps=True)
-    sweep = self._sweep(cache, place, prompt, None, noisy, body, condition=condition)
-    return sweep.cache, *self._sweep_velocities(sweep, noisy, body)
 
   def denoise_actions(
     self,
@@ -263,7 +248,7 @@ class WorldActionModel(nn.Module):
   def act(
     self,
     cache: attention.KVCache,
-    clean_BFHWC: jax.Array,
+    clean_BFHWC: jax.Array | None,
     noisy: types.Noisy,
     body: types.Body | None,
     start_frame: jax.Array | int,
@@ -271,24 +256,27 @@ class WorldActionModel(nn.Module):
     *,
     condition: types.Condition = types.UNCONDITIONED,
   ) -> tuple[attention.KVCache, jax.Array | None, jax.Array | None]:
-    """What `commit` and then `denoise_and_keep` give, by one pass over the weights.
+    """What `commit` and then `denoise` give, by one pass over the weights. The noisy video is kept
+    in the slots after the committed frames; the next commit of its frames takes its place.
 
     Args:
-      clean_BFHWC: observed frames from `start_frame` on, committed.
-      noisy, body: the chunk after them; `noisy` without video for actions that see no future video.
+      clean_BFHWC: observed frames from `start_frame` on, committed; None where all are.
+      noisy, body: the chunk after them; `noisy` without video for actions that see no future video,
+        which must follow clean frames.
       condition: what the anchor says about the clean and the noisy frames.
     Returns:
       (cache, velocity of the video or None, velocity of the actions or None).
     """
-    clean = clean_BFHWC.shape[1]
-    video = 0 if noisy.video_BFHWC is None else noisy.video_BFHWC.shape[1]
-    place = Place(start_frame, self._grid(clean_BFHWC).tokens, clean=clean, noisy=video, keeps=True)
+    grid = self._grid(noisy.video_BFHWC if clean_BFHWC is None else clean_BFHWC)
+    place = Place(
+      start_frame,
+      grid.tokens,
+      clean=_count_frames(clean_BFHWC),
+      noisy=_count_frames(noisy.video_BFHWC),
+      keeps=True,
+    )
     sweep = self._sweep(cache, place, prompt, clean_BFHWC, noisy, body, condition=condition)
     return sweep.cache, *self._sweep_velocities(sweep, noisy, body)
-
-  def _place(self, start_frame, noisy: types.Noisy) -> Place:
-    grid = self._grid(noisy.video_BFHWC)
-    return Place(start_frame, grid.tokens, noisy=noisy.video_BFHWC.shape[1])
 
   def _sweep(
     self,
@@ -692,6 +680,10 @@ class ImageEmbedding(nn.Module):
     h = layer('BIC,CM->BIM', (C, C), ('embed', 'mlp'), name='in')(x)
     y = layer('BIM,MD->BID', (C, D), ('mlp', 'embed'), name='out')(layers.gelu_erf(h))
     return layers.LayerNorm(1e-5, affine=True, name='norm_out')(y)
+
+
+def _count_frames(video_BFHWC: jax.Array | None) -> int:
+  return 0 if video_BFHWC is None else video_BFHWC.shape[1]
 
 
 def _mean_prompt(prompt: dit.Prompt) -> jax.Array:
