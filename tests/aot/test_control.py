@@ -16,16 +16,25 @@ from wam_jax.aot import control
 from wam_jax.aot import hlo
 
 
-def report(tmp_path, *flags):
+def compile_control(tmp_path, *flags):
+  """(the command that has ended, its report or None)."""
   file = tmp_path / 'report.json'
   environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
-  subprocess.run(
+  done = subprocess.run(
     [sys.executable, '-m', 'wam_jax.compile', '--program=control', f'--json={file}', *flags],
     env=environment,
-    check=True,
+    check=False,
     timeout=500,
+    text=True,
+    capture_output=True,
   )
-  return json.loads(file.read_text())
+  return done, json.loads(file.read_text()) if file.exists() else None
+
+
+def report(tmp_path, *flags):
+  done, made = compile_control(tmp_path, *flags)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return made
 
 
 @needs.gpu_compiler
@@ -118,6 +127,24 @@ def test_what_a_machine_cannot_multiply_is_told_before_it_is_compiled(tmp_path):
   )
   assert done.returncode == 2
   assert done.stderr.startswith('error: v6e does not multiply float8_e4m3fn')
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_reported_as_for_training(tmp_path):
+  """Also where the compiler refuses: 35 GB of weights for the 16 of a v5e."""
+  done, made = compile_control(
+    tmp_path,
+    '--config=tests/train_config.py',
+    '--topology=v5e:1x1',
+    '--config.model.mlp_dim=268435456',
+  )
+  assert done.returncode == 1, done.stderr
+  assert 'DOES NOT FIT' in done.stdout
+  assert 'Ran out of memory' in done.stdout
+  m = made['memory']
+  assert not m['fits']
+  assert m['shortage'].startswith('RESOURCE_EXHAUSTED')
+  assert m['weights'] > 2 * m['usable']
 
 
 PROGRAM = """

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -24,6 +22,7 @@ import numpy as np
 
 from wam_jax import chips
 from wam_jax import config as cfg
+from wam_jax.aot import child
 
 # Where there is no TPU: do not ask the cloud's metadata server what this machine is.
 ENVIRONMENT = {
@@ -96,44 +95,25 @@ def compile_step(
       "Ahead-of-time compilation needs libtpu, which needs no TPU: pip install -e '.[aot]'."
     )
   request = {'config': cfg.to_dict(config), 'topology': where.topology, 'slices': where.count}
-  (directory / 'request.json').write_text(json.dumps(request))
   start = time.monotonic()
-  code = _run_child(directory, machine_code, say)
-  answer = _read_answer(directory)
+  with child.start(__name__, request, directory, ENVIRONMENT) as process:
+    for stage in _watch(process, directory, machine_code):
+      say(f'{stage}, {time.monotonic() - start:.0f} s')
+  answer = child.read_answer(directory, process.returncode)
   found = {key: _find(directory, ending) for key, ending in _DUMPED.items()}
   if not all(found.values()):
     raise RuntimeError(
-      f'The compiler ended with code {code} before memory was planned:\n{_read_log(directory)}'
+      f'The compiler ended with code {process.returncode} before memory was planned:\n'
+      f'{child.read_log(directory)}'
     )
   texts = {key: path.read_text() for key, path in found.items()}
   return Compiled(**texts, **answer, seconds=time.monotonic() - start)
 
 
-def _run_child(directory: pathlib.Path, machine_code: bool, say: Callable[[str], None]) -> int:
-  """Runs `_main` in a process of its own as long as it is needed; its exit code."""
-  start = time.monotonic()
-  with open(directory / 'log.txt', 'wb') as log:
-    child = subprocess.Popen(
-      [sys.executable, '-m', 'wam_jax.aot.compiler', str(directory)],
-      env=os.environ | ENVIRONMENT,
-      stdout=log,
-      stderr=log,
-      stdin=subprocess.DEVNULL,
-    )
-    try:
-      for stage in _watch(child, directory, machine_code):
-        say(f'{stage}, {time.monotonic() - start:.0f} s')
-    finally:
-      # It may be in the middle of machine code that nobody asked for.
-      child.kill()
-      child.wait()
-  return child.returncode
-
-
-def _watch(child: subprocess.Popen, directory: pathlib.Path, machine_code: bool) -> Iterator[str]:
-  """Every second the stage that the child is in, until it has ended or has written enough."""
+def _watch(process: subprocess.Popen, directory: pathlib.Path, machine_code: bool) -> Iterator[str]:
+  """Every second the stage that the process is in, until it has ended or has written enough."""
   sizes: list[int] = []
-  while child.poll() is None:
+  while process.poll() is None:
     time.sleep(1)
     before = sizes
     found = [_find(directory, ending) for ending in _DUMPED.values()]
@@ -153,49 +133,21 @@ def _find(directory: pathlib.Path, ending: str) -> pathlib.Path | None:
   return next(directory.glob(f'*jit_step*.{ending}'), None)
 
 
-def _read_answer(directory: pathlib.Path) -> dict[str, Any]:
-  path = directory / 'answer.json'
-  if not path.exists():
-    raise RuntimeError(f'The compiler did not start:\n{_read_log(directory)}')
-  answer = json.loads(path.read_text())
-  if mistake := answer.pop('mistake', None):
-    raise ValueError(mistake)
-  if failure := answer.pop('failure', None):
-    raise RuntimeError(f'The compiler failed: {failure}')
-  return answer
-
-
-def _read_log(directory: pathlib.Path) -> str:
-  """The end of what the other process printed."""
-  return (directory / 'log.txt').read_text(errors='replace')[-2000:]
-
-
 def _main(directory: pathlib.Path) -> None:
   """What the other process does: compiles, and tells what it knows as soon as it knows it."""
-  request = json.loads((directory / 'request.json').read_text())
-
-  def tell(**answer) -> None:
-    (directory / 'answer.json').write_text(json.dumps(answer))
-
+  request = child.read_request(directory)
   try:
     where = chips.find(request['topology'], request['slices'])
     lowered, answer = _lower(cfg.from_config_dict(request['config']), where)
   except ValueError as e:
-    tell(mistake=str(e))
+    child.tell(directory, mistake=str(e))
     return
-  tell(**answer)
+  child.tell(directory, **answer)
 
   options = {'xla_dump_to': str(directory), 'xla_dump_hlo_as_text': True}
-  try:
-    sizes = lowered.compile(compiler_options=options).memory_analysis()
-  except RuntimeError as e:
-    if 'RESOURCE_EXHAUSTED' in str(e):
-      tell(**answer, shortage=str(e))
-    else:
-      tell(**answer, failure=str(e)[:4000])
-    return
-  kinds = ('argument', 'output', 'alias', 'temp', 'generated_code')
-  tell(**answer, analysis={kind: getattr(sizes, f'{kind}_size_in_bytes') for kind in kinds})
+  compiled = child.compile(lowered, directory, answer, options)
+  if compiled is not None:
+    child.tell(directory, **answer, analysis=child.count_bytes(compiled))
 
 
 def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, Any]]:

@@ -7,10 +7,7 @@ a process of its own, as `compiler` has it for the training step.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -19,6 +16,7 @@ from typing import Any
 from wam_jax import chips
 from wam_jax import config as cfg
 from wam_jax import extras
+from wam_jax.aot import child
 from wam_jax.aot import compiler
 from wam_jax.aot import gpus
 from wam_jax.aot import hlo
@@ -33,27 +31,29 @@ class Compiled:
   """What the compiler said of `act`.
 
   Attributes:
-    hlo: text of the program.
-    memory: bytes of a device: 'argument', 'output', 'alias', 'temp', 'generated_code'.
     held: bytes of a device of the 'weights', the 'state' and the 'cache' in it.
     stacks: numbers of elements that a device has of the kernels of all layers.
-    layouts: axes of an array of the cache from major to minor, and the number of weights whose axes
-      the compiler reordered.
     sizes: numbers of 'slots' of the cache and of 'clean', 'video', 'register' tokens of a sweep.
     mesh: axis name to size.
     coordinates: place in the slice of each device.
+    hlo: text of the program; empty, as what follows, where it does not fit.
+    memory: bytes of a device: 'argument', 'output', 'alias', 'temp', 'generated_code'.
+    layouts: axes of an array of the cache from major to minor, and the number of weights whose axes
+      the compiler reordered.
     seconds: time that the compiler took.
+    shortage: the compiler's message where the program does not fit.
   """
 
-  hlo: str
-  memory: dict[str, int]
   held: dict[str, int]
   stacks: list[int]
-  layouts: dict[str, Any]
   sizes: dict[str, int]
   mesh: dict[str, int]
   coordinates: list[list[int]]
-  seconds: float
+  hlo: str = ''
+  memory: dict[str, int] = dataclasses.field(default_factory=dict)
+  layouts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
+  shortage: str = ''
 
 
 def find(name: str) -> chips.Slice:
@@ -68,7 +68,7 @@ def compile_act(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib.
     directory: an empty directory.
   Raises:
     ValueError: the config does not fit the machine, or the compiler is not installed.
-    RuntimeError: the compiler failed.
+    RuntimeError: the compiler failed for another reason than memory.
   """
   is_gpu = where.chip.name in gpus.GPUS
   missing = [name for name in _needed(is_gpu) if not extras.is_installed(name)]
@@ -81,24 +81,13 @@ def compile_act(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib.
     'config': cfg.to_dict(config),
     'machine': where.chip.name if is_gpu else where.topology,
   }
-  (directory / 'request.json').write_text(json.dumps(request))
-  added = gpus.ENVIRONMENT if is_gpu else compiler.ENVIRONMENT
-  with open(directory / 'log.txt', 'wb') as log:
-    done = subprocess.run(
-      [sys.executable, '-m', 'wam_jax.aot.control', str(directory)],
-      env=os.environ | added,
-      stdout=log,
-      stderr=log,
-      stdin=subprocess.DEVNULL,
-    )
-  answer_file = directory / 'answer.json'
-  if not answer_file.exists():
-    end = (directory / 'log.txt').read_text(errors='replace')[-2000:]
-    raise RuntimeError(f'The compiler ended with code {done.returncode}:\n{end}')
-  answer = json.loads(answer_file.read_text())
-  if mistake := answer.pop('mistake', None):
-    raise ValueError(mistake)
-  return Compiled(hlo=(directory / 'program.txt').read_text(), **answer)
+  environment = gpus.ENVIRONMENT if is_gpu else compiler.ENVIRONMENT
+  with child.start(__name__, request, directory, environment) as process:
+    code = process.wait()
+  answer = child.read_answer(directory, code)
+  if 'shortage' in answer:
+    return Compiled(**answer)
+  return Compiled(**answer, hlo=(directory / 'program.txt').read_text())
 
 
 def list_copies(program: hlo.Program, least: float) -> list[str]:
@@ -191,24 +180,25 @@ def _needed(is_gpu: bool) -> tuple[str, ...]:
 
 def _main(directory: pathlib.Path) -> None:
   """What the other process does."""
-  request = json.loads((directory / 'request.json').read_text())
-
-  def tell(**answer) -> None:
-    (directory / 'answer.json').write_text(json.dumps(answer))
-
+  request = child.read_request(directory)
   try:
     lowered, answer = _lower(cfg.from_config_dict(request['config']), find(request['machine']))
   except ValueError as e:
-    tell(mistake=str(e))
+    child.tell(directory, mistake=str(e))
     return
   start = time.monotonic()
-  compiled = lowered.compile()
+  compiled = child.compile(lowered, directory, answer)
+  if compiled is None:
+    return
   seconds = time.monotonic() - start
   (directory / 'program.txt').write_text(compiled.as_text())
-  sizes = compiled.memory_analysis()
-  kinds = ('argument', 'output', 'alias', 'temp', 'generated_code')
-  memory = {kind: int(getattr(sizes, f'{kind}_size_in_bytes')) for kind in kinds}
-  tell(**answer, memory=memory, layouts=_layouts(compiled), seconds=seconds)
+  child.tell(
+    directory,
+    **answer,
+    memory=child.count_bytes(compiled),
+    layouts=_layouts(compiled),
+    seconds=seconds,
+  )
 
 
 def _layouts(compiled: Any) -> dict[str, Any]:

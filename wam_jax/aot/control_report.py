@@ -18,18 +18,9 @@ _LARGE = 0.25
 
 
 def make(config: cfg.TrainConfig, where: chips.Slice, compiled: control.Compiled) -> dict[str, Any]:
-  """The whole report, JSON-ready."""
-  program = hlo.parse(compiled.hlo)
-  subject = roofline.Subject(
-    program=program,
-    where=where,
-    kernel_flops=_count_attention,
-    coordinates=compiled.coordinates,
-  )
-  work = roofline.count_at_peak(subject)
-  bound = roofline.bound(work, where)
+  """The whole report, JSON-ready; without what the program does where it was refused."""
   sample = config.sample
-  return {
+  made = {
     'config': config.name,
     'program': 'control',
     'topology': where.chip.name if where.chip.name in gpus.GPUS else where.name,
@@ -44,6 +35,22 @@ def make(config: cfg.TrainConfig, where: chips.Slice, compiled: control.Compiled
     },
     'sizes': compiled.sizes,
     'memory': _memory(compiled, where.chip),
+  }
+  return made if compiled.shortage else made | _describe(where, compiled)
+
+
+def _describe(where: chips.Slice, compiled: control.Compiled) -> dict[str, Any]:
+  """What the program does, and its least time."""
+  program = hlo.parse(compiled.hlo)
+  subject = roofline.Subject(
+    program=program,
+    where=where,
+    kernel_flops=_count_attention,
+    coordinates=compiled.coordinates,
+  )
+  work = roofline.count_at_peak(subject)
+  bound = roofline.bound(work, where)
+  return {
     'copies': control.list_copies(program, _LARGE * compiled.held['cache'] / 2),
     'weight_copies': control.list_weight_copies(program, compiled.stacks),
     'narrow_products': control.list_products(program),
@@ -73,10 +80,13 @@ def _overlapped(bound: roofline.Bound) -> float:
 
 
 def _memory(compiled: control.Compiled, chip: chips.Chip) -> dict[str, Any]:
+  usable = int(chip.usable_gib * chips.GIB)
+  if compiled.shortage:
+    shortage = compiled.shortage.split('\n')[0]
+    return {**compiled.held, 'usable': usable, 'fits': False, 'shortage': shortage}
   m = compiled.memory
   # What takes the place of an argument is counted with it.
   total = m['argument'] + m['output'] - m['alias'] + m['temp'] + m['generated_code']
-  usable = int(chip.usable_gib * chips.GIB)
   return {
     **compiled.held,
     'arguments': m['argument'],
@@ -86,6 +96,7 @@ def _memory(compiled: control.Compiled, chip: chips.Chip) -> dict[str, Any]:
     'total': total,
     'usable': usable,
     'fits': total <= usable,
+    'shortage': '',
   }
 
 
@@ -103,7 +114,7 @@ def _count_attention(instruction: hlo.Instruction, inputs: list[hlo.Array]) -> f
 
 def show(made: dict[str, Any]) -> str:
   """The report as text."""
-  m, bound, sampling = made['memory'], made['bound'], made['sampling']
+  m, sampling = made['memory'], made['sampling']
   way = ', '.join(f'{key} {value}' for key, value in sampling.items())
   lines = [
     f'{made["config"]}, the control step on {made["topology"]}: {made["devices"]} devices, {way}',
@@ -111,12 +122,21 @@ def show(made: dict[str, Any]) -> str:
     'memory per device, GB',
   ]
   rows = ('weights', 'state', 'temporaries', 'program', 'total', 'usable')
-  lines += [f'  {key:<22}{m[key] / 1e9:>9.2f}' for key in rows]
+  lines += [f'  {key:<22}{m[key] / 1e9:>9.2f}' for key in rows if key in m]
+  if not m['fits']:
+    lines.append(f'  DOES NOT FIT {m["shortage"]}'.rstrip())
+  if not m['shortage']:
+    lines += _show_program(made)
+  return '\n'.join(lines)
+
+
+def _show_program(made: dict[str, Any]) -> list[str]:
+  m, bound = made['memory'], made['bound']
   # TPUs pad arrays to tiles.
   lost = max(0, m['state'] - m['aliased'])
   kept = 'all of it' if not lost else f'but for {lost} bytes'
-  lines.append(f'  of the state in place {m["aliased"] / 1e9:>9.2f}  {kept}')
-  lines += [
+  lines = [
+    f'  of the state in place {m["aliased"] / 1e9:>9.2f}  {kept}',
     _list('copies of the cache', made['copies']),
     _list('copies of weights', made['weight_copies']),
     _list(
@@ -143,7 +163,7 @@ def show(made: dict[str, Any]) -> str:
   ]
   if made['loops_counted_once']:
     lines.append(_list('counted once', made['loops_counted_once']))
-  return '\n'.join(lines)
+  return lines
 
 
 def _ms(seconds: float) -> str:
