@@ -131,6 +131,7 @@ def test_two_slices_send_gradients_alone_to_each_other(tmp_path):
       ['--topology=v5e:2x2', "--config.data.embodiments=('droid',)"],
       "'tabletop_disc' is not in data.embodiments",
     ),
+    (['--topology=v5e:2x2', '--trials=3'], '--trials is of --search'),
   ],
 )
 def test_mistakes_end_before_compilation(flags, message):

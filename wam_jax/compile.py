@@ -83,15 +83,15 @@ _DUMP = flags.DEFINE_string(
   'dump', None, 'Keep what the compiler writes, HLO and buffers, in this new directory.'
 )
 cli.define_json()
+# Keys of a config that lay out a training step alone. What a file says of them is no mistake: the
+# same one is trained and controlled.
+_LAYOUT_OF_TRAINING = ('mesh', 'batch_size', 'accumulate')
 
 
 def main(unused_argv: Sequence[str]) -> int:
   say = progress.Line()
   config = cfg.from_config_dict(cli.read_config(_CONFIG))
-  if _PRECISION.value and _PROGRAM.value != 'control':
-    raise ValueError('--precision is of --program=control; training has config.model.dtype.')
-  if _MESH.value is not None and _PROGRAM.value != 'control':
-    raise ValueError('--mesh is of --program=control; training has config.mesh.')
+  _check_flags()
   if _PROGRAM.value == 'control':
     return _compile_control(config)
   where = chips.find(_TOPOLOGY.value, max(1, config.mesh.get('slice', 1)))
@@ -117,6 +117,26 @@ def main(unused_argv: Sequence[str]) -> int:
   print(shown)
   cli.write_json(found)
   return 0 if fits else 1
+
+
+def _check_flags() -> None:
+  """Raises ValueError for what is asked and would be passed over."""
+  if _PROGRAM.value == 'control':
+    idle = [f'--{flag.name}' for flag in (_PLAN, _SEARCH, _TRIALS) if flag.present and flag.value]
+    given = config_flags.get_override_values(flags.FLAGS['config'])
+    idle += [f'--config.{key}' for key in given if key.split('.')[0] in _LAYOUT_OF_TRAINING]
+    if idle:
+      raise ValueError(
+        f'--program=control has no use for {", ".join(idle)}, which the training step has: it is '
+        'for one robot on all devices of one --topology, split as --mesh says. Leave these out.'
+      )
+    return
+  if _PRECISION.value:
+    raise ValueError('--precision is of --program=control; training has config.model.dtype.')
+  if _MESH.value is not None:
+    raise ValueError('--mesh is of --program=control; training has config.mesh.')
+  if _TRIALS.present and not _SEARCH.value:
+    raise ValueError('--trials is of --search; without it the config itself is compiled.')
 
 
 def _make_dump(scratch: str) -> pathlib.Path:

@@ -129,6 +129,25 @@ def test_what_a_machine_cannot_multiply_is_told_before_it_is_compiled(tmp_path):
   assert done.stderr.startswith('error: v6e does not multiply float8_e4m3fn')
 
 
+@pytest.mark.parametrize(
+  ('flags', 'idle'),
+  [
+    (['--search', '--plan', '--trials=3'], '--plan, --search, --trials'),
+    (['--config.mesh.slice=2'], '--config.mesh.slice'),
+    (
+      ['--config.mesh.tensor=2', '--config.batch_size=8'],
+      '--config.mesh.tensor, --config.batch_size',
+    ),
+  ],
+)
+def test_what_would_be_passed_over_is_refused(flags, idle, tmp_path):
+  given = ['--config=tests/train_config.py', '--topology=h200', *flags]
+  done, _ = compile_control(tmp_path, *given)
+  assert done.returncode == 2
+  assert done.stderr.startswith(f'error: --program=control has no use for {idle}, which ')
+  assert done.stderr.count('\n') == 1
+
+
 @needs_libtpu
 def test_what_does_not_fit_is_reported_as_for_training(tmp_path):
   """Also where the compiler refuses: 35 GB of weights for the 16 of a v5e."""
