@@ -12,7 +12,9 @@ pytest.importorskip('websockets', reason="pip install -e '.[serve]'")
 
 from tests.serving import engines
 from tests.serving import transcripts
+from wam_jax.control import turns
 from wam_jax.serving import imagining
+from wam_jax.serving import metrics as metrics_lib
 from wam_jax.serving import watching
 
 disc, observe = engines.disc, engines.observe
@@ -121,6 +123,37 @@ def test_what_waits_is_bounded(monkeypatch):
   # The oldest are told first, as those of which there is nothing.
   lost = [event.step for event in notes.of(watching.Imagined) if event.frames_RIJ3 is None]
   assert lost == [8.0 * n for n in range(6)]
+
+
+def fail(*unused):
+  raise RuntimeError('a secret of the device')
+
+
+def test_a_chunk_that_cannot_be_kept_is_nobody_elses(caplog):
+  """The robot is answered, also at its next questions, and those who watch are told."""
+  engine, notes = disc(), Notes()
+  engine.keep = fail
+  with engines.serving(engine, watchers=[notes]) as server:
+    client = transcripts.Client(server.port)
+    for step in range(3):
+      ask(client, step)
+    client.close()
+  assert 'a secret of the device' in caplog.text
+  assert [event.frames_RIJ3 for event in notes.of(watching.Imagined)] == [None] * 3
+
+
+def test_pictures_that_fail_when_the_server_stops(caplog):
+  """Each is tried, and each is told."""
+  engine, told = disc(), []
+  engine.imagine = fail
+  tell = lambda *event: told.append(event)
+  dreams = imagining.Dreams(engine, imagining.SPARE, tell, metrics_lib.Metrics())
+  acted = turns.Acted(np.zeros((8, 3)), b'', np.zeros(32, np.uint8))
+  for step in range(3):
+    dreams.keep(0, step, 'tabletop_disc', acted)
+  dreams.finish(10.0)
+  assert told == [(0, 2, None), (0, 1, None), (0, 0, None)]
+  assert 'a secret of the device' in caplog.text
 
 
 def test_nothing_is_decoded_where_nobody_watches():

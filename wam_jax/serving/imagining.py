@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 import math
 import threading
 import time
@@ -21,6 +22,7 @@ from wam_jax.control import turns
 from wam_jax.serving import metrics as metrics_lib
 from wam_jax.serving import sessions as sessions_lib
 
+_LOG = logging.getLogger(__name__)
 SPARE, ALWAYS, OFF = 'spare', 'always', 'off'
 KINDS = (SPARE, ALWAYS, OFF)
 
@@ -67,7 +69,8 @@ class _Waiting:
 
 class Dreams:
   """What was imagined and not looked at. `arrive` and `forget` may come from any thread, all else
-  is of the device's.
+  is of the device's. Whatever a picture fails of, the log says so, there is none, and robots are
+  answered.
 
   Attributes:
     decode_s: what decoding a chunk takes, by the slowest of the last.
@@ -119,7 +122,11 @@ class Dreams:
     """What came with a chunk waits; before the next turn of its session."""
     if self._kind == OFF:
       return
-    dream = self._engine.keep(robot, acted)
+    try:
+      dream = self._engine.keep(robot, acted)
+    except Exception:
+      _LOG.exception('keeping an imagined chunk failed')
+      dream = None
     if dream is None:
       self._tell(episode, step, None)
       return
@@ -149,8 +156,9 @@ class Dreams:
     try:
       frames_RIJ3 = self._engine.imagine(newest.dream)
     except Exception:
+      _LOG.exception('decoding an imagined chunk failed')
       self._tell(newest.episode, newest.step, None)
-      raise
+      return
     took_s = self._clock() - start_s
     self._took_s.append(took_s)
     self._metrics.imagining_s.observe(took_s)

@@ -234,11 +234,7 @@ class Scheduler:
   def _decode(self) -> None:
     """Makes pictures of an imagined chunk; counts who had to wait meanwhile."""
     start_s = time.monotonic()
-    try:
-      self._dreams.decode()
-    except Exception:
-      # Whatever a picture fails of, robots are answered.
-      _LOG.exception('decoding an imagined chunk failed')
+    self._dreams.decode()
     end_s = time.monotonic()
     with self._changed:
       waited_s = sum(end_s - max(start_s, work.arrived_s) for work in self._waiting.values())
