@@ -23,6 +23,7 @@ from tests.serving import engines
 from tests.serving import transcripts
 from wam_jax.serving import films
 from wam_jax.serving import history
+from wam_jax.serving import imagining
 from wam_jax.serving import live
 from wam_jax.serving import watching
 
@@ -105,6 +106,19 @@ def test_of_a_server(tmp_path):
   assert not list(tmp_path.glob('.*'))
   # The first frame, and those of a chunk's time that were seen: the newest of each query.
   assert {len(read(path)) for path in tmp_path.iterdir()} == {1 + 3 * 2}
+
+
+def test_where_nothing_is_ever_imagined(tmp_path):
+  """With --imagine=off a film is of what was seen alone, and nothing of it waits."""
+  made = films.Films(tmp_path)
+  with engines.serving(disc(), watchers=[made], imagines=imagining.OFF) as server:
+    client = transcripts.Client(server.port)
+    for step in range(4):
+      client.infer(observe(step))
+    client.close()
+    engines.wait_until(lambda: not made._films)
+  (path,) = tmp_path.iterdir()
+  assert len(read(path)) == 1 + 3 * 2
 
 
 def test_nothing_imagined_is_an_empty_panel():

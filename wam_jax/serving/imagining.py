@@ -120,13 +120,12 @@ class Dreams:
 
   def keep(self, episode: int, step: float, robot: str, acted: turns.Acted) -> None:
     """What came with a chunk waits; before the next turn of its session."""
-    if self._kind == OFF:
-      return
-    try:
-      dream = self._engine.keep(robot, acted)
-    except Exception:
-      _LOG.exception('keeping an imagined chunk failed')
-      dream = None
+    dream = None
+    if self._kind != OFF:
+      try:
+        dream = self._engine.keep(robot, acted)
+      except Exception:
+        _LOG.exception('keeping an imagined chunk failed')
     if dream is None:
       self._tell(episode, step, None)
       return
