@@ -13,7 +13,8 @@ from tests.serving import engines
 from tests.serving import transcripts
 
 
-def test_episodes_are_played_before_the_port_opens():
+def test_episodes_are_played_before_the_port_opens(caplog):
+  caplog.set_level(logging.INFO)
   engine = engines.HashEngine(engines.DROID, engines.DISC)
   with engines.serving(engine, rehearsal_s=0.01) as server:
     assert engine.threads, 'nobody acted'
@@ -23,6 +24,7 @@ def test_episodes_are_played_before_the_port_opens():
       line for line in server.metrics.show().splitlines() if line.startswith('wam_episodes')
     ]
     assert not counted
+    assert 'episode begins' not in caplog.text
     client = transcripts.Client(server.port)
     reply = client.infer(engines.observe(0, robot='tabletop_disc'))
     assert reply['session']['began'] == 'new session'

@@ -161,9 +161,10 @@ class Connection:
     if began:
       server.hub.begin(session)
       server.metrics.episodes.add(label=began)
-      said = {'why': began, 'prompt': session.prompt}
-      unused = {'unused_keys': list(seen.ignored)} if seen.ignored else {}
-      _LOG.info('episode begins', extra={**journal.of(session), **said, **unused})
+      if not session.is_rehearsal:
+        said = {'why': began, 'prompt': session.prompt}
+        unused = {'unused_keys': list(seen.ignored)} if seen.ignored else {}
+        _LOG.info('episode begins', extra={**journal.of(session), **said, **unused})
     try:
       window = session.history.add(seen.frames, seen.steps)
     except ValueError as e:
