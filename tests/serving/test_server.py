@@ -527,9 +527,14 @@ def test_readiness_is_told_from_the_start():
   metrics.refused.add(label='over"loaded')
   metrics.phase_s.observe(0.003, 'compute')
   metrics.phase_s.observe(99, 'compute')
+  metrics.messages.add(12_345_677, 'chunk')
+  metrics.watch('wam_device_bytes', 'Bytes of live arrays.', lambda: 149_123_456_789)
   lines = get('/metrics')[1].splitlines()
   assert '# TYPE wam_step_seconds histogram' in lines
   assert r'wam_refused_total{reason="over\"loaded"} 1' in lines
+  # To the last one, however many they are.
+  assert 'wam_messages_total{answer="chunk"} 12345677' in lines
+  assert 'wam_device_bytes 149123456789' in lines
   assert 'wam_step_seconds_bucket{phase="compute",le="0.002"} 0' in lines
   assert 'wam_step_seconds_bucket{phase="compute",le="0.005"} 1' in lines
   assert 'wam_step_seconds_bucket{phase="compute",le="+Inf"} 2' in lines

@@ -40,7 +40,7 @@ class Counter:
   def lines(self) -> list[str]:
     with self._lock:
       values = sorted(self._values.items())
-    return [f'{self.name}{_label(self._label, label)} {value:g}' for label, value in values]
+    return [f'{self.name}{_label(self._label, label)} {value:.15g}' for label, value in values]
 
 
 class Gauge:
@@ -54,7 +54,7 @@ class Gauge:
     self._read = read
 
   def lines(self) -> list[str]:
-    return [f'{self.name} {self._read():.10g}']
+    return [f'{self.name} {self._read():.15g}']
 
 
 class Histogram:
