@@ -22,6 +22,7 @@ from tests.serving import transcripts
 from wam_jax.serving import access
 from wam_jax.serving import board as board_lib
 from wam_jax.serving import health as health_lib
+from wam_jax.serving import history
 from wam_jax.serving import imagining
 from wam_jax.serving import metrics as metrics_lib
 from wam_jax.serving import watching
@@ -118,6 +119,21 @@ def test_episodes_that_are_over_are_forgotten():
   now_s[0] += 60
   assert board.show()['sessions'] == []
   assert board.draw(29, 'real') is None
+
+
+@pytest.mark.parametrize('pace', [4, 200])
+def test_answers_a_second_of_slow_and_fast_servers(pace):
+  """Also where more come within the seconds that are counted than are kept."""
+  now_s = [0.0]
+  board = board_lib.Board(ABOUT, metrics_lib.Metrics(), clock=lambda: now_s[0])
+  board.take(watching.Began(0, '', engines.DISC, prompt='go', why='reset', at_s=0.0))
+  window = history.Window([np.zeros((2, 2, 3), np.uint8)], repeated=0, off=0.0, step=0.0)
+  for chunk in range(12 * pace):
+    now_s[0] += 1 / pace
+    board.take(watching.Answered(0, chunk, window, np.zeros((8, 3)), 0.1, 0.0, 0.1))
+  assert board.show()['latency']['per_s'] == pytest.approx(pace, rel=0.03)
+  now_s[0] += 20
+  assert board.show()['latency']['per_s'] == 0
 
 
 def test_who_may_see_it():

@@ -165,11 +165,13 @@ class Board(watching.Watcher):
     answers = list(self._answers)
     ages_ms = [1e3 * age_s for _, age_s, _, _ in answers]
     recent = sum(now_s - when_s < _RATE_S for when_s, *_ in answers)
+    # Of answers that come fast, those of a part of that time alone are kept.
+    first_s = answers[0][0] if len(answers) == _ANSWERS else self._start_s
     percentiles = np.percentile(ages_ms, [50, 95, 99]) if ages_ms else [None] * 3
     return {
       'ages_ms': [round(age_ms, 3) for age_ms in ages_ms],
       **{name: value and float(value) for name, value in zip(('p50', 'p95', 'p99'), percentiles)},
-      'per_s': recent / min(_RATE_S, max(now_s - self._start_s, 1e-3)),
+      'per_s': recent / min(_RATE_S, max(now_s - first_s, 1e-3)),
     }
 
   def _forget_old(self) -> None:
