@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -125,6 +126,34 @@ def test_many_messages_at_once_do_not_pile_up(monkeypatch):
     client.close()
   assert {reply['request_id'] for reply in replies} == {*range(90)}
   assert max(pending) < 10
+
+
+@pytest.mark.parametrize('named', [{}, {'request_id': 1}])
+def test_of_who_does_not_read_no_more_is_read(named):
+  """Else its answers would lie in memory, as many as it likes."""
+  limits = access.Limits(pending=8, rate=1e6)
+
+  class Deaf:
+    """A socket on which much comes, and nothing leaves."""
+
+    taken = 0
+
+    async def __aiter__(self):
+      while self.taken < 1000:
+        self.taken += 1
+        yield transcripts.pack({'endpoint': 'metadata', **named})
+
+    async def send(self, unused_answer):
+      await asyncio.Event().wait()
+
+  async def ask(server) -> int:
+    deaf = Deaf()
+    with pytest.raises(TimeoutError):
+      await asyncio.wait_for(connection.Connection(7, deaf, server).run(), 0.3)
+    return deaf.taken
+
+  with engines.serving(disc(), limits=limits) as server:
+    assert asyncio.run(ask(server)) < 40
 
 
 def test_a_wrong_message_is_told_and_harms_nobody():

@@ -26,7 +26,7 @@ class Limits:
     message_bytes: of one message.
     prompt: characters.
     connections: at a time, of all clients.
-    pending: requests of a connection that have no answer yet.
+    pending: requests of a connection that have no answer yet; and answers that it does not read.
     rate: messages a second, over two seconds.
     mistakes: wrong messages within a minute after which the connection is closed.
   """

@@ -41,7 +41,9 @@ class Connection:
     self._socket = socket_
     self._server = server
     self._allowance = access_lib.Allowance(server.options.limits, time.monotonic)
-    self._in_order: asyncio.Queue[asyncio.Task] = asyncio.Queue()
+    # Of who asks and does not read, no more is read than fits.
+    most = server.options.limits.pending
+    self._in_order: asyncio.Queue[asyncio.Task] = asyncio.Queue(most)
     self._tasks: set[asyncio.Task] = set()
     self._previous_ms = 0.0
     self._answered = 0
@@ -100,7 +102,7 @@ class Connection:
       answer = asyncio.create_task(_give(self._make_error(e, request)))
     request_id = request and request.request_id
     if request_id is None:
-      self._in_order.put_nowait(self._keep(answer))
+      await self._in_order.put(self._keep(answer))
     else:
       self._keep(asyncio.create_task(self._send(answer, request)))
 
