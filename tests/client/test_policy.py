@@ -178,6 +178,14 @@ def test_chunks_are_executed_to_their_end_with_frames_at_the_spacing_of_training
   np.testing.assert_array_equal(again, want[:20])
 
 
+def test_images_that_are_no_bytes_are_told():
+  """To a byte, numbers from 0 to 1 are black."""
+  with engines.serving(disc()) as server, connect(server.port) as policy:
+    seen = observe(0)
+    with pytest.raises(ValueError, match="'top' is of float32; images are uint8, from 0 to 255"):
+      broker.ChunkBroker(policy).act({**seen, 'top': seen['top'] / np.float32(255)})
+
+
 def test_the_next_chunk_is_there_before_this_one_ends():
   """A step of 100 ms within chunks of 800: the robot never waits, but for the first."""
   with engines.serving(disc(delay_s=0.1)) as server, connect(server.port) as policy:

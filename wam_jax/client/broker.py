@@ -64,7 +64,12 @@ class Frames:
     for key in self._images:
       for name in (key, key[len('observation/') :]):
         if name in observation:
-          picked[name] = np.array(observation[name], np.uint8)
+          # Copies: cameras may write over what they gave.
+          picked[name] = np.array(observation[name])
+          if picked[name].dtype != np.uint8:
+            raise ValueError(
+              f'{name!r} is of {picked[name].dtype}; images are uint8, from 0 to 255.'
+            )
     if not picked:
       raise ValueError(f'None of the images {self._images} is in {sorted(observation)}.')
     return picked
