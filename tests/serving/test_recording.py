@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -213,6 +215,20 @@ def test_a_disk_that_is_full_harms_no_robot(tmp_path, monkeypatch):
     engines.wait_until(lambda: len(recorded(tmp_path)) == 1)
     assert server.metrics.unwatched.value('recorder') == 1
   assert not list(tmp_path.glob('.*'))
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs the file /dev/full, of Linux')
+def test_what_a_full_disk_holds_of_an_episode_is_removed(tmp_path):
+  file = recorder.File(tmp_path, 'go', {})
+  (part,) = tmp_path.iterdir()
+  # What waits to be written finds no room when the file is closed.
+  file._file.close()
+  with pathlib.Path('/dev/full').open('wb', 0) as full:
+    file._file = io.BufferedWriter(full)
+    file.write({'step': 0})
+    with pytest.raises(OSError, match='No space left'):
+      file.discard()
+  assert not part.exists()
 
 
 @pytest.mark.slow

@@ -66,8 +66,11 @@ class File:
 
   def discard(self) -> None:
     """Throws it away."""
-    self._file.close()
-    self._part.unlink()
+    try:
+      self._file.close()
+    finally:
+      # Where the disk is full, `close` fails, too.
+      self._part.unlink()
 
 
 class Recorder:
