@@ -113,12 +113,13 @@ def test_our_brokers_tell_every_control_step(tmp_path, kind):
           beside.add(seen, chunks.act(seen))
         # Of the first nothing is said but that the next one begins.
         if episode:
-          chunks.end(success=True)
-          beside.end(success=True)
+          chunks.end(success=np.True_)
+          beside.end(success=np.True_)
         else:
           beside.end()
       assert policy.record_error == ''
     engines.wait_until(lambda: len(recorded(tmp_path / 'server')) == 2)
+  assert recorded(tmp_path / 'server')[1][-1] == {'outcome': {'success': True}}
   for got, want in zip(recorded(tmp_path / 'server'), recorded(tmp_path / 'robot'), strict=True):
     steps = [message for message in got[1:-1] if 'action' in message]
     # What was asked meanwhile is not kept twice.
@@ -129,6 +130,7 @@ def test_our_brokers_tell_every_control_step(tmp_path, kind):
       for key in ('top', 'wrist', 'proprio'):
         np.testing.assert_array_equal(mine['observation'][key], theirs['observation'][key])
     assert got[-1] == want[-1]
+    assert all(said is True for said in got[-1]['outcome'].values())
     assert got[0]['about']['record'] == want[0]['about']['record']
 
 

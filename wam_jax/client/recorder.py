@@ -95,7 +95,7 @@ class Recorder:
 
   def end(self, **outcome: Any) -> pathlib.Path:
     """The file of the episode; `outcome`, as success=True, is its last message."""
-    path = self._open().end(outcome)
+    path = self._open().end(_make_plain(outcome))
     self._file = None
     return path
 
@@ -140,7 +140,7 @@ class RemoteRecorder:
 
   def end(self, **outcome: Any) -> None:
     """Ends the episode; returns when all was sent."""
-    ended = {'ended': True, 'step': self._steps, 'outcome': outcome}
+    ended = {'ended': True, 'step': self._steps, 'outcome': _make_plain(outcome)}
     self._put(self._policy.pack_record(ended), _END_S)
     self.flush()
 
@@ -172,6 +172,12 @@ class RemoteRecorder:
         self._is_broken = True  # Steps are missing, which the server sees.
       finally:
         self._waiting.task_done()
+
+
+def _make_plain(outcome: dict[str, Any]) -> dict[str, Any]:
+  """True where a simulator says so by a number of NumPy, which is another thing to who reads it."""
+  plain = lambda value: value.item() if isinstance(value, np.generic) else value
+  return {key: plain(value) for key, value in outcome.items()}
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
