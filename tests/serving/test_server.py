@@ -156,6 +156,20 @@ def test_of_who_does_not_read_no_more_is_read(named):
     assert asyncio.run(ask(server)) < 40
 
 
+def test_a_session_of_requests_without_numbers_goes_on():
+  """What it asks by the next connection is another question, and no answer is given twice."""
+  with engines.serving(disc()) as server:
+    alone = transcripts.Client(server.port)
+    want = [alone.infer(observe(step))['actions'] for step in range(2)]
+    first, second = transcripts.Client(server.port), transcripts.Client(server.port)
+    reply = first.infer(observe(0, keep=True))
+    first.close()
+    wait_until(lambda: server.sessions._held)
+    got = second.infer(observe(1, keep=True, resume=reply['session']['token']))
+  assert got['session']['chunk'] == 1
+  np.testing.assert_array_equal([reply['actions'], got['actions']], want)
+
+
 def test_a_wrong_message_is_told_and_harms_nobody():
   with engines.serving(disc()) as server:
     good, bad = transcripts.Client(server.port), transcripts.Client(server.port)

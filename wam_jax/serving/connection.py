@@ -123,8 +123,10 @@ class Connection:
     work, notes = await self._prepare(request, arrived_s)
     task = asyncio.create_task(self._answer(request, work, notes))
     if work.session.token:
-      work.session.newest = (request.request_id, task)
       notes['token'] = work.session.token
+      # Of requests without numbers nobody knows which is asked again.
+      if request.request_id is not None:
+        work.session.newest = (request.request_id, task)
     return task
 
   def _keep_step(self, request: wire.Request) -> None:
