@@ -7,7 +7,9 @@ import contextlib
 import json
 import pathlib
 import shutil
+import socket
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 
@@ -156,6 +158,38 @@ def test_who_may_see_it():
     assert health.may_look('192.168.0.7', 'localhost', '')[0] == 403
     assert b'ssh -L' in health.may_look('10.0.0.1', '127.0.0.1', '')[2]
     assert health.may_look('::ffff:127.0.0.1', '[::1]:8001', '') is None
+
+
+@pytest.mark.parametrize(
+  ('line', 'status'),
+  [
+    (b'GET /status HTTP/1.0\r\nHost: localhost\r\nAuthorization: Basic \xe9', 401),
+    (b'GET /frames/\xb2/real HTTP/1.0\r\nHost: localhost', 404),
+    (b'GET /frames/' + b'9' * 5000 + b'/real HTTP/1.0\r\nHost: localhost', 404),
+  ],
+)
+def test_what_no_browser_asks_is_answered(line, status):
+  metrics = metrics_lib.Metrics()
+  api_key = b'correct horse battery' if status == 401 else None
+  with contextlib.closing(
+    health_lib.Health(access.hold_port('127.0.0.1', 0), metrics, api_key)
+  ) as health:
+    health.board = board_lib.Board(ABOUT, metrics)
+    with socket.create_connection(('127.0.0.1', health.port), timeout=5) as raw:
+      raw.sendall(line + b'\r\n\r\n')
+      assert raw.recv(100).startswith(b'HTTP/1.0 %d ' % status)
+
+
+def test_a_browser_that_leaves_is_no_failure(capfd):
+  health = health_lib.Health(access.hold_port('127.0.0.1', 0), metrics_lib.Metrics())
+  health.board = board_lib.Board(ABOUT, metrics_lib.Metrics())
+  health.board.draw = lambda *unused: ('image/png', bytes(2**26))
+  with contextlib.closing(health):
+    with socket.create_connection(('127.0.0.1', health.port), timeout=5) as raw:
+      raw.sendall(b'GET /frames/0/real HTTP/1.0\r\nHost: localhost\r\n\r\n')
+      assert raw.recv(100)
+    engines.wait_until(lambda: not [t for t in threading.enumerate() if 'request' in t.name])
+  assert capfd.readouterr().err == ''
 
 
 def find_chromium() -> str | None:

@@ -124,6 +124,7 @@ def test_requests_of_the_dialects():
     ({'session_id': ''}, 'session_id has 0 characters'),
     ({'session_ids': [[]], 'endpoint': 'reset'}, 'session_ids is a text or a number'),
     ({'reset': 'yes'}, 'reset is true or false'),
+    ({'seed': '²'}, 'seed is a number from 0'),
     ({'endpoint': 3}, 'endpoint is a text'),
     ({'prefix': [[1.0]]}, r'prefix is an array \[steps, dimensions\]'),
     ({'prefix': np.zeros(3)}, r'prefix is an array \[steps, dimensions\]'),

@@ -9,11 +9,12 @@ one.
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import http.server
 import ipaddress
 import json
 import pathlib
+import re
 import socket
 import threading
 
@@ -28,6 +29,7 @@ _FILES = {
   '/page.css': ('page.css', 'text/css; charset=utf-8'),
   '/page.js': ('page.js', 'text/javascript; charset=utf-8'),
 }
+_FRAMES = re.compile(r'/frames/([0-9]{1,18})/(\w+)')  # Episode, kind.
 # Names by which a browser on this machine calls it; another name may be a site that leads here.
 _LOCAL_NAMES = ('localhost', '127.0.0.1', '[::1]')
 _ELSEWHERE = (
@@ -85,9 +87,9 @@ class Health:
     if path == '/status':
       shown = self.board.show() if self.board is not None else {}
       return 200, 'application/json', json.dumps({'stage': self.stage, **shown}).encode()
-    _, *parts = path.split('/')
-    if self.board is not None and len(parts) == 3 and parts[0] == 'frames' and parts[1].isdigit():
-      drawn = self.board.draw(int(parts[1]), parts[2])
+    found = _FRAMES.fullmatch(path)
+    if self.board is not None and found:
+      drawn = self.board.draw(int(found[1]), found[2])
       if drawn is not None:
         return 200, *drawn
     return 404, _TEXT, b'There are /, /healthz, /readyz and /metrics.\n'
@@ -116,6 +118,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   health: Health
   timeout = 5  # Of a client that says nothing.
+
+  def handle(self) -> None:
+    # Browsers leave in the middle of a picture.
+    with contextlib.suppress(ConnectionError):
+      super().handle()
 
   def do_GET(self) -> None:
     path = self.path.split('?')[0]
@@ -154,6 +161,6 @@ def _read_password(authorization: str) -> str:
     return authorization
   try:
     decoded = base64.b64decode(authorization.removeprefix('Basic '), validate=True)
-  except binascii.Error:
+  except ValueError:
     return ''
   return decoded.decode('utf-8', 'replace').partition(':')[2]

@@ -251,7 +251,7 @@ def _read_seed(value: Any) -> int | None:
   if value is None:
     return None
   text = _read_id(value, 'seed')
-  if not text.isdigit() or int(text) >= 2**32:
+  if not text.isdecimal() or int(text) >= 2**32:
     raise codec.Malformed('seed is a number from 0 to 2**32 - 1')
   return int(text)
 
