@@ -146,6 +146,29 @@ def test_a_lost_connection_is_what_was_chosen():
     relay.close()
 
 
+@pytest.mark.parametrize('error', [OSError(113, 'No route to host'), TimeoutError('timed out')])
+def test_a_network_that_comes_back_is_waited_for(error, monkeypatch):
+  make = policy_lib.ws_client.connect
+  fails = [error, error]
+
+  def connect_later(*args, **more):
+    if fails:
+      raise fails.pop()
+    return make(*args, **more)
+
+  monkeypatch.setattr(policy_lib.ws_client, 'connect', connect_later)
+  with engines.serving(disc()) as server:
+    with connect(server.port) as policy:
+      assert policy.infer(observe(0))['actions'].shape == (8, 3)
+    fails.append(error)
+    with pytest.raises(policy_lib.Disconnected, match='does not answer for 0 s'):
+      connect(server.port, wait_s=0.0)
+    # A name that is nobody's is told at once.
+    fails.append(socket.gaierror(-2, 'Name or service not known'))
+    with pytest.raises(socket.gaierror):
+      connect(server.port)
+
+
 def drive(act, steps):
   """The actions of an episode in which nothing depends on them."""
   return np.stack([act(observe(step)) for step in range(steps)])

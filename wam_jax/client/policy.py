@@ -5,6 +5,8 @@ the connection is lost.
 from __future__ import annotations
 
 import itertools
+import socket
+import ssl
 import time
 from typing import Any
 
@@ -211,7 +213,10 @@ class RemotePolicy:
         ).__enter__()
         self.metadata = wire.unpack(self._socket.recv(timeout=self._timeout_s))
         return
-      except (ConnectionRefusedError, ConnectionResetError, websockets.ConnectionClosed) as error:
+      except (socket.gaierror, ssl.SSLError):
+        raise  # A name or a certificate that is wrong stays so.
+      except (OSError, websockets.ConnectionClosed) as error:
+        # Also of a network that is gone for a while.
         if time.monotonic() > ends_s:
           raise Disconnected(f'{self._uri} does not answer for {self._wait_s:g} s') from error
         time.sleep(0.2)
