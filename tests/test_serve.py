@@ -10,6 +10,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -293,6 +295,38 @@ def test_two_servers_of_one_process_have_two_ports():
   assert done.stderr == (
     'error: --port and --health_port are both 8123: give one another number.\n'
   )
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(number):
+  """Whatever the first one waits for: a device here, which takes longer for a chunk."""
+  program = """
+import asyncio, contextlib, time, types
+from absl import flags
+from wam_jax import serve
+
+class Server:
+  port = 0
+  options = types.SimpleNamespace(tls=None, api_key=None)
+
+  @contextlib.asynccontextmanager
+  async def listen(self):
+    yield
+    print('stopping', flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, time.sleep, 25)
+
+flags.FLAGS(['serve', '--workdir=nowhere'])
+watch = types.SimpleNamespace(note_ready=lambda: 'ready')
+asyncio.run(serve._serve(Server(), types.SimpleNamespace(), watch, None))
+"""
+  command = [sys.executable, '-c', program]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    while process.stdout.readline() != 'ready\n':
+      assert process.poll() is None
+    process.send_signal(number)
+    assert process.stdout.readline() == 'stopping\n'
+    process.send_signal(number)
+    assert process.wait(15) == -number
 
 
 @pytest.mark.parametrize('flag', ['--record', '--films'])

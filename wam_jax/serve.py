@@ -320,9 +320,11 @@ async def _serve(
 
   def stop() -> None:
     stops.set()
-    # The second one does not wait.
+    # The second one does not wait: Python would turn SIGINT into an exception, and that into an end
+    # which waits for the device and for those who watch.
     for number in _SIGNALS:
       loop.remove_signal_handler(number)
+      signal.signal(number, signal.SIG_DFL)
 
   for number in _SIGNALS:
     loop.add_signal_handler(number, stop)
