@@ -139,7 +139,7 @@ class Scheduler:
 
   def _estimate_start(self, now_s: float) -> float:
     """When work that comes now would begin, as far as is known."""
-    passes = -(-len(self._waiting) // self._engine.rows)
+    passes = len(self._waiting) // self._engine.rows  # Before that which it is of.
     return max(now_s, self._busy_until_s) + passes * self.pass_s
 
   def _begins_by(self, work: Work) -> float:
