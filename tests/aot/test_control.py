@@ -79,7 +79,6 @@ def test_14b_in_fp8_multiplies_bytes_and_transposes_no_weights(tmp_path):
     assert products['dtype'] == 'float8_e4m3fn'
     assert products['flops'] == 2 * rows * kernels
   assert made['kernels']['__cudnn$fmhaSoftmax'] >= 4
-  assert made['compile_s'] <= 60
 
 
 @needs.libtpu
