@@ -110,8 +110,10 @@ def test_at_once_where_that_is_asked_for():
   assert engine.threads == {'device'}
 
 
-def test_what_waits_is_bounded(monkeypatch):
-  monkeypatch.setattr(imagining, '_MOST_CHUNKS', 4)
+# A chunk holds 40 bytes here.
+@pytest.mark.parametrize(('bound', 'most'), [('_MOST_CHUNKS', 4), ('_MOST_BYTES', 4 * 40)])
+def test_what_waits_is_bounded(bound, most, monkeypatch):
+  monkeypatch.setattr(imagining, bound, most)
   notes = Notes()
   with engines.serving(disc(imagine_s=0.05), watchers=[notes]) as server:
     client = transcripts.Client(server.port)

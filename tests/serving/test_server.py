@@ -324,7 +324,7 @@ def test_pings_are_answered_while_a_step_takes_two_seconds():
     client.socket.send(transcripts.pack(observe(0)))
     time.sleep(0.1)
     round_trips = []
-    while time.monotonic() and len(round_trips) < 60:
+    while len(round_trips) < 60:
       start = time.perf_counter()
       assert other.socket.ping().wait(5)
       round_trips.append(time.perf_counter() - start)
@@ -335,12 +335,14 @@ def test_pings_are_answered_while_a_step_takes_two_seconds():
     client.close()
     other.close()
   # 20 ms at most is what is promised on a quiet machine; this one runs other tests.
-  assert np.median(round_trips) < 0.1
+  assert max(round_trips) < 0.5
 
 
 def test_overload_is_answered_and_not_computed_late():
-  """Sixteen robots that each want a chunk every 50 ms, of a device that makes 50 a second."""
-  engine = disc(delay_s=0.02)
+  """Sixteen robots that ask again at once, of a device that makes 20 chunks a second: a chunk of
+  each takes it 0.8 s.
+  """
+  engine = disc(delay_s=0.05)
   deadline_s = 0.2
   answers, refusals, ages, waiting = [], [], [], []
   ends = time.monotonic() + 2.0
