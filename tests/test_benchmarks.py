@@ -259,6 +259,22 @@ def test_the_server_is_measured_in_small():
   assert overload['asked'] > 50
 
 
+def test_a_server_is_weighed_when_what_is_over_is_gone(monkeypatch):
+  pytest.importorskip('websockets', reason="pip install -e '.[serve]'")
+  from benchmarks.serving import real
+
+  figures = iter([9, 7, 7, 8, 6, 6, 6, 5])
+  now = {'wam_sessions': 0, 'wam_device_bytes': 9}
+  visit = lambda port: now.update(wam_device_bytes=next(figures))
+  monkeypatch.setattr(real, '_visit', visit)
+  monkeypatch.setattr(real.work, 'read_metrics', lambda health_port: dict(now))
+  assert real._settle(1, 2)[0]['wam_device_bytes'] == 6
+  # One that never stands still is told as it is at last.
+  monkeypatch.setattr(real, '_SETTLES_S', 0.3)
+  figures = iter(range(100))
+  assert 1 <= real._settle(1, 2)[0]['wam_device_bytes'] < 10
+
+
 @pytest.mark.slow
 def test_precisions_are_compared_on_what_the_baseline_sees():
   config = cfg.TrainConfig(model=test_policy.MODEL, sample=test_policy.JOINT)

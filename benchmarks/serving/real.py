@@ -18,6 +18,8 @@ from benchmarks.serving import work
 from wam_jax.client import policy as policy_lib
 
 CLIENTS = 8
+# How long what is over may stay at most, and how many looks in a row must agree that it is gone.
+_SETTLES_S, _STILL = 10.0, 3
 
 
 @contextlib.contextmanager
@@ -117,9 +119,9 @@ def measure_soak(workdir: str, steps: int) -> dict[str, Any]:
   """`steps` chunks of clients that leave in four ways; what the server holds before and after."""
   with start(workdir) as (port, health_port):
     _come_and_go(port, 64)
-    before = _settle(health_port)[0]
+    before = _settle(port, health_port)[0]
     done = _come_and_go(port, steps)
-    after, seconds = _settle(health_port)
+    after, seconds = _settle(port, health_port)
   kept = ('wam_traces_total', 'wam_device_bytes', 'wam_sessions')
   return {
     'chunks': done,
@@ -160,12 +162,35 @@ def _come_and_go(port: int, steps: int) -> int:
   return done[0]
 
 
-def _settle(health_port: int) -> tuple[dict[str, float], float]:
-  """(metrics, seconds) as soon as no session holds a slot, or after ten seconds."""
-  begin = time.monotonic()
+def _settle(port: int, health_port: int) -> tuple[dict[str, float], float]:
+  """(metrics, seconds until no session held a slot), as soon as the bytes on the device stand
+  still, or after ten seconds more.
+
+  The server weighs its device when it has worked, and a session that is over may lie there at that
+  moment: before each look somebody asks once and leaves.
+  """
+  seconds = _wait_for_slots(health_port)
+  ends = time.monotonic() + _SETTLES_S
+  held: list[float] = []
   while True:
+    _visit(port)
+    _wait_for_slots(health_port)
+    time.sleep(0.1)
     metrics = work.read_metrics(health_port)
-    seconds = time.monotonic() - begin
-    if metrics['wam_sessions'] == 0 or seconds > 10:
+    held.append(metrics['wam_device_bytes'])
+    stands_still = held[-_STILL:] == [held[-1]] * _STILL
+    if stands_still or time.monotonic() > ends:
       return metrics, seconds
+
+
+def _wait_for_slots(health_port: int) -> float:
+  """Seconds until no session holds a slot, ten at most."""
+  begin = time.monotonic()
+  while work.read_metrics(health_port)['wam_sessions'] and time.monotonic() < begin + _SETTLES_S:
     time.sleep(0.05)
+  return time.monotonic() - begin
+
+
+def _visit(port: int) -> None:
+  with policy_lib.RemotePolicy(f'ws://127.0.0.1:{port}') as policy:
+    policy.infer(observe(policy, 0))
