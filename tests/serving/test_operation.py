@@ -126,6 +126,18 @@ def test_lines_that_people_read(log):
   assert r'prompt="go \"there\""' in begins
 
 
+@pytest.mark.parametrize('fails', [{'fails': True}, {'fails_for': b'wrong'}])
+def test_a_failure_has_no_line_that_a_client_wrote(log, fails):
+  engine = disc()
+  vars(engine).update(fails)
+  with engines.serving(engine) as server:
+    client = transcripts.Client(server.port)
+    assert 'failed' in client.ask(observe(0, session_id='arm\nforged line', prompt='wrong'))
+    client.close()
+  assert any(r"'0/arm\nforged line' failed" in line for line in log())
+  assert not any(line.startswith('forged') for line in log())
+
+
 @pytest.mark.parametrize('log', journal.FORMS, indirect=True)
 def test_a_failure_has_its_traceback_in_the_log_alone(log):
   engine = disc()

@@ -216,7 +216,7 @@ class Scheduler:
     done = []
     for (work, turn), each in zip(begun, acted, strict=True):
       if isinstance(each, turns.Failed):
-        _LOG.error('computing %s failed: %s', work.session.name, each.why)
+        _LOG.error('computing %r failed: %s', work.session.name, each.why)
         _reset(work)
         continue
       done.append((work, turn, each))
@@ -280,7 +280,8 @@ def _resetting(batch: Sequence[Work]) -> Iterator[None]:
       # Another one: what was raised holds on to the frames.
       _answer(work, wire.Refused(refused.reason, str(refused)))
   except Exception:
-    _LOG.exception('computing %s failed', ', '.join(work.session.name for work in batch))
+    # Quoted: clients choose their names.
+    _LOG.exception('computing %s failed', ', '.join(repr(work.session.name) for work in batch))
     for work in batch:
       _reset(work)
 
