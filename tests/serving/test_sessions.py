@@ -137,6 +137,18 @@ def test_silent_sessions_end_and_are_told_so():
     t.ask(session_id='a')
 
 
+def test_of_very_many_that_were_taken_away_the_newest_are_told(monkeypatch):
+  """A connection may last for months, and give each episode a name of its own."""
+  monkeypatch.setattr(sessions_lib, '_MOST_LOST', 3)
+  t = Table(slots=1, reclaim_after_s=0)
+  for name in 'abcdefg':
+    t.ask(session_id=name)
+  assert [name for _, name in t.table._lost] == ['d', 'e', 'f']
+  assert t.why(session_id='a') == 'new session'
+  with pytest.raises(wire.Refused, match="session 'f' was silent"):
+    t.ask(session_id='f')
+
+
 def test_a_connection_that_is_gone_leaves_nothing():
   t = Table(slots=2, reclaim_after_s=0)
   for name in 'abcdef':

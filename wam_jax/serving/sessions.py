@@ -18,6 +18,9 @@ from wam_jax.data import robot as robot_lib
 from wam_jax.serving import history as history_lib
 from wam_jax.serving import wire
 
+# Sessions that were taken away, and are told so; clients that name each episode never come back.
+_MOST_LOST = 4096
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -119,7 +122,7 @@ class Sessions:
     self._free = free
     self._clock = clock
     self._by_key: dict[tuple[int, str], Session] = {}
-    # Why sessions that were taken away are not there, until they are reset.
+    # Why sessions that were taken away are not there, the oldest first, until they are reset.
     self._lost: dict[tuple[int, str], str] = {}
     # By token, those without a connection, and when they end.
     self._held: dict[str, tuple[Session, float]] = {}
@@ -245,8 +248,7 @@ class Sessions:
     for key, session in list(self._by_key.items()):
       silent_s = now - session.used_s
       if silent_s > self._rules.idle_after_s:
-        self._lost[key] = _describe_loss(session, silent_s, 'it was ended')
-        ended.append(self._close(key))
+        ended.append(self._lose(key, silent_s, 'it was ended'))
     return ended
 
   def _find_beginning(
@@ -290,8 +292,7 @@ class Sessions:
       silent_s = self._clock() - session.used_s
     if silent_s < self._rules.reclaim_after_s:
       raise wire.Refused('sessions', f'all {self._rules.slots} sessions are taken; try again later')
-    self._lost[key] = _describe_loss(session, silent_s, 'its slot went to another')
-    self._close(key)
+    self._lose(key, silent_s, 'its slot went to another')
 
   def _begin(self, session: Session, request: wire.Request) -> None:
     rules = self._rules
@@ -303,6 +304,14 @@ class Sessions:
     session.seed = request.seed
     steps = rules.steps_per_query or record.steps_per_chunk
     session.history = history_lib.History(record, rules.history, steps, rules.frames_per_call)
+
+  def _lose(self, key: tuple[int, str], silent_s: float, what: str) -> Session:
+    """Ends a session, whose client is told when it speaks again."""
+    session = self._close(key)
+    self._lost[key] = _describe_loss(session, silent_s, what)
+    if len(self._lost) > _MOST_LOST:
+      del self._lost[next(iter(self._lost))]
+    return session
 
   def _close(self, key: tuple[int, str]) -> Session:
     session = self._by_key.pop(key)
