@@ -2,7 +2,7 @@
 
 Owns the weights on the device and what a session remembers there. Which sessions there are, what
 they have seen and when each is computed are of `wam_jax/serving`, which knows no JAX and reaches
-this by `serving.scheduler.Engine`. All calls come from one thread.
+this by `control.turns.Engine`. All calls come from one thread.
 """
 
 from __future__ import annotations

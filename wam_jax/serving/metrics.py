@@ -104,7 +104,8 @@ class Metrics:
     messages: by what came of them.
     refused: by reason.
     episodes: by why they began.
-    phase_s: decoding, waiting, computing, writing.
+    phase_s: decoding, computing, writing.
+    queue_s: waiting, from the arrival of an observation to the pass that it goes through.
     age_s: from the arrival of an observation to its chunk.
     imagined: chunks that were imagined, by what came of them.
     imagining_s: what it takes to make pictures of one.
