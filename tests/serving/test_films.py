@@ -40,9 +40,9 @@ def read(path) -> np.ndarray:
   return np.stack(frames)
 
 
-def play_events(watcher, chunks, step=8, lags=0):
+def play_events(watcher, chunks, step=8, lags=0, first=0):
   """An episode whose frame of control step t is of brightness t, and imagined to be that, too. The
-  pictures of a chunk come `lags` chunks later.
+  pictures of a chunk come `lags` chunks later; its client counts from `first`.
   """
   watcher.take(watching.Began(3, '0/-', engines.DISC, 'go', 'new session', 1e9))
   flat = lambda t: np.full((ROWS, COLUMNS, 3), t, np.uint8)
@@ -50,11 +50,11 @@ def play_events(watcher, chunks, step=8, lags=0):
   for chunk in range(chunks):
     now = chunk * step
     shown = [flat(max(0, now - 4)), flat(now)]
-    window = history.Window(shown, repeated=0, off=0.0, step=float(now))
+    window = history.Window(shown, repeated=0, off=0.0, step=float(first + now))
     action_SU = np.zeros((8, 3), np.float32)
     watcher.take(watching.Answered(3, chunk, window, action_SU, 0.01, 0.0, 0.01))
     frames = np.stack([flat(now + 4), flat(now + 8)])
-    imagined.append(watching.Imagined(3, float(now), frames))
+    imagined.append(watching.Imagined(3, float(first + now), frames))
     if chunk >= lags:
       watcher.take(imagined[chunk - lags])
   watcher.take(watching.Ended(3))
@@ -138,6 +138,46 @@ def test_a_viewer_that_cannot_be(tmp_path):
   else:
     with pytest.raises(ValueError, match='must be a file NAME.rrd, or the address'):
       live.Live('kept')
+
+
+class Viewer:
+  """In place of rerun's module and its stream: what was sent, and at which time of its episode."""
+
+  def __init__(self):
+    self.sent: list[tuple[str, float, float]] = []
+    self._times = {}
+
+  def RecordingStream(self, unused_name):
+    return self
+
+  def connect_grpc(self, unused_address):
+    pass
+
+  def set_time(self, timeline, duration=0.0, timestamp=0.0):
+    self._times[timeline] = duration or timestamp
+
+  def log(self, place, unused_content):
+    self.sent.append((place[3], self._times['episode'], self._times['clock']))
+
+  def TextDocument(self, text):
+    return text
+
+  Image = Scalars = TextDocument
+
+
+@pytest.mark.parametrize('first', [0, 12_000_000_000])
+def test_a_viewer_sees_an_episode_from_its_beginning(first, monkeypatch):
+  """Whatever its client counts from: an hour of the day, or 1970."""
+  viewer = Viewer()
+  monkeypatch.setitem(sys.modules, 'rerun', viewer)
+  play_events(live.Live('rerun+http://nowhere'), chunks=3, first=first)
+  times = {what: [at for one, at, _ in viewer.sent if one == what] for what, *_ in viewer.sent}
+  # Of chunks of eight control steps, with two frames each.
+  hz = engines.DISC.control_hz
+  np.testing.assert_allclose(times['seen'], np.asarray([0, 4, 8, 12, 16]) / hz)
+  np.testing.assert_allclose(times['imagined'], np.asarray([4, 8, 12, 16, 20, 24]) / hz)
+  np.testing.assert_allclose(times['action'], np.arange(24) / hz)
+  assert all(0 <= clock - 1e9 < 60 for *_, clock in viewer.sent)
 
 
 def count_rows(path) -> dict[str, int]:

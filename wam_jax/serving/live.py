@@ -48,6 +48,8 @@ class Live(watching.Watcher):
         'rerun+http://127.0.0.1:9876/proxy.'
       )
     self._open: dict[int, watching.Began] = {}
+    # The control step of the first chunk of each: clients count from anywhere, as since 1970.
+    self._first: dict[int, float] = {}
 
   def take(self, event: watching.Event) -> None:
     if isinstance(event, watching.Began):
@@ -58,8 +60,10 @@ class Live(watching.Watcher):
     if began is None:
       return
     if isinstance(event, watching.Answered):
+      self._first.setdefault(event.episode, event.window.step)
       self._answer(began, event)
     elif isinstance(event, watching.Imagined) and event.frames_RIJ3 is not None:
+      self._first.setdefault(event.episode, event.step)
       stride = began.record.stride
       for number, frame in enumerate(event.frames_RIJ3, 1):
         self._place(began, event.step + number * stride)
@@ -67,6 +71,7 @@ class Live(watching.Watcher):
 
   def lose(self, episode: int) -> None:
     self._open.pop(episode, None)
+    self._first.pop(episode, None)
 
   def close(self) -> None:
     self._stream.flush()
@@ -80,7 +85,8 @@ class Live(watching.Watcher):
   def _answer(self, began: watching.Began, event: watching.Answered) -> None:
     window = event.window
     for at, frame in window.place_frames(began.record.stride):
-      if at >= 0:  # Before the first chunk, every frame is the current one.
+      # Before the first chunk, every frame is the current one.
+      if at >= self._first[began.episode]:
         self._place(began, at)
         self._log(began, 'seen', self._image(frame))
     for number, action_U in enumerate(event.action_SU):
@@ -91,7 +97,7 @@ class Live(watching.Watcher):
       self._log(began, f'latency/{name}_ms', self._rerun.Scalars([1e3 * seconds]))
 
   def _place(self, began: watching.Began, step: float) -> None:
-    seconds = step / began.record.control_hz
+    seconds = (step - self._first.get(began.episode, 0.0)) / began.record.control_hz
     self._stream.set_time(_EPISODE, duration=seconds)
     self._stream.set_time(_CLOCK, timestamp=began.at_s + seconds)
 
