@@ -23,6 +23,7 @@ CORE = [
   'scipy>=1.13',
   'tensorboardX>=2.6',
   'tensorstore>=0.1.74',
+  'threadpoolctl>=3.5',
   'tqdm>=4.66',
   # Datasets are read and written through TFDS without TensorFlow. wam_jax/data/frames.py relies on
   # the layout of array_record's files, hence the upper bound.

@@ -5,6 +5,9 @@ by hand.
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import cv2
 import jax
@@ -170,6 +173,25 @@ def test_resize_averages_when_shrinking():
   image = np.zeros((4, 4, 3), np.uint8)
   image[::2] = 200
   np.testing.assert_array_equal(images.resize(image, 2, 2), np.full((2, 2, 3), 100))
+
+
+def test_one_thread_is_one_of_numpys_products_too():
+  """And pixels are the same by one as by several."""
+  code = """
+import numpy as np
+import threadpoolctl
+from wam_jax.data import images
+
+image = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
+count = lambda: {info['num_threads'] for info in threadpoolctl.threadpool_info()}
+before, several = count(), images.resize(image, 176, 320)
+images.use_one_thread()
+np.testing.assert_array_equal(images.resize(image, 176, 320), several)
+print(before, count())
+"""
+  given = {**os.environ, 'OPENBLAS_NUM_THREADS': '2'}
+  done = subprocess.run([sys.executable, '-c', code], env=given, capture_output=True, text=True)
+  assert done.stdout == '{2} {1}\n', done.stderr
 
 
 def test_views_that_are_missing_or_no_pictures_are_refused():

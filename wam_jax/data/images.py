@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import threadpoolctl
 
 from wam_jax.data import record as record_lib
 
@@ -83,8 +84,13 @@ CENTER_CROP = Augmentation()  # What evaluation and control use after training w
 
 
 def use_one_thread() -> None:
-  """For readers, whose own threads and processes work side by side: images are small."""
+  """For readers, whose own threads and processes work side by side: images are small.
+
+  Of NumPy's products, too, whose threads wait for each other: where other programs have the cores,
+  an image takes ten times as long by two of them as by one, and at worst seconds.
+  """
   cv2.setNumThreads(1)
+  threadpoolctl.threadpool_limits(1, user_api='blas')
 
 
 def sample_augmentation(rng: np.random.Generator) -> Augmentation:
