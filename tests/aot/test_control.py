@@ -147,7 +147,7 @@ def test_what_would_be_passed_over_is_refused(flags, idle, tmp_path):
   assert done.stderr.count('\n') == 1
 
 
-@needs_libtpu
+@needs.libtpu
 def test_what_does_not_fit_is_reported_as_for_training(tmp_path):
   """Also where the compiler refuses: 35 GB of weights for the 16 of a v5e."""
   done, made = compile_control(
