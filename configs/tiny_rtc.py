@@ -15,7 +15,7 @@ def get_config(arg: str = ''):
   c.name = 'tiny_rtc'
   # Of the 8 steps of a chunk: the longest delay that it is trained for.
   c.model.action_overlap = 6
-  # What was decided tells almost all of what comes next, so that with it little is learned of what
-  # is seen.
-  c.flow.without_prefix = 0.5
+  # Prefixes are what the expert was led astray by, and no others: its own decisions know what it
+  # saw later, and so tell almost all of what comes next.
+  c.flow.without_prefix = 1.0
   return presets.smoke(c) if arg == 'smoke' else c

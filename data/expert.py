@@ -17,6 +17,8 @@ import tensorflow_datasets as tfds
 # trained on.
 FIRST_SEED = 1 << 32
 ATTEMPTS = 20  # The experts fail at up to one seed in four; all of these, and the world is broken.
+# Marks actions that are not to be imitated, for config.data.given.
+GIVEN = 'given'
 TAIL_STEPS = 2  # Steps after success: the model sees that the task is over.
 
 
@@ -35,9 +37,14 @@ class World(Protocol):
 
 
 def make_features(
-  views: tuple[str, ...], view_size: int, encoding_format: str, proprio_dim: int, action_dim: int
+  views: tuple[str, ...],
+  view_size: int,
+  encoding_format: str,
+  proprio_dim: int,
+  action_dim: int,
+  has_given: bool = False,
 ) -> tfds.features.FeaturesDict:
-  """RLDS features of an episode with square views."""
+  """RLDS features of an episode with square views; with the mark `GIVEN`, if asked for."""
   f = tfds.features
   image = functools.partial(
     f.Image, shape=(view_size, view_size, 3), encoding_format=encoding_format
@@ -55,6 +62,8 @@ def make_features(
     'reward': f.Scalar(np.float32),
     'discount': f.Scalar(np.float32),
   }
+  if has_given:
+    steps[GIVEN] = f.Scalar(np.bool_)
   metadata = {
     'seed': f.Scalar(np.int64),
     'task': f.Text(),
@@ -67,10 +76,12 @@ def make_features(
 def record_episode(
   env: World,
   observation: dict[str, np.ndarray],
+  *,
   act: Callable[[], np.ndarray],
   seed: int,
   shortest_s: float,
   encode: Callable[[np.ndarray], io.BytesIO],
+  is_given: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
   """One episode as a TFDS example; `episode_metadata/success` may be False.
 
@@ -82,6 +93,7 @@ def record_episode(
     observation: what `reset` gave.
     act: gives the next action.
     encode: turns a view into the file that is stored.
+    is_given: whether the action that `act` gave last is not to be imitated; None where all are.
   """
   shortest = math.ceil(shortest_s * env.control_hz)
   steps = []
@@ -100,6 +112,7 @@ def record_episode(
         'is_first': not steps,
         'is_last': done,
         **_make_outcome(reached=done and env.success),
+        **({GIVEN: is_given()} if is_given else {}),
       }
     )
     if not done:

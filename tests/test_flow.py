@@ -282,3 +282,21 @@ def test_a_share_of_chunks_has_no_prefix_and_the_others_are_as_drawn():
   # Half of the three quarters that had one; the standard error is 0.004.
   np.testing.assert_allclose(np.mean(~is_kept), 3 / 8, atol=0.015)
   np.testing.assert_array_equal(draw(config).video_BQ, draw(plain).video_BQ)
+
+
+def test_prefixes_that_the_data_give_stand_in_place_of_drawn_ones():
+  horizon, overlap = 5, 3
+  config = dataclasses.replace(cfg.FlowConfig(), without_prefix=1.0)
+  given_BQ = np.random.default_rng(0).integers(0, overlap + 1, (BATCH, CHUNKS))
+  levels = flow.sample_levels(
+    jax.random.key(0), BATCH, CHUNKS, config, horizon, overlap, given_BQ=given_BQ
+  )
+  length_BQ = np.asarray(levels.given_BA).reshape(BATCH, CHUNKS, horizon).sum(-1)
+  np.testing.assert_array_equal(length_BQ, given_BQ)
+  drawn = dataclasses.replace(config, without_prefix=0.0)
+  levels = flow.sample_levels(
+    jax.random.key(0), BATCH, CHUNKS, drawn, horizon, overlap, given_BQ=given_BQ
+  )
+  length_BQ = np.asarray(levels.given_BA).reshape(BATCH, CHUNKS, horizon).sum(-1)
+  np.testing.assert_array_equal(length_BQ[given_BQ > 0], given_BQ[given_BQ > 0])
+  assert length_BQ[given_BQ == 0].max() == overlap

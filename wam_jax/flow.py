@@ -73,6 +73,8 @@ def sample_levels(
   config: cfg.FlowConfig,
   action_horizon: int = 1,
   action_overlap: int = 0,
+  *,
+  given_BQ: types.Array | None = None,
 ) -> NoiseLevels:
   """One draw of noise levels per sample and chunk.
 
@@ -90,6 +92,8 @@ def sample_levels(
     action_horizon: action steps of a chunk.
     action_overlap: the most of them that are given clean, at level 0: from 0 to as many, each
       number as likely (Black et al., arXiv 2512.05964), but for the share `without_prefix` of all.
+    given_BQ: [batch, chunks] int, `types.Batch.given_BQ`; where it is above 0 it stands in place of
+      that draw.
   """
   key_video, key_action, key_first = jax.random.split(key, 3)
   first_B = _sample_video_levels(key_first, (batch,), config)
@@ -119,6 +123,8 @@ def sample_levels(
     if config.without_prefix:
       is_none_BQ = jax.random.bernoulli(key_none, config.without_prefix, length_BQ.shape)
       length_BQ = jnp.where(is_none_BQ, 0, length_BQ)
+    if given_BQ is not None:
+      length_BQ = jnp.where(given_BQ > 0, given_BQ, length_BQ)
     given_BA = prefix_mask(length_BQ, action_horizon).reshape(batch, -1)
     action_BA = jnp.where(given_BA, 0.0, action_BA)
   return NoiseLevels(first_B, video_BQ, action_BA, seen_BQ, given_BA)

@@ -248,6 +248,7 @@ def _stand_in(config: Any, robots: Mapping[str, str]) -> None:
   }
   config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
   config.data.ranges = {}
+  config.data.given = {}
   config.data.rows = {}
   config.data.features = 'off'
   config.init_from = ''

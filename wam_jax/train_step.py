@@ -413,7 +413,9 @@ def sample_noise(
   # Each kind of noise has a key of its own: what one of them draws does not depend on the others.
   key_levels, key_video, key_action = jax.random.split(key, 3)
   B, Q = batch.chunk_mask_BQ.shape
-  levels = flow.sample_levels(key_levels, B, Q, f, c.action_horizon, c.action_overlap)
+  levels = flow.sample_levels(
+    key_levels, B, Q, f, c.action_horizon, c.action_overlap, given_BQ=batch.given_BQ
+  )
   chunks_BF = jnp.repeat(levels.video_BQ, c.frames_per_chunk, 1)
   seen_BF = None
   if levels.video_seen_BQ is not None:

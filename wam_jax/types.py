@@ -59,6 +59,8 @@ class Batch:
     embodiment_B: [B] int32, index into `DataConfig.embodiments`.
     sample_B2: [B, 2] int32, (dataset of the mixture, sample in it): names a sample in an error
       message.
+    given_BQ: [B, Q] int32, the number of actions that each chunk begins with which are given, not
+      imitated; 0 where the data say nothing; None of models without an overlap.
     features: of the frozen encoders, where they were computed beforehand.
   """
 
@@ -70,6 +72,7 @@ class Batch:
   prompt_ids_BP: Array
   embodiment_B: Array
   sample_B2: Array
+  given_BQ: Array | None = None
   features: Features | None = None
 
 

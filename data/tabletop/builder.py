@@ -33,9 +33,9 @@ EPISODES_PER_SHARD = 250
 MIN_EPISODE_S = 1.6  # Two chunks of every tabletop robot.
 # To follow what moves is shown for longer than it counts.
 _MIN_MOVING_S = 4.0
-# Of what moves. With a delay of 0.4 s an action is up to 0.8 s old: what is decided for as long,
-# and what mends it, must be in the data.
-_SIGHT = tabletop.Sight(blind_s=1.2, error=0.04)
+# Where the target moves. Of what a robot is committed to while its policy thinks, some is wrong:
+# that, and how it is mended, must be in the data.
+_ASTRAY = tabletop.Astray()
 _DESCRIPTION = 'Scripted expert episodes of the wam_jax tabletop world (data/tabletop/README.md).'
 
 
@@ -112,7 +112,7 @@ class BuildConfig:
       del parameters['light']
     if 'reach_moving' in self.tasks:
       parameters['drift'] = {'speed': tabletop.DRIFT_SPEED, 'shortest_s': _MIN_MOVING_S}
-      parameters['sight'] = dataclasses.asdict(_SIGHT)
+      parameters['astray'] = dataclasses.asdict(_ASTRAY)
     return parameters
 
   def count(self, split: str) -> int:
@@ -143,7 +143,12 @@ def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
   """RLDS features; images are PNG, so pixels are exact."""
   robot = tabletop.ROBOTS[config.embodiment]
   return expert.make_features(
-    ('top', 'wrist'), config.view_size, 'png', robot.proprio_dim, robot.action_dim
+    ('top', 'wrist'),
+    config.view_size,
+    'png',
+    robot.proprio_dim,
+    robot.action_dim,
+    has_given='reach_moving' in config.tasks,
   )
 
 
@@ -152,13 +157,15 @@ def record_episode(env: tabletop.TabletopEnv, seed: int, noise: float) -> dict[s
   of its whole time; see `expert.record_episode`.
   """
   observation = env.reset(seed)
+  act = tabletop.make_expert(env, seed, noise, _ASTRAY)
   return expert.record_episode(
     env,
     observation,
-    act=tabletop.make_expert(env, seed, noise, _SIGHT),
+    act=act,
     seed=seed,
     shortest_s=MIN_EPISODE_S if env.drift is None else _MIN_MOVING_S,
     encode=_to_png,
+    is_given=(lambda: act.is_led) if 'reach_moving' in env.tasks else None,
   )
 
 

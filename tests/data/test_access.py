@@ -127,7 +127,11 @@ def test_without_an_index_images_of_a_record_stay_one_block():
   }
   specs = {key.removeprefix('steps/'): np.empty(3) for key in features} | {'action': np.empty(2)}
   episode = episode_lib.Outline(
-    where='here', remedy='', features=features, record=clock, specs=specs, open_images=None
+    place=episode_lib.Place('here', ''),
+    features=features,
+    record=clock,
+    specs=specs,
+    open_images=None,
   ).parse_numbers()
   assert episode.length == 4
   np.testing.assert_array_equal(episode.action_TU, np.arange(8.0).reshape(4, 2))

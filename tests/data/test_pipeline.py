@@ -158,6 +158,58 @@ def test_relative_actions_count_from_the_chunks_first_state(clock_path):
     np.testing.assert_allclose(raw_QAU[mask_Q, :, 0], [np.arange(8)] * mask_Q.sum(), atol=1e-4)
 
 
+def test_actions_that_are_not_to_be_imitated_are_told_to_the_step(tmp_path, clock_path):
+  """By the data of one robot of a mixture; those of another are drawn as ever."""
+  marked = (3, 4, 5, 20)
+
+  def mark(episodes):
+    for steps in episodes:
+      for t, step in enumerate(steps):
+        step['is_first'] = t in marked
+
+  path = synthetic.make_dataset(tmp_path, [30, 26], mark)
+  config = synthetic.make_config(
+    {'led': (path, 'clock', 1.0), 'plain': (clock_path, 'clock', 1.0)}, given={'led': 'is_first'}
+  )
+  model = dataclasses.replace(config.model, action_overlap=2)
+  config = dataclasses.replace(config, model=model)
+  batch = join(take(config, 12))
+  robot = robot_lib.from_metadata(pipeline.Data.open(config).metadata)['clock']
+  mask_BQA = batch.action_mask_BAU[..., 0].reshape(*batch.chunk_mask_BQ.shape, -1)
+  is_led_B = batch.sample_B2[:, 0] == 0
+  assert not batch.given_BQ[~is_led_B].any()
+
+  seen = set()
+  for chunk_mask_Q, proprio_QX, given_Q, mask_QA in zip(
+    batch.chunk_mask_BQ[is_led_B],
+    batch.proprio_BQX[is_led_B],
+    batch.given_BQ[is_led_B],
+    mask_BQA[is_led_B],
+  ):
+    for q in np.flatnonzero(chunk_mask_Q):
+      first = round(float(robot.statistics.state.unnormalize(proprio_QX[q, :3])[0]))
+      is_marked = [first + n in marked for n in range(10)]
+      leading = is_marked.index(False)
+      is_possible = leading <= 2
+      next_marked = [*is_marked[leading:], True].index(True)
+      assert given_Q[q] == (leading if is_possible else 0)
+      trained = leading + next_marked if is_possible else 0
+      assert mask_QA[q, trained:].sum() == 0
+      # Only the end of the episode is another reason.
+      assert mask_QA[q, :trained].all() or trained > 8
+      seen.add((leading, trained))
+  assert {leading for leading, _ in seen} == {0, 1, 2, 3}
+
+
+def test_the_mark_of_given_actions_must_be_there(clock_path):
+  with pytest.raises(
+    ValueError, match=r"given='led' must be a feature .* those are \['is_first'\]"
+  ):
+    open_batches(make_clock(clock_path, given={'clock': 'led'}))
+  with pytest.raises(ValueError, match="data.given names \\['other'\\]"):
+    make_clock(clock_path, given={'other': 'is_first'})
+
+
 def test_video_only_robot_has_no_action(clock_path):
   config = synthetic.make_config(
     {'video': (clock_path, 'clock_video', 1.0), 'clock': (clock_path, 'clock', 1.0)}

@@ -54,6 +54,21 @@ def test_actions_of_overlapping_chunks_go_on_to_the_end_of_the_span():
   np.testing.assert_array_equal(window.action_mask_QS, [[True] * 12, [False] * 12])
 
 
+def test_actions_that_are_given_begin_a_chunk_or_end_what_is_trained_of_it():
+  window = windows.make_window(CLOCK, 2, anchor=0, stop=40, overlap=3)
+  given_T = np.zeros(40, bool)
+  given_T[[0, 1, 10, 18]] = True
+  given_Q, mask_QS = windows.find_given(given_T, window, overlap=3)
+  # Steps 0 to 10: two are given at the start, and another at the end.
+  # Steps 8 to 18: two are not, and what comes after step 10 was not decided by who decided these.
+  np.testing.assert_array_equal(given_Q, (2, 0))
+  np.testing.assert_array_equal(mask_QS, [[True] * 10 + [False], [True] * 2 + [False] * 9])
+  # More of them than a chunk can begin with leave nothing to train.
+  given_Q, mask_QS = windows.find_given(given_T, window, overlap=1)
+  np.testing.assert_array_equal(given_Q, (0, 0))
+  assert not mask_QS[0].any()
+
+
 def test_anchors_are_all_steps_where_a_chunk_fits(tmp_path):
   def edit(episodes):
     for step in episodes[1][9:]:

@@ -344,28 +344,35 @@ def test_what_drifts_must_be_followed_for_as_long_as_a_chunk():
   assert in_reach == 8
 
 
-@pytest.mark.parametrize('blind_s', [0.6, 1.2])
-def test_the_expert_follows_what_it_saw_last_and_mends_it_after_the_next_look(blind_s):
-  """So that training sees stretches that were decided before something came between, and after."""
-  places = []
-  for turns in (False, True):
-    env = tabletop.TabletopEnv('disc', ('reach_moving',), view_size=8, max_distractors=0)
+def test_an_expert_that_is_led_astray_says_so_and_comes_back():
+  """So that training sees how to go on from what a robot was committed to, and was wrong."""
+  env = tabletop.TabletopEnv('disc', ('reach_moving',), view_size=8, max_distractors=0)
+  env.reset(1)
+  astray = tabletop.Astray(longest_s=0.6, apart_s=1.6, error=0.1)
+  act = tabletop.make_expert(env, 1, noise=0.0, astray=astray)
+  distance = lambda: math.dist(env.world.tip, env.drift.place)
+  led, away, back = [], [], []
+  for step in range(400):
+    before = distance()
+    env.step(act())
+    led.append(act.is_led)
+    if step > 20:
+      (away if act.is_led else back).append(distance() - before)
+  lengths = [len(run) for run in ''.join('L' if is_led else ' ' for is_led in led).split()]
+  assert set(lengths) <= set(range(1, 7))
+  assert len(set(lengths)) > 3
+  assert np.mean(away) > 0.005
+  assert np.mean(back) < -0.001
+
+
+def test_an_expert_is_led_astray_where_that_is_asked_for_alone():
+  for task, astray in (('reach_moving', None), ('reach', tabletop.Astray())):
+    env = tabletop.TabletopEnv('disc', (task,), view_size=8)
     env.reset(1)
-    act = tabletop.make_expert(env, 1, noise=0.0, sight=tabletop.Sight(blind_s, error=0.02))
-    actions = [act()]
-    (speed_x, speed_y) = env.drift.velocity
-    if turns:
-      env.drift.velocity = (-speed_x, -speed_y)
-    for _ in range(13):
-      env.step(actions[-1])
-      actions.append(act())
-    places.append(np.array(actions))
-  same = (places[0] == places[1]).all(1)
-  # The first look is followed for some steps, whatever the item does; in time another comes.
-  assert same[0]
-  assert not same[round(10 * blind_s) :].any()
-  first_difference = int(np.argmin(same))
-  assert same[:first_difference].all()
+    act = tabletop.make_expert(env, 1, astray=astray)
+    for _ in range(40):
+      env.step(act())
+      assert not act.is_led
 
 
 @pytest.mark.parametrize('name', tabletop.ROBOTS)

@@ -63,6 +63,11 @@ class DataConfig:
       (`choice.Choice`), '' for all.
     exclude: dataset name to a JSON file of the episodes and steps that are left out of it, in place
       of exclusions.json beside the data (`python -m data.exclude`).
+    given: dataset name to the feature of its steps that marks actions which were carried out but
+      are not to be imitated, by any number but 0: what a policy did before a person took over, or
+      what led an expert astray. Where a chunk begins with them they are its prefix
+      (`model.action_overlap`); what comes after others of them is not trained. Statistics are of
+      all actions.
     skip_unlabeled: datasets of which steps without an instruction are left out.
     failures: datasets whose failed episodes are wanted, too, where the embodiment's record can tell
       them.
@@ -87,6 +92,7 @@ class DataConfig:
   augment: bool = False
   ranges: Mapping[str, str] = dataclasses.field(default_factory=dict)
   exclude: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  given: Mapping[str, str] = dataclasses.field(default_factory=dict)
   skip_unlabeled: tuple[str, ...] = ()
   failures: tuple[str, ...] = ()
   statistics: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -99,6 +105,7 @@ class DataConfig:
     checks = [
       ('ranges', self.ranges, self.mixture, 'mixture'),
       ('exclude', self.exclude, self.mixture, 'mixture'),
+      ('given', self.given, self.mixture, 'mixture'),
       ('skip_unlabeled', self.skip_unlabeled, self.mixture, 'mixture'),
       ('failures', self.failures, self.mixture, 'mixture'),
     ]
@@ -117,6 +124,7 @@ class DataConfig:
       mixture={name: self.mixture[name]},
       ranges={key: value for key, value in self.ranges.items() if key == name},
       exclude={key: value for key, value in self.exclude.items() if key == name},
+      given={key: value for key, value in self.given.items() if key == name},
       failures=tuple(key for key in self.failures if key == name),
       skip_unlabeled=tuple(key for key in self.skip_unlabeled if key == name),
     )

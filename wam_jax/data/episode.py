@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -48,6 +48,8 @@ class Episode:
     encoded: per view key, the JPEG or PNG bytes of every step; read when asked for if there is a
       frame index.
     image_shape: per view key, what features.json promises; None where it is free.
+    given_T: [length] bool, steps whose action was carried out but is not to be imitated; None where
+      nobody asked.
     remedy: how to leave the episode out, a sentence for messages.
   """
 
@@ -58,6 +60,7 @@ class Episode:
   spans: tuple[Span, ...]
   encoded: dict[str, Sequence[bytes]]
   image_shape: dict[str, tuple[int | None, ...]]
+  given_T: np.ndarray | None = None
   remedy: str = ''
 
   @property
@@ -131,34 +134,46 @@ class Episode:
     return next(span.texts for span in self.spans if step < span.stop)
 
 
+class Place(NamedTuple):
+  """Where an episode is, for messages.
+
+  Attributes:
+    where: shard file and record.
+    remedy: how to leave it out, a sentence.
+  """
+
+  where: str
+  remedy: str
+
+
 class Outline:
   """One record of a dataset with its parts, each parsed when it is asked for; touches no image.
 
   Args:
-    where: shard file and record, for messages.
-    remedy: how to leave it out, a sentence.
+    place: of the record.
     features: of the tf.Example.
     record: which of them are needed.
     specs: feature path under `steps/` to its per-step shape and dtype.
     open_images: from the table of where a view's images lie, which a frame index stores in their
       place, to the images; None where they are stored themselves.
     cuts: (first, step after the last) of the steps that are left out.
+    given: the feature under `steps/` that marks actions which are not to be imitated; '' for none.
   """
 
   def __init__(
     self,
     *,
-    where: str,
-    remedy: str,
+    place: Place,
     features: Mapping[str, Any],
     record: record_lib.Embodiment,
     specs: Mapping[str, Any],
     open_images: Callable[[bytes], Sequence[bytes]] | None,
     cuts: Sequence[tuple[int, int]] = (),
+    given: str = '',
   ):
-    self._where = where
-    self._remedy = remedy
+    self._where, self._remedy = place
     self._cuts = cuts
+    self._given = given
     self._features = features
     self.record = record
     self._specs = specs
@@ -189,6 +204,7 @@ class Outline:
       spans=self.spans,
       encoded={},
       image_shape={},
+      given_T=self._column(self._given)[:, 0] != 0 if self._given else None,
     )
 
   @functools.cached_property

@@ -136,7 +136,8 @@ class OpenDatasets:
       failures=name in self._config.failures,
       labeled=name in self._config.skip_unlabeled,
     )
-    return self._datasets[path, exclude].open(split, self.records[name], choice)
+    given = self._config.given.get(name, '')
+    return self._datasets[path, exclude].open(split, self.records[name], choice, given)
 
   def forget_ends(self) -> None:
     """Frees what is needed to open splits only; others can still be opened."""

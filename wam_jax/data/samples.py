@@ -136,7 +136,11 @@ class Sampler:
       self.model.action_overlap,
     )
     proprio_QX, action_QSU = windows.gather(episode, self.robot.record, window)
-    action_AU, action_mask_AU = self._pad_actions(action_QSU, window.action_mask_QS)
+    overlap = self.model.action_overlap
+    given_Q, action_mask_QS = np.zeros(len(window.mask_Q), np.int32), window.action_mask_QS
+    if episode.given_T is not None:
+      given_Q, action_mask_QS = windows.find_given(episode.given_T, window, overlap)
+    action_AU, action_mask_AU = self._pad_actions(action_QSU, action_mask_QS)
 
     # The instruction is drawn first and then how frames look: what a seed gives must not change.
     ids_P = self._draw_prompt(episode.texts(anchor.step), rng)
@@ -149,6 +153,8 @@ class Sampler:
       'embodiment_B': np.int32(self.robot.id),
       'sample_B2': np.asarray((self.index, sample), np.int32),
     }
+    if overlap:
+      example['given_BQ'] = given_Q
     if self.stored is None:
       example['frames_BRIJ3'] = self._draw_film(anchor.episode, episode, window.frame_steps_R, rng)
     else:

@@ -95,6 +95,7 @@ def batch(config: cfg.TrainConfig) -> types.Batch:
     prompt_ids_BP=array((B, P), np.int32),
     embodiment_B=array((B,), np.int32),
     sample_B2=array((B, 2), np.int32),
+    given_BQ=array((B, Q), np.int32) if c.action_overlap else None,
     features=features,
   )
 

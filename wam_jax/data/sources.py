@@ -94,15 +94,16 @@ class Dataset:
     split: str,
     record: record_lib.Embodiment,
     choice: choice_lib.Choice = choice_lib.Choice(),
+    given: str = '',
   ) -> Episodes:
     """The episodes of a split as a robot sees them, the same object at every call.
 
     Raises:
       ValueError: as `Episodes`.
     """
-    key = (split, record, choice)
+    key = (split, record, choice, given)
     if key not in self._opened:
-      self._opened[key] = Episodes(self, split, record, choice=choice)
+      self._opened[key] = Episodes(self, split, record, choice=choice, given=given)
     return self._opened[key]
 
   def list_contents(self) -> tuple[dict[str, int], dict[str, list[str]]]:
@@ -206,6 +207,7 @@ class Episodes:
     record: which arrays are needed.
     cache: as `Dataset` takes it; of no use for one that is open.
     choice: which steps of them count.
+    given: the feature of a step that marks actions which are not to be imitated; '' for none.
   Raises:
     ValueError: the directory, its format, the split or a key the record needs is not there.
 
@@ -227,6 +229,7 @@ class Episodes:
     record: record_lib.Embodiment,
     cache: cache_lib.Cache | None = None,
     choice: choice_lib.Choice = choice_lib.Choice(),
+    given: str = '',
   ):
     if not isinstance(dataset, Dataset):
       dataset = Dataset(dataset, cache)
@@ -234,11 +237,13 @@ class Episodes:
     self.split = split
     self.record = record
     self.choice = choice
+    self.given = given
     self._keeps = dataset.keeps
     self._cache = dataset.cache
     self.exclude = dataset.exclude
     self._specs = dataset.specs
     _check_keys(self.path, self._specs, record)
+    _check_given(self.path, self._specs, given)
 
     # Of the dataset only what reading takes, so that workers get paths and not the ends of shards.
     self._instructions = dataset.find_instructions(split)
@@ -306,7 +311,8 @@ class Episodes:
   @property
   def _key(self) -> tuple[Any, ...]:
     # A cache is shared by datasets, and two robots take different parts of one episode.
-    return (str(self.path), self.record.name, hash(self.record), self.split, self.fingerprint)
+    robot = (self.record.name, hash(self.record), self.given)
+    return (str(self.path), *robot, self.split, self.fingerprint)
 
   def write_flags(self) -> str:
     """What names the choice and another file of exclusions in a command, after a space."""
@@ -374,13 +380,13 @@ class Episodes:
     if self._index is not None:
       open_images = functools.partial(self._index.images, int(self._rows_N4[index, 0]))
     return episode_lib.Outline(
-      where=where,
-      remedy=self.remedy(index),
+      place=episode_lib.Place(where, self.remedy(index)),
       features=features,
       record=self.record,
       specs=self._specs,
       open_images=open_images,
       cuts=self._cuts.get(index, ()),
+      given=self.given,
     )
 
   def name(self, index: int) -> str:
@@ -474,6 +480,24 @@ def _check_keys(path: epath.Path, specs: Mapping[str, Any], record: record_lib.E
     raise ValueError(
       f'{path} does not fit embodiment {record.name!r}: {"; ".join(problems[:10])}. Its steps have '
       f'{sorted(specs)}. Correct the record, or name another embodiment.'
+    )
+
+
+def _check_given(path: epath.Path, specs: Mapping[str, Any], given: str) -> None:
+  """The mark of actions that are not to be imitated is one number a step."""
+  if not given:
+    return
+  marks = [
+    key
+    for key, spec in specs.items()
+    if np.dtype(spec.np_dtype).kind in 'biuf'
+    and None not in spec.shape
+    and int(np.prod(spec.shape)) == 1
+  ]
+  if given not in marks:
+    raise ValueError(
+      f'{path}: config.data.given={given!r} must be a feature of its steps that is one number; '
+      f'those are {sorted(marks)}.'
     )
 
 

@@ -86,6 +86,26 @@ def gather(
   return proprio_QX, normalize.subtract_reference(record, action_QSU, proprio_QX)
 
 
+def find_given(given_T: np.ndarray, window: Window, overlap: int) -> tuple[np.ndarray, np.ndarray]:
+  """(given_Q, action_mask_QS) of an episode with actions that are not to be imitated.
+
+  Args:
+    given_T: [length] bool, which of its steps have such an action.
+    overlap: the most of them that a chunk can begin with.
+  Returns:
+    The number of them that each chunk begins with; and the window's actions without those after
+    others of them, and without all of a chunk that begins with more.
+  """
+  given_QS = given_T[window.action_steps_QS]
+  leads_QS = np.logical_and.accumulate(given_QS, axis=1)
+  # One amid a chunk leads to what nobody decided there.
+  is_spoilt_QS = np.logical_or.accumulate(given_QS & ~leads_QS, axis=1)
+  given_Q = leads_QS.sum(axis=1)
+  is_spoilt_QS |= (given_Q > overlap)[:, None]
+  given_Q[given_Q > overlap] = 0
+  return given_Q.astype(np.int32), window.action_mask_QS & ~is_spoilt_QS
+
+
 class Anchor(NamedTuple):
   """Where a window begins.
 

@@ -131,13 +131,25 @@ Pick = Callable[[Forecast], np.ndarray]
 
 def _compute_error(forecasts: Sequence[Forecast], pick: Pick) -> float:
   """Mean absolute error of the actions that `pick` takes."""
-  count = sum(f.batch.action_mask_BAU.sum() for f in forecasts)
+  masks = [_imitated(f.batch) for f in forecasts]
+  count = sum(mask_BAU.sum() for mask_BAU in masks)
   total = 0  # Summed over everything and divided once: windows have different numbers of actions.
-  for f in forecasts:
+  for f, mask_BAU in zip(forecasts, masks):
     # Padded steps and dimensions count nowhere.
     error_BAU = np.abs(pick(f) - f.batch.action_BAU)
-    total += (error_BAU * f.batch.action_mask_BAU).sum()
+    total += (error_BAU * mask_BAU).sum()
   return float(total / max(count, 1))
+
+
+def _imitated(batch: types.Batch) -> np.ndarray:
+  """[B, A, U] bool: real actions but those that a chunk begins with and nobody is to imitate."""
+  mask_BAU = np.asarray(batch.action_mask_BAU)
+  if batch.given_BQ is None:
+    return mask_BAU
+  B, Q = batch.given_BQ.shape
+  step_S = np.arange(mask_BAU.shape[1] // Q)
+  is_given_BQS = step_S < np.asarray(batch.given_BQ)[..., None]
+  return mask_BAU & ~is_given_BQS.reshape(B, -1, 1)
 
 
 def _compute_psnr(forecasts: Sequence[Forecast], pick: Pick) -> float:

@@ -5,8 +5,8 @@ scripted experts.
 from wam_jax.envs.tabletop.drift import SPEED as DRIFT_SPEED
 from wam_jax.envs.tabletop.env import TabletopEnv
 from wam_jax.envs.tabletop.env import TIME_LIMIT_S
+from wam_jax.envs.tabletop.experts import Astray
 from wam_jax.envs.tabletop.experts import make_expert
-from wam_jax.envs.tabletop.experts import Sight
 from wam_jax.envs.tabletop.panel import LIGHT
 from wam_jax.envs.tabletop.render import COLORS
 from wam_jax.envs.tabletop.robots import ROBOTS
@@ -26,7 +26,7 @@ __all__ = (
   'SPLITS',
   'TASKS',
   'TIME_LIMIT_S',
-  'Sight',
+  'Astray',
   'TabletopEnv',
   'held_out',
   'make_expert',

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from wam_jax.envs.tabletop import tasks as tasks_lib
 
 TOP_SPEED = 0.5  # Of the tip, m/s.
 PUSH_SPEED = 0.25  # While an item is in front of it.
-_LEAD_S = 0.2  # Ahead of what moves by itself.
+_GAIN = 0.5  # Of the distance to what moves by itself, each control step.
 _ARRIVED = 0.02  # Metres from a place that count as there.
 _BEHIND = 0.10  # From the edge of the tip to the centre of an item that is to be pushed.
 
@@ -36,44 +35,67 @@ class _Move:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sight:
-  """How what moves by itself is seen.
+class Astray:
+  """How an expert is led astray, now and then, by a wrong place and velocity of its target.
+
+  A robot whose policy takes a while is committed meanwhile, to what may be wrong. An expert that is
+  always right never shows how to go on from there.
 
   Attributes:
-    blind_s: the longest time between two looks.
-    error: standard deviation of the place that is seen, metres.
+    longest_s: the longest time that it is led; at least a control step.
+    apart_s: the longest time between two such times.
+    error: standard deviation of the place, metres; that of the velocity is twice as much a second.
   """
 
-  blind_s: float = 0.6
-  error: float = 0.02
+  longest_s: float = 0.6
+  apart_s: float = 1.1
+  error: float = 0.1
 
 
 def make_expert(
-  env: env_lib.TabletopEnv, seed: int, noise: float = 0.05, sight: Sight = Sight()
-) -> Callable[[], np.ndarray]:
-  """A function that returns the expert's next action, float32 [U], for the episode that `env` was
-  just reset to.
+  env: env_lib.TabletopEnv, seed: int, noise: float = 0.05, astray: Astray | None = None
+) -> Expert:
+  """The expert of the episode that `env` was just reset to: a function of nothing that returns its
+  next action.
 
   Args:
     env: stepped by the caller with the returned actions, or with others.
     seed: of the noise and of choices between equally good targets.
     noise: standard deviation of Gaussian noise on the actions (which span [-1, 1]).
-    sight: of an item that drifts.
+    astray: how it is led astray where the target moves by itself; None for never.
   Raises:
     RuntimeError: `env` was not reset.
   """
   if env.scenario is None:
     raise RuntimeError('Call env.reset(seed) before make_expert(env, seed).')
-  rng = np.random.default_rng((seed, 1))
-  choice = int(rng.integers(env.scenario.targets))
-  watch = None if env.drift is None else _Watch(env, rng, sight)
+  return Expert(env, seed, noise, astray)
 
-  def act() -> np.ndarray:
-    move = _plan(env, choice) if watch is None else _Move(watch.meet(), False)
-    action = np.array((*_deltas(env, move), 1.0 if move.close else -1.0))
-    return np.clip(action + noise * rng.standard_normal(action.shape), -1, 1).astype(np.float32)
 
-  return act
+class Expert:
+  """The script of one episode. Made by `make_expert`.
+
+  Attributes:
+    is_led: whether the last action was led astray, and is not to be imitated.
+  """
+
+  def __init__(self, env: env_lib.TabletopEnv, seed: int, noise: float, astray: Astray | None):
+    self._env = env
+    self._noise = noise
+    self._rng = np.random.default_rng((seed, 1))
+    self._choice = int(self._rng.integers(env.scenario.targets))
+    self._decoy = None
+    if astray is not None and env.drift is not None:
+      self._decoy = _Decoy(env, self._rng, astray)
+    self.is_led = False
+
+  def __call__(self) -> np.ndarray:
+    """The next action, float32 [U]."""
+    decoy = None if self._decoy is None else self._decoy.look()
+    self.is_led = decoy is not None
+    move = _plan(self._env, self._choice) if decoy is None else _follow(self._env, *decoy)
+    action = np.array((*_deltas(self._env, move), 1.0 if move.close else -1.0))
+    action += self._noise * self._rng.standard_normal(action.shape)
+    return np.clip(action, -1, 1).astype(np.float32)
 
 
 def _deltas(env, move: _Move) -> tuple[float, ...]:
@@ -98,6 +120,8 @@ def _plan(env, choice: int) -> _Move:
   task = scenario.task
   if env.lamp is not None:
     return _press(env, scenario.panel.switch(scenario.wanted[choice]))
+  if env.drift is not None:
+    return _follow(env, env.drift.place, env.drift.velocity)
   if task.startswith('reach'):
     return _Move(world.position(choice), False)
   if task == 'push':
@@ -114,32 +138,55 @@ def _plan(env, choice: int) -> _Move:
   return _Move(world.tip, False)
 
 
-class _Watch:
-  """Where a drifting item will be: seen from time to time, and followed by that till the next look.
+def _follow(env, place: Point, velocity: Point) -> _Move:
+  """With what moves by itself, and some of the way to it."""
+  step_s = 1 / env.control_hz
+  x, y = env.world.tip
+  return _Move(
+    (
+      x + step_s * velocity[0] + _GAIN * (place[0] - x),
+      y + step_s * velocity[1] + _GAIN * (place[1] - y),
+    ),
+    False,
+  )
 
-  A robot whose policy takes a while is committed meanwhile. Who saw every turn at once would never
-  show what to do after such a time, in which the item went elsewhere.
-  """
 
-  def __init__(self, env, rng: np.random.Generator, sight: Sight):
+class _Decoy:
+  """What leads an expert astray, from time to time."""
+
+  def __init__(self, env, rng: np.random.Generator, astray: Astray):
     self._env = env
     self._rng = rng
-    self._sight = sight
-    self._blind_steps = 0
+    self._astray = astray
+    self._led_steps = 0
+    self._free_steps = self._draw(astray.apart_s)
 
-  def meet(self) -> Point:
-    """The place to go to now; once a control step."""
-    if self._blind_steps:
-      step_s = 1 / self._env.control_hz
-      self._seen = drift_lib.go_on(*self._seen, step_s)
-      self._blind_steps -= 1
-    else:
-      drift = self._env.drift
-      x, y = drift.place + self._sight.error * self._rng.standard_normal(2)
-      self._seen = (x, y), drift.velocity
-      self._blind_steps = int(self._rng.integers(round(self._sight.blind_s * self._env.control_hz)))
-    (x, y), (speed_x, speed_y) = self._seen
-    return x + _LEAD_S * speed_x, y + _LEAD_S * speed_y
+  def look(self) -> tuple[Point, Point] | None:
+    """(place, velocity) that is taken for the target's now, or None; once a control step."""
+    if self._free_steps:
+      self._free_steps -= 1
+      return None
+    if not self._led_steps:
+      self._begin()
+    self._led_steps -= 1
+    if not self._led_steps:
+      self._free_steps = self._draw(self._astray.apart_s)
+    seen = self._place, self._velocity
+    self._place, self._velocity = drift_lib.go_on(*seen, 1 / self._env.control_hz)
+    return seen
+
+  def _begin(self) -> None:
+    drift = self._env.drift
+    error = self._astray.error
+    self._led_steps = self._draw(self._astray.longest_s)
+    x, y = drift.place + error * self._rng.standard_normal(2)
+    speed_x, speed_y = drift.velocity + 2 * error * self._rng.standard_normal(2)
+    self._place, self._velocity = (x, y), (speed_x, speed_y)
+
+  def _draw(self, longest_s: float) -> int:
+    """Control steps, at least one."""
+    longest = max(1, round(longest_s * self._env.control_hz))
+    return int(self._rng.integers(1, longest + 1))
 
 
 def _press(env, switch: Point) -> _Move:
