@@ -208,6 +208,7 @@ def test_evaluations_that_differ_have_places_of_their_own():
     dict(mesh=('tensor=2',)),
     dict(world='unseen_look'),
     dict(tasks=('push',)),
+    dict(time_limit_s=20.0),
     dict(episodes=5),
     dict(episodes=5, batch=2),
     dict(env='dataset'),
@@ -227,14 +228,14 @@ def test_evaluations_that_differ_have_places_of_their_own():
 
 def test_a_world_is_as_the_config_has_it():
   """For whoever makes one: none of what it says is left out."""
-  chosen = dict(tasks=('press',), max_distractors=0, light=0.75)
+  chosen = dict(tasks=('press',), max_distractors=0, light=0.75, time_limit_s=7.0)
   env = closed_loop.make_env('tabletop_disc', cfg.EvalConfig(**chosen), 'unseen_look')
   want = tabletop.TabletopEnv('disc', split='unseen_look', **chosen)
   for world in (env, want):
     world.reset(0)
     world.lamp.state = 'on'
   np.testing.assert_array_equal(env.render(64, 'top'), want.render(64, 'top'))
-  assert (env.tasks, env.split) == (want.tasks, want.split)
+  assert (env.tasks, env.split, env.max_steps) == (want.tasks, want.split, 70)
   others = [
     path.name
     for folder in ('wam_jax', 'benchmarks', 'docs')
@@ -252,6 +253,7 @@ def test_a_world_is_as_the_config_has_it():
       '--dataset would change nothing',
     ),
     (dict(recorded=recorded.Choice(split='val', embodiment='e')), '--embodiment, --split would'),
+    (dict(env='dataset', time_limit_s=9.0), '--time_limit_s would'),
     (dict(env='dataset', tasks=('reach',)), '--tasks would .* with --env=dataset: leave'),
     (dict(env='metaworld', world='unseen_look'), '--world would'),
     (
@@ -657,3 +659,11 @@ def test_forecaster_shows_the_real_past_of_each_chunk():
   want[:5, 6] = 0.5 / 2
   want[5:, 6] = 0.8 / 2
   np.testing.assert_allclose(forecast.hold_BAU[0], want, atol=1e-7)
+
+
+def test_a_window_that_slides_is_said_to_be_untried(capsys):
+  for history in ('reset', 'sliding'):
+    make_name(history=history)
+    assert ('training shows the frame before them' in capsys.readouterr().out) == (
+      history == 'sliding'
+    )

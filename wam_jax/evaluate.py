@@ -49,6 +49,12 @@ _ENV = flags.DEFINE_enum(
 _EPISODES = flags.DEFINE_integer(
   'episodes', None, "Episodes of each robot, or windows; default: the config's.", 1
 )
+_TIME_LIMIT = flags.DEFINE_float(
+  'time_limit_s',
+  None,
+  "Of an episode of the simulator, in its time; default: the config's, which is that of its task.",
+  0.0,
+)
 _BATCH = flags.DEFINE_integer(
   'batch', None, 'Episodes side by side; the batch of the control step.', 1
 )
@@ -162,6 +168,7 @@ def main(unused_argv: Sequence[str]) -> None:
       output=_OUTPUT.value,
       env=_ENV.value,
       episodes=_EPISODES.value,
+      time_limit_s=_TIME_LIMIT.value,
       batch=_BATCH.value,
       tasks=_TASKS.value and tuple(_TASKS.value),
       world=_WORLD.value,

@@ -270,6 +270,8 @@ def _load_engine() -> tuple[generations_lib.Generations, cfg.TrainConfig, int]:
   }
   sample = cfg.override_sampling(trained.config.sample, given)
   config = dataclasses.replace(trained.config, sample=sample)
+  for note in cfg.list_untried(sample):
+    print(note, flush=True)
   engine = engine_lib.Engine(
     config,
     trained.params,

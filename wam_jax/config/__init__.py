@@ -28,6 +28,7 @@ from wam_jax.config.run import TrainConfig
 from wam_jax.config.sample import check_sampling
 from wam_jax.config.sample import check_weights
 from wam_jax.config.sample import choose_dtype
+from wam_jax.config.sample import list_untried
 from wam_jax.config.sample import override_sampling
 from wam_jax.config.sample import read_mesh
 from wam_jax.config.sample import SampleConfig
@@ -55,6 +56,7 @@ __all__ = [
   'from_config_dict',
   'is_table_name',
   'list_choices',
+  'list_untried',
   'override_sampling',
   'read_mesh',
   'to_dict',

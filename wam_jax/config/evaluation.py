@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from wam_jax.config.choices import check_choices
+from wam_jax.config.ranges import check_at_least_0
 from wam_jax.config.ranges import check_shares
 
 
@@ -20,6 +21,7 @@ class EvalConfig:
     max_distractors: objects of the tabletop beside those of the task, at most.
     light: of the tabletop's lamp: by which share a switch turns everything in view brighter or
       darker.
+    time_limit_s: of an episode of the simulator, in its time; 0 for that of its task.
     episodes: of each embodiment; of a dataset, windows.
     batch: episodes run side by side; the batch size of the compiled control step.
     split: held out of each dataset that does not name its own (`DatasetConfig.held_out`), in
@@ -30,6 +32,7 @@ class EvalConfig:
   tasks: tuple[str, ...] = ('reach',)
   max_distractors: int = 2
   light: float = 0.25
+  time_limit_s: float = 0.0
   episodes: int = 100  # At a rate of one half, its 95 % interval is 19 points wide.
   batch: int = 20
   split: str = 'val'
@@ -37,3 +40,4 @@ class EvalConfig:
   def __post_init__(self):
     check_choices(self, 'evaluation')
     check_shares(self, 'evaluation', 'light')
+    check_at_least_0(self, 'evaluation', 'time_limit_s')

@@ -214,6 +214,17 @@ def check_sampling(model: ModelConfig, flow: FlowConfig, sample: SampleConfig) -
     )
 
 
+def list_untried(sample: SampleConfig) -> list[str]:
+  """What no weights are trained for, of what is asked of them, a sentence each."""
+  if sample.history != 'sliding':
+    return []
+  return [
+    "sample.history='sliding' shows the first frame of the episode beside the newest chunks, where "
+    "training shows the frame before them: weights may do far worse than with 'reset' or 'window' "
+    '(docs/control.md).'
+  ]
+
+
 def check_weights(flow: FlowConfig, sample: SampleConfig) -> None:
   """Raises ValueError where training would give no weight to the one level that is sampled from."""
   steps = sample.steps_of_actions_alone if sample.mode == 'act_only' else sample.steps

@@ -98,13 +98,20 @@ class MetaworldEnv:
   action_dim = 4
   max_steps = LIMIT
 
-  def __init__(self, tasks: Sequence[str], view_size: int = 128, backend: str = 'egl'):
+  def __init__(
+    self,
+    tasks: Sequence[str],
+    view_size: int = 128,
+    backend: str = 'egl',
+    time_limit_s: float = 0.0,
+  ):
     """Checks the choices; call `reset` before anything else.
 
     Args:
       tasks: names of `TASKS`; each episode draws one.
       view_size: pixels of the square views in observations.
       backend: 'egl' or 'osmesa'; a process can have one of them only.
+      time_limit_s: of an episode, at most and by default that of Meta-World, which is 0.
     Raises:
       ValueError: an unknown name or a number out of range; all of them. Or `metaworld` is not
         installed.
@@ -119,8 +126,15 @@ class MetaworldEnv:
       problems.append(f'view_size={view_size} must be 8 ... 2048 pixels')
     if backend not in BACKENDS:
       problems.append(f'backend={backend!r} must be one of {BACKENDS}')
+    # Meta-World itself ends an episode then.
+    if not 0 <= time_limit_s <= LIMIT / CONTROL_HZ:
+      problems.append(
+        f'time_limit_s={time_limit_s} must be 0, or at most {LIMIT / CONTROL_HZ:g} seconds'
+      )
     if problems:
       raise ValueError('; '.join(problems) + '.')
+    if time_limit_s:
+      self.max_steps = math.ceil(time_limit_s * CONTROL_HZ)
     _import('metaworld')
     self.tasks = tasks
     self.task = ''

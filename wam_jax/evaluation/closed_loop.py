@@ -180,13 +180,14 @@ def make_env(name: str, evaluation: cfg.EvalConfig, split: str = 'train') -> wor
     ValueError: as `worlds.make`.
   """
   if not name.startswith(worlds.TABLETOP):
-    return worlds.make(name, evaluation.tasks)
+    return worlds.make(name, evaluation.tasks, time_limit_s=evaluation.time_limit_s)
   return worlds.make(
     name,
     evaluation.tasks,
     split=split,
     max_distractors=evaluation.max_distractors,
     light=evaluation.light,
+    time_limit_s=evaluation.time_limit_s,
   )
 
 

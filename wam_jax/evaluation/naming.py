@@ -59,6 +59,8 @@ def name_scenes(evaluation: cfg.EvalConfig, trained: cfg.EvalConfig, seed: int) 
     yield evaluation.env
   if evaluation.episodes != trained.episodes:
     yield f'episodes{evaluation.episodes}'
+  if evaluation.time_limit_s != trained.time_limit_s:
+    yield f'limit{evaluation.time_limit_s:g}'
   # The noise is of a batch.
   batches = [min(e.batch, evaluation.episodes) for e in (evaluation, trained)]
   if batches[0] != batches[1]:

@@ -62,7 +62,7 @@ class Options:
     workdir: the directory of the training run.
     checkpoint_step: the step of the checkpoint; None for the newest.
     output: the directory of the table and pictures; None for WORKDIR/evaluation/NAME.
-    env, episodes, batch, tasks: as in `config.EvalConfig`.
+    env, episodes, batch, tasks, time_limit_s: as in `config.EvalConfig`.
     world: the split of the tabletop: 'train' (other seeds than training), 'unseen_task' or
       'unseen_look'.
     policy: 'model', 'untrained', 'hold', 'random' or 'expert'.
@@ -81,6 +81,7 @@ class Options:
   output: str | None = None
   env: str | None = None
   episodes: int | None = None
+  time_limit_s: float | None = None
   batch: int | None = None
   tasks: tuple[str, ...] | None = None
   world: str = 'train'
@@ -185,10 +186,12 @@ def _override(config: cfg.TrainConfig, options: Options) -> cfg.TrainConfig:
       f'the network runs at all {sample.steps} steps: evaluate_steps of the config are for '
       f'{was.steps}; name others with --evaluate_steps'
     )
-  keys = ('env', 'episodes', 'batch', 'tasks')
+  keys = ('env', 'episodes', 'batch', 'tasks', 'time_limit_s')
   evaluation = dataclasses.replace(
     config.evaluation, **{key: given[key] for key in keys if key in given}
   )
+  for note in cfg.list_untried(sample):
+    print(note)
   _refuse_idle(options, evaluation.env)
   overridden = dataclasses.replace(config, evaluation=evaluation, sample=sample)
   if options.timing.when == 'lookahead' and options.policy not in _SCRIPTED:
@@ -219,6 +222,7 @@ def _refuse_idle(options: Options, env: str) -> None:
     'embodiment': options.recorded.embodiment and is_simulated,
     'split': options.recorded.split and is_simulated,
     'tasks': options.tasks and not is_simulated,
+    'time_limit_s': options.time_limit_s is not None and not is_simulated,
     'world': options.world != 'train' and env != 'tabletop',
     timing: options.timing.is_given and not is_simulated,
   }

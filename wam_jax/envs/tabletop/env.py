@@ -52,7 +52,9 @@ class TabletopEnv:
     split: str = 'train',
     view_size: int = 32,
     max_distractors: int = 2,
+    *,
     light: float = panel_lib.LIGHT,
+    time_limit_s: float = 0.0,
   ):
     """Checks the choices; call `reset` before anything else.
 
@@ -64,6 +66,7 @@ class TabletopEnv:
       max_distractors: one up to this many objects beside the task's own (none if 0; `push` has one
         at most).
       light: by which share a switch turns everything in view brighter or darker, 0 ... 1.
+      time_limit_s: of an episode; 0 for `TIME_LIMIT_S` of its task.
     Raises:
       ValueError: an unknown name or a number out of range; all of them.
     """
@@ -85,6 +88,8 @@ class TabletopEnv:
       problems.append(f'max_distractors={max_distractors} must be 0 ... 3')
     if not 0 <= light <= 1:
       problems.append(f'light={light} must be 0 ... 1')
+    if not 0 <= time_limit_s < math.inf:
+      problems.append(f'time_limit_s={time_limit_s} must be 0, or seconds')
     if problems:
       raise ValueError('; '.join(problems) + '.')
     self.embodiment = embodiment
@@ -95,6 +100,7 @@ class TabletopEnv:
     self._view_size = view_size
     self._max_distractors = max_distractors
     self._light = light
+    self._time_limit_s = time_limit_s
     self._looks = render_lib.looks(split)
     self.scenario: tasks_lib.Scenario | None = None
 
@@ -182,7 +188,8 @@ class TabletopEnv:
   def max_steps(self) -> int:
     """Time limit of this episode in control steps; before the first reset, of the longest task."""
     tasks = self.tasks if self.scenario is None else (self.task,)
-    return math.ceil(max(TIME_LIMIT_S[task] for task in tasks) * self.control_hz)
+    limit_s = self._time_limit_s or max(TIME_LIMIT_S[task] for task in tasks)
+    return math.ceil(limit_s * self.control_hz)
 
   @property
   def action_dim(self) -> int:
