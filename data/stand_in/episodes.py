@@ -109,7 +109,12 @@ def _record(env: tabletop.TabletopEnv, seed: int) -> dict[str, Any]:
 
   # The world's own views are not kept.
   episode = expert.record_episode(
-    env, observation, act, seed, shortest_s=SHORTEST_S, encode=lambda view: io.BytesIO()
+    env,
+    observation,
+    act=act,
+    seed=seed,
+    shortest_s=SHORTEST_S,
+    encode=lambda view: io.BytesIO(),
   )
   return episode | {'views': views}
 
