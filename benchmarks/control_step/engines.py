@@ -170,9 +170,9 @@ class Earlier(policy_lib.Policy):
       self._parts = [_cut(memory, branch, self.branches) for branch in range(self.branches)]
     return self._predict(params, memory, chunk, asked.noise)
 
-  def _run(self, params, method, memory, noisy, chunk):
+  def _velocities(self, params, memory, noisy, chunk):
     if self.together:
-      return super()._run(params, method, memory, noisy, chunk)
+      return super()._velocities(params, memory, noisy, chunk)
     frames = noisy.video_BFHWC.shape[1]
     outputs = []
     for part in self._parts:
@@ -186,8 +186,8 @@ class Earlier(policy_lib.Policy):
         latents = jax.lax.dynamic_slice_in_dim(memory.condition_BFHWC, chunk.start, frames, axis=1)
         condition = types.Condition(latents_BFHWC=latents)
       given = (part.cache, noisy, chunk.body, chunk.start, prompt, condition)
-      outputs.append(self._apply(params, method, *given))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+      outputs.append(self._apply(params, self._wam.denoise, *given))
+    return self._guide(*jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs))
 
 
 def _cut(memory: memory_lib.Memory, branch: int, branches: int) -> memory_lib.Memory:
