@@ -15,7 +15,6 @@ def get_config(arg: str = ''):
   c.name = 'tiny_moving'
   c.steps = 3000
   c.data.mixture = {'disc': presets.tabletop_dataset(c, 'disc', 'reach_moving', 4000)}
-  c.data.given = {'disc': 'given'}
   # Every chunk sees one before it, in which the object shows where it goes.
   c.sample.history = 'window'
   c.evaluation.tasks = ('reach_moving',)

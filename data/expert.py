@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 # trained on.
 FIRST_SEED = 1 << 32
 ATTEMPTS = 20  # The experts fail at up to one seed in four; all of these, and the world is broken.
-# Marks actions that are not to be imitated, for config.data.given.
+# Marks actions that are not to be imitated, for `given` of `config.DatasetConfig`.
 GIVEN = 'given'
 TAIL_STEPS = 2  # Steps after success: the model sees that the task is over.
 

@@ -79,7 +79,7 @@ def test_smoke_keeps_its_data_apart():
 def test_named_datasets_have_every_key():
   keys = {field.name for field in dataclasses.fields(cfg.DatasetConfig)}
   c = make()
-  made = presets.rlds_dataset(c, 'droid/1.0.1', 'droid', 'data.convert --output={path}')
+  made = presets.rlds_dataset(c, 'droid/1.0.1', 'droid', prepare='data.convert --output={path}')
   assert made.keys() == keys
   assert made['path'].get() == '~/wam_jax_data/droid/1.0.1'
   assert (made['split'], made['weight'], made['source']) == ('train', 1.0, '')

@@ -58,6 +58,35 @@ def double_actions(episodes):
     step['action'] *= 2
 
 
+def test_what_is_said_of_the_runs_own_dataset_is_not_said_of_another(tmp_path):
+  """Whatever a config says of a dataset by its name, or in it."""
+  config = config_on(make(tmp_path / 'trained'))
+  (name,) = config.data.mixture
+  known = train(config)
+  left_out = tmp_path / 'exclusions.json'
+  left_out.write_text('{}')
+  marked = dataclasses.replace(config.data.mixture[name], given='is_first')
+  data = dataclasses.replace(
+    config.data,
+    mixture={name: marked},
+    exclude={name: str(left_out)},
+    skip_unlabeled=(name,),
+    failures=(name,),
+  )
+  said = dataclasses.replace(config, data=data)
+  other = make(tmp_path / 'other')
+  found = evaluate(said, known, dataset=str(other), split='train')
+  (sampler,) = found.data.open_mixture('train')
+  assert sampler.episodes.given == ''
+  assert sampler.episodes.exclude == ''
+  assert not sampler.episodes.choice.labeled
+  # Of its own it is.
+  (sampler,) = evaluate(said, known, split='train').data.open_mixture('train')
+  assert sampler.episodes.given == 'is_first'
+  assert sampler.episodes.exclude == str(left_out)
+  assert sampler.episodes.choice.labeled
+
+
 def test_a_dataset_that_has_changed_is_seen_through_the_statistics_of_training(tmp_path):
   path = make(tmp_path / 'old')
   config = config_on(path)

@@ -185,7 +185,7 @@ def _check_dataset(config: cfg.TrainConfig, workdir: epath.Path, name: str) -> s
       f'config.data.mixture.{name}.path={dataset.path} is not there, and making it is no work for '
       'a slice; make it beforehand (data/README.md), or correct --config.data.root.'
     )
-  only = dataclasses.replace(config, data=config.data.keep_only(name))
+  only = dataclasses.replace(config, data=config.data.with_mixture({name: dataset}))
   splits = train.list_splits(config)
   opened = pipeline.OpenDatasets(only.data, roster.read(only.data).datasets)
   if pipeline.list_unread(only, opened, splits):

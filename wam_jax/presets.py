@@ -113,32 +113,16 @@ def keep_video(config: Any, action_steps: int) -> None:
   config.sample.action_steps = action_steps
 
 
-def rlds_dataset(
-  config: Any,
-  path: str,
-  embodiment: str,
-  prepare: str = '',
-  *,
-  split: str = 'train',
-  held_out: str = '',
-  weight: float = 1.0,
-) -> dict[str, Any]:
+def rlds_dataset(config: Any, path: str, embodiment: str, **chosen: Any) -> dict[str, Any]:
   """A dataset for `data.mixture` of a ConfigDict. One that is made once from one as published is
   told that by `--config.data.mixture.NAME.source=DIR`.
 
   Args:
     path: its directory, below `data.root`.
-    embodiment, prepare, split, held_out, weight: as in `config.DatasetConfig`.
+    embodiment, chosen: fields of `config.DatasetConfig`.
   """
-  return dict(
-    source='',
-    path=below_root(config, path),
-    split=split,
-    held_out=held_out,
-    embodiment=embodiment,
-    weight=weight,
-    prepare=prepare,
-  )
+  dataset = dataclasses.asdict(cfg.DatasetConfig(embodiment=embodiment, **chosen))
+  return dataset | {'path': below_root(config, path)}
 
 
 def tabletop_dataset(
@@ -159,6 +143,8 @@ def tabletop_dataset(
       f'--episodes={episodes} --workers=2'
     ),
     weight=weight,
+    # Where the target moves, the expert is led astray.
+    given='given' if 'reach_moving' in tasks.split(',') else '',
   )
 
 
@@ -248,7 +234,6 @@ def _stand_in(config: Any, robots: Mapping[str, str]) -> None:
   }
   config.data.embodiments = tuple(dict.fromkeys(f'tabletop_{robot}' for robot in robots.values()))
   config.data.ranges = {}
-  config.data.given = {}
   config.data.rows = {}
   config.data.features = 'off'
   config.init_from = ''

@@ -31,8 +31,8 @@ SPLITS = {
 }
 EPISODES_PER_SHARD = 250
 MIN_EPISODE_S = 1.6  # Two chunks of every tabletop robot.
-# To follow what moves is shown for longer than it counts.
-_MIN_MOVING_S = 4.0
+_MOVING = 'reach_moving'
+_MIN_MOVING_S = 4.0  # To follow is shown for longer than it counts.
 # Where the target moves. Of what a robot is committed to while its policy thinks, some is wrong:
 # that, and how it is mended, must be in the data.
 _ASTRAY = tabletop.Astray()
@@ -96,6 +96,11 @@ class BuildConfig:
     return not set(self.tasks).isdisjoint(tabletop.PANEL_TASKS)
 
   @property
+  def has_drift(self) -> bool:
+    """Whether the target of any of the tasks moves."""
+    return _MOVING in self.tasks
+
+  @property
   def name(self) -> str:
     """TFDS config name, for instance `disc_reach`; another light than usual is part of it."""
     light = () if self.light == tabletop.LIGHT else (f'light{self.light:g}',)
@@ -110,7 +115,7 @@ class BuildConfig:
     parameters = dataclasses.asdict(self)
     if not self.has_lamp:
       del parameters['light']
-    if 'reach_moving' in self.tasks:
+    if self.has_drift:
       parameters['drift'] = {'speed': tabletop.DRIFT_SPEED, 'shortest_s': _MIN_MOVING_S}
       parameters['astray'] = dataclasses.asdict(_ASTRAY)
     return parameters
@@ -148,7 +153,7 @@ def make_features(config: BuildConfig) -> tfds.features.FeaturesDict:
     'png',
     robot.proprio_dim,
     robot.action_dim,
-    has_given='reach_moving' in config.tasks,
+    has_given=config.has_drift,
   )
 
 
@@ -165,7 +170,7 @@ def record_episode(env: tabletop.TabletopEnv, seed: int, noise: float) -> dict[s
     seed=seed,
     shortest_s=MIN_EPISODE_S if env.drift is None else _MIN_MOVING_S,
     encode=_to_png,
-    is_given=(lambda: act.is_led) if 'reach_moving' in env.tasks else None,
+    is_given=(lambda: act.is_led) if _MOVING in env.tasks else None,
   )
 
 

@@ -30,6 +30,11 @@ class DatasetConfig:
     prepare: `python -m` arguments that make the dataset when `path` does not exist; '' if it must
       be there. `{path}` and `{source}` in it stand for those fields, `{root}` for `data.root`.
     source: what `prepare` makes it from, for example the directory of a dataset as published.
+    given: the feature of its steps that marks, by any number but 0, actions which were carried out
+      but are not to be imitated: what a policy did before a person took over, or what led an expert
+      astray; '' where all are. Where a chunk begins with them they are its prefix
+      (`model.action_overlap`); what comes after others of them is not trained. Statistics are of
+      all actions.
   """
 
   path: str = ''
@@ -39,6 +44,7 @@ class DatasetConfig:
   weight: float = 1.0
   prepare: str = ''
   source: str = ''
+  given: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +69,6 @@ class DataConfig:
       (`choice.Choice`), '' for all.
     exclude: dataset name to a JSON file of the episodes and steps that are left out of it, in place
       of exclusions.json beside the data (`python -m data.exclude`).
-    given: dataset name to the feature of its steps that marks actions which were carried out but
-      are not to be imitated, by any number but 0: what a policy did before a person took over, or
-      what led an expert astray. Where a chunk begins with them they are its prefix
-      (`model.action_overlap`); what comes after others of them is not trained. Statistics are of
-      all actions.
     skip_unlabeled: datasets of which steps without an instruction are left out.
     failures: datasets whose failed episodes are wanted, too, where the embodiment's record can tell
       them.
@@ -92,7 +93,6 @@ class DataConfig:
   augment: bool = False
   ranges: Mapping[str, str] = dataclasses.field(default_factory=dict)
   exclude: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  given: Mapping[str, str] = dataclasses.field(default_factory=dict)
   skip_unlabeled: tuple[str, ...] = ()
   failures: tuple[str, ...] = ()
   statistics: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -105,7 +105,6 @@ class DataConfig:
     checks = [
       ('ranges', self.ranges, self.mixture, 'mixture'),
       ('exclude', self.exclude, self.mixture, 'mixture'),
-      ('given', self.given, self.mixture, 'mixture'),
       ('skip_unlabeled', self.skip_unlabeled, self.mixture, 'mixture'),
       ('failures', self.failures, self.mixture, 'mixture'),
     ]
@@ -117,16 +116,15 @@ class DataConfig:
           f'data.{key} names {unknown}, which data.{where} does not have; it has {sorted(known)}.'
         )
 
-  def keep_only(self, name: str) -> DataConfig:
-    """The same with one dataset of the mixture, and nothing said of the others."""
+  def with_mixture(self, mixture: Mapping[str, DatasetConfig]) -> DataConfig:
+    """The same with these datasets, and nothing said of others."""
     return dataclasses.replace(
       self,
-      mixture={name: self.mixture[name]},
-      ranges={key: value for key, value in self.ranges.items() if key == name},
-      exclude={key: value for key, value in self.exclude.items() if key == name},
-      given={key: value for key, value in self.given.items() if key == name},
-      failures=tuple(key for key in self.failures if key == name),
-      skip_unlabeled=tuple(key for key in self.skip_unlabeled if key == name),
+      mixture=mixture,
+      ranges={name: file for name, file in self.ranges.items() if name in mixture},
+      exclude={name: file for name, file in self.exclude.items() if name in mixture},
+      failures=tuple(name for name in self.failures if name in mixture),
+      skip_unlabeled=tuple(name for name in self.skip_unlabeled if name in mixture),
     )
 
   @property

@@ -128,7 +128,8 @@ class OpenDatasets:
     Raises:
       ValueError: there is no such split, or the dataset cannot be read.
     """
-    path, exclude = self._config.mixture[name].path, self._config.exclude.get(name, '')
+    dataset, exclude = self._config.mixture[name], self._config.exclude.get(name, '')
+    path = dataset.path
     if (path, exclude) not in self._datasets:
       self._datasets[path, exclude] = sources.Dataset(path, self.cache, self._keeps, exclude)
     choice = choice_lib.Choice(
@@ -136,8 +137,7 @@ class OpenDatasets:
       failures=name in self._config.failures,
       labeled=name in self._config.skip_unlabeled,
     )
-    given = self._config.given.get(name, '')
-    return self._datasets[path, exclude].open(split, self.records[name], choice, given)
+    return self._datasets[path, exclude].open(split, self.records[name], choice, dataset.given)
 
   def forget_ends(self) -> None:
     """Frees what is needed to open splits only; others can still be opened."""

@@ -496,7 +496,7 @@ def _check_given(path: epath.Path, specs: Mapping[str, Any], given: str) -> None
   ]
   if given not in marks:
     raise ValueError(
-      f'{path}: config.data.given={given!r} must be a feature of its steps that is one number; '
+      f"{path}: its mixture's given={given!r} must be a feature of its steps that is one number; "
       f'those are {sorted(marks)}.'
     )
 

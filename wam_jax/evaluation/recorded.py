@@ -119,15 +119,8 @@ def _take_datasets(config: cfg.TrainConfig, choice: Choice) -> cfg.TrainConfig:
 
 
 def _keep(config: cfg.DataConfig, mixture: Mapping[str, cfg.DatasetConfig]) -> cfg.DataConfig:
-  """The config with this mixture, and of its settings what these datasets have."""
-  return dataclasses.replace(
-    config,
-    mixture=mixture,
-    embodiments=(),
-    statistics={},
-    ranges={name: file for name, file in config.ranges.items() if name in mixture},
-    failures=tuple(name for name in config.failures if name in mixture),
-  )
+  """The config with this mixture, whose robots and statistics are those of the checkpoint."""
+  return dataclasses.replace(config.with_mixture(mixture), embodiments=(), statistics={})
 
 
 def _match_robots(
