@@ -63,6 +63,8 @@ def list_flags(c) -> list[str]:
 def check_evaluation(output: pathlib.Path, printed: str) -> None:
   """What an evaluation leaves behind: figures, pictures, and a policy that was traced once."""
   report = json.loads((output / 'evaluation.json').read_text())
+  # All that it was asked for.
+  assert {'policy', 'seed', 'sample', 'evaluation', 'timing'} <= set(report)
   if report.get('open_loop'):
     assert report['open_loop']['action_error_hold'] > 0
     assert 'PSNR' in printed

@@ -260,6 +260,8 @@ def _report(options: Options, subject: _Subject, output: pathlib.Path) -> dict[s
     'policy': options.policy,
     'seed': options.seed,
     'sample': dataclasses.asdict(subject.config.sample),
+    'evaluation': dataclasses.asdict(e),
+    'timing': dataclasses.asdict(options.timing),
     **results,
     'batch': min(e.batch, e.episodes),
   }
