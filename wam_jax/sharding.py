@@ -256,6 +256,11 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, split)
 
 
+def drop_axis(split: NamedSharding) -> NamedSharding:
+  """That of an array without its first axis, which is not split."""
+  return NamedSharding(split.mesh, PartitionSpec(*split.spec[1:]))
+
+
 def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
   """Sharding of host batches: leading axis split over the axes of 'batch'."""
   return NamedSharding(mesh, spec(mesh, rules, 'batch'))

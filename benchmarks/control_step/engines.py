@@ -197,7 +197,7 @@ def _cut(memory: memory_lib.Memory, branch: int, branches: int) -> memory_lib.Me
     rows = x.shape[axis] // branches
     return jax.lax.slice_in_dim(x, branch * rows, (branch + 1) * rows, axis=axis)
 
-  of_layers = lambda tree: jax.tree.map(lambda x: cut(x, 1), tree)
+  of_layers = lambda tree: jax.tree.map(lambda x: cut(x, -4), tree)
   return dataclasses.replace(
     memory,
     text_GPC=cut(memory.text_GPC, 0),
@@ -214,7 +214,7 @@ class Cached:
     self.policy = policy
     self.params = params
     self.program = policy.programs['act']
-    self.memory = scene_lib.remember(policy, scene)
+    self.memory = scene_lib.remember(policy, scene, params)
     self._observed_BFHWC = scene.observed_BFHWC
     proprio_BX = np.asarray(scene.body.proprio_BSX[:, 0])
     self._asked = memory_lib.Asked(proprio_BX, scene.noise, None)

@@ -42,7 +42,7 @@ class Denoiser(network.Model):
       for layer in range(c.num_layers)
     ]
     self.prompts = [
-      tuple(network.to_tensor(x[layer]) for x in memory.prompt.layers[0])
+      tuple(network.to_tensor(x) for x in memory.prompt.layers[layer][0])
       for layer in range(c.num_layers)
     ]
     first = scene.clean_BFHWC.shape[1]
@@ -125,9 +125,9 @@ def compare(
     raise ValueError('The PyTorch baseline is of models like configs/tiny.py alone; --size=tiny.')
   torch.set_num_threads(threads)
   commit = jax.jit(policy._commit)
-  memory = commit(
-    scene.params, scene_lib.remember(policy, scene), scene.observed_BFHWC, jnp.int32(scene.start)
-  )
+  params = scene.layers_apart
+  before = scene_lib.remember(policy, scene, params)
+  memory = commit(params, before, scene.observed_BFHWC, jnp.int32(scene.start))
   B = len(scene.clean_BFHWC)
   video, action = scene.noise
   sigma_BF = np.full((B, c.frames_per_chunk), 0.7, np.float32)
@@ -151,7 +151,7 @@ def compare(
   tensors[-1] = tensors[-1].long()
 
   def run_ours():
-    ours = denoise(scene.params, memory.cache, memory.prompt, video, action)
+    ours = denoise(params, memory.cache, memory.prompt, video, action)
     return jax.block_until_ready(ours)
 
   def run_theirs():

@@ -13,6 +13,7 @@ from flax import traverse_util
 from benchmarks.control_step import engines
 from benchmarks.control_step import scene as scene_lib
 from wam_jax import config as cfg
+from wam_jax.control import apart
 from wam_jax.control import policy as policy_lib
 from wam_jax.control import quantize
 
@@ -34,6 +35,7 @@ class Rung:
       'prompt_once' (without the latter), 'two_passes' (committing and denoising) or 'policy'.
     same_as: the rung whose actions these are, sums in another order.
     near: the rung whose actions these are but for rounding of kernels; by how much is told.
+    apart: whether the weights of each layer are arrays of their own, as `control.apart` has them.
     quantized: whether the kernels of the layers have one byte a number, by `sample.precision`.
     longer: whether it is meant to take longer than the rung before, since it does more.
     passes: of the whole network, of the network for committing alone, of actions alone.
@@ -45,6 +47,7 @@ class Rung:
   passes: tuple[int, int, int]
   same_as: str = ''
   near: str = ''
+  apart: bool = False
   quantized: bool = False
   longer: bool = False
 
@@ -71,11 +74,20 @@ RUNGS: Mapping[str, Rung] = {
   'sweep': Rung(
     'committed and denoised in one sweep', _FLASH, 'policy', (1, 0, 0), same_as='flash1'
   ),
+  'apart': Rung(
+    'weights of each layer apart, of which none is copied',
+    _FLASH,
+    'policy',
+    (1, 0, 0),
+    same_as='flash1',
+    apart=True,
+  ),
   'pass1_actions4': Rung(
     'one pass of the video, 4 of the actions',
     dict(_FLASH, action_steps=4),
     'policy',
     (1, 0, 3),
+    apart=True,
     longer=True,
   ),
   'act_only4': Rung(
@@ -83,6 +95,7 @@ RUNGS: Mapping[str, Rung] = {
     dict(_FLASH, mode='act_only', action_steps=4),
     'policy',
     (1, 0, 3),
+    apart=True,
   ),
   'quantized': Rung(
     'and kernels of one byte a number, the rest as before',
@@ -90,6 +103,7 @@ RUNGS: Mapping[str, Rung] = {
     'policy',
     (1, 0, 3),
     near='act_only4',
+    apart=True,
     quantized=True,
   ),
 }
@@ -108,9 +122,9 @@ def build(
   flow = dataclasses.replace(config.flow, video_hidden=0.2)
   given = (scene.model, sample, flow)
   if rung.engine == 'policy':
-    params = scene.params
+    params = scene.layers_apart if rung.apart else scene.params
     if rung.quantized:
-      params = quantize_kernels(params, config.sample.precision)
+      params = apart.take(quantize_kernels(scene.params, config.sample.precision))
     return engines.Cached(scene, policy_lib.Policy(*given), params)
   policy = engines.Earlier(
     *given,

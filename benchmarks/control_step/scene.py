@@ -7,6 +7,7 @@ what the weights are, but what 'cosine' skips does.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from wam_jax import config as cfg
 from wam_jax import types
+from wam_jax.control import apart
 from wam_jax.control import memory as memory_lib
 from wam_jax.control import policy as policy_lib
 from wam_jax.control import weights
@@ -37,7 +39,8 @@ class Scene:
     condition_BFHWC: what frame 0 says about all frames, or None.
     body: the robots, with their states.
     noise: of the chunk's video and actions.
-    memories: what `remember` has made, by the number of branches of guidance.
+    memories: what `remember` has made, by the number of branches of guidance and whether layers are
+      apart.
   """
 
   model: cfg.ModelConfig
@@ -49,7 +52,12 @@ class Scene:
   condition_BFHWC: jax.Array | None
   body: types.Body
   noise: tuple[jax.Array, jax.Array]
-  memories: dict[int, memory_lib.Memory] = dataclasses.field(default_factory=dict)
+  memories: dict[tuple[int, bool], memory_lib.Memory] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def layers_apart(self) -> Any:
+    """The parameters with the layers apart."""
+    return apart.take(self.params)
 
   @property
   def observed_BFHWC(self) -> jax.Array:
@@ -127,18 +135,19 @@ def draw_params(model: cfg.ModelConfig, seed: int) -> Any:
   return jax.tree_util.tree_map_with_path(draw, wanted)
 
 
-def remember(policy: policy_lib.Policy, scene: Scene) -> memory_lib.Memory:
+def remember(policy: policy_lib.Policy, scene: Scene, params: Any) -> memory_lib.Memory:
   """Memory of a policy that has committed all but the newest chunk; made once for each number of
-  branches.
+  branches and form of parameters.
   """
-  if policy.branches not in scene.memories:
-    scene.memories[policy.branches] = _commit(policy, scene)
-  memory = dataclasses.replace(scene.memories[policy.branches], key=None)
+  form = (policy.branches, apart.is_apart(params))
+  if form not in scene.memories:
+    scene.memories[form] = _commit(policy, scene, params)
+  memory = dataclasses.replace(scene.memories[form], key=None)
   # A copy, since programs take the place of what they are given.
   return dataclasses.replace(jax.tree.map(jnp.copy, memory), key=jax.random.key(0))
 
 
-def _commit(policy: policy_lib.Policy, scene: Scene) -> memory_lib.Memory:
+def _commit(policy: policy_lib.Policy, scene: Scene, params: Any) -> memory_lib.Memory:
   guided = policy.branches == 2
   text_GPC = scene.text_BPC
   if guided:
@@ -147,7 +156,7 @@ def _commit(policy: policy_lib.Policy, scene: Scene) -> memory_lib.Memory:
   known = jax.tree.map(jnp.copy, (text_GPC, scene.condition_BFHWC, scene.body.embodiment_B))
   memory = policy.forget(
     text_GPC=known[0],
-    prompt=jax.jit(policy._prompt)(scene.params, text_GPC, scene.image_BIC),
+    prompt=jax.jit(policy._prompt)(params, text_GPC, scene.image_BIC),
     condition_BFHWC=known[1],
     embodiment_B=known[2],
     action_mask_BAU=jnp.ones(scene.noise[1].shape, bool),
@@ -155,9 +164,9 @@ def _commit(policy: policy_lib.Policy, scene: Scene) -> memory_lib.Memory:
     key=jax.random.key(0),
   )
   commit = jax.jit(policy._commit, donate_argnums=1)
-  memory = commit(scene.params, memory, scene.clean_BFHWC[:, :1], 0)
+  memory = commit(params, memory, scene.clean_BFHWC[:, :1], 0)
   per_chunk = scene.model.frames_per_chunk
   for start in range(1, scene.start, per_chunk):
     frames = scene.clean_BFHWC[:, start : start + per_chunk]
-    memory = commit(scene.params, memory, frames, jnp.int32(start))
+    memory = commit(params, memory, frames, jnp.int32(start))
   return memory

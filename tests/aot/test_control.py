@@ -15,6 +15,8 @@ from wam_jax import config as cfg
 from wam_jax.aot import control
 from wam_jax.aot import hlo
 
+LAYERS = 40  # Of the 14B.
+
 
 def compile_control(tmp_path, *flags):
   """(the command that has ended, its report or None)."""
@@ -50,9 +52,10 @@ def test_14b_on_an_h200_copies_nothing_large(way, tmp_path):
   assert m['fits']
   assert m['aliased'] == m['state']  # To the byte.
   assert m['temporaries'] <= 3e9
-  assert made['copies'] == []
-  assert made['logits'] == []
-  assert made['kernels']['__cudnn$fmhaSoftmax'] >= 4
+  # A layer's weights are read where they lie, too.
+  assert made['copies'] == made['weight_copies'] == made['logits'] == []
+  # Self-attention, words and image of each layer.
+  assert made['kernels']['__cudnn$fmhaSoftmax'] >= 3 * LAYERS
   assert not made['loops_counted_once']
 
 
@@ -65,20 +68,20 @@ def test_14b_in_fp8_multiplies_bytes_and_transposes_no_weights(tmp_path):
   # One byte for each of the 16.4 G numbers of the layers' kernels.
   assert 16.4e9 < m['weights'] < 17e9
   assert m['aliased'] == m['state']
-  assert m['temporaries'] <= 3.5e9
+  assert m['temporaries'] <= 3e9
   assert made['copies'] == made['weight_copies'] == made['logits'] == []
-  sweep, actions = made['narrow_products']
+  actions, sweep = sorted(made['narrow_products'], key=lambda products: products['flops'])
   # q, k, v, o; q, o of the prompt; in, out. For the actions alone XLA joins the first three.
-  assert sweep['count'] == 8
-  assert actions['count'] in (6, 8)
+  assert sweep['count'] == 8 * LAYERS
+  assert actions['count'] in (6 * LAYERS, 8 * LAYERS)
   kernels = 6 * 5120**2 + 2 * 5120 * 13824
   for products, rows in (
     (sweep, sizes['clean'] + sizes['video'] + sizes['register']),
     (actions, sizes['register']),
   ):
     assert products['dtype'] == 'float8_e4m3fn'
-    assert products['flops'] == 2 * rows * kernels
-  assert made['kernels']['__cudnn$fmhaSoftmax'] >= 4
+    assert products['flops'] == LAYERS * 2 * rows * kernels
+  assert made['kernels']['__cudnn$fmhaSoftmax'] >= 3 * LAYERS
 
 
 @needs.libtpu

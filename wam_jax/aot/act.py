@@ -20,6 +20,7 @@ from wam_jax import types
 from wam_jax.aot import abstract
 from wam_jax.aot import compiler
 from wam_jax.aot import gpus
+from wam_jax.control import apart
 from wam_jax.control import memory as memory_lib
 from wam_jax.control import policy as policy_lib
 from wam_jax.control import quantize
@@ -35,12 +36,13 @@ class Lowered:
   Attributes:
     lowered: what `compile` compiles.
     params, memory: shapes with shardings.
-    sizes: see `control.Compiled`.
+    kernels, sizes: see `control.Compiled`.
   """
 
   lowered: Any
   params: Any
   memory: memory_lib.Memory
+  kernels: list[int]
   sizes: dict[str, int]
 
 
@@ -84,6 +86,9 @@ def _lower(config: cfg.TrainConfig, split: split_lib.Split, policy: policy_lib.P
   c = config.model
   frozen = abstract.frozen(c)
   params = weights.narrow(split.params(c), c, config.sample)
+  kernels = count_kernels(params)
+  if apart.suits(split.platform):
+    params = apart.describe(params)
   memory, eyes = jax.eval_shape(policy.programs['reset'], params, frozen, *_task(config))
   places = split.like(memory)
   whole = split.whole
@@ -115,6 +120,7 @@ def _lower(config: cfg.TrainConfig, split: split_lib.Split, policy: policy_lib.P
     lowered=jitted.lower(*given),
     params=params,
     memory=memory,
+    kernels=kernels,
     sizes={
       'slots': memory.cache.k.shape[3],
       'clean': chunk,
@@ -150,12 +156,17 @@ def _prefix(c: cfg.ModelConfig) -> types.Prefix | None:
   )
 
 
-def count_stacks(params: Any) -> list[int]:
-  """Numbers of elements that a device has of the kernels of all layers, each number once."""
+def count_kernels(params: Any) -> list[int]:
+  """Numbers of elements that a device has of a kernel, in all layers and in one, each once.
+
+  Args:
+    params: of all layers in one array each.
+  """
   found = set()
   for path, x in jax.tree_util.tree_leaves_with_path(params['blocks']):
     # A kernel's path is longer where it is quantized: scales are no larger than biases.
     names = [getattr(part, 'key', getattr(part, 'name', '')) for part in path]
     if 'w' in names and names[-1] != 'scale':
-      found.add(math.prod(x.sharding.shard_shape(x.shape)))
+      elements = math.prod(x.sharding.shard_shape(x.shape))
+      found |= {elements, elements // x.shape[0]}
   return sorted(found)

@@ -32,7 +32,7 @@ class Compiled:
 
   Attributes:
     held: bytes of a device of the 'weights', the 'state' and the 'cache' in it.
-    stacks: numbers of elements that a device has of the kernels of all layers.
+    kernels: numbers of elements that a device has of a kernel, in all layers and in one.
     sizes: numbers of 'slots' of the cache and of 'clean', 'video', 'register' tokens of a sweep.
     mesh: axis name to size.
     coordinates: place in the slice of each device.
@@ -45,7 +45,7 @@ class Compiled:
   """
 
   held: dict[str, int]
-  stacks: list[int]
+  kernels: list[int]
   sizes: dict[str, int]
   mesh: dict[str, int]
   coordinates: list[list[int]]
@@ -95,27 +95,42 @@ def list_copies(program: hlo.Program, least: float) -> list[str]:
   return _list_copies(program, lambda array: array.bytes >= least)
 
 
-def list_weight_copies(program: hlo.Program, stacks: Collection[int]) -> list[str]:
-  """Operations that write the kernels of all layers anew, as when they transpose them.
+def list_weight_copies(program: hlo.Program, kernels: Collection[int]) -> list[str]:
+  """Operations that write kernels anew: those of all layers, as when they transpose them, or one,
+  as when they take it out of an array of all.
 
   Args:
-    stacks: numbers of elements of these arrays at a device.
+    kernels: numbers of elements of these arrays at a device.
   """
-  return _list_copies(program, lambda array: array.elements in stacks)
+  is_meant = lambda array: array.elements in kernels
+  return _list_copies(program, is_meant, (*COPIES, 'slice', 'dynamic-slice'))
 
 
-def _list_copies(program: hlo.Program, is_meant: Callable[[hlo.Array], bool]) -> list[str]:
+def _list_copies(
+  program: hlo.Program,
+  is_meant: Callable[[hlo.Array], bool],
+  opcodes: Collection[str] = COPIES,
+) -> list[str]:
   found = []
   for place, computation in _executed(program):
     for instruction in computation.values():
-      root = instruction
-      if instruction.opcode == 'fusion':
-        root = hlo.find_root(program.computations[instruction.called[0]])
+      root = _find_writer(program, instruction)
       # Not what is fetched ahead into the memory of the chip.
       written = [array for array in instruction.arrays[:1] if array.space == 0]
-      if root.opcode in COPIES and any(map(is_meant, written)):
+      if root.opcode in opcodes and any(map(is_meant, written)):
         found.append(f'{root.opcode} {instruction.shape} in {place}')
   return found
+
+
+def _find_writer(program: hlo.Program, instruction: hlo.Instruction) -> hlo.Instruction:
+  """What writes the result of an instruction, which of a fusion is inside of it."""
+  if instruction.opcode != 'fusion':
+    return instruction
+  computation = program.computations[instruction.called[0]]
+  writer = hlo.find_root(computation)
+  while writer.opcode == 'bitcast':
+    writer = computation[writer.operands[0]]
+  return writer
 
 
 def list_logits(program: hlo.Program, sizes: dict[str, int]) -> list[str]:
@@ -231,7 +246,7 @@ def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, 
   }
   return program.lowered, {
     'held': held,
-    'stacks': act.count_stacks(program.params),
+    'kernels': program.kernels,
     'sizes': program.sizes,
     'mesh': {name: int(n) for name, n in mesh.shape.items()},
     'coordinates': [[*map(int, getattr(d, 'coords', [0]))] for d in mesh.devices.flat],

@@ -52,7 +52,7 @@ def _describe(where: chips.Slice, compiled: control.Compiled) -> dict[str, Any]:
   bound = roofline.bound(work, where)
   return {
     'copies': control.list_copies(program, _LARGE * compiled.held['cache'] / 2),
-    'weight_copies': control.list_weight_copies(program, compiled.stacks),
+    'weight_copies': control.list_weight_copies(program, compiled.kernels),
     'narrow_products': control.list_products(program),
     'logits': control.list_logits(program, compiled.sizes),
     'kernels': control.count_calls(program),

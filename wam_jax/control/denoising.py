@@ -211,7 +211,7 @@ class Denoiser:
     is_apart = sharding.shards_of('batch') > 1
     branch = self._branch if is_apart else lambda x: x
     rows = B * self.branches if is_apart else B
-    prompted = lambda x_LGNPK: x_LGNPK[:, : x_LGNPK.shape[1] * rows // (B * self.branches)]
+    prompted = lambda x_GNPK: x_GNPK[..., : x_GNPK.shape[-4] * rows // (B * self.branches), :, :, :]
     prompt = wam.PromptKV(
       layers=jax.tree.map(prompted, memory.prompt.layers),
       mean_BD=memory.prompt.mean_BD[:rows],

@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from wam_jax import config as cfg
 from wam_jax import sharding
+from wam_jax.control import apart
 from wam_jax.control import memory as memory_lib
 from wam_jax.models import attention
 from wam_jax.models import initial
@@ -42,6 +43,12 @@ class Split:
   def whole(self) -> NamedSharding:
     """Of what every device has all of."""
     return self._place()
+
+  @property
+  def platform(self) -> str:
+    """Of the devices."""
+    with self.activate():
+      return sharding.platform()
 
   @property
   def rows(self) -> int:
@@ -100,12 +107,13 @@ class Split:
     whole = self.whole
     # [L, G, N, ...]: a device keeps the keys and values of its heads, as it computes them.
     heads: Any = self._place('layers', 'batch', 'act_heads')
+    of_layers: Any = self._place('batch', 'act_heads') if apart.suits(self.platform) else heads
     rows: Any = self._place('batch')
     anything: Any = whole
     return memory_lib.Memory(
       cache=attention.KVCache(k=heads, v=heads, frames=anything, sink_k=heads),
       text_GPC=rows,
-      prompt=wam.PromptKV(layers=heads, mean_BD=rows),
+      prompt=wam.PromptKV(layers=of_layers, mean_BD=rows),
       clean_BFHWC=anything,
       condition_BFHWC=anything,
       embodiment_B=anything,

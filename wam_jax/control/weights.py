@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from wam_jax import config as cfg
 from wam_jax import sharding
+from wam_jax.control import apart
 from wam_jax.control import quantize
 from wam_jax.control import split as split_lib
 from wam_jax.models import quantized
@@ -31,7 +32,7 @@ def place(
   split: split_lib.Split | None = None,
 ) -> tuple[Any, Any]:
   """(parameters, frozen encoders) on the device, or each part on its device of `split`; those that
-  lie there so already stay.
+  lie there so already stay. The layers are apart where that suits the devices.
 
   One parameter goes after the other: beside those that are given the host holds one more at a time.
 
@@ -39,14 +40,28 @@ def place(
     ValueError: `sample.precision` cannot be had of these weights or of this machine.
   """
   quantize.check_device(sample.precision, jax.devices()[0])
-  if split is None:
-    put = lambda _, x: jax.device_put(x)
-    return narrow(params, model, sample, put), jax.device_put(frozen)
-  wanted = {}
-  narrow(split.params(model), model, sample, put=wanted.__setitem__)
-  put = lambda path, x: jax.device_put(x, jax.tree.map(lambda like: like.sharding, wanted[path]))
-  frozen_split = sharding.frozen_shardings(frozen, split.mesh, split.rules)
-  return narrow(params, model, sample, put), jax.device_put(frozen, frozen_split)
+  platform = jax.default_backend()
+  frozen_split = None
+  wanted: dict[str, Any] = {}
+  if split is not None:
+    platform = split.platform
+    frozen_split = sharding.frozen_shardings(frozen, split.mesh, split.rules)
+    narrow(split.params(model), model, sample, put=wanted.__setitem__)
+  were_apart = apart.is_apart(params)
+  cuts = apart.suits(platform) and not were_apart
+
+  def put(path: str, x: Any) -> Any:
+    is_of_layers = path.startswith(f'{apart.STACK}/')
+    where = None if split is None else jax.tree.map(lambda like: like.sharding, wanted[path])
+    if is_of_layers and (cuts or were_apart):
+      where = jax.tree.map(sharding.drop_axis, where)
+    to_device = apart.cut if is_of_layers and cuts else jax.device_put
+    return to_device(x, where)
+
+  placed = narrow(params, model, sample, put)
+  if cuts:
+    placed = apart.turn(placed)
+  return placed, jax.device_put(frozen, frozen_split)
 
 
 def count_bytes(params: Any) -> int:
@@ -76,7 +91,8 @@ def narrow(
   chosen: frozenset[str] = frozenset()
   if sample.precision in quantize.SCHEMES:
     quantize.check_installed(sample.precision)
-    chosen = quantize.find_kernels(params, sample.quantized)
+    one = {**params, apart.STACK: params[apart.STACK][0]} if apart.is_apart(params) else params
+    chosen = quantize.find_kernels(one, sample.quantized)
 
   def walk(tree: Any, path: str, is_wide: bool = False) -> Any:
     name = path.rsplit('/', 1)[-1]
@@ -86,6 +102,8 @@ def narrow(
       below = f'{path}/{key}' if path else key
       if isinstance(branch, dict):
         done[key] = walk(branch, below, is_wide)
+      elif isinstance(branch, tuple):
+        done[key] = tuple(walk(layer, below, is_wide) for layer in branch)
       elif is_wide:
         done[key] = put(below, branch)
       elif isinstance(branch, quantized.Kernel) or below not in chosen:

@@ -279,6 +279,19 @@ class Block(nn.Module):
     return carry, self.cross_attn.project(prompt)
 
 
+def run_layer(config: cfg.ModelConfig, params: Any, carry, index, prompt_kv, tokens: Tokens):
+  """(tokens, cache) after the block of these parameters, one layer of `make_stack`."""
+  block = Block(config, parent=None)
+  carry, _ = block.apply({'params': params}, carry, index, prompt_kv, None, tokens)
+  return carry
+
+
+def project_prompt(config: cfg.ModelConfig, params: Any, prompt: Prompt):
+  """Keys and values of a prompt for the block of these parameters."""
+  block = Block(config, parent=None)
+  return block.apply({'params': params}, None, prompt, method=Block.project_prompt)[1]
+
+
 def make_stack(config: cfg.ModelConfig, name: str) -> nn.Module:
   """All blocks as one scanned module: parameters, cache and prompt keys/values stacked on axis 0.
 

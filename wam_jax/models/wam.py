@@ -9,7 +9,7 @@ Source: DreamZero `CausalWanModel`.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -178,7 +178,10 @@ class WorldActionModel(nn.Module):
   def prompt_kv(self, text_BPC: jax.Array, image_BIC: jax.Array | None = None) -> PromptKV:
     """What `commit` and `denoise` take as the prompt; it does not change during an episode."""
     prompt = self._embed_prompt(text_BPC, image_BIC)
-    _, layers_kv = self.blocks.project_prompt(None, prompt)
+    if (layers := self._layers_apart()) is None:
+      _, layers_kv = self.blocks.project_prompt(None, prompt)
+    else:
+      layers_kv = tuple(dit.project_prompt(self.cfg, layer, prompt) for layer in layers)
     return PromptKV(layers_kv, _mean_prompt(prompt))
 
   def commit(
@@ -343,15 +346,37 @@ class WorldActionModel(nn.Module):
       kernels=kernels,
     )
     x_BTD = jnp.concatenate([*videos, register.x_BTD], 1)
-    index_L = jnp.arange(c.num_layers)
-    carry, _ = self.blocks((x_BTD, (cache.k, cache.v)), index_L, prompt.layers, None, tokens)
-    x_BTD, (k, v) = carry
+    x_BTD, (k, v) = self._run_layers((x_BTD, (cache.k, cache.v)), prompt, tokens)
     frames = place.start + place.clean if place.clean else cache.frames
     cache = cache.replace(k=k, v=v, frames=jnp.int32(frames))
     if cache.sink_k is not None and is_anchor:
       frame_0 = lambda k_LBNSK: k_LBNSK[:, :, :, : place.tokens_per_frame]
       cache = cache.replace(sink_k=attention.map_sessions(frame_0, k))
     return Sweep(place, x_BTD, time_BGD, cache)
+
+  def _layers_apart(self) -> tuple[Any, ...] | None:
+    """Parameters of each layer, where control keeps them apart."""
+    layers = self.variables['params'].get('blocks')
+    return layers if isinstance(layers, tuple) else None
+
+  def _run_layers(self, carry: Any, prompt: PromptKV, tokens: dit.Tokens) -> Any:
+    """The blocks on tokens and a cache."""
+    layers = self._layers_apart()
+    if layers is None:
+      index_L = jnp.arange(self.cfg.num_layers)
+      carry, _ = self.blocks(carry, index_L, prompt.layers, None, tokens)
+      return carry
+    for index, (layer, prompt_kv) in enumerate(zip(layers, prompt.layers, strict=True)):
+      if tokens.kernels != 'dense':
+        # One layer after the other: XLA would compute ahead what does not depend on the tokens, and
+        # read the past of all layers before a loop over steps: as much memory as the cache.
+        x_BTD, cached = carry
+        together = (x_BTD, jnp.int32(index), tokens.modulation_BG6D)
+        x_BTD, index, modulation_BG6D = jax.lax.optimization_barrier(together)
+        carry = (x_BTD, cached)
+        tokens = tokens.replace(modulation_BG6D=modulation_BG6D)
+      carry = dit.run_layer(self.cfg, layer, carry, index, prompt_kv, tokens)
+    return carry
 
   def _slots(self, cache, place: Place, register: Register, shift) -> slots_lib.Slots:
     """Where a sweep lies in a cache whose frames are all seen.
@@ -572,7 +597,8 @@ class PromptKV(NamedTuple):
 
   Attributes:
     layers: keys and values [L, B, N, P, K] of text, and of the image where the model sees one; of
-      sessions in a pass tuples of such, as in `attention.KVCache`.
+      sessions in a pass tuples of such, as in `attention.KVCache`. Where the parameters are those
+      of layers apart, of each layer its own, [B, N, P, K].
     mean_BD: the mean embedding of the text, for models with the prompt in the modulation.
   """
 

@@ -1,0 +1,81 @@
+"""Layers apart: the same policy, and no pass that copies a layer's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from tests.control import test_policy
+from wam_jax import config as cfg
+from wam_jax.aot import control
+from wam_jax.aot import hlo
+from wam_jax.control import apart
+from wam_jax.control import memory as memory_lib
+from wam_jax.control import policy as policy_lib
+from wam_jax.control import weights
+from wam_jax.models import initial
+
+# Hidden units that no number of tokens has.
+MODEL = dataclasses.replace(test_policy.MODEL, mlp_dim=136)
+FLASH = dataclasses.replace(test_policy.FLASH, action_steps=2, approximate_kept_video=True)
+
+
+def live(sample, params, calls=4):
+  """Actions and latents of the first calls of an episode, anchors among them."""
+  brain = policy_lib.Policy(test_policy.MODEL, sample, cfg.FlowConfig())
+  frozen = test_policy.fitted()
+  frame = test_policy.FRAMES[:, 0]
+  state = brain.reset(params, frozen, test_policy.TASK, frame, jax.random.key(0))
+  given = []
+  for call in range(calls):
+    action, latents, state = brain.step(params, frozen, state, test_policy.observe(call))
+    given += [action, latents]
+  assert brain.traces == 1
+  return given
+
+
+@pytest.mark.parametrize('sample', [test_policy.JOINT, FLASH], ids=['joint', 'kept video'])
+def test_layers_apart_act_as_layers_in_one_array(sample):
+  stacked = jax.device_get(test_policy.random_params())
+  pairs = zip(live(sample, apart.take(stacked)), live(sample, stacked), strict=True)
+  for got, want in pairs:
+    np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_what_was_placed_once_is_not_copied_again():
+  sample = test_policy.JOINT
+  placed, _ = weights.place(test_policy.random_params(), None, test_policy.MODEL, sample)
+  again, _ = weights.place(placed, None, test_policy.MODEL, sample)
+  assert len(placed['blocks']) == test_policy.MODEL.num_layers
+  pointers = lambda params: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)]
+  assert pointers(again) == pointers(placed)
+
+
+def test_what_was_placed_wide_can_be_placed_narrow():
+  sample = dataclasses.replace(test_policy.JOINT, precision='bfloat16')
+  wide, _ = weights.place(test_policy.random_params(), None, test_policy.MODEL)
+  got, _ = weights.place(wide, None, test_policy.MODEL, sample)
+  want, _ = weights.place(test_policy.random_params(), None, test_policy.MODEL, sample)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def list_copies(params):
+  """Operations of `act` that write a kernel of the feed-forward layers anew."""
+  brain = policy_lib.Policy(MODEL, FLASH, cfg.FlowConfig())
+  arguments = (params, test_policy.fitted(), test_policy.TASK, test_policy.FRAMES[:, 0])
+  memory, eyes = jax.eval_shape(brain.programs['reset'], *arguments, jax.random.key(0))
+  asked = memory_lib.Asked(test_policy.PROPRIO[:, 0])
+  lowered = brain.programs['act'].lower(params, memory, eyes.latents_BFHWC, np.int32(1), asked)
+  program = hlo.parse(lowered.compile().as_text())
+  kernel = MODEL.dim * MODEL.mlp_dim
+  return control.list_weight_copies(program, {kernel, MODEL.num_layers * kernel})
+
+
+def test_no_pass_copies_the_weights_of_a_layer():
+  params = nn.unbox(initial.init(MODEL, jax.random.key(0)))
+  assert list_copies(params)  # What layers in one array cost.
+  assert not list_copies(apart.take(params))
