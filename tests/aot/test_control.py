@@ -94,8 +94,10 @@ def test_14b_on_eight_v6e_is_real_time(tmp_path):
   assert m['fits']
   # TPUs pad arrays to tiles, and single numbers have another place.
   assert m['aliased'] >= 0.999 * m['state']
-  assert made['copies'] == []
-  assert made['logits'] == []
+  assert made['copies'] == made['logits'] == []
+  # An eighth of the hidden units is no whole number of lanes: XLA turns these kernels around.
+  assert all('[40,5120,1728]' in copy for copy in made['weight_copies'])
+  assert len(made['weight_copies']) <= 1
   assert made['kernels']['tpu_custom_call'] >= 2
   # Half of it on the links, which the compiler lets the rest wait for.
   assert made['bound']['step_with_perfect_overlap_s'] <= 0.040

@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.experimental.layout import Format
-from jax.experimental.layout import Layout
 from jax.sharding import Mesh
 
 from wam_jax import chips
@@ -22,6 +20,7 @@ from wam_jax.aot import compiler
 from wam_jax.aot import gpus
 from wam_jax.control import apart
 from wam_jax.control import memory as memory_lib
+from wam_jax.control import places
 from wam_jax.control import policy as policy_lib
 from wam_jax.control import quantize
 from wam_jax.control import split as split_lib
@@ -90,14 +89,10 @@ def _lower(config: cfg.TrainConfig, split: split_lib.Split, policy: policy_lib.P
   if apart.suits(split.platform):
     params = apart.describe(params)
   memory, eyes = jax.eval_shape(policy.programs['reset'], params, frozen, *_task(config))
-  places = split.like(memory)
   whole = split.whole
-  chosen = jax.tree.map(lambda x: Format(Layout.AUTO, x.sharding), params)
-  free = lambda tree: jax.tree.map(lambda s: Format(Layout.AUTO, s), tree)
-  remembered = places.replace(
-    cache=places.cache.replace(k=free(places.cache.k), v=free(places.cache.v)),
-    prompt=places.prompt._replace(layers=free(places.prompt.layers)),
-  )
+  # As they lie in control.
+  where = jax.tree.map(lambda x: x.sharding, params)
+  remembered = places.fill(places.place_memory(split, policy.order), memory)
   given = (
     jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params),
     memory,
@@ -107,14 +102,15 @@ def _lower(config: cfg.TrainConfig, split: split_lib.Split, policy: policy_lib.P
   )
   jitted = policy.compiled(
     'act',
-    in_shardings=(chosen, remembered, whole, whole, whole),
-    out_shardings=(whole, whole, remembered),
+    in_shardings=(where, remembered, whole, whole, whole),
   )
   tokens = shapes.sizes(config).tokens_per_frame
   chunk = c.frames_per_chunk * tokens
   has_video = config.sample.mode != 'act_only'
   memory = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), memory, places
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    memory,
+    places.fill(split.memory(), memory),
   )
   return Lowered(
     lowered=jitted.lower(*given),

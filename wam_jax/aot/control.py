@@ -38,8 +38,7 @@ class Compiled:
     coordinates: place in the slice of each device.
     hlo: text of the program; empty, as what follows, where it does not fit.
     memory: bytes of a device: 'argument', 'output', 'alias', 'temp', 'generated_code'.
-    layouts: axes of an array of the cache from major to minor, and the number of weights whose axes
-      the compiler reordered.
+    order: axes of an array of the cache from the outermost to the innermost.
     seconds: time that the compiler took.
     shortage: the compiler's message where the program does not fit.
   """
@@ -51,7 +50,7 @@ class Compiled:
   coordinates: list[list[int]]
   hlo: str = ''
   memory: dict[str, int] = dataclasses.field(default_factory=dict)
-  layouts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  order: list[int] = dataclasses.field(default_factory=list)
   seconds: float = 0.0
   shortage: str = ''
 
@@ -90,9 +89,14 @@ def compile_act(config: cfg.TrainConfig, where: chips.Slice, directory: pathlib.
   return Compiled(**answer, hlo=(directory / 'program.txt').read_text())
 
 
-def list_copies(program: hlo.Program, least: float) -> list[str]:
-  """Operations that write an array of at least so many bytes that was there already."""
-  return _list_copies(program, lambda array: array.bytes >= least)
+def list_copies(program: hlo.Program, least: float, kernels: Collection[int] = ()) -> list[str]:
+  """Operations that write an array of at least so many bytes that was there already.
+
+  Args:
+    kernels: numbers of elements of arrays that are not meant, as `list_weight_copies` has them.
+  """
+  is_meant = lambda array: array.bytes >= least and array.elements not in kernels
+  return _list_copies(program, is_meant)
 
 
 def list_weight_copies(program: hlo.Program, kernels: Collection[int]) -> list[str]:
@@ -211,22 +215,14 @@ def _main(directory: pathlib.Path) -> None:
     directory,
     **answer,
     memory=child.count_bytes(compiled),
-    layouts=_layouts(compiled),
+    order=_find_order(compiled),
     seconds=seconds,
   )
 
 
-def _layouts(compiled: Any) -> dict[str, Any]:
-  import jax
-
-  weights, memory, *_ = compiled.input_formats[0]
-  order = lambda format: [int(n) for n in format.layout.major_to_minor]
-  orders = [order(format) for format in jax.tree.leaves(weights)]
-  return {
-    'cache': order(memory.cache.k),
-    'weights': len(orders),
-    'weights_reordered': sum(axes != sorted(axes) for axes in orders),
-  }
+def _find_order(compiled: Any) -> list[int]:
+  _, memory, *_ = compiled.input_formats[0]
+  return [int(axis) for axis in memory.cache.k.layout.major_to_minor]
 
 
 def _lower(config: cfg.TrainConfig, where: chips.Slice) -> tuple[Any, dict[str, Any]]:

@@ -51,12 +51,12 @@ def _describe(where: chips.Slice, compiled: control.Compiled) -> dict[str, Any]:
   work = roofline.count_at_peak(subject)
   bound = roofline.bound(work, where)
   return {
-    'copies': control.list_copies(program, _LARGE * compiled.held['cache'] / 2),
+    'copies': control.list_copies(program, _LARGE * compiled.held['cache'] / 2, compiled.kernels),
     'weight_copies': control.list_weight_copies(program, compiled.kernels),
     'narrow_products': control.list_products(program),
     'logits': control.list_logits(program, compiled.sizes),
     'kernels': control.count_calls(program),
-    'layouts': compiled.layouts,
+    'cache_order': compiled.order,
     'flops': {'products': work.flops, 'attention': work.kernel_flops, 'hbm_bytes': work.bytes},
     'collectives': {kind: dataclasses.asdict(t) for kind, t in sorted(bound.traffic.items())},
     'bound': {

@@ -29,6 +29,7 @@ from wam_jax import sharding
 from wam_jax import types
 from wam_jax.control import denoising
 from wam_jax.control import memory as memory_lib
+from wam_jax.control import places
 from wam_jax.control import split as split_lib
 from wam_jax.models import attention
 from wam_jax.models import encoders
@@ -46,7 +47,7 @@ _DONATED = {
   'act': ('memory',),
   'amend': ('memory',),
 }
-# What a program gives, as `Split.outputs` reads it; of one that is not named nothing is split.
+# What a program gives, as `places.place` reads it; of one that is not named nothing is split.
 _GIVEN = {
   'reset': ('memory', 'eyes'),
   'anchor': ('memory', 'eyes'),
@@ -61,6 +62,7 @@ class Programs(denoising.Denoiser):
 
   Attributes:
     split: the devices that they run on; None for one.
+    order: of the axes of the cache, as `places` has it.
     programs: each by its name, compiled at its first call.
     traced: how often each program was traced.
   """
@@ -77,6 +79,8 @@ class Programs(denoising.Denoiser):
     """`recompute` is that of `Denoiser`."""
     super().__init__(model, sample, flow, recompute=recompute)
     self.split = split
+    with self._on_devices():
+      self.order = places.choose_order(model, self.branches)
     self.traced: collections.Counter[str] = collections.Counter()
     names = ('reset', 'observe', 'restart', 'anchor', 'begin', 'act', 'imagine')
     self.programs = {name: self.compiled(name) for name in names}
@@ -113,22 +117,26 @@ class Programs(denoising.Denoiser):
 
     Args:
       donated: names of what it takes the place of.
-      given: what it gives, as `Split.outputs` reads it.
+      given: what it gives, as `places.place` reads it.
     """
-    split = self.split
-    if split is not None:
-      # What takes the place of something must be split as it is, at every call.
-      options = {'out_shardings': split.outputs(given)} | options
+    # What takes the place of something must lie as it does, at every call.
+    outputs = places.place(given, self.split, self.order)
+    if outputs is not None:
+      options = {'out_shardings': outputs} | options
 
     @functools.wraps(function)
     def traced(*args):
       # Python runs here only while JAX traces.
       self.traced[name] += 1
-      with contextlib.nullcontext() if split is None else split.activate():
+      with self._on_devices():
         return function(*args)
 
     # Also what a program only passes on takes its own place again.
     return jax.jit(traced, donate_argnames=donated, keep_unused=True, **options)
+
+  def _on_devices(self) -> contextlib.AbstractContextManager[None]:
+    """While active, what is traced is split over the devices of the policy."""
+    return contextlib.nullcontext() if self.split is None else self.split.activate()
 
   def _reset(
     self, params, frozen: encoders.Encoders, task: types.Task, frame_BIJ3, key

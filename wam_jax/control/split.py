@@ -60,19 +60,6 @@ class Split:
     """While active, what is traced is split so."""
     return sharding.activate(self.mesh, self.rules)
 
-  def outputs(self, kinds: Any) -> Any:
-    """Shardings of what a program gives: a tree of them for a tree of names, of which 'memory' is a
-    `Memory` and any other is whole.
-    """
-    memory = self._memory()
-    return jax.tree.map(lambda kind: memory if kind == 'memory' else self.whole, kinds)
-
-  def like(self, memory: memory_lib.Memory) -> memory_lib.Memory:
-    """The sharding of each array of it."""
-    # Of what is not there, None, there is no sharding.
-    fill = lambda split, part: jax.tree.map(lambda _: split, part)
-    return jax.tree.map(fill, self._memory(), memory)
-
   def params(self, model: cfg.ModelConfig) -> Any:
     """Shapes with shardings of a model's parameters.
 
@@ -102,7 +89,7 @@ class Split:
   def _place(self, *names: str | None) -> NamedSharding:
     return NamedSharding(self.mesh, sharding.spec(self.mesh, self.rules, *names))
 
-  def _memory(self) -> memory_lib.Memory:
+  def memory(self) -> memory_lib.Memory:
     """Shardings of what is remembered, one for each part of it."""
     whole = self.whole
     # [L, G, N, ...]: a device keeps the keys and values of its heads, as it computes them.

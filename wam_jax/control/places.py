@@ -1,0 +1,83 @@
+"""Where the results of a program lie, and the cache among them in which order of its axes.
+
+That order is the one in which its programs read and write it: in another one each call would turn
+the whole cache around, twice. `wam_jax.compile --program=control` says what they copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Format
+from jax.experimental.layout import Layout
+from jax.sharding import SingleDeviceSharding
+
+from wam_jax import config as cfg
+from wam_jax.control import memory as memory_lib
+from wam_jax.control import split as split_lib
+from wam_jax.models import attention
+from wam_jax.models import wam
+
+# Of [L, G, N, S, K] from the outermost to the innermost axis: what XLA chooses for cuDNN's kernels,
+# for one row and for more.
+SLOTS_FIRST = (3, 0, 1, 2, 4)
+SLOTS_BEFORE_HEADS = (0, 1, 3, 2, 4)
+
+
+def choose_order(model: cfg.ModelConfig, branches: int) -> tuple[int, ...] | None:
+  """The order of the cache's axes for one robot where what is traced now runs; None for theirs.
+
+  Args:
+    branches: of guidance.
+  """
+  if not attention.has_fused(jnp.dtype(model.dtype), model.head_dim):
+    return None
+  return SLOTS_FIRST if branches == 1 else SLOTS_BEFORE_HEADS
+
+
+def place(kinds: Any, split: split_lib.Split | None, order: tuple[int, ...] | None) -> Any:
+  """`jax.jit`'s `out_shardings` of a program; None where nothing is to be said.
+
+  Args:
+    kinds: a tree of names of what it gives, of which 'memory' is a `Memory`.
+    order: as `choose_order` has it.
+  """
+  if split is None and order is None:
+    return None
+  memory = place_memory(split, order)
+  other = None if split is None else split.whole
+  return jax.tree.map(lambda kind: memory if kind == 'memory' else other, kinds)
+
+
+def place_memory(split: split_lib.Split | None, order: tuple[int, ...] | None) -> memory_lib.Memory:
+  """Where each part of what is remembered lies; None for anywhere."""
+  memory = _ANYWHERE if split is None else split.memory()
+  if order is None:
+    return memory
+  where: Any = memory.cache.k or SingleDeviceSharding(jax.devices()[0])
+  lies: Any = Format(Layout(order), where)
+  cache = dataclasses.replace(memory.cache, k=lies, v=lies)
+  return dataclasses.replace(memory, cache=cache)
+
+
+def fill(where: memory_lib.Memory, memory: memory_lib.Memory) -> memory_lib.Memory:
+  """The place of each array of `memory`, of that of each part."""
+  # Of what is not there, None, there is no place.
+  return jax.tree.map(lambda place, part: jax.tree.map(lambda _: place, part), where, memory)
+
+
+_NONE: Any = None
+_ANYWHERE = memory_lib.Memory(
+  cache=attention.KVCache(k=_NONE, v=_NONE, frames=_NONE, sink_k=_NONE),
+  text_GPC=_NONE,
+  prompt=wam.PromptKV(layers=_NONE, mean_BD=_NONE),
+  clean_BFHWC=_NONE,
+  condition_BFHWC=_NONE,
+  embodiment_B=_NONE,
+  action_mask_BAU=_NONE,
+  key=_NONE,
+  evaluations=_NONE,
+)
