@@ -143,8 +143,9 @@ def remember(policy: policy_lib.Policy, scene: Scene, params: Any) -> memory_lib
   if form not in scene.memories:
     scene.memories[form] = _commit(policy, scene, params)
   memory = dataclasses.replace(scene.memories[form], key=None)
-  # A copy, since programs take the place of what they are given.
-  return dataclasses.replace(jax.tree.map(jnp.copy, memory), key=jax.random.key(0))
+  # A copy, since programs take the place of what they are given; it lies as they read it.
+  copy = policy.count('copy', lambda memory: jax.tree.map(jnp.copy, memory), (), 'memory')
+  return dataclasses.replace(copy(memory), key=jax.random.key(0))
 
 
 def _commit(policy: policy_lib.Policy, scene: Scene, params: Any) -> memory_lib.Memory:

@@ -14,6 +14,7 @@ from tests import train_config
 from wam_jax import config as cfg
 from wam_jax.aot import control
 from wam_jax.aot import hlo
+from wam_jax.control import quantize
 
 LAYERS = 40  # Of the 14B.
 
@@ -61,8 +62,9 @@ def test_14b_on_an_h200_copies_nothing_large(way, tmp_path):
 
 @needs.gpu_compiler
 @pytest.mark.slow
-def test_14b_in_fp8_multiplies_bytes_and_transposes_no_weights(tmp_path):
-  flags = ['--config=configs/droid_14b_flash.py', '--topology=h200', '--precision=fp8']
+@pytest.mark.parametrize('precision', ['fp8', 'w8a8'])
+def test_14b_in_bytes_multiplies_bytes_and_transposes_no_weights(precision, tmp_path):
+  flags = ['--config=configs/droid_14b_flash.py', '--topology=h200', f'--precision={precision}']
   made = report(tmp_path, *flags)
   m, sizes = made['memory'], made['sizes']
   # One byte for each of the 16.4 G numbers of the layers' kernels.
@@ -79,7 +81,7 @@ def test_14b_in_fp8_multiplies_bytes_and_transposes_no_weights(tmp_path):
     (sweep, sizes['clean'] + sizes['video'] + sizes['register']),
     (actions, sizes['register']),
   ):
-    assert products['dtype'] == 'float8_e4m3fn'
+    assert products['dtype'] == quantize.SCHEMES[precision].dtype
     assert products['flops'] == LAYERS * 2 * rows * kernels
   assert made['kernels']['__cudnn$fmhaSoftmax'] >= 3 * LAYERS
 

@@ -8,8 +8,11 @@ import pytest
 
 from tests.control import test_policy
 from wam_jax import config as cfg
+from wam_jax.control import apart
 from wam_jax.control import places
 from wam_jax.control import policy as policy_lib
+from wam_jax.control import quantize
+from wam_jax.models import quantized
 
 PARAMS = test_policy.random_params
 
@@ -29,6 +32,22 @@ def live(brain, calls=5):
     actions.append(np.asarray(action))
     caches.append(state.memory.cache.k)
   return actions, caches
+
+
+@pytest.mark.parametrize('precision', ['w8a8', 'fp8', 'int8'])
+def test_kernels_of_bytes_lie_so_on_gpus_with_what_is_summed_over_innermost(precision):
+  pytest.importorskip('qwix', reason="pip install -e '.[quant]'")
+  scheme = quantize.SCHEMES[precision]
+  w, b = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5), np.ones((2, 4, 5))
+  kernel = apart.cut(quantize.quantize(w, b, scheme))[0]
+  placed = jax.device_put(kernel, places.place_kernel(kernel, None))
+  order = placed.values.format.layout.major_to_minor
+  assert order == ((1, 2, 0) if scheme.rounds_inputs else (0, 1, 2))
+  np.testing.assert_array_equal(placed.values, kernel.values)
+  np.testing.assert_array_equal(placed.scale, kernel.scale)
+  x = np.ones((1, 2, 3), np.float32)
+  product = lambda kernel: quantized.multiply('BTD,DNK->BNTK', x, kernel)
+  np.testing.assert_array_equal(jax.jit(product)(placed), jax.jit(product)(kernel))
 
 
 @pytest.mark.parametrize('order', [places.SLOTS_FIRST, places.SLOTS_BEFORE_HEADS])

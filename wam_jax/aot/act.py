@@ -26,6 +26,7 @@ from wam_jax.control import quantize
 from wam_jax.control import split as split_lib
 from wam_jax.control import weights
 from wam_jax.data import shapes
+from wam_jax.models import quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _lower(config: cfg.TrainConfig, split: split_lib.Split, policy: policy_lib.P
   memory, eyes = jax.eval_shape(policy.programs['reset'], params, frozen, *_task(config))
   whole = split.whole
   # As they lie in control.
-  where = jax.tree.map(lambda x: x.sharding, params)
+  where = _place(params, split.platform)
   remembered = places.fill(places.place_memory(split, policy.order), memory)
   given = (
     jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params),
@@ -124,6 +125,17 @@ def _lower(config: cfg.TrainConfig, split: split_lib.Split, policy: policy_lib.P
       'register': c.action_horizon + 1,
     },
   )
+
+
+def _place(params: Any, platform: str) -> Any:
+  """Where `weights.place` puts each parameter."""
+  is_kernel = lambda x: isinstance(x, quantized.Kernel)
+
+  def place(x: Any) -> Any:
+    where = jax.tree.map(lambda part: part.sharding, x)
+    return places.place_kernel(x, where) if is_kernel(x) and platform == 'gpu' else where
+
+  return jax.tree.map(place, params, is_leaf=is_kernel)
 
 
 def _task(config: cfg.TrainConfig) -> tuple[types.Task, Any, Any]:

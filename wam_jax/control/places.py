@@ -1,13 +1,13 @@
-"""Where the results of a program lie, and the cache among them in which order of its axes.
+"""Where the results of a program and its weights lie, and in which order of their axes.
 
-That order is the one in which its programs read and write it: in another one each call would turn
-the whole cache around, twice. `wam_jax.compile --program=control` says what they copy.
+That order is the one in which programs read and write them: in another one each call would turn
+the whole cache around, or all weights. `wam_jax.compile --program=control` says what they copy.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from wam_jax import config as cfg
 from wam_jax.control import memory as memory_lib
 from wam_jax.control import split as split_lib
 from wam_jax.models import attention
+from wam_jax.models import quantized
 from wam_jax.models import wam
 
 # Of [L, G, N, S, K] from the outermost to the innermost axis: what XLA chooses for cuDNN's kernels,
@@ -61,6 +62,25 @@ def place_memory(split: split_lib.Split | None, order: tuple[int, ...] | None) -
   lies: Any = Format(Layout(order), where)
   cache = dataclasses.replace(memory.cache, k=lies, v=lies)
   return dataclasses.replace(memory, cache=cache)
+
+
+def place_kernel(kernel: quantized.Kernel, where: quantized.Kernel | None) -> Any:
+  """Where a layer's quantized kernel lies on a GPU: products of bytes take it with what is summed
+  over innermost.
+
+  Args:
+    kernel: arrays or shapes.
+    where: its shardings; None for one device.
+  """
+  if not kernel.rounds_inputs:
+    return where  # Widened as it lies.
+  if where is None:
+    here: Any = SingleDeviceSharding(jax.devices()[0])
+    where = quantized.Kernel(values=here, scale=here, rounds_inputs=kernel.rounds_inputs)
+  is_summed = [size == 1 for size in kernel.scale.shape]
+  order = sorted(range(len(is_summed)), key=is_summed.__getitem__)
+  lies: Any = Format(Layout(tuple(order)), cast(Any, where.values))
+  return dataclasses.replace(where, values=lies)
 
 
 def fill(where: memory_lib.Memory, memory: memory_lib.Memory) -> memory_lib.Memory:

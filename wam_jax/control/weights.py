@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax.control import apart
+from wam_jax.control import places
 from wam_jax.control import quantize
 from wam_jax.control import split as split_lib
 from wam_jax.models import quantized
@@ -55,6 +56,9 @@ def place(
     where = None if split is None else jax.tree.map(lambda like: like.sharding, wanted[path])
     if is_of_layers and (cuts or were_apart):
       where = jax.tree.map(sharding.drop_axis, where)
+    if isinstance(x, quantized.Kernel) and platform == 'gpu':
+      one = jax.tree.map(lambda part: part[0], x) if cuts else x
+      where = places.place_kernel(one, where)
     to_device = apart.cut if is_of_layers and cuts else jax.device_put
     return to_device(x, where)
 
