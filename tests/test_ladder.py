@@ -15,6 +15,7 @@ from benchmarks.control_step import work
 from tests.control import test_policy
 from wam_jax import config as cfg
 from wam_jax import types
+from wam_jax.control import apart
 from wam_jax.control import policy as policy_lib
 from wam_jax.control import quantize
 
@@ -30,13 +31,14 @@ def make_config() -> cfg.TrainConfig:
   return dataclasses.replace(config, model=model)
 
 
-def test_economies_leave_the_actions_as_they_were():
-  names = ('naive', 'cache', 'batched', 'flash1', 'sweep')
+def test_economies_leave_the_actions_as_they_were(monkeypatch):
+  monkeypatch.setattr(apart, 'LEAST_WIDTH', 1)
+  names = ('naive', 'cache', 'batched', 'flash1', 'sweep', 'apart')
   found = work.climb(make_config(), MACHINE, names=names, rounds=2)
   rows = found['rungs']
   assert set(rows) == set(names)
   compared = {name: row['error'] for name, row in rows.items() if 'error' in row}
-  assert set(compared) == {'cache', 'batched', 'sweep'}
+  assert set(compared) == {'cache', 'batched', 'sweep', 'apart'}
   # Float32, sums in another order, over 16 guided steps.
   assert max(compared.values()) < 1e-4
   # Running the past again and again is what costs most; branches in a pass cost what they cost.
@@ -64,6 +66,12 @@ def test_a_quantized_rung_without_its_library_is_left_out_and_said_so(monkeypatc
   found = work.climb(make_config(), MACHINE, names=('quantized',), rounds=2)
   assert not found['rungs']
   assert "needs the package qwix: pip install -e '.[quant]'" in found['left_out']['quantized']
+
+
+def test_layers_that_control_keeps_together_have_no_rung_and_it_is_said_so():
+  found = work.climb(make_config(), MACHINE, names=('apart',), rounds=2)
+  assert not found['rungs']
+  assert 'layers of width 16 stay together on cpu' in found['left_out']['apart']
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class Denoiser(network.Model):
       for layer in range(c.num_layers)
     ]
     self.prompts = [
-      tuple(network.to_tensor(x) for x in memory.prompt.layers[layer][0])
+      tuple(network.to_tensor(x[layer]) for x in memory.prompt.layers[0])
       for layer in range(c.num_layers)
     ]
     first = scene.clean_BFHWC.shape[1]
@@ -125,7 +125,7 @@ def compare(
     raise ValueError('The PyTorch baseline is of models like configs/tiny.py alone; --size=tiny.')
   torch.set_num_threads(threads)
   commit = jax.jit(policy._commit)
-  params = scene.layers_apart
+  params = scene.params
   before = scene_lib.remember(policy, scene, params)
   memory = commit(params, before, scene.observed_BFHWC, jnp.int32(scene.start))
   B = len(scene.clean_BFHWC)

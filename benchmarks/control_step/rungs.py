@@ -35,7 +35,7 @@ class Rung:
       'prompt_once' (without the latter), 'two_passes' (committing and denoising) or 'policy'.
     same_as: the rung whose actions these are, sums in another order.
     near: the rung whose actions these are but for rounding of kernels; by how much is told.
-    apart: whether the weights of each layer are arrays of their own, as `control.apart` has them.
+    apart: whether the weights of each layer are arrays of their own, where control has them so.
     quantized: whether the kernels of the layers have one byte a number, by `sample.precision`.
     longer: whether it is meant to take longer than the rung before, since it does more.
     passes: of the whole network, of the network for committing alone, of actions alone.
@@ -122,9 +122,11 @@ def build(
   flow = dataclasses.replace(config.flow, video_hidden=0.2)
   given = (scene.model, sample, flow)
   if rung.engine == 'policy':
-    params = scene.layers_apart if rung.apart else scene.params
+    is_apart = rung.apart and not find_needless(scene.model)
+    params = scene.layers_apart if is_apart else scene.params
     if rung.quantized:
-      params = apart.take(quantize_kernels(scene.params, config.sample.precision))
+      params = quantize_kernels(scene.params, config.sample.precision)
+      params = apart.take(params) if is_apart else params
     return engines.Cached(scene, policy_lib.Policy(*given), params)
   policy = engines.Earlier(
     *given,
@@ -143,6 +145,14 @@ def find_lack(precision: str) -> str:
   except ValueError as lack:
     return str(lack)
   return ''
+
+
+def find_needless(model: cfg.ModelConfig) -> str:
+  """Why control does not keep the layers of a model apart here; '' where it does."""
+  platform = jax.default_backend()
+  if apart.suits(model, platform):
+    return ''
+  return f'layers of width {model.dim} stay together on {platform}, as in control'
 
 
 def quantize_kernels(params: Any, precision: str) -> Any:

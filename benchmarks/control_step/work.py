@@ -95,6 +95,9 @@ def climb(
     if rung.quantized and (lack := rungs.find_lack(config.sample.precision)):
       left_out[name] = lack
       continue
+    if name == 'apart' and (why := rungs.find_needless(config.model)):
+      left_out[name] = why
+      continue
     engine = rungs.build(rung, scene, config)
     flops = counting.count_flops(engine.program, *engine.arguments(), evaluations=16)
     if (least_s := flops / machine.flops) > longest_s:

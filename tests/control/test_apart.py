@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.control import test_policy
+from tests.control import test_split
 from wam_jax import config as cfg
 from wam_jax.aot import control
 from wam_jax.aot import hlo
@@ -46,6 +47,30 @@ def test_layers_apart_act_as_layers_in_one_array(sample):
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+@pytest.fixture
+def narrow_layers_apart(monkeypatch):
+  monkeypatch.setattr(apart, 'LEAST_WIDTH', 1)
+
+
+@pytest.mark.parametrize('precision', ['int8', 'w8a8', 'fp8'])
+def test_quantized_layers_are_the_same_apart(precision, monkeypatch):
+  pytest.importorskip('qwix', reason="pip install -e '.[quant]'")
+  sample = dataclasses.replace(test_policy.JOINT, precision=precision)
+  place = lambda: weights.place(test_policy.random_params(), None, test_policy.MODEL, sample)[0]
+  stacked = place()
+  monkeypatch.setattr(apart, 'LEAST_WIDTH', 1)
+  jax.tree.map(np.testing.assert_array_equal, place(), apart.take(stacked))
+
+
+@pytest.mark.parametrize('mesh', ['data=2', 'tensor=2'])
+def test_layers_apart_are_split_over_devices_too(mesh, narrow_layers_apart):
+  alone, several = (test_split.Robots(test_split.KEPT, m) for m in ((), (mesh,)))
+  assert len(several.params['blocks']) == test_split.MODEL.num_layers
+  for got, want in zip(several.live(calls=3), alone.live(calls=3), strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.usefixtures('narrow_layers_apart')
 def test_what_was_placed_once_is_not_copied_again():
   sample = test_policy.JOINT
   placed, _ = weights.place(test_policy.random_params(), None, test_policy.MODEL, sample)
@@ -55,6 +80,7 @@ def test_what_was_placed_once_is_not_copied_again():
   assert pointers(again) == pointers(placed)
 
 
+@pytest.mark.usefixtures('narrow_layers_apart')
 def test_what_was_placed_wide_can_be_placed_narrow():
   sample = dataclasses.replace(test_policy.JOINT, precision='bfloat16')
   wide, _ = weights.place(test_policy.random_params(), None, test_policy.MODEL)

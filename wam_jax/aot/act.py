@@ -87,7 +87,7 @@ def _lower(config: cfg.TrainConfig, split: split_lib.Split, policy: policy_lib.P
   frozen = abstract.frozen(c)
   params = weights.narrow(split.params(c), c, config.sample)
   kernels = count_kernels(params)
-  if apart.suits(split.platform):
+  if split.is_apart:
     params = apart.describe(params)
   memory, eyes = jax.eval_shape(policy.programs['reset'], params, frozen, *_task(config))
   whole = split.whole

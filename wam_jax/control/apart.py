@@ -2,7 +2,8 @@
 
 On CPUs and GPUs XLA copies a layer's part of such an array before it multiplies by it: every pass
 then writes and reads all weights once more. TPUs read the part where it lies, and compile one layer
-in a loop in place of all of them.
+in a loop in place of all of them. Narrow layers are copied by a CPU in less time than it takes to
+hand over so many arrays.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax.models import quantized
 
 STACK = 'blocks'  # Where the layers lie among the parameters.
+LEAST_WIDTH = 256  # Of layers that a CPU is given one by one.
 
 
-def suits(platform: str) -> bool:
+def suits(model: cfg.ModelConfig, platform: str) -> bool:
   """Whether layers are to be apart on 'cpu', 'gpu' or 'tpu'."""
-  return platform != 'tpu'
+  return platform == 'gpu' or (platform == 'cpu' and model.dim >= LEAST_WIDTH)
 
 
 def is_apart(params: Any) -> bool:

@@ -34,10 +34,12 @@ class Split:
   Attributes:
     mesh: the devices.
     rules: which of its axes split which logical axis.
+    is_apart: whether the layers are apart, as `apart` has them.
   """
 
   mesh: Mesh
   rules: sharding.Rules
+  is_apart: bool = False
 
   @property
   def whole(self) -> NamedSharding:
@@ -94,7 +96,7 @@ class Split:
     whole = self.whole
     # [L, G, N, ...]: a device keeps the keys and values of its heads, as it computes them.
     heads: Any = self._place('layers', 'batch', 'act_heads')
-    of_layers: Any = self._place('batch', 'act_heads') if apart.suits(self.platform) else heads
+    of_layers: Any = self._place('batch', 'act_heads') if self.is_apart else heads
     rows: Any = self._place('batch')
     anything: Any = whole
     return memory_lib.Memory(
@@ -136,4 +138,4 @@ def make(config: cfg.TrainConfig, devices: Sequence[Any] | None = None) -> Split
       f'sample.mesh={",".join(config.sample.mesh)} (--mesh) does not divide the model:\n  '
       + '\n  '.join(problems)
     )
-  return Split(mesh, config.rules)
+  return Split(mesh, config.rules, apart.suits(config.model, mesh.devices.flat[0].platform))

@@ -49,7 +49,7 @@ def place(
     frozen_split = sharding.frozen_shardings(frozen, split.mesh, split.rules)
     narrow(split.params(model), model, sample, put=wanted.__setitem__)
   were_apart = apart.is_apart(params)
-  cuts = apart.suits(platform) and not were_apart
+  cuts = apart.suits(model, platform) and not were_apart
 
   def put(path: str, x: Any) -> Any:
     is_of_layers = path.startswith(f'{apart.STACK}/')
