@@ -1,6 +1,7 @@
 """Success against delay: what a policy loses when the world goes on while it thinks.
 
-python -m benchmarks.latency --workdir=DIR [--rtc_workdir=DIR] [--delays=0,1,2,4,6] [--json=FILE]
+python -m benchmarks.latency --workdir=DIR [--rtc_workdir=DIR] [--delays=0,1,2,4,6] [--speed=0.15]
+    [--time_limit_s=4] [--json=FILE]
 
 Simulated time, so the machine does not matter: a chunk that is asked for is there `delay` control
 steps later. Every way acts in the same scenes; `evaluation.delay` says what each does meanwhile.
@@ -43,6 +44,12 @@ _DELAYS = flags.DEFINE_list('delays', ['0', '1', '2', '4', '6'], 'Control steps,
 _EPISODES = flags.DEFINE_integer('episodes', 200, 'Scenes of each way and delay.', 1)
 _BATCH = flags.DEFINE_integer('batch', 50, 'Episodes side by side.', 1)
 _TASKS = flags.DEFINE_list('tasks', ['reach_moving'], 'Tasks of the tabletop.')
+_SPEED = flags.DEFINE_float(
+  'speed', None, "Of what moves by itself, m/s; the run's by default.", lower_bound=0.0
+)
+_TIME_LIMIT = flags.DEFINE_float(
+  'time_limit_s', None, "Of an episode; the run's by default.", lower_bound=0.0
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'The first seed of scenes and noise.', 0)
 cli.define_json()
 
@@ -68,7 +75,12 @@ def load(workdir: str) -> Subject:
   robot = acting.find_robot(trained.metadata, workdir)
   policy = agent_lib.TimedPolicy(config, trained.params, trained.frozen)
   agent = agent_lib.ModelAgent(policy, config.model, robot)
-  evaluation = dataclasses.replace(config.evaluation, tasks=tuple(_TASKS.value))
+  chosen = {'drift_speed': _SPEED.value, 'time_limit_s': _TIME_LIMIT.value}
+  evaluation = dataclasses.replace(
+    config.evaluation,
+    tasks=tuple(_TASKS.value),
+    **{key: value for key, value in chosen.items() if value is not None},
+  )
   return Subject(agent, robot, evaluation)
 
 
@@ -133,7 +145,11 @@ def main(unused_argv: list[str]) -> None:
     print(_show(way, delay, rows[way][delay]), flush=True)
   for what, why in refused.items():
     print(f'{what}: left out: {why}')
-  provenance.write({'workdir': _WORKDIR.value, 'ways': rows, 'left_out': refused})
+  world = {
+    'drift_speed': subject.evaluation.drift_speed,
+    'time_limit_s': subject.evaluation.time_limit_s,
+  }
+  provenance.write({'workdir': _WORKDIR.value, **world, 'ways': rows, 'left_out': refused})
 
 
 def _show(way: str, delay: int, row: dict[str, Any]) -> str:

@@ -228,14 +228,22 @@ def test_evaluations_that_differ_have_places_of_their_own():
 
 def test_a_world_is_as_the_config_has_it():
   """For whoever makes one: none of what it says is left out."""
-  chosen = dict(tasks=('press',), max_distractors=0, light=0.75, time_limit_s=7.0)
-  env = closed_loop.make_env('tabletop_disc', cfg.EvalConfig(**chosen), 'unseen_look')
-  want = tabletop.TabletopEnv('disc', split='unseen_look', **chosen)
+  chosen = dict(tasks=('press',), max_distractors=0, time_limit_s=7.0)
+  conditions = dict(light=0.75, drift_speed=0.3)
+  evaluation = cfg.EvalConfig(**chosen, **conditions)
+  env = closed_loop.make_env('tabletop_disc', evaluation, 'unseen_look')
+  want = tabletop.TabletopEnv(
+    'disc', split='unseen_look', conditions=tabletop.Conditions(**conditions), **chosen
+  )
   for world in (env, want):
     world.reset(0)
     world.lamp.state = 'on'
   np.testing.assert_array_equal(env.render(64, 'top'), want.render(64, 'top'))
   assert (env.tasks, env.split, env.max_steps) == (want.tasks, want.split, 70)
+  moving = dataclasses.replace(evaluation, tasks=('reach_moving',))
+  env = closed_loop.make_env('tabletop_disc', moving)
+  env.reset(0)
+  assert math.hypot(*env.drift.velocity) == pytest.approx(0.3)
   others = [
     path.name
     for folder in ('wam_jax', 'benchmarks', 'docs')

@@ -135,7 +135,7 @@ def make_env(config: BuildConfig, split: str) -> tabletop.TabletopEnv:
     split=SPLITS[split],
     view_size=config.view_size,
     max_distractors=config.max_distractors,
-    light=config.light,
+    conditions=tabletop.Conditions(light=config.light),
   )
 
 

@@ -175,7 +175,7 @@ def test_the_model_sees_both_switches_and_the_light_in_both_views():
     assert top[find_side(env, 'off')].max() < 60
     for name, sign in (('on', 1), ('off', -1)):
       actions, seen = record_both_plans(seed)[name]
-      plain = record_both_plans(seed, light=0.0)[name]
+      plain = record_both_plans(seed, conditions=tabletop.Conditions(light=0.0))[name]
       # The light changes what is seen, never what is done.
       np.testing.assert_array_equal(actions, plain[0])
       for view in ('top', 'wrist'):
@@ -190,7 +190,7 @@ def test_the_light_is_how_well_the_video_tells_the_plan():
   def tell(light):
     apart = []
     for seed in range(8):
-      plans = record_both_plans(seed, light=light)
+      plans = record_both_plans(seed, conditions=tabletop.Conditions(light=light))
       bright = {name: plan[1]['top'].mean() for name, plan in plans.items()}
       apart.append(bright['on'] - bright['off'])
     return np.mean(apart)
@@ -220,7 +220,7 @@ def test_people_see_the_pressed_switch_the_bulb_and_the_light():
 @pytest.mark.parametrize('light', [-0.1, 1.5, math.nan])
 def test_a_light_out_of_range_is_an_error(light):
   with pytest.raises(ValueError, match=r'light=.* must be 0 \.\.\. 1'):
-    tabletop.TabletopEnv('disc', ('press',), light=light)
+    tabletop.TabletopEnv('disc', ('press',), conditions=tabletop.Conditions(light=light))
 
 
 def test_the_builder_keeps_the_light_in_the_name_and_only_where_there_is_a_lamp():

@@ -332,6 +332,22 @@ def test_a_drifting_target_moves_evenly_reflects_and_turns():
   assert 40 < turned.sum() < 200
 
 
+def test_a_target_drifts_as_fast_as_it_is_told_along_the_same_turns():
+  env = lambda speed: tabletop.TabletopEnv(
+    'disc', ('reach_moving',), view_size=8, conditions=tabletop.Conditions(drift_speed=speed)
+  )
+  slow, usual = env(0.05), env(drift.SPEED)
+  for each in (slow, usual):
+    each.reset(3)
+  for _ in range(30):
+    assert math.hypot(*slow.drift.velocity) == pytest.approx(0.05)
+    np.testing.assert_allclose(np.abs(slow.drift.velocity), np.abs(usual.drift.velocity) / 3)
+    for each in (slow, usual):
+      each.step(np.zeros(3))
+  with pytest.raises(ValueError, match=r'drift_speed=-0\.1 must be 0 m/s or more'):
+    env(-0.1)
+
+
 def test_what_drifts_must_be_followed_for_as_long_as_a_chunk():
   env = tabletop.TabletopEnv('disc', ('reach_moving',), view_size=8, max_distractors=0)
   env.reset(0)

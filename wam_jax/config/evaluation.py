@@ -21,6 +21,7 @@ class EvalConfig:
     max_distractors: objects of the tabletop beside those of the task, at most.
     light: of the tabletop's lamp: by which share a switch turns everything in view brighter or
       darker.
+    drift_speed: of what moves by itself on the tabletop, m/s.
     time_limit_s: of an episode of the simulator, in its time; 0 for that of its task.
     episodes: of each embodiment; of a dataset, windows.
     batch: episodes run side by side; the batch size of the compiled control step.
@@ -32,6 +33,7 @@ class EvalConfig:
   tasks: tuple[str, ...] = ('reach',)
   max_distractors: int = 2
   light: float = 0.25
+  drift_speed: float = 0.15
   time_limit_s: float = 0.0
   episodes: int = 100  # At a rate of one half, its 95 % interval is 19 points wide.
   batch: int = 20
@@ -40,4 +42,4 @@ class EvalConfig:
   def __post_init__(self):
     check_choices(self, 'evaluation')
     check_shares(self, 'evaluation', 'light')
-    check_at_least_0(self, 'evaluation', 'time_limit_s')
+    check_at_least_0(self, 'evaluation', 'drift_speed', 'time_limit_s')

@@ -81,7 +81,7 @@ def make(name: str, tasks: Sequence[str], **options) -> Env:
 
   Args:
     tasks: names of the world's tasks; each episode draws one.
-    options: more arguments of `TabletopEnv` or `MetaworldEnv`.
+    options: more arguments of `TabletopEnv` or `MetaworldEnv`; 'conditions' as a mapping.
   Raises:
     ValueError: no world has this robot, an option is wrong, or the world's package is not
       installed.
@@ -94,7 +94,9 @@ def make(name: str, tasks: Sequence[str], **options) -> Env:
       raise ValueError(
         f"The tabletop needs the package {error.name}: pip install -e '.[sim]'."
       ) from error
-    return tabletop.TabletopEnv(name.removeprefix(TABLETOP), tasks, **options)
+    conditions = tabletop.Conditions(**options.pop('conditions', {}))
+    name = name.removeprefix(TABLETOP)
+    return tabletop.TabletopEnv(name, tasks, conditions=conditions, **options)
   if name == METAWORLD:
     from wam_jax.envs import metaworld
 

@@ -186,7 +186,7 @@ def make_env(name: str, evaluation: cfg.EvalConfig, split: str = 'train') -> wor
     evaluation.tasks,
     split=split,
     max_distractors=evaluation.max_distractors,
-    light=evaluation.light,
+    conditions={'light': evaluation.light, 'drift_speed': evaluation.drift_speed},
     time_limit_s=evaluation.time_limit_s,
   )
 

@@ -3,6 +3,7 @@ scripted experts.
 """
 
 from wam_jax.envs.tabletop.drift import SPEED as DRIFT_SPEED
+from wam_jax.envs.tabletop.env import Conditions
 from wam_jax.envs.tabletop.env import TabletopEnv
 from wam_jax.envs.tabletop.env import TIME_LIMIT_S
 from wam_jax.envs.tabletop.experts import Astray
@@ -27,6 +28,7 @@ __all__ = (
   'TASKS',
   'TIME_LIMIT_S',
   'Astray',
+  'Conditions',
   'TabletopEnv',
   'held_out',
   'make_expert',

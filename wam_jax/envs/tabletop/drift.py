@@ -24,7 +24,8 @@ class Drift:
     velocity: (x, y) now, m/s.
   """
 
-  def __init__(self, place: tuple[float, float], seed: int):
+  def __init__(self, place: tuple[float, float], seed: int, speed: float = SPEED):
+    self._speed = speed
     self._rng = np.random.default_rng(seed)
     self.place = place
     self._turn()
@@ -41,7 +42,7 @@ class Drift:
 
   def _turn(self) -> None:
     angle = self._rng.uniform(-math.pi, math.pi)
-    self.velocity = SPEED * math.cos(angle), SPEED * math.sin(angle)
+    self.velocity = self._speed * math.cos(angle), self._speed * math.sin(angle)
     self._left_s = float(self._rng.exponential(1 / TURNS))
 
   def _move(self, duration_s: float) -> None:

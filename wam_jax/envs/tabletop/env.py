@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -31,6 +32,28 @@ TIME_LIMIT_S = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditions:
+  """What of the world can be set.
+
+  Attributes:
+    light: by which share a switch turns everything in view brighter or darker, 0 ... 1.
+    drift_speed: of the target of `reach_moving`, m/s.
+  """
+
+  light: float = panel_lib.LIGHT
+  drift_speed: float = drift_lib.SPEED
+
+  def list_problems(self) -> list[str]:
+    """What is wrong with them."""
+    problems = []
+    if not 0 <= self.light <= 1:
+      problems.append(f'light={self.light} must be 0 ... 1')
+    if not 0 <= self.drift_speed < math.inf:
+      problems.append(f'drift_speed={self.drift_speed} must be 0 m/s or more')
+    return problems
+
+
 class TabletopEnv:
   """One table, one robot, one instruction per episode; deterministic by the seed of `reset`.
 
@@ -53,7 +76,7 @@ class TabletopEnv:
     view_size: int = 32,
     max_distractors: int = 2,
     *,
-    light: float = panel_lib.LIGHT,
+    conditions: Conditions = Conditions(),
     time_limit_s: float = 0.0,
   ):
     """Checks the choices; call `reset` before anything else.
@@ -65,7 +88,7 @@ class TabletopEnv:
       view_size: pixels of the square views in observations.
       max_distractors: one up to this many objects beside the task's own (none if 0; `push` has one
         at most).
-      light: by which share a switch turns everything in view brighter or darker, 0 ... 1.
+      conditions: what of the world can be set.
       time_limit_s: of an episode; 0 for `TIME_LIMIT_S` of its task.
     Raises:
       ValueError: an unknown name or a number out of range; all of them.
@@ -86,8 +109,7 @@ class TabletopEnv:
       problems.append(f'view_size={view_size} must be 8 ... 2048 pixels')
     if not 0 <= max_distractors <= 3:
       problems.append(f'max_distractors={max_distractors} must be 0 ... 3')
-    if not 0 <= light <= 1:
-      problems.append(f'light={light} must be 0 ... 1')
+    problems += conditions.list_problems()
     if not 0 <= time_limit_s < math.inf:
       problems.append(f'time_limit_s={time_limit_s} must be 0, or seconds')
     if problems:
@@ -99,7 +121,7 @@ class TabletopEnv:
     self.control_hz = self.robot.control_hz
     self._view_size = view_size
     self._max_distractors = max_distractors
-    self._light = light
+    self._conditions = conditions
     self._time_limit_s = time_limit_s
     self._looks = render_lib.looks(split)
     self.scenario: tasks_lib.Scenario | None = None
@@ -121,11 +143,12 @@ class TabletopEnv:
     self.world = world_lib.World(self.scenario.items, tip, self.robot.tip_radius)
     self.drift: drift_lib.Drift | None = None
     if self.scenario.drift_seed is not None:
-      self.drift = drift_lib.Drift(self.world.position(0), self.scenario.drift_seed)
+      place, seed = self.world.position(0), self.scenario.drift_seed
+      self.drift = drift_lib.Drift(place, seed, self._conditions.drift_speed)
       self.world.carry(0, self.drift.place)
     self.lamp: panel_lib.Lamp | None = None
     if self.scenario.panel is not None:
-      self.lamp = panel_lib.Lamp(self.scenario.panel, self._light)
+      self.lamp = panel_lib.Lamp(self.scenario.panel, self._conditions.light)
     self._renderer = render_lib.Renderer(self.scenario, self.robot, look)
     self._scene = scene_lib.Scene(self.scenario, self.robot, look)
     self._steps = 0
