@@ -201,10 +201,13 @@ def test_attention_to_a_prompt_in_blocks(keys):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)  # Float32, sums in another order.
 
 
-@pytest.mark.parametrize('limit', [0, 2**30])
-def test_a_past_gives_the_same_copied_or_not(limit, monkeypatch):
+@pytest.mark.parametrize(
+  'small_past, most_logits', [(2**30, 2**30), (0, 2**30), (0, 0)], ids=['copied', 'not', 'by head']
+)
+def test_a_past_gives_the_same_copied_or_not(small_past, most_logits, monkeypatch):
   """Beside one softmax over all keys; the past in halves, as control keeps it."""
-  monkeypatch.setattr(attention, '_SMALL_PAST', limit)
+  monkeypatch.setattr(attention, '_SMALL_PAST', small_past)
+  monkeypatch.setattr(attention, '_MOST_LOGITS', most_logits)
   rng = np.random.default_rng(0)
   draw = lambda length: jnp.asarray(rng.normal(size=(2, 3, length, 8)), jnp.float32)
   q, k, v = draw(5), draw(5), draw(5)

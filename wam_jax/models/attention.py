@@ -27,6 +27,8 @@ MOST_DENSE = 512
 LEAST_SPLASH = 4096
 # Bytes of the keys of a layer's past that are copied beside new ones.
 _SMALL_PAST = 128 * 1024
+# Bytes of the logits of all heads of a pass.
+_MOST_LOGITS = 256 * 1024 * 1024
 # Queries or keys of a block of the splash kernels where no pattern says how many.
 _MOST_SIDE = 512
 
@@ -233,14 +235,26 @@ def attend_after(
   mask: jax.Array,
 ) -> jax.Array:
   """`attend` to a past and to oneself, whose keys are not put behind those of the past: that would
-  copy a layer's cache. A small one is copied, which costs less than every operation twice.
+  copy a layer's cache. A small one is copied, which costs less than every operation twice. Of many
+  pairs the heads take turns: logits of all would be more than the rest of the pass holds.
 
   Args:
-    mask: bool, broadcasts to [B, N, T, S + T]: the past, then the queries' own keys.
+    mask: bool, [B, 1, T, S + T] or what broadcasts to it: the past, then the queries' own keys.
   """
   if past_k_BNSK.size * past_k_BNSK.dtype.itemsize <= _SMALL_PAST:
     join = lambda past, own: jnp.concatenate([past.astype(own.dtype), own], 2)
     return attend(q_BNTK, join(past_k_BNSK, k_BNTK), join(past_v_BNSK, v_BNTK), mask)
+  arrays = (q_BNTK, past_k_BNSK, past_v_BNSK, k_BNTK, v_BNTK)
+  B, N, T, _ = q_BNTK.shape
+  if 4 * B * N * T * (past_k_BNSK.shape[2] + T) <= _MOST_LOGITS:
+    return _attend_to_both(*arrays, mask)
+  by_head = tuple(jnp.moveaxis(x_BNTK[:, :, None], 1, 0) for x_BNTK in arrays)
+  y_NB1TK = jax.lax.map(lambda head: _attend_to_both(*head, mask), by_head)
+  return jnp.moveaxis(y_NB1TK[:, :, 0], 0, 1)
+
+
+def _attend_to_both(q_BNTK, past_k_BNSK, past_v_BNSK, k_BNTK, v_BNTK, mask) -> jax.Array:
+  """`attend_after`, with logits of all pairs and one softmax over both parts."""
   S = past_k_BNSK.shape[2]
 
   def logits(k_BNSK, seen):
