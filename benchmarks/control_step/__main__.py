@@ -2,7 +2,7 @@
 
   python -m benchmarks.control_step [--size=tiny] [--robots=1] [--json=FILE]
   python -m benchmarks.control_step --size=14b            # all of it, on a GPU
-  python -m benchmarks.control_step --size=5b --layers=1  # on a CPU: depth scaled down
+  python -m benchmarks.control_step --size=5b --layers=4  # on a CPU: depth scaled down
 
 From 16 steps with guidance, of which each computes all that was ever seen again, to actions alone
 against a cache: each rung is a whole engine on the same random weights, history, chunk and noise,
