@@ -12,6 +12,8 @@ import pytest
 from tests import weights
 from wam_jax import config as cfg
 from wam_jax import types
+from wam_jax.control import apart
+from wam_jax.control import places
 from wam_jax.control import policy as policy_lib
 from wam_jax.control import together
 from wam_jax.models import encoders
@@ -134,6 +136,20 @@ def test_each_is_as_if_alone_at_its_own_place():
   """
   fleet = Fleet(MODEL, cfg.SampleConfig(steps=2))
   assert check(fleet, calls=6) == [1, 2, 1, 3, 1, 2, 2, 1, 3]
+
+
+def test_sessions_as_on_a_gpu(monkeypatch):
+  """Slots and no masks, layers apart, caches that lie as cuDNN's kernels read them."""
+  monkeypatch.setattr(slots, 'choose', lambda *_: 'cudnn')
+  without_kernels = functools.partial(slots.attend_cudnn, implementation='xla')
+  monkeypatch.setattr(slots, 'attend_cudnn', without_kernels)
+  monkeypatch.setattr(places, 'choose_order', lambda *_: places.SLOTS_FIRST)
+  model = dataclasses.replace(MODEL, video_sees='video', num_layers=2)
+  fleet = Fleet(model, cfg.SampleConfig(mode='flash', steps=1, action_steps=3))
+  fleet.params = apart.take(fleet.params)
+  assert check(fleet) == [1, 2, 1, 3, 1, 2, 2, 1]
+  state = fleet.look(fleet.start(0), 0, 0)
+  assert state.memory.cache.k.format.layout.major_to_minor == places.SLOTS_FIRST
 
 
 @pytest.mark.slow
