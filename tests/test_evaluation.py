@@ -240,6 +240,9 @@ def test_a_world_is_as_the_config_has_it():
     world.lamp.state = 'on'
   np.testing.assert_array_equal(env.render(64, 'top'), want.render(64, 'top'))
   assert (env.tasks, env.split, env.max_steps) == (want.tasks, want.split, 70)
+  # What no config says is as in the data.
+  usual = (cfg.EvalConfig().light, cfg.EvalConfig().drift_speed)
+  assert usual == (tabletop.LIGHT, tabletop.DRIFT_SPEED)
   moving = dataclasses.replace(evaluation, tasks=('reach_moving',))
   env = closed_loop.make_env('tabletop_disc', moving)
   env.reset(0)

@@ -110,13 +110,12 @@ def _mask(scene: scene_lib.Scene, seen: int) -> np.ndarray:
 
 
 def compare(
-  scene: scene_lib.Scene, policy: policy_lib.Policy, stacked: Any, threads: int, rounds: int
+  scene: scene_lib.Scene, policy: policy_lib.Policy, threads: int, rounds: int
 ) -> dict[str, float]:
   """Milliseconds of a pass of both, in turns, once they are known to give the same.
 
   Args:
     policy: one without guidance, whose pass is timed.
-    stacked: the scene's parameters as training has them.
   Raises:
     ValueError: the model has what benchmarks/step/pytorch.py lacks, or they are not the same.
   """
@@ -145,7 +144,7 @@ def compare(
     start = jnp.int32(scene.clean_BFHWC.shape[1])
     return policy._apply(params, policy._wam.denoise, cache, noisy, body, start, prompt)
 
-  theirs = Denoiser(scene, stacked, memory).eval()
+  theirs = Denoiser(scene, params, memory).eval()
   arrays = (video, sigma_BF, action, sigma_BA, body.proprio_BSX, body.embodiment_B)
   tensors = [network.to_tensor(x) for x in arrays]
   tensors[-1] = tensors[-1].long()

@@ -148,7 +148,7 @@ def compare_with_pytorch(
     config.sample, mode='flash', steps=1, action_steps=0, precision='model'
   )
   policy = policy_lib.Policy(config.model, sample, config.flow)
-  return pytorch.compare(scene, policy, scene.params, threads, rounds)
+  return pytorch.compare(scene, policy, threads, rounds)
 
 
 def _measure_difference(actions: np.ndarray, want: np.ndarray) -> float:

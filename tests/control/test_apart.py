@@ -88,8 +88,11 @@ def test_what_was_placed_once_is_not_copied_again():
 
 
 @pytest.mark.usefixtures('narrow_layers_apart')
-def test_what_was_placed_wide_can_be_placed_narrow():
-  sample = dataclasses.replace(test_policy.JOINT, precision='bfloat16')
+@pytest.mark.parametrize('precision', ['bfloat16', 'int8', 'fp8'])
+def test_what_was_placed_wide_can_be_placed_narrow(precision):
+  if precision != 'bfloat16':
+    pytest.importorskip('qwix', reason="pip install -e '.[quant]'")
+  sample = dataclasses.replace(test_policy.JOINT, precision=precision)
   wide, _ = weights.place(test_policy.random_params(), None, test_policy.MODEL)
   got, _ = weights.place(wide, None, test_policy.MODEL, sample)
   want, _ = weights.place(test_policy.random_params(), None, test_policy.MODEL, sample)

@@ -40,7 +40,7 @@ def test_kernels_of_bytes_lie_so_on_gpus_with_what_is_summed_over_innermost(prec
   scheme = quantize.SCHEMES[precision]
   w, b = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5), np.ones((2, 4, 5))
   kernel = apart.cut(quantize.quantize(w, b, scheme))[0]
-  placed = jax.device_put(kernel, places.place_kernel(kernel, None))
+  placed = jax.device_put(kernel, places.place_kernel(kernel, None, 'gpu'))
   order = placed.values.format.layout.major_to_minor
   assert order == ((1, 2, 0) if scheme.rounds_inputs else (0, 1, 2))
   np.testing.assert_array_equal(placed.values, kernel.values)

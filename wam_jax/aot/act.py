@@ -133,7 +133,7 @@ def _place(params: Any, platform: str) -> Any:
 
   def place(x: Any) -> Any:
     where = jax.tree.map(lambda part: part.sharding, x)
-    return places.place_kernel(x, where) if is_kernel(x) and platform == 'gpu' else where
+    return places.place_kernel(x, where, platform) if is_kernel(x) else where
 
   return jax.tree.map(place, params, is_leaf=is_kernel)
 

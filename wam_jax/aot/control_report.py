@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from typing import Any
@@ -15,6 +16,7 @@ from wam_jax.aot import roofline
 
 # Copies of at least this share of the cache are listed: a layer's is a fortieth at 14B.
 _LARGE = 0.25
+_MOST_SHOWN = 10  # Kinds of operations in a line of the table.
 
 
 def make(config: cfg.TrainConfig, where: chips.Slice, compiled: control.Compiled) -> dict[str, Any]:
@@ -171,5 +173,9 @@ def _ms(seconds: float) -> str:
 
 
 def _list(label: str, found: list[str]) -> str:
-  shown = '\n                        '.join(found[:10]) or 'none'
+  times = collections.Counter(found)
+  lines = [what if n == 1 else f'{what}, {n} times' for what, n in times.most_common(_MOST_SHOWN)]
+  if hidden := len(times) - len(lines):
+    lines.append(f'and {hidden} others: --json has all')
+  shown = '\n                        '.join(lines) or 'none'
   return f'{label:<24}{shown}'

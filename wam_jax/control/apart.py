@@ -53,10 +53,10 @@ def _take(x: Any, layer: int) -> Any:
 def take(params: dict[str, Any]) -> dict[str, Any]:
   """Parameters whose layers are apart, of those of all layers."""
   is_kernel = lambda x: isinstance(x, quantized.Kernel)
-  return turn({**params, STACK: jax.tree.map(cut, params[STACK], is_leaf=is_kernel)})
+  return by_layer({**params, STACK: jax.tree.map(cut, params[STACK], is_leaf=is_kernel)})
 
 
-def turn(params: dict[str, Any]) -> dict[str, Any]:
+def by_layer(params: dict[str, Any]) -> dict[str, Any]:
   """Parameters with a tuple of layers, of those with a tuple for each array of all layers."""
   is_cut = lambda x: isinstance(x, tuple)
   layers = len(jax.tree.leaves(params[STACK], is_leaf=is_cut)[0])

@@ -6,7 +6,7 @@ Owns what it is, not how it changes: that is of `programs` on the device, of `po
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -57,6 +57,28 @@ class Memory:
   action_mask_BAU: types.Array
   key: jax.Array
   evaluations: jax.Array
+
+
+def describe(*, heads: Any, prompt: Any, rows: Any, other: Any) -> Memory:
+  """Something about each part of a memory in its place, such as where it lies.
+
+  Args:
+    heads: about keys and values of the cache.
+    prompt: about those of the prompt.
+    rows: about what else has the rows of a pass.
+    other: about the rest.
+  """
+  return Memory(
+    cache=attention.KVCache(k=heads, v=heads, frames=other, sink_k=heads),
+    text_GPC=rows,
+    prompt=wam.PromptKV(layers=prompt, mean_BD=rows),
+    clean_BFHWC=other,
+    condition_BFHWC=other,
+    embodiment_B=other,
+    action_mask_BAU=other,
+    key=other,
+    evaluations=other,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

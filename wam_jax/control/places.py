@@ -20,7 +20,6 @@ from wam_jax.control import memory as memory_lib
 from wam_jax.control import split as split_lib
 from wam_jax.models import attention
 from wam_jax.models import quantized
-from wam_jax.models import wam
 
 # Of [L, G, N, S, K] from the outermost to the innermost axis: what XLA chooses for cuDNN's kernels,
 # for one row and for more.
@@ -64,16 +63,16 @@ def place_memory(split: split_lib.Split | None, order: tuple[int, ...] | None) -
   return dataclasses.replace(memory, cache=cache)
 
 
-def place_kernel(kernel: quantized.Kernel, where: quantized.Kernel | None) -> Any:
-  """Where a layer's quantized kernel lies on a GPU: products of bytes take it with what is summed
+def place_kernel(kernel: quantized.Kernel, where: quantized.Kernel | None, platform: str) -> Any:
+  """Where a layer's quantized kernel lies: on GPUs products of bytes take it with what is summed
   over innermost.
 
   Args:
     kernel: arrays or shapes.
     where: its shardings; None for one device.
   """
-  if not kernel.rounds_inputs:
-    return where  # Widened as it lies.
+  if platform != 'gpu' or not kernel.rounds_inputs:
+    return where  # As it is; without rounded inputs it is widened.
   if where is None:
     here: Any = SingleDeviceSharding(jax.devices()[0])
     where = quantized.Kernel(values=here, scale=here, rounds_inputs=kernel.rounds_inputs)
@@ -89,15 +88,4 @@ def fill(where: memory_lib.Memory, memory: memory_lib.Memory) -> memory_lib.Memo
   return jax.tree.map(lambda place, part: jax.tree.map(lambda _: place, part), where, memory)
 
 
-_NONE: Any = None
-_ANYWHERE = memory_lib.Memory(
-  cache=attention.KVCache(k=_NONE, v=_NONE, frames=_NONE, sink_k=_NONE),
-  text_GPC=_NONE,
-  prompt=wam.PromptKV(layers=_NONE, mean_BD=_NONE),
-  clean_BFHWC=_NONE,
-  condition_BFHWC=_NONE,
-  embodiment_B=_NONE,
-  action_mask_BAU=_NONE,
-  key=_NONE,
-  evaluations=_NONE,
-)
+_ANYWHERE = memory_lib.describe(heads=None, prompt=None, rows=None, other=None)

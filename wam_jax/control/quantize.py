@@ -142,6 +142,11 @@ def quantize(w: Any, bias: Any, scheme: Scheme) -> quantized.Kernel:
   return quantized.Kernel(values=values, scale=scale, rounds_inputs=scheme.rounds_inputs)
 
 
+def quantize_layer(w: Any, bias: Any, scheme: Scheme) -> quantized.Kernel:
+  """`quantize` of the kernel of one layer, whose arrays have no axis of layers."""
+  return jax.tree.map(lambda x: x[0], quantize(w[None], bias[None], scheme))
+
+
 def _quantize_layers(
   w: Any, summed: int, scheme: Scheme
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

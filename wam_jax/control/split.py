@@ -22,9 +22,7 @@ from wam_jax import config as cfg
 from wam_jax import sharding
 from wam_jax.control import apart
 from wam_jax.control import memory as memory_lib
-from wam_jax.models import attention
 from wam_jax.models import initial
-from wam_jax.models import wam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,23 +91,11 @@ class Split:
 
   def memory(self) -> memory_lib.Memory:
     """Shardings of what is remembered, one for each part of it."""
-    whole = self.whole
     # [L, G, N, ...]: a device keeps the keys and values of its heads, as it computes them.
-    heads: Any = self._place('layers', 'batch', 'act_heads')
-    of_layers: Any = self._place('batch', 'act_heads') if self.is_apart else heads
-    rows: Any = self._place('batch')
-    anything: Any = whole
-    return memory_lib.Memory(
-      cache=attention.KVCache(k=heads, v=heads, frames=anything, sink_k=heads),
-      text_GPC=rows,
-      prompt=wam.PromptKV(layers=of_layers, mean_BD=rows),
-      clean_BFHWC=anything,
-      condition_BFHWC=anything,
-      embodiment_B=anything,
-      action_mask_BAU=anything,
-      key=anything,
-      evaluations=anything,
-    )
+    heads = self._place('layers', 'batch', 'act_heads')
+    prompt = self._place('batch', 'act_heads') if self.is_apart else heads
+    rows = self._place('batch')
+    return memory_lib.describe(heads=heads, prompt=prompt, rows=rows, other=self.whole)
 
 
 def make(config: cfg.TrainConfig, devices: Sequence[Any] | None = None) -> Split | None:

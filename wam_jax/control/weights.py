@@ -56,15 +56,15 @@ def place(
     where = None if split is None else jax.tree.map(lambda like: like.sharding, wanted[path])
     if is_of_layers and (cuts or were_apart):
       where = jax.tree.map(sharding.drop_axis, where)
-    if isinstance(x, quantized.Kernel) and platform == 'gpu':
+    if isinstance(x, quantized.Kernel):
       one = jax.tree.map(lambda part: part[0], x) if cuts else x
-      where = places.place_kernel(one, where)
+      where = places.place_kernel(one, where, platform)
     to_device = apart.cut if is_of_layers and cuts else jax.device_put
     return to_device(x, where)
 
   placed = narrow(params, model, sample, put)
   if cuts:
-    placed = apart.turn(placed)
+    placed = apart.by_layer(placed)
   return placed, jax.device_put(frozen, frozen_split)
 
 
@@ -98,22 +98,23 @@ def narrow(
     one = {**params, apart.STACK: params[apart.STACK][0]} if apart.is_apart(params) else params
     chosen = quantize.find_kernels(one, sample.quantized)
 
-  def walk(tree: Any, path: str, is_wide: bool = False) -> Any:
+  def walk(tree: Any, path: str, is_wide: bool = False, is_layer: bool = False) -> Any:
     name = path.rsplit('/', 1)[-1]
     is_wide = is_wide or name == _WIDE or set(tree) == {'scale', 'bias'}
     done = {}
     for key, branch in tree.items():
       below = f'{path}/{key}' if path else key
       if isinstance(branch, dict):
-        done[key] = walk(branch, below, is_wide)
+        done[key] = walk(branch, below, is_wide, is_layer)
       elif isinstance(branch, tuple):
-        done[key] = tuple(walk(layer, below, is_wide) for layer in branch)
+        done[key] = tuple(walk(layer, below, is_layer=True) for layer in branch)
       elif is_wide:
         done[key] = put(below, branch)
       elif isinstance(branch, quantized.Kernel) or below not in chosen:
         done[key] = put(below, _cast(branch, dtype))
       else:
-        kernel = quantize.quantize(branch, tree['b'], quantize.SCHEMES[sample.precision])
+        make = quantize.quantize_layer if is_layer else quantize.quantize
+        kernel = make(branch, tree['b'], quantize.SCHEMES[sample.precision])
         done[key] = put(below, kernel)
     return done
 
